@@ -1,0 +1,31 @@
+# make demo   install into .venv and run the demonstration
+# make test   install into .venv and run the tests; make test-all runs the long ones too
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+demo: $(VENV)/installed
+	$(BIN)/tunesmith demo
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m ''
+
+bench: $(VENV)/installed-bench
+	$(BIN)/python bench/run.py
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tunesmith needs Python 3.11 or newer; say make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+.PHONY: demo test test-all bench

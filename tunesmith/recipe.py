@@ -1,0 +1,270 @@
+"""Recipe: what the user asks. YAML, command-line flags and JSON Schema all come from these classes.
+
+A recipe is validated once and never changed after. Each field is said once: its type, default and docstring here
+become its flag, its help and its entry in the schema.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from tunesmith.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Model(Section):
+    """The base model."""
+
+    path: str
+    """Folder or hub id of the base model (safetensors only)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of weights and computation. auto: bfloat16 where the device computes it fast, else float32."""
+    chat_template: str = "auto"
+    """auto: the model's own, or `plain` if it has none. Else `plain`, `chatml`, or the path of a Jinja file."""
+    new_tokens: list[str] = []
+    """Tokens to add to the vocabulary; their embeddings are trained and saved."""
+
+
+class Source(Section):
+    """One source of rows. A plain string means its path."""
+
+    path: str
+    """File, folder, glob, or `hub:org/name`."""
+    format: str = "auto"
+    """auto, or messages, sharegpt, alpaca, prompt_completion, question_answer, text."""
+    columns: dict[str, str] = {}
+    """Which of the file's columns to read as which, e.g. `{question: q, answer: reply}`."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often its rows are seen per epoch: 0.5 half of them, 2 each twice."""
+    subset: str | None = None
+    """Subset (configuration) of a hub dataset."""
+    split: str | None = None
+    """Split of a hub dataset; train if there is one."""
+
+
+def _as_sources(value: Any) -> Any:
+    """One path, one mapping, or a list of either."""
+    items = value if isinstance(value, list) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+Sources = Annotated[list[Source], BeforeValidator(_as_sources)]
+
+
+class Data(Section):
+    """Where rows come from and how they become token sequences."""
+
+    train: Annotated[Sources, Field(min_length=1)]
+    """Sources to learn from: a path, or a list of paths or sources."""
+    eval: Sources = []
+    """Held-out sources. If empty, `eval_share` of the training rows is set aside."""
+    eval_share: Share = 0.05
+    """Share of the rows set aside for evaluation, chosen by the hash of their prompt, where `eval` is empty."""
+    eval_limit: Positive = 500
+    """Most held-out rows that are evaluated."""
+    sequence_length: Annotated[int, Field(ge=8)] = 2048
+    """Longest example, in tokens."""
+    too_long: Literal["drop", "truncate", "refuse"] = "drop"
+    """What happens to a longer example; each one is in the ledger. Text for cpt is split, not lost."""
+    packing: bool = True
+    """Lay examples end to end without attending to each other, instead of padding. Same result, less work."""
+
+
+class Method(Section):
+    """What is learned."""
+
+    name: Literal["sft", "cpt"] = "sft"
+    """sft: answers to prompts. cpt: continued pretraining on plain text."""
+    mask: Literal["assistant", "last", "all"] = "assistant"
+    """Tokens that sft learns from: every assistant turn, the last one, or all."""
+
+
+class Adapter(Section):
+    """What is trained: a low-rank adapter, or the whole model."""
+
+    kind: Literal["lora", "full"] = "lora"
+    """lora: a low-rank adapter (Hu et al. 2021). full: every weight."""
+    rank: Positive = 16
+    """LoRA rank."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """LoRA alpha: the update is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """LoRA dropout."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) (Kalajdzievski 2023)."""
+    dora: bool = False
+    """Weight-decomposed LoRA (Liu et al. 2024)."""
+    targets: str | list[str] = "all-linear"
+    """Modules that get an adapter: `all-linear` or their names."""
+    modules_to_save: list[str] = []
+    """Further modules trained and saved whole, e.g. lm_head."""
+
+
+class Train(Section):
+    """The optimisation."""
+
+    epochs: Annotated[float, Field(gt=0)] = 3
+    """Passes over the training rows."""
+    max_steps: Positive | None = None
+    """Stop after so many optimizer steps; the schedule ends there."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Stop after so long, saving what there is."""
+    max_tokens: Positive | None = None
+    """Stop after so many trained tokens."""
+    batch: Positive = 32
+    """Examples per optimizer step, over all processes: the effective batch."""
+    micro_batch: Positive | None = None
+    """Examples of full sequence length in one forward pass. By default the planner chooses."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the learning rate falls after warmup. wsd: constant, then linear over the last fifth."""
+    warmup_ratio: Share = 0.03
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW weight decay; never on norms and biases."""
+    beta1: Share = 0.9
+    """AdamW first-moment decay."""
+    beta2: Share = 0.95
+    """AdamW second-moment decay."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are scaled down to this norm; 0 switches clipping off."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations in the backward pass: less memory, a third more work."""
+    processes: Positive | None = None
+    """Data-parallel processes. By default one per card, or one."""
+    eval_every: Positive | None = None
+    """Steps between evaluations. By default ten times in a run."""
+    sample_every: Positive | None = None
+    """Steps between sample answers. By default only before and after."""
+    save_every: Positive | None = None
+    """Steps between checkpoints. By default at each evaluation."""
+    keep_checkpoints: Positive = 2
+    """How many of the last checkpoints stay, beside the best."""
+    patience: Positive | None = None
+    """Stop early after so many evaluations without a better held-out loss."""
+
+
+class Evaluate(Section):
+    """How before and after are compared."""
+
+    exact_match: bool = False
+    """Also generate an answer for each held-out row and count those equal to the reference."""
+    samples: Annotated[int, Field(ge=0)] = 3
+    """Held-out prompts whose answers are shown side by side."""
+    max_new_tokens: Positive = 128
+    """Longest generated answer, in tokens."""
+
+
+class Recipe(Section):
+    """A whole fine-tuning job."""
+
+    model: Model
+    data: Data
+    method: Method = Method()
+    adapter: Adapter = Adapter()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Everything random follows from it."""
+    name: str | None = None
+    """Name of the run's folder. By default the date and the first data source."""
+    output: Path = Path("runs")
+    """Folder in which the run's folder is made."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Recipe":
+        if self.adapter.kind == "full" and self.adapter.modules_to_save:
+            raise ValueError("adapter.modules_to_save only means something with adapter.kind: lora")
+        if self.name is not None and (not self.name.strip() or Path(self.name).name != self.name):
+            raise ValueError("name must be a plain folder name")
+        return self
+
+    @classmethod
+    def build(cls, values: dict, where: str = "recipe") -> "Recipe":
+        """Validates plain values. Raises UserError naming the first wrong key and the nearest known one."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError(f"{where}: {_first_problem(error)}") from None
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: dict | None = None) -> "Recipe":
+        """Reads a YAML file; `overrides` (nested like the recipe) win over it. Raises UserError."""
+        values = read_yaml(Path(path))
+        return cls.build(merge(values, overrides or {}), str(path))
+
+    def dump(self) -> str:
+        """The complete recipe as YAML, defaults written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in a YAML file. Raises UserError with file:line."""
+    try:
+        values = yaml.load(path.read_text("utf-8"), _Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe; `tunesmith init` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping with `model` and `data`; `tunesmith init` writes one")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as a string; people mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def merge(base: dict, over: dict) -> dict:
+    """`base` with the values of `over`, mapping by mapping."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Dotted names of every field below a section."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += known_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = known_keys() + [f"{key.rpartition('.')[0]}.{name}" for name in Source.model_fields]
+        near = difflib.get_close_matches(key, known, 1, 0.0)[0]
+        return f"unknown key `{key}`; did you mean `{near}`?"
+    if problem["type"] == "missing":
+        return f"`{key}` is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"`{key}`: {message}, got {problem['input']!r}" if key else message

@@ -1,0 +1,152 @@
+"""Run: what happened, as a folder that any program can read.
+
+The training process writes it and knows no server; the command line, a page or a tracker read it.
+
+events.jsonl holds one object a line, each with `event` and `time` (Unix seconds), append only:
+
+    start       steps, rows, eval_rows, trainable_parameters, parameters
+    step        step, epoch, loss (mean over the step's supervised tokens), learning_rate, grad_norm, tokens,
+                supervised_tokens, seconds, tokens_per_second, waiting_seconds (for data), memory_bytes (peak)
+    eval        step, loss, rows, seconds
+    samples     step, samples: [{prompt, reference, answer}]
+    checkpoint  step, path, bytes, seconds, best
+    warning     message
+    resume      step (later steps written before this line were lost: readers ignore them)
+    stop        step, reason: done | max_minutes | max_tokens | early_stopping | interrupted | not_finite
+
+eval.json holds `rows`; `before` and `after`, each with `loss`, `perplexity` and, where asked for, `exact_match` as
+{mean, low, high} (95 % bootstrap over rows); `difference` (after minus before, paired) of `loss` and `exact_match`;
+and `samples`: [{prompt, reference, before, after}].
+"""
+
+import json
+import os
+import time
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+
+from tunesmith.errors import UserError
+from tunesmith.recipe import Recipe, Source
+
+
+class Run:
+    """A run folder. Creating the object touches nothing."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.recipe_file = self.folder / "recipe.yaml"
+        self.plan_file = self.folder / "plan.json"
+        self.provenance_file = self.folder / "provenance.json"
+        self.ledger_file = self.folder / "ledger.jsonl"
+        self.events_file = self.folder / "events.jsonl"
+        self.eval_file = self.folder / "eval.json"
+        self.report_file = self.folder / "report.html"
+        self.checkpoints = self.folder / "checkpoints"
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @classmethod
+    def create(cls, recipe: Recipe) -> "Run":
+        """Makes a new folder under `recipe.output`. Raises UserError if the named one is there already."""
+        name = recipe.name or _free_name(recipe.output, f"{date.today()}-{_label(recipe.data.train[0])}")
+        run = cls(recipe.output / name)
+        try:
+            run.folder.mkdir(parents=True)
+        except FileExistsError:
+            raise UserError(f"name: the run {run.folder} exists already; choose another name or "
+                            f"`tunesmith resume {run.folder}`") from None
+        except OSError as error:
+            raise UserError(f"output: cannot make {run.folder}: {error.strerror}") from None
+        write_atomic(run.recipe_file, recipe.dump())
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """A run that exists. Raises UserError if the folder is none."""
+        run = cls(folder)
+        if not run.recipe_file.is_file():
+            raise UserError(f"{folder}: not a run folder (it has no recipe.yaml); `tunesmith runs` lists runs")
+        return run
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe.load(self.recipe_file)
+
+    @property
+    def plan(self) -> dict:
+        return read_json(self.plan_file)
+
+    @property
+    def result(self) -> Path:
+        """The trained adapter or model in the format of PEFT or Transformers, once there."""
+        return self.folder / ("model" if self.recipe.adapter.kind == "full" else "adapter")
+
+    def log(self, event: str, **values) -> None:
+        """Appends one event. A line is written in one call, so a reader never sees half of one but the last."""
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, ensure_ascii=False)
+        with open(self.events_file, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def events(self, *kinds: str) -> list[dict]:
+        """Events in order, without what a crash cut off or a resume undid; of the given kinds, or all."""
+        kept: list[dict] = []
+        if not self.events_file.exists():
+            return kept
+        with open(self.events_file, encoding="utf-8") as file:
+            for line in file:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue  # a process killed while it wrote
+                if event["event"] == "resume":
+                    kept = [e for e in kept if e.get("step", 0) <= event["step"]]
+                kept.append(event)
+        return [e for e in kept if not kinds or e["event"] in kinds]
+
+
+def list_runs(output: Path) -> list[Run]:
+    """The runs in a folder, oldest first."""
+    files = output.glob("*/recipe.yaml") if output.is_dir() else []
+    return [Run(f.parent) for f in sorted(files, key=lambda f: (f.stat().st_mtime, f))]
+
+
+def read_json(path: Path):
+    """The content of a JSON file, or None if there is none yet."""
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+@contextmanager
+def replacing(path: Path, binary: bool = False):
+    """A file to write that takes the place of `path` only when whole and on disk."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(draft, "wb" if binary else "w", **({} if binary else {"encoding": "utf-8"})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes a file so that readers see the old or the new one, never half."""
+    with replacing(path) as file:
+        file.write(text)
+
+
+def write_json(path: Path, value) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _label(source: Source) -> str:
+    stem = Path(source.path.removeprefix("hub:")).name.split(".")[0]
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in stem) or "data"
+
+
+def _free_name(output: Path, name: str) -> str:
+    tries = (name if n == 1 else f"{name}-{n}" for n in range(1, 10**6))
+    return next(t for t in tries if not (output / t).exists())
