@@ -1,0 +1,23 @@
+"""Tunesmith: fine-tune language models on the workstation you own.
+
+    from tunesmith import Recipe, train
+    run = train(Recipe.load("recipe.yaml"))
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tunesmith.job import resume, train
+    from tunesmith.recipe import Recipe
+
+__all__ = ["Recipe", "resume", "train"]
+_HOMES = {"Recipe": "tunesmith.recipe", "train": "tunesmith.job", "resume": "tunesmith.job"}
+
+
+def __getattr__(name: str):
+    """Imported when asked for: `tunesmith --help` waits for none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -33,6 +33,8 @@ class Model(Section):
     """Precision of weights and computation. auto: bfloat16 where the device computes it fast, else float32."""
     chat_template: str = "auto"
     """auto: the model's own, or `plain` if it has none. Else `plain`, `chatml`, or the path of a Jinja file."""
+    initialize: Literal["pretrained", "random"] = "pretrained"
+    """random: only the folder's config is used and the weights are drawn anew, to pretrain from nothing."""
     new_tokens: list[str] = []
     """Tokens to add to the vocabulary; their embeddings are trained and saved."""
 
@@ -153,6 +155,8 @@ class Train(Section):
     """Steps between checkpoints. By default at each evaluation."""
     keep_checkpoints: Positive = 2
     """How many of the last checkpoints stay, beside the best."""
+    result: Literal["last", "best"] = "last"
+    """Which weights become the result: the last, or those of the evaluation with the best held-out loss."""
     patience: Positive | None = None
     """Stop early after so many evaluations without a better held-out loss."""
 

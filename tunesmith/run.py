@@ -40,6 +40,8 @@ class Run:
         self.provenance_file = self.folder / "provenance.json"
         self.ledger_file = self.folder / "ledger.jsonl"
         self.events_file = self.folder / "events.jsonl"
+        self.tokenizer = self.folder / "tokenizer"
+        self.before_file = self.folder / "before.json"
         self.eval_file = self.folder / "eval.json"
         self.report_file = self.folder / "report.html"
         self.checkpoints = self.folder / "checkpoints"

@@ -1,0 +1,51 @@
+"""Data formats, found by their module's name here and in other packages by the entry point group tunesmith.formats.
+
+Each has `recognises(sample) -> bool` and `to_row(raw) -> Row`, which raises RowProblem for a record it cannot use.
+"""
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from types import ModuleType
+
+from tunesmith.errors import UserError
+
+GROUP = "tunesmith.formats"
+
+
+@cache
+def known() -> dict[str, ModuleType]:
+    """Every format by its name; those of other packages win over built-in ones."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    built_in = {name: import_module(f"{__name__}.{name}") for name in names}
+    return built_in | {entry.name: entry.load() for entry in entry_points(group=GROUP)}
+
+
+def get(name: str) -> ModuleType:
+    """The format of a name. Raises UserError if there is none."""
+    if name not in known():
+        raise UserError(f"format: unknown format {name!r}; known are auto, {', '.join(known())}")
+    return known()[name]
+
+
+def recognise(samples: list[dict], path: str) -> str:
+    """The name of the format that most samples have. Raises UserError naming `path` if none has, or several do."""
+    votes = {name: sum(map(format.recognises, samples)) for name, format in known().items()}
+    most = max(votes.values())
+    best = [name for name, count in votes.items() if count == most]
+    columns = ", ".join(dict.fromkeys(str(column) for sample in samples for column in sample)) or "none"
+    if most == 0:
+        raise UserError(f"{path}: no known format has the columns {columns}; known formats are {', '.join(known())}; "
+                        "say `format:`, and `columns: {standard name: your column}`")
+    if len(best) > 1:
+        raise UserError(f"{path}: the columns {columns} fit {' and '.join(best)}; say which with `format:`")
+    return best[0]
+
+
+def rename(value: dict, columns: dict[str, str]) -> dict:
+    """A record whose columns have their standard names. `columns`: {standard name: the file's column}."""
+    if not columns:
+        return value
+    renamed = {standard: value[column] for standard, column in columns.items() if column in value}
+    return {column: inner for column, inner in value.items() if column not in columns.values()} | renamed

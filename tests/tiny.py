@@ -1,0 +1,266 @@
+"""Small random models of real architectures, each with a real tokenizer of its family's kind and chat template.
+
+The templates are our own short writing of what each family's does: same markers, same treatment of whitespace,
+system turns, tools, reasoning and history.
+"""
+
+import json
+import pydoc_data.topics
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+LLAMA3 = """{{ bos_token }}{% for m in messages -%}
+{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+
+_QWEN_TOOLS = """
+{%- if tools %}{{ '\n\n# Tools\n\nYou may call these functions:\n<tools>' }}
+{%- for t in tools %}{{ '\n' + t | tojson }}{% endfor %}{{ '\n</tools>' }}{% endif %}{{ '<|im_end|>\n' }}"""
+_QWEN_CALLS = """
+{%- for call in m.tool_calls or [] %}{{ '\n' if body or not loop.first }}
+{{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson }}
+{{- '}\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"""
+_QWEN_RESULT = """
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}
+{{- '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}"""
+_CHATML_TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+
+QWEN2 = ("""{% set given = messages[0].role == 'system' -%}
+{% if given %}{{ '<|im_start|>system\n' + messages[0].content }}
+{%- else %}{{ '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.' }}{% endif %}"""
+         + _QWEN_TOOLS + """
+{%- for m in messages %}{% if m.role == 'tool' %}""" + _QWEN_RESULT + """
+{%- elif m.role == 'assistant' %}{% set body = m.content %}{{ '<|im_start|>assistant\n' + body }}""" + _QWEN_CALLS + """
+{%- elif not (given and loop.first) %}""" + _CHATML_TURN + """{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""")
+
+QWEN3 = ("""{% set given = messages[0].role == 'system' -%}
+{% if given or tools %}{{ '<|im_start|>system\n' + (messages[0].content if given else '') }}""" + _QWEN_TOOLS + """{% endif %}
+{%- set ns = namespace(query=-1) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.query = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}{% if m.role == 'tool' %}""" + _QWEN_RESULT + """
+{%- elif m.role == 'assistant' %}{% set body = m.content %}{% set thought = m.reasoning_content or '' %}
+{%- if not thought and '</think>' in body %}
+{%- set thought = body.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+{%- set body = body.split('</think>')[-1].lstrip('\n') %}{% endif %}
+{{- '<|im_start|>assistant\n' }}
+{%- if loop.index0 > ns.query and (loop.last or thought) %}
+{{- '<think>\n' + thought.strip('\n') + '\n</think>\n\n' + body.lstrip('\n') }}{% else %}{{ body }}{% endif %}"""
+         + _QWEN_CALLS + """{% elif not (given and loop.first) %}""" + _CHATML_TURN + """{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}
+{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}""")
+
+MISTRAL = """{% set ns = namespace(user=-1, turn=0) -%}
+{% set system = messages[0].content + '\n\n' if messages[0].role == 'system' else '' -%}
+{% set turns = messages[1:] if system else messages -%}
+{% for m in turns %}{% if m.role == 'user' %}{% set ns.user = loop.index0 %}{% endif %}
+{%- if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}
+{%- if (m.role == 'user') != (ns.turn % 2 == 0) %}
+{{- raise_exception('After the optional system message, conversation roles must alternate user/assistant') }}
+{%- endif %}{% set ns.turn = ns.turn + 1 %}{% endif %}{% endfor %}
+{{- bos_token }}
+{%- for m in turns %}{% set last = loop.index0 == ns.user %}{% if m.role == 'user' %}
+{%- if last and tools %}{{ '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}
+{{- '[INST] ' + (system if last else '') + m.content + '[/INST]' }}
+{%- elif m.tool_calls %}{{ '[TOOL_CALLS] [' }}{% for call in m.tool_calls %}
+{{- {'name': call.function.name, 'arguments': call.function.arguments} | tojson + (']' if loop.last else ', ') }}
+{%- endfor %}{{ eos_token }}
+{%- elif m.role == 'assistant' %}{{ ' ' + m.content | trim + eos_token }}
+{%- elif m.role == 'tool' %}{{ '[TOOL_RESULTS] ' + {'content': m.content} | tojson + '[/TOOL_RESULTS]' }}
+{%- else %}{{ raise_exception('Only user, assistant and tool roles are supported') }}{% endif %}{% endfor %}"""
+
+GEMMA3 = """{{ bos_token }}{% set system = messages[0].role == 'system' -%}
+{% set prefix = messages[0].content + '\n\n' if system else '' -%}
+{% for m in (messages[1:] if system else messages) %}
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}
+{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + (prefix if loop.first else '') }}
+{{- m.content | trim + '<end_of_turn>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
+
+PHI3 = """{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"""
+
+SMOLLM3 = """{% set given = messages[0].role == 'system' -%}
+{% set system = messages[0].content if given else '' -%}
+{% set think = (enable_thinking is not defined or enable_thinking) and '/no_think' not in system -%}
+{{ '<|im_start|>system\n## Metadata\n\nReasoning Mode: ' + ('/think' if think else '/no_think') }}
+{{- '\n\n## Custom Instructions\n\n' + system.replace('/no_think', '').replace('/think', '').rstrip() }}
+{{- '<|im_end|>\n' }}
+{%- set empty = '' if think else '<think>\n\n</think>\n\n' %}
+{%- for m in messages %}{% if m.role == 'assistant' %}{% generation %}
+{{- '<|im_start|>assistant\n' + empty + m.content.lstrip('\n') + '<|im_end|>\n' }}{% endgeneration %}
+{%- elif not (given and loop.first) %}""" + _CHATML_TURN + """{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' + empty }}{% endif %}"""
+
+OLMO2 = """{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content }}
+{%- if m.role != 'assistant' %}{{ '\n' }}{% else %}{{ eos_token + ('' if loop.last else '\n') }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"""
+
+GPT_OSS = """{{ '<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\n\n' -}}
+{{ 'Reasoning: ' + reasoning_effort | default('medium') + '\n\n# Valid channels: analysis, commentary, final.' -}}
+{{ '<|end|>' }}{% set given = messages[0].role == 'system' -%}
+{% if given or tools %}{{ '<|start|>developer<|message|>' }}
+{%- if given %}{{ '# Instructions\n\n' + messages[0].content + '\n\n' }}{% endif %}
+{%- if tools %}{{ '# Tools\n\n' + tools | tojson }}{% endif %}{{ '<|end|>' }}{% endif %}
+{%- set ns = namespace(call=none) %}
+{%- for m in (messages[1:] if given else messages) %}
+{%- if m.role == 'user' %}{{ '<|start|>user<|message|>' + m.content + '<|end|>' }}
+{%- elif m.role == 'tool' %}
+{%- if not ns.call %}{{ raise_exception('a tool result must follow a tool call') }}{% endif %}
+{{- '<|start|>functions.' + ns.call + ' to=assistant<|channel|>commentary<|message|>' + m.content | tojson + '<|end|>' }}
+{%- elif m.tool_calls %}{% set ns.call = m.tool_calls[0].function.name %}
+{%- if m.thinking %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}
+{{- '<|start|>assistant to=functions.' + ns.call + '<|channel|>commentary json<|message|>' }}
+{{- m.tool_calls[0].function.arguments | tojson + '<|call|>' }}
+{%- elif loop.last and not add_generation_prompt %}
+{%- if m.thinking %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}
+{{- '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|return|>' }}
+{%- else %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|end|>' }}{% set ns.call = none %}{% endif %}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
+
+
+@dataclass(frozen=True)
+class Family:
+    """`end` ends a turn; `plain` tokens are in the vocabulary without being special, `rstrip` ones eat whitespace."""
+
+    prefix: str
+    kind: str
+    template: str
+    eos: str
+    end: str
+    special: tuple[str, ...]
+    bos: str | None = None
+    pad: str | None = None
+    plain: tuple[str, ...] = ()
+    rstrip: tuple[str, ...] = ()
+    config: dict = field(default_factory=dict)
+
+
+CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+QWEN_PLAIN = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+EXPERTS = {"num_experts_per_tok": 2}
+
+FAMILIES = {
+    "llama3": Family("Llama", "bytes", LLAMA3, "<|eot_id|>", "<|eot_id|>", bos="<|begin_of_text|>",
+                     special=("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
+                              "<|eot_id|>")),
+    "qwen2": Family("Qwen2", "qwen", QWEN2, "<|im_end|>", "<|im_end|>", CHATML, pad="<|endoftext|>",
+                    plain=QWEN_PLAIN[:2], config={"tie_word_embeddings": True}),
+    "qwen3": Family("Qwen3", "qwen", QWEN3, "<|im_end|>", "<|im_end|>", CHATML, pad="<|endoftext|>", plain=QWEN_PLAIN,
+                    config={"tie_word_embeddings": True, "head_dim": 16}),
+    "mistral": Family("Mistral", "metaspace", MISTRAL, "</s>", "</s>", bos="<s>",
+                      special=("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]",
+                               "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+                      config={"sliding_window": 16}),
+    "gemma3": Family("Gemma3Text", "gemma", GEMMA3, "<eos>", "<end_of_turn>", bos="<bos>", pad="<pad>",
+                     special=("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"),
+                     config={"tie_word_embeddings": True, "head_dim": 16, "query_pre_attn_scalar": 16,
+                             "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}),
+    "phi3": Family("Phi3", "metaspace", PHI3, "<|endoftext|>", "<|end|>", bos="<s>", pad="<|endoftext|>",
+                   special=("<unk>", "<s>", "</s>", "<|endoftext|>"),
+                   rstrip=("<|assistant|>", "<|system|>", "<|end|>", "<|user|>")),
+    "smollm3": Family("SmolLM3", "bytes", SMOLLM3, "<|im_end|>", "<|im_end|>", ("<|begin_of_text|>", *CHATML[1:]),
+                      pad="<|im_end|>", plain=QWEN_PLAIN[2:],
+                      config={"tie_word_embeddings": True, "no_rope_layers": [1, 0]}),
+    "olmo2": Family("Olmo2", "bytes", OLMO2, "<|endoftext|>", "<|endoftext|>", ("<|endoftext|>", "<|pad|>"),
+                    bos="<|endoftext|>", pad="<|pad|>"),
+    "qwen3_moe": Family("Qwen3Moe", "qwen", QWEN3, "<|im_end|>", "<|im_end|>", CHATML, pad="<|endoftext|>",
+                        plain=QWEN_PLAIN, config={**EXPERTS, "num_experts": 4, "moe_intermediate_size": 32,
+                                                  "head_dim": 16}),
+    "gpt_oss": Family("GptOss", "bytes", GPT_OSS, "<|return|>", "<|return|>", bos="<|startoftext|>",
+                      pad="<|endoftext|>",
+                      special=("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|start|>", "<|end|>",
+                               "<|message|>", "<|channel|>", "<|call|>"),
+                      config={**EXPERTS, "num_local_experts": 4, "head_dim": 16, "sliding_window": 16,
+                              "layer_types": ["sliding_attention", "full_attention"]}),
+}
+
+
+def save(family: str, folder: Path, seed: int = 0) -> Path:
+    """Writes model and tokenizer in the format of transformers; returns the folder."""
+    facts = FAMILIES[family]
+    tokenizer = save_tokenizer(family, folder)
+    config = getattr(transformers, facts.prefix + "Config")(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids(facts.end), **facts.config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(transformers, facts.prefix.removesuffix("Text") + "ForCausalLM")(config)
+    model.save_pretrained(folder)
+    return Path(folder)
+
+
+def save_tokenizer(family: str, folder: Path) -> PreTrainedTokenizerFast:
+    """Writes the tokenizer alone."""
+    facts = FAMILIES[family]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_tokenizer(family), bos_token=facts.bos, eos_token=facts.eos, pad_token=facts.pad,
+        unk_token="<unk>" if "<unk>" in facts.special else None, chat_template=facts.template)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _tokenizer(family: str) -> Tokenizer:
+    facts = FAMILIES[family]
+    tokenizer = Tokenizer.from_str(_trained(facts.kind))
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in facts.special])
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False, rstrip=True) for t in facts.rstrip])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in facts.plain])
+    if facts.bos and family not in ("olmo2", "gpt_oss", "phi3"):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{facts.bos} $A", pair=f"{facts.bos} $A $B",
+            special_tokens=[(facts.bos, tokenizer.token_to_id(facts.bos))])
+    return tokenizer
+
+
+@lru_cache
+def _trained(kind: str) -> str:
+    """A tokenizer without special tokens, as JSON, trained on text that comes with Python."""
+    byte_level = kind in ("bytes", "qwen")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = _splitter(kind) if byte_level else pre_tokenizers.Metaspace(prepend_scheme="never")
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if byte_level else []
+    text = "".join(pydoc_data.topics.topics.values())[:200_000]
+    pieces = [text[i:i + 1000] for i in range(0, len(text), 1000)]
+    tokenizer.train_from_iterator(pieces, trainers.BpeTrainer(vocab_size=480, initial_alphabet=alphabet))
+    if byte_level:
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.normalizer = normalizers.NFC() if kind == "qwen" else None
+        return tokenizer.to_str()
+    return _sentencepiece(kind, json.loads(tokenizer.to_str())["model"]).to_str()
+
+
+def _splitter(kind: str) -> pre_tokenizers.PreTokenizer:
+    if kind == "bytes":
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+                                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _sentencepiece(kind: str, trained: dict) -> Tokenizer:
+    """As transformers builds Llama's and Gemma's: what is not in the vocabulary falls back to bytes."""
+    named = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"] if kind == "gemma" else ["<unk>", "<s>", "</s>"]
+    tokens = [*named, *(f"<0x{byte:02X}>" for byte in range(256)), *trained["vocab"]]
+    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = Tokenizer(models.BPE(vocab, [tuple(m) for m in trained["merges"]], unk_token="<unk>", fuse_unk=True,
+                                     byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if kind == "gemma":
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        steps.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(steps)
+    return tokenizer

@@ -1,0 +1,335 @@
+"""The kinds of file: each reader yields (1-based line or row number, payload) from a path.
+
+A payload is the bytes of a JSON line, a mapping of columns, or a RowProblem for what could not be read.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tunesmith.data.rows import RowProblem
+from tunesmith.errors import UserError
+
+Payload = bytes | dict | RowProblem
+Lines = Iterator[tuple[int, Payload]]
+
+LONGEST = 64 * 2**20  # bytes of one line, and characters of one CSV field: a bound for memory
+CHUNK = 2**20
+ROWS = 256  # of a columnar file that are Python objects at a time
+BROKEN_STREAM = (OSError, EOFError, zlib.error)  # what gzip and pyarrow raise for cut or damaged files
+csv.field_size_limit(LONGEST)
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """A file's bytes, decompressed."""
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix.lower() == ".zst":
+        import pyarrow  # its reader tells a cut file from a whole one; zstandard's does not
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), CHUNK)
+    return open(path, "rb")
+
+
+def read_jsonl(path: Path) -> Lines:
+    """One JSON value a line; blank lines are no records."""
+    number = 0
+    try:
+        with open_binary(path) as file:
+            while line := file.readline(LONGEST):
+                number += 1
+                if len(line) == LONGEST and not line.endswith(b"\n"):
+                    yield number, RowProblem("unreadable", f"a line longer than {LONGEST} bytes")
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(LONGEST)
+                    continue
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if line.strip():
+                    yield number, line
+    except BROKEN_STREAM as error:
+        yield number + 1, _cut_off(error)
+
+
+def parse_json(text: bytes | str) -> Any:
+    """The value of JSON text, or a RowProblem. Bytes must be UTF-8; a str may hold surrogates for bytes that are not."""
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text or not text.isascii():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair has no tokens
+        return value
+    except UnicodeError as error:
+        return RowProblem("unreadable", f"not UTF-8: {error.reason}")
+    except RecursionError:
+        return RowProblem("broken_json", "nested too deeply")
+    except json.JSONDecodeError as error:
+        return RowProblem("broken_json", f"{error.msg} at character {error.pos + 1}")
+    except ValueError as error:
+        return RowProblem("broken_json", str(error))
+
+
+def read_json(path: Path) -> Lines:
+    """An array of records, an object whose `data` is such an array, or one object after another. Streams: one record
+    is in memory at a time. After a broken record nothing more of the file can be told apart, and reading stops."""
+    document = None
+    try:
+        with open_binary(path) as file:
+            document = _Document(file)
+            while document.peek():
+                yield from document.records()
+    except BROKEN_STREAM as error:
+        yield document.line if document else 1, _cut_off(error)
+    except _Broken as error:
+        yield document.line, RowProblem("broken_json", f"{error}; the rest of the file is not read")
+
+
+class _Broken(Exception):
+    """JSON that cannot be followed any further."""
+
+
+class _Document:
+    """A window on the text of a JSON file, moved forward value by value."""
+
+    decoder = json.JSONDecoder()
+    blank = re.compile(r"[ \t\r\n]*")
+
+    def __init__(self, file: BinaryIO):
+        self.file = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+        self.text, self.at, self.line, self.ended = "", 0, 1, False
+
+    def records(self) -> Lines:
+        """Those of the next value: the items of an array or of an object's `data`, or the value itself."""
+        if self.peek() == "[":
+            yield from self.items()
+        elif self.peek() == "{":
+            yield from self.members()
+        else:
+            yield self.line, self.value()
+
+    def items(self) -> Lines:
+        """The items of an array."""
+        self.expect("[")
+        while self.peek() != "]":
+            line = self.line_of_next()
+            yield line, self.value()
+            if self.peek() != "]":
+                self.expect(",")
+        self.expect("]")
+
+    def members(self) -> Lines:
+        """The items of an object's `data` if it is an array, else the object."""
+        line, record, has_data = self.line_of_next(), {}, False
+        self.expect("{")
+        while self.peek() != "}":
+            key = self.value()
+            self.expect(":")
+            if key == "data" and self.peek() == "[":
+                has_data = True
+                yield from self.items()
+            else:
+                record[key if isinstance(key, str) else self.stop("a key that is no string")] = self.value()
+            if self.peek() != "}":
+                self.expect(",")
+        self.expect("}")
+        if not has_data:
+            problem = next((value for value in record.values() if isinstance(value, RowProblem)), None)
+            yield line, problem or record
+
+    def value(self) -> Any:
+        """The next value, or a RowProblem where it is not valid Unicode."""
+        self.peek()
+        while True:
+            try:
+                _, end = self.decoder.raw_decode(self.text, self.at)
+            except (ValueError, RecursionError) as error:
+                if self.ended or len(self.text) - self.at > LONGEST:
+                    self.stop(getattr(error, "msg", str(error)))
+            else:
+                if end < len(self.text) or self.ended:  # a number may go on behind the window
+                    break
+            self.fill(max(CHUNK, len(self.text) - self.at))
+        source = self.text[self.at:end]
+        self.move(end)
+        return parse_json(source)
+
+    def peek(self) -> str:
+        """The next character that is not blank; "" at the end."""
+        while True:
+            self.move(self.blank.match(self.text, self.at).end())
+            if self.at < len(self.text) or self.ended:
+                return self.text[self.at:self.at + 1]
+            self.fill(CHUNK)
+
+    def line_of_next(self) -> int:
+        self.peek()
+        return self.line
+
+    def expect(self, character: str) -> None:
+        found = self.peek()
+        if found != character:
+            self.stop(f"{character!r} expected, {'found ' + repr(found) if found else 'the file ends'}")
+        self.move(self.at + 1)
+
+    def move(self, to: int) -> None:
+        self.line += self.text.count("\n", self.at, to)
+        self.at = to
+
+    def fill(self, size: int) -> None:
+        more = self.file.read(size)
+        self.text, self.at, self.ended = self.text[self.at:] + more, 0, not more
+
+    def stop(self, message: str):
+        raise _Broken(message)
+
+
+def read_csv(path: Path) -> Lines:
+    """A header and records of text; the line is that where a record starts. Separated by commas, tabs (.tsv) or
+    semicolons, whichever the header has most of. Raises UserError for a header that names a column twice."""
+    line = 0
+    try:
+        with io.TextIOWrapper(open_binary(path), "utf-8-sig", "surrogateescape", newline="") as file:
+            first = file.readline(LONGEST)
+            tabs = ".tsv" in (suffix.lower() for suffix in path.suffixes[-2:])
+            separator = "\t" if tabs else max(",;\t", key=first.count)
+            lines = _chain_first(first, file)
+            records = csv.reader(lines, delimiter=separator, strict=True)
+            header = None
+            while True:
+                line = records.line_num + 1
+                try:
+                    fields = next(records, None)
+                except csv.Error as error:
+                    yield line, RowProblem("unreadable", f"not valid CSV: {error}")
+                    continue
+                if fields is None:
+                    return
+                if header is None and fields:
+                    header = _header(path, fields)
+                elif fields:
+                    yield line, _record(header, fields)
+    except BROKEN_STREAM as error:
+        yield line + 1, _cut_off(error)
+
+
+def _chain_first(first: str, file: io.TextIOWrapper) -> Iterator[str]:
+    while first:
+        yield first
+        first = file.readline(LONGEST)
+
+
+def _header(path: Path, fields: list[str]) -> list[str]:
+    twice = {name for name in fields if fields.count(name) > 1}
+    if twice:
+        raise UserError(f"{path}:1: the header names the column {min(twice)!r} twice; rename one")
+    return fields
+
+
+def _record(header: list[str], fields: list[str]) -> Payload:
+    if len(fields) != len(header):
+        return RowProblem("wrong_shape", f"{len(fields)} fields, the header has {len(header)}")
+    try:
+        "".join(fields).encode("utf-8")
+    except UnicodeEncodeError:
+        return RowProblem("unreadable", "not UTF-8")
+    return dict(zip(header, fields))
+
+
+def read_text(path: Path) -> Lines:
+    """The whole file as one record with the column `text`."""
+    try:
+        with open_binary(path) as file:
+            yield 1, {"text": file.read().decode("utf-8-sig")}
+    except UnicodeDecodeError as error:
+        yield 1, RowProblem("unreadable", f"not UTF-8 at byte {error.start + 1}")
+    except BROKEN_STREAM as error:
+        yield 1, _cut_off(error)
+
+
+def read_parquet(path: Path) -> Lines:
+    """Row group by row group; a damaged one is one problem, and reading goes on with the next."""
+    import pyarrow
+    from pyarrow import parquet
+
+    damage = (pyarrow.ArrowException, OSError, MemoryError)
+    try:
+        file = parquet.ParquetFile(path)
+    except damage as error:
+        yield 1, _cut_off(error)
+        return
+    start = 1
+    with file:
+        for group in range(file.num_row_groups):
+            line = start
+            try:
+                for batch in file.iter_batches(ROWS, row_groups=[group]):
+                    yield from _rows(batch, line)
+                    line += len(batch)
+            except damage as error:
+                yield line, RowProblem("unreadable", f"damaged up to the end of row group {group}: {_one_line(error)}")
+            start += file.metadata.row_group(group).num_rows
+
+
+def read_arrow(path: Path) -> Lines:
+    """Arrow IPC, as a file or a stream, mapped into memory. Behind a damaged batch nothing more is read."""
+    import pyarrow
+
+    line = 1
+    try:
+        with pyarrow.memory_map(str(path)) as file:
+            for batch in _batches(file):
+                batch.validate(full=True)  # else damaged offsets would read outside the file
+                yield from _rows(batch, line)
+                line += len(batch)
+    except (pyarrow.ArrowException, OSError, MemoryError) as error:
+        yield line, _cut_off(error)
+
+
+def _batches(file):
+    from pyarrow import ipc
+
+    if file.read(6) == b"ARROW1":
+        reader = ipc.open_file(file)
+        return (reader.get_batch(number) for number in range(reader.num_record_batches))
+    file.seek(0)
+    return ipc.open_stream(file)
+
+
+def _rows(batch, line: int) -> Lines:
+    """The rows of an Arrow record batch. Structs lose their null fields: Arrow gives every struct of a column the
+    fields of all, so that a null says no more than that another row has the field."""
+    for start in range(0, len(batch), ROWS):
+        part = batch.slice(start, ROWS)
+        try:
+            values = part.to_pylist()
+        except (UnicodeError, ValueError, OverflowError):  # dates may be out of Python's range
+            values = [_single(part.slice(row, 1)) for row in range(len(part))]
+        for row, value in enumerate(values):
+            yield line + start + row, value if isinstance(value, RowProblem) else _without_nulls(value)
+
+
+def _single(part) -> Payload:
+    try:
+        return part.to_pylist()[0]
+    except (UnicodeError, ValueError, OverflowError) as error:
+        return RowProblem("unreadable", _one_line(error))
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _cut_off(error: Exception) -> RowProblem:
+    return RowProblem("unreadable", f"cut off or damaged, the rest of the file is not read: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

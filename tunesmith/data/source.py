@@ -1,0 +1,38 @@
+"""A source's rows: its records read, its format recognised, each record turned into a Row."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from tunesmith.data import formats
+from tunesmith.data.read import read
+from tunesmith.data.rows import Raw, Row, RowProblem, Where
+from tunesmith.recipe import Source
+
+SAMPLES = 20  # readable records from which a format is recognised
+
+
+def rows_of(source: Source) -> Iterator[tuple[Where, Row | RowProblem]]:
+    """Every record of a source in order, as a Row or as the problem with it. Raises UserError for a source that
+    cannot be opened or whose format is not known."""
+    format = format_of(source)
+    for raw in read(source):
+        yield raw.where, to_row(raw, format, source.columns)
+
+
+def format_of(source: Source) -> str | None:
+    """The format that the source names, or that its first readable records have; None if none can be read."""
+    if source.format != "auto":
+        return source.format
+    values = (formats.rename(raw.value, source.columns) for raw in read(source) if raw.value is not None)
+    samples = list(islice(values, SAMPLES))
+    return formats.recognise(samples, source.path) if samples else None
+
+
+def to_row(raw: Raw, format: str | None, columns: dict[str, str]) -> Row | RowProblem:
+    """One record as a Row of the given format, or the problem with it."""
+    if raw.value is None:
+        return raw.problem
+    try:
+        return formats.get(format).to_row(formats.rename(raw.value, columns))
+    except RowProblem as problem:
+        return problem

@@ -1,0 +1,209 @@
+"""A model folder's tokenizer and chat template, without torch.
+
+Text becomes the same ids as with transformers' `apply_chat_template`; tests compare the two for every family.
+"""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from tunesmith.data.rows import RowProblem
+from tunesmith.errors import UserError
+
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+BUILT_IN = {name: Path(__file__).parent / "templates" / f"{name}.jinja" for name in ("plain", "chatml")}
+
+
+class Tokenizer:
+    """Use `Tokenizer.load`. Pickles as its folder and settings, so sending one to a worker is cheap."""
+
+    def __init__(self, folder: Path, chat_template: str, template_kwargs: dict):
+        self.folder = folder
+        self.template_kwargs = template_kwargs
+        """Extra variables for every render, e.g. `{"enable_thinking": False}`."""
+        self._asked_template = chat_template
+        self._file = _read(folder / "tokenizer.json")
+        self._backend = _backend(folder, self._file)
+        config = _settings(folder / "tokenizer_config.json")
+        self.named_tokens = _named_tokens({**_settings(folder / "special_tokens_map.json"), **config})
+        self.template_name, self._templates = _templates(folder, config, chat_template)
+
+    @classmethod
+    def load(cls, folder: str | Path, chat_template: str = "auto", template_kwargs: dict | None = None) -> "Tokenizer":
+        """Reads a model folder. `chat_template`: auto (the model's own, else plain), plain, chatml, or a Jinja file.
+        Raises UserError."""
+        return cls(Path(folder), chat_template, dict(template_kwargs or {}))
+
+    def __reduce__(self):
+        return Tokenizer.load, (self.folder, self._asked_template, self.template_kwargs)
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and, for each, where in `text` it stands (characters). Adds no special token."""
+        encoding = self._encoding(text)
+        return encoding.ids, encoding.offsets
+
+    def encode_rest(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode`, for text that goes on after other text: no space is put before its first word."""
+        anchor = self._anchor
+        encoding = self._encoding(anchor + text)
+        shift = len(anchor)
+        skip = 1 if anchor else 0
+        return encoding.ids[skip:], [(start - shift, end - shift) for start, end in encoding.offsets[skip:]]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def render(self, messages: list[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False,
+               **kwargs) -> str:
+        """The conversation as the chat template writes it. Raises RowProblem if the template refuses it."""
+        # As in apply_chat_template: many templates write "None" for a key that is there without a value.
+        messages = [{key: value for key, value in m.items() if value is not None} for m in messages]
+        template = self._templates.get("tool_use", self.chat_template) if tools else self.chat_template
+        variables = {**self.named_tokens, **self.template_kwargs, **kwargs}
+        try:
+            rendered, _ = render_jinja_template(conversations=[messages], tools=tools or None, chat_template=template,
+                                                add_generation_prompt=add_generation_prompt, **variables)
+        except TemplateSyntaxError as error:
+            raise UserError(f"model.chat_template: {self.template_name}, line {error.lineno}: {error.message}") from None
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise RowProblem("template_refused", str(error)) from None
+        return rendered[0]
+
+    @property
+    def chat_template(self) -> str:
+        return self._templates["default"]
+
+    @property
+    def eos_token(self) -> str | None:
+        return self.named_tokens.get("eos_token")
+
+    @property
+    def bos_token(self) -> str | None:
+        return self.named_tokens.get("bos_token")
+
+    @property
+    def eos_id(self) -> int | None:
+        return self._id("eos_token")
+
+    @property
+    def bos_id(self) -> int | None:
+        return self._id("bos_token")
+
+    @property
+    def pad_id(self) -> int:
+        """The padding id; padded positions are never learned or attended to, so eos or 0 does where there is none."""
+        return next((i for i in (self._id("pad_token"), self.eos_id) if i is not None), 0)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids in use, added tokens included; the model's embedding may have more rows."""
+        return self._backend.get_vocab_size()
+
+    @cached_property
+    def special_tokens(self) -> frozenset[str]:
+        """Every added token marked special, and bos, eos and the like."""
+        return frozenset(t.content for t in self._added if t.special) | frozenset(self.named_tokens.values())
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer's own post-processor puts bos before plain text."""
+        return self.bos_id is not None and self._backend.encode("").ids[:1] == [self.bos_id]
+
+    @cached_property
+    def unicode_normalizer(self) -> tokenizers.normalizers.Normalizer:
+        """The Unicode part (NFC, NFKC …) of what the tokenizer does to text before it splits it."""
+        normalizer = json.loads(self._file)["normalizer"] or {}
+        kinds = [part["type"] for part in normalizer.get("normalizers", [normalizer]) if part]
+        forms = [getattr(tokenizers.normalizers, kind)() for kind in kinds if kind in ("NFC", "NFD", "NFKC", "NFKD")]
+        return tokenizers.normalizers.Sequence(forms)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when anything changes that ids depend on."""
+        settings = [self.named_tokens, self._templates, self.template_kwargs]
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return hashlib.blake2b(self._file + text.encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def _added(self) -> list[tokenizers.AddedToken]:
+        return list(self._backend.get_added_tokens_decoder().values())
+
+    @cached_property
+    def _anchor(self) -> str:
+        """A special token that leaves the text after it alone, or "" if there is none."""
+        return next((t.content for t in self._added if t.special and not t.rstrip), "")
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
+        try:
+            return self._backend.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            raise RowProblem("mask_unproved", "its text has half a surrogate pair, which is no character") from None
+
+    def _id(self, name: str) -> int | None:
+        token = self.named_tokens.get(name)
+        return None if token is None else self._backend.token_to_id(token)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(
+            f"model.path: {path.parent} has no {path.name}; make one with "
+            f"`AutoTokenizer.from_pretrained(...).save_pretrained({str(path.parent)!r})` of transformers") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _backend(folder: Path, file: bytes) -> tokenizers.Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_str(file.decode("utf-8"))
+    except Exception as error:  # the Rust library raises plain Exception
+        raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer: {error}") from None
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _settings(path: Path) -> dict:
+    """The mapping in a JSON file, empty if there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(_read(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+
+
+def _named_tokens(config: dict) -> dict[str, str]:
+    values = {name: config.get(name) for name in NAMED}
+    return {name: v["content"] if isinstance(v, dict) else v for name, v in values.items() if v}
+
+
+def _templates(folder: Path, config: dict, asked: str) -> tuple[str, dict[str, str]]:
+    """(name, templates by name). A model may have several; `default` is always there."""
+    if asked != "auto":
+        return asked, {"default": _template_text(BUILT_IN.get(asked, Path(asked)))}
+    own = config.get("chat_template") or {}
+    templates = {"default": own} if isinstance(own, str) else {}
+    if isinstance(own, list):
+        templates = {t["name"]: t["template"] for t in own}
+    files = {"default": folder / "chat_template.jinja"}
+    files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    templates |= {name: _template_text(path) for name, path in files.items() if path.exists()}
+    if "default" in templates:
+        return "own", templates
+    return "plain", {"default": _template_text(BUILT_IN["plain"])}
+
+
+def _template_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"model.chat_template: {path} cannot be read; "
+                        f"give `auto`, {', '.join(f'`{name}`' for name in BUILT_IN)} or a Jinja file") from None

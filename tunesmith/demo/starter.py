@@ -1,0 +1,70 @@
+"""The demo's starter model: a small Llama, made on this machine from the documentation of Python.
+
+It stands in for a downloaded base model: it has read the text and knows no chat.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import tunesmith
+from tunesmith.demo import corpus
+from tunesmith.recipe import Recipe
+from tunesmith.run import write_atomic, write_json
+
+VOCABULARY = 4096
+END_OF_TEXT, START, END = SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def build_tokenizer(texts: Iterable[str], folder: Path) -> None:
+    """Trains a byte-level BPE (Sennrich et al. 2016) on texts and writes it as AutoTokenizer reads it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END,  # what an answer ends with, so generation stops there
+        "pad_token": END_OF_TEXT,
+        "additional_special_tokens": [START],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": starter_config()["max_position_embeddings"],
+    })
+    write_atomic(folder / "chat_template.jinja", CHAT_TEMPLATE)
+
+
+def starter_config() -> dict:
+    """config.json of a Llama with 4.3 million parameters."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.02,
+        "eos_token_id": SPECIAL.index(END),
+        "pad_token_id": SPECIAL.index(END_OF_TEXT),
+        "bos_token_id": None,
+        "dtype": "float32",
+    }

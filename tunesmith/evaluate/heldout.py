@@ -1,0 +1,72 @@
+"""Loss on held-out rows, and how sure it is."""
+
+import numpy as np
+import torch
+
+from tunesmith.data.pack import micro_batches, share_of
+from tunesmith.train import parallel
+from tunesmith.train.batch import collate
+from tunesmith.train.loss import token_losses
+
+RESAMPLES = 2000
+
+
+def row_losses(model, tokens, plan, device, autocast) -> np.ndarray:
+    """(rows, 2): sum of the losses of each row's supervised tokens in nats, and their number. On all processes."""
+    model.eval()
+    found = np.zeros((len(tokens), 2))
+    mine = share_of(np.arange(len(tokens)), tokens.lengths, parallel.rank(), parallel.world())
+    with torch.inference_mode():
+        for rows in micro_batches(mine, tokens.lengths, plan.micro_batch_tokens, plan.packing):
+            batch = collate(tokens, rows, plan.packing).to(device)
+            with autocast():
+                losses_N, document_N = token_losses(model, batch)
+            sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
+            sums.index_add_(0, document_N, losses_N.double())
+            found[rows, 0] = sums.cpu().numpy()
+            found[rows, 1] = torch.bincount(document_N, minlength=len(rows)).cpu().numpy()
+    return np.array(parallel.add_up(found.ravel().tolist(), device)).reshape(found.shape)
+
+
+def mean_loss(losses: np.ndarray) -> float:
+    return float(losses[:, 0].sum() / losses[:, 1].sum())
+
+
+def resample(rows: int, seed: int = 0) -> np.ndarray:
+    """(RESAMPLES, rows): row numbers of each bootstrap sample (Efron 1979)."""
+    return np.random.default_rng(seed).integers(0, rows, (RESAMPLES, rows))
+
+
+def interval(values: np.ndarray, sums: np.ndarray | None = None) -> dict:
+    """{mean, low, high}: the ratio of sums of `values` (n,) to `sums` (default: their number), 95 % bootstrap."""
+    return _interval(lambda picked: values[picked].sum(-1) / (sums[picked].sum(-1) if sums is not None
+                                                               else picked.shape[-1]), len(values))
+
+
+def difference(before: np.ndarray, after: np.ndarray, counts: np.ndarray | None = None) -> dict:
+    """{mean, low, high} of after minus before on the same rows: a paired bootstrap."""
+    return interval(after - before, counts)
+
+
+def _interval(statistic, rows: int) -> dict:
+    low, high = np.quantile(statistic(resample(rows)), [0.025, 0.975])
+    return {"mean": float(statistic(np.arange(rows))), "low": float(low), "high": float(high)}
+
+
+def compare(before: dict, after: dict) -> dict:
+    """eval.json's numbers, from what `measure` found before and after.
+
+    Each holds `losses` (rows, 2) and, where answers were generated for all rows, `right` (rows,) of 0 and 1.
+    """
+    first, last = np.array(before["losses"]), np.array(after["losses"])
+    counts = last[:, 1]
+    found = {"rows": len(last), "difference": {"loss": difference(first[:, 0], last[:, 0], counts)}}
+    for name, measured, losses in (("before", before, first), ("after", after, last)):
+        loss = interval(losses[:, 0], counts)
+        found[name] = {"loss": loss, "perplexity": {k: float(np.exp(v)) for k, v in loss.items()}}
+        if "right" in measured:
+            found[name]["exact_match"] = interval(np.array(measured["right"], float))
+    if "right" in before and "right" in after:
+        found["difference"]["exact_match"] = difference(np.array(before["right"], float),
+                                                        np.array(after["right"], float))
+    return found

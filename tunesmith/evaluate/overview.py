@@ -1,0 +1,290 @@
+"""What became of a run, in a few plain values and words: for `tunesmith runs` and for the report."""
+
+import json
+import math
+import time
+from datetime import datetime
+from typing import NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.recipe import read_yaml
+from tunesmith.run import Run, read_json
+
+QUIET_SECONDS = 1800  # a run that has said nothing for so long, and not that it stopped, is taken for dead
+
+# How a run ended. Key: its status; value: what follows "The run".
+ENDINGS = {
+    "done": "went to its end",
+    "max_minutes": "reached its limit of minutes",
+    "max_tokens": "reached its limit of tokens",
+    "early_stopping": "was stopped early, as held-out loss no longer fell,",
+    "interrupted": "was interrupted",
+    "not_finite": "broke off, as its loss was no longer a finite number,",
+    "running?": "seems to be going on, and is",
+    "cut off": "was cut off without saying why",
+    "not started": "has not started",
+}
+NO_VALUE = "–"
+
+
+class Interval(NamedTuple):
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def sign(self) -> int:
+        """-1 or 1 where the whole interval is below or above 0, else 0."""
+        return (self.low > 0) - (self.high < 0)
+
+
+class Verdict(NamedTuple):
+    """What came of a run: a sentence, and whether it is `better`, `worse` or `unclear`."""
+
+    text: str
+    tone: str
+
+
+def summary(run: Run) -> dict:
+    """A run in plain values; None for what it does not have (yet)."""
+    asked, events = flatten(read_yaml(run.recipe_file)), run.events()
+    steps = [e for e in events if e["event"] == "step"]
+    start = next((e for e in events if e["event"] == "start"), {})
+    before, after = _before_after(run)
+    return {
+        "name": run.name,
+        "status": _status(events),
+        "method": asked.get("method.name"),
+        "adapter": asked.get("adapter.kind"),
+        "base_model": asked.get("model.path"),
+        "steps_done": steps[-1]["step"] if steps else 0,
+        "steps": start.get("steps"),
+        "loss_before": before.get("loss"),
+        "loss_after": after.get("loss"),
+        "exact_match_before": before.get("exact_match", {}).get("mean"),
+        "exact_match_after": after.get("exact_match", {}).get("mean"),
+        "seconds": _seconds(events),
+        "started": datetime.fromtimestamp(start["time"]).astimezone().isoformat(timespec="seconds") if start else None,
+    }
+
+
+def verdict(run: Run) -> Verdict:
+    """What came of a run, in one plain sentence; it claims nothing that the intervals do not carry."""
+    evaluation = read_json(run.eval_file)
+    return _compared(evaluation) if evaluation else _not_compared(run)
+
+
+def ending(facts: dict) -> str:
+    """How the run of a `summary` ended and where, in one sentence."""
+    place = f" at step {facts['steps_done']:,} of {facts['steps']:,}" if facts["steps"] else ""
+    return f"The run {ENDINGS[facts['status']]}{place}."
+
+
+def list_table(runs: list[Run]) -> Table:
+    """One line a run."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("Run", "Status", "Method", "Base model"):
+        table.add_column(name, overflow="fold")
+    for name in ("Steps", "Held-out loss", "Exact match", "Time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for facts in map(summary, runs):
+        row = _results(facts)
+        table.add_row(*_texts(facts["name"], row["Status"], f"{facts['method']}, {facts['adapter']}",
+                              facts["base_model"], row["Steps"], row["Held-out loss"], row["Exact match"], row["Time"]))
+    return table
+
+
+def show(run: Run) -> RenderableType:
+    """One run: the verdict, then its figures and warnings."""
+    facts, found = summary(run), verdict(run)
+    table = _table()
+    rows = {"Run": facts["name"], "Base model": facts["base_model"],
+            "Method": f"{facts['method']}, {facts['adapter']}", "Started": facts["started"], **_results(facts)}
+    for name, value in rows.items():
+        table.add_row(*_texts(name, value))
+    for message, times in warnings(run).items():
+        table.add_row(*_texts("Warning", message if times == 1 else f"{message} ({times} times)"))
+    colour = {"better": "bold green", "worse": "bold red", "unclear": "bold yellow"}[found.tone]
+    return Group(Text(found.text, style=colour), Text(ending(facts)), Text(), table)
+
+
+def compare(runs: list[Run]) -> Table:
+    """Side by side: the recipe keys that differ, then the results."""
+    table = _table()
+    for run in runs:
+        table.add_column(Text(run.name), overflow="fold")
+    recipes = [flatten(read_yaml(run.recipe_file)) for run in runs]
+    for key in dict.fromkeys(key for recipe in recipes for key in recipe):
+        values = [recipe.get(key) for recipe in recipes]
+        if key != "name" and any(value != values[0] for value in values):
+            table.add_row(*_texts(key, *values))
+    table.add_section()
+    results = [_results(summary(run)) for run in runs]
+    for name in results[0] if results else ():
+        table.add_row(*_texts(name, *(result[name] for result in results)))
+    return table
+
+
+def warnings(run: Run) -> dict[str, int]:
+    """Each warning of a run once, and how often it came."""
+    counts: dict[str, int] = {}
+    for event in run.events("warning"):
+        counts[event["message"]] = counts.get(event["message"], 0) + 1
+    return counts
+
+
+def flatten(value: dict, prefix: str = "") -> dict:
+    """A nested mapping as one of dotted keys; lists of plain values become text, others are counted from 1."""
+    flat = {}
+    for key, inner in value.items():
+        if isinstance(inner, list):
+            plain = not any(isinstance(item, dict | list) for item in inner)
+            inner = ", ".join(map(str, inner)) if plain else dict(enumerate(inner, 1))
+        flat |= flatten(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+    return flat
+
+
+def decimals(*values: float) -> int:
+    """Digits after the point that show two figures of the largest value: 2 to 4."""
+    largest = max((abs(v) for v in values if math.isfinite(v)), default=1)
+    return min(4, max(2, 1 - math.floor(math.log10(largest)))) if largest else 2
+
+
+def number(value: float | None, digits: int | None = None) -> str:
+    if value is None or not math.isfinite(value):
+        return NO_VALUE if value is None else "not finite"
+    return f"{value:,.{decimals(value) if digits is None else digits}f}".replace("-", "−")
+
+
+def signed(value: float, digits: int) -> str:
+    return ("+" if value > 0 else "") + number(value, digits)
+
+
+def percent(share: float | None) -> str:
+    """Whole per cent, but never 0 or 100 for what is only close to it."""
+    if share is None:
+        return NO_VALUE
+    edge = 0 < abs(share) < 0.01 or 0.99 < abs(share) < 1
+    return f"{100 * share:.{1 if edge else 0}f}\xa0%".replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return NO_VALUE
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _compared(evaluation: dict) -> Verdict:
+    before, after, difference = evaluation["before"], evaluation["after"], evaluation["difference"]
+    if not math.isfinite(after["loss"]):
+        return Verdict("Training broke the model: its held-out loss is no longer a finite number.", "worse")
+    text, signs = _loss_text(before["loss"], after["loss"], Interval(**difference["loss"]))
+    if "exact_match" in difference:
+        exact, sign = _exact_text(before["exact_match"]["mean"], after["exact_match"]["mean"],
+                                  Interval(**difference["exact_match"]))
+        text, signs = f"{text}; {exact}", signs | sign
+    tones = signs - {"unclear"}
+    return Verdict(text + ".", tones.pop() if len(tones) == 1 else "unclear")
+
+
+def _loss_text(before: float, after: float, change: Interval) -> tuple[str, set[str]]:
+    digits = decimals(*change)
+    interval = (f"{signed(change.mean, digits)}, 95 % interval {signed(change.low, digits)} … "
+                f"{signed(change.high, digits)}")
+    values = f"from {number(before, digits)} to {number(after, digits)}"
+    return {
+        -1: (f"Held-out loss fell {values} ({interval})", {"better"}),
+        0: (f"Held-out loss did not clearly change: {values} ({interval}, which includes 0)", {"unclear"}),
+        1: (f"Held-out loss got worse, {values} ({interval})", {"worse"}),
+    }[change.sign]
+
+
+def _exact_text(before: float, after: float, change: Interval) -> tuple[str, set[str]]:
+    values = f"{percent(after)} of held-out answers are exactly right, before {percent(before)}"
+    return {
+        1: (values, {"better"}),
+        0: (f"{values}, no clear change", {"unclear"}),
+        -1: (f"only {values}", {"worse"}),
+    }[change.sign]
+
+
+def _not_compared(run: Run) -> Verdict:
+    steps, (before, after) = run.events("step"), _before_after(run)
+    if not steps:
+        return Verdict("Nothing has been trained yet: the run has no step.", "unclear")
+    first, last = steps[0], steps[-1]
+    if not math.isfinite(last["loss"]):
+        return Verdict(f"Training broke the model: at step {last['step']:,} the loss was no longer a finite number.",
+                       "worse")
+    if before and after:
+        text = (f"Held-out loss was {number(before['loss'])} before and {number(after['loss'])} at step "
+                f"{after['step']:,}; with no final evaluation, nothing says how sure that is.")
+    elif len(steps) > 1:
+        text = (f"Training loss went from {number(first['loss'])} to {number(last['loss'])}; with no evaluation, "
+                "nothing says whether the model got better.")
+    else:
+        text = f"Training loss was {number(last['loss'])} at the only step; that says nothing about the model yet."
+    return Verdict(text, "unclear")
+
+
+def _before_after(run: Run) -> tuple[dict, dict]:
+    """The final evaluation or, without one, the evaluations at step 0 and the latest after it."""
+    evaluation = read_json(run.eval_file)
+    if evaluation:
+        return evaluation["before"], evaluation["after"]
+    evals = run.events("eval")
+    before = next((e for e in evals if e["step"] == 0), {})
+    return before, next((e for e in reversed(evals) if e["step"] > 0), {})
+
+
+def _status(events: list[dict]) -> str:
+    if not events:
+        return "not started"
+    last = next((e for e in reversed(events) if e["event"] in ("start", "resume", "stop")), {})
+    if last.get("event") == "stop":
+        return last["reason"]
+    return "running?" if time.time() - events[-1]["time"] < QUIET_SECONDS else "cut off"
+
+
+def _seconds(events: list[dict]) -> float | None:
+    """Wall-clock time in which the run was at work: the pause before a resume does not count."""
+    gaps = (later["time"] - e["time"] for e, later in zip(events, events[1:])
+            if later["event"] not in ("start", "resume"))
+    return round(sum(gaps), 3) if events else None
+
+
+def _results(facts: dict) -> dict[str, str]:
+    """The outcome of a `summary` as people read it."""
+    def change(key, show):
+        before, after = facts[f"{key}_before"], facts[f"{key}_after"]
+        return NO_VALUE if before is after is None else f"{show(before)} → {show(after)}"
+
+    return {
+        "Status": facts["status"],
+        "Steps": f"{facts['steps_done']:,}/{facts['steps']:,}" if facts["steps"] else NO_VALUE,
+        "Held-out loss": change("loss", number),
+        "Exact match": change("exact_match", percent),
+        "Time": duration(facts["seconds"]),
+    }
+
+
+def _table() -> Table:
+    """Names at the left, values beside them."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("", style="dim", no_wrap=True)
+    return table
+
+
+def _texts(*values) -> list[Text]:
+    """Cells that rich takes as they are: a name may hold [brackets]."""
+    return [Text(value if isinstance(value, str) else NO_VALUE if value is None else json.dumps(value))
+            for value in values]

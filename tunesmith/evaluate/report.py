@@ -1,0 +1,188 @@
+"""report.html: one page, complete in itself, that shows what came of a run."""
+
+from datetime import datetime
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from tunesmith.data.rows import REASONS
+from tunesmith.evaluate.charts import Series, line_chart, thin
+from tunesmith.evaluate.overview import (
+    NO_VALUE,
+    Interval,
+    decimals,
+    duration,
+    ending,
+    flatten,
+    number,
+    percent,
+    signed,
+    summary,
+    verdict,
+    warnings,
+)
+from tunesmith.run import Run, read_json, write_atomic
+
+TEMPLATE = "report.html"
+
+
+def write_report(run: Run) -> Path:
+    """Writes the run's report.html from its other files, whatever of them is there."""
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+                            trim_blocks=True, lstrip_blocks=True)
+    write_atomic(run.report_file, templates.get_template(TEMPLATE).render(_page(run)))
+    return run.report_file
+
+
+def _page(run: Run) -> dict:
+    """What the template shows; a part that the run does not have is empty."""
+    facts, steps = summary(run), run.events("step")
+    evaluation, plan = read_json(run.eval_file), run.plan or {}
+    return {
+        "facts": facts,
+        "started": _moment(facts["started"]),
+        "verdict": verdict(run),
+        "ending": ending(facts),
+        "figures": _figures(run, facts, steps),
+        "charts": _charts(steps, run.events("eval")),
+        "small_charts": _small_charts(steps),
+        "chart_notes": _chart_notes(steps, run.events("eval")),
+        "comparison": _comparison(evaluation) if evaluation else [],
+        "rows": evaluation["rows"] if evaluation else 0,
+        "samples": _samples(run, evaluation),
+        "ledger": _ledger(plan.get("ledger")),
+        "warnings": warnings(run),
+        "recipe": run.recipe_file.read_text("utf-8"),
+        "plan": _facts({key: value for key, value in plan.items() if key != "ledger"}),
+        "provenance": _facts(read_json(run.provenance_file) or {}),
+    }
+
+
+def _moment(iso: str | None) -> str:
+    return f"{datetime.fromisoformat(iso):%-d %B %Y, %H:%M}" if iso else ""
+
+
+def _figures(run: Run, facts: dict, steps: list[dict]) -> list[tuple[str, str, str]]:
+    """Label, value and a note of each key figure."""
+    figures = []
+    if facts["loss_after"] is not None:
+        figures.append(("Held-out loss", number(facts["loss_after"]), f"before {number(facts['loss_before'])}"))
+    if facts["exact_match_after"] is not None:
+        figures.append(("Exactly right", percent(facts["exact_match_after"]),
+                        f"before {percent(facts['exact_match_before'])}"))
+    if facts["steps"]:
+        figures.append(("Steps", f"{facts['steps_done']:,}", f"of {facts['steps']:,}"))
+    if facts["seconds"]:
+        figures.append(("Time", duration(facts["seconds"]), "evaluation included"))
+    if steps:
+        tokens, learned = sum(e["tokens"] for e in steps), sum(e["supervised_tokens"] for e in steps)
+        figures.append(("Tokens", _short(tokens), f"{_short(learned)} learned from"))
+        seconds = sum(e["seconds"] for e in steps)
+        figures.append(("Tokens per second", number(tokens / seconds, 0), "mean over the steps"))
+        figures.append(("Peak memory", _bytes(max(e["memory_bytes"] or 0 for e in steps)), "while training"))
+    for start in run.events("start")[-1:]:
+        figures.append(("Trained", _short(start["trainable_parameters"]),
+                        f"of {_short(start['parameters'])} parameters"))
+    return figures
+
+
+def _charts(steps: list[dict], evals: list[dict]) -> list[Markup]:
+    if not steps and not evals:
+        return []
+    series = [Series("Training", thin(_points(steps, "loss"))[0], "training"),
+              Series("Held-out", _points(evals, "loss"), "heldout")]
+    return [line_chart("Loss per token, in nats", [s for s in series if s.points], number, 260, from_zero=False)]
+
+
+def _small_charts(steps: list[dict]) -> list[Markup]:
+    kinds = (("Learning rate", "learning_rate", "{:.2g}".format), ("Tokens per second", "tokens_per_second", "{:,.0f}".format),
+             ("Peak memory", "memory_bytes", _bytes))
+    return [line_chart(title, [Series(title, thin(_points(steps, key))[0], "plain")], show, 110)
+            for title, key, show in kinds if _points(steps, key)]
+
+
+def _chart_notes(steps: list[dict], evals: list[dict]) -> list[str]:
+    notes = []
+    if len(steps) == 1:
+        notes.append("There is a single step, so there is no curve yet.")
+    if size := thin(_points(steps, "loss"))[1] - 1:
+        notes.append(f"Each point of the training curve is the mean of {size + 1} steps.")
+    if not evals:
+        notes.append("Held-out loss was not measured while training.")
+    elif len(evals) > 2:
+        best = min(evals, key=lambda e: e["loss"])
+        notes.append(f"Held-out loss was lowest, {number(best['loss'])}, at step {best['step']:,}.")
+    return notes
+
+
+def _points(events: list[dict], key: str) -> list[tuple[float, float]]:
+    return [(e["step"], e[key]) for e in events if e.get(key) is not None]
+
+
+def _comparison(evaluation: dict) -> list[tuple[str, str, str, str, str]]:
+    """Measure, before, after, difference and its interval."""
+    before, after, difference = evaluation["before"], evaluation["after"], evaluation["difference"]
+    loss = Interval(**difference["loss"])
+    digits = decimals(*loss)
+    rows = [
+        ("Loss, nats per token", number(before["loss"], digits), number(after["loss"], digits),
+         signed(loss.mean, digits), f"{signed(loss.low, digits)} … {signed(loss.high, digits)}"),
+        ("Perplexity", number(before["perplexity"], 2), number(after["perplexity"], 2), "", ""),
+    ]
+    if "exact_match" in difference:
+        exact = Interval(*(100 * value for value in Interval(**difference["exact_match"])))
+        rows.append(("Exactly right", _with_interval(before["exact_match"]), _with_interval(after["exact_match"]),
+                     f"{signed(exact.mean, 1)} points", f"{signed(exact.low, 1)} … {signed(exact.high, 1)}"))
+    return rows
+
+
+def _with_interval(share: dict) -> str:
+    mean, low, high = (number(100 * value, 1) for value in Interval(**share))
+    return f"{mean} % ({low} … {high})"
+
+
+def _samples(run: Run, evaluation: dict | None) -> list[dict]:
+    """Those of the final evaluation or, without one, the first and the latest answers to each prompt."""
+    if evaluation:
+        return evaluation["samples"]
+    rounds = [event["samples"] for event in run.events("samples")]
+    if not rounds:
+        return []
+    first = {sample["prompt"]: sample["answer"] for sample in rounds[0]} if len(rounds) > 1 else {}
+    return [{"prompt": s["prompt"], "reference": s["reference"], "before": first.get(s["prompt"], NO_VALUE),
+             "after": s["answer"]} for s in rounds[-1]]
+
+
+def _ledger(ledger: dict | None) -> dict | None:
+    """Counts, and per reason what happened to how many rows, in people's words."""
+    if not ledger:
+        return None
+    happened = [(verb, REASONS.get(reason, reason), count) for verb in ("dropped", "shortened", "changed")
+                for reason, count in sorted(ledger.get(verb, {}).items(), key=lambda item: -item[1])]
+    return {"read": ledger["read"], "kept": ledger["kept"], "dropped": sum(ledger.get("dropped", {}).values()),
+            "share": 100 * ledger["kept"] / max(1, ledger["read"]), "happened": happened}
+
+
+def _facts(values: dict) -> list[tuple[str, str]]:
+    return [(key, _fact(key, value)) for key, value in flatten(values).items()]
+
+
+def _fact(key: str, value) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float) and key.endswith("_bytes"):
+        return _bytes(value)
+    return NO_VALUE if value is None or value == "" else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB" if count else "0"
+
+
+def _short(count: float) -> str:
+    """Three figures and the size: 12.3 million."""
+    for size, unit in ((1e9, "billion"), (1e6, "million")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:,.0f}"

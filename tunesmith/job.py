@@ -1,0 +1,134 @@
+"""The main job, from a recipe to a result: what `tunesmith train` and `tunesmith resume` do.
+
+`prepare` runs once, in the process the user started, and finds every mistake of the user's; `work` runs in each
+training process, which is given the run's folder and nothing else.
+"""
+
+import os
+import shutil
+from itertools import islice
+from pathlib import Path
+
+from tunesmith import method, provenance
+from tunesmith.data.dataset import Dataset
+from tunesmith.data.dataset import prepare as prepare_data
+from tunesmith.data.encode import Settings
+from tunesmith.data.rows import Chat
+from tunesmith.data.source import rows_of
+from tunesmith.data.template import thinking_kwargs
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import UserError
+from tunesmith.machine import probe
+from tunesmith.model.load import config_of, resolve, save_tokenizer
+from tunesmith.plan.choose import Plan, choose
+from tunesmith.recipe import Recipe, Source
+from tunesmith.run import Run, read_json, write_json
+from tunesmith.screen import Screen
+
+ROWS_LOOKED_AT = 200
+
+
+def train(recipe: Recipe) -> Run:
+    """Trains from a recipe and returns the run. Raises UserError, leaving nothing behind, where that cannot be."""
+    run = Run.create(recipe)
+    try:
+        prepare(run)
+    except BaseException:
+        shutil.rmtree(run.folder)
+        raise
+    _start(run)
+    return run
+
+
+def resume(folder: str | Path) -> Run:
+    """Continues a run from its last complete checkpoint, or from the start if it has none."""
+    run = Run.open(folder)
+    if run.result.exists():
+        raise UserError(f"{folder}: this run is finished; its result is {run.result}")
+    if run.plan is None:
+        prepare(run)
+    _start(run)
+    return run
+
+
+def prepare(run: Run) -> None:
+    """Base model, tokenizer, data and plan; writes plan.json, ledger.jsonl and provenance.json."""
+    recipe, screen = run.recipe, Screen()
+    machine = probe(run.folder)
+    plan = choose(recipe, machine)
+    base = resolve(recipe.model)
+    config_of(base)
+    save_tokenizer(recipe.model, base, run.tokenizer)
+    kwargs = thinking_kwargs(Tokenizer.load(run.tokenizer), _has_reasoning(recipe.data.train))
+    tokenizer = Tokenizer.load(run.tokenizer, template_kwargs=kwargs)
+    dataset = dataset_of(run, tokenizer, run.ledger_file, screen.encoding)
+    screen.data(dataset)
+    plan = plan.as_dict() | {"ledger": dataset.ledger, "formats": dataset.formats, "base": str(base),
+                             "template": recipe.model.chat_template if recipe.model.chat_template != "auto" else tokenizer.template_name,
+                             "template_kwargs": kwargs, "stop_ids": _stop_ids(dataset, tokenizer, base)}
+    write_json(run.provenance_file, provenance.collect(recipe, base, machine))
+    write_json(run.plan_file, plan)
+
+
+def tokenizer_of(run: Run) -> Tokenizer:
+    """The tokenizer as the plan uses it."""
+    return Tokenizer.load(run.tokenizer, template_kwargs=run.plan["template_kwargs"])
+
+
+def dataset_of(run: Run, tokenizer: Tokenizer, ledger_file: Path | None = None,
+               progress=lambda rows, examples: None) -> Dataset:
+    """The run's tokens; after `prepare` they come from the cache."""
+    recipe = run.recipe
+    chosen = method.get(recipe.method.name)
+    settings = Settings(
+        tokenizer=tokenizer, encode=chosen.encode, method=recipe.method, splits=chosen.splits,
+        sequence_length=recipe.data.sequence_length, too_long=recipe.data.too_long, candidate_share=0.0)
+    return prepare_data(recipe.data, settings, cache_folder() / "tokens", ledger_file, progress)
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: TUNESMITH_CACHE, or tunesmith in the user's cache folder."""
+    own = os.environ.get("TUNESMITH_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
+
+
+def _start(run: Run) -> None:
+    plan = plan_of(run)
+    if plan.processes == 1:
+        from tunesmith.worker import work
+
+        work(run.folder)
+    else:
+        _start_many(run, plan)
+
+
+def _start_many(run: Run, plan: Plan) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from tunesmith.train.parallel import launch
+    from tunesmith.worker import work
+
+    try:
+        launch(work, plan.processes, run.folder)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise RuntimeError(f"training process {rank} of {plan.processes} died, so all stopped: "
+                           f"{failure.message}") from None
+
+
+def plan_of(run: Run) -> Plan:
+    fields = Plan.__dataclass_fields__
+    return Plan(**{k: v for k, v in run.plan.items() if k in fields})
+
+
+def _has_reasoning(sources: list[Source]) -> bool:
+    rows = (row for source in sources for _, row in islice(rows_of(source), ROWS_LOOKED_AT))
+    return any(m.get("reasoning_content") for row in rows if isinstance(row, Chat) for m in row.messages)
+
+
+def _stop_ids(dataset: Dataset, tokenizer: Tokenizer, base: Path) -> list[int]:
+    """Tokens that end an answer: the model's own, and the special tokens that end the learned turns."""
+    own = (read_json(base / "generation_config.json") or {}).get("eos_token_id") or []
+    ends = {int(dataset.train[i][0][dataset.train[i][1]][-1]) for i in range(min(len(dataset.train), ROWS_LOOKED_AT))}
+    special = {tokenizer.eos_id, *(own if isinstance(own, list) else [own])}
+    return sorted({i for i in special if i is not None} | {i for i in ends if tokenizer.decode([i]) in tokenizer.special_tokens})

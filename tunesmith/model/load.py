@@ -1,0 +1,85 @@
+"""A base model from a folder or the hub: safetensors only, never remote code."""
+
+from pathlib import Path
+
+from tunesmith.errors import UserError
+from tunesmith.recipe import Model
+
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+def resolve(model: Model) -> Path:
+    """The base model's folder; a hub id is downloaded into the hub's cache first."""
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        _check(folder, model)
+        return folder
+    if model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
+        raise UserError(f"model.path: no folder {model.path}, and it is not a hub id like org/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.path: cannot get {model.path} from the hub: {reason}") from None
+    _check(folder, model)
+    return folder
+
+
+def _check(folder: Path, model: Model) -> None:
+    if not (folder / "config.json").exists():
+        raise UserError(f"model.path: {folder} has no config.json, so it is not a model folder")
+    if model.initialize == "pretrained" and not any(folder.glob("*.safetensors")):
+        others = [f.name for f in folder.glob("*.bin")]
+        hint = f"only {others[0]}, which Tunesmith never unpickles; convert it first" if others else "no weights"
+        raise UserError(f"model.path: {folder} has no .safetensors: {hint}. To train from nothing: "
+                        "model.initialize: random")
+
+
+def config_of(folder: Path):
+    """The model's transformers config. Raises UserError for an architecture that needs its own code."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.path: {folder}: transformers cannot read this model: {reason}") from None
+
+
+def load(model: Model, folder: Path, dtype, attention: str, seed: int):
+    """The causal language model, on the CPU; `dtype` a torch dtype, `attention` as transformers names it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = config_of(folder)
+    if model.initialize == "random":
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.path: {folder}: transformers cannot load this model: {reason}") from None
+
+
+def save_tokenizer(model: Model, folder: Path, target: Path) -> None:
+    """Writes the tokenizer as the result will have it: with the recipe's new tokens and chat template."""
+    from transformers import AutoTokenizer
+
+    from tunesmith.data.tokenizer import Tokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.path: {folder}: transformers cannot read its tokenizer: {reason}") from None
+    tokenizer.add_tokens(model.new_tokens)
+    tokenizer.save_pretrained(target)
+    template = Tokenizer.load(target, model.chat_template).chat_template
+    if template != tokenizer.chat_template:
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(target)

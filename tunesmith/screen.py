@@ -1,0 +1,104 @@
+"""What a person sees while a run goes on: made from its events, so that the loop knows no screen."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10
+
+
+class Screen:
+    """A live line on a terminal; elsewhere a line every ten seconds."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(stderr=True, highlight=False)
+        self._began = time.monotonic()
+        self._last_line = 0.0
+        self._steps = 0
+        self._progress: Progress | None = None
+
+    def encoding(self, rows: int, examples: int) -> None:
+        """Progress of tokenising."""
+        seconds = time.monotonic() - self._began
+        if self._due():
+            self.console.print(f"tokenising: {rows:,} rows, {rows / seconds:,.0f} rows/s", style="dim")
+
+    def data(self, dataset) -> None:
+        """What became of the rows."""
+        from tunesmith.data.rows import REASONS
+
+        ledger = dataset.ledger
+        self.console.print(f"data    {ledger['read']:,} rows read ({', '.join(sorted(set(dataset.formats)))}): "
+                           f"{len(dataset.train):,} examples to learn from, {len(dataset.eval):,} held out")
+        for action in ("dropped", "shortened", "changed"):
+            for reason, count in ledger[action].items():
+                self.console.print(f"        {count:,} {action}: {REASONS[reason]}", style="yellow")
+
+    def show(self, event: str, values: dict) -> None:
+        """Shows one event."""
+        shown = getattr(self, f"_show_{event}", None)
+        if shown:
+            shown(**values)
+
+    def _show_start(self, steps, rows, trainable_parameters, parameters, **_) -> None:
+        self._steps = steps
+        share = trainable_parameters / parameters
+        self.console.print(f"model   {_count(parameters)} parameters, {_count(trainable_parameters)} trained "
+                           f"({share:.1%}); {steps:,} steps")
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step {task.completed}/{task.total}"), BarColumn(24), TextColumn("{task.fields[facts]}"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True)
+            self._task = self._progress.add_task("", total=steps, facts="")
+            self._progress.start()
+        self._began = time.monotonic()
+        self._first_step = None
+
+    def _show_step(self, step, loss, tokens_per_second, memory_bytes, **_) -> None:
+        facts = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {memory_bytes / 2**30:.1f} GiB"
+        self._first_step = self._first_step or step
+        if self._progress:
+            self._progress.update(self._task, completed=step, facts=facts)
+        elif self._due() or step == self._steps:
+            done = step - self._first_step + 1
+            left = (time.monotonic() - self._began) / done * (self._steps - step)
+            self.console.print(f"step {step}/{self._steps}  {facts}  {_clock(left)} left")
+
+    def _show_eval(self, step, loss, rows, **_) -> None:
+        self.console.print(f"eval    step {step}: held-out loss {loss:.4f} over {rows:,} rows")
+
+    def _show_checkpoint(self, step, bytes, seconds, best, **_) -> None:
+        note = ", best so far" if best else ""
+        self.console.print(f"saved   step {step}: {bytes / 1e6:,.1f} MB in {seconds:.1f} s{note}", style="dim")
+
+    def _show_warning(self, message) -> None:
+        self.console.print(f"warning {message}", style="yellow")
+
+    def _show_resume(self, step) -> None:
+        self.console.print(f"resume  after step {step}")
+
+    def _show_stop(self, step, reason) -> None:
+        if self._progress:
+            self._progress.stop()
+        self.console.print(f"stop    after step {step}: {reason.replace('_', ' ')}")
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last_line < SECONDS_BETWEEN_LINES:
+            return False
+        self._last_line = now
+        return True
+
+
+def _count(number: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,70 @@
+"""Attention over packed documents, registered through transformers' own attention interface.
+
+`documents` computes causal attention document by document, those of equal length in one call, so that no score
+between documents is ever computed. Shapes: B batch (1), H heads, T tokens, D head size, n documents of length L.
+"""
+
+from contextlib import contextmanager
+from itertools import groupby
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv
+
+NAME = "documents"
+
+
+def documents(module, query_BHTD, key_BHTD, value_BHTD, attention_mask, dropout=0.0, scaling=None,
+              sliding_window=None, cu_seq_lens_q=None, **_) -> tuple[torch.Tensor, None]:
+    """Returns (B, T, H, D). Needs `cu_seq_lens_q`, the documents' boundaries."""
+    groups = getattr(module, "num_key_value_groups", 1)
+    key_BHTD, value_BHTD = repeat_kv(key_BHTD, groups), repeat_kv(value_BHTD, groups)
+    outputs, start = [], 0
+    for length, run in groupby(torch.diff(cu_seq_lens_q).tolist()):
+        tokens = length * len(list(run))
+        q, k, v = (x[0, :, start : start + tokens].unflatten(1, (-1, length)).transpose(0, 1)
+                   for x in (query_BHTD, key_BHTD, value_BHTD))
+        windowed = sliding_window is not None and length > sliding_window
+        mask = _window_mask(length, sliding_window, q.device) if windowed else None
+        out_nHLD = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
+        outputs.append(out_nHLD.transpose(1, 2).flatten(0, 1))
+        start += tokens
+    return torch.cat(outputs)[None], None
+
+
+def _window_mask(length: int, window: int, device) -> torch.Tensor:
+    at = torch.arange(length, device=device)
+    behind = at[:, None] - at[None, :]
+    return (behind >= 0) & (behind < window)
+
+
+AttentionInterface.register(NAME, documents)
+
+
+def choose(config, device: torch.device) -> str:
+    """The attention for packed training of this model; its families' own needs come first."""
+    if getattr(config, "model_type", "") in ("gpt_oss",):
+        return "eager"  # attention sinks
+    if getattr(config, "attn_logit_softcapping", None):
+        return "eager"
+    return NAME if device.type == "cpu" else "sdpa"
+
+
+@contextmanager
+def generating(model):
+    """Within it the model attends by masks and caches, as generation needs."""
+    training = model.config._attn_implementation
+    if training == NAME:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if training == NAME:
+            model.set_attn_implementation(training)
+
+
+def name_default(model) -> None:
+    """A saved config must not name an attention that only Tunesmith has."""
+    if model.config._attn_implementation == NAME:
+        model.set_attn_implementation("sdpa")

@@ -1,0 +1,80 @@
+"""Several processes as one: start them, add up what each found. With one process every function is a no-op."""
+
+import os
+
+import torch
+import torch.distributed as dist
+
+BUCKET_BYTES = 32 * 2**20
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def launch(entry, processes: int, *arguments) -> None:
+    """Runs `entry(*arguments)` in so many processes through torch's elastic launcher; if one dies, all stop.
+
+    Raises torch.distributed.elastic.multiprocessing.errors.ChildFailedError with the first failure.
+    """
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d",
+                          rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, start_method="spawn")
+    elastic_launch(config, entry)(*arguments)
+
+
+def join(device_type: str) -> torch.device:
+    """Joins the process group if the launcher made this process; returns its device."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device(device_type, local) if device_type == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def add_up(values: list[float], device: torch.device) -> list[float]:
+    """Sums over the processes, in float64 so that counts stay exact."""
+    if world() == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Sums gradients over the processes in flat buckets; a process without a micro-batch contributes zeros."""
+    if world() == 1:
+        return
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    for bucket in _buckets([p.grad for p in parameters]):
+        flat = torch.cat([g.flatten() for g in bucket])
+        dist.all_reduce(flat)
+        for g, part in zip(bucket, flat.split([g.numel() for g in bucket])):
+            g.copy_(part.view_as(g))
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def _buckets(gradients: list[torch.Tensor]):
+    bucket, size = [], 0
+    for g in gradients:
+        if bucket and (size + g.nbytes > BUCKET_BYTES or g.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(g)
+        size += g.nbytes
+    if bucket:
+        yield bucket

@@ -1,0 +1,201 @@
+"""One training process: from a prepared run folder to the trained result."""
+
+import os
+import shutil
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tunesmith.data.pack import Schedule
+from tunesmith.evaluate import generate, heldout
+from tunesmith.evaluate.report import write_report
+from tunesmith.job import dataset_of, plan_of, tokenizer_of
+from tunesmith.model import adapt, load
+from tunesmith.run import Run, read_json, write_json
+from tunesmith.screen import Screen
+from tunesmith.train import attention, checkpoint, parallel
+from tunesmith.train.loop import Job, autocast, loop
+from tunesmith.train.optimizer import build_optimizer
+
+SECOND_SIGNAL_AFTER_SECONDS = 1.0  # Ctrl-C reaches a process from the terminal and from the launcher
+
+
+class Interrupted(Exception):
+    """The user stopped the run; what there is has been saved."""
+
+
+def work(folder: Path) -> None:
+    """Trains. Raises Interrupted after a signal, NotFinite on a loss that is not a number."""
+    run = Run(folder)
+    plan = plan_of(run)
+    device = parallel.join(plan.device)
+    torch.set_num_threads(plan.threads)
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    first = parallel.rank() == 0
+    screen = Screen() if first else None
+
+    def log(event: str, **values) -> None:
+        if first:
+            run.log(event, **values)
+            screen.show(event, values)
+
+    with stop_on_signal() as stop_asked:
+        job, state = _job(run, plan, device, log, stop_asked)
+        _before(job, run)
+        reason = loop(job, state)
+        log("stop", step=state.step, reason=reason)
+        if reason == "interrupted":
+            raise Interrupted(f"stopped at step {state.step}; `tunesmith resume {run.folder}` goes on")
+        if run.recipe.train.result == "best" and state.best_step:
+            checkpoint.load(run.checkpoints / f"step-{state.best_step:06d}", job.model)
+        _finish(job, run)
+
+
+def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State]:
+    recipe, settings = run.recipe, run.recipe.train
+    tokenizer = tokenizer_of(run)
+    dataset = dataset_of(run, tokenizer)
+    model = trainable_model(run, plan).to(device)
+    optimizer = build_optimizer(model, settings)
+    done = checkpoint.complete(run.checkpoints)
+    state = checkpoint.load(done[-1], model, optimizer) if done else checkpoint.State()
+    schedule = Schedule(dataset.train.weights, settings.batch, settings.epochs, recipe.seed, settings.max_steps)
+    job = Job(run=run, plan=plan, settings=settings, model=model, optimizer=optimizer, tokens=dataset.train,
+              held_out=dataset.eval, tokenizer=tokenizer, schedule=schedule, device=device, stop_asked=stop_asked,
+              evaluate=lambda: _evaluate(job, state), sample=lambda: _sample(job, state), seed=recipe.seed, log=log)
+    if run.events("start"):
+        log("resume", step=state.step)
+    trained, everything = adapt.parameter_counts(model)
+    log("start", step=state.step, steps=schedule.steps, rows=len(dataset.train), eval_rows=len(dataset.eval),
+        trainable_parameters=trained, parameters=everything)
+    return job, state
+
+
+def trainable_model(run: Run, plan):
+    """The base model as the recipe trains it, on the CPU."""
+    recipe, base = run.recipe, Path(run.plan["base"])
+    config = load.config_of(base)
+    device = torch.device(plan.device)
+    how = attention.choose(config, device) if plan.packing else "sdpa"
+    model = load.load(recipe.model, base, getattr(torch, plan.weights), how, recipe.seed)
+    tokenizer = tokenizer_of(run)
+    new_ids = [tokenizer.encode(token)[0][0] for token in recipe.model.new_tokens]
+    torch.manual_seed(recipe.seed)
+    model = adapt.adapt(model, recipe.adapter, new_ids, tokenizer.vocab_size if new_ids else 0)
+    if plan.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _measure(job: Job) -> dict:
+    """Losses of the held-out rows and, on the first process, answers to their prompts."""
+    settings = job.run.recipe.evaluate
+    losses = heldout.row_losses(job.model, job.held_out, job.plan, job.device, lambda: autocast(job))
+    found = {"losses": losses.tolist()}
+    wanted = len(job.held_out) if settings.exact_match else min(settings.samples, len(job.held_out))
+    if job.run.recipe.method.name == "sft" and wanted and parallel.rank() == 0:
+        found["answers"] = _answers(job, wanted)
+        if settings.exact_match:
+            shown = job.held_out.shown()
+            found["right"] = [int(a.strip() == s["reference"].strip()) for a, s in zip(found["answers"], shown)]
+    return found
+
+
+def _answers(job: Job, count: int) -> list[str]:
+    prompts = [generate.prompt_ids(*job.held_out[i]) for i in range(count)]
+    with autocast(job):
+        return generate.answers(job.model, job.tokenizer, prompts, job.run.recipe.evaluate.max_new_tokens,
+                                job.run.plan["stop_ids"])
+
+
+def _evaluate(job: Job, state: checkpoint.State) -> float | None:
+    if not len(job.held_out):
+        return None
+    began = time.monotonic()
+    losses = heldout.row_losses(job.model, job.held_out, job.plan, job.device, lambda: autocast(job))
+    loss = heldout.mean_loss(losses)
+    job.log("eval", step=state.step, loss=loss, rows=len(losses), seconds=round(time.monotonic() - began, 3))
+    return loss
+
+
+def _sample(job: Job, state: checkpoint.State) -> None:
+    count = min(job.run.recipe.evaluate.samples, len(job.held_out))
+    if count and parallel.rank() == 0:
+        answers = _answers(job, count)
+        job.log("samples", step=state.step, samples=[s | {"answer": a} for s, a in zip(job.held_out.shown(), answers)])
+
+
+def _before(job: Job, run: Run) -> None:
+    """Measures the untrained model, once; a resumed run has it already."""
+    if not len(job.held_out) or run.before_file.exists():
+        return
+    found = _measure(job)
+    if parallel.rank() == 0:
+        write_json(run.before_file, found)
+        job.log("eval", step=0, loss=heldout.mean_loss(np.array(found["losses"])), rows=len(found["losses"]),
+                seconds=0.0)
+    parallel.wait()
+
+
+def _finish(job: Job, run: Run) -> None:
+    """Measures the trained model, writes eval.json, the result and the report."""
+    after = _measure(job) if len(job.held_out) else None
+    if parallel.rank() == 0:
+        if after:
+            before = read_json(run.before_file)
+            found = heldout.compare(before, after)
+            count = min(run.recipe.evaluate.samples, len(after.get("answers", [])))
+            found["samples"] = [shown | {"before": b, "after": a} for shown, b, a in
+                                zip(job.held_out.shown()[:count], before["answers"], after["answers"])] if count else []
+            write_json(run.eval_file, found)
+        save_result(run, job.model)
+        write_report(run)
+    parallel.wait()
+
+
+def save_result(run: Run, model) -> None:
+    """The adapter or model with tokenizer, template and generation settings, complete or absent."""
+    draft = run.folder / ".result.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    full = run.recipe.adapter.kind == "full"
+    if full:
+        kept = run.recipe.model.initialize == "pretrained" and load.config_of(Path(run.plan["base"])).dtype
+        model.to(kept or torch.float32)
+    else:
+        model.peft_config["default"].base_model_name_or_path = _base_name(run)
+    (model if full else model.base_model.model).generation_config.eos_token_id = run.plan["stop_ids"]
+    attention.name_default(model)
+    model.save_pretrained(draft)
+    (model if full else model.base_model.model).generation_config.save_pretrained(draft)
+    shutil.copytree(run.tokenizer, draft, dirs_exist_ok=True)
+    os.rename(draft, run.result)
+
+
+def _base_name(run: Run) -> str:
+    path = run.recipe.model.path
+    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().is_dir() else path
+
+
+@contextmanager
+def stop_on_signal():
+    """Yields a function that tells whether SIGINT or SIGTERM came. A second one ends the process at once."""
+    came: list[float] = []
+
+    def note(number, frame) -> None:
+        if came and time.monotonic() - came[0] > SECOND_SIGNAL_AFTER_SECONDS:
+            os._exit(128 + number)
+        came.append(time.monotonic())
+
+    try:
+        previous = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # a notebook's thread: signals belong to the main thread
+        previous = {}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
