@@ -142,26 +142,30 @@ class Family:
     pad: str | None = None
     plain: tuple[str, ...] = ()
     rstrip: tuple[str, ...] = ()
+    adds_bos: bool = False
     config: dict = field(default_factory=dict)
 
 
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 QWEN_PLAIN = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+YARN = {"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+        "truncate": False, "original_max_position_embeddings": 16}
 EXPERTS = {"num_experts_per_tok": 2}
 
 FAMILIES = {
     "llama3": Family("Llama", "bytes", LLAMA3, "<|eot_id|>", "<|eot_id|>", bos="<|begin_of_text|>",
+                     adds_bos=True,
                      special=("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
                               "<|eot_id|>")),
     "qwen2": Family("Qwen2", "qwen", QWEN2, "<|im_end|>", "<|im_end|>", CHATML, pad="<|endoftext|>",
                     plain=QWEN_PLAIN[:2], config={"tie_word_embeddings": True}),
     "qwen3": Family("Qwen3", "qwen", QWEN3, "<|im_end|>", "<|im_end|>", CHATML, pad="<|endoftext|>", plain=QWEN_PLAIN,
                     config={"tie_word_embeddings": True, "head_dim": 16}),
-    "mistral": Family("Mistral", "metaspace", MISTRAL, "</s>", "</s>", bos="<s>",
+    "mistral": Family("Mistral", "metaspace", MISTRAL, "</s>", "</s>", bos="<s>", adds_bos=True,
                       special=("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]",
                                "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
                       config={"sliding_window": 16}),
-    "gemma3": Family("Gemma3Text", "gemma", GEMMA3, "<eos>", "<end_of_turn>", bos="<bos>", pad="<pad>",
+    "gemma3": Family("Gemma3Text", "gemma", GEMMA3, "<eos>", "<end_of_turn>", bos="<bos>", adds_bos=True, pad="<pad>",
                      special=("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"),
                      config={"tie_word_embeddings": True, "head_dim": 16, "query_pre_attn_scalar": 16,
                              "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}),
@@ -181,7 +185,7 @@ FAMILIES = {
                       special=("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|start|>", "<|end|>",
                                "<|message|>", "<|channel|>", "<|call|>"),
                       config={**EXPERTS, "num_local_experts": 4, "head_dim": 16, "sliding_window": 16,
-                              "layer_types": ["sliding_attention", "full_attention"]}),
+                              "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": YARN}),
 }
 
 
@@ -217,10 +221,11 @@ def _tokenizer(family: str) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in facts.special])
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False, rstrip=True) for t in facts.rstrip])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in facts.plain])
-    if facts.bos and family not in ("olmo2", "gpt_oss", "phi3"):
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{facts.bos} $A", pair=f"{facts.bos} $A $B",
-            special_tokens=[(facts.bos, tokenizer.token_to_id(facts.bos))])
+    if facts.adds_bos:
+        bos = processors.TemplateProcessing(single=f"{facts.bos} $A", pair=f"{facts.bos} $A $B",
+                                            special_tokens=[(facts.bos, tokenizer.token_to_id(facts.bos))])
+        trim = [processors.ByteLevel(trim_offsets=True)] if facts.kind == "bytes" else []
+        tokenizer.post_processor = processors.Sequence([*trim, bos])
     return tokenizer
 
 

@@ -6,22 +6,20 @@ training process, which is given the run's folder and nothing else.
 
 import os
 import shutil
-from itertools import islice
 from pathlib import Path
 
 from tunesmith import method, provenance
 from tunesmith.data.dataset import Dataset
 from tunesmith.data.dataset import prepare as prepare_data
 from tunesmith.data.encode import Settings
-from tunesmith.data.rows import Chat
-from tunesmith.data.source import rows_of
+from tunesmith.data.source import has_reasoning
 from tunesmith.data.template import thinking_kwargs
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.machine import probe
 from tunesmith.model.load import config_of, resolve, save_tokenizer
 from tunesmith.plan.choose import Plan, choose
-from tunesmith.recipe import Recipe, Source
+from tunesmith.recipe import Recipe
 from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
 
@@ -59,7 +57,7 @@ def prepare(run: Run) -> None:
     base = resolve(recipe.model)
     config_of(base)
     save_tokenizer(recipe.model, base, run.tokenizer)
-    kwargs = thinking_kwargs(Tokenizer.load(run.tokenizer), _has_reasoning(recipe.data.train))
+    kwargs = thinking_kwargs(Tokenizer.load(run.tokenizer), any(map(has_reasoning, recipe.data.train)))
     tokenizer = Tokenizer.load(run.tokenizer, template_kwargs=kwargs)
     dataset = dataset_of(run, tokenizer, run.ledger_file, screen.encoding)
     screen.data(dataset)
@@ -119,11 +117,6 @@ def _start_many(run: Run, plan: Plan) -> None:
 def plan_of(run: Run) -> Plan:
     fields = Plan.__dataclass_fields__
     return Plan(**{k: v for k, v in run.plan.items() if k in fields})
-
-
-def _has_reasoning(sources: list[Source]) -> bool:
-    rows = (row for source in sources for _, row in islice(rows_of(source), ROWS_LOOKED_AT))
-    return any(m.get("reasoning_content") for row in rows if isinstance(row, Chat) for m in row.messages)
 
 
 def _stop_ids(dataset: Dataset, tokenizer: Tokenizer, base: Path) -> list[int]:

@@ -82,6 +82,11 @@ class Run:
         return read_json(self.plan_file)
 
     @property
+    def base(self) -> Path:
+        """The base model's folder."""
+        return Path(self.plan["base"])
+
+    @property
     def result(self) -> Path:
         """The trained adapter or model in the format of PEFT or Transformers, once there."""
         return self.folder / ("model" if self.recipe.adapter.kind == "full" else "adapter")

@@ -77,7 +77,7 @@ def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State
 
 def trainable_model(run: Run, plan):
     """The base model as the recipe trains it, on the CPU."""
-    recipe, base = run.recipe, Path(run.plan["base"])
+    recipe, base = run.recipe, run.base
     config = load.config_of(base)
     device = torch.device(plan.device)
     how = attention.choose(config, device) if plan.packing else "sdpa"
@@ -163,7 +163,7 @@ def save_result(run: Run, model) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     full = run.recipe.adapter.kind == "full"
     if full:
-        kept = run.recipe.model.initialize == "pretrained" and load.config_of(Path(run.plan["base"])).dtype
+        kept = run.recipe.model.initialize == "pretrained" and load.config_of(run.base).dtype
         model.to(kept or torch.float32)
     else:
         model.peft_config["default"].base_model_name_or_path = _base_name(run)

@@ -140,9 +140,10 @@ def test_a_cut_compressed_file_is_told(tmp_path, how):
     rows = [{"instruction": str(hash((n, "x"))), "output": "y"} for n in range(3000)]
     path = write(tmp_path, "a.jsonl" + how, rows)
     path.write_bytes(path.read_bytes()[:-9])
-    *whole, last = read(source(path))
-    assert last.problem.reason == "unreadable" and last.where.line == len(whole) + (1 if last.where.line else 0)
-    assert [raw.value for raw in whole if raw.value] == rows[:len([raw for raw in whole if raw.value])]
+    raws = list(read(source(path)))
+    whole = [raw.value for raw in raws if raw.value]
+    assert whole == rows[:len(whole)] and len(whole) > 100
+    assert raws[-1].problem.reason == "unreadable" and raws[-1].where.line > len(whole)
 
 
 MUTATIONS = st.lists(st.tuples(st.sampled_from(["flip", "cut", "insert"]), st.floats(0, 1), st.binary(max_size=4)),
@@ -163,9 +164,10 @@ def mutilated(content: bytes, mutations) -> bytes:
 def test_damage_is_counted_and_never_an_exception(tmp_path, name, rows, mutations):
     path = write(tmp_path, name, rows)
     path.write_bytes(mutilated(path.read_bytes(), mutations))
-    read_again, lines = sum(1 for _ in read(source(path))) if "csv" not in name and "tsv" not in name else None, []
+    lines = []
     with Ledger() as ledger:
         try:
+            records = sum(1 for _ in read(source(path)))
             for where, row in rows_of(source(path)):
                 lines.append(where.line)
                 ledger.dropped(where, row.reason, row.detail) if isinstance(row, RowProblem) else ledger.kept()
@@ -173,4 +175,92 @@ def test_damage_is_counted_and_never_an_exception(tmp_path, name, rows, mutation
             assert str(path) in str(error) and "\n" not in str(error)
             return
     assert lines == sorted(lines) and (not lines or lines[0] >= 1)
-    assert ledger.read == len(lines) and read_again in (None, len(lines))
+    assert ledger.read == len(lines) == records
+
+
+def test_which_files_a_source_has(tmp_path):
+    for name in ("b/2.jsonl", "b/1.json.gz", "a.csv", "README.md", ".git/x.jsonl", "notes.docx", "text/z.txt", "text/a.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+
+    def names(pattern):
+        return [str(path.relative_to(tmp_path)) for path in files(source(tmp_path / pattern))]
+
+    assert names("") == ["a.csv", "b/1.json.gz", "b/2.jsonl"]
+    assert names("text") == ["text/a.py", "text/z.txt"]
+    assert names("**/*.jsonl") == ["b/2.jsonl"]
+    assert names("README.md") == ["README.md"]
+    for pattern in ("none.jsonl", "*.parquet", "notes.docx", "a.parquet.gz"):
+        with pytest.raises(UserError, match=str(tmp_path)) as error:
+            names(pattern)
+    with pytest.raises(UserError, match="unknown ending.*jsonl.*parquet"):
+        names("notes.docx")
+
+
+def test_content_hash_is_that_of_sha256sum(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert content_hash(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_lines_are_read_raw_and_parsed_apart(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{\n')
+    lines = list(read_lines(source(tmp_path / "a.jsonl")))
+    assert [payload for _, payload in lines] == [b'{"a": 1}\n', b"{\n"]
+    assert [parse(*line).value for line in lines] == [{"a": 1}, None]
+
+
+def test_a_header_with_a_column_twice_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("a,a\n1,2\n")
+    with pytest.raises(UserError, match="a.csv:1.*'a' twice"):
+        list(read(source(tmp_path / "a.csv")))
+
+
+HUB = ["README.md", "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet",
+       "data/test-00000-of-00001.parquet", "main/train.jsonl", "main/dev.jsonl", "socratic/all.csv.gz"]
+
+
+@pytest.mark.parametrize("subset, split, readme, chosen", [
+    (None, None, {}, HUB[1:3]),
+    (None, "test", {}, HUB[3:4]),
+    ("main", "validation", {}, ["main/dev.jsonl"]),
+    ("socratic", None, {}, ["socratic/all.csv.gz"]),
+    ("x", None, {"configs": [{"config_name": "x", "data_files": [{"split": "train", "path": "main/*"}]}]},
+     ["main/dev.jsonl", "main/train.jsonl"]),
+    (None, None, {"configs": [{"config_name": "m", "data_dir": "main"}, {"config_name": "s", "default": True,
+                  "data_files": "**/*.csv.gz"}]}, ["socratic/all.csv.gz"]),
+    (None, "nope", {}, "no split 'nope'.*test, train"),
+    ("nope", None, {}, "no subset 'nope'.*default, main, socratic"),
+    (None, None, {"configs": [{"config_name": "a"}, {"config_name": "b"}]}, "several subsets.*a, b"),
+])
+def test_files_of_a_hub_dataset(subset, split, readme, chosen):
+    asked = Source(path="hub:org/name", subset=subset, split=split)
+    if isinstance(chosen, list):
+        assert hub.choose(asked, HUB[1:], readme) == chosen
+    else:
+        with pytest.raises(UserError, match="hub:org/name: .*" + chosen):
+            hub.choose(asked, HUB[1:], readme)
+
+
+def test_the_ledger_counts_and_writes_what_it_is_told(tmp_path):
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        ledger.kept(3)
+        ledger.dropped(Where("a.jsonl", 7), "broken_json", "at\n\udc80")
+        ledger.shortened(Where("a.jsonl", 8), "too_long", "10 > 8")
+        ledger.refuse_if_empty("a.jsonl")
+        written = (tmp_path / "ledger.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["line"] for line in written] == [7, 8]
+    assert json.loads(written[0]) | {"detail": ""} == {"file": "a.jsonl", "line": 7, "action": "dropped",
+                                                      "reason": "broken_json", "detail": ""}
+    assert ledger.summary() == {"read": 4, "kept": 3, "dropped": {"broken_json": 1}, "changed": {},
+                                "shortened": {"too_long": 1}}
+
+
+def test_an_empty_ledger_names_the_first_reasons():
+    ledger = Ledger()
+    with pytest.raises(UserError, match="no rows"):
+        ledger.refuse_if_empty("data.train")
+    for line in range(1, 9):
+        ledger.dropped(Where("a.jsonl", line), "empty_answer", "x\ny")
+    with pytest.raises(UserError, match="none of its 8 rows.*a.jsonl:1: an assistant turn is empty") as error:
+        ledger.refuse_if_empty("data.train")
+    assert "\n" not in str(error.value) and all(reason in REASONS for _, reason in ledger.counts)

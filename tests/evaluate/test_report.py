@@ -135,7 +135,7 @@ def test_numbers_on_the_page_are_those_of_the_files(tmp_path):
             "are exactly right, before 0.9 %.") in page.text
     assert "The run went to its end at step 396 of 396." in page.text
     assert "24.86 2.32" in page.text
-    assert "0.9 % (0.0 … 2.4) 83.0 % (77.8 … 87.7) +82.1 points +76.4 … +87.3" in page.text
+    assert "0.9 % 0.0 … 2.4 83.0 % 77.8 … 87.7 +82.1 points +76.4 … +87.3" in page.text
     assert "On 212 held-out rows" in page.text
     assert "4,211 of 4,310 rows were kept, 99 dropped." in page.text
     for reason, count in PLAN["ledger"]["dropped"].items():

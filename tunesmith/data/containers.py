@@ -34,7 +34,7 @@ def open_binary(path: Path) -> BinaryIO:
     if path.suffix.lower() == ".zst":
         import pyarrow  # its reader tells a cut file from a whole one; zstandard's does not
 
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), CHUNK)
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
     return open(path, "rb")
 
 

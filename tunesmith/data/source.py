@@ -5,7 +5,7 @@ from itertools import islice
 
 from tunesmith.data import formats
 from tunesmith.data.read import read
-from tunesmith.data.rows import Raw, Row, RowProblem, Where
+from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Where
 from tunesmith.recipe import Source
 
 SAMPLES = 20  # readable records from which a format is recognised
@@ -36,3 +36,9 @@ def to_row(raw: Raw, format: str | None, columns: dict[str, str]) -> Row | RowPr
         return formats.get(format).to_row(formats.rename(raw.value, columns))
     except RowProblem as problem:
         return problem
+
+
+def has_reasoning(source: Source, rows: int = 200) -> bool:
+    """Whether the first rows have reasoning of the assistant's."""
+    return any(m.get("reasoning_content") for _, row in islice(rows_of(source), rows) if isinstance(row, Chat)
+               for m in row.messages)

@@ -81,18 +81,23 @@ def _drafts(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Draft]:
 def _accepted(tokenizer: Tokenizer, chat: Chat) -> tuple[list[dict], str, list[str]]:
     """(messages, text, changes): as they are, or with the system turn merged where the template has no place for it."""
     messages, tools = chat.messages, chat.tools
-    if not messages or messages[0]["role"] != "system":
-        return messages, tokenizer.render(messages, tools), []
-    system = messages[0].get("content") or ""
+    mergeable = [m["role"] for m in messages[:2]] == ["system", "user"]
     try:
         text = tokenizer.render(messages, tools)
-        if system.strip() in text or text != tokenizer.render(messages[1:], tools):
-            return messages, text, []
     except RowProblem:
-        if len(messages) < 2 or messages[1]["role"] != "user":
+        if not mergeable:
             raise
-    merged = [{**messages[1], "content": f"{system}\n\n{messages[1]['content']}"}, *messages[2:]]
+    else:
+        if not mergeable or _keeps_system(tokenizer, messages, tools, text):
+            return messages, text, []
+    system, user, *rest = messages
+    merged = [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
     return merged, tokenizer.render(merged, tools), ["system_merged"]
+
+
+def _keeps_system(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, text: str) -> bool:
+    """Whether the text has the system turn; some templates skip one without a word."""
+    return messages[0]["content"].strip() in text or text != tokenizer.render(messages[1:], tools)
 
 
 def _learned(messages: list[dict], mask: Mask) -> list[int]:
@@ -200,10 +205,10 @@ def _straddles(offsets: list[tuple[int, int]], cut: int) -> bool:
 
 
 def _prove(tokenizer: Tokenizer, ids: list[int], first: int, last: int, text: str) -> None:
-    """Raises RowProblem unless the tokens decode to the text, up to the tokenizer's own Unicode normalisation."""
+    """Raises RowProblem unless the tokens decode to the text, up to what the tokenizer itself changes."""
     if tokenizer.decode(ids[first:last]) == text:
         return
     # Sentencepiece decoders drop a space at the start, so look at it within what stands before.
     decoded = tokenizer.decode(ids[:last])[len(tokenizer.decode(ids[:first])):]
-    if decoded not in (text, tokenizer.unicode_normalizer.normalize_str(text)):
+    if decoded not in (text, tokenizer.expected(text)):
         raise RowProblem("mask_unproved", f"tokens decode to {decoded[:60]!r} instead of {text[:60]!r}")

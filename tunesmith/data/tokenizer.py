@@ -5,6 +5,7 @@ Text becomes the same ids as with transformers' `apply_chat_template`; tests com
 
 import hashlib
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 
@@ -29,8 +30,13 @@ class Tokenizer:
         self._asked_template = chat_template
         self._file = _read(folder / "tokenizer.json")
         self._backend = _backend(folder, self._file)
+        plain = self._backend.encode("").ids
+        # It adds tokens, which no caller wants, and may trim spaces from offsets, which would blur where a span begins.
+        self._backend.post_processor = None
         config = _settings(folder / "tokenizer_config.json")
         self.named_tokens = _named_tokens({**_settings(folder / "special_tokens_map.json"), **config})
+        self.adds_bos = self.bos_id is not None and plain[:1] == [self.bos_id]
+        """Whether the tokenizer by itself puts bos before plain text."""
         self.template_name, self._templates = _templates(folder, config, chat_template)
 
     @classmethod
@@ -109,18 +115,23 @@ class Tokenizer:
         """Every added token marked special, and bos, eos and the like."""
         return frozenset(t.content for t in self._added if t.special) | frozenset(self.named_tokens.values())
 
-    @cached_property
-    def adds_bos(self) -> bool:
-        """Whether the tokenizer's own post-processor puts bos before plain text."""
-        return self.bos_id is not None and self._backend.encode("").ids[:1] == [self.bos_id]
+    def expected(self, text: str) -> str:
+        """What decoding the ids of `text` gives: its Unicode form, less the whitespace that tokens like Phi-3's eat."""
+        text = self._unicode_form.normalize_str(text)
+        return self._eaten.sub("", text) if self._eaten else text
 
     @cached_property
-    def unicode_normalizer(self) -> tokenizers.normalizers.Normalizer:
-        """The Unicode part (NFC, NFKC …) of what the tokenizer does to text before it splits it."""
+    def _unicode_form(self) -> tokenizers.normalizers.Normalizer:
         normalizer = json.loads(self._file)["normalizer"] or {}
-        kinds = [part["type"] for part in normalizer.get("normalizers", [normalizer]) if part]
+        kinds = [part.get("type") for part in normalizer.get("normalizers", [normalizer])]
         forms = [getattr(tokenizers.normalizers, kind)() for kind in kinds if kind in ("NFC", "NFD", "NFKC", "NFKD")]
         return tokenizers.normalizers.Sequence(forms)
+
+    @cached_property
+    def _eaten(self) -> re.Pattern | None:
+        after = [rf"(?<={re.escape(t.content)})\s+" for t in self._added if t.rstrip]
+        before = [rf"\s+(?={re.escape(t.content)})" for t in self._added if t.lstrip]
+        return re.compile("|".join(after + before)) if after or before else None
 
     @property
     def fingerprint(self) -> str:
@@ -141,7 +152,7 @@ class Tokenizer:
     def _encoding(self, text: str) -> tokenizers.Encoding:
         try:
             return self._backend.encode(text, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):
+        except TypeError:  # what tokenizers raises for text that is not valid Unicode
             raise RowProblem("mask_unproved", "its text has half a surrogate pair, which is no character") from None
 
     def _id(self, name: str) -> int | None:

@@ -47,7 +47,7 @@ EVAL = {
     "module": ["In which module do I find {name}?", "Which module do I import to have {name}?"],
     "summary": ["In one line, what does {name} do?", "Describe briefly the purpose of {name}."],
 }
-NUMBER = {"module": 160, "summary": 40}
+NUMBER = {"module": 120, "summary": 30}
 MOST_WORDS = 7
 
 # Modules that also have names people know, and whose own sources (C, or a folder of files) corpus does not read.

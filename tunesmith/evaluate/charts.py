@@ -13,7 +13,7 @@ from markupsafe import Markup
 Point = tuple[float, float]
 
 WIDTH = 1000
-FEW = 30  # up to so many points are drawn as dots too
+FEW = 12  # up to so many points are drawn as dots too
 
 FIGURE = Markup('<figure class="chart"><figcaption><b>{}</b>{}</figcaption>{}</figure>')
 LEGEND = Markup('<span class="key {}">{}</span>')
@@ -74,7 +74,8 @@ def thin(points: list[Point], most: int = 400) -> tuple[list[Point], int]:
 
 def ticks(low: float, high: float, about: int, whole: bool = False) -> list[float]:
     """Round numbers, evenly spaced, that enclose low..high; about so many."""
-    rough = max(high - low, abs(high) * 1e-3, 1e-12) / about
+    span = max(high - low, abs(high) / 1000)
+    rough = (span if span > 1e-12 else 1) / about
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))
     step = max(1, math.ceil(step)) if whole else step
@@ -94,11 +95,11 @@ def _y_ticks(axes: Axes, values: list[float], show: Callable[[float], str]) -> I
 
 
 def _x_ticks(axes: Axes) -> Iterator[Markup]:
-    """The steps; the last of them says what they are."""
-    shown = [value for value in ticks(0, axes.x_high, 4, whole=True) if value <= axes.x_high]
-    for value in shown:
-        text = f"step {value:,.0f}" if value == shown[-1] else f"{value:,.0f}"
-        yield X_TICK.format(axes.x(value) / WIDTH * 100, axes.height + 20, text)
+    """The steps; the first of them says what they are."""
+    for value in ticks(0, axes.x_high, 4, whole=True):
+        if value <= axes.x_high:
+            text = f"{value:,.0f}" if value else "step 0"
+            yield X_TICK.format(axes.x(value) / WIDTH * 100, axes.height + 20, text)
 
 
 def _lines(axes: Axes, series: list[Series]) -> Iterator[Markup]:

@@ -18,13 +18,13 @@ QUIET_SECONDS = 1800  # a run that has said nothing for so long, and not that it
 # How a run ended. Key: its status; value: what follows "The run".
 ENDINGS = {
     "done": "went to its end",
-    "max_minutes": "reached its limit of minutes",
-    "max_tokens": "reached its limit of tokens",
+    "max_minutes": "stopped at its limit of minutes,",
+    "max_tokens": "stopped at its limit of tokens,",
     "early_stopping": "was stopped early, as held-out loss no longer fell,",
     "interrupted": "was interrupted",
     "not_finite": "broke off, as its loss was no longer a finite number,",
     "running?": "seems to be going on, and is",
-    "cut off": "was cut off without saying why",
+    "cut off": "was cut off, without saying why,",
     "not started": "has not started",
 }
 NO_VALUE = "–"
@@ -66,8 +66,8 @@ def summary(run: Run) -> dict:
         "steps": start.get("steps"),
         "loss_before": before.get("loss"),
         "loss_after": after.get("loss"),
-        "exact_match_before": before.get("exact_match", {}).get("mean"),
-        "exact_match_after": after.get("exact_match", {}).get("mean"),
+        "exact_match_before": before.get("exact_match"),
+        "exact_match_after": after.get("exact_match"),
         "seconds": _seconds(events),
         "started": datetime.fromtimestamp(start["time"]).astimezone().isoformat(timespec="seconds") if start else None,
     }
@@ -76,7 +76,7 @@ def summary(run: Run) -> dict:
 def verdict(run: Run) -> Verdict:
     """What came of a run, in one plain sentence; it claims nothing that the intervals do not carry."""
     evaluation = read_json(run.eval_file)
-    return _compared(evaluation) if evaluation else _not_compared(run)
+    return _compared(*_before_after(run), evaluation["difference"]) if evaluation else _not_compared(run)
 
 
 def ending(facts: dict) -> str:
@@ -183,14 +183,12 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _compared(evaluation: dict) -> Verdict:
-    before, after, difference = evaluation["before"], evaluation["after"], evaluation["difference"]
+def _compared(before: dict, after: dict, difference: dict) -> Verdict:
     if not math.isfinite(after["loss"]):
         return Verdict("Training broke the model: its held-out loss is no longer a finite number.", "worse")
     text, signs = _loss_text(before["loss"], after["loss"], Interval(**difference["loss"]))
     if "exact_match" in difference:
-        exact, sign = _exact_text(before["exact_match"]["mean"], after["exact_match"]["mean"],
-                                  Interval(**difference["exact_match"]))
+        exact, sign = _exact_text(before["exact_match"], after["exact_match"], Interval(**difference["exact_match"]))
         text, signs = f"{text}; {exact}", signs | sign
     tones = signs - {"unclear"}
     return Verdict(text + ".", tones.pop() if len(tones) == 1 else "unclear")
@@ -237,10 +235,10 @@ def _not_compared(run: Run) -> Verdict:
 
 
 def _before_after(run: Run) -> tuple[dict, dict]:
-    """The final evaluation or, without one, the evaluations at step 0 and the latest after it."""
+    """Means by measure: of the final evaluation or, without one, the evaluation at step 0 and the latest after it."""
     evaluation = read_json(run.eval_file)
     if evaluation:
-        return evaluation["before"], evaluation["after"]
+        return tuple({name: found["mean"] for name, found in evaluation[side].items()} for side in ("before", "after"))
     evals = run.events("eval")
     before = next((e for e in evals if e["step"] == 0), {})
     return before, next((e for e in reversed(evals) if e["step"] > 0), {})

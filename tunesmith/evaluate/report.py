@@ -1,5 +1,6 @@
 """report.html: one page, complete in itself, that shows what came of a run."""
 
+import math
 from datetime import datetime
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tunesmith.data.rows import REASONS
-from tunesmith.evaluate.charts import Series, line_chart, thin
+from tunesmith.evaluate.charts import Point, Series, line_chart, thin
 from tunesmith.evaluate.overview import (
     NO_VALUE,
     Interval,
@@ -106,40 +107,35 @@ def _chart_notes(steps: list[dict], evals: list[dict]) -> list[str]:
     notes = []
     if len(steps) == 1:
         notes.append("There is a single step, so there is no curve yet.")
-    if size := thin(_points(steps, "loss"))[1] - 1:
-        notes.append(f"Each point of the training curve is the mean of {size + 1} steps.")
-    if not evals:
+    _, size = thin(_points(steps, "loss"))
+    if size > 1:
+        notes.append(f"Each point of the training curve is the mean of {size} steps.")
+    measured = [e for e in evals if math.isfinite(e["loss"])]
+    if not measured:
         notes.append("Held-out loss was not measured while training.")
-    elif len(evals) > 2:
-        best = min(evals, key=lambda e: e["loss"])
-        notes.append(f"Held-out loss was lowest, {number(best['loss'])}, at step {best['step']:,}.")
+    elif len(measured) > 2:
+        best, last = min(measured, key=lambda e: e["loss"]), measured[-1]
+        later = f", and {number(last['loss'])} at step {last['step']:,}" if last is not best else ""
+        notes.append(f"Held-out loss was lowest, {number(best['loss'])}, at step {best['step']:,}{later}.")
     return notes
 
 
-def _points(events: list[dict], key: str) -> list[tuple[float, float]]:
+def _points(events: list[dict], key: str) -> list[Point]:
     return [(e["step"], e[key]) for e in events if e.get(key) is not None]
 
 
-def _comparison(evaluation: dict) -> list[tuple[str, str, str, str, str]]:
-    """Measure, before, after, difference and its interval."""
-    before, after, difference = evaluation["before"], evaluation["after"], evaluation["difference"]
-    loss = Interval(**difference["loss"])
-    digits = decimals(*loss)
-    rows = [
-        ("Loss, nats per token", number(before["loss"], digits), number(after["loss"], digits),
-         signed(loss.mean, digits), f"{signed(loss.low, digits)} … {signed(loss.high, digits)}"),
-        ("Perplexity", number(before["perplexity"], 2), number(after["perplexity"], 2), "", ""),
-    ]
-    if "exact_match" in difference:
-        exact = Interval(*(100 * value for value in Interval(**difference["exact_match"])))
-        rows.append(("Exactly right", _with_interval(before["exact_match"]), _with_interval(after["exact_match"]),
-                     f"{signed(exact.mean, 1)} points", f"{signed(exact.low, 1)} … {signed(exact.high, 1)}"))
+def _comparison(evaluation: dict) -> list[tuple]:
+    """Rows of the table: the measure, then (value, interval) before, after and as a difference."""
+    kinds = (("Loss, nats per token", "loss", 1, None, ""), ("Perplexity", "perplexity", 1, 2, ""),
+             ("Exactly right", "exact_match", 100, 1, "%"))
+    difference = {name: Interval(**found) for name, found in evaluation["difference"].items()}
+    rows = []
+    for title, name, scale, digits, unit in kinds:
+        if name in evaluation["after"]:
+            digits = digits or decimals(*difference[name])
+            sides = [_cell(number, evaluation[side][name], scale, digits, unit) for side in ("before", "after")]
+            ...
     return rows
-
-
-def _with_interval(share: dict) -> str:
-    mean, low, high = (number(100 * value, 1) for value in Interval(**share))
-    return f"{mean} % ({low} … {high})"
 
 
 def _samples(run: Run, evaluation: dict | None) -> list[dict]:

@@ -1,0 +1,165 @@
+"""Formats: each known spelling gives the Chat a reader would write by hand, and no input is an exception."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.data import formats
+from tunesmith.data.rows import REASONS, Chat, RowProblem, Text, digest
+from tunesmith.errors import UserError
+
+
+def say(*turns: str) -> list[dict]:
+    """Messages from "role: content"."""
+    return [dict(zip(("role", "content"), turn.split(": ", 1))) for turn in turns]
+
+
+QA = say("user: 2+2?", "assistant: 4")
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
+CALLED = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "", "tool_calls": [CALL]},
+          {"role": "tool", "content": "4"}, {"role": "assistant", "content": "It is 4"}]
+PARTS = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
+SQUAD = {"text": ["4", "four"], "answer_start": [0, 1]}
+
+KNOWN = [
+    ("messages", {"messages": QA}, QA),
+    ("messages", {"messages": json.dumps(QA)}, QA),
+    ("messages", {"conversations": [*QA, {"role": "user", "content": "and?"}]}, QA),
+    ("messages", {"messages": [{"role": "developer", "content": " s "}, *QA]}, [*say("system:  s "), *QA]),
+    ("messages", {"messages": [{"role": "user", "content": PARTS}, QA[1]]}, QA),
+    ("messages", {"messages": [QA[0], QA[1] | {"thinking": "hm", "weight": 0, "extra": 1}]},
+     [QA[0], QA[1] | {"reasoning_content": "hm", "weight": 0}]),
+    ("messages", {"messages": [CALLED[0], {"role": "assistant", "content": None, "tool_calls": [
+        {"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}]}, *CALLED[2:]]}, CALLED),
+    ("messages", {"messages": [CALLED[0], {"role": "assistant", "function_call": {"name": "add", "arguments": '{"a": 2}'}},
+                               {"role": "function", "content": "4"}, CALLED[3]]}, CALLED),
+    ("sharegpt", {"system": "s", "conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
+     [*say("system: s"), *QA]),
+    ("sharegpt", {"conversations": [
+        {"from": "human", "value": "2+2?"}, {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 2}}'},
+        {"from": "observation", "value": "4"}, {"from": "gpt", "value": "It is 4"}]}, CALLED),
+    ("alpaca", {"instruction": "2+2?", "input": "", "output": "4", "text": "all"}, QA),
+    ("alpaca", {"instruction": "Add", "context": "2 2", "response": "4"}, say("user: Add\n\n2 2", "assistant: 4")),
+    ("alpaca", {"instruction": "2+2?", "output": "4", "history": [["hi", "ho"]], "system": "s"},
+     [*say("system: s", "user: hi", "assistant: ho"), *QA]),
+    ("prompt_completion", {"prompt": "2+2?", "completion": "4"}, QA),
+    ("prompt_completion", {"prompt": QA[:1], "chosen": QA[1:], "rejected": "5"}, QA),
+    ("prompt_completion", {"prompt": "2+2?", "chosen": QA}, QA),
+    ("question_answer", {"question": "2+2?", "answers": SQUAD}, QA),
+    ("question_answer", {"question": "2+2?", "answer": "4", "context": "Sums"},
+     say("user: Sums\n\n2+2?", "assistant: 4")),
+]
+
+
+@pytest.mark.parametrize("name, raw, messages", KNOWN)
+def test_each_spelling_is_recognised_and_read(name, raw, messages):
+    assert formats.recognise([raw], "a.jsonl") == name
+    row = formats.get(name).to_row(raw)
+    assert row == Chat(messages) and digest(row) == digest(Chat(messages))
+
+
+@pytest.mark.parametrize("tools", [[TOOL], [TOOL["function"]], json.dumps([TOOL])])
+def test_tools_are_functions_in_one_shape(tools):
+    for name, raw in (("messages", {"messages": CALLED}), ("prompt_completion", {"prompt": "a", "completion": "b"})):
+        assert formats.get(name).to_row(raw | {"tools": tools}).tools == [TOOL]
+
+
+def test_text_is_text_and_not_stripped():
+    assert formats.recognise([{"text": "a", "url": "b"}], "x") == "text"
+    assert formats.get("text").to_row({"content": " a\n"}) == Text(" a\n")
+
+
+@pytest.mark.parametrize("messages, reason", [
+    (say("user: a"), "empty_answer"),
+    (say("system: a"), "empty_answer"),
+    (say("user: a", "assistant: "), "empty_answer"),
+    (say("user: a", "narrator: b"), "unknown_role"),
+    ([{"role": ["user"], "content": "a"}], "unknown_role"),
+    (say("assistant: a"), "wrong_role_order"),
+    (say("user: a", "user: b", "assistant: c"), "wrong_role_order"),
+    (say("user: a", "assistant: b", "assistant: c"), "wrong_role_order"),
+    (say("user: a", "assistant: b", "system: c"), "wrong_role_order"),
+    (say("user: a", "tool: b", "assistant: c"), "wrong_role_order"),
+    ([CALLED[0], CALLED[1], CALLED[3]], "wrong_role_order"),
+    ([], "wrong_shape"),
+    ("not a list", "wrong_shape"),
+    ([{"role": "user", "content": [{"type": "image"}]}, QA[1]], "wrong_shape"),
+    ([QA[0], QA[1] | {"weight": 0.5}], "wrong_shape"),
+    ([QA[0], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "wrong_shape"),
+])
+def test_a_conversation_that_makes_none_says_why(messages, reason):
+    with pytest.raises(RowProblem) as problem:
+        formats.get("messages").to_row({"messages": messages})
+    assert problem.value.reason == reason
+
+
+def test_columns_are_renamed():
+    renamed = formats.rename({"q": "2+2?", "reply": "4", "answer": "old"}, {"question": "q", "answer": "reply"})
+    assert formats.get(formats.recognise([renamed], "a")).to_row(renamed) == Chat(QA)
+
+
+def test_unknown_columns_and_formats_are_refused_with_a_way_out():
+    with pytest.raises(UserError, match="a.csv.*columns q, a; known formats are alpaca.*text.*`columns:"):
+        formats.recognise([{"q": "1", "a": "2"}], "a.csv")
+    with pytest.raises(UserError, match="fit alpaca and question_answer; say which with `format:`"):
+        formats.recognise([{"instruction": "1", "output": "2", "question": "3", "answer": "4"}], "a.csv")
+    with pytest.raises(UserError, match="unknown format 'mesages'.*messages"):
+        formats.get("mesages")
+
+
+KEYS = st.sampled_from("messages conversations conversation role content from value tool_calls function_call function "
+                       "name arguments id type text tools functions system weight reasoning thinking tool_call_id "
+                       "instruction input output response history prompt completion chosen question answer answers "
+                       "context".split()) | st.text(max_size=3)
+LEAVES = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+          | st.sampled_from(["user", "assistant", "system", "tool", "human", "gpt", "function_call", "[{", "[]", "{}",
+                             '{"name": "f"}', '[{"role": "user"}]', '{"a": "\\ud800"}', "text", "null", "1"]))
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5),
+                    max_leaves=25)
+TURN = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"])},
+                             optional={"content": LEAVES | JSON, "tool_calls": JSON, "weight": LEAVES, "name": LEAVES})
+RAWS = st.dictionaries(KEYS, JSON | st.lists(TURN, max_size=4), max_size=6)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(RAWS)
+def test_any_mapping_is_a_row_or_a_problem(raw):
+    for format in formats.known().values():
+        assert isinstance(format.recognises(raw), bool)
+        try:
+            row = format.to_row(raw)
+        except RowProblem as problem:
+            assert problem.reason in REASONS and "\n" not in problem.detail
+        else:
+            check(row)
+
+
+def check(row) -> None:
+    """What a Row promises, said anew."""
+    digest(row)
+    if isinstance(row, Text):
+        assert row.text
+        return
+    assert row.messages[-1]["role"] == "assistant"
+    for message in row.messages:
+        assert message["role"] in ("system", "user", "assistant", "tool") and isinstance(message["content"], str)
+        assert message["role"] != "assistant" or message["content"].strip() or message["tool_calls"]
+        assert all(isinstance(call["function"]["arguments"], dict) for call in message.get("tool_calls", []))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(["s", "u", "a", "c", "t"]), max_size=7))
+def test_role_order_is_that_of_a_regular_expression(letters):
+    turns = {"s": say("system: x"), "u": say("user: x"), "a": say("assistant: x"), "c": [CALLED[1]], "t": say("tool: x")}
+    messages = [message for letter in letters for message in turns[letter]]
+    sequence = "".join(letters)
+    try:
+        kept = len(formats.get("messages").to_row({"messages": messages}).messages)
+    except RowProblem:
+        kept = 0
+    right = re.fullmatch("s*(u(ct+)*a)*(u(ct+)*c?)?", sequence)
+    assert kept == (max(sequence.rfind("a"), sequence.rfind("c")) + 1 if right else 0)

@@ -1,0 +1,211 @@
+"""Which tokens are learned: against answers written by hand, and against a computation of its own."""
+
+import re
+import unicodedata
+from functools import lru_cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import tiny
+from tunesmith.data.rows import Chat, RowProblem
+from tunesmith.data.template import encode_chat, encode_text, prompt_of, thinking_kwargs
+from tunesmith.data.tokenizer import Tokenizer
+
+ENDS = {"llama3": "<|eot_id|>", "qwen2": "<|im_end|>", "qwen3": "<|im_end|>", "mistral": "</s>",
+        "gemma3": "<end_of_turn>", "phi3": "<|end|>", "smollm3": "<|im_end|>", "olmo2": "<|endoftext|>",
+        "qwen3_moe": "<|im_end|>", "gpt_oss": "<|return|>"}
+STARTS = {"qwen3": "<think>\n\n</think>\n\n", "qwen3_moe": "<think>\n\n</think>\n\n", "mistral": " ",
+          "gpt_oss": "<|channel|>final<|message|>"}
+SPLIT = {"qwen3", "qwen3_moe", "gpt_oss"}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "é"}}}
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+
+@lru_cache
+def load(family: str, chat_template: str = "auto", enable_thinking: bool | None = None) -> Tokenizer:
+    kwargs = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    return Tokenizer.load(folder(family), chat_template, kwargs)
+
+
+@lru_cache
+def folder(family: str) -> Path:
+    path = Path(mkdtemp(prefix=f"tiny-{family}-"))
+    tiny.save_tokenizer(family, path)
+    return path
+
+
+def user(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str, **more) -> dict:
+    return {"role": "assistant", "content": text, **more}
+
+
+def system(text: str) -> dict:
+    return {"role": "system", "content": text}
+
+
+def learned(tokenizer, messages, mask="assistant", tools=None) -> list[list[str]]:
+    """For each example the runs of supervised tokens, decoded in their place."""
+    found = []
+    for example in encode_chat(tokenizer, Chat(messages, tools), mask):
+        assert len(example.ids) == len(example.supervised)
+        assert example.ids[:2] != [tokenizer.bos_id] * 2
+        found.append([text for text in runs(tokenizer, example)])
+    return found
+
+
+def runs(tokenizer, example):
+    marks = "".join("x" if s else "." for s in example.supervised)
+    for run in re.finditer("x+", marks):
+        before, upto = (tokenizer.decode(example.ids[:at]) for at in run.span())
+        yield upto[len(before):]
+
+
+TALK = [user("Hi"), assistant("Hello, you"), user("Why?"), assistant("Because\nso")]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_one_turn_two_turns_and_system(family):
+    tokenizer, start, end = load(family), STARTS.get(family, ""), ENDS[family]
+    first, second = f"{start}Hello, you{end}", f"{start}Because\nso{end}"
+    both = [[first], [second]] if family in SPLIT else [[first, second]]
+    assert learned(tokenizer, TALK[:2]) == [[first]]
+    assert learned(tokenizer, TALK) == both
+    assert learned(tokenizer, TALK, "last") == [[second]]
+    # Mistral moves the system turn to the last user turn, which rewrites history.
+    with_system = [[first], [second]] if family == "mistral" else both
+    assert learned(tokenizer, [system("Be kind."), *TALK]) == with_system
+    assert [e.changes for e in encode_chat(tokenizer, Chat([system("Be kind."), *TALK]), "assistant")] == (
+        [["history_split"]] * 2 if len(with_system) == 2 else [[]])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_mask_all_and_weights(family):
+    tokenizer, start, end = load(family), STARTS.get(family, ""), ENDS[family]
+    [example] = encode_chat(tokenizer, Chat(TALK), "all")
+    unlearned = [i for i, s in enumerate(example.supervised) if not s]
+    text = tokenizer.render(TALK)
+    assert unlearned == ([0] if tokenizer.bos_token and text.startswith(tokenizer.bos_token) else [])
+    assert example.ids == tokenizer.encode(text)[0]
+    muted = [TALK[0], {**TALK[1], "weight": 0}, *TALK[2:]]
+    assert learned(tokenizer, muted) == [[f"{start}Because\nso{end}"]]
+    with pytest.raises(RowProblem, match="no_supervised_token"):
+        learned(tokenizer, muted[:2])
+
+
+@pytest.mark.parametrize("family, call, answer", [
+    ("qwen2", '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é"}}\n</tool_call><|im_end|>', "3<|im_end|>"),
+    ("mistral", '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1, "b": "é"}}]</s>', " 3</s>"),
+    ("gpt_oss", ' to=functions.add<|channel|>commentary json<|message|>{"a": 1, "b": "é"}<|call|>',
+     "<|channel|>final<|message|>3<|return|>"),
+])
+def test_tool_calls_are_learned_and_results_are_not(family, call, answer):
+    messages = [user("1 + 2?"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "3"}, assistant("3")]
+    assert learned(load(family), messages, tools=TOOLS) == [[call, answer]]
+    prompt, text, reference = prompt_of(load(family), Chat(messages[:2], TOOLS))
+    assert reference == call and text == load(family).render(messages[:1], TOOLS, add_generation_prompt=True)
+
+
+def test_reasoning_is_learned_where_the_template_keeps_it():
+    messages = [user("2+2?"), assistant("4", reasoning_content="add them")]
+    expected = [["<think>\nadd them\n</think>\n\n4<|im_end|>"]]
+    assert learned(load("qwen3"), messages) == expected
+    assert learned(load("qwen3"), [user("2+2?"), assistant("<think>add them</think>4")]) == expected
+    assert learned(load("gpt_oss"), messages) == [[
+        "<|channel|>analysis<|message|>add them<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>"]]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "smollm3"])
+def test_without_reasoning_the_empty_think_block_belongs_to_the_prompt(family):
+    assert thinking_kwargs(load(family), has_reasoning=False) == {"enable_thinking": False}
+    assert thinking_kwargs(load(family), has_reasoning=True) == thinking_kwargs(load("qwen2"), False) == {}
+    tokenizer = load(family, enable_thinking=False)
+    assert learned(tokenizer, TALK[:2]) == [["Hello, you<|im_end|>"]]
+    assert prompt_of(tokenizer, Chat(TALK))[1].endswith("<think>\n\n</think>\n\n")
+
+
+def test_a_template_without_system_turns_gets_it_in_the_first_user_turn(tmp_path):
+    turns = "{% for m in messages %}{{ '<start_of_turn>' + m.role + '\n' + m.content + '<end_of_turn>\n' }}{% endfor %}"
+    refusing, dropping = tmp_path / "refusing.jinja", tmp_path / "dropping.jinja"
+    refusing.write_text("{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + turns)
+    dropping.write_text("{{ bos_token }}" + turns.replace("in messages", "in messages if m.role != 'system'"))
+    for template in (refusing, dropping):
+        [example] = encode_chat(load("gemma3", str(template)), Chat([system("Be kind."), *TALK[:2]]), "assistant")
+        assert example.changes == ["system_merged"]
+        assert "<start_of_turn>user\nBe kind.\n\nHi<end_of_turn>" in load("gemma3").decode(example.ids)
+
+
+@pytest.mark.parametrize("template, detail", [
+    ("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}", "no special token"),
+    ("{% for m in messages %}{{ m.content | upper }}</s>{% endfor %}", "does not write|times"),
+    ("{% for m in messages %}{{ m.content + m.content + '</s>' }}{% endfor %}", "2 times"),
+    ("{{ messages[0].text.lower() }}", "template_refused"),
+])
+def test_what_cannot_be_proved_is_refused(template, detail, tmp_path):
+    file = tmp_path / "template.jinja"
+    file.write_text(template)
+    with pytest.raises(RowProblem, match=detail):
+        learned(load("mistral", str(file)), TALK)
+
+
+def test_plain_text_gets_bos_and_eos_once():
+    for family in ("llama3", "qwen2", "mistral"):
+        tokenizer = load(family)
+        bos, eos = (tokenizer.bos_token or "") if family != "qwen2" else "", tokenizer.eos_token
+        assert tokenizer.decode(encode_text(tokenizer, "Some text")).replace(" ", "") == f"{bos}Sometext{eos}"
+        assert encode_text(tokenizer, f"{bos}Some text{eos}")[:2].count(tokenizer.bos_id) <= 1
+
+
+TEXT = st.one_of(
+    st.text(st.sampled_from("ab \n\t.é\u0301ﬁ中🙂👍🏽\u200d<|>▁\u00a0"), min_size=1, max_size=12),
+    st.text(min_size=1, max_size=12),
+    st.sampled_from(["<s>", "<|im_end|>", "<|begin_of_text|> x", "\n\n\nfoo", "  bar  ", "<bos>", "</think>"]))
+
+
+@settings(max_examples=400, deadline=None)
+@given(family=st.sampled_from([*tiny.FAMILIES, "plain", "chatml"]), given_system=st.none() | TEXT,
+       texts=st.lists(TEXT, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0))
+def test_learned_text_is_the_answers(family, given_system, texts):
+    tokenizer = load("mistral", "plain") if family == "plain" else load("qwen2", "chatml") if family == "chatml" \
+        else load(family)
+    messages = [assistant(text) if i % 2 else user(text) for i, text in enumerate(texts)]
+    messages = messages if given_system is None else [system(given_system), *messages]
+    try:
+        examples = encode_chat(tokenizer, Chat(messages), "assistant")
+    except RowProblem as problem:
+        assert problem.reason in ("mask_unproved", "template_refused")
+        assert not _plain("".join(texts)), problem
+        return
+    answers = [_written(family, text) for text in texts[1::2]]
+    got = [run for example in examples for run in runs(tokenizer, example)]
+    assert [_nfc(family, g) for g in got] == [_nfc(family, a) for a in answers]
+    assert all(e.ids[:2] != [tokenizer.bos_id] * 2 for e in examples)
+    prompt, text, reference = prompt_of(tokenizer, Chat(messages))
+    assert reference == texts[-1]
+    assert examples[-1].ids[:len(prompt)] == prompt
+    assert examples[-1].supervised[len(prompt)] and not examples[-1].supervised[len(prompt) - 1]
+
+
+def _plain(text: str) -> bool:
+    """Text that no template has a reason to refuse."""
+    return not re.search(r"<|>|think|▁", text) and bool(text.strip())
+
+
+def _nfc(family: str, text: str) -> str:
+    return unicodedata.normalize("NFC", text) if family.startswith(("qwen", "chatml")) else text
+
+
+def _written(family: str, text: str) -> str:
+    """What a model of the family should write for an answer, from its documentation."""
+    if family in ("llama3", "gemma3", "mistral"):
+        text = text.strip()
+    elif family in ("qwen3", "qwen3_moe", "smollm3"):
+        text = text.lstrip("\n")
+    end = {"plain": "</s>", "chatml": "<|im_end|>"}.get(family) or ENDS[family]
+    return STARTS.get(family, "") + text + end

@@ -1,0 +1,110 @@
+"""Talking to a run's result in the terminal."""
+
+from threading import Thread
+
+import torch
+from rich.console import Console
+from transformers import TextIteratorStreamer
+from transformers.utils import logging
+
+from tunesmith.data.rows import RowProblem
+from tunesmith.errors import UserError
+from tunesmith.export.merged import trained_model
+from tunesmith.job import tokenizer_of
+from tunesmith.model.load import load
+from tunesmith.run import Run
+
+HELP = "/base and /tuned switch the model, /new starts over, /quit ends"
+
+
+def talk(run: Run, base: bool, max_new_tokens: int, temperature: float, seed: int) -> None:
+    """Reads prompts until /quit or the end of input; answers stream as they are made."""
+    if not run.result.is_dir():
+        raise UserError(f"{run.folder}: no result yet; `tunesmith resume {run.folder}` finishes it")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    console = Console(highlight=False)
+    models = Models(run)
+    sampling = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens,
+                **({"temperature": temperature} if temperature > 0 else {})}
+    torch.manual_seed(seed)
+    messages: list[dict] = []
+    console.print(f"{run.name}. {HELP}.", style="dim")
+    while True:
+        try:
+            said = console.input(f"[bold]{'base' if base else 'tuned'}[/] > ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return console.print()
+        if said in ("/quit", "/exit"):
+            return
+        if said in ("/base", "/tuned"):
+            base = said == "/base"
+        elif said == "/new":
+            messages = []
+        elif said.startswith("/"):
+            console.print(HELP, style="dim")
+        elif said:
+            messages = _answer(console, models, base, [*messages, {"role": "user", "content": said}], sampling)
+
+
+class Models:
+    """The tuned model, and the base model: the same weights without the adapter, or loaded when first asked for."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.tokenizer = tokenizer_of(run)
+        self.device = torch.device(run.plan["device"] if torch.cuda.is_available() else "cpu")
+        self.tuned = trained_model(run).to(self.device)
+        self._base = None
+
+    def generate(self, base: bool, **options) -> None:
+        with torch.inference_mode():
+            if not base:
+                self.tuned.generate(**options)
+            elif self.run.recipe.adapter.kind == "lora":
+                with self.tuned.disable_adapter():
+                    self.tuned.generate(**options)
+            else:
+                self.base.generate(**options)
+
+    @property
+    def base(self):
+        if self._base is None:
+            plan, recipe = self.run.plan, self.run.recipe
+            model = load(recipe.model, self.run.base, getattr(torch, plan["compute"]), "sdpa", recipe.seed)
+            self._base = model.to(self.device).eval()
+        return self._base
+
+
+def _answer(console: Console, models: Models, base: bool, messages: list[dict], sampling: dict) -> list[dict]:
+    """Prints the answer as it comes and returns the conversation with it."""
+    tokenizer = models.tokenizer
+    try:
+        ids, _ = tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True))
+    except RowProblem as problem:
+        console.print(f"the model's template refuses this: {problem.detail}", style="red")
+        return messages[:-1]
+    streamer = TextIteratorStreamer(Decoder(tokenizer), skip_prompt=True, skip_special_tokens=True)
+    input_ids = torch.tensor([ids], device=models.device)
+    stop_ids = models.run.plan["stop_ids"]
+    options = dict(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), streamer=streamer,
+                   eos_token_id=stop_ids, pad_token_id=tokenizer.pad_id, **sampling)
+    thread = Thread(target=models.generate, args=(base,), kwargs=options, daemon=True)
+    thread.start()
+    answer = ""
+    for piece in streamer:
+        answer += piece
+        console.print(piece, end="", markup=False)
+    thread.join()
+    console.print()
+    return [*messages, {"role": "assistant", "content": answer}]
+
+
+class Decoder:
+    """Our tokenizer as transformers' streamer wants one."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def decode(self, ids, skip_special_tokens: bool = True, **_) -> str:
+        return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens)

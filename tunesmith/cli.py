@@ -1,0 +1,283 @@
+"""The command line: one function a subcommand; what it needs is imported inside it.
+
+Exit status: 0 done, 2 the user's mistake, 1 ours, 130 interrupted.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from tunesmith.errors import UserError
+from tunesmith.flags import RecipeFlags, chosen
+
+app = App(name="tunesmith", help="Fine-tune language models on the workstation you own.", version_flags=["--version"],
+          help_flags=["--help", "-h"])
+data = App(name="data", help="Look at data before training on it.")
+recipe_app = App(name="recipe", help="About recipes.")
+app.command(data)
+app.command(recipe_app)
+
+Flags = Annotated[RecipeFlags | None, Parameter(name="*")]
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+DEFAULT_OUTPUT = Path("runs")
+
+
+@app.command
+def init(model: str, data: str, *, output: Path = Path("recipe.yaml"), force: bool = False) -> None:
+    """Write a short commented recipe that runs as it is.
+
+    Parameters
+    ----------
+    model: Folder or hub id of the base model.
+    data: File, folder, glob or hub:org/name of the examples.
+    output: The file to write.
+    force: Overwrite it if it exists.
+    """
+    from tunesmith.init import recipe_text
+    from tunesmith.run import write_atomic
+
+    if output.exists() and not force:
+        raise UserError(f"{output}: exists already; say --force to overwrite it, or --output for another file")
+    write_atomic(output, recipe_text(model, data))
+    print(f"Wrote {output}. Next: tunesmith train {output}")
+
+
+@app.command
+def train(recipe: Path, *, flags: Flags = None, as_json: Json = False) -> None:
+    """Train as a recipe says. Every field of the recipe is also a flag, and a flag wins.
+
+    Parameters
+    ----------
+    recipe: The recipe, a YAML file.
+    as_json: Print the run's summary as JSON at the end.
+    """
+    from tunesmith import job
+    from tunesmith.recipe import Recipe
+
+    _finished(job.train(Recipe.load(recipe, chosen(flags))), as_json)
+
+
+@app.command
+def resume(run: Path, *, as_json: Json = False) -> None:
+    """Continue a run from its last checkpoint.
+
+    Parameters
+    ----------
+    run: The run's folder.
+    as_json: Print the run's summary as JSON at the end.
+    """
+    from tunesmith import job
+
+    _finished(job.resume(run), as_json)
+
+
+@app.command(name="eval")
+def evaluate(run: Path, *, as_json: Json = False) -> None:
+    """Show what came of a run: before and after on the held-out rows.
+
+    Parameters
+    ----------
+    run: The run's folder.
+    as_json: Print eval.json.
+    """
+    from tunesmith.run import Run, read_json
+
+    opened = Run.open(run)
+    found = read_json(opened.eval_file)
+    if found is None:
+        raise UserError(f"{run}: not evaluated: it is not finished, or had no held-out rows")
+    _print_json(found) if as_json else _show(opened)
+
+
+@app.command
+def export(run: Path, *, to: Literal["merged"], output: Path | None = None, as_json: Json = False) -> None:
+    """Write a run's result in another form, and show that it is the trained model.
+
+    Parameters
+    ----------
+    run: The run's folder.
+    to: merged: the adapter merged into the base model's weights.
+    output: The folder to write; RUN/merged by default.
+    as_json: Print what was checked as JSON.
+    """
+    from tunesmith.export.merged import export_merged
+    from tunesmith.run import Run
+
+    opened = Run.open(run)
+    found = export_merged(opened, output or opened.folder / to)
+    if as_json:
+        _print_json(found)
+    else:
+        print(f"{found['folder']}: merged and adapter give the same logits: largest difference "
+              f"{found['largest_difference']:.2e}, bound {found['bound']:.0e}, over {found['tokens']} tokens")
+
+
+@app.command
+def chat(run: Path, *, base: bool = False, max_new_tokens: int = 512, temperature: float = 0.0, seed: int = 0) -> None:
+    """Talk to a run's result. `/base` and `/tuned` switch the model, `/new` starts over, `/quit` ends.
+
+    Parameters
+    ----------
+    run: The run's folder.
+    base: Start with the base model.
+    max_new_tokens: Longest answer, in tokens.
+    temperature: 0 always gives the likeliest answer.
+    seed: Of the sampling.
+    """
+    from tunesmith.chat import talk
+    from tunesmith.run import Run
+
+    talk(Run.open(run), base, max_new_tokens, temperature, seed)
+
+
+@app.command
+def runs(action: Literal["list", "show", "compare"] = "list", *folders: Path, output: Path = DEFAULT_OUTPUT,
+         as_json: Json = False) -> None:
+    """List runs, show one, or compare some.
+
+    Parameters
+    ----------
+    action: What to do.
+    folders: The runs' folders; for list all in `output`.
+    output: Where runs are.
+    as_json: Print summaries as JSON.
+    """
+    from rich import print as show
+
+    from tunesmith.evaluate import overview
+    from tunesmith.run import Run, list_runs
+
+    chosen_runs = [Run.open(folder) for folder in folders] or list_runs(output)
+    if action != "list" and len(folders) < (1 if action == "show" else 2):
+        raise UserError(f"runs {action}: name {'a run' if action == 'show' else 'two runs or more'}")
+    if as_json:
+        return _print_json([overview.summary(run) for run in chosen_runs])
+    if not chosen_runs:
+        print(f"No runs in {output} yet. `tunesmith demo` makes one.")
+    elif action == "list":
+        show(overview.list_table(chosen_runs))
+    elif action == "compare":
+        show(overview.compare(chosen_runs))
+    else:
+        for run in chosen_runs:
+            show(overview.show(run))
+
+
+@app.command
+def demo(*, model: str | None = None, output: Path = DEFAULT_OUTPUT) -> None:
+    """The main job on real data, offline: a small model learns facts about Python's standard library.
+
+    Parameters
+    ----------
+    model: Folder or hub id of a model of yours, instead of the small one that is made from the documentation.
+    output: Where runs are.
+    """
+    from tunesmith.demo import demonstrate
+
+    demonstrate(model, output)
+
+
+@data.command
+def check(file: str, *, model: str | None = None, format: str = "auto", as_json: Json = False) -> None:
+    """Say what a file holds: format, counts, reasons, and with a model lengths and supervised share.
+
+    Parameters
+    ----------
+    file: File, folder, glob or hub:org/name.
+    model: Folder or hub id of the model whose tokenizer and template count.
+    format: The format, if it is not to be recognised.
+    as_json: Print the findings as JSON.
+    """
+    from tunesmith.data.check import check as look
+    from tunesmith.data.check import report
+
+    found = look(file, format, _model_folder(model))
+    _print_json(found) if as_json else report(found)
+
+
+@data.command
+def show(file: str, *, model: str, rows: int = 3, format: str = "auto", mask: str = "assistant") -> None:
+    """Show rows as the model will see them, supervised tokens in colour.
+
+    Parameters
+    ----------
+    file: File, folder, glob or hub:org/name.
+    model: Folder or hub id of the model.
+    rows: How many.
+    format: The format, if it is not to be recognised.
+    mask: assistant, last or all.
+    """
+    from tunesmith.data.check import show as draw
+
+    draw(file, format, _model_folder(model), rows, mask)
+
+
+@recipe_app.command
+def schema() -> None:
+    """Print the JSON Schema of recipes."""
+    from tunesmith.recipe import Recipe
+
+    _print_json(Recipe.model_json_schema())
+
+
+def main() -> None:
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as error:
+        _fail(*_known(error))
+
+
+def _known(error: Exception) -> tuple[str, int]:
+    """(message, status) of what a run may end with; any other error is ours, and is shown whole."""
+    worker = sys.modules.get("tunesmith.worker")
+    if worker and isinstance(error, worker.Interrupted):
+        return str(error), 130
+    loop = sys.modules.get("tunesmith.train.loop")
+    if loop and isinstance(error, loop.NotFinite):
+        return str(error), 1
+    raise error
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"tunesmith: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _model_folder(model: str | None) -> Path | None:
+    from tunesmith.model.load import resolve
+    from tunesmith.recipe import Model
+
+    return resolve(Model(path=model)) if model else None
+
+
+def _finished(run, as_json: bool) -> None:
+    from tunesmith.evaluate import overview
+
+    if as_json:
+        _print_json(overview.summary(run))
+    else:
+        _show(run)
+        print(f"\nresult  {run.result}\nreport  {run.report_file}\nnext    tunesmith chat {run.folder}")
+
+
+def _show(run) -> None:
+    from rich import print as show
+
+    from tunesmith.evaluate import overview
+
+    show(overview.show(run))
+
+
+def _print_json(value) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

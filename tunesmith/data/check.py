@@ -1,0 +1,121 @@
+"""Looking at data before training: `tunesmith data check` and `tunesmith data show`."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text as Styled
+
+from tunesmith.data.ledger import Ledger
+from tunesmith.data.rows import REASONS, Chat, RowProblem, digest
+from tunesmith.data.source import format_of, has_reasoning, rows_of
+from tunesmith.data.template import Example, encode_chat, encode_text, thinking_kwargs
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.recipe import Source
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
+
+
+def check(path: str, format: str, model: Path | None) -> dict:
+    """What a source holds. Raises UserError if nothing in it is usable."""
+    source = Source(path=path, format=format)
+    tokenizer = _tokenizer(source, model) if model else None
+    ledger, seen, examples, first = Ledger(), set(), [], []
+    for where, row in rows_of(source):
+        try:
+            if isinstance(row, RowProblem):
+                raise row
+            identity = digest(row)
+            if identity in seen:
+                raise RowProblem("duplicate")
+            seen.add(identity)
+            if tokenizer:
+                encoded = _encode(tokenizer, row)
+                examples += [(len(e.ids), sum(e.supervised)) for e in encoded]
+                for reason in {r for e in encoded for r in e.changes}:
+                    ledger.changed(where, reason)
+            ledger.kept()
+        except RowProblem as problem:
+            ledger.dropped(where, problem.reason, problem.detail)
+            if len(first) < 5:
+                first.append({"where": str(where), "reason": problem.reason, "detail": problem.detail})
+    ledger.refuse_if_empty(path)
+    found = {"path": path, "format": format_of(source), **ledger.summary(), "first_problems": first}
+    return found | (_lengths(np.array(examples)) if examples else {})
+
+
+def _lengths(examples: np.ndarray) -> dict:
+    """Figures of (examples, 2): tokens and supervised tokens."""
+    tokens = examples[:, 0]
+    return {
+        "tokens": int(tokens.sum()),
+        "supervised_share": float(examples[:, 1].sum() / tokens.sum()),
+        "length_percentiles": {p: int(np.percentile(tokens, p, method="higher")) for p in PERCENTILES},
+        "lost_share": {n: float((tokens > n).mean()) for n in LENGTHS if n < tokens.max()} or {LENGTHS[0]: 0.0},
+    }
+
+
+def report(found: dict) -> None:
+    """Prints what `check` found."""
+    console = Console(highlight=False)
+    console.print(f"{found['path']}: format {found['format']}, {found['read']:,} rows read, {found['kept']:,} usable")
+    for action in ("dropped", "changed"):
+        for reason, count in found[action].items():
+            console.print(f"  {count:,} {action}: {REASONS[reason]}", style="yellow")
+    for problem in found["first_problems"]:
+        detail = f" ({problem['detail']})" if problem["detail"] else ""
+        console.print(f"  {problem['where']}: {REASONS[problem['reason']]}{detail}", style="dim", soft_wrap=True)
+    if "tokens" not in found:
+        console.print("  Say --model to see lengths and the share that is learned.")
+        return
+    console.print(f"  {found['tokens']:,} tokens, {found['supervised_share']:.1%} of them supervised")
+    lengths, lost = Table("percentile", "tokens"), Table("sequence_length", "rows lost")
+    for percentile, tokens in found["length_percentiles"].items():
+        lengths.add_row(f"{percentile} %", f"{tokens:,}")
+    for length, share in found["lost_share"].items():
+        lost.add_row(f"{length:,}", f"{share:.1%}")
+    console.print(lengths, lost)
+
+
+def show(path: str, format: str, model: Path, rows: int, mask: str) -> None:
+    """Prints the first rows as the model sees them: what it learns in green, the rest dim."""
+    source = Source(path=path, format=format)
+    tokenizer, console = _tokenizer(source, model), Console(highlight=False)
+    for where, row in islice(rows_of(source), rows):
+        try:
+            if isinstance(row, RowProblem):
+                raise row
+            examples = _encode(tokenizer, row, mask)
+        except RowProblem as problem:
+            console.print(f"{where}: dropped: {REASONS[problem.reason]}. {problem.detail}", style="red")
+            continue
+        for example in examples:
+            learned = sum(example.supervised)
+            console.rule(f"{where}  {len(example.ids)} tokens, {learned} supervised", align="left")
+            console.print(_coloured(tokenizer, example))
+
+
+def _coloured(tokenizer: Tokenizer, example) -> Styled:
+    """Runs of tokens of one kind decoded together, as one character may be several tokens."""
+    styled, start = Styled(), 0
+    flags = example.supervised
+    for end in range(1, len(flags) + 1):
+        if end == len(flags) or flags[end] != flags[start]:
+            before, until = tokenizer.decode(example.ids[:start]), tokenizer.decode(example.ids[:end])
+            styled.append(until[len(before):], "bold green" if flags[start] else "dim")
+            start = end
+    return styled
+
+
+def _encode(tokenizer: Tokenizer, row, mask: str = "assistant") -> list:
+    if isinstance(row, Chat):
+        return encode_chat(tokenizer, row, mask)
+    ids = encode_text(tokenizer, row.text)
+    return [Example(ids, [True] * len(ids))]
+
+
+def _tokenizer(source: Source, model: Path) -> Tokenizer:
+    return Tokenizer.load(model, template_kwargs=thinking_kwargs(Tokenizer.load(model), has_reasoning(source)))

@@ -1,0 +1,88 @@
+"""The recipe that `tunesmith init` writes: short, commented, and runs as it is."""
+
+from pathlib import Path
+
+from tunesmith.data.source import rows_of
+from tunesmith.data.rows import Text
+from tunesmith.errors import UserError
+from tunesmith.machine import probe
+from tunesmith.model.load import config_of, resolve
+from tunesmith.recipe import Model, Source
+
+SMALL_PARAMETERS = 100e6  # below this, training every weight is cheap and learns more
+ROWS_LOOKED_AT = 1000
+CHARACTERS_PER_TOKEN = 3  # cautious for English, code and most scripts
+
+TEXT = """\
+# Run it with: tunesmith train recipe.yaml
+# Every field, with its meaning: tunesmith train --help
+model:
+  path: {model}
+data:
+  train: {data}
+  sequence_length: {length}    # tokens; longer examples are dropped, and counted in the ledger
+  eval_share: {share}          # rows set aside to measure what was learned
+method:
+  name: {method}               # {method_note}
+adapter:
+  kind: {kind}                 # {kind_note}
+{rank}train:
+  epochs: {epochs}
+  batch: {batch}               # examples per optimizer step
+  learning_rate: {rate}
+seed: 0
+"""
+
+
+def recipe_text(model: str, data: str) -> str:
+    """A recipe with sound defaults for this model and this data. Raises UserError if either is not to be had."""
+    folder = resolve(Model(path=model))
+    config = config_of(folder)
+    source = Source(path=data)
+    rows, characters, is_text = _look(source)
+    small = _weight_bytes(folder) < SMALL_PARAMETERS * 2
+    longest = getattr(config, "max_position_embeddings", None) or 2048
+    length = min(longest, 2048, max(256, _power_of_two(characters // CHARACTERS_PER_TOKEN)))
+    text = TEXT.format(
+        model=model, data=data, length=length if not is_text else min(longest, 2048), share=0.05,
+        method="cpt" if is_text else "sft",
+        method_note="continued pretraining on text" if is_text else "answers to prompts",
+        kind="full" if small else "lora",
+        kind_note="every weight, as the model is small" if small else "a low-rank adapter",
+        rank="" if small else "  rank: 16\n  alpha: 32\n", epochs=1 if is_text else 3,
+        batch=16 if rows < 1000 else 32, rate="5e-4" if small else "2e-4")
+    return _aligned(text)
+
+
+def _look(source: Source) -> tuple[int, int, bool]:
+    """(rows, most characters in a row, whether it is plain text) of the first rows."""
+    rows, longest, is_text = 0, 0, False
+    for _, row in rows_of(source):
+        if isinstance(row, Exception):
+            continue
+        rows += 1
+        is_text |= isinstance(row, Text)
+        longest = max(longest, len(row.text) if isinstance(row, Text) else
+                      sum(len(str(m.get("content") or "")) for m in row.messages))
+        if rows == ROWS_LOOKED_AT:
+            break
+    if not rows:
+        raise UserError(f"{source.path}: no usable row; `tunesmith data check {source.path}` says why")
+    return rows, longest, is_text
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << max(number - 1, 1).bit_length()
+
+
+def _aligned(text: str) -> str:
+    """Comments behind values in one column."""
+    lines = []
+    for line in text.splitlines():
+        value, mark, comment = line.partition("  #")
+        lines.append(f"{value.rstrip():<34}#{comment}" if mark and value.strip() else line)
+    return "\n".join(lines) + "\n"
