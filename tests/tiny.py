@@ -35,7 +35,8 @@ _CHATML_TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }
 
 QWEN2 = ("""{% set given = messages[0].role == 'system' -%}
 {% if given %}{{ '<|im_start|>system\n' + messages[0].content }}
-{%- else %}{{ '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.' }}{% endif %}"""
+{%- else %}{{ '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.' }}
+{%- endif %}"""
          + _QWEN_TOOLS + """
 {%- for m in messages %}{% if m.role == 'tool' %}""" + _QWEN_RESULT + """
 {%- elif m.role == 'assistant' %}{% set body = m.content %}{{ '<|im_start|>assistant\n' + body }}""" + _QWEN_CALLS + """
@@ -43,7 +44,8 @@ QWEN2 = ("""{% set given = messages[0].role == 'system' -%}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""")
 
 QWEN3 = ("""{% set given = messages[0].role == 'system' -%}
-{% if given or tools %}{{ '<|im_start|>system\n' + (messages[0].content if given else '') }}""" + _QWEN_TOOLS + """{% endif %}
+{% if given or tools %}{{ '<|im_start|>system\n' + (messages[0].content if given else '') }}"""
+         + _QWEN_TOOLS + """{% endif %}
 {%- set ns = namespace(query=-1) %}
 {%- for m in messages %}{% if m.role == 'user' %}{% set ns.query = loop.index0 %}{% endif %}{% endfor %}
 {%- for m in messages %}{% if m.role == 'tool' %}""" + _QWEN_RESULT + """
@@ -56,7 +58,7 @@ QWEN3 = ("""{% set given = messages[0].role == 'system' -%}
 {{- '<think>\n' + thought.strip('\n') + '\n</think>\n\n' + body.lstrip('\n') }}{% else %}{{ body }}{% endif %}"""
          + _QWEN_CALLS + """{% elif not (given and loop.first) %}""" + _CHATML_TURN + """{% endif %}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}
-{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}""")
+{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}""")
 
 MISTRAL = """{% set ns = namespace(user=-1, turn=0) -%}
 {% set system = messages[0].content + '\n\n' if messages[0].role == 'system' else '' -%}
@@ -116,7 +118,8 @@ GPT_OSS = """{{ '<|start|>system<|message|>You are ChatGPT, a large language mod
 {%- if m.role == 'user' %}{{ '<|start|>user<|message|>' + m.content + '<|end|>' }}
 {%- elif m.role == 'tool' %}
 {%- if not ns.call %}{{ raise_exception('a tool result must follow a tool call') }}{% endif %}
-{{- '<|start|>functions.' + ns.call + ' to=assistant<|channel|>commentary<|message|>' + m.content | tojson + '<|end|>' }}
+{{- '<|start|>functions.' + ns.call + ' to=assistant<|channel|>commentary<|message|>' }}
+{{- m.content | tojson + '<|end|>' }}
 {%- elif m.tool_calls %}{% set ns.call = m.tool_calls[0].function.name %}
 {%- if m.thinking %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}
 {{- '<|start|>assistant to=functions.' + ns.call + '<|channel|>commentary json<|message|>' }}
@@ -124,7 +127,8 @@ GPT_OSS = """{{ '<|start|>system<|message|>You are ChatGPT, a large language mod
 {%- elif loop.last and not add_generation_prompt %}
 {%- if m.thinking %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}
 {{- '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|return|>' }}
-{%- else %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|end|>' }}{% set ns.call = none %}{% endif %}
+{%- else %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|end|>' }}{% set ns.call = none %}
+{%- endif %}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
 
 

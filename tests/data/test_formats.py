@@ -35,12 +35,12 @@ KNOWN = [
      [QA[0], QA[1] | {"reasoning_content": "hm", "weight": 0}]),
     ("messages", {"messages": [CALLED[0], {"role": "assistant", "content": None, "tool_calls": [
         {"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}]}, *CALLED[2:]]}, CALLED),
-    ("messages", {"messages": [CALLED[0], {"role": "assistant", "function_call": {"name": "add", "arguments": '{"a": 2}'}},
+    ("messages", {"messages": [CALLED[0], {"role": "assistant", "function_call": CALL["function"]},
                                {"role": "function", "content": "4"}, CALLED[3]]}, CALLED),
     ("sharegpt", {"system": "s", "conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
      [*say("system: s"), *QA]),
     ("sharegpt", {"conversations": [
-        {"from": "human", "value": "2+2?"}, {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 2}}'},
+        {"from": "human", "value": "2+2?"}, {"from": "function_call", "value": json.dumps(CALL["function"])},
         {"from": "observation", "value": "4"}, {"from": "gpt", "value": "It is 4"}]}, CALLED),
     ("alpaca", {"instruction": "2+2?", "input": "", "output": "4", "text": "all"}, QA),
     ("alpaca", {"instruction": "Add", "context": "2 2", "response": "4"}, say("user: Add\n\n2 2", "assistant: 4")),
@@ -125,7 +125,7 @@ TURN = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assist
 RAWS = st.dictionaries(KEYS, JSON | st.lists(TURN, max_size=4), max_size=6)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(RAWS)
 def test_any_mapping_is_a_row_or_a_problem(raw):
     for format in formats.known().values():
@@ -154,7 +154,8 @@ def check(row) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(["s", "u", "a", "c", "t"]), max_size=7))
 def test_role_order_is_that_of_a_regular_expression(letters):
-    turns = {"s": say("system: x"), "u": say("user: x"), "a": say("assistant: x"), "c": [CALLED[1]], "t": say("tool: x")}
+    turns = {"s": say("system: x"), "u": say("user: x"), "a": say("assistant: x"), "c": [CALLED[1]],
+             "t": say("tool: x")}
     messages = [message for letter in letters for message in turns[letter]]
     sequence = "".join(letters)
     try:

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +15,7 @@ from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.data.template import encode_chat, encode_text, prompt_of, thinking_kwargs
 from tunesmith.data.tokenizer import Tokenizer
 
+HOME = TemporaryDirectory(prefix="tiny-")
 ENDS = {"llama3": "<|eot_id|>", "qwen2": "<|im_end|>", "qwen3": "<|im_end|>", "mistral": "</s>",
         "gemma3": "<end_of_turn>", "phi3": "<|end|>", "smollm3": "<|im_end|>", "olmo2": "<|endoftext|>",
         "qwen3_moe": "<|im_end|>", "gpt_oss": "<|return|>"}
@@ -33,7 +34,7 @@ def load(family: str, chat_template: str = "auto", enable_thinking: bool | None 
 
 @lru_cache
 def folder(family: str) -> Path:
-    path = Path(mkdtemp(prefix=f"tiny-{family}-"))
+    path = Path(HOME.name) / family
     tiny.save_tokenizer(family, path)
     return path
 
@@ -56,7 +57,7 @@ def learned(tokenizer, messages, mask="assistant", tools=None) -> list[list[str]
     for example in encode_chat(tokenizer, Chat(messages, tools), mask):
         assert len(example.ids) == len(example.supervised)
         assert example.ids[:2] != [tokenizer.bos_id] * 2
-        found.append([text for text in runs(tokenizer, example)])
+        found.append(list(runs(tokenizer, example)))
     return found
 
 
@@ -133,7 +134,8 @@ def test_without_reasoning_the_empty_think_block_belongs_to_the_prompt(family):
 def test_a_template_without_system_turns_gets_it_in_the_first_user_turn(tmp_path):
     turns = "{% for m in messages %}{{ '<start_of_turn>' + m.role + '\n' + m.content + '<end_of_turn>\n' }}{% endfor %}"
     refusing, dropping = tmp_path / "refusing.jinja", tmp_path / "dropping.jinja"
-    refusing.write_text("{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + turns)
+    refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    refusing.write_text("{{ bos_token }}" + refuse + turns)
     dropping.write_text("{{ bos_token }}" + turns.replace("in messages", "in messages if m.role != 'system'"))
     for template in (refusing, dropping):
         [example] = encode_chat(load("gemma3", str(template)), Chat([system("Be kind."), *TALK[:2]]), "assistant")
@@ -172,8 +174,8 @@ TEXT = st.one_of(
 @given(family=st.sampled_from([*tiny.FAMILIES, "plain", "chatml"]), given_system=st.none() | TEXT,
        texts=st.lists(TEXT, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0))
 def test_learned_text_is_the_answers(family, given_system, texts):
-    tokenizer = load("mistral", "plain") if family == "plain" else load("qwen2", "chatml") if family == "chatml" \
-        else load(family)
+    built_in = {"plain": ("mistral", "plain"), "chatml": ("qwen2", "chatml")}
+    tokenizer = load(*built_in.get(family, (family,)))
     messages = [assistant(text) if i % 2 else user(text) for i, text in enumerate(texts)]
     messages = messages if given_system is None else [system(given_system), *messages]
     try:
@@ -189,6 +191,8 @@ def test_learned_text_is_the_answers(family, given_system, texts):
     prompt, text, reference = prompt_of(tokenizer, Chat(messages))
     assert reference == texts[-1]
     assert examples[-1].ids[:len(prompt)] == prompt
+    if len(texts) == 2 or len(examples) > 1:
+        assert prompt == tokenizer.encode(text)[0]
     assert examples[-1].supervised[len(prompt)] and not examples[-1].supervised[len(prompt) - 1]
 
 

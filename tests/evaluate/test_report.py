@@ -4,6 +4,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -23,8 +25,12 @@ ATTACK = "</p><script>alert('owned')</script><img src=http://evil.example/x.png>
 
 EVALUATION = {
     "rows": 212,
-    "before": {"loss": 3.2134, "perplexity": 24.86, "exact_match": {"mean": 0.0094, "low": 0.0, "high": 0.0236}},
-    "after": {"loss": 0.8412, "perplexity": 2.319, "exact_match": {"mean": 0.830, "low": 0.778, "high": 0.877}},
+    "before": {"loss": {"mean": 3.2134, "low": 3.121, "high": 3.314},
+               "perplexity": {"mean": 24.86, "low": 22.67, "high": 27.49},
+               "exact_match": {"mean": 0.0094, "low": 0.0, "high": 0.0236}},
+    "after": {"loss": {"mean": 0.8412, "low": 0.784, "high": 0.901},
+              "perplexity": {"mean": 2.319, "low": 2.19, "high": 2.462},
+              "exact_match": {"mean": 0.830, "low": 0.778, "high": 0.877}},
     "difference": {"loss": {"mean": -2.3722, "low": -2.4519, "high": -2.2907},
                    "exact_match": {"mean": 0.8206, "low": 0.764, "high": 0.873}},
     "samples": [
@@ -113,8 +119,8 @@ class Page(HTMLParser):
             self.texts.append(data)
 
 
-def printed(renderable) -> str:
-    console = Console(width=200, color_system=None)
+def printed(renderable, width: int = 200) -> str:
+    console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(renderable)
     return capture.get()
@@ -134,8 +140,8 @@ def test_numbers_on_the_page_are_those_of_the_files(tmp_path):
     assert ("Held-out loss fell from 3.21 to 0.84 (−2.37, 95 % interval −2.45 … −2.29); 83 % of held-out answers "
             "are exactly right, before 0.9 %.") in page.text
     assert "The run went to its end at step 396 of 396." in page.text
-    assert "24.86 2.32" in page.text
-    assert "0.9 % 0.0 … 2.4 83.0 % 77.8 … 87.7 +82.1 points +76.4 … +87.3" in page.text
+    assert "24.86 22.67 … 27.49 2.32 2.19 … 2.46" in page.text
+    assert "Exactly right, % 0.9 0.0 … 2.4 83.0 77.8 … 87.7 +82.1 +76.4 … +87.3" in page.text
     assert "On 212 held-out rows" in page.text
     assert "4,211 of 4,310 rows were kept, 99 dropped." in page.text
     for reason, count in PLAN["ledger"]["dropped"].items():
@@ -186,9 +192,14 @@ def test_headline_claims_only_what_the_intervals_carry(tmp_path, change, exact, 
     assert ("fell" in found.text) == (change[2] < 0)
 
 
+def test_neither_page_nor_tables_import_torch():
+    code = "import sys, tunesmith.evaluate.report, tunesmith.evaluate.overview; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_a_broken_model_is_called_so(tmp_path):
-    after = {"loss": math.nan, "perplexity": math.nan}
-    page = Page(whole_run(tmp_path, after=after, difference={"loss": dict.fromkeys(("mean", "low", "high"), math.nan)}))
+    nan = dict.fromkeys(("mean", "low", "high"), math.nan)
+    page = Page(whole_run(tmp_path, after={"loss": nan, "perplexity": nan}, difference={"loss": nan}))
     assert "Training broke the model" in page.text
 
 
@@ -217,7 +228,8 @@ def test_runs_that_came_to_little_say_so(tmp_path):
     diverged.log("step", **(last | {"step": 31, "loss": math.nan}))
     diverged.log("stop", step=31, reason="not_finite")
     page = Page(diverged)
-    assert "Training broke the model: at step 31" in page.text and "its loss was no longer a finite" in page.text
+    assert "The run broke off at step 31 of 396, as its loss" in page.text
+    assert "Training broke the model: at step 31" in page.text
     assert not re.search(r"\bnan\b", page.source, re.IGNORECASE)
 
 
@@ -250,8 +262,9 @@ def test_tables_show_results_and_what_differs(tmp_path):
     assert "0.0002" in cells["train.learning_rate"] and "0.001" in cells["train.learning_rate"]
     assert "train.epochs" not in cells and "name" not in cells
     assert "3.21 → 0.84" in cells["Held-out loss"]
-    listed = printed(overview.list_table([one, two]))
+    listed = printed(overview.list_table([one, two]), width=80)
     assert "faster[red]" in listed and "not started" in listed and "396/396" in listed
+    assert one.name in listed and "Qwen3-0.6B, sft, lora" in listed
     assert "Held-out loss fell" in printed(overview.show(one)) and "slows itself down" in printed(overview.show(one))
     json.dumps(overview.summary(one), allow_nan=False)
 

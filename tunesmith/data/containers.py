@@ -58,11 +58,14 @@ def read_jsonl(path: Path) -> Lines:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """The value of JSON text, or a RowProblem. Bytes must be UTF-8; a str may hold surrogates for bytes that are not."""
+    """The value of JSON text, or a RowProblem. A str may hold surrogates in place of bytes that are not UTF-8."""
     try:
-        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        else:
+            text.encode("utf-8")
         value = json.loads(text)
-        if "\\ud" in text or "\\uD" in text or not text.isascii():
+        if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair has no tokens
         return value
     except UnicodeError as error:
@@ -77,7 +80,22 @@ def parse_json(text: bytes | str) -> Any:
 
 def read_json(path: Path) -> Lines:
     """An array of records, an object whose `data` is such an array, or one object after another. Streams: one record
-    is in memory at a time. After a broken record nothing more of the file can be told apart, and reading stops."""
+    is in memory at a time. After a broken record nothing more of the file can be told apart, and reading stops, unless
+    each line is an object of its own."""
+    return read_jsonl(path) if _has_lines(path) else _read_document(path)
+
+
+def _has_lines(path: Path) -> bool:
+    """Whether the first line is a record of its own: JSON lines under another name."""
+    try:
+        with open_binary(path) as file:
+            first = parse_json(file.readline(LONGEST).removeprefix(codecs.BOM_UTF8))
+    except BROKEN_STREAM:
+        return False  # and is told when the file is read
+    return isinstance(first, dict) and not isinstance(first.get("data"), list)
+
+
+def _read_document(path: Path) -> Lines:
     document = None
     try:
         with open_binary(path) as file:
@@ -225,6 +243,8 @@ def _chain_first(first: str, file: io.TextIOWrapper) -> Iterator[str]:
 
 
 def _header(path: Path, fields: list[str]) -> list[str]:
+    if isinstance(_record(fields, fields), RowProblem):
+        raise UserError(f"{path}:1: the header is not UTF-8; save the file as UTF-8")
     twice = {name for name in fields if fields.count(name) > 1}
     if twice:
         raise UserError(f"{path}:1: the header names the column {min(twice)!r} twice; rename one")
@@ -254,13 +274,11 @@ def read_text(path: Path) -> Lines:
 
 def read_parquet(path: Path) -> Lines:
     """Row group by row group; a damaged one is one problem, and reading goes on with the next."""
-    import pyarrow
     from pyarrow import parquet
 
-    damage = (pyarrow.ArrowException, OSError, MemoryError)
     try:
         file = parquet.ParquetFile(path)
-    except damage as error:
+    except _damage() as error:
         yield 1, _cut_off(error)
         return
     start = 1
@@ -271,7 +289,7 @@ def read_parquet(path: Path) -> Lines:
                 for batch in file.iter_batches(ROWS, row_groups=[group]):
                     yield from _rows(batch, line)
                     line += len(batch)
-            except damage as error:
+            except _damage() as error:
                 yield line, RowProblem("unreadable", f"damaged up to the end of row group {group}: {_one_line(error)}")
             start += file.metadata.row_group(group).num_rows
 
@@ -287,8 +305,15 @@ def read_arrow(path: Path) -> Lines:
                 batch.validate(full=True)  # else damaged offsets would read outside the file
                 yield from _rows(batch, line)
                 line += len(batch)
-    except (pyarrow.ArrowException, OSError, MemoryError) as error:
+    except _damage() as error:
         yield line, _cut_off(error)
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for damaged files, and for values that Python cannot hold, such as dates after year 9999."""
+    import pyarrow
+
+    return (pyarrow.ArrowException, OSError, MemoryError, ValueError, TypeError, LookupError, ArithmeticError)
 
 
 def _batches(file):
@@ -308,7 +333,7 @@ def _rows(batch, line: int) -> Lines:
         part = batch.slice(start, ROWS)
         try:
             values = part.to_pylist()
-        except (UnicodeError, ValueError, OverflowError):  # dates may be out of Python's range
+        except _damage():
             values = [_single(part.slice(row, 1)) for row in range(len(part))]
         for row, value in enumerate(values):
             yield line + start + row, value if isinstance(value, RowProblem) else _without_nulls(value)
@@ -317,7 +342,7 @@ def _rows(batch, line: int) -> Lines:
 def _single(part) -> Payload:
     try:
         return part.to_pylist()[0]
-    except (UnicodeError, ValueError, OverflowError) as error:
+    except _damage() as error:
         return RowProblem("unreadable", _one_line(error))
 
 

@@ -42,6 +42,8 @@ def download(source: Source, endings: tuple[str, ...]) -> list[Path]:
 def choose(source: Source, names: list[str], readme: dict) -> list[str]:
     """The data files among `names` that make the source's subset and split, sorted. `readme`: its front matter."""
     configs = readme.get("configs")
+    if configs and not (isinstance(configs, list) and all(isinstance(config, dict) for config in configs)):
+        raise UserError(f"{source.path}: the `configs` of its README are no list of mappings")
     subsets = _from_configs(configs, names) if configs else _from_names(names)
     if not subsets:
         raise UserError(f"{source.path}: has no data files of a known kind (datasets made by a script are not run)")
@@ -80,18 +82,19 @@ def _readme(path: str) -> dict:
 
 def _from_configs(configs: list[dict], names: list[str]) -> dict[str, Splits]:
     """As the README says: data_files is a pattern, patterns, or a list of {split, path: pattern or patterns}."""
-    subsets = {}
+    subsets, default = {}, None
     for config in configs:
-        below = config.get("data_dir")
-        inside = [n for n in names if not below or n.startswith(f"{below.strip('/')}/")]
+        name = str(config.get("config_name", "default"))
+        folder = f"{config['data_dir']}".strip("/") + "/" if config.get("data_dir") else ""
+        inside = [file for file in names if file.startswith(folder)]
         splits: Splits = {}
         for entry in _as_list(config.get("data_files")):
-            entry = entry if isinstance(entry, dict) else {"split": "train", "path": entry}
+            entry = entry if isinstance(entry, dict) else {"path": entry}
+            patterns = [f"{folder}{pattern}" for pattern in _as_list(entry.get("path"))]
             files = splits.setdefault(str(entry.get("split", "train")), [])
-            patterns = [f"{below.strip('/')}/{p}" if below else p for p in _as_list(entry.get("path"))]
             files += [n for n in inside if n not in files and any(_matches(n, p) for p in patterns)]
-        subsets[str(config.get("config_name", "default"))] = splits or _by_split(inside)
-    default = next((str(c.get("config_name")) for c in configs if c.get("default")), None)
+        subsets[name] = splits or _by_split(inside)
+        default = name if config.get("default") else default
     return {"default": subsets[default], **subsets} if default else subsets
 
 

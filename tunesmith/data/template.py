@@ -65,8 +65,9 @@ def thinking_kwargs(tokenizer: Tokenizer, has_reasoning: bool) -> dict:
 
 
 def _drafts(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Draft]:
-    messages, text, changes = _accepted(tokenizer, chat)
+    messages, changes = _accepted(tokenizer, chat)
     if mask == "all":
+        text = tokenizer.render(messages, chat.tools)
         return [Draft(text, [(_bos_length(tokenizer, text), len(text))], changes)]
     turns = _learned(messages, mask)
     if not turns:
@@ -78,26 +79,22 @@ def _drafts(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Draft]:
     return [draft._replace(changes=[*changes, "history_split"]) for draft in drafts]
 
 
-def _accepted(tokenizer: Tokenizer, chat: Chat) -> tuple[list[dict], str, list[str]]:
-    """(messages, text, changes): as they are, or with the system turn merged where the template has no place for it."""
-    messages, tools = chat.messages, chat.tools
-    mergeable = [m["role"] for m in messages[:2]] == ["system", "user"]
+def _accepted(tokenizer: Tokenizer, chat: Chat) -> tuple[list[dict], list[str]]:
+    """The messages, with the system turn merged where the template has no place for it, and what was changed."""
+    if [m["role"] for m in chat.messages[:2]] != ["system", "user"] or _keeps_system(tokenizer, chat):
+        return chat.messages, []
+    system, user, *rest = chat.messages
+    return [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest], ["system_merged"]
+
+
+def _keeps_system(tokenizer: Tokenizer, chat: Chat) -> bool:
+    """Whether the template writes the system turn; some refuse one, some skip it without a word."""
+    system, *others = chat.messages
     try:
-        text = tokenizer.render(messages, tools)
+        text = tokenizer.render(chat.messages, chat.tools)
     except RowProblem:
-        if not mergeable:
-            raise
-    else:
-        if not mergeable or _keeps_system(tokenizer, messages, tools, text):
-            return messages, text, []
-    system, user, *rest = messages
-    merged = [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
-    return merged, tokenizer.render(merged, tools), ["system_merged"]
-
-
-def _keeps_system(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, text: str) -> bool:
-    """Whether the text has the system turn; some templates skip one without a word."""
-    return messages[0]["content"].strip() in text or text != tokenizer.render(messages[1:], tools)
+        return False
+    return system["content"].strip() in text or text != tokenizer.render(others, chat.tools)
 
 
 def _learned(messages: list[dict], mask: Mask) -> list[int]:
@@ -186,22 +183,15 @@ def _start(offset: tuple[int, int]) -> int:
 
 
 def _tokenize(tokenizer: Tokenizer, draft: Draft) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and offsets of the text: in one go, or if a token reaches into a span, piece by piece as in generation."""
-    ids, offsets = tokenizer.encode(draft.text)
+    """Ids and offsets of the text, prompt and answer apart: as one text a token may reach over where they meet, or the
+    end of the prompt be split in another way than it is when the model is asked."""
     cuts = [start for start, _ in draft.spans if start > 0]
-    if not any(_straddles(offsets, cut) for cut in cuts):
-        return ids, offsets
-    ids, offsets = tokenizer.encode(draft.text[:cuts[0]])
+    ids, offsets = tokenizer.encode(draft.text[:cuts[0]] if cuts else draft.text)
     for start, end in zip(cuts, [*cuts[1:], len(draft.text)]):
         more, places = tokenizer.encode_rest(draft.text[start:end])
         ids = ids + more
         offsets = offsets + [(a + start, b + start) for a, b in places]
     return ids, offsets
-
-
-def _straddles(offsets: list[tuple[int, int]], cut: int) -> bool:
-    index = bisect_left(offsets, cut, key=_start)
-    return index > 0 and offsets[index - 1][1] > cut
 
 
 def _prove(tokenizer: Tokenizer, ids: list[int], first: int, last: int, text: str) -> None:

@@ -75,7 +75,8 @@ class Tokenizer:
             rendered, _ = render_jinja_template(conversations=[messages], tools=tools or None, chat_template=template,
                                                 add_generation_prompt=add_generation_prompt, **variables)
         except TemplateSyntaxError as error:
-            raise UserError(f"model.chat_template: {self.template_name}, line {error.lineno}: {error.message}") from None
+            where = f"{self.template_name}, line {error.lineno}"
+            raise UserError(f"model.chat_template: {where}: not valid Jinja: {error.message}") from None
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise RowProblem("template_refused", str(error)) from None
         return rendered[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 MODULES = """
 abc argparse ast base64 bdb bisect bz2 calendar cmd code codecs codeop collections collections.abc colorsys
 compileall concurrent.futures configparser contextlib contextvars copy copyreg csv ctypes ctypes.util curses.ascii
-curses.panel dataclasses datetime dbm.dumb decimal difflib dis doctest email email.charset email.encoders email.errors
+curses.panel dataclasses dbm.dumb decimal difflib dis doctest email email.charset email.encoders email.errors
 email.generator email.header email.headerregistry email.iterators email.message email.parser email.policy email.utils
 encodings enum filecmp fileinput fnmatch fractions ftplib functools getopt getpass gettext glob graphlib gzip hashlib
 heapq hmac html html.entities html.parser http http.client http.cookiejar http.cookies http.server imaplib importlib

@@ -3,7 +3,11 @@
 It stands in for a downloaded base model: it has read the text and knows no chat.
 """
 
+import hashlib
 import json
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.run import write_atomic, write_json
 
 VOCABULARY = 4096
+PRETRAINING_STEPS = 150
 END_OF_TEXT, START, END = SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 CHAT_TEMPLATE = (
@@ -50,21 +55,61 @@ def build_tokenizer(texts: Iterable[str], folder: Path) -> None:
 
 
 def starter_config() -> dict:
-    """config.json of a Llama with 4.3 million parameters."""
+    """config.json of a Llama with 3.5 million parameters."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": VOCABULARY,
         "hidden_size": 256,
         "intermediate_size": 704,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 512,
         "tie_word_embeddings": True,
-        "initializer_range": 0.02,
+        "initializer_range": 0.06,  # 1 / sqrt(hidden_size): with the usual 0.02 so small a model learns late
         "eos_token_id": SPECIAL.index(END),
         "pad_token_id": SPECIAL.index(END_OF_TEXT),
         "bos_token_id": None,
         "dtype": "float32",
     }
+
+
+def pretraining(folder: Path) -> Recipe:
+    """How the starter model in `folder` is pretrained, on `folder`/text.jsonl."""
+    return Recipe.build({
+        "model": {"path": str(folder), "initialize": "random", "dtype": "float32"},
+        "data": {"train": str(folder / "text.jsonl"), "eval_share": 0, "sequence_length": 128},
+        "method": {"name": "cpt"},
+        "adapter": {"kind": "full"},
+        "train": {"max_steps": PRETRAINING_STEPS, "batch": 8, "learning_rate": 1.5e-3, "save_every": PRETRAINING_STEPS},
+        "name": "pretraining",
+        "output": str(folder),
+    }, "demo")
+
+
+def cached_starter(cache: Path) -> Path:
+    """The folder of the pretrained starter model; made the first time, which takes about a minute."""
+    folder = cache / f"starter-{_version()}"
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".starter-", dir=cache) as draft:
+            result = _make(Path(draft))
+            shutil.rmtree(folder, ignore_errors=True)  # another process may have been quicker
+            result.rename(folder)
+    return folder
+
+
+def _make(draft: Path) -> Path:
+    """Writes config, tokenizer and text into an empty folder, pretrains there, and returns the result's folder."""
+    texts = [text for _, text in corpus.texts()]
+    build_tokenizer(texts, draft)
+    write_json(draft / "config.json", starter_config())
+    write_atomic(draft / "text.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return tunesmith.train(pretraining(draft)).result
+
+
+def _version() -> str:
+    """Another Python has other documentation, and another recipe makes another model."""
+    made_from = [sys.version, starter_config(), CHAT_TEMPLATE, pretraining(Path()).dump()]
+    return hashlib.blake2b(repr(made_from).encode(), digest_size=6).hexdigest()

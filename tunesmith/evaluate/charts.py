@@ -1,7 +1,8 @@
 """Line charts as inline SVG, without script: they stretch with the page while text and strokes keep their size.
 
-The outer SVG has no viewBox and places ticks in percent, their text in the margin that the page leaves around it; the
-lines lie in a stretched SVG, 1000 units wide, whose strokes do not scale. Colours come from the page's CSS by class, so that light, dark and print agree.
+The outer SVG has no viewBox and places ticks in percent, their text in the margin that the page leaves around it.
+The lines lie in a stretched SVG, 1000 units wide, whose strokes do not scale. Colours come from the page's CSS by
+class, so that light, dark and print agree.
 """
 
 import math

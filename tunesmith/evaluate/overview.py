@@ -4,6 +4,7 @@ import json
 import math
 import time
 from datetime import datetime
+from pathlib import PurePath
 from typing import NamedTuple
 
 from rich.console import Group, RenderableType
@@ -15,16 +16,16 @@ from tunesmith.run import Run, read_json
 
 QUIET_SECONDS = 1800  # a run that has said nothing for so long, and not that it stopped, is taken for dead
 
-# How a run ended. Key: its status; value: what follows "The run".
+# How a run ended. Key: its status; value: what follows "The run", with the place of its step.
 ENDINGS = {
-    "done": "went to its end",
-    "max_minutes": "stopped at its limit of minutes,",
-    "max_tokens": "stopped at its limit of tokens,",
-    "early_stopping": "was stopped early, as held-out loss no longer fell,",
-    "interrupted": "was interrupted",
-    "not_finite": "broke off, as its loss was no longer a finite number,",
-    "running?": "seems to be going on, and is",
-    "cut off": "was cut off, without saying why,",
+    "done": "went to its end{}",
+    "max_minutes": "stopped{}, at its limit of minutes",
+    "max_tokens": "stopped{}, at its limit of tokens",
+    "early_stopping": "stopped early{}, as held-out loss no longer fell",
+    "interrupted": "was interrupted{}",
+    "not_finite": "broke off{}, as its loss was no longer a finite number",
+    "running?": "seems to be going on{}",
+    "cut off": "was cut off{}, without saying why",
     "not started": "has not started",
 }
 NO_VALUE = "–"
@@ -82,20 +83,20 @@ def verdict(run: Run) -> Verdict:
 def ending(facts: dict) -> str:
     """How the run of a `summary` ended and where, in one sentence."""
     place = f" at step {facts['steps_done']:,} of {facts['steps']:,}" if facts["steps"] else ""
-    return f"The run {ENDINGS[facts['status']]}{place}."
+    return f"The run {ENDINGS[facts['status']].format(place)}."
 
 
 def list_table(runs: list[Run]) -> Table:
-    """One line a run."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("Run", "Status", "Method", "Base model"):
-        table.add_column(name, overflow="fold")
-    for name in ("Steps", "Held-out loss", "Exact match", "Time"):
+    """A run each: its name above what was trained, then its results; fits 80 columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("Run", overflow="fold")
+    table.add_column("Status", no_wrap=True)
+    for name in ("Steps", "Loss", "Exact match", "Time"):
         table.add_column(name, justify="right", no_wrap=True)
     for facts in map(summary, runs):
-        row = _results(facts)
-        table.add_row(*_texts(facts["name"], row["Status"], f"{facts['method']}, {facts['adapter']}",
-                              facts["base_model"], row["Steps"], row["Held-out loss"], row["Exact match"], row["Time"]))
+        trained = f"{PurePath(facts['base_model'] or NO_VALUE).name}, {facts['method']}, {facts['adapter']}"
+        name = Text.assemble(facts["name"], "\n", (trained, "dim"))
+        table.add_row(name, *_texts(*_results(facts).values()))
     return table
 
 

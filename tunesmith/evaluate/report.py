@@ -38,7 +38,7 @@ def write_report(run: Run) -> Path:
 
 def _page(run: Run) -> dict:
     """What the template shows; a part that the run does not have is empty."""
-    facts, steps = summary(run), run.events("step")
+    facts, steps, evals = summary(run), run.events("step"), run.events("eval")
     evaluation, plan = read_json(run.eval_file), run.plan or {}
     return {
         "facts": facts,
@@ -46,9 +46,9 @@ def _page(run: Run) -> dict:
         "verdict": verdict(run),
         "ending": ending(facts),
         "figures": _figures(run, facts, steps),
-        "charts": _charts(steps, run.events("eval")),
+        "charts": _charts(steps, evals),
         "small_charts": _small_charts(steps),
-        "chart_notes": _chart_notes(steps, run.events("eval")),
+        "chart_notes": _chart_notes(steps, evals),
         "comparison": _comparison(evaluation) if evaluation else [],
         "rows": evaluation["rows"] if evaluation else 0,
         "samples": _samples(run, evaluation),
@@ -97,7 +97,8 @@ def _charts(steps: list[dict], evals: list[dict]) -> list[Markup]:
 
 
 def _small_charts(steps: list[dict]) -> list[Markup]:
-    kinds = (("Learning rate", "learning_rate", "{:.2g}".format), ("Tokens per second", "tokens_per_second", "{:,.0f}".format),
+    kinds = (("Learning rate", "learning_rate", "{:.2g}".format),
+             ("Tokens per second", "tokens_per_second", "{:,.0f}".format),
              ("Peak memory", "memory_bytes", _bytes))
     return [line_chart(title, [Series(title, thin(_points(steps, key))[0], "plain")], show, 110)
             for title, key, show in kinds if _points(steps, key)]
@@ -126,16 +127,24 @@ def _points(events: list[dict], key: str) -> list[Point]:
 
 def _comparison(evaluation: dict) -> list[tuple]:
     """Rows of the table: the measure, then (value, interval) before, after and as a difference."""
-    kinds = (("Loss, nats per token", "loss", 1, None, ""), ("Perplexity", "perplexity", 1, 2, ""),
-             ("Exactly right", "exact_match", 100, 1, "%"))
-    difference = {name: Interval(**found) for name, found in evaluation["difference"].items()}
-    rows = []
-    for title, name, scale, digits, unit in kinds:
-        if name in evaluation["after"]:
-            digits = digits or decimals(*difference[name])
-            sides = [_cell(number, evaluation[side][name], scale, digits, unit) for side in ("before", "after")]
-            ...
+    before, after, difference = evaluation["before"], evaluation["after"], evaluation["difference"]
+    digits = decimals(*Interval(**difference["loss"]))
+    rows = [("Loss, nats per token", _cell(before["loss"], digits), _cell(after["loss"], digits),
+             _cell(difference["loss"], digits, signed)),
+            ("Perplexity", _cell(before["perplexity"], 2), _cell(after["perplexity"], 2), ("", ""))]
+    if "exact_match" in difference:
+        before, after, difference = (_percents(side["exact_match"]) for side in (before, after, difference))
+        rows.append(("Exactly right, %", _cell(before, 1), _cell(after, 1), _cell(difference, 1, signed)))
     return rows
+
+
+def _cell(found: dict, digits: int, show=number) -> tuple[str, str]:
+    mean, low, high = (show(value, digits) for value in Interval(**found))
+    return mean, f"{low} … {high}"
+
+
+def _percents(share: dict) -> dict:
+    return {name: 100 * value for name, value in share.items()}
 
 
 def _samples(run: Run, evaluation: dict | None) -> list[dict]:

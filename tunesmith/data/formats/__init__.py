@@ -4,6 +4,7 @@ Each has `recognises(sample) -> bool` and `to_row(raw) -> Row`, which raises Row
 """
 
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -34,13 +35,19 @@ def recognise(samples: list[dict], path: str) -> str:
     votes = {name: sum(map(format.recognises, samples)) for name, format in known().items()}
     most = max(votes.values())
     best = [name for name, count in votes.items() if count == most]
-    columns = ", ".join(dict.fromkeys(str(column) for sample in samples for column in sample)) or "none"
+    columns = _listed(dict.fromkeys(column for sample in samples for column in sample))
     if most == 0:
         raise UserError(f"{path}: no known format has the columns {columns}; known formats are {', '.join(known())}; "
                         "say `format:`, and `columns: {standard name: your column}`")
     if len(best) > 1:
         raise UserError(f"{path}: the columns {columns} fit {' and '.join(best)}; say which with `format:`")
     return best[0]
+
+
+def _listed(columns: Iterable[str]) -> str:
+    """Column names for a message, on one line and short."""
+    names = ", ".join(name if name.isprintable() else repr(name) for name in columns)
+    return (names if len(names) <= 200 else names[:200] + "…") or "none"
 
 
 def rename(value: dict, columns: dict[str, str]) -> dict:

@@ -1,5 +1,6 @@
 """What all chat formats end in: messages checked and put into one shape."""
 
+import json
 from typing import Any
 
 from tunesmith.data.containers import parse_json
@@ -160,7 +161,8 @@ def _tool_call(call: Any) -> dict:
     if not isinstance(arguments, dict):
         raise RowProblem("wrong_shape", f"tool_calls: arguments must be a mapping, found {shown(arguments)}")
     identity = {"id": _string(call["id"], "id")} if call.get("id") is not None else {}
-    return identity | {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    function = {"name": function["name"], "arguments": _jsonable(arguments, "tool_calls")}
+    return identity | {"type": "function", "function": function}
 
 
 def _tools(tools: Any) -> list[dict] | None:
@@ -169,7 +171,17 @@ def _tools(tools: Any) -> list[dict] | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RowProblem("wrong_shape", f"tools: a list of functions expected, found {shown(tools)}")
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    return _jsonable(wrapped, "tools")
+
+
+def _jsonable(value: Any, name: str) -> Any:
+    """The value, unless it holds what JSON cannot, such as the dates and bytes of columnar files."""
+    try:
+        json.dumps(value)
+    except (TypeError, RecursionError) as error:
+        raise RowProblem("wrong_shape", f"{name}: {error}") from None
+    return value
 
 
 def _check_order(turns: list[dict]) -> None:

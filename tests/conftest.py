@@ -1,0 +1,69 @@
+"""What the tests share: small models made once a session, a cache of their own, small recipes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tunesmith import Recipe
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache; all share one."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("TUNESMITH_CACHE", str(folder))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory):
+    """Gives the folder of a small model of a family."""
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("models") / name
+            tiny.save(name, made[name])
+        return made[name]
+
+    return folder
+
+
+def sums(count: int, first: int = 0) -> list[dict]:
+    """Conversations about adding, of different lengths."""
+    rows = []
+    for i in range(first, first + count):
+        terms = [i + k for k in range(2 + i % 5)]
+        question = f"What is {' plus '.join(map(str, terms))}?"
+        rows.append({"messages": [{"role": "user", "content": question},
+                                  {"role": "assistant", "content": f"It is {sum(terms)}."}]})
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path, family):
+    """Builds a small float32 recipe; keyword arguments change its sections."""
+    data = write_rows(tmp_path / "data.jsonl", sums(96))
+
+    def build(model: str = "llama3", name: str = "run", **sections) -> Recipe:
+        values = {
+            "model": {"path": str(family(model)), "dtype": "float32"},
+            "data": {"train": str(data), "eval_share": 0.0, "sequence_length": 256},
+            "train": {"batch": 8, "max_steps": 20, "learning_rate": 1e-3, "eval_every": 100},
+            "evaluate": {"samples": 0, "max_new_tokens": 8},
+            "adapter": {"rank": 4, "alpha": 8},
+            "output": str(tmp_path / "runs"), "name": name,
+        }
+        for section, changes in sections.items():
+            values[section] = values[section] | changes if isinstance(changes, dict) else changes
+        return Recipe.build(values)
+
+    return build
