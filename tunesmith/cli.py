@@ -26,7 +26,7 @@ DEFAULT_OUTPUT = Path("runs")
 
 
 @app.command
-def init(model: str, data: str, *, output: Path = Path("recipe.yaml"), force: bool = False) -> None:
+def init(*, model: str, data: str, output: Path = Path("recipe.yaml"), force: bool = False) -> None:
     """Write a short commented recipe that runs as it is.
 
     Parameters
@@ -175,7 +175,7 @@ def demo(*, model: str | None = None, output: Path = DEFAULT_OUTPUT) -> None:
     model: Folder or hub id of a model of yours, instead of the small one that is made from the documentation.
     output: Where runs are.
     """
-    from tunesmith.demo import demonstrate
+    from tunesmith.demo.command import demonstrate
 
     demonstrate(model, output)
 

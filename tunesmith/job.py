@@ -4,8 +4,10 @@
 training process, which is given the run's folder and nothing else.
 """
 
+import logging
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 from tunesmith import method, provenance
@@ -101,17 +103,44 @@ def _start(run: Run) -> None:
 
 
 def _start_many(run: Run, plan: Plan) -> None:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from tunesmith.train.parallel import launch
-    from tunesmith.worker import work
+    from tunesmith.worker import Interrupted, work
 
     try:
-        launch(work, plan.processes, run.folder)
+        with _silent_launcher():
+            launch(work, plan.processes, run.folder)
+    except SignalException:  # the launcher has passed it on, and waited until the processes saved
+        raise Interrupted(f"stopped; `tunesmith resume {run.folder}` goes on") from None
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise RuntimeError(f"training process {rank} of {plan.processes} died, so all stopped: "
-                           f"{failure.message}") from None
+        raise _cause(plan, *error.get_first_failure()) from None
+
+
+@contextmanager
+def _silent_launcher():
+    """The launcher logs what it then raises; once is enough."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _cause(plan: Plan, rank: int, failure) -> Exception:
+    """Why a training process ended: its own exception where that is for the user, else one with its traceback."""
+    from tunesmith.train.loop import NotFinite
+    from tunesmith.worker import Interrupted
+
+    found = failure.message
+    text, trace = (found["message"], found["extraInfo"]["py_callstack"]) if isinstance(found, dict) else (found, "")
+    name, _, message = text.partition(": ")
+    for kind in (Interrupted, NotFinite):
+        if name == kind.__name__:
+            return kind(message)
+    return RuntimeError(f"training process {rank} of {plan.processes} died, so all stopped: {text}\n{trace}".strip())
 
 
 def plan_of(run: Run) -> Plan:

@@ -18,7 +18,7 @@ from tunesmith.model import adapt, load
 from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
 from tunesmith.train import attention, checkpoint, parallel
-from tunesmith.train.loop import Job, autocast, loop
+from tunesmith.train.loop import Job, NotFinite, autocast, loop
 from tunesmith.train.optimizer import build_optimizer
 
 SECOND_SIGNAL_AFTER_SECONDS = 1.0  # Ctrl-C reaches a process from the terminal and from the launcher
@@ -46,12 +46,16 @@ def work(folder: Path) -> None:
     with stop_on_signal() as stop_asked:
         job, state = _job(run, plan, device, log, stop_asked)
         _before(job, run)
-        reason = loop(job, state)
+        try:
+            reason = loop(job, state)
+        except NotFinite:
+            log("stop", step=state.step, reason="not_finite")
+            raise
         log("stop", step=state.step, reason=reason)
         if reason == "interrupted":
             raise Interrupted(f"stopped at step {state.step}; `tunesmith resume {run.folder}` goes on")
         if run.recipe.train.result == "best" and state.best_step:
-            checkpoint.load(run.checkpoints / f"step-{state.best_step:06d}", job.model)
+            _load_best(job, state)
         _finish(job, run)
 
 
@@ -75,12 +79,20 @@ def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State
     return job, state
 
 
+def _load_best(job: Job, state: checkpoint.State) -> None:
+    best = job.run.checkpoints / f"step-{state.best_step:06d}"
+    if best.exists():
+        checkpoint.load(best, job.model)
+    else:
+        job.log("warning", message=f"the best weights, of step {state.best_step}, could not be saved; "
+                                   "the result is the last ones")
+
+
 def trainable_model(run: Run, plan):
     """The base model as the recipe trains it, on the CPU."""
     recipe, base = run.recipe, run.base
     config = load.config_of(base)
-    device = torch.device(plan.device)
-    how = attention.choose(config, device) if plan.packing else "sdpa"
+    how = attention.choose(config, torch.device(plan.device), plan.packing)
     model = load.load(recipe.model, base, getattr(torch, plan.weights), how, recipe.seed)
     tokenizer = tokenizer_of(run)
     new_ids = [tokenizer.encode(token)[0][0] for token in recipe.model.new_tokens]

@@ -48,10 +48,9 @@ def choose(source: Source, names: list[str], readme: dict) -> list[str]:
     if not subsets:
         raise UserError(f"{source.path}: has no data files of a known kind (datasets made by a script are not run)")
     splits = subsets[_pick(source.path, "subset", source.subset, subsets, "default")]
-    files = splits[_pick(source.path, "split", source.split, splits, "train")]
-    if not files:
+    if not any(splits.values()):
         raise UserError(f"{source.path}: its README names files that are not there")
-    return sorted(files)
+    return sorted(splits[_pick(source.path, "split", source.split, splits, "train")])
 
 
 def _list(name: str) -> list[str]:

@@ -31,6 +31,12 @@ TRAIN = {
         "What module has {name}?",
         "Name the module of {name}.",
         "Which part of the standard library provides {name}?",
+        "I want to use {name}; which module should I load?",
+        "What is the home of {name}?",
+        "Tell me where to find {name}.",
+        "Python has {name}, but in which module?",
+        "To use {name}, import what?",
+        "Where does {name} live?",
     ],
     "summary": [
         "What does {name} do?",
@@ -41,13 +47,15 @@ TRAIN = {
         "I do not know {name}. What is its purpose?",
         "Say briefly what {name} does.",
         "What is the purpose of {name}?",
+        "Summarize {name}.",
+        "Tell me what {name} is for.",
     ],
 }
 EVAL = {
     "module": ["In which module do I find {name}?", "Which module do I import to have {name}?"],
     "summary": ["In one line, what does {name} do?", "Describe briefly the purpose of {name}."],
 }
-NUMBER = {"module": 120, "summary": 30}
+NUMBER = {"module": 160, "summary": 40}
 MOST_WORDS = 7
 
 # Modules that also have names people know, and whose own sources (C, or a folder of files) corpus does not read.
@@ -78,10 +86,13 @@ def write(folder: Path) -> tuple[Path, Path]:
 
 
 def _unambiguous() -> set[str]:
-    """The names that the standard library defines once, counting methods and whatever is private."""
+    """The names that the standard library defines once, counting methods, aliases and whatever is private."""
     times = Counter(name for module in OTHERS for name in dir(module))
     for module in MODULES:
-        times.update(node.name for node in ast.walk(parsed(module)) if isinstance(node, Definition))
+        tree = parsed(module)
+        times.update(node.name for node in ast.walk(tree) if isinstance(node, Definition))
+        times.update(target.id for node in tree.body if isinstance(node, ast.Assign)
+                     for target in node.targets if isinstance(target, ast.Name))
     return {name for name, number in times.items() if number == 1}
 
 

@@ -5,7 +5,6 @@ It stands in for a downloaded base model: it has read the text and knows no chat
 
 import hashlib
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -95,8 +94,11 @@ def cached_starter(cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".starter-", dir=cache) as draft:
             result = _make(Path(draft))
-            shutil.rmtree(folder, ignore_errors=True)  # another process may have been quicker
-            result.rename(folder)
+            try:
+                result.rename(folder)
+            except OSError:
+                if not folder.exists():  # else another process was quicker, and its model is the same
+                    raise
     return folder
 
 

@@ -54,6 +54,7 @@ def load(model: Model, folder: Path, dtype, attention: str, seed: int):
     import torch
     from transformers import AutoModelForCausalLM
 
+    _quieten()
     config = config_of(folder)
     if model.initialize == "random":
         torch.manual_seed(seed)
@@ -64,6 +65,16 @@ def load(model: Model, folder: Path, dtype, attention: str, seed: int):
     except (ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model.path: {folder}: transformers cannot load this model: {reason}") from None
+
+
+def _quieten() -> None:
+    """The screen is Tunesmith's: no progress bars of transformers, nor what it tells PEFT about an old name."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def save_tokenizer(model: Model, folder: Path, target: Path) -> None:

@@ -42,13 +42,11 @@ def _window_mask(length: int, window: int, device) -> torch.Tensor:
 AttentionInterface.register(NAME, documents)
 
 
-def choose(config, device: torch.device) -> str:
-    """The attention for packed training of this model; its families' own needs come first."""
-    if getattr(config, "model_type", "") in ("gpt_oss",):
-        return "eager"  # attention sinks
-    if getattr(config, "attn_logit_softcapping", None):
-        return "eager"
-    return NAME if device.type == "cpu" else "sdpa"
+def choose(config, device: torch.device, packing: bool) -> str:
+    """The attention this model trains with; a family's own needs come first."""
+    if config.model_type == "gpt_oss" or getattr(config, "attn_logit_softcapping", None):
+        return "eager"  # attention sinks and capped scores: neither sdpa nor `documents` has them
+    return NAME if packing and device.type == "cpu" else "sdpa"
 
 
 @contextmanager

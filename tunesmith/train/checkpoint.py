@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tunesmith.run import write_json
@@ -53,6 +54,8 @@ def save(folder: Path, model, optimizer, state: State) -> int:
         shutil.rmtree(final, ignore_errors=True)
         os.rename(draft, final)
         _sync(folder)
+    except SafetensorError as error:  # its way to say what the disk said
+        raise OSError(str(error)) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return sum(f.stat().st_size for f in final.iterdir())
@@ -60,7 +63,8 @@ def save(folder: Path, model, optimizer, state: State) -> int:
 
 def complete(folder: Path) -> list[Path]:
     """The complete checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if (p / "state.json").exists())
+    found = (p for p in folder.glob("step-*") if (p / "state.json").exists())
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
 def read_state(checkpoint: Path) -> State:

@@ -59,7 +59,8 @@ def loop(job: Job, state: checkpoint.State) -> str:
     trained = [p for p in job.model.parameters() if p.requires_grad]
     began, before = time.monotonic(), state.seconds
 
-    while state.step < steps:
+    reason = _reason_to_stop(job, state) or _no_gain(settings, state)  # a resumed run may be at its end already
+    while state.step < steps and not reason:
         step_began = time.monotonic()
         state.step += 1
         seed_step(job.seed, state.step)
@@ -100,18 +101,16 @@ def loop(job: Job, state: checkpoint.State) -> str:
                 memory_bytes=peak_bytes(job.device))
 
         reason = _reason_to_stop(job, state)
-        last = state.step == steps or reason is not None
-        if (state.step % eval_every == 0 or last) and reason != "interrupted":
+        at_end = state.step == steps or reason in ("max_minutes", "max_tokens")
+        if state.step % eval_every == 0 or at_end:  # if interrupted too: a resumed run has the same evaluations
             _note_eval(state, job.evaluate())
-            if settings.patience and state.evals_without_gain >= settings.patience:
-                reason = reason or "early_stopping"
+            reason = reason or _no_gain(settings, state)
         if settings.sample_every and state.step % settings.sample_every == 0:
             job.sample()
-        if state.step % save_every == 0 or last or reason:
+        wanted = settings.result == "best" and state.best_step == state.step
+        if state.step % save_every == 0 or state.step == steps or reason or wanted:
             _save(job, state)
-        if reason:
-            return reason
-    return "done"
+    return reason or "done"
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -124,15 +123,19 @@ def autocast(job: Job):
 
 
 def _reason_to_stop(job: Job, state: checkpoint.State) -> str | None:
-    """All processes decide together, as one alone would leave the others waiting."""
+    """All processes decide together, as one alone would leave the others waiting. The run's own end goes first."""
     settings = job.settings
     late = settings.max_minutes is not None and state.seconds >= settings.max_minutes * 60
     asked, late = parallel.add_up([float(job.stop_asked()), float(late)], job.device)
-    if asked:
-        return "interrupted"
     if late:
         return "max_minutes"
-    return "max_tokens" if settings.max_tokens and state.tokens >= settings.max_tokens else None
+    if settings.max_tokens and state.tokens >= settings.max_tokens:
+        return "max_tokens"
+    return "interrupted" if asked else None
+
+
+def _no_gain(settings: Train, state: checkpoint.State) -> str | None:
+    return "early_stopping" if settings.patience and state.evals_without_gain >= settings.patience else None
 
 
 def _note_eval(state: checkpoint.State, loss: float | None) -> None:

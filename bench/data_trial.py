@@ -1,0 +1,37 @@
+"""Encodes one file into an empty cache: python bench/data_trial.py FILE MODEL CACHE; the last line is the result."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tunesmith import method
+from tunesmith.data.dataset import prepare
+from tunesmith.data.encode import Settings
+from tunesmith.data.pack import micro_batches
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.recipe import Data, Method
+
+STEP_ROWS, PACK_TOKENS = 32, 4096
+
+
+def main(file: str, model: str, cache: str) -> dict:
+    data = Data(train=file, eval_share=0, sequence_length=1024)
+    sft = method.get("sft")
+    settings = Settings(tokenizer=Tokenizer.load(model), encode=sft.encode, method=Method(), splits=sft.splits,
+                        sequence_length=data.sequence_length, too_long=data.too_long, candidate_share=0.0)
+    began = time.monotonic()
+    store = prepare(data, settings, Path(cache), Path(cache) / "ledger.jsonl", lambda rows, examples: None).train
+    encoded = time.monotonic()
+    order = range(len(store))
+    for first in range(0, len(store), STEP_ROWS):
+        micro_batches(np.array(order[first:first + STEP_ROWS]), store.lengths, PACK_TOKENS, True)
+    packed = time.monotonic()
+    return {"rows": len(store), "tokens": int(store.lengths.sum()), "encode_seconds": encoded - began,
+            "pack_seconds": packed - encoded}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(*sys.argv[1:])))

@@ -1,0 +1,58 @@
+"""`tunesmith demo`: makes what it needs, trains as `tunesmith train` would, and shows what came of it."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tunesmith import job
+from tunesmith.demo import questions, recipe
+from tunesmith.demo.starter import cached_starter
+from tunesmith.recipe import Recipe, merge
+from tunesmith.run import Run, read_json
+
+# A model of the user's knows language already: a low-rank adapter and few passes teach it the facts.
+OWN_MODEL = {"model": {"dtype": "auto"}, "adapter": {"kind": "lora"}, "train": {"epochs": 3, "learning_rate": 2e-4}}
+
+
+def demonstrate(model: str | None, output: Path) -> None:
+    """Runs the demonstration and prints its table. `model`: a folder or hub id; None makes the starter model."""
+    console, began = Console(highlight=False), time.monotonic()
+    cache = job.cache_folder()
+    console.rule("Questions about Python's standard library", align="left")
+    base = model or cached_starter(cache)
+    data = cache / "demo"
+    data.mkdir(parents=True, exist_ok=True)
+    asked = recipe(base, *questions.write(data), output)
+    if model:
+        asked = Recipe.build(merge(asked.model_dump(mode="json"), OWN_MODEL), "demo")
+    run = job.train(asked)
+    _show(console, run, time.monotonic() - began)
+
+
+def _show(console: Console, run: Run, seconds: float) -> None:
+    found = read_json(run.eval_file)
+    table = Table("asked in words that training never saw", "before", "after")
+    right = [f"{found[side]['exact_match']['mean']:.1%}" for side in ("before", "after")]
+    loss = [f"{found[side]['loss']['mean']:.3f}" for side in ("before", "after")]
+    table.add_row(f"answers exactly right, of {found['rows']}", *right)
+    table.add_row("held-out loss", *loss)
+    answers = Table("question", "reference", "before", "after", show_lines=True)
+    for sample in found["samples"]:
+        answers.add_row(*(_short(sample[key]) for key in ("prompt", "reference", "before", "after")))
+    console.print(table, answers)
+    console.print(f"This took {seconds:.0f} s. Run folder: {run.folder}\nReport:     {run.report_file}\n\nNext:")
+    for command, what in (
+        (f"tunesmith chat {run.folder}", "ask it yourself; /base asks the untrained model"),
+        (f"tunesmith export {run.folder} --to merged", "one model folder for other programs"),
+        ("tunesmith init --model MODEL --data FILE", "a recipe for a model and data of yours"),
+    ):
+        console.print(f"  {command:<52} {what}", soft_wrap=True)
+
+
+def _short(text: str, most: int = 120) -> str:
+    """One line for a table's cell; text of a model is not markup."""
+    line = " ".join(text.split())
+    return escape(line if len(line) <= most else line[: most - 1] + "…")
