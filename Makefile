@@ -1,5 +1,6 @@
 # make demo   install into .venv and run the demonstration
 # make test   install into .venv and run the tests; make test-all runs the long ones too
+# make bench  install into .venv-bench, with TRL, and compare
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,8 +14,8 @@ test: $(VENV)/installed-test
 test-all: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m ''
 
-bench: $(VENV)/installed-bench
-	$(BIN)/python bench/run.py
+bench: .venv-bench/installed
+	.venv-bench/bin/python bench/run.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tunesmith needs Python 3.11 or newer; say make PYTHON=python3.12")'
@@ -26,6 +27,11 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+.venv-bench/installed: pyproject.toml constraints.txt bench/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install -q -c constraints.txt -e . -r bench/requirements.txt
 	touch $@
 
 .PHONY: demo test test-all bench

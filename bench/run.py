@@ -33,17 +33,19 @@ CASES = [(shape, adapter, dtype) for shape in corpus.SHAPES for adapter in ("ful
 QUICK = [("small", "full", "float32"), ("small", "lora", "bfloat16")]
 BATCH = {"small": 32, "large": 16}
 STEPS, WARMUP = 8, 2
+TRIED = {"steps": 4, "warmup": 1}  # what finds the best of VARIANTS, and the steps whose losses are compared
 SIZES = {"1 KB": 10**3, "100 MB": 10**8, "1 GB": 10**9}
 
 
-def trial(script: str, *arguments: str) -> dict:
-    """Runs a trial's script; its result, and the peak memory of its process tree."""
+def trial(script: str, *arguments: str, watch_memory: bool = False) -> dict:
+    """Runs a trial's script; its result and, if watched (which takes time), the peak memory of its process tree."""
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as errors:
         process = psutil.Popen([sys.executable, HERE / script, *arguments], stdout=said, stderr=errors)
         peak = 0
-        while process.poll() is None:
+        while watch_memory and process.poll() is None:
             peak = max(peak, tree_bytes(process))
-            time.sleep(0.05)
+            time.sleep(0.1)
+        process.wait()
         said.seek(0), errors.seek(0)
         if process.returncode:
             raise RuntimeError(f"{script} {arguments}: {errors.read().decode()[-2000:]}")
@@ -83,7 +85,7 @@ def speed(folder: Path, cases, repeats: int, device: str):
                           warmup=WARMUP, folder=str(folder), device=device, variant=variant) | changes
             return trial(f"{tool}_trial.py", Case(**values).dumps())
 
-        tried = {v: once("trl", v) for v in VARIANTS}
+        tried = {v: once("trl", v, **TRIED) for v in VARIANTS}
         best = max(tried, key=lambda v: tried[v]["tokens_per_core_second"])
         ours, theirs = [], []
         for _ in range(repeats):
@@ -113,7 +115,7 @@ def data_path(folder: Path, sizes: list[str]):
         file = folder / "data.jsonl"
         corpus.write_bytes(file, SIZES[size])
         with tempfile.TemporaryDirectory(dir=folder) as cache:
-            r = trial("data_trial.py", str(file), str(folder / "small"), cache)
+            r = trial("data_trial.py", str(file), str(folder / "small"), cache, watch_memory=True)
         file.unlink()
         yield (f"| {size} | {r['rows']} | {r['tokens']} | {r['rows'] / r['encode_seconds']:.0f} | "
                f"{r['tokens'] / r['encode_seconds']:.0f} | {r['rows'] / r['pack_seconds']:.0f} | "
@@ -122,14 +124,15 @@ def data_path(folder: Path, sizes: list[str]):
 
 def first_step(folder: Path, repeats: int):
     """Seconds from the command to the first step event. The first run fills the cache and is not counted."""
-    seconds = []
+    recipe = {"model": {"path": str(folder / "small")}, "data": {"train": str(folder / "train.jsonl"), "eval_share": 0},
+              "train": {"max_steps": 1}, "output": str(folder / "runs")}
+    recipe_file, seconds = folder / "recipe.yaml", []
     for number in range(repeats + 1):
         run = folder / "runs" / f"first-{number}"
+        recipe_file.write_text(json.dumps(recipe | {"name": run.name}))  # JSON is YAML
         began = time.time()
-        subprocess.run(
-            [Path(sys.executable).with_name("tunesmith"), "train", "--model", folder / "small", "--data",
-             folder / "train.jsonl", "--train.max-steps", "1", "--name", run.name, "--output", run.parent],
-            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run([Path(sys.executable).with_name("tunesmith"), "train", recipe_file], check=True,
+                       stdout=subprocess.DEVNULL)
         events = map(json.loads, (run / "events.jsonl").open(encoding="utf-8"))
         seconds.append(next(e["time"] for e in events if e["event"] == "step") - began)
     yield f"median {statistics.median(seconds[1:]):.1f} s ({min(seconds[1:]):.1f} to {max(seconds[1:]):.1f})"
@@ -139,8 +142,8 @@ def heading(device: str):
     machine = probe()
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
     yield f"# {date.today()}, {machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB"
-    yield f"\nDevice {device}; cards: {', '.join(card.name for card in machine.cards) or 'none'}; {machine.system}; "
-    yield f"Python {platform.python_version()}; " + ", ".join(f"{p} {version(p)}" for p in PACKAGES)
+    yield f"\nDevice {device}; cards: {', '.join(card.name for card in machine.cards) or 'none'}; {machine.system}"
+    yield f"\nPython {platform.python_version()}; " + ", ".join(f"{p} {version(p)}" for p in PACKAGES)
     yield f"\nLoad average at the start: {load}. `a / b`: Tunesmith / TRL."
 
 
@@ -151,6 +154,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", choices=("speed", "data", "first"), help="one part alone")
     asked = parser.parse_args()
+    if (asked.device == "cuda") != bool(probe().cards):
+        parser.error(f"--device {asked.device}: Tunesmith trains on the card where there is one, and only there")
     repeats = 1 if asked.quick else 3
     sizes = list(SIZES)[: 3 if asked.full else 2]
     with tempfile.TemporaryDirectory(prefix="tunesmith-bench-") as name:
@@ -161,7 +166,8 @@ def main() -> None:
                  "data": ("Data path", data_path(folder, sizes)),
                  "first": ("Command to first step, warm cache", first_step(folder, repeats))}
         machine = "".join(c if c.isalnum() else "-" for c in probe().processor).strip("-").lower()
-        report = HERE / "results" / f"{date.today()}-{machine}.md"
+        part = f"-{asked.only}" if asked.only else ""
+        report = HERE / "results" / f"{date.today()}-{machine}{part}.md"
         with open(report, "w", encoding="utf-8") as file:
             for line in _lines(heading(asked.device), [p for k, p in parts.items() if asked.only in (None, k)]):
                 print(line, flush=True)

@@ -1,4 +1,4 @@
-"""One timed training by Tunesmith: python bench/tunesmith_trial.py CASE (JSON); the last line it prints is the result."""
+"""One timed training by Tunesmith: python bench/tunesmith_trial.py CASE (JSON); the last line is the result."""
 
 import json
 import sys

@@ -19,6 +19,7 @@ from tunesmith.data.template import thinking_kwargs
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.machine import probe
+from tunesmith.model.families import can_pack
 from tunesmith.model.load import config_of, resolve, save_tokenizer
 from tunesmith.plan.choose import Plan, choose
 from tunesmith.recipe import Recipe
@@ -55,16 +56,17 @@ def prepare(run: Run) -> None:
     """Base model, tokenizer, data and plan; writes plan.json, ledger.jsonl and provenance.json."""
     recipe, screen = run.recipe, Screen()
     machine = probe(run.folder)
-    plan = choose(recipe, machine)
     base = resolve(recipe.model)
-    config_of(base)
+    plan = choose(recipe, machine, can_pack(config_of(base)))
+    if recipe.data.packing and not plan.packing:
+        screen.show("warning", {"message": plan.reasons["packing"]})
     save_tokenizer(recipe.model, base, run.tokenizer)
     kwargs = thinking_kwargs(Tokenizer.load(run.tokenizer), any(map(has_reasoning, recipe.data.train)))
     tokenizer = Tokenizer.load(run.tokenizer, template_kwargs=kwargs)
     dataset = dataset_of(run, tokenizer, run.ledger_file, screen.encoding)
     screen.data(dataset)
     plan = plan.as_dict() | {"ledger": dataset.ledger, "formats": dataset.formats, "base": str(base),
-                             "template": recipe.model.chat_template if recipe.model.chat_template != "auto" else tokenizer.template_name,
+                             "template": tokenizer.template_name,
                              "template_kwargs": kwargs, "stop_ids": _stop_ids(dataset, tokenizer, base)}
     write_json(run.provenance_file, provenance.collect(recipe, base, machine))
     write_json(run.plan_file, plan)

@@ -12,6 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from tunesmith.model.families import can_pack
+
 NAME = "documents"
 
 
@@ -44,8 +46,8 @@ AttentionInterface.register(NAME, documents)
 
 def choose(config, device: torch.device, packing: bool) -> str:
     """The attention this model trains with; a family's own needs come first."""
-    if config.model_type == "gpt_oss" or getattr(config, "attn_logit_softcapping", None):
-        return "eager"  # attention sinks and capped scores: neither sdpa nor `documents` has them
+    if not can_pack(config):
+        return "eager"  # sinks or capped scores: neither sdpa nor `documents` has them
     return NAME if packing and device.type == "cpu" else "sdpa"
 
 
