@@ -57,6 +57,7 @@ class Run:
         run = cls(recipe.output / name)
         try:
             run.folder.mkdir(parents=True)
+            run.checkpoints.mkdir()
         except FileExistsError:
             raise UserError(f"name: the run {run.folder} exists already; choose another name or "
                             f"`tunesmith resume {run.folder}`") from None
@@ -69,8 +70,8 @@ class Run:
     def open(cls, folder: str | Path) -> "Run":
         """A run that exists. Raises UserError if the folder is none."""
         run = cls(folder)
-        if not run.recipe_file.is_file():
-            raise UserError(f"{folder}: not a run folder (it has no recipe.yaml); `tunesmith runs` lists runs")
+        if not (run.recipe_file.is_file() and run.checkpoints.is_dir()):
+            raise UserError(f"{folder}: not a run folder (recipe.yaml and checkpoints/); `tunesmith runs` lists runs")
         return run
 
     @property

@@ -1,0 +1,99 @@
+"""The command line as a user meets it: init, train, look, export, with right and wrong input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import sums, write_rows
+
+
+def tunesmith(*arguments, cwd, said: str = "") -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "tunesmith.cli", *map(str, arguments)], cwd=cwd, input=said,
+                          capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, request):
+    """A folder in which `init` and `train` have run."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("work")
+    tiny.save("qwen3", folder / "model")
+    write_rows(folder / "rows.jsonl", sums(60))
+    made = tunesmith("init", "--model", "model", "--data", "rows.jsonl", cwd=folder)
+    assert made.returncode == 0, made.stderr
+    done = tunesmith("train", "recipe.yaml", "--name", "first", "--adapter.kind", "lora", "--train.max-steps", "3",
+                     "--model.dtype", "float32", "--evaluate.max-new-tokens", "4", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_the_run_folder_is_complete(trained):
+    folder, summary = trained
+    run = folder / "runs" / "first"
+    for name in ("recipe.yaml", "plan.json", "provenance.json", "ledger.jsonl", "events.jsonl", "eval.json",
+                 "report.html", "adapter/adapter_model.safetensors", "adapter/tokenizer.json",
+                 "adapter/chat_template.jinja", "adapter/generation_config.json"):
+        assert (run / name).is_file(), name
+    assert summary["status"] == "done"
+
+
+def test_the_result_opens_in_plain_libraries_and_merged_is_the_same_model(trained):
+    folder, _ = trained
+    run = folder / "runs" / "first"
+    done = tunesmith("export", "runs/first", "--to", "merged", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "What is 1 plus 2?"}], return_tensors="pt",
+                                        add_generation_prompt=True, return_dict=False)
+    adapter = AutoPeftModelForCausalLM.from_pretrained(run / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(run / "merged")
+    base = AutoModelForCausalLM.from_pretrained(folder / "model")
+    with torch.inference_mode():
+        expected, found, before = (m.eval()(ids).logits for m in (adapter, merged, base))
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(found, before, atol=1e-4)
+
+
+def test_chat_answers_from_both_models(trained):
+    folder, _ = trained
+    done = tunesmith("chat", "runs/first", "--max-new-tokens", "4", cwd=folder,
+                     said="What is 1 plus 2?\n/base\nWhat is 1 plus 2?\n/nonsense\n/quit\n")
+    assert done.returncode == 0, done.stderr
+    assert "tuned >" in done.stdout and "base >" in done.stdout and "/quit ends" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("data", "check", "rows.jsonl", "--model", "model"),
+                                       ("data", "show", "rows.jsonl", "--model", "model"),
+                                       ("runs",), ("runs", "show", "runs/first"), ("eval", "runs/first"),
+                                       ("recipe", "schema"), ("--help",), ("train", "--help")])
+def test_looking_commands_answer(trained, arguments):
+    done = tunesmith(*arguments, cwd=trained[0])
+    assert done.returncode == 0 and done.stdout.strip() and not done.stderr.strip()
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("train", "absent.yaml"), "absent.yaml: no such recipe"),
+    (("train", "recipe.yaml", "--data.train", "absent.jsonl"), "absent.jsonl: no such file"),
+    (("train", "recipe.yaml", "--model.path", "nowhere"), "model.path"),
+    (("train", "recipe.yaml", "--name", "first"), "exists already"),
+    (("train", "recipe.yaml", "--train.processes", "999"), "train.processes"),
+    (("resume", "runs/first"), "finished"),
+    (("resume", "."), "not a run folder"),
+    (("init", "--model", "model", "--data", "rows.jsonl"), "--force"),
+    (("runs", "compare", "runs/first"), "two runs"),
+    (("export", "runs/first", "--to", "merged", "--output", "model"), "exists already"),
+])
+def test_a_mistake_gets_one_line_and_changes_nothing(trained, arguments, said):
+    folder, _ = trained
+    before = sorted(folder.rglob("*"))
+    done = tunesmith(*arguments, cwd=folder)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("tunesmith: ") and said in lines[0]
+    assert sorted(folder.rglob("*")) == before
