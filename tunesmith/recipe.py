@@ -192,6 +192,8 @@ class Recipe(Section):
     def _fits_together(self) -> "Recipe":
         if self.adapter.kind == "full" and self.adapter.modules_to_save:
             raise ValueError("adapter.modules_to_save only means something with adapter.kind: lora")
+        if self.evaluate.exact_match and self.method.name != "sft":
+            raise ValueError("evaluate.exact_match needs answers to compare: method.name: sft")
         if self.name is not None and (not self.name.strip() or Path(self.name).name != self.name):
             raise ValueError("name must be a plain folder name")
         return self

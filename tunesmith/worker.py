@@ -35,6 +35,7 @@ def work(folder: Path) -> None:
     device = parallel.join(plan.device)
     torch.set_num_threads(plan.threads)
     torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads fresh memory
     first = parallel.rank() == 0
     screen = Screen() if first else None
 
@@ -104,21 +105,28 @@ def trainable_model(run: Run, plan):
 
 
 def _measure(job: Job) -> dict:
-    """Losses of the held-out rows and, on the first process, answers to their prompts."""
+    """Losses of the held-out rows and, on the first process, answers to their prompts: to all for exact match, else
+    to those of the samples."""
     settings = job.run.recipe.evaluate
     losses = heldout.row_losses(job.model, job.held_out, job.plan, job.device, lambda: autocast(job))
     found = {"losses": losses.tolist()}
-    wanted = len(job.held_out) if settings.exact_match else min(settings.samples, len(job.held_out))
-    if job.run.recipe.method.name == "sft" and wanted and parallel.rank() == 0:
-        found["answers"] = _answers(job, wanted)
+    rows = list(range(len(job.held_out))) if settings.exact_match else _sampled(job)
+    if rows and parallel.rank() == 0:
+        found["answers"] = dict(zip(map(str, rows), _answers(job, rows)))
         if settings.exact_match:
-            shown = job.held_out.shown()
-            found["right"] = [int(a.strip() == s["reference"].strip()) for a, s in zip(found["answers"], shown)]
+            pairs = zip(found["answers"].values(), job.held_out.shown())
+            found["right"] = [int(answer.strip() == shown["reference"].strip()) for answer, shown in pairs]
     return found
 
 
-def _answers(job: Job, count: int) -> list[str]:
-    prompts = [generate.prompt_ids(*job.held_out[i]) for i in range(count)]
+def _sampled(job: Job) -> list[int]:
+    """The held-out rows whose answers are shown, spread over all."""
+    count = min(job.run.recipe.evaluate.samples, len(job.held_out))
+    return np.linspace(0, len(job.held_out) - 1, count).astype(int).tolist() if job.run.recipe.method.name == "sft" else []
+
+
+def _answers(job: Job, rows: list[int]) -> list[str]:
+    prompts = [generate.prompt_ids(*job.held_out[row]) for row in rows]
     with autocast(job):
         return generate.answers(job.model, job.tokenizer, prompts, job.run.recipe.evaluate.max_new_tokens,
                                 job.run.plan["stop_ids"])
@@ -135,10 +143,11 @@ def _evaluate(job: Job, state: checkpoint.State) -> float | None:
 
 
 def _sample(job: Job, state: checkpoint.State) -> None:
-    count = min(job.run.recipe.evaluate.samples, len(job.held_out))
-    if count and parallel.rank() == 0:
-        answers = _answers(job, count)
-        job.log("samples", step=state.step, samples=[s | {"answer": a} for s, a in zip(job.held_out.shown(), answers)])
+    rows = _sampled(job)
+    if rows and parallel.rank() == 0:
+        shown = job.held_out.shown()
+        answers = _answers(job, rows)
+        job.log("samples", step=state.step, samples=[shown[row] | {"answer": a} for row, a in zip(rows, answers)])
 
 
 def _before(job: Job, run: Run) -> None:
@@ -160,9 +169,9 @@ def _finish(job: Job, run: Run) -> None:
         if after:
             before = read_json(run.before_file)
             found = heldout.compare(before, after)
-            count = min(run.recipe.evaluate.samples, len(after.get("answers", [])))
-            found["samples"] = [shown | {"before": b, "after": a} for shown, b, a in
-                                zip(job.held_out.shown()[:count], before["answers"], after["answers"])] if count else []
+            shown = job.held_out.shown()
+            found["samples"] = [shown[row] | {side: measured["answers"][str(row)] for side, measured in
+                                              (("before", before), ("after", after))} for row in _sampled(job)]
             write_json(run.eval_file, found)
         save_result(run, job.model)
         write_report(run)
