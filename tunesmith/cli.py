@@ -239,7 +239,7 @@ def _known(error: Exception) -> tuple[str, int]:
     worker = sys.modules.get("tunesmith.worker")
     if worker and isinstance(error, worker.Interrupted):
         return str(error), 130
-    loop = sys.modules.get("tunesmith.train.loop")
+    loop = sys.modules.get("tunesmith.training.loop")
     if loop and isinstance(error, loop.NotFinite):
         return str(error), 1
     raise error

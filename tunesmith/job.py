@@ -108,7 +108,7 @@ def _start_many(run: Run, plan: Plan) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from tunesmith.train.parallel import launch
+    from tunesmith.training.parallel import launch
     from tunesmith.worker import Interrupted, work
 
     try:
@@ -133,7 +133,7 @@ def _silent_launcher():
 
 def _cause(plan: Plan, rank: int, failure) -> Exception:
     """Why a training process ended: its own exception where that is for the user, else one with its traceback."""
-    from tunesmith.train.loop import NotFinite
+    from tunesmith.training.loop import NotFinite
     from tunesmith.worker import Interrupted
 
     found = failure.message

@@ -14,7 +14,7 @@ class Screen:
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True, highlight=False)
         self._began = time.monotonic()
-        self._last_line = 0.0
+        self._last_line = self._began
         self._steps = 0
         self._progress: Progress | None = None
 

@@ -17,9 +17,9 @@ from tunesmith.job import dataset_of, plan_of, tokenizer_of
 from tunesmith.model import adapt, load
 from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
-from tunesmith.train import attention, checkpoint, parallel
-from tunesmith.train.loop import Job, NotFinite, autocast, loop
-from tunesmith.train.optimizer import build_optimizer
+from tunesmith.training import attention, checkpoint, parallel
+from tunesmith.training.loop import Job, NotFinite, autocast, loop
+from tunesmith.training.optimizer import build_optimizer
 
 SECOND_SIGNAL_AFTER_SECONDS = 1.0  # Ctrl-C reaches a process from the terminal and from the launcher
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tunesmith.train.attention import generating
+from tunesmith.training.attention import generating
 
 PROMPTS_AT_ONCE = 64
 

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from tunesmith.data.pack import micro_batches, share_of
-from tunesmith.train import parallel
-from tunesmith.train.batch import collate
-from tunesmith.train.loss import token_losses
+from tunesmith.training import parallel
+from tunesmith.training.batch import collate
+from tunesmith.training.loss import token_losses
 
 RESAMPLES = 2000
 

@@ -18,11 +18,11 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Train
 from tunesmith.run import Run
-from tunesmith.train import checkpoint, parallel
-from tunesmith.train.batch import collate
-from tunesmith.train.loss import token_losses
-from tunesmith.train.memory import peak_bytes
-from tunesmith.train.optimizer import learning_rate
+from tunesmith.training import checkpoint, parallel
+from tunesmith.training.batch import collate
+from tunesmith.training.loss import token_losses
+from tunesmith.training.memory import peak_bytes
+from tunesmith.training.optimizer import learning_rate
 
 
 class NotFinite(Exception):

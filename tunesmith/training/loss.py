@@ -7,7 +7,7 @@ forward (`logits_to_keep`), so soft-capping and logit scaling of a family are it
 import torch
 import torch.nn.functional as F
 
-from tunesmith.train.batch import IGNORED, Batch
+from tunesmith.training.batch import IGNORED, Batch
 
 
 def token_losses(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,197 @@
+"""What goes wrong: a full disk, a loss that is no number, and the user's mistakes on the real command line."""
+
+import contextlib
+import errno
+import os
+import resource
+import shutil
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import sums, write_rows
+from tunesmith import cli, job
+from tunesmith.run import Run
+from tunesmith.training import checkpoint
+from tunesmith.training import loop as training
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    """The system refuses to write more than so many bytes to a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def nothing_free(monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 1000))
+
+
+def full_half_way(monkeypatch) -> None:
+    """The first file of the checkpoint is written, the second is not."""
+    save_file = checkpoint.save_file
+
+    def save(tensors, path):
+        with largest_file(1000) if path.name == "optimizer.safetensors" else contextlib.nullcontext():
+            save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", save)
+
+
+def full_at_the_end(monkeypatch) -> None:
+    def write(path, value):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "write_json", write)
+
+
+@pytest.mark.parametrize("fill", [nothing_free, full_half_way, full_at_the_end])
+def test_a_full_disk_fails_one_save_and_training_goes_on(recipe, monkeypatch, fill):
+    seen = []
+    save = checkpoint.save
+
+    def save_or_not(folder, model, optimizer, state):
+        with monkeypatch.context() as patch:
+            if state.step == 2:
+                fill(patch)
+            try:
+                return save(folder, model, optimizer, state)
+            finally:
+                seen.append(sorted(found.name for found in folder.iterdir()))
+
+    monkeypatch.setattr(checkpoint, "save", save_or_not)
+    run = job.train(recipe(train={"max_steps": 3, "save_every": 1, "keep_checkpoints": 9}))
+    assert seen == [["step-000001"], ["step-000001"], ["step-000001", "step-000003"]]
+    [warning] = run.events("warning")
+    assert "checkpoint at step 2 not saved" in warning["message"]
+    assert [event["step"] for event in run.events("checkpoint")] == [1, 3]
+    assert run.result.exists()
+
+
+def command(monkeypatch, capsys, *arguments: str | Path) -> tuple[int, list[str]]:
+    """Exit status and lines on stderr of `tunesmith ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["tunesmith", *map(str, arguments)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code, capsys.readouterr().err.splitlines()
+
+
+def test_a_loss_that_is_no_number(recipe, tmp_path, monkeypatch, capsys):
+    """The third step's loss is infinite: the run stops and names its rows; what the second saved stays."""
+    step, rows = [], []
+    seed_step, step_rows, token_losses = training.seed_step, training.Schedule.step_rows, training.token_losses
+    monkeypatch.setattr(training, "seed_step", lambda seed, now: (step.append(now), seed_step(seed, now)))
+
+    def note_rows(schedule, now):
+        rows[:] = step_rows(schedule, now)
+        return step_rows(schedule, now)
+
+    def losses(model, batch):
+        found, documents = token_losses(model, batch)
+        return found * (torch.inf if step[-1] == 3 else 1), documents
+
+    monkeypatch.setattr(training.Schedule, "step_rows", note_rows)
+    monkeypatch.setattr(training, "token_losses", losses)
+    asked = recipe(train={"save_every": 1})
+    (tmp_path / "recipe.yaml").write_text(asked.dump())
+    status, lines = command(monkeypatch, capsys, "train", tmp_path / "recipe.yaml")
+    run = Run(asked.output / "run")
+    assert status == 1
+    assert lines[-1].startswith("tunesmith: step 3: loss inf is not finite")
+    data = asked.data.train[0].path
+    assert all(f"{data}:{row + 1}" in lines[-1] for row in rows) and lines[-1].count(data) == len(rows) == 8
+    assert not any("Traceback" in line for line in lines)
+    assert sum(line.startswith("tunesmith:") for line in lines) == 1
+    assert [event["reason"] for event in run.events("stop")] == ["not_finite"]
+    assert checkpoint.complete(run.checkpoints)[-1].name == "step-000002"
+    assert not run.result.exists()
+
+
+def unknown_key(values, folder):
+    return values.replace("learning_rate:", "learning_rat:"), "did you mean `train.learning_rate`"
+
+
+def wrong_value(values, folder):
+    return values.replace("batch: 8", "batch: -8"), "train.batch"
+
+
+def broken_yaml(values, folder):
+    return "model: {path: x\ndata: [", "recipe.yaml:2"
+
+
+def missing_data(values, folder):
+    return values.replace("data.jsonl", "nothing.jsonl"), "nothing.jsonl"
+
+
+def no_safetensors(values, folder):
+    (folder / "pickled").mkdir()
+    (folder / "pickled/config.json").write_text("{}")
+    (folder / "pickled/pytorch_model.bin").write_bytes(b"")
+    return _with_model(values, folder / "pickled"), "pytorch_model.bin"
+
+
+def no_model(values, folder):
+    return _with_model(values, folder / "nowhere"), "nowhere"
+
+
+def _with_model(values: str, model: Path) -> str:
+    return "\n".join(f"  path: {model}" if "llama3" in line else line for line in values.splitlines())
+
+
+def nothing_usable(values, folder):
+    write_rows(folder / "data.jsonl", [{"messages": row["messages"][:1]} for row in sums(5)])
+    return values, "data.jsonl"
+
+
+def name_taken(values, folder):
+    (folder / "runs/run").mkdir(parents=True)
+    (folder / "runs/run/kept.txt").write_text("mine")
+    return values, "exists already"
+
+
+@pytest.mark.parametrize("mistake", [unknown_key, wrong_value, broken_yaml, missing_data, no_safetensors, no_model,
+                                     nothing_usable, name_taken], ids=lambda mistake: mistake.__name__)
+def test_a_mistake_is_one_line_and_changes_nothing(recipe, tmp_path, monkeypatch, capsys, mistake):
+    text, said = mistake(recipe().dump(), tmp_path)
+    (tmp_path / "recipe.yaml").write_text(text)
+    before = contents(tmp_path)
+    status, lines = command(monkeypatch, capsys, "train", tmp_path / "recipe.yaml")
+    assert status == 2
+    *progress, line = lines
+    assert line.startswith("tunesmith: ") and said in line
+    assert all(shown.startswith("tokenising: ") for shown in progress)
+    assert contents(tmp_path) - {tmp_path / "runs"} == before - {tmp_path / "runs"}
+
+
+def test_resume_refuses_what_is_no_run_or_is_finished(recipe, tmp_path, monkeypatch, capsys):
+    assert command(monkeypatch, capsys, "resume", tmp_path) == (
+        2, [f"tunesmith: {tmp_path}: not a run folder (recipe.yaml and checkpoints/); `tunesmith runs` lists runs"])
+    run = job.train(recipe(train={"max_steps": 1}))
+    before = contents(run.folder)
+    status, [line] = command(monkeypatch, capsys, "resume", run.folder)
+    assert status == 2 and "is finished" in line
+    assert contents(run.folder) == before
+
+
+def test_the_screen_is_tunesmiths(recipe, capfd):
+    """No progress bar or warning of a library between its lines."""
+    job.train(recipe(train={"max_steps": 1}))
+    shown = capfd.readouterr().err.splitlines()
+    assert shown
+    known = ("data ", "  ", "model ", "step ", "saved ", "stop ", "tokenising: ", "eval ")
+    assert [line for line in shown if not line.startswith(known)] == []
+
+
+def contents(folder: Path) -> set:
+    """Every path below, and each file's bytes."""
+    return {path if path.is_dir() else (path, path.read_bytes()) for path in folder.rglob("*")}
