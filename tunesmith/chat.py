@@ -71,7 +71,7 @@ class Models:
     def base(self):
         if self._base is None:
             plan, recipe = self.run.plan, self.run.recipe
-            model = load(recipe.model, self.run.base, getattr(torch, plan["compute"]), "sdpa", recipe.seed)
+            model = load(recipe.model, self.run.base, getattr(torch, plan["compute"]), None, recipe.seed)
             self._base = model.to(self.device).eval()
         return self._base
 

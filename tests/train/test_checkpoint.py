@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
-from tunesmith import job
+from tunesmith import job, worker
 from tunesmith.recipe import Train
 from tunesmith.training import checkpoint
 from tunesmith.training.optimizer import build_optimizer
@@ -84,14 +85,17 @@ def test_nothing_is_unpickled(recipe, monkeypatch):
     assert job.resume(run.folder).result.exists()
 
 
-def test_the_best_result_is_saved_whenever_it_comes(recipe):
-    """Evaluations between checkpoints: the best one's weights are there all the same."""
+def test_the_best_result_is_saved_whenever_it_comes(recipe, monkeypatch):
+    """The best evaluation is at step 3, between two checkpoints: its weights become the result."""
+    monkeypatch.setattr(worker, "_evaluate", lambda job, state: 1.0 if state.step == 3 else 2.0)
     run = job.train(recipe(data={"eval_share": 0.1}, train={
-        "max_steps": 8, "eval_every": 3, "save_every": 5, "result": "best", "learning_rate": 1e-3}))
-    evaluations = {event["step"]: event["loss"] for event in run.events("eval") if event["step"]}
-    best = min(evaluations, key=evaluations.get)
-    assert run.events("checkpoint")[-1]["step"] == 8
-    assert f"step-{best:06d}" in [found.name for found in checkpoint.complete(run.checkpoints)]
+        "max_steps": 8, "eval_every": 3, "save_every": 5, "result": "best", "keep_checkpoints": 1}))
+    assert [found.name for found in checkpoint.complete(run.checkpoints)] == ["step-000003", "step-000008"]
+    result = load_file(run.result / "adapter_model.safetensors")
+    for step, same in ((3, True), (8, False)):
+        saved = load_file(run.checkpoints / f"step-{step:06d}" / "trained.safetensors")
+        assert saved.keys() == {name.replace(".weight", ".default.weight") for name in result}
+        assert all(torch.equal(result[name.replace(".default", "")], saved[name]) for name in saved) == same
 
 
 @pytest.mark.parametrize("reason, train", [

@@ -49,8 +49,9 @@ def config_of(folder: Path):
         raise UserError(f"model.path: {folder}: transformers cannot read this model: {reason}") from None
 
 
-def load(model: Model, folder: Path, dtype, attention: str, seed: int):
-    """The causal language model, on the CPU; `dtype` a torch dtype, `attention` as transformers names it."""
+def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
+    """The causal language model, on the CPU; `dtype` a torch dtype, `attention` as transformers names it,
+    or None for its own choice."""
     import torch
     from transformers import AutoModelForCausalLM
 

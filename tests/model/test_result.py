@@ -1,0 +1,71 @@
+"""What is saved opens in plain transformers and PEFT as the model that was trained, whatever was trained."""
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests import tiny
+from tunesmith import train
+from tunesmith.export.merged import export_merged
+from tunesmith.job import plan_of
+from tunesmith.training.checkpoint import complete, load
+from tunesmith.worker import trainable_model
+
+QUICK = {"max_steps": 3, "learning_rate": 1e-2}
+
+
+def trained_logits(run, ids) -> torch.Tensor:
+    """Of the model as training left it: built anew, with the last checkpoint's tensors."""
+    model = trainable_model(run, plan_of(run))
+    load(complete(run.checkpoints)[-1], model)
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        return model.eval()(ids).logits
+
+
+def logits(model, ids) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.eval()(ids).logits
+
+
+@pytest.mark.parametrize("adapter", [
+    {}, {"rslora": True}, {"dora": True}, {"targets": ["q_proj", "down_proj"]}, {"modules_to_save": ["lm_head"]},
+], ids=lambda a: "-".join(a) or "lora")
+def test_adapters_open_and_merge(recipe, tmp_path, adapter):
+    run = train(recipe(adapter=adapter, train=QUICK))
+    ids = torch.randint(5, 300, (1, 24), generator=torch.Generator().manual_seed(0))
+    expected = trained_logits(run, ids)
+    opened = logits(AutoPeftModelForCausalLM.from_pretrained(run.result), ids)
+    assert torch.allclose(opened, expected, atol=1e-5)
+    found = export_merged(run, tmp_path / "merged")
+    assert found["largest_difference"] < found["bound"]
+    merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), ids)
+    assert torch.allclose(merged, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [f for f in tiny.FAMILIES if f != "llama3"])
+def test_every_family_merges(recipe, tmp_path, name):
+    run = train(recipe(name, train=QUICK))
+    ids = torch.randint(5, 300, (1, 24), generator=torch.Generator().manual_seed(0))
+    export_merged(run, tmp_path / "merged")
+    merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), ids)
+    assert torch.allclose(merged, trained_logits(run, ids), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("model", ["llama3", "qwen3"])  # untied and tied embeddings
+def test_new_tokens_are_learned_and_saved(recipe, tmp_path, kind, model):
+    run = train(recipe(model, adapter={"kind": kind}, train=QUICK, tokens=["<call>", "</call>"]))
+    tokenizer = AutoTokenizer.from_pretrained(run.result)
+    new = tokenizer("<call></call>", add_special_tokens=False).input_ids
+    assert len(new) == 2
+    ids = torch.tensor([[5, 6, *new, 7]])
+    opener = AutoPeftModelForCausalLM if kind == "lora" else AutoModelForCausalLM
+    assert torch.allclose(logits(opener.from_pretrained(run.result), ids), trained_logits(run, ids), atol=1e-5)
+
+
+def test_checkpointing_activations_changes_no_loss(recipe):
+    runs = [train(recipe(name=mode, train=QUICK | {"gradient_checkpointing": mode})) for mode in ("on", "off")]
+    first, second = ([e["loss"] for e in run.events("step")] for run in runs)
+    assert first == pytest.approx(second, abs=1e-6)
