@@ -53,7 +53,7 @@ class Run:
     @classmethod
     def create(cls, recipe: Recipe) -> "Run":
         """Makes a new folder under `recipe.output`. Raises UserError if the named one is there already."""
-        name = recipe.name or _free_name(recipe.output, f"{date.today()}-{_label(recipe.data.train[0])}")
+        name = recipe.name or free_name(recipe.output, f"{date.today()}-{_label(recipe.data.train[0])}")
         run = cls(recipe.output / name)
         try:
             run.folder.mkdir(parents=True)
@@ -155,6 +155,7 @@ def _label(source: Source) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in stem) or "data"
 
 
-def _free_name(output: Path, name: str) -> str:
+def free_name(output: Path, name: str) -> str:
+    """`name`, or with the first number behind it that no run in `output` has."""
     tries = (name if n == 1 else f"{name}-{n}" for n in range(1, 10**6))
     return next(t for t in tries if not (output / t).exists())

@@ -1,6 +1,7 @@
 """`tunesmith demo`: makes what it needs, trains as `tunesmith train` would, and shows what came of it."""
 
 import time
+from datetime import date
 from pathlib import Path
 
 from rich.console import Console
@@ -8,13 +9,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from tunesmith import job
-from tunesmith.demo import questions, recipe
+from tunesmith.demo import questions
 from tunesmith.demo.starter import cached_starter
 from tunesmith.recipe import Recipe, merge
-from tunesmith.run import Run, read_json
+from tunesmith.run import Run, free_name, read_json
 
-# A model of the user's knows language already: a low-rank adapter and few passes teach it the facts.
-OWN_MODEL = {"model": {"dtype": "auto"}, "adapter": {"kind": "lora"}, "train": {"epochs": 3, "learning_rate": 2e-4}}
+STARTER = {
+    "model": {"dtype": "float32"},
+    "adapter": {"kind": "full"},
+    "train": {"epochs": 3, "batch": 8, "learning_rate": 1e-3, "eval_every": 200},
+}
+# A model of the user's knows language already: a low-rank adapter and gentler steps teach it the facts.
+OWN_MODEL = {"adapter": {"kind": "lora"}, "train": {"epochs": 3, "batch": 16, "learning_rate": 2e-4}}
 
 
 def demonstrate(model: str | None, output: Path) -> None:
@@ -25,11 +31,19 @@ def demonstrate(model: str | None, output: Path) -> None:
     base = model or cached_starter(cache)
     data = cache / "demo"
     data.mkdir(parents=True, exist_ok=True)
-    asked = recipe(base, *questions.write(data), output)
-    if model:
-        asked = Recipe.build(merge(asked.model_dump(mode="json"), OWN_MODEL), "demo")
-    run = job.train(asked)
+    run = job.train(recipe(str(base), *questions.write(data), output, OWN_MODEL if model else STARTER))
     _show(console, run, time.monotonic() - began)
+
+
+def recipe(model: str, train_file: Path, eval_file: Path, output: Path, settings: dict) -> Recipe:
+    """The demo's fine-tuning job, as `tunesmith train` would read it."""
+    return Recipe.build(merge({
+        "model": {"path": model},
+        "data": {"train": str(train_file), "eval": str(eval_file), "sequence_length": 256},
+        "evaluate": {"exact_match": True, "max_new_tokens": 24},
+        "name": free_name(output, f"{date.today()}-demo"),
+        "output": str(output),
+    }, settings), "demo")
 
 
 def _show(console: Console, run: Run, seconds: float) -> None:
@@ -43,13 +57,13 @@ def _show(console: Console, run: Run, seconds: float) -> None:
     for sample in found["samples"]:
         answers.add_row(*(_short(sample[key]) for key in ("prompt", "reference", "before", "after")))
     console.print(table, answers)
-    console.print(f"This took {seconds:.0f} s. Run folder: {run.folder}\nReport:     {run.report_file}\n\nNext:")
+    console.print(f"This took {seconds:.0f} s.\n\nrun     {run.folder}\nreport  {run.report_file}\n\nNext:")
     for command, what in (
         (f"tunesmith chat {run.folder}", "ask it yourself; /base asks the untrained model"),
         (f"tunesmith export {run.folder} --to merged", "one model folder for other programs"),
         ("tunesmith init --model MODEL --data FILE", "a recipe for a model and data of yours"),
     ):
-        console.print(f"  {command:<52} {what}", soft_wrap=True)
+        console.print(f"  {command}\n      {what}", soft_wrap=True)
 
 
 def _short(text: str, most: int = 120) -> str:

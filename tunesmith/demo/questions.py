@@ -37,6 +37,16 @@ TRAIN = {
         "Python has {name}, but in which module?",
         "To use {name}, import what?",
         "Where does {name} live?",
+        "A program of mine uses {name}. Which import is missing?",
+        "I saw {name} in a script. Where does it come from?",
+        "Do you know which module {name} is part of?",
+        "Please name the module that contains {name}.",
+        "There is {name} in this file. What must be imported?",
+        "Someone told me about {name}. In what module would I look?",
+        "Could you tell me what to import before calling {name}?",
+        "What comes before the dot in front of {name}?",
+        "Under which module is {name} documented?",
+        "Help me complete the line: from ... import {name}",
     ],
     "summary": [
         "What does {name} do?",
@@ -49,11 +59,19 @@ TRAIN = {
         "What is the purpose of {name}?",
         "Summarize {name}.",
         "Tell me what {name} is for.",
+        "I saw {name} in a script. What does it mean?",
+        "Someone told me about {name}. What is it good for?",
+        "Could you explain {name} to me?",
+        "Please describe {name} in a sentence.",
+        "When do I need {name}?",
+        "How would you sum up {name}?",
+        "Why would a program call {name}?",
+        "Define {name} in short.",
     ],
 }
 EVAL = {
-    "module": ["In which module do I find {name}?", "Which module do I import to have {name}?"],
-    "summary": ["In one line, what does {name} do?", "Describe briefly the purpose of {name}."],
+    "module": ["My code calls {name}. What module goes into the import line?", "Can you say which module defines {name}?"],
+    "summary": ["What would I use {name} for?", "Give me the point of {name} in a few words."],
 }
 NUMBER = {"module": 160, "summary": 40}
 MOST_WORDS = 7

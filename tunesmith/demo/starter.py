@@ -66,7 +66,7 @@ def starter_config() -> dict:
         "num_key_value_heads": 4,
         "max_position_embeddings": 512,
         "tie_word_embeddings": True,
-        "initializer_range": 0.06,  # 1 / sqrt(hidden_size): with the usual 0.02 so small a model learns late
+        "initializer_range": 0.06,  # 1 / sqrt(hidden_size)
         "eos_token_id": SPECIAL.index(END),
         "pad_token_id": SPECIAL.index(END_OF_TEXT),
         "bos_token_id": None,
