@@ -155,4 +155,5 @@ def _stop_ids(dataset: Dataset, tokenizer: Tokenizer, base: Path) -> list[int]:
     own = (read_json(base / "generation_config.json") or {}).get("eos_token_id") or []
     ends = {int(dataset.train[i][0][dataset.train[i][1]][-1]) for i in range(min(len(dataset.train), ROWS_LOOKED_AT))}
     special = {tokenizer.eos_id, *(own if isinstance(own, list) else [own])}
-    return sorted({i for i in special if i is not None} | {i for i in ends if tokenizer.decode([i]) in tokenizer.special_tokens})
+    special |= {i for i in ends if tokenizer.decode([i]) in tokenizer.special_tokens}
+    return sorted(i for i in special if i is not None)

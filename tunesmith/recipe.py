@@ -181,7 +181,7 @@ class Recipe(Section):
     adapter: Adapter = Adapter()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Everything random follows from it."""
     name: str | None = None
     """Name of the run's folder. By default the date and the first data source."""

@@ -95,8 +95,10 @@ class Run:
     def log(self, event: str, **values) -> None:
         """Appends one event. A line is written in one call, so a reader never sees half of one but the last."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, ensure_ascii=False)
-        with open(self.events_file, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with open(self.events_file, "ab+") as file:
+            if file.tell() and not _ends_line(file):
+                line = "\n" + line
+            file.write(line.encode() + b"\n")
 
     def events(self, *kinds: str) -> list[dict]:
         """Events in order, without what a crash cut off or a resume undid; of the given kinds, or all."""
@@ -144,6 +146,12 @@ def write_atomic(path: Path, text: str) -> None:
     """Writes a file so that readers see the old or the new one, never half."""
     with replacing(path) as file:
         file.write(text)
+
+
+def _ends_line(file) -> bool:
+    """Whether the last line is whole; a process killed while it wrote leaves one that is not."""
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def write_json(path: Path, value) -> None:

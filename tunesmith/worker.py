@@ -173,8 +173,8 @@ def _finish(job: Job, run: Run) -> None:
             found["samples"] = [shown[row] | {side: measured["answers"][str(row)] for side, measured in
                                               (("before", before), ("after", after))} for row in _sampled(job)]
             write_json(run.eval_file, found)
-        save_result(run, job.model)
         write_report(run)
+        save_result(run, job.model)  # last: a run that has a result is finished
     parallel.wait()
 
 

@@ -5,6 +5,7 @@ Everything here is a function of (seed, epoch, step): a resumed run asks for the
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -19,9 +20,10 @@ class Schedule:
     seed: int
     max_steps: int | None = None
 
-    @property
+    @cached_property
     def rows_per_epoch(self) -> int:
-        return len(self.epoch(0))
+        whole = np.floor(self.weights)
+        return int(whole.sum()) + round((self.weights - whole).sum())
 
     @property
     def steps(self) -> int:
@@ -30,13 +32,26 @@ class Schedule:
 
     def epoch(self, number: int) -> np.ndarray:
         """Row numbers in the order of one epoch. A weight's fraction is drawn anew each epoch."""
+        if number not in self._orders:
+            for old in [n for n in self._orders if n < number - 1]:
+                del self._orders[old]
+            self._orders[number] = self._draw(number)
+        return self._orders[number]
+
+    @cached_property
+    def _orders(self) -> dict[int, np.ndarray]:
+        """Of the epochs last asked for: a step needs one, or two where one ends."""
+        return {}
+
+    def _draw(self, number: int) -> np.ndarray:
         random = np.random.default_rng([self.seed, number])
         whole = np.floor(self.weights)
         # The draw keeps the count per epoch constant: the rows with the largest (fraction - uniform) win.
         fraction = self.weights - whole
-        extra = np.argsort(random.random(len(fraction)) - fraction, kind="stable")[: round(fraction.sum())]
+        drawn = np.where(fraction > 0, random.random(len(fraction)) - fraction, np.inf)
+        extra = np.argsort(drawn, kind="stable")[: round(fraction.sum())]
         copies = whole.astype(np.int64)
-        copies[extra[fraction[extra] > 0]] += 1
+        copies[extra] += 1
         return random.permutation(np.repeat(np.arange(len(copies)), copies))
 
     def step_rows(self, step: int) -> np.ndarray:

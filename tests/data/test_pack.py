@@ -1,0 +1,40 @@
+"""Every row is seen as often as its weight says, and every micro-batch holds what it may."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.data.pack import Schedule, micro_batches, share_of
+
+weights = st.lists(st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0]), min_size=1, max_size=60).filter(lambda w: sum(w) >= 1)
+
+
+@given(weights, st.integers(1, 9), st.integers(1, 3), st.integers(0, 5))
+def test_steps_are_the_epochs_in_order(weights, batch, epochs, seed):
+    schedule = Schedule(np.array(weights), batch, epochs, seed)
+    seen = np.concatenate([schedule.step_rows(step) for step in range(1, schedule.steps + 1)])
+    assert seen.tolist() == np.concatenate([schedule.epoch(n) for n in range(epochs)]).tolist()
+    for number in range(epochs):
+        counts = np.bincount(schedule.epoch(number), minlength=len(weights))
+        assert (abs(counts - weights) < 1).all()
+        assert abs(counts.sum() - sum(weights)) <= 0.5
+
+
+@given(weights, st.integers(1, 9), st.integers(0, 5))
+def test_a_step_needs_no_other_to_have_been_asked_for(weights, batch, seed):
+    schedule = Schedule(np.array(weights), batch, 3, seed)
+    steps = [schedule.step_rows(step).tolist() for step in range(1, schedule.steps + 1)]
+    for step in reversed(range(1, schedule.steps + 1)):
+        fresh = Schedule(np.array(weights), batch, 3, seed)
+        assert fresh.step_rows(step).tolist() == steps[step - 1]
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=50), st.integers(20, 200), st.integers(1, 4), st.booleans())
+def test_micro_batches_hold_every_row_once_within_capacity(lengths, capacity, world, packing):
+    lengths, rows = np.array(lengths), np.arange(len(lengths))
+    dealt = [share_of(rows, lengths, rank, world) for rank in range(world)]
+    batches = [b for share in dealt for b in micro_batches(share, lengths, capacity, packing)]
+    assert sorted(np.concatenate(batches).tolist()) == rows.tolist()
+    for batch in batches:
+        used = lengths[batch].sum() if packing else lengths[batch].max() * len(batch)
+        assert used <= capacity or len(batch) == 1
