@@ -20,19 +20,22 @@ NAME = "documents"
 def documents(module, query_BHTD, key_BHTD, value_BHTD, attention_mask, dropout=0.0, scaling=None,
               sliding_window=None, cu_seq_lens_q=None, **_) -> tuple[torch.Tensor, None]:
     """Returns (B, T, H, D). Needs `cu_seq_lens_q`, the documents' boundaries."""
-    groups = getattr(module, "num_key_value_groups", 1)
-    key_BHTD, value_BHTD = repeat_kv(key_BHTD, groups), repeat_kv(value_BHTD, groups)
-    outputs, start = [], 0
-    for length, run in groupby(torch.diff(cu_seq_lens_q).tolist()):
-        tokens = length * len(list(run))
-        q, k, v = (x[0, :, start : start + tokens].unflatten(1, (-1, length)).transpose(0, 1)
-                   for x in (query_BHTD, key_BHTD, value_BHTD))
+    dtype, groups = query_BHTD.dtype, getattr(module, "num_key_value_groups", 1)
+    runs = [(length, len(list(run))) for length, run in groupby(torch.diff(cu_seq_lens_q).tolist())]
+    # `split`, as its gradient is one copy, where that of each slice is as large as the whole. float32, as torch's
+    # backward pass of bfloat16 attention on a CPU takes three times as long.
+    pieces = [x[0].float().split([length * count for length, count in runs], dim=1)
+              for x in (query_BHTD, repeat_kv(key_BHTD, groups), repeat_kv(value_BHTD, groups))]
+    outputs = []
+    for (length, _), *piece in zip(runs, *pieces):
+        q_nHLD, k_nHLD, v_nHLD = (x.unflatten(1, (-1, length)).transpose(0, 1) for x in piece)
         windowed = sliding_window is not None and length > sliding_window
-        mask = _window_mask(length, sliding_window, q.device) if windowed else None
-        out_nHLD = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
+        mask = _window_mask(length, sliding_window, query_BHTD.device) if windowed else None
+        with torch.autocast(q_nHLD.device.type, enabled=False):
+            out_nHLD = scaled_dot_product_attention(q_nHLD, k_nHLD, v_nHLD, mask, dropout, is_causal=mask is None,
+                                                    scale=scaling)
         outputs.append(out_nHLD.transpose(1, 2).flatten(0, 1))
-        start += tokens
-    return torch.cat(outputs)[None], None
+    return torch.cat(outputs)[None].to(dtype), None
 
 
 def _window_mask(length: int, window: int, device) -> torch.Tensor:
