@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from tunesmith.errors import UserError
-from tunesmith.flags import RecipeFlags, chosen
 
 app = App(name="tunesmith", help="Fine-tune language models on the workstation you own.", version_flags=["--version"],
           help_flags=["--help", "-h"])
@@ -20,7 +19,6 @@ recipe_app = App(name="recipe", help="About recipes.")
 app.command(data)
 app.command(recipe_app)
 
-Flags = Annotated[RecipeFlags | None, Parameter(name="*")]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 DEFAULT_OUTPUT = Path("runs")
 
@@ -45,19 +43,8 @@ def init(*, model: str, data: str, output: Path = Path("recipe.yaml"), force: bo
     print(f"Wrote {output}. Next: tunesmith train {output}")
 
 
-@app.command
-def train(recipe: Path, *, flags: Flags = None, as_json: Json = False) -> None:
-    """Train as a recipe says. Every field of the recipe is also a flag, and a flag wins.
-
-    Parameters
-    ----------
-    recipe: The recipe, a YAML file.
-    as_json: Print the run's summary as JSON at the end.
-    """
-    from tunesmith import job
-    from tunesmith.recipe import Recipe
-
-    _finished(job.train(Recipe.load(recipe, chosen(flags))), as_json)
+app.command("tunesmith.flags:train", name="train", help="Train as a recipe says. Every field of the recipe is also a "
+            "flag, and a flag wins.")  # by its path: only this command waits for the recipe's classes
 
 
 @app.command
@@ -70,8 +57,9 @@ def resume(run: Path, *, as_json: Json = False) -> None:
     as_json: Print the run's summary as JSON at the end.
     """
     from tunesmith import job
+    from tunesmith.screen import finished
 
-    _finished(job.resume(run), as_json)
+    finished(job.resume(run), as_json)
 
 
 @app.command(name="eval")
@@ -84,12 +72,13 @@ def evaluate(run: Path, *, as_json: Json = False) -> None:
     as_json: Print eval.json.
     """
     from tunesmith.run import Run, read_json
+    from tunesmith.screen import show_run
 
     opened = Run.open(run)
     found = read_json(opened.eval_file)
     if found is None:
         raise UserError(f"{run}: not evaluated: it is not finished, or had no held-out rows")
-    _print_json(found) if as_json else _show(opened)
+    print_json(found) if as_json else show_run(opened)
 
 
 @app.command
@@ -109,7 +98,7 @@ def export(run: Path, *, to: Literal["merged"], output: Path | None = None, as_j
     opened = Run.open(run)
     found = export_merged(opened, output or opened.folder / to)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         print(f"{found['folder']}: merged and adapter give the same logits: largest difference "
               f"{found['largest_difference']:.2e}, bound {found['bound']:.0e}, over {found['tokens']} tokens")
@@ -154,7 +143,7 @@ def runs(action: Literal["list", "show", "compare"] = "list", *folders: Path, ou
     if action != "list" and len(folders) < (1 if action == "show" else 2):
         raise UserError(f"runs {action}: name {'a run' if action == 'show' else 'two runs or more'}")
     if as_json:
-        return _print_json([overview.summary(run) for run in chosen_runs])
+        return print_json([overview.summary(run) for run in chosen_runs])
     if not chosen_runs:
         print(f"No runs in {output} yet. `tunesmith demo` makes one.")
     elif action == "list":
@@ -195,7 +184,7 @@ def check(file: str, *, model: str | None = None, format: str = "auto", as_json:
     from tunesmith.data.check import report
 
     found = look(file, format, _model_folder(model))
-    _print_json(found) if as_json else report(found)
+    print_json(found) if as_json else report(found)
 
 
 @data.command
@@ -220,7 +209,12 @@ def schema() -> None:
     """Print the JSON Schema of recipes."""
     from tunesmith.recipe import Recipe
 
-    _print_json(Recipe.model_json_schema())
+    print_json(Recipe.model_json_schema())
+
+
+def print_json(value) -> None:
+    """For programs: on standard output, and nothing else there."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def main() -> None:
@@ -255,28 +249,6 @@ def _model_folder(model: str | None) -> Path | None:
     from tunesmith.recipe import Model
 
     return resolve(Model(path=model)) if model else None
-
-
-def _finished(run, as_json: bool) -> None:
-    from tunesmith.evaluate import overview
-
-    if as_json:
-        _print_json(overview.summary(run))
-    else:
-        _show(run)
-        print(f"\nresult  {run.result}\nreport  {run.report_file}\nnext    tunesmith chat {run.folder}")
-
-
-def _show(run) -> None:
-    from rich import print as show
-
-    from tunesmith.evaluate import overview
-
-    show(overview.show(run))
-
-
-def _print_json(value) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""The recipe's fields as command-line flags: the same classes with every field optional."""
+"""`tunesmith train`, and the recipe's fields as its flags: the same classes with every field optional."""
 
+from pathlib import Path
 from types import UnionType
-from typing import Union, get_args, get_origin
+from typing import Annotated, Union, get_args, get_origin
 
+from cyclopts import Parameter
 from pydantic import BaseModel, Field, create_model
 
 from tunesmith.recipe import Recipe, Source
@@ -36,3 +38,18 @@ def chosen(flags: BaseModel | None) -> dict:
     if targets == ["all-linear"]:
         values["adapter"]["targets"] = "all-linear"
     return values
+
+
+def train(recipe: Path, *, flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
+          as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """Train as a recipe says. Every field of the recipe is also a flag, and a flag wins.
+
+    Parameters
+    ----------
+    recipe: The recipe, a YAML file.
+    as_json: Print the run's summary as JSON at the end.
+    """
+    from tunesmith import job
+    from tunesmith.screen import finished
+
+    finished(job.train(Recipe.load(recipe, chosen(flags))), as_json)

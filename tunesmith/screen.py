@@ -1,9 +1,14 @@
 """What a person sees while a run goes on: made from its events, so that the loop knows no screen."""
 
+import json
 import time
 
+from rich import print as print_rich
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tunesmith.data.rows import REASONS
+from tunesmith.evaluate import overview
 
 SECONDS_BETWEEN_LINES = 10
 
@@ -26,8 +31,6 @@ class Screen:
 
     def data(self, dataset) -> None:
         """What became of the rows."""
-        from tunesmith.data.rows import REASONS
-
         ledger = dataset.ledger
         self.console.print(f"data    {ledger['read']:,} rows read ({', '.join(sorted(set(dataset.formats)))}): "
                            f"{len(dataset.train):,} examples to learn from, {len(dataset.eval):,} held out")
@@ -89,6 +92,19 @@ class Screen:
             return False
         self._last_line = now
         return True
+
+
+def finished(run, as_json: bool) -> None:
+    """What came of a run: its summary as JSON for a program, else for a person, with what to do next."""
+    if as_json:
+        print(json.dumps(overview.summary(run), indent=2, ensure_ascii=False))
+    else:
+        show_run(run)
+        print(f"\nresult  {run.result}\nreport  {run.report_file}\nnext    tunesmith chat {run.folder}")
+
+
+def show_run(run) -> None:
+    print_rich(overview.show(run))
 
 
 def _count(number: int) -> str:
