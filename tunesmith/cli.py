@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from tunesmith.errors import UserError
+from tunesmith.errors import Ending, UserError
 
 app = App(name="tunesmith", help="Fine-tune language models on the workstation you own.", version_flags=["--version"],
           help_flags=["--help", "-h"])
@@ -220,23 +220,10 @@ def print_json(value) -> None:
 def main() -> None:
     try:
         app()
-    except UserError as error:
-        _fail(str(error), 2)
+    except Ending as error:
+        _fail(str(error), error.status)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except Exception as error:
-        _fail(*_known(error))
-
-
-def _known(error: Exception) -> tuple[str, int]:
-    """(message, status) of what a run may end with; any other error is ours, and is shown whole."""
-    worker = sys.modules.get("tunesmith.worker")
-    if worker and isinstance(error, worker.Interrupted):
-        return str(error), 130
-    loop = sys.modules.get("tunesmith.training.loop")
-    if loop and isinstance(error, loop.NotFinite):
-        return str(error), 1
-    raise error
 
 
 def _fail(message: str, status: int) -> None:

@@ -1,5 +1,31 @@
-"""The one exception for mistakes that the user can mend."""
+"""The ends of a command that are said in one line; any other exception is a fault of ours and is shown whole."""
 
 
-class UserError(Exception):
-    """What is wrong, where (`file:line` or recipe key) and what to do, in one line. Ends a command with status 2."""
+class Ending(Exception):
+    """Its message is for the user; `status` is the command's exit status."""
+
+    status = 1
+
+
+class UserError(Ending):
+    """A mistake that the user can mend: what is wrong, where (`file:line` or recipe key) and what to do."""
+
+    status = 2
+
+
+class Interrupted(Ending):
+    """The user stopped the run; what there is has been saved."""
+
+    status = 130
+
+
+class NotFinite(Ending):
+    """A loss or gradient that is not a number; the message names the rows."""
+
+
+class ProcessDied(Ending):
+    """A training process ended without being asked to."""
+
+
+class NotTheSame(Ending):
+    """An export that is not the trained model."""

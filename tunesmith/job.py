@@ -17,7 +17,7 @@ from tunesmith.data.encode import Settings
 from tunesmith.data.source import has_reasoning
 from tunesmith.data.template import thinking_kwargs
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import UserError
+from tunesmith.errors import Interrupted, NotFinite, ProcessDied, UserError
 from tunesmith.machine import probe
 from tunesmith.model.families import can_pack
 from tunesmith.model.load import config_of, resolve, save_tokenizer
@@ -109,7 +109,7 @@ def _start_many(run: Run, plan: Plan) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from tunesmith.training.parallel import launch
-    from tunesmith.worker import Interrupted, work
+    from tunesmith.worker import work
 
     try:
         with _silent_launcher():
@@ -132,17 +132,14 @@ def _silent_launcher():
 
 
 def _cause(plan: Plan, rank: int, failure) -> Exception:
-    """Why a training process ended: its own exception where that is for the user, else one with its traceback."""
-    from tunesmith.training.loop import NotFinite
-    from tunesmith.worker import Interrupted
-
+    """Why a training process ended: its own exception where that is for the user, else with its traceback, once."""
     found = failure.message
     text, trace = (found["message"], found["extraInfo"]["py_callstack"]) if isinstance(found, dict) else (found, "")
     name, _, message = text.partition(": ")
     for kind in (Interrupted, NotFinite):
         if name == kind.__name__:
             return kind(message)
-    return RuntimeError(f"training process {rank} of {plan.processes} died, so all stopped: {text}\n{trace}".strip())
+    return ProcessDied(f"training process {rank} of {plan.processes} died, so all stopped: {text}\n{trace}".strip())
 
 
 def plan_of(run: Run) -> Plan:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tunesmith.data.pack import Schedule
+from tunesmith.errors import Interrupted, NotFinite
 from tunesmith.evaluate import generate, heldout
 from tunesmith.evaluate.report import write_report
 from tunesmith.job import dataset_of, plan_of, tokenizer_of
@@ -18,14 +19,10 @@ from tunesmith.model import adapt, load
 from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
 from tunesmith.training import attention, checkpoint, parallel
-from tunesmith.training.loop import Job, NotFinite, autocast, loop
+from tunesmith.training.loop import Job, autocast, loop
 from tunesmith.training.optimizer import build_optimizer
 
 SECOND_SIGNAL_AFTER_SECONDS = 1.0  # Ctrl-C reaches a process from the terminal and from the launcher
-
-
-class Interrupted(Exception):
-    """The user stopped the run; what there is has been saved."""
 
 
 def work(folder: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith import job, worker
+from tunesmith.errors import Interrupted
 from tunesmith.run import Run
 from tunesmith.training import checkpoint
 from tunesmith.training import loop as training
@@ -176,7 +177,7 @@ def test_an_interruption_moves_no_evaluation(asked, uninterrupted, monkeypatch, 
     whole = uninterrupted("lora")
     interrupt_at(monkeypatch, step)
     wanted = asked("lora", "interrupted")
-    with pytest.raises(worker.Interrupted):
+    with pytest.raises(Interrupted):
         job.train(wanted)
     monkeypatch.undo()
     assert happened(job.resume(wanted.output / "interrupted")) == whole

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tunesmith.errors import UserError
+from tunesmith.errors import NotTheSame, UserError
 from tunesmith.job import tokenizer_of
 from tunesmith.model.load import load
 from tunesmith.run import Run, write_json
@@ -26,7 +26,7 @@ def export_merged(run: Run, target: Path) -> dict:
     """Writes the merged model and compares its logits with the adapter's. Raises UserError.
 
     Returns {folder, largest_difference (over the logits' standard deviation), bound, tokens}. Where the two differ
-    by more, RuntimeError is raised and nothing is left.
+    by more, NotTheSame is raised and nothing is left.
     """
     if not run.result.is_dir():
         raise UserError(f"{run.folder}: no result yet; `tunesmith resume {run.folder}` finishes it")
@@ -42,7 +42,7 @@ def export_merged(run: Run, target: Path) -> dict:
         difference = (expected - _logits(merged, ids)).abs().max() / expected.std()
         found = {"largest_difference": float(difference), "bound": BOUNDS[merged.dtype], "tokens": ids.shape[1]}
         if not difference <= found["bound"]:
-            raise RuntimeError(f"the merged model is not the trained one: {found}; nothing is kept")
+            raise NotTheSame(f"the merged model is not the trained one: {found}; nothing is kept")
         write_json(draft / "parity.json", found)
         os.rename(draft, target)
     finally:

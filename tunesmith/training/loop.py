@@ -15,6 +15,7 @@ import torch
 from tunesmith.data.dataset import TokenStore
 from tunesmith.data.pack import Schedule, micro_batches, share_of
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import NotFinite
 from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Train
 from tunesmith.run import Run
@@ -23,10 +24,6 @@ from tunesmith.training.batch import collate
 from tunesmith.training.loss import token_losses
 from tunesmith.training.memory import peak_bytes
 from tunesmith.training.optimizer import learning_rate
-
-
-class NotFinite(Exception):
-    """A loss that is not a number; the message names the rows."""
 
 
 @dataclass
