@@ -122,6 +122,15 @@ def test_reasoning_is_learned_where_the_template_keeps_it():
         "<|channel|>analysis<|message|>add them<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>"]]
 
 
+def test_what_an_example_leaves_out_is_said():
+    rows = {"turns_unused": [user("a?"), assistant("b"), user("c?")],
+            "reasoning_dropped": [user("a?"), assistant("b", reasoning_content="since")]}
+    for reason, messages in rows.items():
+        example, = encode_chat(load("llama3"), Chat(messages), "assistant")
+        assert example.changes == [reason]
+        assert list(runs(load("llama3"), example)) == ["b<|eot_id|>"]
+
+
 @pytest.mark.parametrize("family", ["qwen3", "smollm3"])
 def test_without_reasoning_the_empty_think_block_belongs_to_the_prompt(family):
     assert thinking_kwargs(load(family), has_reasoning=False) == {"enable_thinking": False}

@@ -59,6 +59,8 @@ REASONS = {
     "duplicate": "exact duplicate of an earlier row",
     "duplicate_of_eval": "duplicate of an evaluation row",
     "system_merged": "system turn moved into the first user turn, as the template forbids one",
+    "turns_unused": "turns after the last learned answer, which are not used",
+    "reasoning_dropped": "reasoning that the template does not write",
     "history_split": "one example per assistant turn, as the template rewrites history",
 }
 

@@ -73,10 +73,19 @@ def _drafts(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Draft]:
     if not turns:
         raise RowProblem("no_supervised_token", "no assistant turn to learn from")
     drafts = [Draft(*_answer(tokenizer, messages[:turn + 1], chat.tools), changes) for turn in turns]
+    if turns[-1] < len(messages) - 1:
+        changes.append("turns_unused")
+    if any(_loses_reasoning(messages[turn], draft) for turn, draft in zip(turns, drafts)):
+        changes.append("reasoning_dropped")
     whole = drafts[-1].text
     if all(whole.startswith(draft.text[:draft.spans[0][1]]) for draft in drafts):
         return [Draft(whole, [draft.spans[0] for draft in drafts], changes)]
     return [draft._replace(changes=[*changes, "history_split"]) for draft in drafts]
+
+
+def _loses_reasoning(message: dict, draft: Draft) -> bool:
+    (start, end), = draft.spans
+    return message.get("reasoning_content", "").strip() not in draft.text[start:end]
 
 
 def _accepted(tokenizer: Tokenizer, chat: Chat) -> tuple[list[dict], list[str]]:

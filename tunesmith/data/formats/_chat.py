@@ -24,14 +24,12 @@ FOLLOWS = {
 
 
 def chat(messages: Any, tools: Any = None) -> Chat:
-    """A Chat of messages in any of the known spellings; what follows the last assistant turn is cut.
-    Raises RowProblem: wrong_shape, unknown_role, wrong_role_order, empty_answer."""
+    """A Chat of messages in any of the known spellings. Raises RowProblem: wrong_shape, unknown_role, wrong_role_order, empty_answer."""
     turns = [_message(message) for message in turns_of(messages)]
     _check_order(turns)
-    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
-    if last is None:
+    if all(turn["role"] != "assistant" for turn in turns):
         raise RowProblem("empty_answer", "no assistant turn")
-    return Chat(turns[:last + 1], _tools(tools))
+    return Chat(turns, _tools(tools))
 
 
 def exchange(system: Any, history: list, prompt: str, answer: str, tools: Any = None) -> Chat:
