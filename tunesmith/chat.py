@@ -10,7 +10,7 @@ from transformers.utils import logging
 from tunesmith.data.rows import RowProblem
 from tunesmith.errors import UserError
 from tunesmith.export.merged import trained_model
-from tunesmith.job import tokenizer_of
+from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import load
 from tunesmith.run import Run
 

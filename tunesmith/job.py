@@ -5,19 +5,17 @@ training process, which is given the run's folder and nothing else.
 """
 
 import logging
-import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from tunesmith import method, provenance
+from tunesmith import provenance
 from tunesmith.data.dataset import Dataset
-from tunesmith.data.dataset import prepare as prepare_data
-from tunesmith.data.encode import Settings
 from tunesmith.data.source import has_reasoning
 from tunesmith.data.template import thinking_kwargs
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import Interrupted, NotFinite, ProcessDied, UserError
+from tunesmith.inputs import dataset_of, plan_of
 from tunesmith.machine import probe
 from tunesmith.model.families import can_pack
 from tunesmith.model.load import config_of, resolve, save_tokenizer
@@ -72,28 +70,6 @@ def prepare(run: Run) -> None:
     write_json(run.plan_file, plan)
 
 
-def tokenizer_of(run: Run) -> Tokenizer:
-    """The tokenizer as the plan uses it."""
-    return Tokenizer.load(run.tokenizer, template_kwargs=run.plan["template_kwargs"])
-
-
-def dataset_of(run: Run, tokenizer: Tokenizer, ledger_file: Path | None = None,
-               progress=lambda rows, examples: None) -> Dataset:
-    """The run's tokens; after `prepare` they come from the cache."""
-    recipe = run.recipe
-    chosen = method.get(recipe.method.name)
-    settings = Settings(
-        tokenizer=tokenizer, encode=chosen.encode, method=recipe.method, splits=chosen.splits,
-        sequence_length=recipe.data.sequence_length, too_long=recipe.data.too_long, candidate_share=0.0)
-    return prepare_data(recipe.data, settings, cache_folder() / "tokens", ledger_file, progress)
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: TUNESMITH_CACHE, or tunesmith in the user's cache folder."""
-    own = os.environ.get("TUNESMITH_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
-
-
 def _start(run: Run) -> None:
     plan = plan_of(run)
     if plan.processes == 1:
@@ -140,11 +116,6 @@ def _cause(plan: Plan, rank: int, failure) -> Exception:
         if name == kind.__name__:
             return kind(message)
     return ProcessDied(f"training process {rank} of {plan.processes} died, so all stopped: {text}\n{trace}".strip())
-
-
-def plan_of(run: Run) -> Plan:
-    fields = Plan.__dataclass_fields__
-    return Plan(**{k: v for k, v in run.plan.items() if k in fields})
 
 
 def _stop_ids(dataset: Dataset, tokenizer: Tokenizer, base: Path) -> list[int]:

@@ -14,7 +14,7 @@ from tunesmith.data.pack import Schedule
 from tunesmith.errors import Interrupted, NotFinite
 from tunesmith.evaluate import generate, heldout
 from tunesmith.evaluate.report import write_report
-from tunesmith.job import dataset_of, plan_of, tokenizer_of
+from tunesmith.inputs import dataset_of, plan_of, tokenizer_of
 from tunesmith.model import adapt, load
 from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
@@ -118,8 +118,10 @@ def _measure(job: Job) -> dict:
 
 def _sampled(job: Job) -> list[int]:
     """The held-out rows whose answers are shown, spread over all."""
+    if job.run.recipe.method.name != "sft":
+        return []
     count = min(job.run.recipe.evaluate.samples, len(job.held_out))
-    return np.linspace(0, len(job.held_out) - 1, count).astype(int).tolist() if job.run.recipe.method.name == "sft" else []
+    return np.linspace(0, len(job.held_out) - 1, count).astype(int).tolist()
 
 
 def _answers(job: Job, rows: list[int]) -> list[str]:

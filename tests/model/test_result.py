@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests import tiny
 from tunesmith import train
 from tunesmith.export.merged import export_merged
-from tunesmith.job import plan_of
+from tunesmith.inputs import plan_of
 from tunesmith.training.checkpoint import complete, load
 from tunesmith.worker import trainable_model
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from tunesmith import job
 from tunesmith.demo import questions
 from tunesmith.demo.starter import cached_starter
+from tunesmith.inputs import cache_folder
 from tunesmith.recipe import Recipe, merge
 from tunesmith.run import Run, free_name, read_json
 
@@ -26,7 +27,7 @@ OWN_MODEL = {"adapter": {"kind": "lora"}, "train": {"epochs": 3, "batch": 16, "l
 def demonstrate(model: str | None, output: Path) -> None:
     """Runs the demonstration and prints its table. `model`: a folder or hub id; None makes the starter model."""
     console, began = Console(highlight=False), time.monotonic()
-    cache = job.cache_folder()
+    cache = cache_folder()
     console.rule("Questions about Python's standard library", align="left")
     base = model or cached_starter(cache)
     data = cache / "demo"

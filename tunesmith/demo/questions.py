@@ -70,7 +70,8 @@ TRAIN = {
     ],
 }
 EVAL = {
-    "module": ["My code calls {name}. What module goes into the import line?", "Can you say which module defines {name}?"],
+    "module": ["My code calls {name}. What module goes into the import line?",
+               "Can you say which module defines {name}?"],
     "summary": ["What would I use {name} for?", "Give me the point of {name} in a few words."],
 }
 NUMBER = {"module": 160, "summary": 40}

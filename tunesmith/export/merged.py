@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tunesmith.errors import NotTheSame, UserError
-from tunesmith.job import tokenizer_of
+from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import load
 from tunesmith.run import Run, write_json
 

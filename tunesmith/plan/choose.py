@@ -52,8 +52,9 @@ def choose(recipe: Recipe, machine: Machine, can_pack: bool = True) -> Plan:
         tokens = settings.micro_batch * length
     else:
         tokens = max(length, CARD_TOKENS if machine.cards else CPU_TOKENS)
-    checkpointing = settings.gradient_checkpointing
+    asked = settings.gradient_checkpointing
+    checkpointing = asked == "on" or (asked == "auto" and length >= CHECKPOINTING_FROM_LENGTH)
     return Plan(
         device=device, processes=processes, weights=weights, compute=compute, micro_batch_tokens=tokens,
-        gradient_checkpointing=checkpointing == "on" or (checkpointing == "auto" and length >= CHECKPOINTING_FROM_LENGTH),
+        gradient_checkpointing=checkpointing,
         packing=recipe.data.packing and can_pack, threads=max(1, machine.cores // processes), reasons=reasons)

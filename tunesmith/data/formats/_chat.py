@@ -24,7 +24,8 @@ FOLLOWS = {
 
 
 def chat(messages: Any, tools: Any = None) -> Chat:
-    """A Chat of messages in any of the known spellings. Raises RowProblem: wrong_shape, unknown_role, wrong_role_order, empty_answer."""
+    """A Chat of messages in any of the known spellings.
+    Raises RowProblem: wrong_shape, unknown_role, wrong_role_order, empty_answer."""
     turns = [_message(message) for message in turns_of(messages)]
     _check_order(turns)
     if all(turn["role"] != "assistant" for turn in turns):

@@ -1,0 +1,51 @@
+"""The house stays as docs/architecture.md says: imports point one way, nothing is long."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "tunesmith"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# From the bottom up; a folder may import those before it, and its own files.
+FLOORS = ["errors", "recipe", "run", "machine", "data", "method", "model", "provenance", "plan", "training", "evaluate",
+          "screen", "inputs", "init", "worker", "job", "export", "chat", "demo", "flags", "cli"]
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(file: Path) -> set[str]:
+    """The modules of ours that a file imports, also inside functions."""
+    names = {name_of(f) for f in FILES}
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found & names - {name_of(file), "tunesmith"}
+
+
+def test_there_is_no_circle():
+    TopologicalSorter({name_of(f): imported(f) for f in FILES if f.parent != PACKAGE or f.stem != "__init__"}).prepare()
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f != PACKAGE / "__init__.py"], ids=name_of)
+def test_imports_point_down(file):
+    own = name_of(file).split(".")[1]
+    allowed = {*FLOORS[:FLOORS.index(own)], own}
+    assert {name.split(".")[1] for name in imported(file)} <= allowed
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_files_and_functions_are_short(file):
+    text = file.read_text()
+    assert text.count("\n") <= 600 and max(map(len, text.splitlines()), default=0) <= 120
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 90, node.name

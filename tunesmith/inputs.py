@@ -1,0 +1,39 @@
+"""What a prepared run's folder gives to those who work on it: its plan, tokenizer and data."""
+
+import os
+from pathlib import Path
+
+from tunesmith import method
+from tunesmith.data.dataset import Dataset, prepare
+from tunesmith.data.encode import Settings
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.plan.choose import Plan
+from tunesmith.run import Run
+
+
+def plan_of(run: Run) -> Plan:
+    """The plan, from plan.json."""
+    fields = Plan.__dataclass_fields__
+    return Plan(**{k: v for k, v in run.plan.items() if k in fields})
+
+
+def tokenizer_of(run: Run) -> Tokenizer:
+    """The tokenizer as the plan uses it."""
+    return Tokenizer.load(run.tokenizer, template_kwargs=run.plan["template_kwargs"])
+
+
+def dataset_of(run: Run, tokenizer: Tokenizer, ledger_file: Path | None = None,
+               progress=lambda rows, examples: None) -> Dataset:
+    """The run's tokens; after `prepare` they come from the cache."""
+    recipe = run.recipe
+    chosen = method.get(recipe.method.name)
+    settings = Settings(
+        tokenizer=tokenizer, encode=chosen.encode, method=recipe.method, splits=chosen.splits,
+        sequence_length=recipe.data.sequence_length, too_long=recipe.data.too_long, candidate_share=0.0)
+    return prepare(recipe.data, settings, cache_folder() / "tokens", ledger_file, progress)
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: TUNESMITH_CACHE, or tunesmith in the user's cache folder."""
+    own = os.environ.get("TUNESMITH_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
