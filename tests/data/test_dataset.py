@@ -1,0 +1,122 @@
+"""From files to what is learned and what is held out: nothing twice, nothing leaked, every row accounted for."""
+
+import json
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests import tiny
+from tests.conftest import sums, write_rows
+from tunesmith.data import encode
+from tunesmith.data.dataset import prepare
+from tunesmith.data.encode import Settings
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import UserError
+from tunesmith.method import sft
+from tunesmith.recipe import Data, Method
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return Tokenizer.load(tiny.save("llama3", tmp_path_factory.mktemp("model") / "llama3"))
+
+
+def prepared(tokenizer, tmp_path, **data):
+    asked = Data(**data)
+    how = Settings(tokenizer=tokenizer, encode=sft.encode, method=Method(), splits=False, too_long=asked.too_long,
+                   sequence_length=asked.sequence_length, candidate_share=0.0)
+    ledger = tmp_path / "ledger.jsonl"
+    dataset = prepare(asked, how, tmp_path / "cache", ledger, lambda *_: None)
+    return dataset, [json.loads(line) for line in ledger.open()]
+
+
+def texts(store, tokenizer) -> list[str]:
+    return [tokenizer.decode(store[i][0].tolist()) for i in range(len(store))]
+
+
+def row(question: str, answer: str) -> dict:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+pairs = st.lists(st.tuples(st.sampled_from("abcdefghij"), st.sampled_from("xyz")), min_size=5, max_size=40)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pairs, st.randoms(use_true_random=False))
+def test_nothing_leaks_and_the_order_of_rows_does_not_matter(tokenizer, tmp_path_factory, pairs, shuffled):
+    held_out = []
+    for order in (pairs, shuffled.sample(pairs, len(pairs))):
+        folder = tmp_path_factory.mktemp("data")
+        file = write_rows(folder / "rows.jsonl", [row(*pair) for pair in order])
+        try:
+            dataset, ledger = prepared(tokenizer, folder, train=str(file), eval_share=0.3)
+        except UserError:  # all ask the same, so there is nothing left to learn from
+            assert len({q for q, _ in pairs}) <= 3
+            return
+        asked = [s["prompt"] for s in dataset.eval.shown()]
+        learned = {text.split("user<|end_header_id|>\n\n")[1][0] for text in texts(dataset.train, tokenizer)}
+        assert not learned & set(asked)
+        assert len(dataset.train) + len(dataset.eval) == len(set(pairs)) == dataset.ledger["kept"]
+        repeats = Counter(pairs)
+        assert len(ledger) == sum(n - 1 for n in repeats.values()) == dataset.ledger["read"] - dataset.ledger["kept"]
+        held_out.append(sorted(texts(dataset.eval, tokenizer)))
+    assert held_out[0] == held_out[1]
+
+
+def test_rows_of_the_evaluation_are_not_learned(tokenizer, tmp_path):
+    train = write_rows(tmp_path / "train.jsonl", sums(20))
+    held_out = write_rows(tmp_path / "eval.jsonl", sums(10, first=15))
+    dataset, ledger = prepared(tokenizer, tmp_path, train=str(train), eval=str(held_out))
+    assert [(e["file"], e["line"], e["reason"]) for e in ledger] == [
+        (str(train), line, "duplicate_of_eval") for line in range(16, 21)]
+    assert not set(texts(dataset.train, tokenizer)) & set(texts(dataset.eval, tokenizer))
+    assert (len(dataset.train), len(dataset.eval)) == (15, 10)
+
+
+def test_long_rows_are_dropped_cut_or_refused(tokenizer, tmp_path):
+    file = write_rows(tmp_path / "rows.jsonl", [row("a", "b"), row("a", "long " * 60), row("c", "d")])
+    asked = dict(train=str(file), eval_share=0, sequence_length=40)
+    dataset, ledger = prepared(tokenizer, tmp_path, **asked)
+    assert len(dataset.train) == 2 and [(e["line"], e["action"]) for e in ledger] == [(2, "dropped")]
+    dataset, ledger = prepared(tokenizer, tmp_path, **asked, too_long="truncate")
+    assert dataset.train.lengths.max() == 40 and [(e["line"], e["action"]) for e in ledger] == [(2, "shortened")]
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: \d+ tokens"):
+        prepared(tokenizer, tmp_path, **asked, too_long="refuse")
+
+
+def test_many_processes_encode_as_one_does(tokenizer, tmp_path, monkeypatch):
+    rows = sums(1500)
+    random.Random(0).shuffle(rows)
+    file = write_rows(tmp_path / "rows.jsonl", [*rows, {"messages": "none"}])
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    alone, ledger_alone = prepared(tokenizer, tmp_path / "a", train=str(file))
+    monkeypatch.setattr(encode, "PARALLEL_FROM_BYTES", 0)
+    together, ledger_together = prepared(tokenizer, tmp_path / "b", train=str(file))
+    assert texts(alone.train, tokenizer) == texts(together.train, tokenizer)
+    assert alone.eval.shown() == together.eval.shown()
+    assert ledger_alone == ledger_together
+
+
+def test_tokens_come_from_the_cache_until_something_changes(tokenizer, tmp_path, monkeypatch):
+    file = write_rows(tmp_path / "rows.jsonl", sums(20))
+    first, _ = prepared(tokenizer, tmp_path, train=str(file))
+    calls = []
+    monkeypatch.setattr(encode.Encoder, "chunk", lambda *_: calls.append(1) or pytest.fail("encoded again"))
+    again, _ = prepared(tokenizer, tmp_path, train=str(file))
+    assert texts(first.train, tokenizer) == texts(again.train, tokenizer) and not calls
+    write_rows(file, sums(21))
+    with pytest.raises(pytest.fail.Exception):
+        prepared(tokenizer, tmp_path, train=str(file))
+
+
+def test_weights_and_a_column_mapping(tokenizer, tmp_path):
+    odd = write_rows(tmp_path / "odd.jsonl", [{"q": "1+1", "reply": "2"}])
+    file = write_rows(tmp_path / "rows.jsonl", sums(4))
+    sources = [{"path": str(odd), "columns": {"question": "q", "answer": "reply"}, "weight": 2.5}, str(file)]
+    dataset, _ = prepared(tokenizer, tmp_path, train=sources, eval_share=0)
+    assert dataset.formats == ["question_answer", "messages"]
+    assert dataset.train.weights.tolist() == [2.5, 1, 1, 1, 1]
