@@ -29,3 +29,8 @@ class ProcessDied(Ending):
 
 class NotTheSame(Ending):
     """An export that is not the trained model."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, without the rest that it says beside."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -2,13 +2,7 @@
 
 import csv
 import gzip
-import hashlib
 import json
-import os
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow
@@ -272,56 +266,3 @@ def test_an_empty_ledger_names_the_first_reasons():
     with pytest.raises(UserError, match="none of its 8 rows.*a.jsonl:1: an assistant turn is empty") as error:
         ledger.refuse_if_empty("data.train")
     assert "\n" not in str(error.value) and all(reason in REASONS for _, reason in ledger.counts)
-
-
-class StandIn(BaseHTTPRequestHandler):
-    """As much of the hub as a dataset needs: a listing, and files with a commit and an ETag."""
-
-    files = {"README.md": b"---\nconfigs: [{config_name: qa, data_files: [{split: train, path: qa/*.jsonl}]}]\n---\n",
-             "qa/part.jsonl": b'{"question": "2+2?", "answer": "4"}\n', "script.py": b"raise SystemExit('was run')"}
-    commit = "a" * 40
-
-    def do_GET(self):
-        path = self.path.partition("?")[0]
-        if path.startswith("/datasets/org/name/resolve/"):
-            return self.answer(self.files.get(path.split("/", 6)[6]))
-        siblings = [{"rfilename": name} for name in self.files]
-        entries = [{"type": "file", "path": name, "size": len(body), "oid": "0"} for name, body in self.files.items()]
-        info = {"id": "org/name", "sha": self.commit, "siblings": siblings}
-        known = {"/api/datasets/org/name": info, "/api/datasets/org/name/revision/main": info,
-                 "/api/datasets/org/name/tree/main": entries}
-        self.answer(json.dumps(known[path]).encode() if path in known else None)
-
-    do_HEAD = do_GET
-
-    def answer(self, body: bytes | None):
-        self.send_response(404 if body is None else 200)
-        self.send_header("Content-Length", str(len(body or b"")))
-        self.send_header("X-Repo-Commit", self.commit)
-        self.send_header("ETag", f'"{hashlib.sha1(body or b"").hexdigest()}"')
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body or b"")
-
-    def log_message(self, *args):
-        pass
-
-
-def test_a_hub_dataset_is_downloaded_then_read_offline(tmp_path):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    program = ("import sys; from tunesmith.data.source import rows_of; from tunesmith.recipe import Source\n"
-               "print([row.messages[-1]['content'] for _, row in rows_of(Source(path=sys.argv[1]))])")
-
-    def ask(path: str, **environment: str) -> subprocess.CompletedProcess:
-        settings = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path),
-                    "HF_HUB_OFFLINE": "0", **environment}
-        return subprocess.run([sys.executable, "-c", program, path], env=os.environ | settings, capture_output=True,
-                              text=True)
-
-    online = ask("hub:org/name")
-    missing = ask("hub:org/missing")
-    server.shutdown()
-    offline = ask("hub:org/name", HF_HUB_OFFLINE="1")
-    assert online.stdout == offline.stdout == "['4']\n", online.stderr + offline.stderr
-    assert "UserError: hub:org/missing: cannot be had from the hub" in missing.stderr

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from tunesmith.errors import UserError
+from tunesmith.errors import UserError, first_line
 from tunesmith.recipe import Source
 
 SPLITS = {
@@ -35,8 +35,7 @@ def download(source: Source, endings: tuple[str, ...]) -> list[Path]:
         chosen = choose(source, [n for n in names if _is_data(n, endings)], readme)
         return [Path(hf_hub_download(name, file, repo_type="dataset")) for file in chosen]
     except (HFValidationError, HTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{source.path}: cannot be had from the hub: {reason}") from None
+        raise UserError(f"{source.path}: cannot get it from the hub: {first_line(error)}") from None
 
 
 def choose(source: Source, names: list[str], readme: dict) -> list[str]:

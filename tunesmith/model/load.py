@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tunesmith.errors import UserError
+from tunesmith.errors import UserError, first_line
 from tunesmith.recipe import Model
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -22,8 +22,7 @@ def resolve(model: Model) -> Path:
     try:
         folder = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.path: cannot get {model.path} from the hub: {reason}") from None
+        raise UserError(f"model.path: cannot get {model.path} from the hub: {first_line(error)}") from None
     _check(folder, model)
     return folder
 
@@ -45,8 +44,7 @@ def config_of(folder: Path):
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.path: {folder}: transformers cannot read this model: {reason}") from None
+        raise UserError(f"model.path: {folder}: transformers cannot read this model: {first_line(error)}") from None
 
 
 def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
@@ -64,8 +62,7 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False)
     except (ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.path: {folder}: transformers cannot load this model: {reason}") from None
+        raise UserError(f"model.path: {folder}: transformers cannot load this model: {first_line(error)}") from None
 
 
 def _quieten() -> None:
@@ -87,8 +84,7 @@ def save_tokenizer(model: Model, folder: Path, target: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.path: {folder}: transformers cannot read its tokenizer: {reason}") from None
+        raise UserError(f"model.path: {folder}: transformers cannot read its tokenizer: {first_line(error)}") from None
     tokenizer.add_tokens(model.new_tokens)
     tokenizer.save_pretrained(target)
     template = Tokenizer.load(target, model.chat_template).chat_template
