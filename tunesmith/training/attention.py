@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 NAME = "documents"
 
@@ -53,7 +54,9 @@ def choose(config, device: torch.device, packing: bool) -> str | None:
     """The attention to load this model with; None lets transformers choose."""
     if getattr(config, "attn_logit_softcapping", None):
         return "eager"  # sdpa has no capped scores
-    return NAME if packing and device.type == "cpu" else None
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    takes_others = getattr(known, "_supports_attention_backend", False)
+    return NAME if packing and device.type == "cpu" and takes_others else None
 
 
 def keeps_apart(model) -> bool:
