@@ -53,9 +53,9 @@ def recipe(tmp_path, family):
     """Builds a small float32 recipe; keyword arguments change its sections."""
     data = write_rows(tmp_path / "data.jsonl", sums(96))
 
-    def build(model: str = "llama3", name: str = "run", tokens: tuple = (), **sections) -> Recipe:
+    def build(base: str = "llama3", name: str = "run", tokens: tuple = (), **sections) -> Recipe:
         values = {
-            "model": {"path": str(family(model)), "dtype": "float32", "new_tokens": list(tokens)},
+            "model": {"path": str(family(base)), "dtype": "float32", "new_tokens": list(tokens)},
             "data": {"train": str(data), "eval_share": 0.0, "sequence_length": 256},
             "train": {"batch": 8, "max_steps": 20, "learning_rate": 1e-3, "eval_every": 100},
             "evaluate": {"samples": 0, "max_new_tokens": 8},

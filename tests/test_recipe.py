@@ -46,7 +46,8 @@ def test_a_wrong_value_is_named(changes, said):
 
 
 def test_yaml_comes_back_as_it_was(tmp_path):
-    recipe = Recipe.build(SMALL | {"train": {"learning_rate": 1e-4}})
+    model = {"path": "m", "revision": "8e12345"}  # which looks like a number
+    recipe = Recipe.build(SMALL | {"model": model, "train": {"learning_rate": 1e-4}})
     (tmp_path / "r.yaml").write_text(recipe.dump())
     assert Recipe.load(tmp_path / "r.yaml") == recipe
 

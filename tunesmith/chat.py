@@ -8,7 +8,7 @@ from transformers import TextIteratorStreamer
 from transformers.utils import logging
 
 from tunesmith.data.rows import RowProblem
-from tunesmith.errors import UserError
+from tunesmith.errors import UserError, first_line
 from tunesmith.export.merged import trained_model
 from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import load
@@ -89,15 +89,26 @@ def _answer(console: Console, models: Models, base: bool, messages: list[dict], 
     stop_ids = models.run.plan["stop_ids"]
     options = dict(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), streamer=streamer,
                    eos_token_id=stop_ids, pad_token_id=tokenizer.pad_id, **sampling)
-    thread = Thread(target=models.generate, args=(base,), kwargs=options, daemon=True)
-    thread.start()
+    failures: list[Exception] = []
+    Thread(target=_generate, args=(models, base, options, failures), daemon=True).start()
     answer = ""
     for piece in streamer:
         answer += piece
         console.print(piece, end="", markup=False)
-    thread.join()
     console.print()
+    if failures:
+        console.print(f"generation failed: {first_line(failures[0])}", style="red")
+        return messages[:-1]
     return [*messages, {"role": "assistant", "content": answer}]
+
+
+def _generate(models: Models, base: bool, options: dict, failures: list[Exception]) -> None:
+    """Runs in a thread; whatever happens, the reader of the streamer is told that it is over."""
+    try:
+        models.generate(base, **options)
+    except Exception as error:  # torch and transformers raise many kinds
+        failures.append(error)
+        options["streamer"].end()
 
 
 class Decoder:

@@ -17,7 +17,6 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import Interrupted, NotFinite, ProcessDied, UserError
 from tunesmith.inputs import dataset_of, plan_of
 from tunesmith.machine import probe
-from tunesmith.model.families import can_pack
 from tunesmith.model.load import config_of, resolve, save_tokenizer
 from tunesmith.plan.choose import Plan, choose
 from tunesmith.recipe import Recipe
@@ -32,10 +31,11 @@ def train(recipe: Recipe) -> Run:
     run = Run.create(recipe)
     try:
         prepare(run)
-    except BaseException:
-        shutil.rmtree(run.folder)
+        _start(run)
+    except BaseException as error:
+        if isinstance(error, UserError) or run.plan is None:
+            shutil.rmtree(run.folder)
         raise
-    _start(run)
     return run
 
 
@@ -46,28 +46,39 @@ def resume(folder: str | Path) -> Run:
         raise UserError(f"{folder}: this run is finished; its result is {run.result}")
     if run.plan is None:
         prepare(run)
+    provenance.check_unchanged(run)
     _start(run)
     return run
 
 
 def prepare(run: Run) -> None:
-    """Base model, tokenizer, data and plan; writes plan.json, ledger.jsonl and provenance.json."""
+    """Base model, tokenizer, data and plan; writes plan.json, ledger.jsonl and provenance.json. Raises UserError."""
     recipe, screen = run.recipe, Screen()
     machine = probe(run.folder)
+    plan = choose(recipe, machine)
     base = resolve(recipe.model)
-    plan = choose(recipe, machine, can_pack(config_of(base)))
-    if recipe.data.packing and not plan.packing:
-        screen.show("warning", {"message": plan.reasons["packing"]})
+    config = config_of(base)
     save_tokenizer(recipe.model, base, run.tokenizer)
     kwargs = thinking_kwargs(Tokenizer.load(run.tokenizer), any(map(has_reasoning, recipe.data.train)))
     tokenizer = Tokenizer.load(run.tokenizer, template_kwargs=kwargs)
     dataset = dataset_of(run, tokenizer, run.ledger_file, screen.encoding)
     screen.data(dataset)
-    plan = plan.as_dict() | {"ledger": dataset.ledger, "formats": dataset.formats, "base": str(base),
-                             "template": tokenizer.template_name,
-                             "template_kwargs": kwargs, "stop_ids": _stop_ids(dataset, tokenizer, base)}
+    _check_fit(recipe, dataset, config)
     write_json(run.provenance_file, provenance.collect(recipe, base, machine))
-    write_json(run.plan_file, plan)
+    write_json(run.plan_file, plan.as_dict() | {
+        "ledger": dataset.ledger, "formats": dataset.formats, "base": str(base), "template": tokenizer.template_name,
+        "template_kwargs": kwargs, "stop_ids": _stop_ids(dataset, tokenizer, base)})
+
+
+def _check_fit(recipe: Recipe, dataset: Dataset, config) -> None:
+    """That rows are seen at all, and that the model knows their tokens."""
+    if round(dataset.train.weights.sum()) < 1:
+        raise UserError(f"data.train: the weights of its sources leave no row of {len(dataset.train)} to an epoch; "
+                        "raise weight")
+    known = config.get_text_config().vocab_size
+    if dataset.train.largest_id >= known and not recipe.model.new_tokens:
+        raise UserError(f"model.path: the tokenizer gives id {dataset.train.largest_id}, but the model has {known} "
+                        "embeddings; name the tokens that were added in model.new_tokens")
 
 
 def _start(run: Run) -> None:
@@ -112,16 +123,18 @@ def _cause(plan: Plan, rank: int, failure) -> Exception:
     found = failure.message
     text, trace = (found["message"], found["extraInfo"]["py_callstack"]) if isinstance(found, dict) else (found, "")
     name, _, message = text.partition(": ")
-    for kind in (Interrupted, NotFinite):
+    for kind in (Interrupted, NotFinite, UserError):
         if name == kind.__name__:
             return kind(message)
     return ProcessDied(f"training process {rank} of {plan.processes} died, so all stopped: {text}\n{trace}".strip())
 
 
 def _stop_ids(dataset: Dataset, tokenizer: Tokenizer, base: Path) -> list[int]:
-    """Tokens that end an answer: the model's own, and the special tokens that end the learned turns."""
+    """Tokens that end an answer: the model's own, and the special tokens that end learned answers."""
     own = (read_json(base / "generation_config.json") or {}).get("eos_token_id") or []
-    ends = {int(dataset.train[i][0][dataset.train[i][1]][-1]) for i in range(min(len(dataset.train), ROWS_LOOKED_AT))}
-    special = {tokenizer.eos_id, *(own if isinstance(own, list) else [own])}
-    special |= {i for i in ends if tokenizer.decode([i]) in tokenizer.special_tokens}
-    return sorted(i for i in special if i is not None)
+    stops = {tokenizer.eos_id, *(own if isinstance(own, list) else [own])}
+    for number in range(min(len(dataset.train), ROWS_LOOKED_AT)):
+        answer = dataset.train.prompt_and_answer(number)[1]
+        if len(answer) and tokenizer.decode([int(answer[-1])]) in tokenizer.special_tokens:
+            stops.add(int(answer[-1]))
+    return sorted(i for i in stops if i is not None)

@@ -90,9 +90,20 @@ def _cards() -> tuple[str | None, list[Card]]:
         cards = []
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            if not _is_visible(index, pynvml.nvmlDeviceGetUUID(handle)):
+                continue
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
             cards.append(Card(index, pynvml.nvmlDeviceGetName(handle), memory.total, memory.free,
                               tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))))
         return pynvml.nvmlSystemGetDriverVersion(), cards
     finally:
         pynvml.nvmlShutdown()
+
+
+def _is_visible(index: int, uuid: str) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES, which names cards by number or the start of their UUID, lets a program use it."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if asked is None:
+        return True
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    return str(index) in names or any(uuid.startswith(name) for name in names if not name.isdigit())

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from tunesmith.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -54,6 +55,13 @@ class Source(Section):
     """Subset (configuration) of a hub dataset."""
     split: str | None = None
     """Split of a hub dataset; train if there is one."""
+
+
+    @model_validator(mode="after")
+    def _is_of_the_hub(self) -> "Source":
+        if (self.split or self.subset) and not self.path.startswith("hub:"):
+            raise ValueError("split and subset are of hub datasets; give the file itself as path")
+        return self
 
 
 def _as_sources(value: Any) -> Any:
@@ -137,9 +145,9 @@ class Train(Section):
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW weight decay; never on norms and biases."""
-    beta1: Share = 0.9
+    beta1: Decay = 0.9
     """AdamW first-moment decay."""
-    beta2: Share = 0.95
+    beta2: Decay = 0.95
     """AdamW second-moment decay."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 switches clipping off."""
@@ -192,6 +200,8 @@ class Recipe(Section):
     def _fits_together(self) -> "Recipe":
         if self.adapter.kind == "full" and self.adapter.modules_to_save:
             raise ValueError("adapter.modules_to_save only means something with adapter.kind: lora")
+        if self.adapter.kind == "lora" and self.model.initialize == "random":
+            raise ValueError("an adapter needs a base that others can have: adapter.kind: full with random weights")
         if self.evaluate.exact_match and self.method.name != "sft":
             raise ValueError("evaluate.exact_match needs answers to compare: method.name: sft")
         if self.name is not None and (not self.name.strip() or Path(self.name).name != self.name):
@@ -214,7 +224,7 @@ class Recipe(Section):
 
     def dump(self) -> str:
         """The complete recipe as YAML, defaults written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> dict:
@@ -238,9 +248,13 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-4 as a string; people mean a number."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts text that looks like such a number in quotes."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+                                 list("-+0123456789"))
 
 
 def merge(base: dict, over: dict) -> dict:

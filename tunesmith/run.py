@@ -70,9 +70,13 @@ class Run:
     def open(cls, folder: str | Path) -> "Run":
         """A run that exists. Raises UserError if the folder is none."""
         run = cls(folder)
-        if not (run.recipe_file.is_file() and run.checkpoints.is_dir()):
+        if not run.exists:
             raise UserError(f"{folder}: not a run folder (recipe.yaml and checkpoints/); `tunesmith runs` lists runs")
         return run
+
+    @property
+    def exists(self) -> bool:
+        return self.recipe_file.is_file() and self.checkpoints.is_dir()
 
     @property
     def recipe(self) -> Recipe:
@@ -119,8 +123,8 @@ class Run:
 
 def list_runs(output: Path) -> list[Run]:
     """The runs in a folder, oldest first."""
-    files = output.glob("*/recipe.yaml") if output.is_dir() else []
-    return [Run(f.parent) for f in sorted(files, key=lambda f: (f.stat().st_mtime, f))]
+    found = [run for run in map(Run, output.glob("*/")) if run.exists]
+    return sorted(found, key=lambda run: (run.recipe_file.stat().st_mtime, run.name))
 
 
 def read_json(path: Path):

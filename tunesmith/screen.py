@@ -34,6 +34,9 @@ class Screen:
         ledger = dataset.ledger
         self.console.print(f"data    {ledger['read']:,} rows read ({', '.join(sorted(set(dataset.formats)))}): "
                            f"{len(dataset.train):,} examples to learn from, {len(dataset.eval):,} held out")
+        if dataset.eval_unused:
+            self.console.print(f"        {dataset.eval_unused:,} more held-out examples are not evaluated: "
+                               "data.eval_limit", style="yellow")
         for action in ("dropped", "shortened", "changed"):
             for reason, count in ledger[action].items():
                 self.console.print(f"        {count:,} {action}: {REASONS[reason]}", style="yellow")

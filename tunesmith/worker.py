@@ -5,10 +5,12 @@ import shutil
 import signal
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from tunesmith.data.pack import Schedule
 from tunesmith.errors import Interrupted, NotFinite
@@ -62,6 +64,10 @@ def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State
     tokenizer = tokenizer_of(run)
     dataset = dataset_of(run, tokenizer)
     model = trainable_model(run, plan).to(device)
+    if plan.packing and not attention.keeps_apart(model):
+        plan = replace(plan, packing=False)
+        attention.use_default(model)
+        log("warning", message="this model does not keep packed documents apart: examples are padded instead")
     optimizer = build_optimizer(model, settings)
     done = checkpoint.complete(run.checkpoints)
     state = checkpoint.load(done[-1], model, optimizer) if done else checkpoint.State()
@@ -102,17 +108,14 @@ def trainable_model(run: Run, plan):
 
 
 def _measure(job: Job) -> dict:
-    """Losses of the held-out rows and, on the first process, answers to their prompts: to all for exact match, else
-    to those of the samples."""
+    """Losses of the held-out rows and answers to their prompts: to all for exact match, else to the samples'."""
     settings = job.run.recipe.evaluate
     losses = heldout.row_losses(job.model, job.held_out, job.plan, job.device, lambda: autocast(job))
     found = {"losses": losses.tolist()}
     rows = list(range(len(job.held_out))) if settings.exact_match else _sampled(job)
-    if rows and parallel.rank() == 0:
-        found["answers"] = dict(zip(map(str, rows), _answers(job, rows)))
-        if settings.exact_match:
-            pairs = zip(found["answers"].values(), job.held_out.shown())
-            found["right"] = [int(answer.strip() == shown["reference"].strip()) for answer, shown in pairs]
+    found["answers"] = _answers(job, rows)
+    if settings.exact_match:
+        found["right"] = [int(found["answers"][str(row)].strip() == _reference(job, row).strip()) for row in rows]
     return found
 
 
@@ -124,11 +127,23 @@ def _sampled(job: Job) -> list[int]:
     return np.linspace(0, len(job.held_out) - 1, count).astype(int).tolist()
 
 
-def _answers(job: Job, rows: list[int]) -> list[str]:
-    prompts = [generate.prompt_ids(*job.held_out[row]) for row in rows]
+def _answers(job: Job, rows: list[int]) -> dict[str, str]:
+    """{row: answer}; each process asks for its share, and all get all."""
+    mine = rows[parallel.rank() :: parallel.world()]
+    prompts = [job.held_out.prompt_and_answer(row)[0] for row in mine]
     with autocast(job):
-        return generate.answers(job.model, job.tokenizer, prompts, job.run.recipe.evaluate.max_new_tokens,
-                                job.run.plan["stop_ids"])
+        answers = generate.answers(job.model, job.tokenizer, prompts, job.run.recipe.evaluate.max_new_tokens,
+                                   job.run.plan["stop_ids"])
+    found = {row: answer for share in parallel.gather(dict(zip(mine, answers))) for row, answer in share.items()}
+    return {str(row): found[row] for row in rows}
+
+
+def _reference(job: Job, row: int) -> str:
+    return job.tokenizer.decode(job.held_out.prompt_and_answer(row)[1].tolist(), skip_special_tokens=True)
+
+
+def _shown(job: Job, row: int) -> dict:
+    return {"prompt": job.held_out.asked(row), "reference": _reference(job, row)}
 
 
 def _evaluate(job: Job, state: checkpoint.State) -> float | None:
@@ -143,10 +158,9 @@ def _evaluate(job: Job, state: checkpoint.State) -> float | None:
 
 def _sample(job: Job, state: checkpoint.State) -> None:
     rows = _sampled(job)
-    if rows and parallel.rank() == 0:
-        shown = job.held_out.shown()
+    if rows:
         answers = _answers(job, rows)
-        job.log("samples", step=state.step, samples=[shown[row] | {"answer": a} for row, a in zip(rows, answers)])
+        job.log("samples", step=state.step, samples=[_shown(job, r) | {"answer": answers[str(r)]} for r in rows])
 
 
 def _before(job: Job, run: Run) -> None:
@@ -162,19 +176,26 @@ def _before(job: Job, run: Run) -> None:
 
 
 def _finish(job: Job, run: Run) -> None:
-    """Measures the trained model, writes eval.json, the result and the report."""
+    """Measures the trained model as it will be saved, writes eval.json, the report and the result."""
+    if run.recipe.adapter.kind == "full":
+        job.model.to(_saved_dtype(run))
     after = _measure(job) if len(job.held_out) else None
     if parallel.rank() == 0:
         if after:
             before = read_json(run.before_file)
             found = heldout.compare(before, after)
-            shown = job.held_out.shown()
-            found["samples"] = [shown[row] | {side: measured["answers"][str(row)] for side, measured in
-                                              (("before", before), ("after", after))} for row in _sampled(job)]
+            found["samples"] = [_shown(job, row) | {"before": before["answers"][str(row)],
+                                                    "after": after["answers"][str(row)]} for row in _sampled(job)]
             write_json(run.eval_file, found)
         write_report(run)
         save_result(run, job.model)  # last: a run that has a result is finished
     parallel.wait()
+
+
+def _saved_dtype(run: Run) -> torch.dtype:
+    """Of a full model: the base's, or float32 for one made from nothing."""
+    made = run.recipe.model.initialize == "random"
+    return torch.float32 if made else load.config_of(run.base).dtype or torch.float32
 
 
 def save_result(run: Run, model) -> None:
@@ -182,17 +203,24 @@ def save_result(run: Run, model) -> None:
     draft = run.folder / ".result.tmp"
     shutil.rmtree(draft, ignore_errors=True)
     full = run.recipe.adapter.kind == "full"
-    if full:
-        kept = run.recipe.model.initialize == "pretrained" and load.config_of(run.base).dtype
-        model.to(kept or torch.float32)
-    else:
+    inner = model if full else model.base_model.model
+    inner.generation_config = _generation_config(inner, run.plan["stop_ids"])
+    if not full:
         model.peft_config["default"].base_model_name_or_path = _base_name(run)
-    (model if full else model.base_model.model).generation_config.eos_token_id = run.plan["stop_ids"]
-    attention.name_default(model)
+        model.peft_config["default"].revision = run.recipe.model.revision
+    attention.use_default(model)
     model.save_pretrained(draft)
-    (model if full else model.base_model.model).generation_config.save_pretrained(draft)
+    inner.generation_config.save_pretrained(draft)
     shutil.copytree(run.tokenizer, draft, dirs_exist_ok=True)
     os.rename(draft, run.result)
+
+
+def _generation_config(model, stop_ids: list[int]):
+    """The base's, with what ends an answer. Some bases set a temperature without sampling, which cannot be saved."""
+    values = model.generation_config.to_diff_dict() | {"eos_token_id": stop_ids}
+    if not values.get("do_sample") and values.keys() & {"temperature", "top_p", "top_k", "min_p"}:
+        values["do_sample"] = True
+    return GenerationConfig.from_dict(values)
 
 
 def _base_name(run: Run) -> str:

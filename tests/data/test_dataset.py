@@ -15,7 +15,7 @@ from tunesmith.data.dataset import prepare
 from tunesmith.data.encode import Settings
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
-from tunesmith.method import sft
+from tunesmith.method import cpt, sft
 from tunesmith.recipe import Data, Method
 
 
@@ -51,14 +51,10 @@ def test_nothing_leaks_and_the_order_of_rows_does_not_matter(tokenizer, tmp_path
     for order in (pairs, shuffled.sample(pairs, len(pairs))):
         folder = tmp_path_factory.mktemp("data")
         file = write_rows(folder / "rows.jsonl", [row(*pair) for pair in order])
-        try:
-            dataset, ledger = prepared(tokenizer, folder, train=str(file), eval_share=0.3)
-        except UserError:  # all ask the same, so there is nothing left to learn from
-            assert len({q for q, _ in pairs}) <= 3
-            return
-        asked = [s["prompt"] for s in dataset.eval.shown()]
+        dataset, ledger = prepared(tokenizer, folder, train=str(file), eval_share=0.3)
+        asked = [dataset.eval.asked(i) for i in range(len(dataset.eval))]
         learned = {text.split("user<|end_header_id|>\n\n")[1][0] for text in texts(dataset.train, tokenizer)}
-        assert not learned & set(asked)
+        assert not learned & set(asked) and len(dataset.eval) <= max(0.3 * len(set(pairs)) + 1, 8)
         assert len(dataset.train) + len(dataset.eval) == len(set(pairs)) == dataset.ledger["kept"]
         repeats = Counter(pairs)
         assert len(ledger) == sum(n - 1 for n in repeats.values()) == dataset.ledger["read"] - dataset.ledger["kept"]
@@ -97,7 +93,8 @@ def test_many_processes_encode_as_one_does(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "PARALLEL_FROM_BYTES", 0)
     together, ledger_together = prepared(tokenizer, tmp_path / "b", train=str(file))
     assert texts(alone.train, tokenizer) == texts(together.train, tokenizer)
-    assert alone.eval.shown() == together.eval.shown()
+    assert texts(alone.eval, tokenizer) == texts(together.eval, tokenizer)
+    assert [alone.eval.asked(i) for i in range(5)] == [together.eval.asked(i) for i in range(5)]
     assert ledger_alone == ledger_together
 
 
@@ -120,3 +117,33 @@ def test_weights_and_a_column_mapping(tokenizer, tmp_path):
     dataset, _ = prepared(tokenizer, tmp_path, train=sources, eval_share=0)
     assert dataset.formats == ["question_answer", "messages"]
     assert dataset.train.weights.tolist() == [2.5, 1, 1, 1, 1]
+
+
+def test_a_prompt_of_the_evaluation_is_not_learned_with_another_answer(tokenizer, tmp_path):
+    train = write_rows(tmp_path / "train.jsonl", [row("a", "x"), row("b", "x"), row("b", "x")])
+    held_out = write_rows(tmp_path / "eval.jsonl", [row("a", "y"), row("c", "y"), row("c", "y")])
+    dataset, ledger = prepared(tokenizer, tmp_path, train=str(train), eval=str(held_out))
+    assert sorted((e["file"], e["line"], e["reason"]) for e in ledger) == sorted([
+        (str(train), 1, "duplicate_of_eval"), (str(train), 3, "duplicate"), (str(held_out), 3, "duplicate")])
+    assert (len(dataset.train), len(dataset.eval)) == (1, 2)
+
+
+def test_the_limit_of_evaluation_is_for_all_its_sources(tokenizer, tmp_path):
+    train = write_rows(tmp_path / "train.jsonl", sums(5))
+    evals = [write_rows(tmp_path / f"eval-{n}.jsonl", sums(20, first=100 * n)) for n in (1, 2)]
+    dataset, _ = prepared(tokenizer, tmp_path, train=str(train), eval=[str(e) for e in evals], eval_limit=8)
+    assert (len(dataset.eval), dataset.eval_unused) == (8, 32)
+    assert len({dataset.eval.where(i).file for i in range(8)}) == 2
+
+
+def test_a_long_text_is_learned_to_its_last_token(tokenizer, tmp_path):
+    text = " ".join(f"word{i}" for i in range(1500))
+    (tmp_path / "book.txt").write_text(text)
+    for length in (8, 9, 10, 11):
+        asked = Data(train=str(tmp_path / "book.txt"), sequence_length=length, eval_share=0)
+        how = Settings(tokenizer=tokenizer, encode=cpt.encode, method=Method(name="cpt"), splits=True,
+                       too_long="drop", sequence_length=length, candidate_share=0.0)
+        store = prepare(asked, how, tmp_path / "cache", None, lambda *_: None).train
+        ids = [int(i) for n in range(len(store)) for i in store[n][0]]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text and ids[-1] == tokenizer.eos_id
+        assert len(store) > 257 and store.lengths.min() >= 2 and store.lengths.max() <= length

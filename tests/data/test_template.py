@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from tunesmith.data.rows import Chat, RowProblem
-from tunesmith.data.template import encode_chat, encode_text, prompt_of, thinking_kwargs
+from tunesmith.data.template import encode_chat, encode_text, thinking_kwargs
 from tunesmith.data.tokenizer import Tokenizer
 
 HOME = TemporaryDirectory(prefix="tiny-")
@@ -109,8 +109,9 @@ def test_mask_all_and_weights(family):
 def test_tool_calls_are_learned_and_results_are_not(family, call, answer):
     messages = [user("1 + 2?"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "3"}, assistant("3")]
     assert learned(load(family), messages, tools=TOOLS) == [[call, answer]]
-    prompt, text, reference = prompt_of(load(family), Chat(messages[:2], TOOLS))
-    assert reference == call and text == load(family).render(messages[:1], TOOLS, add_generation_prompt=True)
+    example, = encode_chat(load(family), Chat(messages[:2], TOOLS), "assistant")
+    asked = load(family).render(messages[:1], TOOLS, add_generation_prompt=True)
+    assert example.ids[:example.answer[0]] == load(family).encode(asked)[0] and example.asked == "1 + 2?"
 
 
 def test_reasoning_is_learned_where_the_template_keeps_it():
@@ -137,7 +138,8 @@ def test_without_reasoning_the_empty_think_block_belongs_to_the_prompt(family):
     assert thinking_kwargs(load(family), has_reasoning=True) == thinking_kwargs(load("qwen2"), False) == {}
     tokenizer = load(family, enable_thinking=False)
     assert learned(tokenizer, TALK[:2]) == [["Hello, you<|im_end|>"]]
-    assert prompt_of(tokenizer, Chat(TALK))[1].endswith("<think>\n\n</think>\n\n")
+    last = encode_chat(tokenizer, Chat(TALK), "assistant")[-1]
+    assert tokenizer.decode(last.ids[:last.answer[0]]).endswith("<think>\n\n</think>\n\n")
 
 
 def test_a_template_without_system_turns_gets_it_in_the_first_user_turn(tmp_path):
@@ -197,12 +199,16 @@ def test_learned_text_is_the_answers(family, given_system, texts):
     got = [run for example in examples for run in runs(tokenizer, example)]
     assert [_nfc(family, g) for g in got] == [_nfc(family, a) for a in answers]
     assert all(e.ids[:2] != [tokenizer.bos_id] * 2 for e in examples)
-    prompt, text, reference = prompt_of(tokenizer, Chat(messages))
-    assert reference == texts[-1]
-    assert examples[-1].ids[:len(prompt)] == prompt
-    if len(texts) == 2 or len(examples) > 1:
-        assert prompt == tokenizer.encode(text)[0]
-    assert examples[-1].supervised[len(prompt)] and not examples[-1].supervised[len(prompt) - 1]
+    last = examples[-1]
+    start, end = last.answer
+    assert all(last.supervised[start:end]) and not last.supervised[start - 1] and not any(last.supervised[end:])
+    assert last.asked.endswith(texts[-2])
+    asked = tokenizer.render(messages[:-1], add_generation_prompt=True)
+    if given_system is None and len(texts) == 2:
+        assert last.ids[:start] == tokenizer.encode(asked)[0]
+    if _plain("".join(texts)) and all(text == text.strip() for text in texts):
+        everything, = encode_chat(tokenizer, Chat(messages), "all")
+        assert everything.ids[slice(*everything.answer)] == last.ids[slice(*last.answer)]
 
 
 def _plain(text: str) -> bool:

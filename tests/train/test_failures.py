@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import resource
 import shutil
@@ -14,6 +15,7 @@ import torch
 
 from tests.conftest import sums, write_rows
 from tunesmith import cli, job
+from tunesmith.errors import UserError
 from tunesmith.run import Run
 from tunesmith.training import checkpoint
 from tunesmith.training import loop as training
@@ -195,3 +197,26 @@ def test_the_screen_is_tunesmiths(recipe, capfd):
 def contents(folder: Path) -> set:
     """Every path below, and each file's bytes."""
     return {path if path.is_dir() else (path, path.read_bytes()) for path in folder.rglob("*")}
+
+
+def test_a_run_whose_data_or_model_changed_is_not_resumed(recipe, tmp_path):
+    run = job.train(recipe(train={"max_steps": 2}))
+    shutil.rmtree(run.result)  # as if it had been stopped
+    data = tmp_path / "data.jsonl"
+    before = data.read_text()
+    data.write_text(before + before.splitlines()[0] + "\n")
+    with pytest.raises(UserError, match=r"data: .*data\.jsonl is not what it was"):
+        job.resume(run.folder)
+    data.write_text(before)
+    assert job.resume(run.folder).result.is_dir()
+
+
+@pytest.mark.parametrize("changes", [
+    {"adapter": {"targets": ["no_such_module"]}}, {"data": {"train": [{"path": "DATA", "weight": 0.001}]}},
+    {"data": {"train": [{"path": "DATA", "columns": {"question": "no_such_column"}}]}},
+], ids=["targets", "weight", "columns"])
+def test_what_shows_only_with_model_or_data_leaves_nothing(recipe, tmp_path, changes):
+    asked = recipe(**json.loads(json.dumps(changes).replace("DATA", str(tmp_path / "data.jsonl"))))
+    with pytest.raises(UserError, match="no_such|weight"):
+        job.train(asked)
+    assert not list((tmp_path / "runs").iterdir())

@@ -27,19 +27,18 @@ class Shard:
 
     def __init__(self, folder: Path):
         facts = json.loads((folder / "shard.json").read_text())
-        self.format, self.read, self.files = facts["format"], facts["read"], facts["files"]
+        self.folder, self.format, self.read, self.files = folder, facts["format"], facts["read"], facts["files"]
         self.rows = _map(folder / "rows.bin", ROW)
         self.ids = _map(folder / "ids.bin", np.dtype("i4"))
         self.supervised = _map(folder / "supervised.bin", np.dtype("?"))
-        self.folder = folder
 
-    def where(self, row: int) -> Where:
-        return Where(self.files[self.rows["file"][row]], int(self.rows["line"][row]))
+    def where(self, example: int) -> Where:
+        return Where(self.files[self.rows["file"][example]], int(self.rows["line"][example]))
 
-    def chats(self) -> dict[int, dict]:
-        """{row: {prompt, reference}} of the candidates for evaluation."""
-        with open(self.folder / "chats.jsonl", encoding="utf-8") as file:
-            return dict(zip(np.flatnonzero(self.rows["candidate"]).tolist(), map(json.loads, file)))
+    def asked(self, example: int) -> str:
+        with open(self.folder / "asked.jsonl", "rb") as file:
+            file.seek(int(self.rows["asked"][example]))
+            return json.loads(file.readline())
 
     def problems(self):
         with open(self.folder / "problems.jsonl", encoding="utf-8") as file:
@@ -47,77 +46,87 @@ class Shard:
 
 
 class TokenStore:
-    """Examples by number: `store[i]` is (ids, supervised). `lengths`, `supervised` and `weights` are arrays."""
+    """Examples by number: `store[i]` is (ids, supervised). `lengths` and `weights` are arrays."""
 
     def __init__(self, shards: list[Shard], picks: list[np.ndarray], weights: list[float]):
         self._shards = shards
-        self._shard = np.concatenate([np.full(len(p), i) for i, p in enumerate(picks)] or [np.zeros(0, int)])
-        self._row = np.concatenate([*picks, np.zeros(0, np.int64)]).astype(np.int64)
-        self.lengths = self._column("length", picks)
-        self.supervised = self._column("supervised", picks)
-        self.weights = np.concatenate([np.full(len(p), w) for p, w in zip(picks, weights)] or [np.zeros(0)])
-
-    def _column(self, name: str, picks: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate([s.rows[name][p] for s, p in zip(self._shards, picks)] or [np.zeros(0, np.int32)])
+        self._shard = np.repeat(np.arange(len(picks)), [len(p) for p in picks])
+        self._example = np.concatenate(picks).astype(np.int64)
+        self.lengths = np.concatenate([s.rows["length"][p] for s, p in zip(shards, picks)])
+        self.weights = np.repeat(np.array(weights), [len(p) for p in picks])
 
     def __len__(self) -> int:
-        return len(self._row)
+        return len(self._example)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        shard, row = self._shards[self._shard[number]], self._row[number]
-        start, length = shard.rows["start"][row], shard.rows["length"][row]
+        shard, example = self._at(number)
+        start, length = shard.rows["start"][example], shard.rows["length"][example]
         return shard.ids[start : start + length], shard.supervised[start : start + length]
 
     def where(self, number: int) -> Where:
-        return self._shards[self._shard[number]].where(self._row[number])
+        shard, example = self._at(number)
+        return shard.where(example)
 
-    def shown(self) -> list[dict]:
-        """{prompt, reference} of each, for a store of held-out rows."""
-        chats = [s.chats() if (self._shard == i).any() else {} for i, s in enumerate(self._shards)]
-        return [chats[s][r] for s, r in zip(self._shard.tolist(), self._row.tolist())]
+    def prompt_and_answer(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The last answer's ids, and those of all before it: the prompt just as training saw it."""
+        shard, example = self._at(number)
+        start, end = shard.rows["answer"][example]
+        return self[number][0][:start], self[number][0][start:end]
+
+    def asked(self, number: int) -> str:
+        """What a held-out example asks, as people read it."""
+        shard, example = self._at(number)
+        return shard.asked(example)
+
+    @property
+    def largest_id(self) -> int:
+        return max((int(s.ids.max()) for s in self._shards if len(s.ids)), default=0)
+
+    def _at(self, number: int) -> tuple[Shard, int]:
+        return self._shards[self._shard[number]], self._example[number]
 
 
 @dataclass
 class Dataset:
     train: TokenStore
     eval: TokenStore
-    formats: list[str]
+    formats: list[str | None]
     ledger: dict  # the ledger's summary
+    eval_unused: int  # held-out examples beyond data.eval_limit
 
 
 def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | None, progress: Callable) -> Dataset:
     """Encodes every source, removes duplicates, sets rows aside and writes the ledger. Raises UserError."""
-    shards = [_shard(source, replace(settings, candidate_share=_candidate_share(data, source)), cache, progress)
-              for source in data.train]
-    eval_shards = [_shard(source, replace(settings, candidate_share=1.0), cache, progress)
-                   for source in data.eval]
-    everything = eval_shards + shards
-    is_eval = [np.full(len(s.rows), s in eval_shards) for s in everything]
-    repeated = _repeated([s.rows["digest"] for s in everything], is_eval)
+    def shard(source: Source, share: float) -> Shard:
+        return Shard(encode_source(source, replace(settings, candidate_share=share), cache, progress))
+
+    train = [shard(source, _candidate_share(data, source)) for source in data.train]
+    shards = [shard(source, 1.0) for source in data.eval] + train
+    is_eval = [np.full(len(s.rows), i < len(data.eval)) for i, s in enumerate(shards)]
+    repeated = _repeated([s.rows["digest"] for s in shards], is_eval)
+    leaked = _leaked(shards, is_eval) if data.eval else [np.zeros(len(s.rows), bool) for s in shards]
+    usable = [~r & ~k for r, k in zip(repeated, leaked)]
     if not data.eval:
-        is_eval = _set_aside(data, shards, repeated)
+        is_eval = _set_aside(data, shards, usable)
     with Ledger(ledger_file) as ledger:
-        dropped = _account(ledger, everything, repeated, is_eval, data)
-        ledger.kept(sum(s.read for s in everything) - dropped)
+        for s, r, k in zip(shards, repeated, leaked):
+            _account(ledger, s, r, k, data)
+        ledger.kept(sum(s.read for s in shards) - sum(ledger.summary()["dropped"].values()))
         ledger.refuse_if_empty(", ".join(s.path for s in data.train))
-        summary = ledger.summary()
-    picks = [[np.flatnonzero(~r & (e == side)) for r, e in zip(repeated, is_eval)] for side in (False, True)]
-    weights = [1.0] * len(eval_shards) + [source.weight for source in data.train]
-    train, held_out = (TokenStore(everything, p, weights) for p in picks)
-    if not len(train):
+    weights = [1.0] * len(data.eval) + [source.weight for source in data.train]
+    learned = TokenStore(shards, [np.flatnonzero(u & ~e) for u, e in zip(usable, is_eval)], weights)
+    if not len(learned):
         raise UserError(f"data.train: no row of {data.train[0].path} is left to learn from; the rest is held out or "
-                        "equal to evaluation rows (data.eval_share, data.eval)")
-    if data.eval and len(held_out) > data.eval_limit:
-        held_out = TokenStore(everything, [p[: data.eval_limit] for p in picks[1]], weights)
-    return Dataset(train, held_out, [s.format for s in shards], summary)
+                        "asks what evaluation rows ask (data.eval, data.eval_share)")
+    held_out = [u & e for u, e in zip(usable, is_eval)]
+    measured = _limited(shards, held_out, data.eval_limit)
+    return Dataset(learned, TokenStore(shards, list(map(np.flatnonzero, measured)), weights),
+                   [s.format for s in train], ledger.summary(),
+                   int(sum(h.sum() - m.sum() for h, m in zip(held_out, measured))))
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
-
-
-def _shard(source: Source, settings: Settings, cache: Path, progress) -> Shard:
-    return Shard(encode_source(source, settings, cache, progress))
 
 
 def _candidate_share(data: Data, source: Source) -> float:
@@ -129,7 +138,7 @@ def _candidate_share(data: Data, source: Source) -> float:
 
 
 def _repeated(digests: list[np.ndarray], is_eval: list[np.ndarray]) -> list[np.ndarray]:
-    """For each shard, which rows equal an earlier one; evaluation rows count as earlier than all others."""
+    """For each shard, which examples equal an earlier one; those of evaluation count as earlier than all others."""
     keys = np.concatenate(digests)
     rank = np.where(np.concatenate(is_eval), 0, len(keys)) + np.arange(len(keys))
     order = np.lexsort((rank, keys[:, 1], keys[:, 0]))
@@ -138,40 +147,48 @@ def _repeated(digests: list[np.ndarray], is_eval: list[np.ndarray]) -> list[np.n
     return np.split(same, np.cumsum([len(d) for d in digests])[:-1])
 
 
-def _set_aside(data: Data, shards: list[Shard], repeated: list[np.ndarray]) -> list[np.ndarray]:
-    """The rows with the lowest prompt hashes, whole prompts at a time."""
-    prompts = [np.where(s.rows["candidate"] & ~r, s.rows["prompt"], np.iinfo("u8").max)
-               for s, r in zip(shards, repeated)]
-    fresh = np.sort(np.concatenate(prompts))
-    total = sum(int((~r).sum()) for r in repeated)
-    wanted = max(round(data.eval_share * total), min(FEW_ROWS, total // 5)) if data.eval_share else 0
-    wanted = min(wanted, data.eval_limit, int((fresh < np.iinfo("u8").max).sum()))
-    if not wanted:
-        return [np.zeros(len(p), bool) for p in prompts]
-    return [p <= fresh[wanted - 1] for p in prompts]
+def _leaked(shards: list[Shard], is_eval: list[np.ndarray]) -> list[np.ndarray]:
+    """For each shard, which of its examples to learn from ask what an evaluation row asks."""
+    asked = np.unique(np.concatenate([s.rows["prompt"][e] for s, e in zip(shards, is_eval)]))
+    return [np.isin(s.rows["prompt"], asked) & ~e for s, e in zip(shards, is_eval)]
 
 
-def _account(ledger: Ledger, shards: list[Shard], repeated: list[np.ndarray], is_eval: list[np.ndarray],
-             data: Data) -> int:
-    """Writes what happened to each row that was not used as it stood; returns how many were dropped."""
-    dropped = 0
+def _set_aside(data: Data, shards: list[Shard], usable: list[np.ndarray]) -> list[np.ndarray]:
+    """Whole prompts in the order of their hashes, as long as they stay within the share and the limit."""
+    total = sum(int(u.sum()) for u in usable)
+    share = max(round(data.eval_share * total), min(FEW_ROWS, total // 5)) if data.eval_share else 0
+    candidates = [s.rows["prompt"][u & (s.rows["asked"] >= 0)] for s, u in zip(shards, usable)]
+    prompts, sizes = np.unique(np.concatenate(candidates), return_counts=True)
+    left, chosen = min(share, data.eval_limit), []
+    for prompt, size in zip(prompts, sizes):
+        if size <= left:
+            chosen.append(prompt)
+            left -= size
+        if not left:
+            break
+    return [np.isin(s.rows["prompt"], np.array(chosen, "u8")) for s in shards]
+
+
+def _limited(shards: list[Shard], held_out: list[np.ndarray], limit: int) -> list[np.ndarray]:
+    """The held-out examples with the lowest hashes, over all shards: a sample that does not depend on their order."""
+    hashes = np.concatenate([np.where(h, s.rows["digest"][:, 0], np.iinfo("u8").max) for s, h in zip(shards, held_out)])
+    chosen = np.zeros(len(hashes), bool)
+    chosen[np.argsort(hashes, kind="stable")[:limit]] = True
+    return [c & h for c, h in zip(np.split(chosen, np.cumsum([len(h) for h in held_out])[:-1]), held_out)]
+
+
+def _account(ledger: Ledger, shard: Shard, repeated: np.ndarray, leaked: np.ndarray, data: Data) -> None:
+    """Writes what happened to each row of a shard that is not used as it stood."""
     noting = {"dropped": ledger.dropped, "changed": ledger.changed, "shortened": ledger.shortened}
-    for shard, twice in zip(shards, repeated):
-        for problem in shard.problems():
-            where = Where(problem["file"], problem["line"])
-            if problem["reason"] == "too_long" and problem["action"] == "dropped" and data.too_long == "refuse":
-                raise UserError(f"{where}: {problem['detail']} (data.too_long: refuse); raise data.sequence_length or "
-                                "set data.too_long to drop or truncate")
-            noting[problem["action"]](where, problem["reason"], problem["detail"])
-            dropped += problem["action"] == "dropped"
-        wheres = {shard.where(row) for row in np.flatnonzero(twice)}
-        whole = wheres - {shard.where(row) for row in np.flatnonzero(~twice)} if wheres else wheres
-        in_eval = {tuple(d) for s, e in zip(shards, is_eval) for d in s.rows["digest"][e].tolist()} if whole else set()
-        for row in np.flatnonzero(twice):
-            where = shard.where(row)
-            if where in whole:
-                whole.remove(where)
-                leak = tuple(shard.rows["digest"][row].tolist()) in in_eval and bool(data.eval)
-                ledger.dropped(where, "duplicate_of_eval" if leak else "duplicate")
-                dropped += 1
-    return dropped
+    for problem in shard.problems():
+        where = Where(problem["file"], problem["line"])
+        if problem["reason"] == "too_long" and problem["action"] == "dropped" and data.too_long == "refuse":
+            raise UserError(f"{where}: {problem['detail']} (data.too_long: refuse); raise data.sequence_length or "
+                            "set data.too_long to drop or truncate")
+        noting[problem["action"]](where, problem["reason"], problem["detail"])
+    # A row is dropped if all its examples are; they stand side by side.
+    _, first, examples = np.unique(shard.rows["row"], return_index=True, return_counts=True)
+    lost = np.add.reduceat(repeated | leaked, first) if len(first) else first
+    for example in first[lost == examples]:
+        reason = "duplicate_of_eval" if leaked[example] else "duplicate"
+        ledger.dropped(shard.where(example), reason)

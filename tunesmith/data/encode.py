@@ -1,8 +1,8 @@
-"""Files into tokens on disk: one `Shard` for each source, cached by content.
+"""Files into tokens on disk: one shard for each source, cached by content.
 
 Rows are read, normalised and tokenised in chunks, by as many processes as there are cores where the source is large.
 A shard is a folder: ids.bin (int32) and supervised.bin (bool) of all examples end to end, rows.bin (ROW, one an
-example), chats.jsonl (prompt and reference of rows that may be held out) and problems.jsonl (rows dropped or changed).
+example), asked.jsonl (what the examples that may be held out ask) and problems.jsonl (rows dropped or changed).
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,20 +20,23 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.data import read
-from tunesmith.data.rows import Chat, Row, RowProblem, Where, digest, prompt_digest
+from tunesmith.data.rows import Row, RowProblem, Text, Where, digest, prompt_digest
 from tunesmith.data.source import format_of, to_row
+from tunesmith.data.template import Example
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.recipe import Method, Source
 from tunesmith.run import write_json
 
-VERSION = 2  # raise when the same input must give other tokens
+VERSION = 3  # raise when the same input must give other tokens
 CHUNK_ROWS = 512
 PARALLEL_FROM_BYTES = 4 * 2**20  # smaller sources are done before the worker processes have started
 
-ROW = np.dtype([("start", "i8"), ("length", "i4"), ("supervised", "i4"), ("file", "i4"), ("line", "i8"),
-                ("candidate", "?"), ("prompt", "u8"), ("digest", "u8", 2)])
+# start, length: where the example's tokens are. answer: its last answer, as token numbers within it. row: the number
+# of its row in the source. asked: where its line of asked.jsonl begins, -1 for none. prompt, digest: hashes.
+ROW = np.dtype([("start", "i8"), ("length", "i4"), ("supervised", "i4"), ("answer", "i4", 2), ("row", "i8"),
+                ("file", "i4"), ("line", "i8"), ("asked", "i8"), ("prompt", "u8"), ("digest", "u8", 2)])
 
-Encode = Callable[[Tokenizer, Row, Method], list]
+Encode = Callable[[Tokenizer, Row, Method], list[Example]]
 
 
 @dataclass(frozen=True)
@@ -56,19 +58,19 @@ class Settings:
 
 @dataclass
 class Chunk:
-    """What a worker returns: arrays of its examples, and what is to be said of its rows."""
+    """What a worker returns: its examples' arrays, and what is to be said of its rows."""
 
-    ids: np.ndarray
-    supervised: np.ndarray
-    rows: np.ndarray
-    files: list[str]
-    chats: list[dict] = field(default_factory=list)
+    ids: list[np.ndarray] = field(default_factory=list)
+    supervised: list[np.ndarray] = field(default_factory=list)
+    rows: list[tuple] = field(default_factory=list)
+    asked: list[str | None] = field(default_factory=list)
+    files: dict[str, int] = field(default_factory=dict)
     problems: list[dict] = field(default_factory=list)
     read: int = 0
 
 
 def encode_source(source: Source, settings: Settings, cache: Path, progress: Callable[[int, int], None]) -> Path:
-    """The shard of a source, from the cache if its content was encoded before. `progress(rows, bytes)`."""
+    """The shard of a source, from the cache if its content was encoded before. `progress(rows, examples)`."""
     files = read.files(source)
     parts = [settings.key(), source.format, repr(sorted(source.columns.items())), *map(read.content_hash, files),
              *map(str, files)]
@@ -79,33 +81,32 @@ def encode_source(source: Source, settings: Settings, cache: Path, progress: Cal
 
 
 def _encode(source: Source, files: list[Path], settings: Settings, shard: Path, progress) -> None:
-    format_name = format_of(source)
+    encoder = Encoder(settings, format_of(source), source.columns)
     draft = shard.with_name(f".{shard.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        total_bytes = sum(f.stat().st_size for f in files)
-        encoder = (settings, format_name, source.columns)
+        large = sum(f.stat().st_size for f in files) >= PARALLEL_FROM_BYTES
         with Writer(draft) as writer:
-            for chunk in _chunks(read.read_lines(source), encoder, total_bytes >= PARALLEL_FROM_BYTES):
+            for chunk in _chunks(read.read_lines(source), encoder, large):
                 writer.add(chunk)
-                progress(writer.read, len(writer))
-        write_json(draft / "shard.json", {"format": format_name, "read": writer.read, "files": writer.files})
+                progress(writer.read, writer.examples)
+        write_json(draft / "shard.json",
+                   {"format": encoder.format, "read": writer.read, "files": list(writer.files)})
         shutil.rmtree(shard, ignore_errors=True)
         os.rename(draft, shard)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _chunks(lines: Iterator, encoder: tuple, parallel: bool) -> Iterator[Chunk]:
+def _chunks(lines: Iterator, encoder: "Encoder", parallel: bool) -> Iterator[Chunk]:
     """Encodes in order; in parallel at most a few chunks wait, so that memory does not grow with the file."""
     pieces = iter(lambda: list(islice(lines, CHUNK_ROWS)), [])
     if not parallel:
-        yield from map(Encoder(*encoder).chunk, pieces)
+        yield from map(encoder.chunk, pieces)
         return
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, encoder) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (encoder,)) as pool:
         waiting: deque[Future] = deque()
         for piece in pieces:
             waiting.append(pool.submit(_work, piece))
@@ -115,121 +116,122 @@ def _chunks(lines: Iterator, encoder: tuple, parallel: bool) -> Iterator[Chunk]:
             yield waiting.popleft().result()
 
 
-def _start_worker(*encoder) -> None:
+def _start_worker(encoder: "Encoder") -> None:
     global _encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder = Encoder(*encoder)
+    _encoder = encoder
 
 
 def _work(lines: list) -> Chunk:
     return _encoder.chunk(lines)
 
 
+@dataclass(frozen=True)
 class Encoder:
     """What a process needs to encode chunks."""
 
-    def __init__(self, settings: Settings, format_name: str | None, columns: dict[str, str]):
-        self.settings, self.format, self.columns = settings, format_name, columns
+    settings: Settings
+    format: str | None
+    columns: dict[str, str]
 
     def chunk(self, lines: list) -> Chunk:
-        ids, supervised, rows, files = [], [], [], {}
-        chunk = Chunk(None, None, None, [], read=len(lines))
-        for where, payload in lines:
+        """`lines`: (where, payload) pairs of `read.read_lines`."""
+        chunk = Chunk(read=len(lines))
+        for number, (where, payload) in enumerate(lines):
             try:
-                row, examples = self._encode(where, payload, chunk)
+                row, examples, notes = self._examples(read.parse(where, payload))
             except RowProblem as problem:
-                _note(chunk, where, "dropped", problem.reason, problem.detail)
-                continue
-            prompt = int.from_bytes(prompt_digest(row)[:8], "little")
-            candidate = prompt < self.settings.candidate_share * 2**64
+                examples, notes = [], [("dropped", problem.reason, problem.detail)]
+            chunk.problems += [dict(file=where.file, line=where.line, action=action, reason=reason, detail=detail)
+                               for action, reason, detail in notes]
             for part, example in enumerate(examples):
-                identity = digest(row) if part == 0 else hashlib.blake2b(digest(row) + bytes([part % 256]),
-                                                                        digest_size=16).digest()
-                file = files.setdefault(where.file, len(files))
-                rows.append((0, len(example.ids), sum(example.supervised), file, where.line, candidate,
-                             prompt, np.frombuffer(identity, "u8")))
-                ids.append(np.array(example.ids, np.int32))
-                supervised.append(np.array(example.supervised, bool))
-                if candidate:
-                    chunk.chats.append(_shown(row))
-        chunk.ids = np.concatenate(ids) if ids else np.zeros(0, np.int32)
-        chunk.supervised = np.concatenate(supervised) if ids else np.zeros(0, bool)
-        chunk.rows, chunk.files = np.array(rows, ROW), list(files)
+                self._add(chunk, number, where, row, part, example)
         return chunk
 
-    def _encode(self, where: Where, payload, chunk: Chunk) -> tuple[Row, list]:
-        """The row and its examples, none of them too long. Raises RowProblem."""
-        row = to_row(read.parse(where, payload), self.format, self.columns)
+    def _add(self, chunk: Chunk, number: int, where: Where, row: Row, part: int, example: Example) -> None:
+        identity = hashlib.blake2b(digest(row) + part.to_bytes(8), digest_size=16).digest()
+        # Pieces of a text are held out one by one, the examples of a conversation together.
+        asks = identity if isinstance(row, Text) else prompt_digest(row)
+        prompt = int.from_bytes(asks[:8])
+        is_candidate = prompt < self.settings.candidate_share * 2**64
+        chunk.asked.append(example.asked if is_candidate else None)
+        chunk.ids.append(np.array(example.ids, np.int32))
+        chunk.supervised.append(np.array(example.supervised, bool))
+        chunk.rows.append((0, len(example.ids), sum(example.supervised), example.answer, number,
+                           chunk.files.setdefault(where.file, len(chunk.files)), where.line, -1, prompt,
+                           np.frombuffer(identity, "u8")))
+
+    def _examples(self, raw) -> tuple[Row, list[Example], list[tuple]]:
+        """The row, its examples, and (action, reason, detail) of what was changed. Raises RowProblem."""
+        row = to_row(raw, self.format, self.columns)
         if isinstance(row, RowProblem):
             raise row
         examples = self.settings.encode(self.settings.tokenizer, row, self.settings.method)
-        for reason in {reason for example in examples for reason in example.changes}:
-            _note(chunk, where, "changed", reason, "")
-        fitting = [piece for example in examples for piece in self._fit(example, where, chunk)]
-        if not any(any(example.supervised[1:]) for example in fitting):
+        notes = [("changed", reason, "") for reason in dict.fromkeys(r for e in examples for r in e.changes)]
+        fitting = [piece for example in examples for piece in self._fit(example)]
+        long = [len(e.ids) for e in examples if len(e.ids) > self.settings.sequence_length]
+        if long and not self.settings.splits:
+            limit = f"sequence_length is {self.settings.sequence_length}"
+            if not fitting:
+                raise RowProblem("too_long", f"{max(long)} tokens, {limit}")
+            notes.append(("shortened", "too_long", f"{max(long)} tokens, {limit}"))
+        learned = [example for example in fitting if any(example.supervised[1:])]
+        if not learned:
             raise RowProblem("no_supervised_token")
-        return row, fitting
+        return row, learned, notes
 
-    def _fit(self, example, where: Where, chunk: Chunk) -> list:
+    def _fit(self, example: Example) -> list[Example]:
+        """The example, or what becomes of it if it is too long: pieces, its beginning, or nothing."""
         limit, length = self.settings.sequence_length, len(example.ids)
         if length <= limit:
             return [example]
         if self.settings.splits:
-            pieces = [(example.ids[i : i + limit], example.supervised[i : i + limit]) for i in range(0, length, limit)]
-            return [type(example)(ids, supervised, example.changes) for ids, supervised in pieces if len(ids) > 1]
-        if self.settings.too_long == "truncate":
-            _note(chunk, where, "shortened", "too_long", f"{length} tokens, cut to {limit}")
-            return [type(example)(example.ids[:limit], example.supervised[:limit], example.changes)]
-        raise RowProblem("too_long", f"{length} tokens, sequence_length is {limit}")
-
-
-def _note(chunk: Chunk, where: Where, action: str, reason: str, detail: str) -> None:
-    chunk.problems.append(dict(file=where.file, line=where.line, action=action, reason=reason, detail=detail))
-
-
-def _shown(row: Row) -> dict:
-    """Prompt and reference as people read them."""
-    if not isinstance(row, Chat):
-        return {"prompt": "", "reference": row.text}
-    last = max(i for i, m in enumerate(row.messages) if m["role"] == "assistant")
-    asked = [m["content"] for m in row.messages[:last] if m["role"] == "user"]
-    return {"prompt": asked[-1] if asked else "", "reference": row.messages[last].get("content") or ""}
+            ends = [*range(limit, length, limit), length]
+            ends[-2] -= length % limit == 1  # one token alone could not be predicted
+            return [example.cut(start, end) for start, end in zip([0, *ends], ends)]
+        return [example.cut(0, limit)] if self.settings.too_long == "truncate" else []
 
 
 class Writer:
     """Appends chunks to a shard's files."""
 
     def __init__(self, folder: Path):
-        self.folder, self.read, self.files, self._tokens, self._count = folder, 0, [], 0, 0
+        self.folder, self.read, self.examples = folder, 0, 0
+        self.files: dict[str, int] = {}
+        self._tokens = 0
 
     def __enter__(self):
-        self._open = {name: open(self.folder / name, "wb") for name in
-                      ("ids.bin", "supervised.bin", "rows.bin", "chats.jsonl", "problems.jsonl")}
+        names = ("ids.bin", "supervised.bin", "rows.bin", "asked.jsonl", "problems.jsonl")
+        self._open = {name: open(self.folder / name, "wb") for name in names}
         return self
 
     def __exit__(self, *_):
         for file in self._open.values():
             file.close()
 
-    def __len__(self) -> int:
-        return self._count
-
     def add(self, chunk: Chunk) -> None:
-        numbers = []
-        for name in chunk.files:
-            if name not in self.files:
-                self.files.append(name)
-            numbers.append(self.files.index(name))
-        rows = chunk.rows
-        if len(rows):
-            rows["file"] = np.array(numbers)[rows["file"]]
-            rows["start"] = self._tokens + np.cumsum(rows["length"]) - rows["length"]
-        self._open["ids.bin"].write(chunk.ids.tobytes())
-        self._open["supervised.bin"].write(chunk.supervised.tobytes())
-        self._open["rows.bin"].write(rows.tobytes())
-        for name, items in (("chats.jsonl", chunk.chats), ("problems.jsonl", chunk.problems)):
-            for item in items:
-                self._open[name].write((json.dumps(item, ensure_ascii=True) + "\n").encode())
-        self._tokens += len(chunk.ids)
-        self._count += len(rows)
+        if chunk.rows:
+            self._add_examples(chunk)
+        for problem in chunk.problems:
+            self._open["problems.jsonl"].write(_line(problem))
         self.read += chunk.read
+
+    def _add_examples(self, chunk: Chunk) -> None:
+        rows = np.array(chunk.rows, ROW)
+        numbers = [self.files.setdefault(name, len(self.files)) for name in chunk.files]
+        rows["file"] = np.array(numbers)[rows["file"]]
+        rows["row"] += self.read
+        rows["start"] = self._tokens + np.cumsum(rows["length"]) - rows["length"]
+        for number, asked in enumerate(chunk.asked):
+            if asked is not None:
+                rows["asked"][number] = self._open["asked.jsonl"].tell()
+                self._open["asked.jsonl"].write(_line(asked))
+        self._open["rows.bin"].write(rows.tobytes())
+        for name, arrays in (("ids.bin", chunk.ids), ("supervised.bin", chunk.supervised)):
+            self._open[name].write(np.concatenate(arrays).tobytes())
+        self._tokens += int(rows["length"].sum())
+        self.examples += len(rows)
+
+
+def _line(value) -> bytes:
+    return json.dumps(value).encode() + b"\n"  # ASCII, so that half a surrogate pair does no harm

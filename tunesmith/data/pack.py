@@ -23,7 +23,7 @@ class Schedule:
     @cached_property
     def rows_per_epoch(self) -> int:
         whole = np.floor(self.weights)
-        return int(whole.sum()) + round((self.weights - whole).sum())
+        return int(whole.sum() + round((self.weights - whole).sum()))
 
     @property
     def steps(self) -> int:

@@ -6,6 +6,7 @@ from itertools import islice
 from tunesmith.data import formats
 from tunesmith.data.read import read
 from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Where
+from tunesmith.errors import UserError
 from tunesmith.recipe import Source
 
 SAMPLES = 20  # readable records from which a format is recognised
@@ -21,11 +22,16 @@ def rows_of(source: Source) -> Iterator[tuple[Where, Row | RowProblem]]:
 
 def format_of(source: Source) -> str | None:
     """The format that the source names, or that its first readable records have; None if none can be read."""
+    samples = list(islice((raw.value for raw in read(source) if raw.value is not None), SAMPLES))
+    for standard, column in source.columns.items():
+        if samples and not any(column in sample for sample in samples):
+            raise UserError(f"columns: {source.path} has no column {column!r} to read as {standard}; its columns are "
+                            f"{', '.join(map(str, samples[0]))}")
     if source.format != "auto":
+        formats.get(source.format)
         return source.format
-    values = (formats.rename(raw.value, source.columns) for raw in read(source) if raw.value is not None)
-    samples = list(islice(values, SAMPLES))
-    return formats.recognise(samples, source.path) if samples else None
+    renamed = [formats.rename(sample, source.columns) for sample in samples]
+    return formats.recognise(renamed, source.path) if samples else None
 
 
 def to_row(raw: Raw, format: str | None, columns: dict[str, str]) -> Row | RowProblem:

@@ -18,19 +18,29 @@ SENTINEL = "Tunesmith9Answer4Goes7Here"
 
 @dataclass
 class Example:
-    """One token sequence. `supervised` is parallel to `ids`; `changes` are keys of `rows.REASONS`."""
+    """One token sequence. `supervised` is parallel to `ids`; `changes` are keys of `rows.REASONS`; `answer` is where
+    its last answer stands, as [start, end) of ids, and `asked` what that answers, as people read it."""
 
     ids: list[int]
     supervised: list[bool]
     changes: list[str] = field(default_factory=list)
+    answer: tuple[int, int] = (0, 0)
+    asked: str = ""
+
+    def cut(self, start: int, end: int) -> "Example":
+        """Its tokens [start, end)."""
+        first, last = (min(max(at - start, 0), end - start) for at in self.answer)
+        return Example(self.ids[start:end], self.supervised[start:end], self.changes, (first, last), self.asked)
 
 
 class Draft(NamedTuple):
-    """An example before it is tokenised: text, and which of its characters [start, end) are learned."""
+    """An example before it is tokenised: text, which of its characters [start, end) are learned, its last answer."""
 
     text: str
     spans: list[tuple[int, int]]
     changes: list[str]
+    answer: tuple[int, int] = (0, 0)
+    asked: str = ""
 
 
 def encode_chat(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Example]:
@@ -49,16 +59,6 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     return bos + ids + eos
 
 
-def prompt_of(tokenizer: Tokenizer, chat: Chat) -> tuple[list[int], str, str]:
-    """(ids, text, reference) for evaluation: all before the last learned turn, just as in training, and its answer."""
-    draft = _drafts(tokenizer, chat, "assistant")[-1]
-    ids, offsets = _tokenize(tokenizer, draft)
-    start, end = draft.spans[-1]
-    turn = chat.messages[_learned(chat.messages, "last")[-1]]
-    reference = draft.text[start:end] if turn.get("tool_calls") else turn["content"]
-    return ids[:bisect_left(offsets, start, key=_start)], draft.text[:start], reference
-
-
 def thinking_kwargs(tokenizer: Tokenizer, has_reasoning: bool) -> dict:
     """Template variables under which the generation prompt is what training on this data saw."""
     return {"enable_thinking": False} if not has_reasoning and "enable_thinking" in tokenizer.chat_template else {}
@@ -66,26 +66,37 @@ def thinking_kwargs(tokenizer: Tokenizer, has_reasoning: bool) -> dict:
 
 def _drafts(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Draft]:
     messages, changes = _accepted(tokenizer, chat)
-    if mask == "all":
-        text = tokenizer.render(messages, chat.tools)
-        return [Draft(text, [(_bos_length(tokenizer, text), len(text))], changes)]
-    turns = _learned(messages, mask)
+    turns = _learned(messages, "last" if mask == "all" else mask)
     if not turns:
         raise RowProblem("no_supervised_token", "no assistant turn to learn from")
-    drafts = [Draft(*_answer(tokenizer, messages[:turn + 1], chat.tools), changes) for turn in turns]
+    drafts = [_draft(tokenizer, messages[:turn + 1], chat.tools, changes) for turn in turns]
+    if mask == "all":
+        return [_everything(tokenizer, tokenizer.render(messages, chat.tools), drafts[-1])]
     if turns[-1] < len(messages) - 1:
         changes.append("turns_unused")
     if any(_loses_reasoning(messages[turn], draft) for turn, draft in zip(turns, drafts)):
         changes.append("reasoning_dropped")
     whole = drafts[-1].text
     if all(whole.startswith(draft.text[:draft.spans[0][1]]) for draft in drafts):
-        return [Draft(whole, [draft.spans[0] for draft in drafts], changes)]
+        return [drafts[-1]._replace(spans=[draft.answer for draft in drafts])]
     return [draft._replace(changes=[*changes, "history_split"]) for draft in drafts]
 
 
+def _draft(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, changes: list[str]) -> Draft:
+    """Of a conversation whose last turn is learned."""
+    text, spans = _answer(tokenizer, messages, tools)
+    asked = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+    return Draft(text, spans, changes, spans[0], asked)
+
+
+def _everything(tokenizer: Tokenizer, text: str, last: Draft) -> Draft:
+    """All of a conversation learned but bos; its last answer is where it is when only that is learned."""
+    answer = last.answer if text.startswith(last.text[:last.answer[1]]) else (0, 0)
+    return last._replace(text=text, spans=[(_bos_length(tokenizer, text), len(text))], answer=answer)
+
+
 def _loses_reasoning(message: dict, draft: Draft) -> bool:
-    (start, end), = draft.spans
-    return message.get("reasoning_content", "").strip() not in draft.text[start:end]
+    return message.get("reasoning_content", "").strip() not in draft.text[slice(*draft.answer)]
 
 
 def _accepted(tokenizer: Tokenizer, chat: Chat) -> tuple[list[dict], list[str]]:
@@ -184,7 +195,8 @@ def _encode(tokenizer: Tokenizer, draft: Draft) -> Example:
         supervised[first:last] = [True] * (last - first)
     if not any(supervised):
         raise RowProblem("no_supervised_token")
-    return Example(ids, supervised, draft.changes)
+    answer = tuple(bisect_left(offsets, at, key=_start) for at in draft.answer)
+    return Example(ids, supervised, draft.changes, answer, draft.asked)
 
 
 def _start(offset: tuple[int, int]) -> int:
@@ -194,7 +206,7 @@ def _start(offset: tuple[int, int]) -> int:
 def _tokenize(tokenizer: Tokenizer, draft: Draft) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids and offsets of the text, prompt and answer apart: as one text a token may reach over where they meet, or the
     end of the prompt be split in another way than it is when the model is asked."""
-    cuts = [start for start, _ in draft.spans if start > 0]
+    cuts = sorted({start for start, _ in (*draft.spans, draft.answer) if start > 0})
     ids, offsets = tokenizer.encode(draft.text[:cuts[0]] if cuts else draft.text)
     for start, end in zip(cuts, [*cuts[1:], len(draft.text)]):
         more, places = tokenizer.encode_rest(draft.text[start:end])

@@ -2,31 +2,26 @@
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from tunesmith.training.attention import generating
 
 PROMPTS_AT_ONCE = 64
 
 
-def prompt_ids(ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
-    """What stands before the last supervised span: the prompt just as training saw it."""
-    at = np.flatnonzero(supervised)
-    gaps = np.flatnonzero(np.diff(at) > 1)
-    return ids[: at[gaps[-1] + 1] if len(gaps) else at[0]]
-
-
 def answers(model, tokenizer, prompts: list[np.ndarray], max_new_tokens: int, stop_ids: list[int]) -> list[str]:
     """The model's greedy answer to each prompt (token ids), in order."""
     model.eval()
+    # What is not said here comes from the base's own settings, and would bend the answers.
+    greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
+                              no_repeat_ngram_size=0, eos_token_id=stop_ids, pad_token_id=tokenizer.pad_id)
     found: dict[int, str] = {}
     shortest_first = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with torch.inference_mode(), generating(model):
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):
             chosen = shortest_first[start : start + PROMPTS_AT_ONCE]
             ids_BT, mask_BT = _left_padded([prompts[i] for i in chosen], tokenizer.pad_id, model.device)
-            out_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, max_new_tokens=max_new_tokens,
-                                    do_sample=False, eos_token_id=stop_ids, pad_token_id=tokenizer.pad_id,
-                                    temperature=None, top_p=None, top_k=None)
+            out_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=greedy)
             for i, out in zip(chosen, out_BT[:, ids_BT.shape[1]:].tolist()):
                 found[i] = tokenizer.decode(_until(out, stop_ids), skip_special_tokens=True)
     return [found[i] for i in range(len(prompts))]

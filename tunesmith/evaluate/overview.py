@@ -29,6 +29,7 @@ ENDINGS = {
     "not started": "has not started",
 }
 NO_VALUE = "–"
+FEW_ROWS = 8  # an interval from fewer says more than is known
 
 
 class Interval(NamedTuple):
@@ -77,7 +78,9 @@ def summary(run: Run) -> dict:
 def verdict(run: Run) -> Verdict:
     """What came of a run, in one plain sentence; it claims nothing that the intervals do not carry."""
     evaluation = read_json(run.eval_file)
-    return _compared(*_before_after(run), evaluation["difference"]) if evaluation else _not_compared(run)
+    if not evaluation:
+        return _not_compared(run)
+    return _compared(*_before_after(run), evaluation["difference"], evaluation["rows"])
 
 
 def ending(facts: dict) -> str:
@@ -184,13 +187,15 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _compared(before: dict, after: dict, difference: dict) -> Verdict:
+def _compared(before: dict, after: dict, difference: dict, rows: int) -> Verdict:
     if not math.isfinite(after["loss"]):
         return Verdict("Training broke the model: its held-out loss is no longer a finite number.", "worse")
     text, signs = _loss_text(before["loss"], after["loss"], Interval(**difference["loss"]))
     if "exact_match" in difference:
         exact, sign = _exact_text(before["exact_match"], after["exact_match"], Interval(**difference["exact_match"]))
         text, signs = f"{text}; {exact}", signs | sign
+    if rows < FEW_ROWS:
+        return Verdict(f"{text}. {rows} held-out rows are too few to be sure.", "unclear")
     tones = signs - {"unclear"}
     return Verdict(text + ".", tones.pop() if len(tones) == 1 else "unclear")
 

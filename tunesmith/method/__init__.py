@@ -1,15 +1,12 @@
-"""What is learned. One file a method, found by its name, also through the entry points `tunesmith.methods`.
+"""What is learned. One file a method, found by its name.
 
 A method has `encode(tokenizer, row, settings) -> list[Example]`, where settings is the recipe's `Method`, and
 `splits: bool`: whether an example that is too long is cut into several, as text is, or is a too-long row.
 """
 
 from importlib import import_module
-from importlib.metadata import entry_points
 
 
 def get(name: str):
     """The method's module."""
-    for point in entry_points(group="tunesmith.methods", name=name):
-        return point.load()
     return import_module(f"tunesmith.method.{name}")

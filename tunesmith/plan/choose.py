@@ -29,8 +29,8 @@ class Plan:
         return asdict(self)
 
 
-def choose(recipe: Recipe, machine: Machine, can_pack: bool = True) -> Plan:
-    """`can_pack`: of the model's family. Raises UserError where the recipe asks for what this machine has not."""
+def choose(recipe: Recipe, machine: Machine) -> Plan:
+    """Raises UserError where the recipe asks for what this machine has not."""
     settings = recipe.train
     device = "cuda" if machine.cards else "cpu"
     available = len(machine.cards) or machine.cores
@@ -43,8 +43,6 @@ def choose(recipe: Recipe, machine: Machine, can_pack: bool = True) -> Plan:
     reasons = {}
     if recipe.model.dtype == "auto":
         reasons["compute"] = f"the device computes bfloat16 {'fast' if fast else 'slowly or not at all'}"
-    if recipe.data.packing and not can_pack:
-        reasons["packing"] = "this model family cannot keep packed documents apart: examples are padded instead"
     # Full fine-tuning keeps float32 weights: small updates are lost in bfloat16 ones.
     weights = "float32" if recipe.adapter.kind == "full" else compute
     length = recipe.data.sequence_length
@@ -57,4 +55,4 @@ def choose(recipe: Recipe, machine: Machine, can_pack: bool = True) -> Plan:
     return Plan(
         device=device, processes=processes, weights=weights, compute=compute, micro_batch_tokens=tokens,
         gradient_checkpointing=checkpointing,
-        packing=recipe.data.packing and can_pack, threads=max(1, machine.cores // processes), reasons=reasons)
+        packing=recipe.data.packing, threads=max(1, machine.cores // processes), reasons=reasons)

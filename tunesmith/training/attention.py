@@ -11,15 +11,18 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
-
-from tunesmith.model.families import can_pack
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 NAME = "documents"
 
 
 def documents(module, query_BHTD, key_BHTD, value_BHTD, attention_mask, dropout=0.0, scaling=None,
-              sliding_window=None, cu_seq_lens_q=None, **_) -> tuple[torch.Tensor, None]:
-    """Returns (B, T, H, D). Needs `cu_seq_lens_q`, the documents' boundaries."""
+              sliding_window=None, cu_seq_lens_q=None, **others) -> tuple[torch.Tensor, None]:
+    """Returns (B, T, H, D). Needs `cu_seq_lens_q`, the documents' boundaries. Raises ValueError for a model whose
+    attention has more to it."""
+    unknown = [name for name in ("s_aux", "softcap", "position_bias") if others.get(name) is not None]
+    if unknown or cu_seq_lens_q is None:
+        raise ValueError(f"attention over documents does not do {unknown or 'without boundaries'}")
     dtype, groups = query_BHTD.dtype, getattr(module, "num_key_value_groups", 1)
     runs = [(length, len(list(run))) for length, run in groupby(torch.diff(cu_seq_lens_q).tolist())]
     # `split`, as its gradient is one copy, where that of each slice is as large as the whole. float32, as torch's
@@ -47,27 +50,62 @@ def _window_mask(length: int, window: int, device) -> torch.Tensor:
 AttentionInterface.register(NAME, documents)
 
 
-def choose(config, device: torch.device, packing: bool) -> str:
-    """The attention this model trains with; a family's own needs come first."""
-    if not can_pack(config):
-        return "eager"  # sinks or capped scores: neither sdpa nor `documents` has them
-    return NAME if packing and device.type == "cpu" else "sdpa"
+def choose(config, device: torch.device, packing: bool) -> str | None:
+    """The attention to load this model with; None lets transformers choose."""
+    if getattr(config, "attn_logit_softcapping", None):
+        return "eager"  # sdpa has no capped scores
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    takes_others = getattr(known, "_supports_attention_backend", False)
+    return NAME if packing and device.type == "cpu" and takes_others else None
+
+
+def keeps_apart(model) -> bool:
+    """Whether packed documents do not see each other in this model, nor later tokens earlier ones.
+
+    Shown on the model itself: the logits of a document must stay as they are when the one before it changes, and its
+    own last token; and be about what they are alone, so positions restart.
+    """
+    ids = torch.arange(1, 13, device=model.device)
+    first, second = ids[:6], ids[6:]
+    other_first, other_second = first.flip(0), torch.cat([second[:-1], ids[:1]])
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            packed, changed = (_packed_logits(model, a, b)[6:-1] for a, b in
+                               ((first, second), (other_first, other_second)))
+            alone = _packed_logits(model, second)[:-1]
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError):
+        return False  # a model whose code knows no such attention
+    finally:
+        model.train(training)
+    scale = alone.std()
+    rounding = 1e-3 if model.dtype == torch.float32 else 2e-2  # experts see other batches, so not bit for bit
+    return bool((packed - changed).abs().max() < rounding * scale and (packed - alone).abs().max() < 0.2 * scale)
+
+
+def _packed_logits(model, *documents: torch.Tensor) -> torch.Tensor:
+    """(tokens, V) of documents laid end to end."""
+    lengths = torch.tensor([0, *map(len, documents)], device=model.device)
+    ends, longest = lengths.cumsum(0).int(), int(lengths.max())
+    positions = torch.cat([torch.arange(len(d), device=model.device) for d in documents])
+    found = model(input_ids=torch.cat(documents)[None], position_ids=positions[None], use_cache=False,
+                  cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=longest, max_length_k=longest)
+    return found.logits[0].float()
 
 
 @contextmanager
 def generating(model):
     """Within it the model attends by masks and caches, as generation needs."""
     training = model.config._attn_implementation
-    if training == NAME:
-        model.set_attn_implementation("sdpa")
+    use_default(model)
     try:
         yield
     finally:
-        if training == NAME:
-            model.set_attn_implementation(training)
+        model.set_attn_implementation(training)
 
 
-def name_default(model) -> None:
-    """A saved config must not name an attention that only Tunesmith has."""
+def use_default(model) -> None:
+    """Puts transformers' own attention in the place of `documents`, which only Tunesmith has."""
     if model.config._attn_implementation == NAME:
-        model.set_attn_implementation("sdpa")
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")

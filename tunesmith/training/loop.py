@@ -138,7 +138,7 @@ def _no_gain(settings: Train, state: checkpoint.State) -> str | None:
 def _note_eval(state: checkpoint.State, loss: float | None) -> None:
     if loss is None:
         return
-    if state.best_loss is None or loss < state.best_loss:
+    if math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss):
         state.best_loss, state.best_step, state.evals_without_gain = loss, state.step, 0
     else:
         state.evals_without_gain += 1

@@ -1,9 +1,12 @@
 """Several processes as one: start them, add up what each found. With one process every function is a no-op."""
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from tunesmith.errors import UserError
 
 BUCKET_BYTES = 32 * 2**20
 
@@ -33,9 +36,13 @@ def join(device_type: str) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device(device_type, local) if device_type == "cuda" else torch.device("cpu")
     if device.type == "cuda":
+        if torch.cuda.device_count() <= local:
+            raise UserError(f"this torch ({torch.__version__}) sees {torch.cuda.device_count()} cards; install its "
+                            "CUDA build, or set CUDA_VISIBLE_DEVICES= to train on the CPU")
         torch.cuda.set_device(device)
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # A process that dies ends the others through the launcher, so waiting long for a slow one does no harm.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     return device
 
 
@@ -60,6 +67,15 @@ def add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:
         dist.all_reduce(flat)
         for g, part in zip(bucket, flat.split([g.numel() for g in bucket])):
             g.copy_(part.view_as(g))
+
+
+def gather(value) -> list:
+    """One small value of each process, in rank order, on all of them."""
+    if world() == 1:
+        return [value]
+    values = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def wait() -> None:

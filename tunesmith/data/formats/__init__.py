@@ -17,10 +17,13 @@ GROUP = "tunesmith.formats"
 
 @cache
 def known() -> dict[str, ModuleType]:
-    """Every format by its name; those of other packages win over built-in ones."""
+    """Every format by its name. Raises UserError if a package brings one that is there already."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     built_in = {name: import_module(f"{__name__}.{name}") for name in names}
-    return built_in | {entry.name: entry.load() for entry in entry_points(group=GROUP)}
+    others = {entry.name: entry.load() for entry in entry_points(group=GROUP)}
+    if twice := built_in.keys() & others.keys():
+        raise UserError(f"format: an installed package brings a format {min(twice)}, which Tunesmith has; remove it")
+    return built_in | others
 
 
 def get(name: str) -> ModuleType:
