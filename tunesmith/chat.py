@@ -90,11 +90,13 @@ def _answer(console: Console, models: Models, base: bool, messages: list[dict], 
     options = dict(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), streamer=streamer,
                    eos_token_id=stop_ids, pad_token_id=tokenizer.pad_id, **sampling)
     failures: list[Exception] = []
-    Thread(target=_generate, args=(models, base, options, failures), daemon=True).start()
+    thread = Thread(target=_generate, args=(models, base, options, failures), daemon=True)
+    thread.start()
     answer = ""
     for piece in streamer:
         answer += piece
         console.print(piece, end="", markup=False)
+    thread.join()
     console.print()
     if failures:
         console.print(f"generation failed: {first_line(failures[0])}", style="red")

@@ -145,7 +145,7 @@ def check(row) -> None:
     if isinstance(row, Text):
         assert row.text
         return
-    assert row.messages[-1]["role"] == "assistant"
+    assert any(message["role"] == "assistant" for message in row.messages)
     for message in row.messages:
         assert message["role"] in ("system", "user", "assistant", "tool") and isinstance(message["content"], str)
         assert message["role"] != "assistant" or message["content"].strip() or message["tool_calls"]
