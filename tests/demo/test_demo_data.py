@@ -61,8 +61,8 @@ def test_evaluation_asks_what_training_taught_in_other_words(files):
         return " ".join(re.findall(r"\w+", text.casefold()))
 
     def names_and_answers(file):
-        return {(word.strip("?.,:"), assistant["content"]) for user, assistant in file
-                for word in user["content"].split()}
+        return {(name, assistant["content"]) for user, assistant in file
+                for name in re.findall("`(.*?)`", user["content"])}
 
     train, evaluation = files
     seen = [plain(message["content"]) for conversation in train for message in conversation]

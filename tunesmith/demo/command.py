@@ -18,10 +18,10 @@ from tunesmith.run import Run, free_name, read_json
 STARTER = {
     "model": {"dtype": "float32"},
     "adapter": {"kind": "full"},
-    "train": {"epochs": 3, "batch": 8, "learning_rate": 1e-3, "eval_every": 200},
+    "train": {"epochs": 1, "batch": 8, "learning_rate": 1e-3, "eval_every": 200},
 }
 # A model of the user's knows language already: a low-rank adapter and gentler steps teach it the facts.
-OWN_MODEL = {"adapter": {"kind": "lora"}, "train": {"epochs": 3, "batch": 16, "learning_rate": 2e-4}}
+OWN_MODEL = {"adapter": {"kind": "lora"}, "train": {"epochs": 1, "batch": 16, "learning_rate": 2e-4}}
 
 
 def demonstrate(model: str | None, output: Path) -> None:

@@ -1,6 +1,6 @@
 """Questions and answers about the standard library, for training and, in other words, for evaluation.
 
-Every fact is trained in the phrasings of TRAIN and asked in those of EVAL, which training never sees: what is
+Every fact is trained in many phrasings and asked in those of EVAL, which training never sees: what is
 measured is whether the model learned the fact, not whether it remembers a question.
 """
 
@@ -11,39 +11,34 @@ import itertools
 import json
 import math
 import os.path
+import random
 import select
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.demo.corpus import MODULES, Definition, Entry, entries, parsed
 from tunesmith.run import replacing
 
-TRAIN = {
+# A question is either one sentence, or one that names the thing and one that asks about it.
+DIRECT = {
     "module": [
         "Which module is {name} in?",
         "Where is {name} defined?",
         "{name} belongs to which module?",
         "From which module do I import {name}?",
-        "I need {name}. What do I import?",
         "What module has {name}?",
         "Name the module of {name}.",
         "Which part of the standard library provides {name}?",
-        "I want to use {name}; which module should I load?",
         "What is the home of {name}?",
         "Tell me where to find {name}.",
         "Python has {name}, but in which module?",
         "To use {name}, import what?",
         "Where does {name} live?",
-        "A program of mine uses {name}. Which import is missing?",
-        "I saw {name} in a script. Where does it come from?",
         "Do you know which module {name} is part of?",
-        "Please name the module that contains {name}.",
-        "There is {name} in this file. What must be imported?",
-        "Someone told me about {name}. In what module would I look?",
-        "Could you tell me what to import before calling {name}?",
         "What comes before the dot in front of {name}?",
         "Under which module is {name} documented?",
         "Help me complete the line: from ... import {name}",
@@ -54,21 +49,43 @@ TRAIN = {
         "Explain {name} in one line.",
         "{name}: what does it do?",
         "Describe {name}.",
-        "I do not know {name}. What is its purpose?",
         "Say briefly what {name} does.",
         "What is the purpose of {name}?",
         "Summarize {name}.",
         "Tell me what {name} is for.",
-        "I saw {name} in a script. What does it mean?",
-        "Someone told me about {name}. What is it good for?",
         "Could you explain {name} to me?",
         "Please describe {name} in a sentence.",
         "When do I need {name}?",
         "How would you sum up {name}?",
         "Why would a program call {name}?",
         "Define {name} in short.",
+        "Do you know what {name} does?",
     ],
 }
+NAMING = [
+    "I need {name}.", "I saw {name} in a script.", "Someone told me about {name}.", "There is {name} in this file.",
+    "A program of mine uses {name}.", "We work with {name} here.", "I do not know {name}.", "Take {name}.",
+    "I read about {name}.", "A colleague mentioned {name}.", "This line has {name} in it.", "The error names {name}.",
+    "I want to use {name}.", "My notes say {name}.", "The book shows {name}.", "He wrote a test of {name}.",
+]
+ASKING = {
+    "module": [
+        "Which module is it in?", "What do I import?", "Where does it come from?", "Which import is missing?",
+        "What must be imported?", "In what module would I look?", "Which module has it?", "Name its module.",
+        "Which module should I load?", "Where is it defined?", "What is its home?", "To which module does it belong?",
+        "What do I write after from?", "Where can I find it?", "Tell me its module.", "From where is it imported?",
+    ],
+    "summary": [
+        "What does it do?", "What is it for?", "Explain it.", "Describe it briefly.", "What is its purpose?",
+        "Sum it up.", "What does it mean?", "What is it good for?", "Tell me what it does.", "Define it in short.",
+        "Say what it is.", "Why would one call it?", "How would you explain it?", "In a sentence, what is it?",
+        "What happens when I call it?", "Summarize it for me.",
+    ],
+}
+PHRASINGS = 70  # of each fact, no two the same
+# A model this small takes a word it never saw for the name it is asked about. So most questions have a few words
+# of the documentation strewn in, as typing people leave words behind, and it learns to look between the backticks.
+STRAY_SHARE, MOST_STRAY = 0.7, 3
 EVAL = {
     "module": ["My code calls {name}. What module goes into the import line?",
                "Can you say which module defines {name}?"],
@@ -83,7 +100,7 @@ OTHERS = (asyncio, builtins, itertools, math, os.path, select, sys, time)
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing to know. `kind` is a key of TRAIN: module (where `name` is defined) or summary (what it does)."""
+    """One thing to know. `kind` is a key of EVAL: module (where `name` is defined) or summary (what it does)."""
 
     kind: str
     name: str
@@ -101,7 +118,9 @@ def facts() -> list[Fact]:
 
 def write(folder: Path) -> tuple[Path, Path]:
     """Writes train.jsonl and eval.jsonl, in OpenAI's messages format, and returns their paths."""
-    return _write(folder / "train.jsonl", TRAIN), _write(folder / "eval.jsonl", EVAL)
+    words, draw = _stray_words(), random.Random(0)
+    return (_write(folder / "train.jsonl", lambda kind: _trained(kind, words, draw)),
+            _write(folder / "eval.jsonl", EVAL.__getitem__))
 
 
 def _unambiguous() -> set[str]:
@@ -134,12 +153,30 @@ def _is_brief(entry: Entry) -> bool:
     return summary.endswith(".") and summary[0].isupper() and 2 <= len(summary.split()) <= MOST_WORDS
 
 
-def _write(path: Path, phrasings: dict[str, list[str]]) -> Path:
+def _stray_words() -> list[str]:
+    """Words of the documentation's short texts."""
+    return sorted({word for entry in entries() if _is_brief(entry) for word in _summary(entry).split() if word.isalpha()})
+
+
+def _trained(kind: str, words: list[str], draw: random.Random) -> list[str]:
+    """The phrasings in which a fact of a kind is trained."""
+    found: dict[str, None] = {}
+    while len(found) < PHRASINGS:
+        two = f"{draw.choice(NAMING)} {draw.choice(ASKING[kind])}"
+        question = draw.choice([draw.choice(DIRECT[kind]), two]).split(" ")
+        if draw.random() < STRAY_SHARE:
+            for _ in range(draw.randint(1, MOST_STRAY)):
+                question.insert(draw.randrange(len(question)), draw.choice(words))
+        found[" ".join(question)] = None
+    return list(found)
+
+
+def _write(path: Path, phrasings: Callable[[str], list[str]]) -> Path:
     with replacing(path) as file:
         for fact in facts():
-            for phrasing in phrasings[fact.kind]:
+            for phrasing in phrasings(fact.kind):
                 messages = [
-                    {"role": "user", "content": phrasing.format(name=fact.name)},
+                    {"role": "user", "content": phrasing.format(name=f"`{fact.name}`")},
                     {"role": "assistant", "content": fact.answer},
                 ]
                 file.write(json.dumps({"messages": messages}) + "\n")
