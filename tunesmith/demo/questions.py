@@ -155,7 +155,8 @@ def _is_brief(entry: Entry) -> bool:
 
 def _stray_words() -> list[str]:
     """Words of the documentation's short texts."""
-    return sorted({word for entry in entries() if _is_brief(entry) for word in _summary(entry).split() if word.isalpha()})
+    words = {word for entry in entries() if _is_brief(entry) for word in _summary(entry).split()}
+    return sorted(filter(str.isalpha, words))
 
 
 def _trained(kind: str, words: list[str], draw: random.Random) -> list[str]:
