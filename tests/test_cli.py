@@ -60,6 +60,14 @@ def test_the_result_opens_in_plain_libraries_and_merged_is_the_same_model(traine
     assert not torch.allclose(found, before, atol=1e-4)
 
 
+def test_flags_alone_are_a_recipe(trained, tmp_path):
+    folder, _ = trained
+    done = tunesmith("train", "--model.path", folder / "model", "--data.train", folder / "rows.jsonl",
+                     "--train.max-steps", "1", "--evaluate.max-new-tokens", "1", "--name", "bare", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/bare/adapter/adapter_model.safetensors").is_file()
+
+
 def test_chat_answers_from_both_models(trained):
     folder, _ = trained
     done = tunesmith("chat", "runs/first", "--max-new-tokens", "4", cwd=folder,
@@ -78,6 +86,10 @@ def test_looking_commands_answer(trained, arguments):
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
+    (("trian",), "train"),
+    (("train",), "model.path"),
+    (("train", "--train.learning-rat", "1"), "--train.learning-rate"),
+    (("train", "recipe.yaml", "--train.max-steps", "many"), "train.max_steps"),
     (("train", "absent.yaml"), "absent.yaml: no such recipe"),
     (("train", "recipe.yaml", "--data.train", "absent.jsonl"), "absent.jsonl: no such file"),
     (("train", "recipe.yaml", "--model.path", "nowhere"), "model.path"),

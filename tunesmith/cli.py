@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from tunesmith.errors import Ending, UserError
 
 app = App(name="tunesmith", help="Fine-tune language models on the workstation you own.", version_flags=["--version"],
-          help_flags=["--help", "-h"])
+          help_flags=["--help", "-h"], exit_on_error=False, print_error=False)
 data = App(name="data", help="Look at data before training on it.")
 recipe_app = App(name="recipe", help="About recipes.")
 app.command(data)
@@ -222,8 +222,20 @@ def main() -> None:
         app()
     except Ending as error:
         _fail(str(error), error.status)
+    except CycloptsError as error:
+        _fail(_misused(error), UserError.status)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+
+
+def _misused(error: CycloptsError) -> str:
+    """What is wrong with the command line, in one line."""
+    from pydantic import ValidationError
+
+    from tunesmith.recipe import first_problem
+
+    cause = error.__cause__
+    return first_problem(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split())
 
 
 def _fail(message: str, status: int) -> None:

@@ -40,16 +40,17 @@ def chosen(flags: BaseModel | None) -> dict:
     return values
 
 
-def train(recipe: Path, *, flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
+def train(recipe: Path | None = None, *, flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
           as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
     """Train as a recipe says. Every field of the recipe is also a flag, and a flag wins.
 
     Parameters
     ----------
-    recipe: The recipe, a YAML file.
+    recipe: The recipe, a YAML file. Without one, the flags are the whole recipe.
     as_json: Print the run's summary as JSON at the end.
     """
     from tunesmith import job
     from tunesmith.screen import finished
 
-    finished(job.train(Recipe.load(recipe, chosen(flags))), as_json)
+    asked = Recipe.load(recipe, chosen(flags)) if recipe else Recipe.build(chosen(flags), "flags")
+    finished(job.train(asked), as_json)

@@ -212,9 +212,9 @@ class Recipe(Section):
     def build(cls, values: dict, where: str = "recipe") -> "Recipe":
         """Validates plain values. Raises UserError naming the first wrong key and the nearest known one."""
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(merge({"model": {}, "data": {}}, values))
         except ValidationError as error:
-            raise UserError(f"{where}: {_first_problem(error)}") from None
+            raise UserError(f"{where}: {first_problem(error)}") from None
 
     @classmethod
     def load(cls, path: str | Path, overrides: dict | None = None) -> "Recipe":
@@ -277,7 +277,8 @@ def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]
     return keys
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """The first mistake that pydantic found, in one line that names its key."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
