@@ -55,7 +55,8 @@ class Screen:
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("step {task.completed}/{task.total}"), BarColumn(24), TextColumn("{task.fields[facts]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True)
+                TimeRemainingColumn(), TextColumn("left,"), TimeElapsedColumn(), TextColumn("gone"),
+                console=self.console, transient=True)
             self._task = self._progress.add_task("", total=steps, facts="")
             self._progress.start()
         self._began = time.monotonic()
