@@ -22,6 +22,7 @@ from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
 from tunesmith.training import attention, checkpoint, parallel
 from tunesmith.training.loop import Job, autocast, loop
+from tunesmith.training.loss import find_head
 from tunesmith.training.optimizer import build_optimizer
 
 SECOND_SIGNAL_AFTER_SECONDS = 1.0  # Ctrl-C reaches a process from the terminal and from the launcher
@@ -68,11 +69,14 @@ def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State
         plan = replace(plan, packing=False)
         attention.use_default(model)
         log("warning", message="this model does not keep packed documents apart: examples are padded instead")
+    head = find_head(model, plan.packing)
+    if not head:
+        log("warning", message="this model's output layer is not seen from outside: its logits are computed whole")
     optimizer = build_optimizer(model, settings)
     done = checkpoint.complete(run.checkpoints)
     state = checkpoint.load(done[-1], model, optimizer) if done else checkpoint.State()
     schedule = Schedule(dataset.train.weights, settings.batch, settings.epochs, recipe.seed, settings.max_steps)
-    job = Job(run=run, plan=plan, settings=settings, model=model, optimizer=optimizer, tokens=dataset.train,
+    job = Job(run=run, plan=plan, settings=settings, model=model, head=head, optimizer=optimizer, tokens=dataset.train,
               held_out=dataset.eval, tokenizer=tokenizer, schedule=schedule, device=device, stop_asked=stop_asked,
               evaluate=lambda: _evaluate(job, state), sample=lambda: _sample(job, state), seed=recipe.seed, log=log)
     if run.events("start"):
@@ -110,7 +114,7 @@ def trainable_model(run: Run, plan):
 def _measure(job: Job) -> dict:
     """Losses of the held-out rows and answers to their prompts: to all for exact match, else to the samples'."""
     settings = job.run.recipe.evaluate
-    losses = heldout.row_losses(job.model, job.held_out, job.plan, job.device, lambda: autocast(job))
+    losses = heldout.row_losses(job.model, job.head, job.held_out, job.plan, job.device, lambda: autocast(job))
     found = {"losses": losses.tolist()}
     rows = list(range(len(job.held_out))) if settings.exact_match else _sampled(job)
     found["answers"] = _answers(job, rows)
@@ -150,7 +154,7 @@ def _evaluate(job: Job, state: checkpoint.State) -> float | None:
     if not len(job.held_out):
         return None
     began = time.monotonic()
-    losses = heldout.row_losses(job.model, job.held_out, job.plan, job.device, lambda: autocast(job))
+    losses = heldout.row_losses(job.model, job.head, job.held_out, job.plan, job.device, lambda: autocast(job))
     loss = heldout.mean_loss(losses)
     job.log("eval", step=state.step, loss=loss, rows=len(losses), seconds=round(time.monotonic() - began, 3))
     return loss

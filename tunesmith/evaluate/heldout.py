@@ -11,7 +11,7 @@ from tunesmith.training.loss import token_losses
 RESAMPLES = 2000
 
 
-def row_losses(model, tokens, plan, device, autocast) -> np.ndarray:
+def row_losses(model, head, tokens, plan, device, autocast) -> np.ndarray:
     """(rows, 2): sum of the losses of each row's supervised tokens in nats, and their number. On all processes."""
     model.eval()
     found = np.zeros((len(tokens), 2))
@@ -20,7 +20,7 @@ def row_losses(model, tokens, plan, device, autocast) -> np.ndarray:
         for rows in micro_batches(mine, tokens.lengths, plan.micro_batch_tokens, plan.packing):
             batch = collate(tokens, rows, plan.packing).to(device)
             with autocast():
-                losses_N, document_N = token_losses(model, batch)
+                _, losses_N, document_N = token_losses(model, batch, head)
             sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
             sums.index_add_(0, document_N, losses_N.double())
             found[rows, 0] = sums.cpu().numpy()

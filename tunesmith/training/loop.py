@@ -21,7 +21,7 @@ from tunesmith.recipe import Train
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, parallel
 from tunesmith.training.batch import collate
-from tunesmith.training.loss import token_losses
+from tunesmith.training.loss import Head, token_losses
 from tunesmith.training.memory import peak_bytes
 from tunesmith.training.optimizer import learning_rate
 
@@ -34,6 +34,7 @@ class Job:
     plan: Plan
     settings: Train
     model: torch.nn.Module
+    head: Head | None
     optimizer: torch.optim.Optimizer
     tokens: TokenStore
     held_out: TokenStore
@@ -76,8 +77,8 @@ def loop(job: Job, state: checkpoint.State) -> str:
         total = torch.zeros((), device=job.device)
         for batch in batches:
             with autocast(job):
-                losses_N, _ = token_losses(job.model, batch.to(job.device))
-            loss = losses_N.sum() / supervised
+                loss, _, _ = token_losses(job.model, batch.to(job.device), job.head)
+            loss = loss / supervised
             loss.backward()
             total += loss.detach()
         parallel.add_up_gradients(trained)

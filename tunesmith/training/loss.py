@@ -1,37 +1,107 @@
 """The loss of one micro-batch, and the forward pass it needs.
 
-N: supervised positions, V: vocabulary. The output layer runs at supervised positions only, through the model's own
-forward (`logits_to_keep`), so soft-capping and logit scaling of a family are its own.
+N: supervised positions, E: hidden size, V: vocabulary. The output layer runs at supervised positions only. Where the
+model's own forward is seen to be decoder, output layer and a known change of the logits (`find_head`), a chunk of
+positions at a time goes through the output layer and its gradient is taken at once, so that the logits of a whole
+batch never exist. Elsewhere the model computes its logits itself (`logits_to_keep`).
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tunesmith.training.batch import IGNORED, Batch
+from tunesmith.training.batch import IGNORED, Batch, collate
+
+CHUNK_LOGITS = 2**24  # 64 MB in float32; larger chunks are no faster
+LEAST_ROWS = 256  # of a chunk: fewer make the matmul slow
 
 
-def token_losses(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy in nats at each supervised position, fp32: (losses_N, document_N)."""
+@dataclass(frozen=True)
+class Head:
+    """The end of a causal language model: `logits = after(layer(decoder(…)))`."""
+
+    decoder: torch.nn.Module
+    layer: torch.nn.Module
+    after: Callable[[torch.Tensor], torch.Tensor]
+    vocabulary: int
+
+    def losses(self, hidden_CE: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+        return _cross_entropy(self.after(self.layer(hidden_CE)), targets_C)
+
+
+def token_losses(model, batch: Batch, head: Head | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cross-entropy in nats, float32: (total, losses_N, document_N). Only the total has a gradient."""
     supervised_BT = batch.targets_BT != IGNORED
-    if batch.packed:
-        keep_N = supervised_BT[0].nonzero().squeeze(1)
-        logits_NV = forward(model, batch, logits_to_keep=keep_N)[0]
+    targets_N, document_N = batch.targets_BT[supervised_BT], batch.document_BT[supervised_BT]
+    if head:
+        hidden_NE = forward(head.decoder, batch).last_hidden_state[supervised_BT]
+        if torch.is_grad_enabled():
+            trained = [p for p in head.layer.parameters() if p.requires_grad]
+            total, losses_N = _ChunkedLoss.apply(head, hidden_NE, targets_N, *trained)
+            return total, losses_N, document_N
+        losses_N = torch.cat([head.losses(*chunk) for _, *chunk in _chunks(head, hidden_NE, targets_N)])
     else:
         kept_T = supervised_BT.any(0).nonzero().squeeze(1)
-        logits_NV = forward(model, batch, logits_to_keep=kept_T)[supervised_BT[:, kept_T]]
-    losses_N = F.cross_entropy(logits_NV.float(), batch.targets_BT[supervised_BT], reduction="none")
-    return losses_N, batch.document_BT[supervised_BT]
+        logits_BKV = forward(model, batch, logits_to_keep=kept_T).logits
+        losses_N = _cross_entropy(logits_BKV[supervised_BT[:, kept_T]], targets_N)
+    return losses_N.sum(), losses_N.detach(), document_N
 
 
-def forward(model, batch: Batch, **options) -> torch.Tensor:
-    """Logits. Packed documents do not see each other: their boundaries go to the attention, positions restart."""
+class _ChunkedLoss(torch.autograd.Function):
+    """Sum of the losses. The gradient of each chunk is taken in the forward pass, while its logits are there (as in
+    Hsu et al. 2024, "Liger Kernel"), so nothing is computed twice."""
+
+    @staticmethod
+    def forward(ctx, head: Head, hidden_NE, targets_N, *trained):
+        by_hidden_NE, by_trained = torch.empty_like(hidden_NE), [torch.zeros_like(p) for p in trained]
+        losses_N = torch.empty(len(targets_N), dtype=_wide(hidden_NE.dtype), device=hidden_NE.device)
+        for rows, hidden_CE, targets_C in _chunks(head, hidden_NE, targets_N):
+            with torch.enable_grad():
+                hidden_CE = hidden_CE.detach().requires_grad_()
+                losses_C = head.losses(hidden_CE, targets_C)
+                by_hidden_NE[rows], *more = torch.autograd.grad(losses_C.sum(), (hidden_CE, *trained))
+            for gradient, chunk in zip(by_trained, more):
+                gradient += chunk
+            losses_N[rows] = losses_C.detach()
+        ctx.save_for_backward(by_hidden_NE if hidden_NE.requires_grad else None, *by_trained)
+        ctx.mark_non_differentiable(losses_N)
+        return losses_N.sum(), losses_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, by_total, _):
+        by_hidden, *by_trained = (g if g is None else g.mul_(by_total) for g in ctx.saved_tensors)
+        return None, by_hidden, None, *by_trained
+
+
+def _chunks(head: Head, hidden_NE: torch.Tensor, targets_N: torch.Tensor):
+    size = max(LEAST_ROWS, CHUNK_LOGITS // head.vocabulary)
+    for start in range(0, len(targets_N), size):
+        rows = slice(start, start + size)
+        yield rows, hidden_NE[rows], targets_N[rows]
+
+
+def _cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits_NV.to(_wide(logits_NV.dtype)), targets_N, reduction="none")
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def forward(model, batch: Batch, **options):
+    """The model's output. Packed documents do not see each other: their boundaries go to the attention, positions
+    restart."""
     if batch.packed:
         options |= _boundaries(batch)
     else:
         longest = batch.input_ids_BT.shape[1]
         lengths_B = torch.tensor(batch.lengths, device=batch.input_ids_BT.device)
         options["attention_mask"] = torch.arange(longest, device=lengths_B.device) < lengths_B[:, None]
-    return model(input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False, **options).logits
+    return model(input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False, **options)
 
 
 def _boundaries(batch: Batch) -> dict:
@@ -39,3 +109,49 @@ def _boundaries(batch: Batch) -> dict:
     ends = torch.tensor((0, *batch.lengths), device=batch.input_ids_BT.device).cumsum(0).int()
     longest = max(batch.lengths)
     return dict(cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=longest, max_length_k=longest)
+
+
+def find_head(model, packed: bool) -> Head | None:
+    """The head of a model, or None if its forward does anything else. Shown on the model itself.
+
+    One forward pass shows what reaches the output layer. In it the layer's output is replaced by known numbers, small
+    and large, so what the model makes of them is what it does to its logits.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder, layer = base.get_decoder(), base.get_output_embeddings()
+    if layer is None or decoder is base:
+        return None
+    seen = {}
+
+    def replace(_, inputs, output):
+        known = torch.linspace(-1e4, 1e4, output.numel(), device=output.device).view_as(output).to(output.dtype)
+        seen.update(hidden=inputs[0], logits=known)
+        return known
+
+    training, hook = model.training, layer.register_forward_hook(replace)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            batch = collate([(np.arange(1, 13), np.ones(12, bool))], np.array([0]), packed).to(base.device)
+            logits = forward(base, batch).logits
+            hidden = forward(decoder, batch).last_hidden_state
+    except (TypeError, AttributeError):
+        return None  # a decoder that is called in another way
+    finally:
+        hook.remove()
+        model.train(training)
+    if not torch.equal(hidden, seen.get("hidden")):
+        return None
+    rounding = torch.finfo(logits.dtype).eps * 8
+    return next((Head(decoder, layer, change, logits.shape[-1]) for change in _changes(seen["logits"], logits)
+                 if torch.allclose(change(seen["logits"]), logits, rtol=rounding)), None)
+
+
+def _changes(before: torch.Tensor, after: torch.Tensor) -> list[Callable]:
+    """What models do to their logits: nothing, a soft cap (Gemma 2), a factor (Cohere, Granite)."""
+    cap, factor = after.abs().max().item(), (after.flatten()[0] / before.flatten()[0]).item()
+    return [_unchanged, lambda logits: torch.tanh(logits / cap) * cap, lambda logits: logits * factor]
+
+
+def _unchanged(logits: torch.Tensor) -> torch.Tensor:
+    return logits
