@@ -23,6 +23,10 @@ class NotFinite(Ending):
     """A loss or gradient that is not a number; the message names the rows."""
 
 
+class NotEnoughMemory(Ending):
+    """A step that does not fit, whatever is tried."""
+
+
 class ProcessDied(Ending):
     """A training process ended without being asked to."""
 

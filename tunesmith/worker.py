@@ -21,6 +21,7 @@ from tunesmith.model import adapt, load
 from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
 from tunesmith.training import attention, checkpoint, parallel
+from tunesmith.training.ladder import recompute_activations
 from tunesmith.training.loop import Job, autocast, loop
 from tunesmith.training.loss import find_head
 from tunesmith.training.optimizer import build_optimizer
@@ -74,7 +75,10 @@ def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State
         log("warning", message="this model's output layer is not seen from outside: its logits are computed whole")
     optimizer = build_optimizer(model, settings)
     done = checkpoint.complete(run.checkpoints)
-    state = checkpoint.load(done[-1], model, optimizer) if done else checkpoint.State()
+    state = checkpoint.load(done[-1], model, optimizer) if done else checkpoint.State(
+        micro_batch_tokens=plan.micro_batch_tokens, checkpointing=plan.gradient_checkpointing)
+    if state.checkpointing:
+        recompute_activations(model)
     schedule = Schedule(dataset.train.weights, settings.batch, settings.epochs, recipe.seed, settings.max_steps)
     job = Job(run=run, plan=plan, settings=settings, model=model, head=head, optimizer=optimizer, tokens=dataset.train,
               held_out=dataset.eval, tokenizer=tokenizer, schedule=schedule, device=device, stop_asked=stop_asked,
@@ -106,8 +110,6 @@ def trainable_model(run: Run, plan):
     new_ids = [tokenizer.encode(token)[0][0] for token in recipe.model.new_tokens]
     torch.manual_seed(recipe.seed)
     model = adapt.adapt(model, recipe.adapter, new_ids, tokenizer.vocab_size if new_ids else 0)
-    if plan.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 

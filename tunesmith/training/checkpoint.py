@@ -29,6 +29,8 @@ class State:
     best_loss: float | None = None
     best_step: int | None = None
     evals_without_gain: int = 0
+    micro_batch_tokens: int = 0  # of the plan, or less since a step ran out of memory
+    checkpointing: bool = False
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from tunesmith.data.dataset import TokenStore
@@ -20,7 +21,8 @@ from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Train
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, parallel
-from tunesmith.training.batch import collate
+from tunesmith.training.batch import Batch, collate
+from tunesmith.training.ladder import is_out_of_memory, recompute_activations, step_down
 from tunesmith.training.loss import Head, token_losses
 from tunesmith.training.memory import peak_bytes
 from tunesmith.training.optimizer import learning_rate
@@ -68,21 +70,16 @@ def loop(job: Job, state: checkpoint.State) -> str:
             group["lr"] = rate
 
         rows = share_of(schedule.step_rows(state.step), job.tokens.lengths, parallel.rank(), parallel.world())
-        micro = micro_batches(rows, job.tokens.lengths, job.plan.micro_batch_tokens, job.plan.packing)
-        batches = [collate(job.tokens, m, job.plan.packing) for m in micro]
+        batches = _batches(job, state, rows)
         counts = [sum(b.supervised_tokens for b in batches), sum(sum(b.lengths) for b in batches)]
         supervised, tokens = parallel.add_up(counts, job.device)
         waited = time.monotonic() - step_began
 
-        total = torch.zeros((), device=job.device)
-        for batch in batches:
-            with autocast(job):
-                loss, _, _ = token_losses(job.model, batch.to(job.device), job.head)
-            loss = loss / supervised
-            loss.backward()
-            total += loss.detach()
+        loss, smaller = _learn(job, state, rows, batches, supervised)
         parallel.add_up_gradients(trained)
-        [loss_value] = parallel.add_up([total.item()], job.device)
+        loss_value, smaller = parallel.add_up([loss, smaller], job.device)
+        if smaller:
+            _agree(job, state)
         norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or math.inf, foreach=True).item()
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
             raise NotFinite(_blame(job, state.step, loss_value, norm))
@@ -109,6 +106,55 @@ def loop(job: Job, state: checkpoint.State) -> str:
         if state.step % save_every == 0 or state.step == steps or reason or wanted:
             _save(job, state)
     return reason or "done"
+
+
+def _batches(job: Job, state: checkpoint.State, rows: np.ndarray) -> list[Batch]:
+    lengths, packing = job.tokens.lengths, job.plan.packing
+    return [collate(job.tokens, m, packing) for m in micro_batches(rows, lengths, state.micro_batch_tokens, packing)]
+
+
+def _learn(job: Job, state: checkpoint.State, rows, batches: list[Batch], supervised: float) -> tuple[float, int]:
+    """Adds up the gradients of a step. Returns its loss, and how often it was done again in smaller parts."""
+    smaller = 0
+    while True:
+        try:
+            return _backward(job, batches, supervised), smaller
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Out of the handler, which kept the failed attempt's tensors alive.
+        job.optimizer.zero_grad(set_to_none=True)
+        if job.device.type == "cuda":
+            torch.cuda.empty_cache()
+        smaller += 1
+        now = step_down(state, batches, f"step {state.step}")
+        job.log("warning", message=f"step {state.step} ran out of memory and is done again: {now}")
+        if state.checkpointing:
+            recompute_activations(job.model)
+        batches = _batches(job, state, rows)
+        seed_step(job.seed, state.step)
+
+
+def _backward(job: Job, batches: list[Batch], supervised: float) -> float:
+    total = torch.zeros((), device=job.device)
+    for batch in batches:
+        with autocast(job):
+            loss, _, _ = token_losses(job.model, batch.to(job.device), job.head)
+        loss = loss / supervised
+        loss.backward()
+        total += loss.detach()
+    return total.item()
+
+
+def _agree(job: Job, state: checkpoint.State) -> None:
+    """What one process needed to fit, all do, so that the first one's state is everyone's."""
+    found = parallel.gather((state.micro_batch_tokens, state.checkpointing))
+    agreed = min(f[0] for f in found), any(f[1] for f in found)
+    if agreed != (state.micro_batch_tokens, state.checkpointing):
+        job.log("warning", message=f"step {state.step} ran out of memory in another process; all take smaller parts")
+    state.micro_batch_tokens, state.checkpointing = agreed
+    if state.checkpointing:
+        recompute_activations(job.model)
 
 
 def seed_step(seed: int, step: int) -> None:

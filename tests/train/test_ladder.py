@@ -1,0 +1,86 @@
+"""Steps that run out of memory are done again in smaller parts, and the run is the same run."""
+
+import random
+import shutil
+
+import pytest
+import torch
+
+from tunesmith import resume, train
+from tunesmith.errors import NotEnoughMemory
+from tunesmith.training import checkpoint
+from tunesmith.training import loop as training
+
+BOUND = 1e-5
+
+
+def losses(run) -> list[float]:
+    return [event["loss"] for event in run.events("step")]
+
+
+def warned(run) -> list[str]:
+    return [event["message"] for event in run.events("warning") if "ran out of memory" in event["message"]]
+
+
+@pytest.fixture
+def limited(monkeypatch):
+    """Makes a pass run out of memory where `refuses(model, batch)`, in the forward pass or after the backward one."""
+    token_losses = training.token_losses
+
+    def limit(refuses):
+        def losses(model, batch, head):
+            total, *others = token_losses(model, batch, head)
+            if model.training and refuses(model, batch):
+                if len(batch.rows) % 2:
+                    total.register_hook(lambda _: out_of_memory())  # the head's gradients may be there already
+                else:
+                    out_of_memory()
+            return total, *others
+
+        monkeypatch.setattr(training, "token_losses", losses)
+
+    return limit
+
+
+def out_of_memory():
+    raise torch.OutOfMemoryError("injected")
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_faults_at_random_steps_change_no_loss(recipe, limited, kind, packing, seed):
+    sections = {"adapter": {"kind": kind}, "data": {"packing": packing}}
+    whole = train(recipe(name="whole", **sections))
+    draw = random.Random(seed)
+    limited(lambda model, batch: len(batch.rows) > 1 and draw.random() < 0.4)
+    faulty = train(recipe(name="faulty", **sections))
+    assert losses(faulty) == pytest.approx(losses(whole), abs=BOUND)
+    assert 0 < len(warned(faulty)) < 20
+    assert len(losses(faulty)) == 20 and warned(whole) == []
+
+
+def test_what_was_needed_is_remembered_also_by_a_resumed_run(recipe, limited):
+    limited(lambda model, batch: batch.input_ids_BT.numel() > 100)
+    run = train(recipe(train={"save_every": 5, "max_steps": 10}))
+    rungs = len(warned(run))
+    assert rungs and all("step 1 " in message for message in warned(run))
+    state = checkpoint.read_state(checkpoint.complete(run.checkpoints)[0])
+    assert state.micro_batch_tokens <= 100
+
+    for folder in (run.result, *checkpoint.complete(run.checkpoints)[1:]):
+        shutil.rmtree(folder)
+    before = losses(run)[5:10]
+    resume(run.folder)
+    assert losses(run)[-5:] == before and len(warned(run)) == rungs
+
+
+def test_then_activations_are_recomputed_and_then_it_is_said(recipe, limited):
+    plain = train(recipe(name="plain", train={"max_steps": 5}))
+    limited(lambda model, batch: not model.is_gradient_checkpointing)
+    run = train(recipe(name="recomputed", train={"max_steps": 5}))
+    assert losses(run) == pytest.approx(losses(plain), abs=BOUND)
+    assert "recomputed" in warned(run)[-1]
+    limited(lambda model, batch: True)
+    with pytest.raises(NotEnoughMemory, match="step 1: a row of [0-9]+ tokens does not fit"):
+        train(recipe(name="never", train={"max_steps": 5}))

@@ -1,0 +1,37 @@
+"""What happens when a step does not fit in memory: the same rows again in smaller parts, then recomputing activations.
+
+The effective batch, the order of the rows and the result stay the same; only sums are rounded in another order. What
+was needed is kept in the run's state, so the rest of the run, and a resumed one, begins with it.
+"""
+
+import torch
+
+from tunesmith.errors import NotEnoughMemory
+from tunesmith.training.batch import Batch
+from tunesmith.training.checkpoint import State
+
+
+def step_down(state: State, batches: list[Batch], where: str) -> str:
+    """One rung down from how `batches` were made; returns what is different now.
+
+    Raises NotEnoughMemory at the foot of the ladder.
+    """
+    most, longest = max(b.input_ids_BT.numel() for b in batches), max(max(b.lengths) for b in batches)
+    if any(len(b.rows) > 1 for b in batches):
+        state.micro_batch_tokens = max(longest, min(state.micro_batch_tokens, most) // 2)
+        return f"at most {state.micro_batch_tokens:,} tokens in one forward pass"
+    if not state.checkpointing:
+        state.checkpointing = True
+        return "activations are recomputed"
+    raise NotEnoughMemory(f"{where}: a row of {longest:,} tokens does not fit in memory by itself, even with recomputed "
+                          "activations; lower data.sequence_length, or train an adapter (adapter.kind: lora)")
+
+
+def recompute_activations(model) -> None:
+    """In the backward pass, in every layer, from now on."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """On a card, or on the host where it refuses memory rather than ending the process."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
