@@ -22,8 +22,8 @@ from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
 from tunesmith.training import attention, checkpoint, parallel
 from tunesmith.training.ladder import recompute_activations
-from tunesmith.training.loop import Job, autocast, loop
-from tunesmith.training.loss import find_head
+from tunesmith.training.loop import Job, loop
+from tunesmith.training.loss import autocast, find_head
 from tunesmith.training.optimizer import build_optimizer
 
 SECOND_SIGNAL_AFTER_SECONDS = 1.0  # Ctrl-C reaches a process from the terminal and from the launcher
@@ -66,7 +66,9 @@ def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State
     tokenizer = tokenizer_of(run)
     dataset = dataset_of(run, tokenizer)
     model = trainable_model(run, plan).to(device)
-    if plan.packing and not attention.keeps_apart(model):
+    with autocast(plan):
+        packs = plan.packing and attention.keeps_apart(model)
+    if plan.packing and not packs:
         plan = replace(plan, packing=False)
         attention.use_default(model)
         log("warning", message="this model does not keep packed documents apart: examples are padded instead")
@@ -104,7 +106,7 @@ def trainable_model(run: Run, plan):
     """The base model as the recipe trains it, on the CPU."""
     recipe, base = run.recipe, run.base
     config = load.config_of(base)
-    how = attention.choose(config, torch.device(plan.device), plan.packing)
+    how = attention.choose(config, plan.packing)
     model = load.load(recipe.model, base, getattr(torch, plan.weights), how, recipe.seed)
     tokenizer = tokenizer_of(run)
     new_ids = [tokenizer.encode(token)[0][0] for token in recipe.model.new_tokens]
@@ -116,7 +118,7 @@ def trainable_model(run: Run, plan):
 def _measure(job: Job) -> dict:
     """Losses of the held-out rows and answers to their prompts: to all for exact match, else to the samples'."""
     settings = job.run.recipe.evaluate
-    losses = heldout.row_losses(job.model, job.head, job.held_out, job.plan, job.device, lambda: autocast(job))
+    losses = heldout.row_losses(job.model, job.head, job.held_out, job.plan, job.device)
     found = {"losses": losses.tolist()}
     rows = list(range(len(job.held_out))) if settings.exact_match else _sampled(job)
     found["answers"] = _answers(job, rows)
@@ -137,7 +139,7 @@ def _answers(job: Job, rows: list[int]) -> dict[str, str]:
     """{row: answer}; each process asks for its share, and all get all."""
     mine = rows[parallel.rank() :: parallel.world()]
     prompts = [job.held_out.prompt_and_answer(row)[0] for row in mine]
-    with autocast(job):
+    with autocast(job.plan):
         answers = generate.answers(job.model, job.tokenizer, prompts, job.run.recipe.evaluate.max_new_tokens,
                                    job.run.plan["stop_ids"])
     found = {row: answer for share in parallel.gather(dict(zip(mine, answers))) for row, answer in share.items()}
@@ -156,7 +158,7 @@ def _evaluate(job: Job, state: checkpoint.State) -> float | None:
     if not len(job.held_out):
         return None
     began = time.monotonic()
-    losses = heldout.row_losses(job.model, job.head, job.held_out, job.plan, job.device, lambda: autocast(job))
+    losses = heldout.row_losses(job.model, job.head, job.held_out, job.plan, job.device)
     loss = heldout.mean_loss(losses)
     job.log("eval", step=state.step, loss=loss, rows=len(losses), seconds=round(time.monotonic() - began, 3))
     return loss

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests import tiny
 from tunesmith import train
 from tunesmith.model.load import load
 from tunesmith.recipe import Model
-from tunesmith.training.attention import NAME, keeps_apart
+from tunesmith.training.attention import NAME, documents, keeps_apart
 
 OTHERS = {
     "bloom": (BloomForCausalLM, BloomConfig(vocab_size=800, hidden_size=32, n_layer=2, n_head=4)),
@@ -61,3 +62,20 @@ def test_a_base_with_a_temperature_but_no_sampling_can_be_saved(recipe, family, 
     run = train(recipe(model={"path": str(folder)}, train={"max_steps": 1}))
     saved = json.loads((run.result / "generation_config.json").read_text())
     assert saved["temperature"] == 0.6 and saved["do_sample"] and saved["eos_token_id"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_on_a_card_is_that_of_each_document(window):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 24, 64, device="cuda", requires_grad=True) for heads in (4, 2, 2))
+    ends = torch.tensor([0, 9, 10, 24], device="cuda", dtype=torch.int32)
+    module = SimpleNamespace(num_key_value_groups=2)
+    results = []
+    for fast in (True, False):  # flash in bfloat16, the loop over documents in float32
+        with torch.autocast("cuda", torch.bfloat16, enabled=fast):
+            out, _ = documents(module, query, key, value, None, scaling=0.1, sliding_window=window,
+                               cu_seq_lens_q=ends, max_length_q=14)
+        results.append((out.float(), *torch.autograd.grad(out.float().square().sum(), (query, key, value))))
+    for found, expected in zip(*results):
+        assert torch.allclose(found, expected, atol=2e-2 * expected.abs().max().item())

@@ -6,12 +6,12 @@ import torch
 from tunesmith.data.pack import micro_batches, share_of
 from tunesmith.training import parallel
 from tunesmith.training.batch import collate
-from tunesmith.training.loss import token_losses
+from tunesmith.training.loss import autocast, token_losses
 
 RESAMPLES = 2000
 
 
-def row_losses(model, head, tokens, plan, device, autocast) -> np.ndarray:
+def row_losses(model, head, tokens, plan, device) -> np.ndarray:
     """(rows, 2): sum of the losses of each row's supervised tokens in nats, and their number. On all processes."""
     model.eval()
     found = np.zeros((len(tokens), 2))
@@ -19,7 +19,7 @@ def row_losses(model, head, tokens, plan, device, autocast) -> np.ndarray:
     with torch.inference_mode():
         for rows in micro_batches(mine, tokens.lengths, plan.micro_batch_tokens, plan.packing):
             batch = collate(tokens, rows, plan.packing).to(device)
-            with autocast():
+            with autocast(plan):
                 _, losses_N, document_N = token_losses(model, batch, head)
             sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
             sums.index_add_(0, document_N, losses_N.double())

@@ -1,7 +1,8 @@
 """Attention over packed documents, registered through transformers' own attention interface.
 
-`documents` computes causal attention document by document, those of equal length in one call, so that no score
-between documents is ever computed. Shapes: B batch (1), H heads, T tokens, D head size, n documents of length L.
+`documents` computes causal attention within each document, so that no score between documents is ever computed: on a
+card by torch's variable-length attention, elsewhere document by document, those of equal length in one call. Shapes:
+B batch (1), H heads, T tokens, D head size, n documents of length L.
 """
 
 from contextlib import contextmanager
@@ -17,18 +18,24 @@ NAME = "documents"
 
 
 def documents(module, query_BHTD, key_BHTD, value_BHTD, attention_mask, dropout=0.0, scaling=None,
-              sliding_window=None, cu_seq_lens_q=None, **others) -> tuple[torch.Tensor, None]:
+              sliding_window=None, cu_seq_lens_q=None, max_length_q=None, **others) -> tuple[torch.Tensor, None]:
     """Returns (B, T, H, D). Needs `cu_seq_lens_q`, the documents' boundaries. Raises ValueError for a model whose
     attention has more to it."""
     unknown = [name for name in ("s_aux", "softcap", "position_bias") if others.get(name) is not None]
     if unknown or cu_seq_lens_q is None:
         raise ValueError(f"attention over documents does not do {unknown or 'without boundaries'}")
-    dtype, groups = query_BHTD.dtype, getattr(module, "num_key_value_groups", 1)
+    groups = getattr(module, "num_key_value_groups", 1)
+    key_BHTD, value_BHTD = repeat_kv(key_BHTD, groups), repeat_kv(value_BHTD, groups)
+    device, dtype = query_BHTD.device.type, query_BHTD.dtype
+    compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+    if device == "cuda" and compute in (torch.bfloat16, torch.float16) and not dropout:
+        return _variable_length(query_BHTD, key_BHTD, value_BHTD, cu_seq_lens_q, max_length_q, scaling,
+                                sliding_window, compute), None
     runs = [(length, len(list(run))) for length, run in groupby(torch.diff(cu_seq_lens_q).tolist())]
     # `split`, as its gradient is one copy, where that of each slice is as large as the whole. float32, as torch's
     # backward pass of bfloat16 attention on a CPU takes three times as long.
     pieces = [x[0].float().split([length * count for length, count in runs], dim=1)
-              for x in (query_BHTD, repeat_kv(key_BHTD, groups), repeat_kv(value_BHTD, groups))]
+              for x in (query_BHTD, key_BHTD, value_BHTD)]
     outputs = []
     for (length, _), *piece in zip(runs, *pieces):
         q_nHLD, k_nHLD, v_nHLD = (x.unflatten(1, (-1, length)).transpose(0, 1) for x in piece)
@@ -41,6 +48,15 @@ def documents(module, query_BHTD, key_BHTD, value_BHTD, attention_mask, dropout=
     return torch.cat(outputs)[None].to(dtype), None
 
 
+def _variable_length(query_BHTD, key_BHTD, value_BHTD, ends, longest, scaling, sliding_window, dtype):
+    """(B, T, H, D) by torch's flash attention over documents. A window counts the token itself, flash's does not."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    query, key, value = (x[0].transpose(0, 1).to(dtype) for x in (query_BHTD, key_BHTD, value_BHTD))
+    window = (sliding_window - 1 if sliding_window else -1, 0)
+    return varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling, window_size=window)[None]
+
+
 def _window_mask(length: int, window: int, device) -> torch.Tensor:
     at = torch.arange(length, device=device)
     behind = at[:, None] - at[None, :]
@@ -50,13 +66,13 @@ def _window_mask(length: int, window: int, device) -> torch.Tensor:
 AttentionInterface.register(NAME, documents)
 
 
-def choose(config, device: torch.device, packing: bool) -> str | None:
+def choose(config, packing: bool) -> str | None:
     """The attention to load this model with; None lets transformers choose."""
     if getattr(config, "attn_logit_softcapping", None):
         return "eager"  # sdpa has no capped scores
     known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     takes_others = getattr(known, "_supports_attention_backend", False)
-    return NAME if packing and device.type == "cpu" and takes_others else None
+    return NAME if packing and takes_others else None
 
 
 def keeps_apart(model) -> bool:
@@ -80,7 +96,8 @@ def keeps_apart(model) -> bool:
     finally:
         model.train(training)
     scale = alone.std()
-    rounding = 1e-3 if model.dtype == torch.float32 else 2e-2  # experts see other batches, so not bit for bit
+    exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
+    rounding = 1e-3 if exact else 2e-2  # experts see other batches, so not bit for bit
     return bool((packed - changed).abs().max() < rounding * scale and (packed - alone).abs().max() < 0.2 * scale)
 
 

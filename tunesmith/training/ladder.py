@@ -23,8 +23,9 @@ def step_down(state: State, batches: list[Batch], where: str) -> str:
     if not state.checkpointing:
         state.checkpointing = True
         return "activations are recomputed"
-    raise NotEnoughMemory(f"{where}: a row of {longest:,} tokens does not fit in memory by itself, even with recomputed "
-                          "activations; lower data.sequence_length, or train an adapter (adapter.kind: lora)")
+    raise NotEnoughMemory(f"{where}: a row of {longest:,} tokens does not fit in memory by itself, even with "
+                          "recomputed activations; lower data.sequence_length, or train an adapter "
+                          "(adapter.kind: lora)")
 
 
 def recompute_activations(model) -> None:

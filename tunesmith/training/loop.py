@@ -23,7 +23,7 @@ from tunesmith.run import Run
 from tunesmith.training import checkpoint, parallel
 from tunesmith.training.batch import Batch, collate
 from tunesmith.training.ladder import is_out_of_memory, recompute_activations, step_down
-from tunesmith.training.loss import Head, token_losses
+from tunesmith.training.loss import Head, autocast, token_losses
 from tunesmith.training.memory import peak_bytes
 from tunesmith.training.optimizer import learning_rate
 
@@ -138,7 +138,7 @@ def _learn(job: Job, state: checkpoint.State, rows, batches: list[Batch], superv
 def _backward(job: Job, batches: list[Batch], supervised: float) -> float:
     total = torch.zeros((), device=job.device)
     for batch in batches:
-        with autocast(job):
+        with autocast(job.plan):
             loss, _, _ = token_losses(job.model, batch.to(job.device), job.head)
         loss = loss / supervised
         loss.backward()
@@ -160,10 +160,6 @@ def _agree(job: Job, state: checkpoint.State) -> None:
 def seed_step(seed: int, step: int) -> None:
     """Random numbers are a function of (seed, step, process): nothing of them need be saved to resume."""
     torch.manual_seed((seed * 1_000_003 + step) * 1024 + parallel.rank())
-
-
-def autocast(job: Job):
-    return torch.autocast(job.device.type, torch.bfloat16, enabled=job.plan.compute == "bfloat16")
 
 
 def _reason_to_stop(job: Job, state: checkpoint.State) -> str | None:

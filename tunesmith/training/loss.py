@@ -50,6 +50,11 @@ def token_losses(model, batch: Batch, head: Head | None) -> tuple[torch.Tensor, 
     return losses_N.sum(), losses_N.detach(), document_N
 
 
+def autocast(plan):
+    """The precision of forward passes."""
+    return torch.autocast(plan.device, torch.bfloat16, enabled=plan.compute == "bfloat16")
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Sum of the losses. The gradient of each chunk is taken in the forward pass, while its logits are there (as in
     Hsu et al. 2024, "Liger Kernel"), so nothing is computed twice."""
