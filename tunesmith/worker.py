@@ -23,6 +23,7 @@ from tunesmith.screen import Screen
 from tunesmith.training import attention, checkpoint, parallel
 from tunesmith.training.loop import Job, autocast, loop
 from tunesmith.training.optimizer import build_optimizer
+from tunesmith.training.saver import Saver
 
 SECOND_SIGNAL_AFTER_SECONDS = 1.0  # Ctrl-C reaches a process from the terminal and from the launcher
 
@@ -47,7 +48,8 @@ def work(folder: Path) -> None:
         job, state = _job(run, plan, device, log, stop_asked)
         _before(job, run)
         try:
-            reason = loop(job, state)
+            with job.saver:
+                reason = loop(job, state)
         except NotFinite:
             log("stop", step=state.step, reason="not_finite")
             raise
@@ -72,9 +74,11 @@ def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State
     done = checkpoint.complete(run.checkpoints)
     state = checkpoint.load(done[-1], model, optimizer) if done else checkpoint.State()
     schedule = Schedule(dataset.train.weights, settings.batch, settings.epochs, recipe.seed, settings.max_steps)
+    saver = Saver(run.checkpoints, settings.keep_checkpoints, log)
     job = Job(run=run, plan=plan, settings=settings, model=model, optimizer=optimizer, tokens=dataset.train,
-              held_out=dataset.eval, tokenizer=tokenizer, schedule=schedule, device=device, stop_asked=stop_asked,
-              evaluate=lambda: _evaluate(job, state), sample=lambda: _sample(job, state), seed=recipe.seed, log=log)
+              held_out=dataset.eval, tokenizer=tokenizer, schedule=schedule, saver=saver, device=device,
+              stop_asked=stop_asked, evaluate=lambda: _evaluate(job, state), sample=lambda: _sample(job, state),
+              seed=recipe.seed, log=log)
     if run.events("start"):
         log("resume", step=state.step)
     trained, everything = adapt.parameter_counts(model)
