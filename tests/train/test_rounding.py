@@ -62,7 +62,6 @@ def test_losses_follow_those_of_float32_weights(recipe, optimizer):
                                train={"optimizer": optimizer, "weights": weights}))
         losses.append([event["loss"] for event in run.events("step")])
     assert len(losses[0]) == 20
-    print(max(abs(a - b) for a, b in zip(*losses)), losses[0][0] - losses[0][-1])
     assert losses[1] == pytest.approx(losses[0], abs=0.1)
     assert losses[0][0] - losses[0][-1] > 2
 

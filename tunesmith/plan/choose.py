@@ -44,7 +44,7 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     reasons = {}
     if recipe.model.dtype == "auto":
         reasons["compute"] = f"the device computes bfloat16 {'fast' if fast else 'slowly or not at all'}"
-    if settings.weights == "bfloat16" != compute:
+    if settings.weights == "bfloat16" and compute != "bfloat16":
         compute, reasons["compute"] = "bfloat16", "train.weights: bfloat16"
     # By default full fine-tuning keeps float32 weights: the updates of bfloat16 ones are lost or noisy.
     usual = "float32" if recipe.adapter.kind == "full" else compute

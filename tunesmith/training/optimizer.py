@@ -1,7 +1,7 @@
 """The optimizers, and the learning rate over the run.
 
 What `build_optimizer` returns has torch's step, zero_grad, param_groups, state_dict and load_state_dict. The learning
-rate means the same with each: a weight changes by about so much a step.
+rate means the same with each: about the most that a weight changes in a step, on average over its matrix.
 """
 
 import math
