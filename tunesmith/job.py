@@ -14,7 +14,7 @@ from tunesmith.data.dataset import Dataset
 from tunesmith.data.source import has_reasoning
 from tunesmith.data.template import thinking_kwargs
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import Interrupted, NotFinite, ProcessDied, UserError
+from tunesmith.errors import Interrupted, NotEnoughMemory, NotFinite, ProcessDied, UserError
 from tunesmith.inputs import dataset_of, plan_of
 from tunesmith.machine import probe
 from tunesmith.model.load import config_of, resolve, save_tokenizer
@@ -123,7 +123,7 @@ def _cause(plan: Plan, rank: int, failure) -> Exception:
     found = failure.message
     text, trace = (found["message"], found["extraInfo"]["py_callstack"]) if isinstance(found, dict) else (found, "")
     name, _, message = text.partition(": ")
-    for kind in (Interrupted, NotFinite, UserError):
+    for kind in (Interrupted, NotEnoughMemory, NotFinite, UserError):
         if name == kind.__name__:
             return kind(message)
     return ProcessDied(f"training process {rank} of {plan.processes} died, so all stopped: {text}\n{trace}".strip())

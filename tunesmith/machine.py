@@ -41,7 +41,7 @@ class Machine:
 def probe(folder: Path = Path(".")) -> Machine:
     """Looks at this machine; disk is that of `folder`."""
     driver, cards = _cards()
-    total, free = _memory()
+    total, free = memory()
     return Machine(
         system=platform.platform(),
         processor=_cpuinfo("model name") or platform.processor(),
@@ -68,7 +68,7 @@ def _cpuinfo(key: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
-def _memory() -> tuple[int, int]:
+def memory() -> tuple[int, int]:
     """(total, available) bytes, from /proc where there is one."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

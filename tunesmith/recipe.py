@@ -137,14 +137,19 @@ class Train(Section):
     """Examples per optimizer step, over all processes: the effective batch."""
     micro_batch: Positive | None = None
     """Examples of full sequence length in one forward pass. By default the planner chooses."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "muon"] = "adamw"
+    """The 8-bit ones need bitsandbytes. muon: of hidden matrices, AdamW of the rest (Jordan et al. 2024)."""
+    weights: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision in which weights are kept. auto: float32 for full fine-tuning, else that of the computation.
+    Updates of bfloat16 weights are rounded stochastically."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    """Peak learning rate."""
+    """Peak learning rate. It means the same with every optimizer."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """How the learning rate falls after warmup. wsd: constant, then linear over the last fifth."""
     warmup_ratio: Share = 0.03
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """AdamW weight decay; never on norms and biases."""
+    """Weight decay; never on norms and biases."""
     beta1: Decay = 0.9
     """AdamW first-moment decay."""
     beta2: Decay = 0.95
@@ -202,6 +207,8 @@ class Recipe(Section):
             raise ValueError("adapter.modules_to_save only means something with adapter.kind: lora")
         if self.adapter.kind == "lora" and self.model.initialize == "random":
             raise ValueError("an adapter needs a base that others can have: adapter.kind: full with random weights")
+        if self.train.weights == "bfloat16" and self.model.dtype == "float32":
+            raise ValueError("train.weights: bfloat16 is computed in bfloat16: leave model.dtype at auto")
         if self.evaluate.exact_match and self.method.name != "sft":
             raise ValueError("evaluate.exact_match needs answers to compare: method.name: sft")
         if self.name is not None and (not self.name.strip() or Path(self.name).name != self.name):

@@ -9,7 +9,7 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
                 supervised_tokens, seconds, tokens_per_second, waiting_seconds (for data), memory_bytes (peak)
     eval        step, loss, rows, seconds
     samples     step, samples: [{prompt, reference, answer}]
-    checkpoint  step, path, bytes, seconds, best
+    checkpoint  step, path, bytes, seconds (of the write), stall_seconds (that training stood still), best
     warning     message
     resume      step (later steps written before this line were lost: readers ignore them)
     stop        step, reason: done | max_minutes | max_tokens | early_stopping | interrupted | not_finite

@@ -25,6 +25,7 @@ from tunesmith.training.ladder import recompute_activations
 from tunesmith.training.loop import Job, loop
 from tunesmith.training.loss import autocast, find_head
 from tunesmith.training.optimizer import build_optimizer
+from tunesmith.training.saver import Saver
 
 SECOND_SIGNAL_AFTER_SECONDS = 1.0  # Ctrl-C reaches a process from the terminal and from the launcher
 
@@ -49,7 +50,8 @@ def work(folder: Path) -> None:
         job, state = _job(run, plan, device, log, stop_asked)
         _before(job, run)
         try:
-            reason = loop(job, state)
+            with job.saver:
+                reason = loop(job, state)
         except NotFinite:
             log("stop", step=state.step, reason="not_finite")
             raise
@@ -82,9 +84,11 @@ def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State
     if state.checkpointing:
         recompute_activations(model)
     schedule = Schedule(dataset.train.weights, settings.batch, settings.epochs, recipe.seed, settings.max_steps)
-    job = Job(run=run, plan=plan, settings=settings, model=model, head=head, optimizer=optimizer, tokens=dataset.train,
-              held_out=dataset.eval, tokenizer=tokenizer, schedule=schedule, device=device, stop_asked=stop_asked,
-              evaluate=lambda: _evaluate(job, state), sample=lambda: _sample(job, state), seed=recipe.seed, log=log)
+    saver = Saver(run.checkpoints, settings.keep_checkpoints, log)
+    job = Job(run=run, plan=plan, settings=settings, model=model, head=head, optimizer=optimizer,
+              tokens=dataset.train, held_out=dataset.eval, tokenizer=tokenizer, schedule=schedule, saver=saver,
+              device=device, stop_asked=stop_asked, evaluate=lambda: _evaluate(job, state), sample=lambda: _sample(job, state),
+              seed=recipe.seed, log=log)
     if run.events("start"):
         log("resume", step=state.step)
     trained, everything = adapt.parameter_counts(model)

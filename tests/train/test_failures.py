@@ -61,12 +61,12 @@ def test_a_full_disk_fails_one_save_and_training_goes_on(recipe, monkeypatch, fi
     seen = []
     save = checkpoint.save
 
-    def save_or_not(folder, model, optimizer, state):
+    def save_or_not(folder, contents):
         with monkeypatch.context() as patch:
-            if state.step == 2:
+            if contents.state.step == 2:
                 fill(patch)
             try:
-                return save(folder, model, optimizer, state)
+                return save(folder, contents)
             finally:
                 seen.append(sorted(found.name for found in folder.iterdir()))
 
@@ -90,13 +90,13 @@ def command(monkeypatch, capsys, *arguments: str | Path) -> tuple[int, list[str]
 
 def test_a_loss_that_is_no_number(recipe, tmp_path, monkeypatch, capsys):
     """The third step's loss is infinite: the run stops and names its rows; what the second saved stays."""
-    step, rows = [], []
+    step, rows = [], {}
     seed_step, step_rows, token_losses = training.seed_step, training.Schedule.step_rows, training.token_losses
     monkeypatch.setattr(training, "seed_step", lambda seed, now: (step.append(now), seed_step(seed, now)))
 
     def note_rows(schedule, now):
-        rows[:] = step_rows(schedule, now)
-        return step_rows(schedule, now)
+        rows[now] = step_rows(schedule, now)
+        return rows[now]
 
     def losses(model, batch, head):
         total, *others = token_losses(model, batch, head)
@@ -111,7 +111,7 @@ def test_a_loss_that_is_no_number(recipe, tmp_path, monkeypatch, capsys):
     assert status == 1
     assert lines[-1].startswith("tunesmith: step 3: loss inf is not finite")
     data = asked.data.train[0].path
-    assert all(f"{data}:{row + 1}" in lines[-1] for row in rows) and lines[-1].count(data) == len(rows) == 8
+    assert all(f"{data}:{row + 1}" in lines[-1] for row in rows[3]) and lines[-1].count(data) == len(rows[3]) == 8
     assert not any("Traceback" in line for line in lines)
     assert sum(line.startswith("tunesmith:") for line in lines) == 1
     assert [event["reason"] for event in run.events("stop")] == ["not_finite"]

@@ -7,14 +7,14 @@ from tunesmith.recipe import Adapter
 
 
 def adapt(model, adapter: Adapter, new_token_ids: list[int], vocabulary: int):
-    """Makes the adapter's or all parameters trainable (in float32) and returns the model that trains.
+    """Makes an adapter's (in float32) or all parameters trainable and returns the model that trains.
 
     New tokens: the embedding is grown to `vocabulary` rows where it has fewer. With LoRA only the new rows train.
     """
     if vocabulary > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(vocabulary)
     if adapter.kind == "full":
-        return model.float()
+        return model
     from peft import get_peft_model
 
     try:

@@ -1,6 +1,7 @@
 """Plan: what is decided from the recipe and the machine before anything runs."""
 
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine
@@ -43,8 +44,12 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     reasons = {}
     if recipe.model.dtype == "auto":
         reasons["compute"] = f"the device computes bfloat16 {'fast' if fast else 'slowly or not at all'}"
-    # Full fine-tuning keeps float32 weights: small updates are lost in bfloat16 ones.
-    weights = "float32" if recipe.adapter.kind == "full" else compute
+    if settings.weights == "bfloat16" and compute != "bfloat16":
+        compute, reasons["compute"] = "bfloat16", "train.weights: bfloat16"
+    # By default full fine-tuning keeps float32 weights: the updates of bfloat16 ones are lost or noisy.
+    usual = "float32" if recipe.adapter.kind == "full" else compute
+    weights = usual if settings.weights == "auto" else settings.weights
+    _check_optimizer(settings.optimizer, device)
     length = recipe.data.sequence_length
     if settings.micro_batch:
         tokens = settings.micro_batch * length
@@ -56,3 +61,12 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
         device=device, processes=processes, weights=weights, compute=compute, micro_batch_tokens=tokens,
         gradient_checkpointing=checkpointing,
         packing=recipe.data.packing, threads=max(1, machine.cores // processes), reasons=reasons)
+
+
+def _check_optimizer(name: str, device: str) -> None:
+    if name.endswith("_8bit") and find_spec("bitsandbytes") is None:
+        raise UserError(f"train.optimizer: {name} needs bitsandbytes; pip install 'tunesmith[bnb]', or use adafactor, "
+                        "which is as small")
+    if name.startswith("paged_") and device == "cpu":
+        raise UserError(f"train.optimizer: {name} moves moments between a card and memory, and this machine has no "
+                        "card; use adamw_8bit")

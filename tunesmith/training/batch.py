@@ -27,7 +27,7 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":
             return self
-        moved = {k: getattr(self, k).to(device, non_blocking=True)
+        moved = {k: getattr(self, k).pin_memory().to(device, non_blocking=True)
                  for k in ("input_ids_BT", "position_ids_BT", "targets_BT", "document_BT")}
         return Batch(**moved, lengths=self.lengths, rows=self.rows, packed=self.packed)
 

@@ -1,20 +1,22 @@
 """Checkpoints: complete or absent, never half; safetensors and JSON, no pickle.
 
-A folder `step-000200` holds trained.safetensors (what is trained), optimizer.safetensors and state.json. Data order,
-learning rate and random numbers are functions of (seed, step), so the step is all their state.
+A folder `step-000200` holds trained.safetensors (what is trained), optimizer.safetensors, optimizer.json (what of the
+optimizer is no tensor) and state.json. Data order, learning rate and random numbers are functions of (seed, step), so
+the step is all their state.
 """
 
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tunesmith.run import write_json
+from tunesmith.run import read_json, write_json
 
 FREE_MARGIN_BYTES = 64 * 2**20
 
@@ -33,15 +35,42 @@ class State:
     checkpointing: bool = False
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds: tensors as they are now, not copied."""
+
+    trained: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+    numbers: dict[str, int | float]  # of the optimizer
+    state: State
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, optimizer, state: State) -> "Contents":
+        leaves = dict(_leaves(optimizer.state_dict()["state"]))
+        moments = {k: v for k, v in leaves.items() if isinstance(v, torch.Tensor)}
+        numbers = {k: v for k, v in leaves.items() if k not in moments}
+        return cls(trained_tensors(model), moments, numbers, replace(state))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (*self.trained.values(), *self.moments.values()))
+
+    def copied(self) -> "Contents":
+        """A copy in memory, which training does not change."""
+        trained, moments = ({k: t.detach().to("cpu", copy=True) for k, t in tensors.items()}
+                            for tensors in (self.trained, self.moments))
+        return replace(self, trained=trained, moments=moments)
+
+
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save(folder: Path, model, optimizer, state: State) -> int:
+def save(folder: Path, contents: Contents) -> int:
     """Writes `folder/step-…` atomically and returns its bytes. Raises OSError, leaving no trace, if it cannot."""
-    final, draft = folder / f"step-{state.step:06d}", folder / f".step-{state.step:06d}.tmp"
-    trained, moments = trained_tensors(model), _flatten(optimizer)
-    needed = sum(t.nbytes for t in (*trained.values(), *moments.values())) + FREE_MARGIN_BYTES
+    name = f"step-{contents.state.step:06d}"
+    final, draft = folder / name, folder / f".{name}.tmp"
+    needed = contents.nbytes + FREE_MARGIN_BYTES
     folder.mkdir(exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -49,9 +78,10 @@ def save(folder: Path, model, optimizer, state: State) -> int:
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir()
-        save_file({k: t.detach().contiguous() for k, t in trained.items()}, draft / "trained.safetensors")
-        save_file(moments, draft / "optimizer.safetensors")
-        write_json(draft / "state.json", asdict(state))
+        save_file(_apart(contents.trained), draft / "trained.safetensors")
+        save_file(_apart(contents.moments), draft / "optimizer.safetensors")
+        write_json(draft / "optimizer.json", contents.numbers)
+        write_json(draft / "state.json", asdict(contents.state))
         _sync(*draft.iterdir(), draft)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(draft, final)
@@ -82,7 +112,10 @@ def load(checkpoint: Path, model, optimizer=None) -> State:
         for name, parameter in trained.items():
             parameter.copy_(saved[name])
     if optimizer is not None:
-        _unflatten(optimizer, load_file(checkpoint / "optimizer.safetensors"))
+        numbers = read_json(checkpoint / "optimizer.json") or {}
+        states = _tree(load_file(checkpoint / "optimizer.safetensors") | numbers)
+        optimizer.load_state_dict({"state": {int(index): values for index, values in states.items()},
+                                   "param_groups": optimizer.state_dict()["param_groups"]})
     return read_state(checkpoint)
 
 
@@ -95,17 +128,35 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
         shutil.rmtree(draft)
 
 
-def _flatten(optimizer) -> dict[str, torch.Tensor]:
-    states = optimizer.state_dict()["state"]
-    return {f"{i}.{key}": t.contiguous() for i, values in states.items() for key, t in values.items()}
-
-
-def _unflatten(optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    states: dict[int, dict] = {}
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As safetensors takes them: contiguous, no two in the same memory (as the maps of 8-bit moments are)."""
+    seen, found = set(), {}
     for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        states.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        shared = tensor.data_ptr() in seen
+        seen.add(tensor.data_ptr())
+        found[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
+    return found
+
+
+def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The values of nested dictionaries under dotted names."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _tree(leaves: dict) -> dict:
+    """Nested dictionaries from dotted names."""
+    tree: dict = {}
+    for name, value in leaves.items():
+        *path, key = name.split(".")
+        place = tree
+        for part in path:
+            place = place.setdefault(part, {})
+        place[key] = value
+    return tree
 
 
 def _sync(*paths: Path) -> None:

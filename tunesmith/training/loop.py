@@ -7,25 +7,25 @@ processes.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from tunesmith.data.dataset import TokenStore
-from tunesmith.data.pack import Schedule, micro_batches, share_of
+from tunesmith.data.pack import Schedule
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import NotFinite
 from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Train
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, parallel
-from tunesmith.training.batch import Batch, collate
+from tunesmith.training.feed import StepData, step_data, steps_ahead
 from tunesmith.training.ladder import is_out_of_memory, recompute_activations, step_down
 from tunesmith.training.loss import Head, autocast, token_losses
 from tunesmith.training.memory import peak_bytes
 from tunesmith.training.optimizer import learning_rate
+from tunesmith.training.saver import Saver
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Job:
     held_out: TokenStore
     tokenizer: Tokenizer
     schedule: Schedule
+    saver: Saver
     device: torch.device
     evaluate: Callable[[], float | None]  # held-out loss, on all processes
     sample: Callable[[], None]
@@ -57,32 +58,33 @@ def loop(job: Job, state: checkpoint.State) -> str:
     eval_every = settings.eval_every or max(1, round(steps / 10))
     save_every = settings.save_every or eval_every
     trained = [p for p in job.model.parameters() if p.requires_grad]
+    feed = _feed(job, state)
     began, before = time.monotonic(), state.seconds
 
     reason = _reason_to_stop(job, state) or _no_gain(settings, state)  # a resumed run may be at its end already
     while state.step < steps and not reason:
         step_began = time.monotonic()
         state.step += 1
+        data = next(feed)
+        waited = time.monotonic() - step_began
         seed_step(job.seed, state.step)
         job.model.train()
         rate = learning_rate(state.step, steps, settings)
         for group in job.optimizer.param_groups:
             group["lr"] = rate
 
-        rows = share_of(schedule.step_rows(state.step), job.tokens.lengths, parallel.rank(), parallel.world())
-        batches = _batches(job, state, rows)
-        counts = [sum(b.supervised_tokens for b in batches), sum(sum(b.lengths) for b in batches)]
-        supervised, tokens = parallel.add_up(counts, job.device)
-        waited = time.monotonic() - step_began
-
-        loss, smaller = _learn(job, state, rows, batches, supervised)
+        supervised, tokens = parallel.add_up([data.supervised_tokens, data.tokens], job.device)
+        loss, smaller = _learn(job, state, data, supervised)
         parallel.add_up_gradients(trained)
         loss_value, smaller = parallel.add_up([loss, smaller], job.device)
         if smaller:
             _agree(job, state)
+            feed.close()  # what is ready ahead was made for larger passes
+            feed = _feed(job, state)
         norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or math.inf, foreach=True).item()
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
-            raise NotFinite(_blame(job, state.step, loss_value, norm))
+            raise NotFinite(_blame(job, state.step, data, loss_value, norm))
+        seed_update(job.seed, state.step)
         job.optimizer.step()
         job.optimizer.zero_grad(set_to_none=True)
 
@@ -103,22 +105,26 @@ def loop(job: Job, state: checkpoint.State) -> str:
         if settings.sample_every and state.step % settings.sample_every == 0:
             job.sample()
         wanted = settings.result == "best" and state.best_step == state.step
-        if state.step % save_every == 0 or state.step == steps or reason or wanted:
-            _save(job, state)
+        due = state.step % save_every == 0 or state.step == steps or reason or wanted
+        if due and parallel.rank() == 0:
+            job.saver.save(job.model, job.optimizer, state)
     return reason or "done"
 
 
-def _batches(job: Job, state: checkpoint.State, rows: np.ndarray) -> list[Batch]:
-    lengths, packing = job.tokens.lengths, job.plan.packing
-    return [collate(job.tokens, m, packing) for m in micro_batches(rows, lengths, state.micro_batch_tokens, packing)]
+def _feed(job: Job, state: checkpoint.State) -> Iterator[StepData]:
+    return steps_ahead(lambda step: _data(job, state, step), state.step + 1, job.schedule.steps)
 
 
-def _learn(job: Job, state: checkpoint.State, rows, batches: list[Batch], supervised: float) -> tuple[float, int]:
+def _data(job: Job, state: checkpoint.State, step: int) -> StepData:
+    return step_data(step, job.schedule, job.tokens, state.micro_batch_tokens, job.plan.packing, job.device)
+
+
+def _learn(job: Job, state: checkpoint.State, data: StepData, supervised: float) -> tuple[float, int]:
     """Adds up the gradients of a step. Returns its loss, and how often it was done again in smaller parts."""
     smaller = 0
     while True:
         try:
-            return _backward(job, batches, supervised), smaller
+            return _backward(job, data, supervised), smaller
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -127,19 +133,19 @@ def _learn(job: Job, state: checkpoint.State, rows, batches: list[Batch], superv
         if job.device.type == "cuda":
             torch.cuda.empty_cache()
         smaller += 1
-        now = step_down(state, batches, f"step {state.step}")
+        now = step_down(state, data.batches, f"step {state.step}")
         job.log("warning", message=f"step {state.step} ran out of memory and is done again: {now}")
         if state.checkpointing:
             recompute_activations(job.model)
-        batches = _batches(job, state, rows)
+        data = _data(job, state, state.step)
         seed_step(job.seed, state.step)
 
 
-def _backward(job: Job, batches: list[Batch], supervised: float) -> float:
+def _backward(job: Job, data: StepData, supervised: float) -> float:
     total = torch.zeros((), device=job.device)
-    for batch in batches:
+    for batch in data.batches:
         with autocast(job.plan):
-            loss, _, _ = token_losses(job.model, batch.to(job.device), job.head)
+            loss, _, _ = token_losses(job.model, batch, job.head)
         loss = loss / supervised
         loss.backward()
         total += loss.detach()
@@ -160,6 +166,11 @@ def _agree(job: Job, state: checkpoint.State) -> None:
 def seed_step(seed: int, step: int) -> None:
     """Random numbers are a function of (seed, step, process): nothing of them need be saved to resume."""
     torch.manual_seed((seed * 1_000_003 + step) * 1024 + parallel.rank())
+
+
+def seed_update(seed: int, step: int) -> None:
+    """Before the update: what it draws to round weights must be the same in all processes, or they part."""
+    torch.manual_seed((seed * 1_000_003 + step) * 1024 + 1023)
 
 
 def _reason_to_stop(job: Job, state: checkpoint.State) -> str | None:
@@ -187,23 +198,7 @@ def _note_eval(state: checkpoint.State, loss: float | None) -> None:
         state.evals_without_gain += 1
 
 
-def _save(job: Job, state: checkpoint.State) -> None:
-    """Only the first process writes. A full disk fails this save and is said; training goes on."""
-    if parallel.rank() != 0:
-        return
-    began = time.monotonic()
-    folder = job.run.checkpoints
-    try:
-        size = checkpoint.save(folder, job.model, job.optimizer, state)
-    except OSError as error:
-        job.log("warning", message=f"checkpoint at step {state.step} not saved: {error}; training goes on")
-        return
-    checkpoint.prune(folder, job.settings.keep_checkpoints, state.best_step)
-    job.log("checkpoint", step=state.step, path=f"checkpoints/step-{state.step:06d}", bytes=size,
-            seconds=round(time.monotonic() - began, 3), best=state.best_step == state.step)
-
-
-def _blame(job: Job, step: int, loss: float, norm: float) -> str:
-    places = [str(job.tokens.where(row)) for row in job.schedule.step_rows(step)]
+def _blame(job: Job, step: int, data: StepData, loss: float, norm: float) -> str:
+    places = [str(job.tokens.where(row)) for row in data.rows]
     what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
     return f"step {step}: {what} is not finite; its rows: {', '.join(places)}"

@@ -1,0 +1,45 @@
+"""What each step learns from, made ready while the step before is computed."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tunesmith.data.dataset import TokenStore
+from tunesmith.data.pack import Schedule, micro_batches, share_of
+from tunesmith.training import parallel
+from tunesmith.training.batch import Batch, collate
+
+
+@dataclass(frozen=True)
+class StepData:
+    """`rows` are those of all processes; the rest is this one's."""
+
+    rows: np.ndarray
+    batches: list[Batch]
+    supervised_tokens: int
+    tokens: int
+
+
+def steps_ahead(make: Callable[[int], StepData], first: int, last: int) -> Iterator[StepData]:
+    """make(first), …, make(last); a thread makes each while the one before is used."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(make, first)
+        for step in range(first, last + 1):
+            data = ahead.result()
+            if step < last:
+                ahead = pool.submit(make, step + 1)
+            yield data
+
+
+def step_data(step: int, schedule: Schedule, tokens: TokenStore, micro_batch_tokens: int, packing: bool,
+              device: torch.device) -> StepData:
+    """The micro-batches of one step, of at most so many tokens each, on the device."""
+    rows = schedule.step_rows(step)
+    mine = share_of(rows, tokens.lengths, parallel.rank(), parallel.world())
+    micro = micro_batches(mine, tokens.lengths, micro_batch_tokens, packing)
+    batches = [collate(tokens, m, packing) for m in micro]
+    return StepData(rows, [b.to(device) for b in batches], sum(b.supervised_tokens for b in batches),
+                    sum(sum(b.lengths) for b in batches))
