@@ -16,11 +16,11 @@ from tunesmith.data.pack import Schedule
 from tunesmith.errors import Interrupted, NotFinite
 from tunesmith.evaluate import generate, heldout
 from tunesmith.evaluate.report import write_report
-from tunesmith.inputs import dataset_of, plan_of, tokenizer_of
+from tunesmith.inputs import cache_folder, dataset_of, plan_of, tokenizer_of
 from tunesmith.model import adapt, load
 from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
-from tunesmith.training import attention, checkpoint, parallel
+from tunesmith.training import attention, checkpoint, layers, parallel
 from tunesmith.training.loop import Job, autocast, loop
 from tunesmith.training.optimizer import build_optimizer
 
@@ -68,6 +68,8 @@ def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State
         plan = replace(plan, packing=False)
         attention.use_default(model)
         log("warning", message="this model does not keep packed documents apart: examples are padded instead")
+    for skipped in layers.apply(model, plan, settings, cache_folder() / "inductor"):
+        log("warning", message=skipped)
     optimizer = build_optimizer(model, settings)
     done = checkpoint.complete(run.checkpoints)
     state = checkpoint.load(done[-1], model, optimizer) if done else checkpoint.State()
@@ -101,10 +103,7 @@ def trainable_model(run: Run, plan):
     tokenizer = tokenizer_of(run)
     new_ids = [tokenizer.encode(token)[0][0] for token in recipe.model.new_tokens]
     torch.manual_seed(recipe.seed)
-    model = adapt.adapt(model, recipe.adapter, new_ids, tokenizer.vocab_size if new_ids else 0)
-    if plan.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
+    return adapt.adapt(model, recipe.adapter, new_ids, tokenizer.vocab_size if new_ids else 0)
 
 
 def _measure(job: Job) -> dict:

@@ -21,6 +21,7 @@ from tunesmith.recipe import Train
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, parallel
 from tunesmith.training.batch import collate
+from tunesmith.training.layers import CompileWatch
 from tunesmith.training.loss import token_losses
 from tunesmith.training.memory import peak_bytes
 from tunesmith.training.optimizer import learning_rate
@@ -55,6 +56,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
     save_every = settings.save_every or eval_every
     trained = [p for p in job.model.parameters() if p.requires_grad]
     began, before = time.monotonic(), state.seconds
+    compiling = CompileWatch()
 
     reason = _reason_to_stop(job, state) or _no_gain(settings, state)  # a resumed run may be at its end already
     while state.step < steps and not reason:
@@ -96,6 +98,8 @@ def loop(job: Job, state: checkpoint.State) -> str:
                 supervised_tokens=int(supervised), seconds=round(seconds, 4),
                 tokens_per_second=round(tokens / seconds, 1), waiting_seconds=round(waited, 4),
                 memory_bytes=peak_bytes(job.device))
+        if compiled := compiling.news():
+            job.log("compile", step=state.step, **compiled)
 
         reason = _reason_to_stop(job, state)
         at_end = state.step == steps or reason in ("max_minutes", "max_tokens")
