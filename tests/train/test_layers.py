@@ -1,6 +1,5 @@
 """What is done to decoder layers changes memory and speed, and nothing that is learned."""
 
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from tests import tiny
 from tunesmith import train
 from tunesmith.errors import UserError
-from tunesmith.machine import Machine
+from tunesmith.machine import Card, Machine
 from tunesmith.model import adapt
 from tunesmith.model.load import load
 from tunesmith.plan.choose import choose
@@ -26,6 +25,7 @@ BOUND = 1e-5
 EXPERTS = ("qwen3_moe", "gpt_oss")
 DENSE = [name for name in tiny.FAMILIES if name not in EXPERTS]
 CPU = torch.device("cpu")
+CARD = Card(0, "a card", 2**34, 2**34, (8, 6))
 
 CHANGES = {
     "on": lambda model: checkpoint_layers(model, "on"),
@@ -40,12 +40,11 @@ CHANGES = {
 @pytest.fixture
 def build(family):
     """Gives a model that trains."""
-    def make(name: str, dtype=torch.float32, **adapter):
+    def make(name: str, **adapter):
         how = "eager" if name == "gpt_oss" else attention.NAME
-        model = load(Model(path="m"), family(name), dtype, how, 0)
+        model = load(Model(path="m"), family(name), torch.float32, how, 0)
         torch.manual_seed(0)
-        model = adapt.adapt(model, Adapter(**{"rank": 4, "alpha": 8} | adapter), [], 0).train()
-        return model.to(dtype)
+        return adapt.adapt(model, Adapter(**{"rank": 4, "alpha": 8} | adapter), [], 0).train()
     return make
 
 
@@ -91,14 +90,13 @@ def test_the_loss_curve_stays_in_every_family(build, name):
 @pytest.mark.parametrize("name", DENSE)
 def test_tiles_give_the_same_gradients(build, name):
     [batch] = batches(name, 1)
-    plain, tiled = build(name, torch.float64, kind="full"), build(name, torch.float64, kind="full")
-    plain, tiled = plain.double(), tiled.double()
+    plain, tiled = (build(name, kind="full").double() for _ in range(2))
     assert tile_mlps(tiled) is None
     assert batch.input_ids_BT.shape[1] > 2 * tiled.config.hidden_size  # three tiles
     expected, found = gradients(plain, batch), gradients(tiled, batch)
     assert expected.keys() == found.keys()
-    for name in expected:
-        assert (expected[name] - found[name]).abs().max() < 1e-12, name
+    for parameter in expected:
+        assert (expected[parameter] - found[parameter]).abs().max() < 1e-12, parameter
 
 
 @pytest.mark.parametrize("how", ["on", "selective", 0.5])
@@ -118,6 +116,17 @@ def test_offload_sends_the_hidden_states_alone(build):
     gradients(model, batch)
     tokens, width = batch.input_ids_BT.shape[1], model.config.hidden_size
     assert offload.sent_bytes == 4 * tokens * width * len(decoder_layers(model))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+def test_offload_on_a_card_gives_the_same_gradients(build):
+    card = torch.device("cuda")
+    [batch] = [b.to(card) for b in batches("llama3", 1)]
+    plain, changed = build("llama3").to(card), build("llama3").to(card)
+    checkpoint_layers(plain, "on")
+    checkpoint_layers(changed, "on", Offload(next(changed.parameters()).device))
+    expected, found = gradients(plain, batch), gradients(changed, batch)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def kept_bytes(model, batch) -> list[int]:
@@ -170,15 +179,26 @@ def test_experts_are_refused_by_name(build, name, tmp_path):
     assert "experts" in compile_layers(model, tmp_path)
 
 
-@pytest.mark.parametrize(("asked", "said"), [
-    ({"activation_offload": True}, "without a card"),
-    ({"compile": "on"}, "C\\+\\+ compiler"),
+def planned(compiles_cpp: bool = True, cards: tuple = (), **asked):
+    machine = Machine("", "", 2, 2**34, 2**34, 2**34, False, compiles_cpp=compiles_cpp, cards=list(cards))
+    return choose(Recipe.build({"model": {"path": "m"}, "data": {"train": "d"}, "train": asked}), machine)
+
+
+@pytest.mark.parametrize(("said", "asked"), [
+    ("without a card", {"activation_offload": True}),
+    ("what checkpointing keeps", {"activation_offload": True, "gradient_checkpointing": "off", "cards": (CARD,)}),
+    ("C\\+\\+ compiler", {"compile": "on", "compiles_cpp": False}),
+    ("selective would keep", {"compile": "on", "gradient_checkpointing": "selective"}),
+    ("number of tiles", {"compile": "on", "tiled_mlp": "on"}),
 ])
-def test_what_has_no_use_here_is_refused(asked, said):
-    machine = Machine("", "", 2, 2**34, 2**34, 2**34, False)
-    values = {"model": {"path": "m"}, "data": {"train": "d"}, "train": asked}
+def test_what_has_no_use_or_does_not_go_together_is_refused(said, asked):
     with pytest.raises(UserError, match=said):
-        choose(Recipe.build(values), machine)
+        planned(**asked)
+
+
+def test_offload_brings_checkpointing_and_long_passes_bring_tiles():
+    assert planned(activation_offload=True, cards=(CARD,)).gradient_checkpointing == "on"
+    assert [planned(micro_batch=n).tiled_mlp for n in (15, 16)] == [False, True]
 
 
 def test_yaml_switches_are_read_as_words():

@@ -63,10 +63,15 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
 def _layers(settings: Train, machine: Machine, length: int, tokens: int, reasons: dict) -> dict:
     """What is done to the decoder layers. Raises UserError for what has no use or does not go together."""
     checkpointing, offload = settings.gradient_checkpointing, settings.activation_offload
+    compiled, tiled = settings.compile == "on", settings.tiled_mlp == "on"
     if checkpointing == "auto":
         checkpointing = "on" if length >= CHECKPOINTING_FROM_LENGTH or offload else "off"
-    tiled = settings.tiled_mlp == "on" or (settings.tiled_mlp == "auto" and tokens >= TILED_MLP_FROM_TOKENS)
-    compiled = settings.compile == "on"
+        reasons["gradient_checkpointing"] = f"examples of up to {length} tokens"
+    if settings.tiled_mlp == "auto":
+        tiled = tokens >= TILED_MLP_FROM_TOKENS and not compiled
+        reasons["tiled_mlp"] = f"{tokens} tokens in a forward pass"
+    if settings.compile == "auto":
+        reasons["compile"] = "off: gains little on a CPU, not measured on a card"
     if offload and not machine.cards:
         raise UserError("train.activation_offload: without a card activations are in host memory already; "
                         "set it to false")

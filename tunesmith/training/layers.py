@@ -101,6 +101,8 @@ class _Tiled:
 
     def __call__(self, hidden_BTC: torch.Tensor) -> torch.Tensor:
         tiles = hidden_BTC.split(hidden_BTC.shape[-1], dim=1)
+        if len(tiles) == 1:
+            return self.inner(hidden_BTC)
         return torch.cat([checkpoint(self.inner, tile, use_reentrant=False) for tile in tiles], dim=1)
 
 
