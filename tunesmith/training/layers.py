@@ -87,7 +87,7 @@ def tile_mlps(model: nn.Module) -> str | None:
     Returns why it cannot."""
     mlps = [getattr(layer, "mlp", None) for layer in decoder_layers(model)]
     if not all(map(_is_dense, mlps)):
-        return f"{_name(model)} has layers without an MLP that takes each token by itself, such as experts"
+        return f"{_name(model)} has layers without a plain MLP (it has experts, or none)"
     for mlp in mlps:
         mlp.forward = _Tiled(mlp.forward)
     return None
@@ -103,7 +103,7 @@ class _Tiled:
         tiles = hidden_BTC.split(hidden_BTC.shape[-1], dim=1)
         if len(tiles) == 1:
             return self.inner(hidden_BTC)
-        return torch.cat([checkpoint(self.inner, tile, use_reentrant=False) for tile in tiles], dim=1)
+        return torch.cat([checkpoint(self.inner, tile.contiguous(), use_reentrant=False) for tile in tiles], dim=1)
 
 
 def compile_layers(model: nn.Module, cache: Path) -> str | None:
@@ -113,7 +113,7 @@ def compile_layers(model: nn.Module, cache: Path) -> str | None:
     """
     layers = decoder_layers(model)
     if not all(_is_dense(getattr(layer, "mlp", None)) for layer in layers):
-        return f"{_name(model)} has layers whose shapes depend on values, such as experts"
+        return f"{_name(model)} has layers without a plain MLP (it has experts, or none), and was not tried"
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     torch.compiler.reset()  # an earlier run in this process, as in a notebook, must not count towards its limits
     for layer in layers:
