@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import sysconfig
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class Machine:
     free_memory_bytes: int
     free_disk_bytes: int
     cpu_fast_bf16: bool
+    compiles_cpp: bool = False
     driver: str | None = None
     cards: list[Card] = field(default_factory=list)
 
@@ -50,9 +52,16 @@ def probe(folder: Path = Path(".")) -> Machine:
         free_memory_bytes=free,
         free_disk_bytes=shutil.disk_usage(_existing(folder)).free,
         cpu_fast_bf16=bool({"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split())),
+        compiles_cpp=_compiles_cpp(),
         driver=driver,
         cards=cards,
     )
+
+
+def _compiles_cpp() -> bool:
+    """Whether there is what torch.compile needs to build its kernels: a compiler and Python's headers."""
+    compiler = os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
+    return bool(shutil.which(compiler)) and (Path(sysconfig.get_path("include")) / "Python.h").exists()
 
 
 def _existing(folder: Path) -> Path:

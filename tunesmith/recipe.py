@@ -19,6 +19,14 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 
 
+def _as_switch(value: Any) -> Any:
+    """YAML 1.1 reads on and off as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_switch)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
@@ -156,8 +164,16 @@ class Train(Section):
     """AdamW second-moment decay."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 switches clipping off."""
-    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
-    """Recompute activations in the backward pass: less memory, a third more work."""
+    gradient_checkpointing: Annotated[Literal["auto", "on", "off", "selective"] | Share,
+                                      BeforeValidator(_as_switch)] = "auto"
+    """Recompute activations in the backward pass: on in every layer, selective all but matrix products, or a share of
+    the layers such as 0.5. Less memory, up to a third more work."""
+    activation_offload: bool = False
+    """Keep what checkpointing keeps in host memory instead of the card's."""
+    tiled_mlp: Switch = "auto"
+    """Run each MLP over pieces of the sequence, so that its wide activations are never whole."""
+    compile: Switch = "auto"
+    """Compile the decoder layers with torch.compile. auto: off, as it gains little on a CPU."""
     processes: Positive | None = None
     """Data-parallel processes. By default one per card, or one."""
     eval_every: Positive | None = None

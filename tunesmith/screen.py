@@ -79,6 +79,10 @@ class Screen:
         note = ", best so far" if best else ""
         self.console.print(f"saved   step {step}: {bytes / 1e6:,.1f} MB in {seconds:.1f} s{note}", style="dim")
 
+    def _show_compile(self, step, graphs, recompiles, seconds) -> None:
+        self.console.print(f"compile step {step}: {graphs} graphs in {seconds:.1f} s"
+                           + (", again as shapes changed" if recompiles else ""), style="dim")
+
     def _show_warning(self, message) -> None:
         self.console.print(f"warning {message}", style="yellow")
 

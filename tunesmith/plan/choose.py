@@ -5,11 +5,12 @@ from importlib.util import find_spec
 
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Recipe, Train
 
 # Tokens of one forward pass where nothing else is asked for: enough to fill a device, small enough for its memory.
 CPU_TOKENS, CARD_TOKENS = 4096, 16384
 CHECKPOINTING_FROM_LENGTH = 4096
+TILED_MLP_FROM_TOKENS = 32768  # an MLP's activations are then several GB in a model of 8B parameters
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,10 @@ class Plan:
     weights: str
     compute: str
     micro_batch_tokens: int
-    gradient_checkpointing: bool
+    gradient_checkpointing: str | float
+    activation_offload: bool
+    tiled_mlp: bool
+    compile: bool
     packing: bool
     threads: int
     reasons: dict = field(default_factory=dict)
@@ -55,12 +59,40 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
         tokens = settings.micro_batch * length
     else:
         tokens = max(length, CARD_TOKENS if machine.cards else CPU_TOKENS)
-    asked = settings.gradient_checkpointing
-    checkpointing = asked == "on" or (asked == "auto" and length >= CHECKPOINTING_FROM_LENGTH)
     return Plan(
         device=device, processes=processes, weights=weights, compute=compute, micro_batch_tokens=tokens,
-        gradient_checkpointing=checkpointing,
-        packing=recipe.data.packing, threads=max(1, machine.cores // processes), reasons=reasons)
+        packing=recipe.data.packing, threads=max(1, machine.cores // processes), reasons=reasons,
+        **_layers(settings, machine, length, tokens, reasons))
+
+
+def _layers(settings: Train, machine: Machine, length: int, tokens: int, reasons: dict) -> dict:
+    """What is done to the decoder layers. Raises UserError for what has no use or does not go together."""
+    checkpointing, offload = settings.gradient_checkpointing, settings.activation_offload
+    compiled, tiled = settings.compile == "on", settings.tiled_mlp == "on"
+    if checkpointing == "auto":
+        checkpointing = "on" if length >= CHECKPOINTING_FROM_LENGTH or offload else "off"
+        reasons["gradient_checkpointing"] = f"examples of up to {length} tokens"
+    if settings.tiled_mlp == "auto":
+        tiled = tokens >= TILED_MLP_FROM_TOKENS and not compiled
+        reasons["tiled_mlp"] = f"{tokens} tokens in a forward pass"
+    if settings.compile == "auto":
+        reasons["compile"] = "off: gains little on a CPU, not measured on a card"
+    if offload and not machine.cards:
+        raise UserError("train.activation_offload: without a card activations are in host memory already; "
+                        "set it to false")
+    if offload and checkpointing in ("off", 0):
+        raise UserError("train.activation_offload moves what checkpointing keeps; set train.gradient_checkpointing: on")
+    if compiled and not machine.compiles_cpp:
+        raise UserError("train.compile: needs a C++ compiler and Python's headers (apt install g++ python3-dev); "
+                        "or set it to off")
+    if compiled and checkpointing == "selective":
+        raise UserError("train.compile fuses the products that gradient_checkpointing: selective would keep; "
+                        "set train.gradient_checkpointing: on, or train.compile: off")
+    if compiled and tiled:
+        raise UserError("train.compile would build a graph for each number of tiles; "
+                        "set train.tiled_mlp: off, or train.compile: off")
+    return {"gradient_checkpointing": checkpointing, "activation_offload": offload, "tiled_mlp": tiled,
+            "compile": compiled}
 
 
 def _check_optimizer(name: str, device: str) -> None:

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 NAME = "documents"
 
 
+@torch.compiler.disable  # its shapes depend on the documents' lengths
 def documents(module, query_BHTD, key_BHTD, value_BHTD, attention_mask, dropout=0.0, scaling=None,
               sliding_window=None, cu_seq_lens_q=None, max_length_q=None, **others) -> tuple[torch.Tensor, None]:
     """Returns (B, T, H, D). Needs `cu_seq_lens_q`, the documents' boundaries. Raises ValueError for a model whose

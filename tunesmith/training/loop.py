@@ -21,7 +21,8 @@ from tunesmith.recipe import Train
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, parallel
 from tunesmith.training.feed import StepData, step_data, steps_ahead
-from tunesmith.training.ladder import is_out_of_memory, recompute_activations, step_down
+from tunesmith.training.ladder import is_out_of_memory, step_down
+from tunesmith.training.layers import CompileWatch, checkpoint_layers
 from tunesmith.training.loss import Head, autocast, token_losses
 from tunesmith.training.memory import peak_bytes
 from tunesmith.training.optimizer import learning_rate
@@ -60,6 +61,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
     trained = [p for p in job.model.parameters() if p.requires_grad]
     feed = _feed(job, state)
     began, before = time.monotonic(), state.seconds
+    compiling = CompileWatch()
 
     reason = _reason_to_stop(job, state) or _no_gain(settings, state)  # a resumed run may be at its end already
     while state.step < steps and not reason:
@@ -96,6 +98,8 @@ def loop(job: Job, state: checkpoint.State) -> str:
                 supervised_tokens=int(supervised), seconds=round(seconds, 4),
                 tokens_per_second=round(tokens / seconds, 1), waiting_seconds=round(waited, 4),
                 memory_bytes=peak_bytes(job.device))
+        if compiled := compiling.news():
+            job.log("compile", step=state.step, **compiled)
 
         reason = _reason_to_stop(job, state)
         at_end = state.step == steps or reason in ("max_minutes", "max_tokens")

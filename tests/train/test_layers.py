@@ -1,0 +1,216 @@
+"""What is done to decoder layers changes memory and speed, and nothing that is learned."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny
+from tunesmith import train
+from tunesmith.errors import UserError
+from tunesmith.machine import Card, Machine
+from tunesmith.model import adapt
+from tunesmith.model.load import load
+from tunesmith.plan.choose import choose
+from tunesmith.recipe import Adapter, Model, Recipe, Train
+from tunesmith.training import attention, layers
+from tunesmith.training.batch import collate
+from tunesmith.training.layers import checkpoint_layers, compile_layers, decoder_layers, tile_mlps
+from tunesmith.training.loss import token_losses
+from tunesmith.training.offload import Offload
+
+STEPS = 20
+BOUND = 1e-5
+EXPERTS = ("qwen3_moe", "gpt_oss")
+DENSE = [name for name in tiny.FAMILIES if name not in EXPERTS]
+CPU = torch.device("cpu")
+CARD = Card(0, "a card", 2**34, 2**34, (8, 6))
+
+CHANGES = {
+    "on": lambda model: checkpoint_layers(model, "on"),
+    "selective": lambda model: checkpoint_layers(model, "selective"),
+    "half": lambda model: checkpoint_layers(model, 0.5),
+    "offloaded": lambda model: checkpoint_layers(model, "on", Offload(CPU)),
+    "tiled": tile_mlps,
+    "tiled and on": lambda model: (tile_mlps(model), checkpoint_layers(model, "on")),
+}
+
+
+@pytest.fixture
+def build(family):
+    """Gives a model that trains."""
+    def make(name: str, **adapter):
+        how = "eager" if name == "gpt_oss" else attention.NAME
+        model = load(Model(path="m"), family(name), torch.float32, how, 0)
+        torch.manual_seed(0)
+        return adapt.adapt(model, Adapter(**{"rank": 4, "alpha": 8} | adapter), [], 0).train()
+    return make
+
+
+def batches(name: str, count: int) -> list:
+    """Packed examples, another number of tokens each time; padded for the family that is not packed."""
+    random = np.random.default_rng(0)
+    rows = [(random.integers(5, 300, n), np.arange(n) > 3) for n in random.integers(20, 60, 4 * count)]
+    return [collate(rows, np.arange(4 * i, 4 * i + 4), packed=name != "gpt_oss") for i in range(count)]
+
+
+def gradients(model, batch) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    losses_N, _ = token_losses(model, batch)
+    losses_N.mean().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def curve(model, name: str) -> list[float]:
+    """The losses of 20 steps."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    found = []
+    for step, batch in enumerate(batches(name, STEPS)):
+        torch.manual_seed(step)
+        loss = token_losses(model, batch)[0].mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_the_loss_curve_stays_in_every_family(build, name):
+    plain = curve(build(name), name)
+    for change, make in CHANGES.items():
+        if name in EXPERTS and "tiled" in change:
+            continue
+        model = build(name)
+        make(model)
+        assert curve(model, name) == pytest.approx(plain, abs=BOUND), change
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_tiles_give_the_same_gradients(build, name):
+    [batch] = batches(name, 1)
+    plain, tiled = (build(name, kind="full").double() for _ in range(2))
+    assert tile_mlps(tiled) is None
+    assert batch.input_ids_BT.shape[1] > 2 * tiled.config.hidden_size  # three tiles
+    expected, found = gradients(plain, batch), gradients(tiled, batch)
+    assert expected.keys() == found.keys()
+    for parameter in expected:
+        assert (expected[parameter] - found[parameter]).abs().max() < 1e-12, parameter
+
+
+@pytest.mark.parametrize("how", ["on", "selective", 0.5])
+@pytest.mark.parametrize("offload", [None, Offload(CPU)])
+def test_recomputing_draws_the_same_dropout(build, how, offload):
+    [batch] = batches("llama3", 1)
+    plain, changed = build("llama3", dropout=0.3), build("llama3", dropout=0.3)
+    checkpoint_layers(changed, how, offload)
+    expected, found = gradients(plain, batch), gradients(changed, batch)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_offload_sends_the_hidden_states_alone(build):
+    [batch] = batches("llama3", 1)
+    model, offload = build("llama3"), Offload(CPU)
+    checkpoint_layers(model, "on", offload)
+    gradients(model, batch)
+    tokens, width = batch.input_ids_BT.shape[1], model.config.hidden_size
+    assert offload.sent_bytes == 4 * tokens * width * len(decoder_layers(model))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+def test_offload_on_a_card_gives_the_same_gradients(build):
+    card = torch.device("cuda")
+    [batch] = [b.to(card) for b in batches("llama3", 1)]
+    plain, changed = build("llama3").to(card), build("llama3").to(card)
+    checkpoint_layers(plain, "on")
+    checkpoint_layers(changed, "on", Offload(next(changed.parameters()).device))
+    expected, found = gradients(plain, batch), gradients(changed, batch)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def kept_bytes(model, batch) -> list[int]:
+    """What each decoder layer keeps for the backward pass, outside of what it recomputes."""
+    kept, current = [0] * len(decoder_layers(model)), [None]
+
+    def pack(tensor):
+        if current[0] is not None and not isinstance(tensor, torch.nn.Parameter):
+            kept[current[0]] += tensor.nbytes
+        return tensor
+
+    for i, layer in enumerate(decoder_layers(model)):
+        layer.register_forward_pre_hook(lambda *_, i=i: current.__setitem__(0, i))
+        layer.register_forward_hook(lambda *_: current.__setitem__(0, None))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        token_losses(model, batch)
+    return kept
+
+
+@pytest.mark.parametrize("how", ["off", "on", "selective"])
+def test_layers_below_what_trains_keep_nothing(build, how):
+    [batch] = batches("llama3", 1)
+    model = build("llama3", targets=r".*\.layers\.1\..*_proj")
+    checkpoint_layers(model, how)
+    lower, upper = kept_bytes(model, batch)
+    assert lower == 0 < upper
+
+
+def test_checkpointing_may_be_changed_in_the_middle(build):
+    [batch] = batches("llama3", 1)
+    model = build("llama3")
+    off = kept_bytes(model, batch)
+    checkpoint_layers(model, "on")
+    on = kept_bytes(model, batch)
+    checkpoint_layers(model, 0.5)
+    half = kept_bytes(model, batch)
+    checkpoint_layers(model, "off")
+    assert kept_bytes(model, batch) == off
+    assert sum(on) < sum(off) / 10 and half == [off[0], on[1]]
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_are_refused_by_name(build, name, tmp_path):
+    model = build(name)
+    plan = SimpleNamespace(tiled_mlp=True, compile=False, gradient_checkpointing="off")
+    with pytest.raises(UserError, match="train.tiled_mlp: .*MoeForCausalLM|GptOssForCausalLM"):
+        layers.apply(model, plan, Train(tiled_mlp="on"), tmp_path)
+    [said] = layers.apply(model, plan, Train(), tmp_path)
+    assert "train.tiled_mlp is off" in said
+    assert "experts" in compile_layers(model, tmp_path)
+
+
+def planned(compiles_cpp: bool = True, cards: tuple = (), **asked):
+    machine = Machine("", "", 2, 2**34, 2**34, 2**34, False, compiles_cpp=compiles_cpp, cards=list(cards))
+    return choose(Recipe.build({"model": {"path": "m"}, "data": {"train": "d"}, "train": asked}), machine)
+
+
+@pytest.mark.parametrize(("said", "asked"), [
+    ("without a card", {"activation_offload": True}),
+    ("what checkpointing keeps", {"activation_offload": True, "gradient_checkpointing": "off", "cards": (CARD,)}),
+    ("C\\+\\+ compiler", {"compile": "on", "compiles_cpp": False}),
+    ("selective would keep", {"compile": "on", "gradient_checkpointing": "selective"}),
+    ("number of tiles", {"compile": "on", "tiled_mlp": "on"}),
+])
+def test_what_has_no_use_or_does_not_go_together_is_refused(said, asked):
+    with pytest.raises(UserError, match=said):
+        planned(**asked)
+
+
+def test_offload_brings_checkpointing_and_long_passes_bring_tiles():
+    assert planned(activation_offload=True, cards=(CARD,)).gradient_checkpointing == "on"
+    assert [planned(micro_batch=n).tiled_mlp for n in (15, 16)] == [False, True]
+
+
+def test_yaml_switches_are_read_as_words():
+    values = {"model": {"path": "m"}, "data": {"train": "d"}}
+    for given, read in ((True, "on"), (False, "off"), ("selective", "selective"), (0.25, 0.25), ("0.25", 0.25)):
+        asked = Recipe.build(values | {"train": {"gradient_checkpointing": given}})
+        assert asked.train.gradient_checkpointing == read
+
+
+def test_a_run_with_all_of_it_is_the_same_run(recipe):
+    quick = {"max_steps": 5}
+    switches = quick | {"gradient_checkpointing": 0.5, "tiled_mlp": "on"}
+    runs = [train(recipe(name=f"{i}", train=settings)) for i, settings in enumerate((quick, switches))]
+    first, second = ([e["loss"] for e in run.events("step")] for run in runs)
+    assert first == pytest.approx(second, abs=BOUND)
