@@ -20,15 +20,9 @@ from tunesmith.inputs import cache_folder, dataset_of, plan_of, tokenizer_of
 from tunesmith.model import adapt, load
 from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
-<<<<<<< HEAD
-from tunesmith.training import attention, checkpoint, parallel
-from tunesmith.training.ladder import recompute_activations
+from tunesmith.training import attention, checkpoint, layers, parallel
 from tunesmith.training.loop import Job, loop
 from tunesmith.training.loss import autocast, find_head
-=======
-from tunesmith.training import attention, checkpoint, layers, parallel
-from tunesmith.training.loop import Job, autocast, loop
->>>>>>> memory
 from tunesmith.training.optimizer import build_optimizer
 from tunesmith.training.saver import Saver
 
@@ -79,26 +73,23 @@ def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State
         plan = replace(plan, packing=False)
         attention.use_default(model)
         log("warning", message="this model does not keep packed documents apart: examples are padded instead")
-<<<<<<< HEAD
     head = find_head(model, plan.packing)
     if not head:
         log("warning", message="this model's output layer is not seen from outside: its logits are computed whole")
-=======
     for skipped in layers.apply(model, plan, settings, cache_folder() / "inductor"):
         log("warning", message=skipped)
->>>>>>> memory
     optimizer = build_optimizer(model, settings)
     done = checkpoint.complete(run.checkpoints)
     state = checkpoint.load(done[-1], model, optimizer) if done else checkpoint.State(
-        micro_batch_tokens=plan.micro_batch_tokens, checkpointing=plan.gradient_checkpointing)
-    if state.checkpointing:
-        recompute_activations(model)
+        micro_batch_tokens=plan.micro_batch_tokens, checkpointing=plan.gradient_checkpointing == "on")
+    if state.checkpointing and plan.gradient_checkpointing != "on":
+        layers.checkpoint_layers(model, "on")
     schedule = Schedule(dataset.train.weights, settings.batch, settings.epochs, recipe.seed, settings.max_steps)
     saver = Saver(run.checkpoints, settings.keep_checkpoints, log)
     job = Job(run=run, plan=plan, settings=settings, model=model, head=head, optimizer=optimizer,
               tokens=dataset.train, held_out=dataset.eval, tokenizer=tokenizer, schedule=schedule, saver=saver,
-              device=device, stop_asked=stop_asked, evaluate=lambda: _evaluate(job, state), sample=lambda: _sample(job, state),
-              seed=recipe.seed, log=log)
+              device=device, stop_asked=stop_asked, evaluate=lambda: _evaluate(job, state),
+              sample=lambda: _sample(job, state), seed=recipe.seed, log=log)
     if run.events("start"):
         log("resume", step=state.step)
     trained, everything = adapt.parameter_counts(model)
@@ -125,12 +116,7 @@ def trainable_model(run: Run, plan):
     tokenizer = tokenizer_of(run)
     new_ids = [tokenizer.encode(token)[0][0] for token in recipe.model.new_tokens]
     torch.manual_seed(recipe.seed)
-<<<<<<< HEAD
-    model = adapt.adapt(model, recipe.adapter, new_ids, tokenizer.vocab_size if new_ids else 0)
-    return model
-=======
     return adapt.adapt(model, recipe.adapter, new_ids, tokenizer.vocab_size if new_ids else 0)
->>>>>>> memory
 
 
 def _measure(job: Job) -> dict:

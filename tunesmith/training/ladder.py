@@ -28,11 +28,6 @@ def step_down(state: State, batches: list[Batch], where: str) -> str:
                           "(adapter.kind: lora)")
 
 
-def recompute_activations(model) -> None:
-    """In the backward pass, in every layer, from now on."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
 def is_out_of_memory(error: RuntimeError) -> bool:
     """On a card, or on the host where it refuses memory rather than ending the process."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -140,7 +140,7 @@ def _learn(job: Job, state: checkpoint.State, data: StepData, supervised: float)
         now = step_down(state, data.batches, f"step {state.step}")
         job.log("warning", message=f"step {state.step} ran out of memory and is done again: {now}")
         if state.checkpointing:
-            recompute_activations(job.model)
+            checkpoint_layers(job.model, "on")
         data = _data(job, state, state.step)
         seed_step(job.seed, state.step)
 
@@ -164,7 +164,7 @@ def _agree(job: Job, state: checkpoint.State) -> None:
         job.log("warning", message=f"step {state.step} ran out of memory in another process; all take smaller parts")
     state.micro_batch_tokens, state.checkpointing = agreed
     if state.checkpointing:
-        recompute_activations(job.model)
+        checkpoint_layers(job.model, "on")
 
 
 def seed_step(seed: int, step: int) -> None:
