@@ -32,6 +32,8 @@ class Model(Section):
     """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of weights and computation. auto: bfloat16 where the device computes it fast, else float32."""
+    quantize: Literal["none", "nf4", "int8"] = "none"
+    """Precision of the frozen weights under LoRA. nf4: 4 bits, doubly quantised (QLoRA). int8: LLM.int8."""
     chat_template: str = "auto"
     """auto: the model's own, or `plain` if it has none. Else `plain`, `chatml`, or the path of a Jinja file."""
     initialize: Literal["pretrained", "random"] = "pretrained"
@@ -200,6 +202,8 @@ class Recipe(Section):
     def _fits_together(self) -> "Recipe":
         if self.adapter.kind == "full" and self.adapter.modules_to_save:
             raise ValueError("adapter.modules_to_save only means something with adapter.kind: lora")
+        if self.adapter.kind == "full" and self.model.quantize != "none":
+            raise ValueError("model.quantize freezes the weights, so it needs adapter.kind: lora")
         if self.adapter.kind == "lora" and self.model.initialize == "random":
             raise ValueError("an adapter needs a base that others can have: adapter.kind: full with random weights")
         if self.evaluate.exact_match and self.method.name != "sft":

@@ -38,8 +38,8 @@ def lora_config(model, adapter: Adapter, new_token_ids: list[int]):
 
 
 def parameter_counts(model) -> tuple[int, int]:
-    """(trained, all)."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    """(trained, all). bitsandbytes keeps two 4-bit weights in a byte."""
+    sizes = [(p.numel() * (1 + (p.dtype == torch.uint8)), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
 
 
