@@ -101,6 +101,8 @@ class Method(Section):
     """sft: answers to prompts. cpt: continued pretraining on plain text."""
     mask: Literal["assistant", "last", "all"] = "assistant"
     """Tokens that sft learns from: every assistant turn, the last one, or all."""
+    router_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of the load-balancing loss of a mixture of experts (Fedus et al. 2021)."""
 
 
 class Adapter(Section):
@@ -120,6 +122,10 @@ class Adapter(Section):
     """Weight-decomposed LoRA (Liu et al. 2024)."""
     targets: str | list[str] = "all-linear"
     """Modules that get an adapter: `all-linear` or their names."""
+    experts: bool = True
+    """all-linear reaches the stacked experts of a mixture too."""
+    router: bool = False
+    """all-linear reaches the routers of a mixture too; else they stay as they are."""
     modules_to_save: list[str] = []
     """Further modules trained and saved whole, e.g. lm_head."""
 

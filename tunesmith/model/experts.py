@@ -3,6 +3,8 @@
 The experts of a layer are one module with 3-D parameters, (expert, out, in) or transposed.
 """
 
+import re
+
 
 def is_stack(module, parameter: str) -> bool:
     """Whether a module's parameter holds the stacked weights of experts."""
@@ -10,9 +12,21 @@ def is_stack(module, parameter: str) -> bool:
 
 
 def stacks(model) -> list[str]:
-    """Names of the stacked expert weights."""
-    return [f"{name}.{key}" for name, module in model.named_modules()
-            for key, _ in module.named_parameters(recurse=False) if is_stack(module, key)]
+    """Names of the stacked expert weights, within their layer: the same in each."""
+    names = (f"{name}.{key}" for name, module in model.named_modules()
+             for key, _ in module.named_parameters(recurse=False) if is_stack(module, key))
+    return sorted({within_layer(name) for name in names})
+
+
+def router_weights(model) -> list[str]:
+    """Names of the routers' matrices, within their layer."""
+    return sorted({within_layer(f"{name}.{key}") for name, (module, _) in routers(model).items()
+                   for key, parameter in module.named_parameters() if parameter.ndim == 2})
+
+
+def within_layer(name: str) -> str:
+    """A name without the layer's number and what is before it."""
+    return re.split(r"\.\d+\.", name)[-1]
 
 
 def routers(model) -> dict:

@@ -15,7 +15,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from tunesmith.errors import UserError
-from tunesmith.model.experts import is_stack
+from tunesmith.model.experts import is_stack, stacks
 
 BLOCK = 64  # weights that share a scale
 aten = torch.ops.aten
@@ -32,11 +32,13 @@ def settings(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def settle(model) -> None:
-    """After loading: makes bitsandbytes compute right on a CPU. Raises UserError where it cannot.
+    """After loading: makes bitsandbytes compute right. Raises UserError where it cannot.
 
-    Its path for inference is switched off: it repacks the weights for bfloat16 products without a backward pass, so a
+    Its CPU path for inference is switched off: it repacks the weights for bfloat16 products without a backward pass, so a
     model once evaluated would train wrongly. Rows that end within a block of 64 get wrong scales there (0.50).
     """
+    if getattr(model, "is_loaded_in_8bit", False) and stacks(model):
+        raise UserError("model.quantize: int8 does not reach experts, which are no linear layers; say nf4")
     for name, module in model.named_modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
