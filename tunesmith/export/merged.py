@@ -40,8 +40,8 @@ def export_merged(run: Run, target: Path) -> dict:
         expected = _write(run, draft, ids)
         merged = AutoModelForCausalLM.from_pretrained(draft, dtype="auto", use_safetensors=True)
         difference = (expected - _logits(merged, ids)).abs().max() / expected.std()
-        found = {"compared_with": _reference(run), "largest_difference": float(difference), "bound": BOUNDS[merged.dtype],
-                 "tokens": ids.shape[1]}
+        found = {"compared_with": _reference(run), "largest_difference": float(difference),
+                 "bound": BOUNDS[merged.dtype], "tokens": ids.shape[1]}
         if not difference <= found["bound"]:
             raise NotTheSame(f"the merged model is not the trained one: {found}; nothing is kept")
         write_json(draft / "parity.json", found)
@@ -84,8 +84,9 @@ def _reference(run: Run) -> str:
     """What the merged model is compared with."""
     if run.recipe.adapter.kind == "full":
         return "the trained model"
-    learned = run.recipe.model.quantize
-    return "the adapter over its base" + (f", not quantised; it was learned over {learned}" if learned != "none" else "")
+    if run.recipe.model.quantize == "none":
+        return "the adapter over its base"
+    return f"the adapter over its base, not quantised; it was learned over {run.recipe.model.quantize}"
 
 
 def _logits(model, ids: torch.Tensor) -> torch.Tensor:

@@ -34,8 +34,8 @@ def settings(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
 def settle(model) -> None:
     """After loading: makes bitsandbytes compute right. Raises UserError where it cannot.
 
-    Its CPU path for inference is switched off: it repacks the weights for bfloat16 products without a backward pass, so a
-    model once evaluated would train wrongly. Rows that end within a block of 64 get wrong scales there (0.50).
+    Its CPU path for inference is switched off: it repacks the weights for bfloat16 products without a backward pass,
+    so a model once evaluated would train wrongly. On a CPU, rows that end within a block get wrong scales (0.50).
     """
     if getattr(model, "is_loaded_in_8bit", False) and stacks(model):
         raise UserError("model.quantize: int8 does not reach experts, which are no linear layers; say nf4")
@@ -43,8 +43,8 @@ def settle(model) -> None:
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
             if module.weight.device.type == "cpu" and module.in_features % BLOCK:
-                raise UserError(f"model.quantize: nf4 on a CPU needs layers of a multiple of {BLOCK} inputs, {name} has "
-                                f"{module.in_features}; say model.quantize: int8, or none")
+                raise UserError(f"model.quantize: nf4 on a CPU needs layers of a multiple of {BLOCK} inputs, {name} "
+                                f"has {module.in_features}; say model.quantize: int8, or none")
 
 
 class Stack4bit(torch.Tensor):
