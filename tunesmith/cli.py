@@ -100,7 +100,7 @@ def export(run: Path, *, to: Literal["merged"], output: Path | None = None, as_j
     if as_json:
         print_json(found)
     else:
-        print(f"{found['folder']}: merged and adapter give the same logits: largest difference "
+        print(f"{found['folder']}: merged gives the same logits as {found['compared_with']}: largest difference "
               f"{found['largest_difference']:.2e}, bound {found['bound']:.0e}, over {found['tokens']} tokens")
 
 

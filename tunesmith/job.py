@@ -17,7 +17,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import Interrupted, NotEnoughMemory, NotFinite, ProcessDied, UserError
 from tunesmith.inputs import dataset_of, plan_of
 from tunesmith.machine import probe
-from tunesmith.model.load import config_of, resolve, save_tokenizer
+from tunesmith.model.load import check_quantize, config_of, resolve, save_tokenizer
 from tunesmith.plan.choose import Plan, choose
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, read_json, write_json
@@ -58,6 +58,7 @@ def prepare(run: Run) -> None:
     plan = choose(recipe, machine)
     base = resolve(recipe.model)
     config = config_of(base)
+    check_quantize(recipe.model, config)
     save_tokenizer(recipe.model, base, run.tokenizer)
     kwargs = thinking_kwargs(Tokenizer.load(run.tokenizer), any(map(has_reasoning, recipe.data.train)))
     tokenizer = Tokenizer.load(run.tokenizer, template_kwargs=kwargs)

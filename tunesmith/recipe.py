@@ -40,6 +40,8 @@ class Model(Section):
     """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of weights and computation. auto: bfloat16 where the device computes it fast, else float32."""
+    quantize: Literal["none", "nf4", "int8"] = "none"
+    """Precision of the frozen weights under LoRA. nf4: 4 bits, doubly quantised (QLoRA). int8: LLM.int8."""
     chat_template: str = "auto"
     """auto: the model's own, or `plain` if it has none. Else `plain`, `chatml`, or the path of a Jinja file."""
     initialize: Literal["pretrained", "random"] = "pretrained"
@@ -107,6 +109,8 @@ class Method(Section):
     """sft: answers to prompts. cpt: continued pretraining on plain text."""
     mask: Literal["assistant", "last", "all"] = "assistant"
     """Tokens that sft learns from: every assistant turn, the last one, or all."""
+    router_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of the load-balancing loss of a mixture of experts (Fedus et al. 2021)."""
 
 
 class Adapter(Section):
@@ -126,6 +130,10 @@ class Adapter(Section):
     """Weight-decomposed LoRA (Liu et al. 2024)."""
     targets: str | list[str] = "all-linear"
     """Modules that get an adapter: `all-linear` or their names."""
+    experts: bool = True
+    """all-linear reaches the stacked experts of a mixture too."""
+    router: bool = False
+    """all-linear reaches the routers of a mixture too; else they stay as they are."""
     modules_to_save: list[str] = []
     """Further modules trained and saved whole, e.g. lm_head."""
 
@@ -221,6 +229,8 @@ class Recipe(Section):
     def _fits_together(self) -> "Recipe":
         if self.adapter.kind == "full" and self.adapter.modules_to_save:
             raise ValueError("adapter.modules_to_save only means something with adapter.kind: lora")
+        if self.adapter.kind == "full" and self.model.quantize != "none":
+            raise ValueError("model.quantize freezes the weights, so it needs adapter.kind: lora")
         if self.adapter.kind == "lora" and self.model.initialize == "random":
             raise ValueError("an adapter needs a base that others can have: adapter.kind: full with random weights")
         if self.train.weights == "bfloat16" and self.model.dtype == "float32":

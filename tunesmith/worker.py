@@ -21,6 +21,7 @@ from tunesmith.model import adapt, load
 from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
 from tunesmith.training import attention, checkpoint, layers, parallel
+from tunesmith.training.experts import Routing
 from tunesmith.training.loop import Job, loop
 from tunesmith.training.loss import autocast, find_head
 from tunesmith.training.optimizer import build_optimizer
@@ -76,6 +77,7 @@ def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State
     head = find_head(model, plan.packing)
     if not head:
         log("warning", message="this model's output layer is not seen from outside: its logits are computed whole")
+    routing = Routing(model, recipe.method.router_loss)
     for skipped in layers.apply(model, plan, settings, cache_folder() / "inductor"):
         log("warning", message=skipped)
     optimizer = build_optimizer(model, settings)
@@ -86,7 +88,8 @@ def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State
         layers.checkpoint_layers(model, "on")
     schedule = Schedule(dataset.train.weights, settings.batch, settings.epochs, recipe.seed, settings.max_steps)
     saver = Saver(run.checkpoints, settings.keep_checkpoints, log)
-    job = Job(run=run, plan=plan, settings=settings, model=model, head=head, optimizer=optimizer,
+    job = Job(run=run, plan=plan, settings=settings, model=model, head=head, routing=routing,
+              optimizer=optimizer,
               tokens=dataset.train, held_out=dataset.eval, tokenizer=tokenizer, schedule=schedule, saver=saver,
               device=device, stop_asked=stop_asked, evaluate=lambda: _evaluate(job, state),
               sample=lambda: _sample(job, state), seed=recipe.seed, log=log)

@@ -18,8 +18,8 @@ from tunesmith.data.tokenizer import Tokenizer
 HOME = TemporaryDirectory(prefix="tiny-")
 ENDS = {"llama3": "<|eot_id|>", "qwen2": "<|im_end|>", "qwen3": "<|im_end|>", "mistral": "</s>",
         "gemma3": "<end_of_turn>", "phi3": "<|end|>", "smollm3": "<|im_end|>", "olmo2": "<|endoftext|>",
-        "qwen3_moe": "<|im_end|>", "gpt_oss": "<|return|>"}
-STARTS = {"qwen3": "<think>\n\n</think>\n\n", "qwen3_moe": "<think>\n\n</think>\n\n", "mistral": " ",
+        "qwen3_moe": "<|im_end|>", "mixtral": "</s>", "olmoe": "<|endoftext|>", "gpt_oss": "<|return|>"}
+STARTS = {"qwen3": "<think>\n\n</think>\n\n", "qwen3_moe": "<think>\n\n</think>\n\n", "mistral": " ", "mixtral": " ",
           "gpt_oss": "<|channel|>final<|message|>"}
 SPLIT = {"qwen3", "qwen3_moe", "gpt_oss"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "é"}}}
@@ -80,7 +80,7 @@ def test_one_turn_two_turns_and_system(family):
     assert learned(tokenizer, TALK) == both
     assert learned(tokenizer, TALK, "last") == [[second]]
     # Mistral moves the system turn to the last user turn, which rewrites history.
-    with_system = [[first], [second]] if family == "mistral" else both
+    with_system = [[first], [second]] if family in ("mistral", "mixtral") else both
     assert learned(tokenizer, [system("Be kind."), *TALK]) == with_system
     assert [e.changes for e in encode_chat(tokenizer, Chat([system("Be kind."), *TALK]), "assistant")] == (
         [["history_split"]] * 2 if len(with_system) == 2 else [[]])
@@ -222,7 +222,7 @@ def _nfc(family: str, text: str) -> str:
 
 def _written(family: str, text: str) -> str:
     """What a model of the family should write for an answer, from its documentation."""
-    if family in ("llama3", "gemma3", "mistral"):
+    if family in ("llama3", "gemma3", "mistral", "mixtral"):
         text = text.strip()
     elif family in ("qwen3", "qwen3_moe", "smollm3"):
         text = text.lstrip("\n")

@@ -25,8 +25,8 @@ PIECE = "1GB"
 def export_merged(run: Run, target: Path) -> dict:
     """Writes the merged model and compares its logits with the adapter's. Raises UserError.
 
-    Returns {folder, largest_difference (over the logits' standard deviation), bound, tokens}. Where the two differ
-    by more, NotTheSame is raised and nothing is left.
+    Returns {folder, compared_with, largest_difference (over the logits' standard deviation), bound, tokens}. Where the
+    two differ by more, NotTheSame is raised and nothing is left.
     """
     if not run.result.is_dir():
         raise UserError(f"{run.folder}: no result yet; `tunesmith resume {run.folder}` finishes it")
@@ -40,7 +40,8 @@ def export_merged(run: Run, target: Path) -> dict:
         expected = _write(run, draft, ids)
         merged = AutoModelForCausalLM.from_pretrained(draft, dtype="auto", use_safetensors=True)
         difference = (expected - _logits(merged, ids)).abs().max() / expected.std()
-        found = {"largest_difference": float(difference), "bound": BOUNDS[merged.dtype], "tokens": ids.shape[1]}
+        found = {"compared_with": _reference(run), "largest_difference": float(difference),
+                 "bound": BOUNDS[merged.dtype], "tokens": ids.shape[1]}
         if not difference <= found["bound"]:
             raise NotTheSame(f"the merged model is not the trained one: {found}; nothing is kept")
         write_json(draft / "parity.json", found)
@@ -50,15 +51,17 @@ def export_merged(run: Run, target: Path) -> dict:
     return {"folder": str(target), **found}
 
 
-def trained_model(run: Run):
-    """The result as it was trained: base and adapter, or the full model, in its saved precision."""
+def trained_model(run: Run, quantize: str | None = None):
+    """The result as it was trained: base and adapter, or the full model, in its saved precision; the base quantised as
+    the recipe says or as `quantize` does."""
     recipe = run.recipe
     if recipe.adapter.kind == "full":
         model = recipe.model.model_copy(update={"initialize": "pretrained"})
         return load(model, run.result, "auto", None, recipe.seed).eval()
     from peft import PeftModel
 
-    base = load(recipe.model, run.base, getattr(torch, run.plan["weights"]), None, recipe.seed)
+    model = recipe.model.model_copy(update={"quantize": quantize or recipe.model.quantize})
+    base = load(model, run.base, getattr(torch, run.plan["weights"]), None, recipe.seed)
     if recipe.model.new_tokens:
         rows = max(tokenizer_of(run).vocab_size, base.get_input_embeddings().num_embeddings)
         base.resize_token_embeddings(rows)
@@ -66,14 +69,24 @@ def trained_model(run: Run):
 
 
 def _write(run: Run, folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    """Writes the merged weights; returns the trained model's logits from before merging."""
-    trained = trained_model(run)
+    """Writes the merged weights; returns the trained model's logits from before merging. An adapter learned over a
+    quantised base is merged into the base's own weights."""
+    trained = trained_model(run, quantize="none")
     expected = _logits(trained, ids)
     if run.recipe.adapter.kind == "lora":
         merged = trained.merge_and_unload(safe_merge=True)
         merged.generation_config = GenerationConfig.from_pretrained(run.result)
         merged.save_pretrained(folder, max_shard_size=PIECE)
     return expected
+
+
+def _reference(run: Run) -> str:
+    """What the merged model is compared with."""
+    if run.recipe.adapter.kind == "full":
+        return "the trained model"
+    if run.recipe.model.quantize == "none":
+        return "the adapter over its base"
+    return f"the adapter over its base, not quantised; it was learned over {run.recipe.model.quantize}"
 
 
 def _logits(model, ids: torch.Tensor) -> torch.Tensor:

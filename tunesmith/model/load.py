@@ -1,5 +1,6 @@
 """A base model from a folder or the hub: safetensors only, never remote code."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from tunesmith.errors import UserError, first_line
@@ -47,9 +48,21 @@ def config_of(folder: Path):
         raise UserError(f"model.path: {folder}: transformers cannot read this model: {first_line(error)}") from None
 
 
+def check_quantize(model: Model, config) -> None:
+    """That the base can be quantised as asked. Raises UserError."""
+    if model.quantize == "none":
+        return
+    if find_spec("bitsandbytes") is None:
+        raise UserError(f"model.quantize: {model.quantize} needs bitsandbytes: pip install 'tunesmith[bnb]'")
+    own = getattr(config, "quantization_config", None)
+    if own is not None:
+        method = own["quant_method"] if isinstance(own, dict) else own.quant_method
+        raise UserError(f"model.quantize: {model.path} is quantised already ({method}); say model.quantize: none")
+
+
 def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
-    """The causal language model, on the CPU; `dtype` a torch dtype, `attention` as transformers names it,
-    or None for its own choice."""
+    """The causal language model, on the CPU, or on the card if it is quantised; `dtype` a torch dtype, `attention` as
+    transformers names it, or None for its own choice."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -58,18 +71,31 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
     if model.initialize == "random":
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    options = {}
+    if model.quantize != "none":
+        from tunesmith.model import quantize
+
+        options["quantization_config"] = quantize.settings(model.quantize, dtype)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False,
+            **options)
     except (ValueError, OSError) as error:
         raise UserError(f"model.path: {folder}: transformers cannot load this model: {first_line(error)}") from None
+    if options:
+        quantize.settle(loaded)
+    return loaded
 
 
 def _quieten() -> None:
-    """The screen is Tunesmith's: no progress bars of transformers, nor what it tells PEFT about an old name."""
+    """The screen is Tunesmith's: no progress bars of transformers, nor what it tells PEFT about an old name, nor what
+    bitsandbytes tells about each layer."""
     import warnings
+    from logging import ERROR, getLogger
 
     from transformers.utils import logging
+
+    getLogger("bitsandbytes").setLevel(ERROR)
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -20,6 +20,7 @@ from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Train
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, parallel
+from tunesmith.training.experts import Routing
 from tunesmith.training.feed import StepData, step_data, steps_ahead
 from tunesmith.training.ladder import is_out_of_memory, step_down
 from tunesmith.training.layers import CompileWatch, checkpoint_layers
@@ -38,6 +39,7 @@ class Job:
     settings: Train
     model: torch.nn.Module
     head: Head | None
+    routing: Routing
     optimizer: torch.optim.Optimizer
     tokens: TokenStore
     held_out: TokenStore
@@ -76,7 +78,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
             group["lr"] = rate
 
         supervised, tokens = parallel.add_up([data.supervised_tokens, data.tokens], job.device)
-        loss, smaller = _learn(job, state, data, supervised)
+        loss, smaller = _learn(job, state, data, supervised, tokens)
         parallel.add_up_gradients(trained)
         loss_value, smaller = parallel.add_up([loss, smaller], job.device)
         if smaller:
@@ -97,7 +99,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
                 loss=loss_value, learning_rate=rate, grad_norm=norm, tokens=int(tokens),
                 supervised_tokens=int(supervised), seconds=round(seconds, 4),
                 tokens_per_second=round(tokens / seconds, 1), waiting_seconds=round(waited, 4),
-                memory_bytes=peak_bytes(job.device))
+                memory_bytes=peak_bytes(job.device), **job.routing.load())
         if compiled := compiling.news():
             job.log("compile", step=state.step, **compiled)
 
@@ -123,17 +125,19 @@ def _data(job: Job, state: checkpoint.State, step: int) -> StepData:
     return step_data(step, job.schedule, job.tokens, state.micro_batch_tokens, job.plan.packing, job.device)
 
 
-def _learn(job: Job, state: checkpoint.State, data: StepData, supervised: float) -> tuple[float, int]:
+def _learn(job: Job, state: checkpoint.State, data: StepData, supervised: float,
+           tokens: float) -> tuple[float, int]:
     """Adds up the gradients of a step. Returns its loss, and how often it was done again in smaller parts."""
     smaller = 0
     while True:
         try:
-            return _backward(job, data, supervised), smaller
+            return _backward(job, data, supervised, tokens), smaller
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         # Out of the handler, which kept the failed attempt's tensors alive.
         job.optimizer.zero_grad(set_to_none=True)
+        job.routing.forget()
         if job.device.type == "cuda":
             torch.cuda.empty_cache()
         smaller += 1
@@ -145,13 +149,14 @@ def _learn(job: Job, state: checkpoint.State, data: StepData, supervised: float)
         seed_step(job.seed, state.step)
 
 
-def _backward(job: Job, data: StepData, supervised: float) -> float:
+def _backward(job: Job, data: StepData, supervised: float, tokens: float) -> float:
+    """Of `supervised` learned and `tokens` seen ones in the whole step. The loss is that of the answers alone."""
     total = torch.zeros((), device=job.device)
     for batch in data.batches:
         with autocast(job.plan):
             loss, _, _ = token_losses(job.model, batch, job.head)
         loss = loss / supervised
-        loss.backward()
+        (loss + job.routing.loss(batch, tokens)).backward()
         total += loss.detach()
     return total.item()
 

@@ -1,0 +1,98 @@
+"""A mixture of experts: adapters reach the experts and not the routers, open plainly and merge; routing is seen."""
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from tests.model.test_result import QUICK, logits, trained_logits
+from tests.train.test_reference import losses
+from tunesmith import train
+from tunesmith.errors import UserError
+from tunesmith.export.merged import export_merged
+from tunesmith.inputs import plan_of
+from tunesmith.model.experts import routers
+from tunesmith.training.batch import Batch
+from tunesmith.training.experts import Routing
+from tunesmith.worker import trainable_model
+
+MIXTURES = ["qwen3_moe", "mixtral", "olmoe", "gpt_oss"]
+IDS = torch.arange(5, 29)[None]
+
+
+def trained_names(run) -> set[str]:
+    model = trainable_model(run, plan_of(run))
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("kind", ["none", "nf4"])
+def test_adapters_of_experts_open_and_merge(recipe, tmp_path, name, kind):
+    run = train(recipe(name, model={"quantize": kind}, train=QUICK))
+    opened = logits(AutoPeftModelForCausalLM.from_pretrained(run.result), IDS)
+    if kind == "none":
+        assert torch.allclose(opened, trained_logits(run, IDS), atol=1e-5)
+    export_merged(run, tmp_path / "merged")
+    assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), IDS), opened, atol=1e-4)
+    assert (opened - logits(AutoModelForCausalLM.from_pretrained(run.base), IDS)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize(("adapter", "experts", "router"), [
+    ({}, True, False), ({"experts": False}, False, False), ({"router": True}, True, True),
+    ({"targets": ["q_proj", "v_proj"]}, False, False),
+])
+def test_what_all_linear_reaches(recipe, name, adapter, experts, router):
+    run = train(recipe(name, adapter=adapter, train={"max_steps": 1}))
+    names = trained_names(run)
+    assert any("q_proj" in n for n in names)
+    assert any("experts" in n for n in names) == experts
+    assert any("gate.lora" in n or "router.lora" in n for n in names) == router
+    ranks = {p.shape[0] for n, p in trainable_model(run, plan_of(run)).named_parameters()
+             if "experts" in n and "lora_A" in n}
+    assert ranks == ({4 * 4} if experts else set())  # of 4 experts, the same in both matrices
+
+
+def test_checkpointing_activations_changes_no_loss(recipe):
+    runs = [train(recipe("qwen3_moe", mode, model={"quantize": "nf4"}, train=QUICK | {"gradient_checkpointing": mode}))
+            for mode in ("on", "off")]
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), abs=1e-6)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"adapter": {"dora": True}}, "adapter.dora: PEFT has it for linear modules"),
+    ({"adapter": {"dropout": 0.1}}, "adapter.dropout: PEFT has it for linear modules"),
+    ({"model": {"quantize": "int8"}}, "model.quantize: int8 does not reach experts"),
+])
+def test_what_cannot_be_is_refused(recipe, changes, said):
+    with pytest.raises(UserError, match=said):
+        train(recipe("qwen3_moe", train=QUICK, **changes))
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("packed", [True, False])
+def test_router_loss_is_that_of_transformers_layer_by_layer(family, name, packed):
+    model = AutoModelForCausalLM.from_pretrained(family(name)).train()
+    seen = {}
+    for key, (module, index) in routers(model).items():
+        module.register_forward_hook(lambda m, i, out, key=key, index=index: seen.update({key: out[index]}))
+    routing = Routing(model, 0.5)
+    ids = torch.randint(5, 300, (1, 16) if packed else (2, 8), generator=torch.Generator().manual_seed(0))
+    lengths = [10, 6] if packed else [8, 5]
+    model(input_ids=ids)
+    mask = None if packed else torch.arange(8) < torch.tensor(lengths)[:, None]
+    expected = torch.stack([load_balancing_loss_func((layer,), 4, 2, mask) for layer in seen.values()]).mean()
+    found = routing.loss(Batch(ids, ids, ids, ids, tuple(lengths), (0, 1), packed), step_tokens=2 * sum(lengths))
+    assert len(seen) == 2 and torch.allclose(found, 0.5 * expected / 2)
+    found.backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if n.startswith("model.layers.0.self_attn.q"))
+    [load] = routing.load().values()
+    assert len(load) == 2 and all(1 <= value <= 4 for value in load) and not routing.load()
+
+
+def test_router_loss_needs_routers(family):
+    model = AutoModelForCausalLM.from_pretrained(family("llama3"))
+    with pytest.raises(UserError, match="method.router_loss: this model has no experts"):
+        Routing(model, 0.1)
+    assert Routing(model, 0.0).loss(None, 1) == 0.0

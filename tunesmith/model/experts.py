@@ -1,0 +1,39 @@
+"""What a mixture of experts is made of, in transformers' terms: stacked expert weights and routers.
+
+The experts of a layer are one module with 3-D parameters, (expert, out, in) or transposed.
+"""
+
+import re
+
+
+def is_stack(module, parameter: str) -> bool:
+    """Whether a module's parameter holds the stacked weights of experts."""
+    return hasattr(module, "is_transposed") and getattr(module, parameter).ndim == 3
+
+
+def stacks(model) -> list[str]:
+    """Names of the stacked expert weights, within their layer: the same in each."""
+    names = (f"{name}.{key}" for name, module in model.named_modules()
+             for key, _ in module.named_parameters(recurse=False) if is_stack(module, key))
+    return sorted({within_layer(name) for name in names})
+
+
+def router_weights(model) -> list[str]:
+    """Names of the routers' matrices, within their layer."""
+    return sorted({within_layer(f"{name}.{key}") for name, (module, _) in routers(model).items()
+                   for key, parameter in module.named_parameters() if parameter.ndim == 2})
+
+
+def within_layer(name: str) -> str:
+    """A name without the layer's number and what is before it."""
+    return re.split(r"\.\d+\.", name)[-1]
+
+
+def routers(model) -> dict:
+    """{name: (module, index of the router logits in its output)}, as transformers records them."""
+    kinds = {}
+    for part in model.modules():
+        recorder = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits")
+        if hasattr(recorder, "target_class"):
+            kinds[recorder.target_class] = recorder.index
+    return {name: (module, kinds[type(module)]) for name, module in model.named_modules() if type(module) in kinds}

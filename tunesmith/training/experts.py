@@ -1,0 +1,75 @@
+"""How a mixture of experts routes its tokens: the load-balancing loss and each layer's load, seen at its routers.
+
+A model without experts has a loss of 0 and no load. n: tokens of a micro-batch without padding, E: experts.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from tunesmith.errors import UserError
+from tunesmith.model.experts import routers
+from tunesmith.training import parallel
+from tunesmith.training.batch import Batch
+
+
+class Routing:
+    """Watches a model's routers. Raises UserError for a loss without routers."""
+
+    def __init__(self, model, coefficient: float):
+        self._coefficient = coefficient
+        self._experts_per_token = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+        self._logits: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, torch.Tensor] = {}
+        self._watched = routers(model)
+        if coefficient and not self._watched:
+            raise UserError("method.router_loss: this model has no experts")
+        for name, (module, index) in self._watched.items():
+            module.register_forward_hook(partial(self._note, name, index))
+
+    def _note(self, name: str, index: int, module, inputs, outputs) -> None:
+        if module.training and torch.is_grad_enabled():  # recomputed ones are replaced by the next forward pass
+            self._logits[name] = outputs[index] if isinstance(outputs, tuple) else outputs
+
+    def loss(self, batch: Batch, step_tokens: float) -> torch.Tensor | float:
+        """A micro-batch's part of the step's loss: coefficient times the mean over layers of E * sum of (share of
+        tokens * mean probability), equations 4 to 6 of Fedus et al. 2021, weighted by the micro-batch's tokens."""
+        losses = []
+        for name, logits_nE in self._logits.items():
+            probability_nE = _without_padding(logits_nE, batch).float().softmax(-1)
+            chosen_nk = probability_nE.topk(self._experts_per_token).indices
+            experts = probability_nE.shape[-1]
+            counts_E = F.one_hot(chosen_nk, experts).sum((0, 1))
+            self._counts[name] = self._counts.get(name, 0) + counts_E
+            losses.append(experts * (counts_E / len(probability_nE) * probability_nE.mean(0)).sum())
+        self._logits.clear()
+        if not self._coefficient or not losses:
+            return 0.0
+        return self._coefficient * torch.stack(losses).mean() * (sum(batch.lengths) / step_tokens)
+
+    def forget(self) -> None:
+        """What was seen of a step that is done again."""
+        self._logits.clear()
+        self._counts.clear()
+
+    def load(self) -> dict:
+        """{expert_load}: for each layer, tokens of the busiest expert over their mean, of all processes since the last
+        call; 1 is even."""
+        if not self._watched:
+            return {}
+        gathered = parallel.gather({name: counts_E.tolist() for name, counts_E in self._counts.items()})
+        self._counts.clear()
+        shares = [share for share in gathered if share]  # a process may have had no micro-batch
+        if not shares:
+            return {}
+        layers = [torch.tensor([share[name] for share in shares]).sum(0).float() for name in self._watched]
+        return {"expert_load": [round((total_E.max() / total_E.mean()).item(), 3) for total_E in layers]}
+
+
+def _without_padding(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    if batch.packed:
+        return logits
+    rows, longest = batch.input_ids_BT.shape
+    lengths_B = torch.tensor(batch.lengths, device=logits.device)
+    return logits[(torch.arange(longest, device=logits.device) < lengths_B[:, None]).flatten()]
