@@ -181,7 +181,7 @@ class Train(Section):
     tiled_mlp: Switch = "auto"
     """Run each MLP over pieces of the sequence, so that its wide activations are never whole."""
     compile: Switch = "auto"
-    """Compile the decoder layers with torch.compile. auto: off, as it gains little on a CPU."""
+    """Compile the decoder layers with torch.compile. auto: off, as no gain was seen on a CPU."""
     processes: Positive | None = None
     """Data-parallel processes. By default one per card, or one."""
     eval_every: Positive | None = None

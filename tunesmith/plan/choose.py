@@ -76,7 +76,7 @@ def _layers(settings: Train, machine: Machine, length: int, tokens: int, reasons
         tiled = tokens >= TILED_MLP_FROM_TOKENS and not compiled
         reasons["tiled_mlp"] = f"{tokens} tokens in a forward pass"
     if settings.compile == "auto":
-        reasons["compile"] = "off: gains little on a CPU, not measured on a card"
+        reasons["compile"] = "off: no gain seen on a CPU, not measured on a card"
     if offload and not machine.cards:
         raise UserError("train.activation_offload: without a card activations are in host memory already; "
                         "set it to false")
