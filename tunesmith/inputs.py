@@ -22,14 +22,14 @@ def tokenizer_of(run: Run) -> Tokenizer:
     return Tokenizer.load(run.tokenizer, template_kwargs=run.plan["template_kwargs"])
 
 
-def dataset_of(run: Run, tokenizer: Tokenizer, ledger_file: Path | None = None,
+def dataset_of(run: Run, tokenizer: Tokenizer, sequence_length: int, ledger_file: Path | None = None,
                progress=lambda rows, examples: None) -> Dataset:
     """The run's tokens; after `prepare` they come from the cache."""
     recipe = run.recipe
     chosen = method.get(recipe.method.name)
     settings = Settings(
         tokenizer=tokenizer, encode=chosen.encode, method=recipe.method, splits=chosen.splits,
-        sequence_length=recipe.data.sequence_length, too_long=recipe.data.too_long, candidate_share=0.0)
+        sequence_length=sequence_length, too_long=recipe.data.too_long, candidate_share=0.0)
     return prepare(recipe.data, settings, cache_folder() / "tokens", ledger_file, progress)
 
 

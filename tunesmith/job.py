@@ -17,6 +17,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import Interrupted, NotEnoughMemory, NotFinite, ProcessDied, UserError
 from tunesmith.inputs import dataset_of, plan_of
 from tunesmith.machine import probe
+from tunesmith.measure import fitted
 from tunesmith.model.load import check_quantize, config_of, resolve, save_tokenizer
 from tunesmith.plan.choose import Plan, choose
 from tunesmith.recipe import Recipe
@@ -24,6 +25,7 @@ from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
 
 ROWS_LOOKED_AT = 200
+UNKNOWN_POSITIONS = 2**17  # of a model that does not say, such as one without position embeddings
 
 
 def train(recipe: Recipe) -> Run:
@@ -62,13 +64,21 @@ def prepare(run: Run) -> None:
     save_tokenizer(recipe.model, base, run.tokenizer)
     kwargs = thinking_kwargs(Tokenizer.load(run.tokenizer), any(map(has_reasoning, recipe.data.train)))
     tokenizer = Tokenizer.load(run.tokenizer, template_kwargs=kwargs)
-    dataset = dataset_of(run, tokenizer, run.ledger_file, screen.encoding)
+    plan, measured = fitted(run, plan, base, _positions(config))
+    if measured:
+        screen.measured(measured)
+    dataset = dataset_of(run, tokenizer, plan.sequence_length, run.ledger_file, screen.encoding)
     screen.data(dataset)
     _check_fit(recipe, dataset, config)
     write_json(run.provenance_file, provenance.collect(recipe, base, machine))
     write_json(run.plan_file, plan.as_dict() | {
         "ledger": dataset.ledger, "formats": dataset.formats, "base": str(base), "template": tokenizer.template_name,
         "template_kwargs": kwargs, "stop_ids": _stop_ids(dataset, tokenizer, base)})
+
+
+def _positions(config) -> int:
+    """Tokens that the model has positions for."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or UNKNOWN_POSITIONS
 
 
 def _check_fit(recipe: Recipe, dataset: Dataset, config) -> None:

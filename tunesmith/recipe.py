@@ -94,8 +94,8 @@ class Data(Section):
     """Share of the rows set aside for evaluation, chosen by the hash of their prompt, where `eval` is empty."""
     eval_limit: Positive = 500
     """Most held-out rows that are evaluated."""
-    sequence_length: Annotated[int, Field(ge=8)] = 2048
-    """Longest example, in tokens."""
+    sequence_length: Annotated[int, Field(ge=8)] | Literal["max"] = 2048
+    """Longest example, in tokens. max: as long as fits in memory and the model has positions for, by measuring."""
     too_long: Literal["drop", "truncate", "refuse"] = "drop"
     """What happens to a longer example; each one is in the ledger. Text for cpt is split, not lost."""
     packing: bool = True
@@ -151,8 +151,9 @@ class Train(Section):
     """Stop after so many trained tokens."""
     batch: Positive = 32
     """Examples per optimizer step, over all processes: the effective batch."""
-    micro_batch: Positive | None = None
-    """Examples of full sequence length in one forward pass. By default the planner chooses."""
+    micro_batch: Positive | Literal["auto"] | None = None
+    """Examples of full sequence length in one forward pass. auto: as many as fit, found by measuring. By default the
+    planner chooses without measuring."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "muon"] = "adamw"
     """The 8-bit ones need bitsandbytes. muon: of hidden matrices, AdamW of the rest (Jordan et al. 2024)."""
     weights: Literal["auto", "float32", "bfloat16"] = "auto"

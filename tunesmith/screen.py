@@ -29,6 +29,12 @@ class Screen:
         if self._due():
             self.console.print(f"tokenising: {rows:,} rows, {rows / seconds:,.0f} rows/s", style="dim")
 
+    def measured(self, found) -> None:
+        """`found`: what was measured to fit (measure.Measured)."""
+        sizes = ", ".join(f"{tokens:,} tokens in {peak / 1e9:.2f} GB" for tokens, peak in found.points)
+        self.console.print(f"memory  measured {sizes}; {found.tokens:,} fit in {found.budget_bytes / 1e9:.2f} GB "
+                           f"({found.seconds:.0f} s)")
+
     def data(self, dataset) -> None:
         """What became of the rows."""
         ledger = dataset.ledger

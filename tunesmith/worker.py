@@ -5,7 +5,7 @@ import shutil
 import signal
 import time
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +13,19 @@ import torch
 from transformers import GenerationConfig
 
 from tunesmith.data.pack import Schedule
+from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import Interrupted, NotFinite
 from tunesmith.evaluate import generate, heldout
 from tunesmith.evaluate.report import write_report
 from tunesmith.inputs import cache_folder, dataset_of, plan_of, tokenizer_of
 from tunesmith.model import adapt, load
+from tunesmith.plan.choose import Plan
 from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
 from tunesmith.training import attention, checkpoint, layers, parallel
 from tunesmith.training.experts import Routing
 from tunesmith.training.loop import Job, loop
-from tunesmith.training.loss import autocast, find_head
+from tunesmith.training.loss import Head, autocast, find_head
 from tunesmith.training.optimizer import build_optimizer
 from tunesmith.training.saver import Saver
 
@@ -63,11 +65,21 @@ def work(folder: Path) -> None:
         _finish(job, run)
 
 
-def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State]:
-    recipe, settings = run.recipe, run.recipe.train
-    tokenizer = tokenizer_of(run)
-    dataset = dataset_of(run, tokenizer)
-    model = trainable_model(run, plan).to(device)
+@dataclass
+class Trainable:
+    """A model ready to train on its device, and what was found out about it."""
+
+    model: torch.nn.Module
+    head: Head | None
+    routing: Routing
+    optimizer: torch.optim.Optimizer
+    plan: Plan  # as it suits this model
+
+
+def build(run: Run, plan: Plan, base: Path, device: torch.device, log) -> Trainable:
+    """The recipe's model, in one visible order. Raises UserError for what does not suit it."""
+    recipe = run.recipe
+    model = trainable_model(run, plan, base).to(device)
     with autocast(plan):
         packs = plan.packing and attention.keeps_apart(model)
     if plan.packing and not packs:
@@ -78,19 +90,25 @@ def _job(run: Run, plan, device, log, stop_asked) -> tuple[Job, checkpoint.State
     if not head:
         log("warning", message="this model's output layer is not seen from outside: its logits are computed whole")
     routing = Routing(model, recipe.method.router_loss)
-    for skipped in layers.apply(model, plan, settings, cache_folder() / "inductor"):
+    for skipped in layers.apply(model, plan, recipe.train, cache_folder() / "inductor"):
         log("warning", message=skipped)
-    optimizer = build_optimizer(model, settings)
+    return Trainable(model, head, routing, build_optimizer(model, recipe.train), plan)
+
+
+def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint.State]:
+    recipe, settings = run.recipe, run.recipe.train
+    tokenizer = tokenizer_of(run)
+    dataset = dataset_of(run, tokenizer, plan.sequence_length)
+    built = build(run, plan, run.base, device, log)
+    model, plan = built.model, built.plan
     done = checkpoint.complete(run.checkpoints)
-    state = checkpoint.load(done[-1], model, optimizer) if done else checkpoint.State(
+    state = checkpoint.load(done[-1], model, built.optimizer) if done else checkpoint.State(
         micro_batch_tokens=plan.micro_batch_tokens, checkpointing=plan.gradient_checkpointing == "on")
     if state.checkpointing and plan.gradient_checkpointing != "on":
         layers.checkpoint_layers(model, "on")
     schedule = Schedule(dataset.train.weights, settings.batch, settings.epochs, recipe.seed, settings.max_steps)
-    saver = Saver(run.checkpoints, settings.keep_checkpoints, log)
-    job = Job(run=run, plan=plan, settings=settings, model=model, head=head, routing=routing,
-              optimizer=optimizer,
-              tokens=dataset.train, held_out=dataset.eval, tokenizer=tokenizer, schedule=schedule, saver=saver,
+    job = Job(run=run, settings=settings, **vars(built), tokens=dataset.train, held_out=dataset.eval,
+              tokenizer=tokenizer, schedule=schedule, saver=Saver(run.checkpoints, settings.keep_checkpoints, log),
               device=device, stop_asked=stop_asked, evaluate=lambda: _evaluate(job, state),
               sample=lambda: _sample(job, state), seed=recipe.seed, log=log)
     if run.events("start"):
@@ -110,13 +128,13 @@ def _load_best(job: Job, state: checkpoint.State) -> None:
                                    "the result is the last ones")
 
 
-def trainable_model(run: Run, plan):
+def trainable_model(run: Run, plan: Plan, base: Path):
     """The base model as the recipe trains it, on the CPU."""
-    recipe, base = run.recipe, run.base
+    recipe = run.recipe
     config = load.config_of(base)
     how = attention.choose(config, plan.packing)
     model = load.load(recipe.model, base, getattr(torch, plan.weights), how, recipe.seed)
-    tokenizer = tokenizer_of(run)
+    tokenizer = Tokenizer.load(run.tokenizer)
     new_ids = [tokenizer.encode(token)[0][0] for token in recipe.model.new_tokens]
     torch.manual_seed(recipe.seed)
     return adapt.adapt(model, recipe.adapter, new_ids, tokenizer.vocab_size if new_ids else 0)

@@ -22,7 +22,7 @@ IDS = torch.arange(5, 29)[None]
 
 
 def trained_names(run) -> set[str]:
-    model = trainable_model(run, plan_of(run))
+    model = trainable_model(run, plan_of(run), run.base)
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -49,7 +49,7 @@ def test_what_all_linear_reaches(recipe, name, adapter, experts, router):
     assert any("q_proj" in n for n in names)
     assert any("experts" in n for n in names) == experts
     assert any("gate.lora" in n or "router.lora" in n for n in names) == router
-    ranks = {p.shape[0] for n, p in trainable_model(run, plan_of(run)).named_parameters()
+    ranks = {p.shape[0] for n, p in trainable_model(run, plan_of(run), run.base).named_parameters()
              if "experts" in n and "lora_A" in n}
     assert ranks == ({4 * 4} if experts else set())  # of 4 experts, the same in both matrices
 

@@ -17,7 +17,7 @@ QUICK = {"max_steps": 3, "learning_rate": 1e-2}
 
 def trained_logits(run, ids) -> torch.Tensor:
     """Of the model as training left it: built anew, with the last checkpoint's tensors."""
-    model = trainable_model(run, plan_of(run))
+    model = trainable_model(run, plan_of(run), run.base)
     load(complete(run.checkpoints)[-1], model)
     model.set_attn_implementation("eager")
     with torch.inference_mode():

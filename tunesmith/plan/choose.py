@@ -21,6 +21,7 @@ class Plan:
     processes: int
     weights: str
     compute: str
+    sequence_length: int
     micro_batch_tokens: int
     gradient_checkpointing: str | float
     activation_offload: bool
@@ -54,13 +55,15 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     usual = "float32" if recipe.adapter.kind == "full" else compute
     weights = usual if settings.weights == "auto" else settings.weights
     _check_optimizer(settings.optimizer, device)
-    length = recipe.data.sequence_length
-    if settings.micro_batch:
+    asked = recipe.data.sequence_length
+    length = CHECKPOINTING_FROM_LENGTH if asked == "max" else asked  # long, until it is measured
+    if isinstance(settings.micro_batch, int):
         tokens = settings.micro_batch * length
     else:
         tokens = max(length, CARD_TOKENS if machine.cards else CPU_TOKENS)
     return Plan(
-        device=device, processes=processes, weights=weights, compute=compute, micro_batch_tokens=tokens,
+        device=device, processes=processes, weights=weights, compute=compute,
+        sequence_length=length, micro_batch_tokens=tokens,
         packing=recipe.data.packing, threads=max(1, machine.cores // processes), reasons=reasons,
         **_layers(settings, machine, length, tokens, reasons))
 
