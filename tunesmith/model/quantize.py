@@ -1,7 +1,6 @@
 """A frozen base in 4 or 8 bits through bitsandbytes: QLoRA (Dettmers et al. 2023) and LLM.int8 (Dettmers et al. 2022).
 
-Weights are quantised one after the other while they are read, so memory never holds the model in full. Output head
-and embeddings stay as they are.
+Weights are quantised one after the other while they are read. Output head and embeddings stay as they are.
 """
 
 import bitsandbytes
