@@ -23,7 +23,7 @@ from tunesmith.recipe import Adapter
 from tunesmith.training import attention
 from tunesmith.training.batch import collate
 from tunesmith.training.layers import CompileWatch, checkpoint_layers, compile_layers, tile_mlps
-from tunesmith.training.loss import token_losses
+from tunesmith.training.loss import find_head, token_losses
 from tunesmith.training.memory import peak_bytes
 
 WARMUP, STEPS = 2, 6
@@ -45,6 +45,7 @@ def trial(switch: str, dtype: str, cache: Path) -> dict:
                          num_attention_heads=8, num_key_value_heads=4)
     model = LlamaForCausalLM._from_config(config, attn_implementation=attention.NAME, dtype=getattr(torch, dtype))
     model = adapt(model, Adapter(), [], 0).train()
+    head = find_head(model, packed=True)
     SWITCHES[switch](model, cache)
     random, watch = np.random.default_rng(0), CompileWatch()
     began = {}
@@ -55,7 +56,7 @@ def trial(switch: str, dtype: str, cache: Path) -> dict:
         batch = collate(rows, np.arange(6), packed=True)
         before = peak_bytes(torch.device("cpu")) if step == 0 else before
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            token_losses(model, batch)[0].mean().backward()
+            token_losses(model, batch, head)[0].backward()
         model.zero_grad()
         if began:
             began["tokens"] += sum(batch.lengths)

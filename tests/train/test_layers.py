@@ -17,12 +17,12 @@ from tunesmith.recipe import Adapter, Model, Recipe, Train
 from tunesmith.training import attention, layers
 from tunesmith.training.batch import collate
 from tunesmith.training.layers import checkpoint_layers, compile_layers, decoder_layers, tile_mlps
-from tunesmith.training.loss import token_losses
+from tunesmith.training.loss import find_head, token_losses
 from tunesmith.training.offload import Offload
 
 STEPS = 20
 BOUND = 1e-5
-EXPERTS = ("qwen3_moe", "gpt_oss")
+EXPERTS = ("qwen3_moe", "mixtral", "olmoe", "gpt_oss")
 DENSE = [name for name in tiny.FAMILIES if name not in EXPERTS]
 CPU = torch.device("cpu")
 CARD = Card(0, "a card", 2**34, 2**34, (8, 6))
@@ -55,10 +55,14 @@ def batches(name: str, count: int) -> list:
     return [collate(rows, np.arange(4 * i, 4 * i + 4), packed=name != "gpt_oss") for i in range(count)]
 
 
+def mean_loss(model, batch) -> torch.Tensor:
+    total, losses_N, _ = token_losses(model, batch, find_head(model, batch.packed))
+    return total / len(losses_N)
+
+
 def gradients(model, batch) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
-    losses_N, _ = token_losses(model, batch)
-    losses_N.mean().backward()
+    mean_loss(model, batch).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -68,7 +72,7 @@ def curve(model, name: str) -> list[float]:
     found = []
     for step, batch in enumerate(batches(name, STEPS)):
         torch.manual_seed(step)
-        loss = token_losses(model, batch)[0].mean()
+        loss = mean_loss(model, batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -142,7 +146,7 @@ def kept_bytes(model, batch) -> list[int]:
         layer.register_forward_pre_hook(lambda *_, i=i: current.__setitem__(0, i))
         layer.register_forward_hook(lambda *_: current.__setitem__(0, None))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        token_losses(model, batch)
+        mean_loss(model, batch)
     return kept
 
 
