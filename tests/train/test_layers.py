@@ -176,7 +176,7 @@ def test_checkpointing_may_be_changed_in_the_middle(build):
 def test_experts_are_refused_by_name(build, name, tmp_path):
     model = build(name)
     plan = SimpleNamespace(tiled_mlp=True, compile=False, gradient_checkpointing="off")
-    with pytest.raises(UserError, match="train.tiled_mlp: [A-Za-z]+ForCausalLM has layers"):
+    with pytest.raises(UserError, match="train.tiled_mlp: [A-Za-z0-9]+ForCausalLM has layers"):
         layers.apply(model, plan, Train(tiled_mlp="on"), tmp_path)
     [said] = layers.apply(model, plan, Train(), tmp_path)
     assert "train.tiled_mlp is off" in said

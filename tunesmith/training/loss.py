@@ -15,7 +15,9 @@ import torch.nn.functional as F
 
 from tunesmith.training.batch import IGNORED, Batch, collate
 
-CHUNK_LOGITS = 2**24  # 64 MB in float32; larger chunks are no faster
+# Logits of a chunk. On a CPU larger chunks are no faster; on a card (not measured yet) each one costs a pass over the
+# gradient of the output layer.
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**28}
 LEAST_ROWS = 256  # of a chunk: fewer make the matmul slow
 
 
@@ -28,8 +30,8 @@ class Head:
     after: Callable[[torch.Tensor], torch.Tensor]
     vocabulary: int
 
-    def losses(self, hidden_CE: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-        return _cross_entropy(self.after(self.layer(hidden_CE)), targets_C)
+    def logits(self, hidden_CE: torch.Tensor) -> torch.Tensor:
+        return self.after(self.layer(hidden_CE))
 
 
 def token_losses(model, batch: Batch, head: Head | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -42,7 +44,8 @@ def token_losses(model, batch: Batch, head: Head | None) -> tuple[torch.Tensor, 
             trained = [p for p in head.layer.parameters() if p.requires_grad]
             total, losses_N = _ChunkedLoss.apply(head, hidden_NE, targets_N, *trained)
             return total, losses_N, document_N
-        losses_N = torch.cat([head.losses(*chunk) for _, *chunk in _chunks(head, hidden_NE, targets_N)])
+        losses_N = torch.cat([_cross_entropy(head.logits(hidden_CE), targets_C)
+                              for _, hidden_CE, targets_C in _chunks(head, hidden_NE, targets_N)])
     else:
         kept_T = supervised_BT.any(0).nonzero().squeeze(1)
         logits_BKV = forward(model, batch, logits_to_keep=kept_T).logits
@@ -61,16 +64,15 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, head: Head, hidden_NE, targets_N, *trained):
-        by_hidden_NE, by_trained = torch.empty_like(hidden_NE), [torch.zeros_like(p) for p in trained]
+        by_hidden_NE, by_trained = torch.empty_like(hidden_NE), []
         losses_N = torch.empty(len(targets_N), dtype=_wide(hidden_NE.dtype), device=hidden_NE.device)
         for rows, hidden_CE, targets_C in _chunks(head, hidden_NE, targets_N):
             with torch.enable_grad():
                 hidden_CE = hidden_CE.detach().requires_grad_()
-                losses_C = head.losses(hidden_CE, targets_C)
-                by_hidden_NE[rows], *more = torch.autograd.grad(losses_C.sum(), (hidden_CE, *trained))
-            for gradient, chunk in zip(by_trained, more):
-                gradient += chunk
-            losses_N[rows] = losses_C.detach()
+                logits_CV = head.logits(hidden_CE)
+            losses_N[rows], by_logits_CV = _losses_and_gradient(logits_CV.detach(), targets_C)
+            by_hidden_NE[rows], *more = torch.autograd.grad(logits_CV, (hidden_CE, *trained), by_logits_CV)
+            by_trained = [a.add_(b) for a, b in zip(by_trained, more)] or more
         ctx.save_for_backward(by_hidden_NE if hidden_NE.requires_grad else None, *by_trained)
         ctx.mark_non_differentiable(losses_N)
         return losses_N.sum(), losses_N
@@ -83,10 +85,19 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _chunks(head: Head, hidden_NE: torch.Tensor, targets_N: torch.Tensor):
-    size = max(LEAST_ROWS, CHUNK_LOGITS // head.vocabulary)
+    size = max(LEAST_ROWS, CHUNK_LOGITS[hidden_NE.device.type] // head.vocabulary)
     for start in range(0, len(targets_N), size):
         rows = slice(start, start + size)
         yield rows, hidden_NE[rows], targets_N[rows]
+
+
+def _losses_and_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy and its derivative by the logits, softmax less one at the target, in one buffer."""
+    buffer_CV = F.log_softmax(logits_CV, 1, dtype=_wide(logits_CV.dtype))
+    at_C1 = targets_C[:, None]
+    losses_C = -buffer_CV.gather(1, at_C1)[:, 0]
+    buffer_CV.exp_().scatter_add_(1, at_C1, buffer_CV.new_full(at_C1.shape, -1))
+    return losses_C, buffer_CV.to(logits_CV.dtype)
 
 
 def _cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
