@@ -99,9 +99,9 @@ def _layers(settings: Train, machine: Machine, length: int, tokens: int, reasons
 
 
 def _check_optimizer(name: str, device: str) -> None:
+    if name == "paged_adamw_8bit" and device == "cpu":
+        raise UserError(f"train.optimizer: {name} moves moments between a card and memory, and this machine has no "
+                        "card; use adamw_8bit")
     if name.endswith("_8bit") and find_spec("bitsandbytes") is None:
         raise UserError(f"train.optimizer: {name} needs bitsandbytes; pip install 'tunesmith[bnb]', or use adafactor, "
                         "which is as small")
-    if name.startswith("paged_") and device == "cpu":
-        raise UserError(f"train.optimizer: {name} moves moments between a card and memory, and this machine has no "
-                        "card; use adamw_8bit")
