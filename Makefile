@@ -16,6 +16,7 @@ test-all: $(VENV)/installed-test
 
 bench: .venv-bench/installed
 	.venv-bench/bin/python bench/run.py
+	.venv-bench/bin/python bench/growth.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tunesmith needs Python 3.11 or newer; say make PYTHON=python3.12")'

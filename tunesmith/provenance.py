@@ -11,7 +11,8 @@ from tunesmith.machine import Machine
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, read_json
 
-PACKAGES = ("tunesmith", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "pyarrow")
+PACKAGES = ("tunesmith", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "pyarrow",
+            "bitsandbytes")
 
 
 def collect(recipe: Recipe, base: Path, machine: Machine) -> dict:

@@ -6,7 +6,9 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
 
     start       steps, rows, eval_rows, trainable_parameters, parameters
     step        step, epoch, loss (mean over the step's supervised tokens), learning_rate, grad_norm, tokens,
-                supervised_tokens, seconds, tokens_per_second, waiting_seconds (for data), memory_bytes (peak)
+                supervised_tokens, seconds, tokens_per_second, waiting_seconds (for data), memory_bytes (peak);
+                of a mixture of experts also expert_load (busiest over mean, by layer)
+    compile     step, graphs, recompiles (graphs after the first ones), seconds
     eval        step, loss, rows, seconds
     samples     step, samples: [{prompt, reference, answer}]
     checkpoint  step, path, bytes, seconds (of the write), stall_seconds (that training stood still), best

@@ -1,5 +1,9 @@
 #!/bin/sh
-# The same comparison on a machine with a card. Not yet run on one.
+# Every check and benchmark that needs a card, in a virtual environment with the test and bench extras.
+# Not yet run on one.
 set -eu
 cd "$(dirname "$0")/../.."
-exec "${PYTHON:-.venv-bench/bin/python}" bench/run.py --device cuda "$@"
+python="${PYTHON:-.venv-bench/bin/python}"
+"$python" -m pytest tests/train -k "card or cuda" -rs
+"$python" bench/growth.py --device cuda
+"$python" bench/run.py --device cuda --quick --only speed

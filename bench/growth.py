@@ -1,0 +1,192 @@
+"""How cost grows: tokens/s and memory against sequence length, model size and LoRA rank, as a table and plots.
+
+    python bench/growth.py [--device cuda]
+
+Each point is a process of its own that runs the very parts of the loop (feed, loss, optimizer) on random tokens of a
+Llama with random weights, packed into 4096 tokens a step. Writes bench/results/ and docs/performance-cpu.svg.
+The share of the matmul rate counts 6 operations a weight and token where weights train and 4 where they are frozen,
+the output layer at supervised tokens only, and causal attention; nothing that is computed twice.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+from tunesmith.machine import probe
+
+HERE = Path(__file__).parent
+STEPS, WARMUP, TOKENS = 5, 2, 4096
+SHAPES = {  # parameters: (layers, hidden size, intermediate size, heads)
+    "5M": (4, 256, 704, 4), "15M": (6, 384, 1024, 6), "30M": (8, 512, 1376, 8), "100M": (12, 768, 2048, 12)}
+VOCABULARY = 8192
+
+
+@dataclass(frozen=True)
+class Point:
+    shape: str = "5M"
+    kind: str = "full"
+    dtype: str = "float32"
+    length: int = 256
+    rank: int = 16
+    device: str = "cpu"
+
+
+def curves(device: str) -> dict[str, list[Point]]:
+    """What is varied: the points of each plot."""
+    base = Point(device=device)
+    return {
+        "tokens of an example": [replace(base, length=n, kind=k) for k in ("full", "lora")
+                                 for n in (64, 256, 1024, 4096)],
+        "parameters": [replace(base, shape=s, kind=k, dtype=d) for k, d in
+                       (("full", "float32"), ("full", "bfloat16"), ("lora", "bfloat16")) for s in SHAPES],
+        "LoRA rank": [replace(base, kind="lora", rank=r) for r in (4, 16, 64, 256)],
+    }
+
+
+def measure(point: Point) -> dict:
+    """One point: rate, peak memory and operations a second, of the steps after warm-up."""
+    import numpy as np
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tunesmith.model.adapt import adapt
+    from tunesmith.recipe import Adapter, Train
+    from tunesmith.training import attention
+    from tunesmith.training.batch import collate
+    from tunesmith.training.loss import autocast, find_head, token_losses
+    from tunesmith.training.memory import peak_bytes
+    from tunesmith.training.optimizer import build_optimizer
+
+    device = torch.device(point.device)
+    layers, hidden, middle, heads = SHAPES[point.shape]
+    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=middle, num_hidden_layers=layers,
+                         num_attention_heads=heads, num_key_value_heads=heads // 2, tie_word_embeddings=True)
+    weights = torch.float32 if point.kind == "full" else getattr(torch, point.dtype)
+    model = LlamaForCausalLM._from_config(config, attn_implementation=attention.NAME, dtype=weights)
+    model = adapt(model, Adapter(kind=point.kind, rank=point.rank), [], 0).to(device).train()
+    head, optimizer = find_head(model, packed=True), build_optimizer(model, Train())
+    random, seconds = np.random.default_rng(0), []
+    for _ in range(WARMUP + STEPS):
+        rows = [(random.integers(0, VOCABULARY, point.length), np.arange(point.length) >= point.length // 2)
+                for _ in range(TOKENS // point.length)]
+        batch = collate(rows, np.arange(len(rows)), packed=True).to(device)
+        began = time.perf_counter()
+        with autocast(_Precision(point.device, point.dtype)):
+            total, losses, _ = token_losses(model, batch, head)
+        (total / len(losses)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    taken = statistics.median(seconds[WARMUP:])
+    matrices = layers * (2 * hidden * hidden + hidden * hidden + 3 * hidden * middle)
+    operations = (6 if point.kind == "full" else 4) * (matrices * TOKENS + VOCABULARY * hidden * len(losses))
+    operations += 6 * layers * hidden * point.length * TOKENS  # half of the scores and of their use, three times
+    return {"tokens_per_second": TOKENS / taken, "spread": [TOKENS / s for s in (max(seconds[WARMUP:]),
+            min(seconds[WARMUP:]))], "peak_bytes": peak_bytes(device), "operations_per_second": operations / taken,
+            "parameters": sum(p.numel() for p in LlamaForCausalLM._from_config(config).parameters())}
+
+
+@dataclass(frozen=True)
+class _Precision:
+    device: str
+    compute: str
+
+
+def matmul_rate(device: str, dtype: str) -> float:
+    """Operations a second of a large matmul on this machine: the best of five."""
+    import torch
+
+    size = 2048 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+    best = 0.0
+    for _ in range(6):
+        began = time.perf_counter()
+        (a @ b).sum().item()
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def in_process(what: str, *arguments: str):
+    done = subprocess.run([sys.executable, __file__, "--" + what, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def draw(found: dict[str, list[tuple[Point, dict]]], file: Path) -> None:
+    """A row of plots: rate above, memory below."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "tunesmith", "font.size": 9, "axes.spines.top": False,
+                                "axes.spines.right": False})
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, len(found), figsize=(3.4 * len(found), 5), layout="constrained")
+    at = {"tokens of an example": lambda p, r: p.length, "parameters": lambda p, r: r["parameters"],
+          "LoRA rank": lambda p, r: p.rank}
+    for column, (name, points) in enumerate(found.items()):
+        lines: dict[str, list] = {}
+        for point, result in points:
+            lines.setdefault(f"{point.kind}, {point.dtype}", []).append((at[name](point, result), result))
+        for label, line in lines.items():
+            x = [size for size, _ in line]
+            axes[0][column].plot(x, [r["tokens_per_second"] for _, r in line], marker="o", label=label)
+            axes[1][column].plot(x, [r["peak_bytes"] / 1e9 for _, r in line], marker="o", label=label)
+        for row, title in enumerate(("tokens/s", "peak memory, GB")):
+            axes[row][column].set(xscale="log", xlabel=name, ylabel=title if column == 0 else None)
+            axes[row][column].set_ylim(bottom=0)
+        axes[0][column].legend(frameon=False, fontsize=8)
+    figure.savefig(file, metadata={"Date": None})
+
+
+def table(found, rates: dict[str, float]):
+    machine = probe()
+    yield f"# {date.today()}, {machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB"
+    yield f"\nCards: {', '.join(card.name for card in machine.cards) or 'none'}; {machine.system}"
+    yield (f"\nPython {platform.python_version()}; "
+           + ", ".join(f"{p} {version(p)}" for p in ("tunesmith", "torch", "transformers", "peft")))
+    yield "\nMatmul rate: " + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in rates.items())
+    yield "\n| model | trained | precision | tokens of an example | rank | tokens/s | share of matmul rate | peak memory |"
+    yield "|" + "---|" * 8
+    for points in found.values():
+        for p, r in points:
+            low, high = r["spread"]
+            yield (f"| {p.shape} | {p.kind} | {p.dtype} | {p.length} | {p.rank if p.kind == 'lora' else ''} | "
+                   f"{r['tokens_per_second']:.0f} ({low:.0f} to {high:.0f}) | "
+                   f"{r['operations_per_second'] / rates[p.dtype]:.0%} | {r['peak_bytes'] / 1e9:.2f} GB |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    parser.add_argument("--rate", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.point:
+        print(json.dumps(measure(Point(**json.loads(asked.point)))))
+    elif asked.rate:
+        print(json.dumps(matmul_rate(asked.device, asked.rate)))
+    else:
+        rates = {d: in_process("rate", d, "--device", asked.device) for d in ("float32", "bfloat16")}
+        found = {name: [(p, in_process("point", json.dumps(asdict(p)))) for p in points]
+                 for name, points in curves(asked.device).items()}
+        name = "".join(c if c.isalnum() else "-" for c in probe().processor).strip("-").lower()
+        lines = list(table(found, rates))
+        (HERE / "results" / f"{date.today()}-{name}-growth-{asked.device}.md").write_text("\n".join(lines) + "\n")
+        draw(found, HERE.parent / "docs" / f"performance-{asked.device}.svg")
+        print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
