@@ -133,12 +133,13 @@ def draw(found: dict[str, list[tuple[Point, dict]]], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, len(found), figsize=(3.4 * len(found), 5), layout="constrained")
-    at = {"tokens of an example": lambda p, r: p.length, "parameters": lambda p, r: r["parameters"],
-          "LoRA rank": lambda p, r: p.rank}
+    at = {"tokens of an example": lambda p, r: (p.length, p.length), "LoRA rank": lambda p, r: (p.rank, p.rank),
+          "parameters": lambda p, r: (r["parameters"], p.shape)}
     for column, (name, points) in enumerate(found.items()):
         lines: dict[str, list] = {}
         for point, result in points:
-            lines.setdefault(f"{point.kind}, {point.dtype}", []).append((at[name](point, result), result))
+            lines.setdefault(f"{point.kind}, {point.dtype}", []).append((at[name](point, result)[0], result))
+        ticks = dict(at[name](point, result) for point, result in points)
         for label, line in lines.items():
             x = [size for size, _ in line]
             axes[0][column].plot(x, [r["tokens_per_second"] for _, r in line], marker="o", label=label)
@@ -146,6 +147,8 @@ def draw(found: dict[str, list[tuple[Point, dict]]], file: Path) -> None:
         for row, title in enumerate(("tokens/s", "peak memory, GB")):
             axes[row][column].set(xscale="log", xlabel=name, ylabel=title if column == 0 else None)
             axes[row][column].set_ylim(bottom=0)
+            axes[row][column].set_xticks(list(ticks), list(ticks.values()))
+            axes[row][column].minorticks_off()
         axes[0][column].legend(frameon=False, fontsize=8)
     figure.savefig(file, metadata={"Date": None})
 
