@@ -8,9 +8,10 @@ import torch
 
 from tunesmith import resume, train
 from tunesmith.errors import NotEnoughMemory
-from tunesmith.training import checkpoint
+from tunesmith.training import checkpoint, parallel
 from tunesmith.training import loop as training
 from tunesmith.training.layers import _Checkpointed, decoder_layers
+from tunesmith.worker import work
 
 BOUND = 1e-5
 
@@ -89,3 +90,27 @@ def test_then_activations_are_recomputed_and_then_it_is_said(recipe, limited):
     limited(lambda model, batch: True)
     with pytest.raises(NotEnoughMemory, match="step 1: a row of [0-9]+ tokens does not fit"):
         train(recipe(name="never", train={"max_steps": 5}))
+
+
+def one_of_two_runs_out(folder):
+    """A training process of which the second has no room for more than one row."""
+    token_losses = training.token_losses
+
+    def losses(model, batch, head):
+        if model.training and parallel.rank() == 1 and len(batch.rows) > 1:
+            out_of_memory()
+        return token_losses(model, batch, head)
+
+    training.token_losses = losses
+    work(folder)
+
+
+def test_what_one_process_needed_all_do(recipe, monkeypatch):
+    two = {"processes": 2, "max_steps": 6}
+    whole = train(recipe(name="whole", train=two))
+    monkeypatch.setattr("tunesmith.worker.work", one_of_two_runs_out)
+    run = train(recipe(name="faulty", train=two))
+    assert losses(run) == pytest.approx(losses(whole), abs=BOUND)
+    assert "in another process" in warned(run)[0]
+    [last] = checkpoint.complete(run.checkpoints)
+    assert checkpoint.read_state(last).micro_batch_tokens < run.plan["micro_batch_tokens"]
