@@ -10,19 +10,14 @@ the output layer at supervised tokens only, and causal attention; nothing that i
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
-from tunesmith.machine import probe
+from run import HERE, heading, results_file, trial
 
-HERE = Path(__file__).parent
 STEPS, WARMUP, TOKENS = 5, 2, 4096
 SHAPES = {  # parameters: (layers, hidden size, intermediate size, heads)
     "5M": (4, 256, 704, 4), "15M": (6, 384, 1024, 6), "30M": (8, 512, 1376, 8), "100M": (12, 768, 2048, 12)}
@@ -79,7 +74,7 @@ def measure(point: Point) -> dict:
                 for _ in range(TOKENS // point.length)]
         batch = collate(rows, np.arange(len(rows)), packed=True).to(device)
         began = time.perf_counter()
-        with autocast(_Precision(point.device, point.dtype)):
+        with autocast(SimpleNamespace(device=point.device, compute=point.dtype)):
             total, losses, _ = token_losses(model, batch, head)
         (total / len(losses)).backward()
         optimizer.step()
@@ -96,12 +91,6 @@ def measure(point: Point) -> dict:
             "parameters": sum(p.numel() for p in LlamaForCausalLM._from_config(config).parameters())}
 
 
-@dataclass(frozen=True)
-class _Precision:
-    device: str
-    compute: str
-
-
 def matmul_rate(device: str, dtype: str) -> float:
     """Operations a second of a large matmul on this machine: the best of five."""
     import torch
@@ -114,13 +103,6 @@ def matmul_rate(device: str, dtype: str) -> float:
         (a @ b).sum().item()
         best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
-
-
-def in_process(what: str, *arguments: str):
-    done = subprocess.run([sys.executable, __file__, "--" + what, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def draw(found: dict[str, list[tuple[Point, dict]]], file: Path) -> None:
@@ -153,12 +135,8 @@ def draw(found: dict[str, list[tuple[Point, dict]]], file: Path) -> None:
     figure.savefig(file, metadata={"Date": None})
 
 
-def table(found, rates: dict[str, float]):
-    machine = probe()
-    yield f"# {date.today()}, {machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB"
-    yield f"\nCards: {', '.join(card.name for card in machine.cards) or 'none'}; {machine.system}"
-    yield (f"\nPython {platform.python_version()}; "
-           + ", ".join(f"{p} {version(p)}" for p in ("tunesmith", "torch", "transformers", "peft")))
+def table(found, rates: dict[str, float], device: str):
+    yield from heading(device)
     yield "\nMatmul rate: " + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in rates.items())
     yield "\n| model | trained | precision | tokens of an example | rank | tokens/s | share of matmul rate | peak memory |"
     yield "|" + "---|" * 8
@@ -179,14 +157,13 @@ def main() -> None:
     if asked.point:
         print(json.dumps(measure(Point(**json.loads(asked.point)))))
     elif asked.rate:
-        print(json.dumps(matmul_rate(asked.device, asked.rate)))
+        print(json.dumps({"rate": matmul_rate(asked.device, asked.rate)}))
     else:
-        rates = {d: in_process("rate", d, "--device", asked.device) for d in ("float32", "bfloat16")}
-        found = {name: [(p, in_process("point", json.dumps(asdict(p)))) for p in points]
+        rates = {d: trial("growth.py", "--rate", d, "--device", asked.device)["rate"] for d in ("float32", "bfloat16")}
+        found = {name: [(p, trial("growth.py", "--point", json.dumps(asdict(p)))) for p in points]
                  for name, points in curves(asked.device).items()}
-        name = "".join(c if c.isalnum() else "-" for c in probe().processor).strip("-").lower()
-        lines = list(table(found, rates))
-        (HERE / "results" / f"{date.today()}-{name}-growth-{asked.device}.md").write_text("\n".join(lines) + "\n")
+        lines = list(table(found, rates, asked.device))
+        results_file(f"-growth-{asked.device}").write_text("\n".join(lines) + "\n")
         draw(found, HERE.parent / "docs" / f"performance-{asked.device}.svg")
         print("\n".join(lines))
 

@@ -152,6 +152,11 @@ def heading(device: str):
     yield f"\nLoad average at the start: {load}. `a / b`: Tunesmith / TRL."
 
 
+def results_file(part: str) -> Path:
+    machine = "".join(c if c.isalnum() else "-" for c in probe().processor).strip("-").lower()
+    return HERE / "results" / f"{date.today()}-{machine}{part}.md"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two small cases, one repeat")
@@ -170,10 +175,7 @@ def main() -> None:
         parts = {"speed": ("Training", speed(folder, QUICK if asked.quick else CASES, repeats, asked.device)),
                  "data": ("Data path", data_path(folder, sizes)),
                  "first": ("Command to first step, warm cache", first_step(folder, repeats))}
-        machine = "".join(c if c.isalnum() else "-" for c in probe().processor).strip("-").lower()
-        part = f"-{asked.only}" if asked.only else ""
-        report = HERE / "results" / f"{date.today()}-{machine}{part}.md"
-        with open(report, "w", encoding="utf-8") as file:
+        with open(results_file(f"-{asked.only}" if asked.only else ""), "w", encoding="utf-8") as file:
             for line in _lines(heading(asked.device), [p for k, p in parts.items() if asked.only in (None, k)]):
                 print(line, flush=True)
                 print(line, file=file, flush=True)

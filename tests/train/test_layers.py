@@ -218,3 +218,11 @@ def test_a_run_with_all_of_it_is_the_same_run(recipe):
     runs = [train(recipe(name=f"{i}", train=settings)) for i, settings in enumerate((quick, switches))]
     first, second = ([e["loss"] for e in run.events("step")] for run in runs)
     assert first == pytest.approx(second, abs=BOUND)
+
+
+def test_checkpointing_more_layers_later_keeps_the_offload(build):
+    """As the ladder does when a step does not fit."""
+    model, offload = build("llama3"), Offload(CPU)
+    checkpoint_layers(model, 0.5, offload)
+    checkpoint_layers(model, "on")
+    assert all(layer.forward.offload is offload for layer in decoder_layers(model))

@@ -8,11 +8,15 @@ B batch (1), H heads, T tokens, D head size, n documents of length L.
 from contextlib import contextmanager
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from tunesmith.training.batch import collate
+from tunesmith.training.loss import forward
 
 NAME = "documents"
 
@@ -82,7 +86,7 @@ def keeps_apart(model) -> bool:
     Shown on the model itself: the logits of a document must stay as they are when the one before it changes, and its
     own last token; and be about what they are alone, so positions restart.
     """
-    ids = torch.arange(1, 13, device=model.device)
+    ids = torch.arange(1, 13)
     first, second = ids[:6], ids[6:]
     other_first, other_second = first.flip(0), torch.cat([second[:-1], ids[:1]])
     training = model.training
@@ -104,12 +108,9 @@ def keeps_apart(model) -> bool:
 
 def _packed_logits(model, *documents: torch.Tensor) -> torch.Tensor:
     """(tokens, V) of documents laid end to end."""
-    lengths = torch.tensor([0, *map(len, documents)], device=model.device)
-    ends, longest = lengths.cumsum(0).int(), int(lengths.max())
-    positions = torch.cat([torch.arange(len(d), device=model.device) for d in documents])
-    found = model(input_ids=torch.cat(documents)[None], position_ids=positions[None], use_cache=False,
-                  cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=longest, max_length_k=longest)
-    return found.logits[0].float()
+    rows = [(ids.numpy(), np.zeros(len(ids), bool)) for ids in documents]
+    batch = collate(rows, np.arange(len(rows)), packed=True).to(model.device)
+    return forward(model, batch).logits[0].float()
 
 
 @contextmanager

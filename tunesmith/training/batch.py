@@ -20,6 +20,11 @@ class Batch:
     rows: tuple[int, ...]
     packed: bool
 
+    def real_BT(self) -> torch.Tensor:
+        """Where a padded batch has tokens rather than padding."""
+        lengths_B = torch.tensor(self.lengths, device=self.input_ids_BT.device)
+        return torch.arange(self.input_ids_BT.shape[1], device=lengths_B.device) < lengths_B[:, None]
+
     @property
     def supervised_tokens(self) -> int:
         return int((self.targets_BT != IGNORED).sum())

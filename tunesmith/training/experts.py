@@ -68,8 +68,4 @@ class Routing:
 
 
 def _without_padding(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    if batch.packed:
-        return logits
-    rows, longest = batch.input_ids_BT.shape
-    lengths_B = torch.tensor(batch.lengths, device=logits.device)
-    return logits[(torch.arange(longest, device=logits.device) < lengths_B[:, None]).flatten()]
+    return logits if batch.packed else logits[batch.real_BT().flatten()]

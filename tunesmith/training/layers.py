@@ -55,9 +55,12 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 def checkpoint_layers(model: nn.Module, how: str | float, offload: Offload | None = None) -> None:
     """Recomputes activations in the backward pass (Chen et al. 2016): `on` in every layer, `selective` all but the
-    EXPENSIVE ones, a share in so many layers, spread evenly; `off` in none. May be called again with another answer.
+    EXPENSIVE ones, a share in so many layers, spread evenly; `off` in none. May be called again with another
+    answer; what was offloaded still is.
     """
     layers = decoder_layers(model)
+    before = [layer.forward for layer in layers if isinstance(layer.forward, _Checkpointed)]
+    offload = offload or next((forward.offload for forward in before), None)
     count = round({"on": 1, "selective": 1, "off": 0}.get(how, how) * len(layers))
     for i, layer in enumerate(layers):
         forward = layer.forward.inner if isinstance(layer.forward, _Checkpointed) else layer.forward

@@ -114,9 +114,7 @@ def forward(model, batch: Batch, **options):
     if batch.packed:
         options |= _boundaries(batch)
     else:
-        longest = batch.input_ids_BT.shape[1]
-        lengths_B = torch.tensor(batch.lengths, device=batch.input_ids_BT.device)
-        options["attention_mask"] = torch.arange(longest, device=lengths_B.device) < lengths_B[:, None]
+        options["attention_mask"] = batch.real_BT()
     return model(input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False, **options)
 
 

@@ -26,10 +26,9 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # not Linux
+    control = Path("/proc/self/clear_refs")
+    if control.exists():  # on Linux
+        control.write_text("5")
 
 
 def free_bytes(device: torch.device) -> int:
