@@ -3,7 +3,7 @@
 import torch
 
 from tunesmith.errors import UserError
-from tunesmith.model import experts
+from tunesmith.model import experts, lora
 from tunesmith.recipe import Adapter
 
 # Linear modules of experts in transformers 4. PEFT moves adapters of these names to the stacked experts of 5.
@@ -30,6 +30,7 @@ def adapt(model, adapter: Adapter, new_token_ids: list[int], vocabulary: int):
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    lora.fuse(adapted)
     return adapted
 
 

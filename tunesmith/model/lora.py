@@ -1,0 +1,79 @@
+"""LoRA's forward and backward pass without needless copies.
+
+PEFT's own layer casts its input to float32 and keeps that cast for each of q, k and v; scales and adds in passes of
+their own. Here a layer keeps the input it shares with others and N x r products. Shapes: N tokens, I inputs, O
+outputs, r rank.
+"""
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from torch.nn import functional as F
+
+
+def fuse(model: nn.Module) -> None:
+    """Replaces the forward of PEFT's layers where they are plain LoRA over a linear layer, quantised or not: no
+    dropout, no DoRA. Others stay as PEFT has them."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and _is_plain(layer):
+            layer.forward = _Fused(layer, layer.forward)
+
+
+def _is_plain(layer: LoraLayer) -> bool:
+    base = layer.get_base_layer()
+    return (isinstance(base, nn.Linear) and list(layer.lora_A) == ["default"] and not layer.lora_variant
+            and isinstance(layer.lora_dropout["default"], nn.Identity) and not layer.lora_bias["default"])
+
+
+class _Fused:
+    """A layer's forward. Objects, not closures, so that a copied model is its own."""
+
+    def __init__(self, layer: LoraLayer, inner):
+        self.layer, self.inner = layer, inner
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        layer = self.layer
+        if layer.disable_adapters or layer.merged:
+            return self.inner(x)
+        base = layer.get_base_layer()
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        x = x.to(dtype)
+        a_rI, b_Or = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        plain = type(base) is nn.Linear and not base.weight.requires_grad
+        # A quantised layer computes its own part.
+        weight, rest = (base.weight.to(dtype), base.bias) if plain else (None, base(x))
+        return _Lora.apply(x, weight, rest, a_rI, b_Or, layer.scaling["default"])
+
+
+class _Lora(torch.autograd.Function):
+    """`x W' + rest + s (x A') B'`; W is frozen. Without W, `rest` is all that W would give."""
+
+    @staticmethod
+    def forward(ctx, x, weight_OI, rest, a_rI, b_Or, scaling: float):
+        x_NI = x.flatten(0, -2)
+        with torch.autocast(x.device.type, enabled=False):
+            low_Nr = x_NI @ a_rI.to(x.dtype).t()
+            if weight_OI is None:
+                out_NO = rest.flatten(0, -2)
+            else:
+                out_NO = F.linear(x_NI, weight_OI, None if rest is None else rest.to(x.dtype))
+            out_NO = torch.addmm(out_NO, low_Nr, b_Or.to(x.dtype).t(), alpha=scaling)
+        ctx.save_for_backward(x, weight_OI, a_rI, b_Or, low_Nr)
+        ctx.scaling = scaling
+        return out_NO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, by_out):
+        x, weight_OI, a_rI, b_Or, low_Nr = ctx.saved_tensors
+        x_NI, by_NO = x.flatten(0, -2), by_out.flatten(0, -2)
+        by_low_Nr = by_NO @ b_Or.to(x.dtype) * ctx.scaling
+        by_a, by_b = by_low_Nr.t() @ x_NI, by_NO.t() @ low_Nr * ctx.scaling
+        by_x = None
+        if ctx.needs_input_grad[0]:
+            by_x = by_low_Nr @ a_rI.to(x.dtype)
+            by_x = by_x if weight_OI is None else by_x.addmm_(by_NO, weight_OI)
+            by_x = by_x.view_as(x)
+        by_rest = by_out if weight_OI is None and ctx.needs_input_grad[2] else None
+        return by_x, None, by_rest, by_a.to(a_rI.dtype), by_b.to(b_Or.dtype), None
