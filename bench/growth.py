@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from run import HERE, heading, results_file, trial
+from trials import HERE, heading, matmul_rate, results_file, trial
 
 STEPS, WARMUP, TOKENS = 5, 2, 4096
 SHAPES = {  # parameters: (layers, hidden size, intermediate size, heads)
@@ -89,20 +89,6 @@ def measure(point: Point) -> dict:
     return {"tokens_per_second": TOKENS / taken, "spread": [TOKENS / s for s in (max(seconds[WARMUP:]),
             min(seconds[WARMUP:]))], "peak_bytes": peak_bytes(device), "operations_per_second": operations / taken,
             "parameters": sum(p.numel() for p in LlamaForCausalLM._from_config(config).parameters())}
-
-
-def matmul_rate(device: str, dtype: str) -> float:
-    """Operations a second of a large matmul on this machine: the best of five."""
-    import torch
-
-    size = 2048 if device == "cpu" else 8192
-    a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
-    best = 0.0
-    for _ in range(6):
-        began = time.perf_counter()
-        (a @ b).sum().item()
-        best = max(best, 2 * size**3 / (time.perf_counter() - began))
-    return best
 
 
 def draw(found: dict[str, list[tuple[Point, dict]]], file: Path) -> None:

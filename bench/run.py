@@ -7,25 +7,20 @@ so that what else the machine does falls on both.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import corpus
-import psutil
 from measure import HELD_OUT_ROWS, SEQUENCE_LENGTH, Case
+from trials import heading, results_file, trial
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.machine import probe
 
-HERE = Path(__file__).parent
-PACKAGES = ("tunesmith", "trl", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 VARIANTS = ("padded, same rows a step", "padded, group_by_length", "padded, group_by_length, whole batch",
             "packed bfd")
 CASES = [("small", adapter, dtype) for adapter in ("full", "lora") for dtype in ("float32", "bfloat16")]
@@ -35,32 +30,6 @@ BATCH = {"small": 32, "large": 16}
 STEPS, WARMUP = 8, 2
 TRIED = {"steps": 4, "warmup": 1}  # what finds the best of VARIANTS, and the steps whose losses are compared
 SIZES = {"1 KB": 10**3, "100 MB": 10**8, "1 GB": 10**9}
-
-
-def trial(script: str, *arguments: str, watch_memory: bool = False) -> dict:
-    """Runs a trial's script; its result and, if watched (which takes time), the peak memory of its process tree."""
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as errors:
-        process = psutil.Popen([sys.executable, HERE / script, *arguments], stdout=said, stderr=errors)
-        peak = 0
-        while watch_memory and process.poll() is None:
-            peak = max(peak, tree_bytes(process))
-            time.sleep(0.1)
-        process.wait()
-        said.seek(0), errors.seek(0)
-        if process.returncode:
-            raise RuntimeError(f"{script} {arguments}: {errors.read().decode()[-2000:]}")
-        return json.loads(said.read().decode().splitlines()[-1]) | {"tree_bytes": peak}
-
-
-def tree_bytes(process: psutil.Process) -> int:
-    """Unique memory of a process and its children; pages of mapped files that others share do not count."""
-    total = 0
-    try:
-        for p in (process, *process.children(recursive=True)):
-            total += p.memory_full_info().uss
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        pass  # it ended while we looked; the next look sees the rest
-    return total
 
 
 def prepare(folder: Path) -> None:
@@ -76,6 +45,7 @@ def prepare(folder: Path) -> None:
 
 def speed(folder: Path, cases, repeats: int, device: str):
     """Markdown rows: both tools' rates, TRL's best settings, and whether both learned the same."""
+    yield "`a / b`: Tunesmith / TRL.\n"
     yield ("| model | trained | precision | Tunesmith tokens/s | TRL tokens/s | ratio | supervised tokens/s | "
            "tokens per core-second | held-out loss | step losses differ | TRL's settings, tokens/s when tried |")
     yield "|" + "---|" * 11
@@ -141,20 +111,6 @@ def first_step(folder: Path, repeats: int):
         events = map(json.loads, (run / "events.jsonl").open(encoding="utf-8"))
         seconds.append(next(e["time"] for e in events if e["event"] == "step") - began)
     yield f"median {statistics.median(seconds[1:]):.1f} s ({min(seconds[1:]):.1f} to {max(seconds[1:]):.1f})"
-
-
-def heading(device: str):
-    machine = probe()
-    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
-    yield f"# {date.today()}, {machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB"
-    yield f"\nDevice {device}; cards: {', '.join(card.name for card in machine.cards) or 'none'}; {machine.system}"
-    yield f"\nPython {platform.python_version()}; " + ", ".join(f"{p} {version(p)}" for p in PACKAGES)
-    yield f"\nLoad average at the start: {load}. `a / b`: Tunesmith / TRL."
-
-
-def results_file(part: str) -> Path:
-    machine = "".join(c if c.isalnum() else "-" for c in probe().processor).strip("-").lower()
-    return HERE / "results" / f"{date.today()}-{machine}{part}.md"
 
 
 def main() -> None:

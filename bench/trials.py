@@ -1,0 +1,84 @@
+"""What the benchmarks share: a trial in a process of its own, this machine in words, and where results go."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from tunesmith.machine import probe
+
+HERE = Path(__file__).parent
+PACKAGES = ("tunesmith", "trl", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+
+
+def trial(script: str, *arguments: str, watch_memory: bool = False) -> dict:
+    """Runs a trial's script; its result and, if watched (which takes time), the peak memory of its process tree."""
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen([sys.executable, HERE / script, *arguments], stdout=said, stderr=errors)
+        peak = 0
+        while watch_memory and process.poll() is None:
+            peak = max(peak, tree_bytes(process.pid))
+            time.sleep(0.1)
+        process.wait()
+        said.seek(0), errors.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"{script} {arguments}: {errors.read().decode()[-2000:]}")
+        return json.loads(said.read().decode().splitlines()[-1]) | {"tree_bytes": peak}
+
+
+def tree_bytes(process_id: int) -> int:
+    """Unique memory of a process and its children; pages of mapped files that others share do not count."""
+    import psutil
+
+    def own_bytes(process: psutil.Process) -> int:
+        try:
+            return process.memory_full_info().uss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return 0  # it ended while we looked
+
+    root = psutil.Process(process_id)
+    return sum(map(own_bytes, (root, *root.children(recursive=True))))
+
+
+def matmul_rate(device: str, dtype: str) -> float:
+    """Operations a second of large matmuls on this machine: the best of five."""
+    import torch
+
+    size, count = (2048, 1) if device == "cpu" else (8192, 20)  # on a card, so many that waiting for it is no time
+    a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+    best = 0.0
+    for _ in range(6):
+        began = time.perf_counter()
+        for _ in range(count):
+            c = a @ b
+        c[0, 0].item()
+        best = max(best, count * 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def heading(device: str):
+    """The machine and its packages, in Markdown lines."""
+    machine = probe()
+    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
+    yield f"# {date.today()}, {machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB"
+    yield f"\nDevice {device}; cards: {', '.join(card.name for card in machine.cards) or 'none'}; {machine.system}"
+    yield f"\nPython {platform.python_version()}; " + ", ".join(f"{p} {_version(p)}" for p in PACKAGES)
+    yield f"\nLoad average at the start: {load}."
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def results_file(part: str) -> Path:
+    machine = "".join(c if c.isalnum() else "-" for c in probe().processor).strip("-").lower()
+    return HERE / "results" / f"{date.today()}-{machine}{part}.md"
