@@ -1,4 +1,7 @@
-"""What both tools' trials share: the window that is timed, and the loss by which what they learned is compared."""
+"""What the tools' trials share: the rows, the window that is timed, the loss by which what they learned is compared.
+
+Imported in environments that have not Tunesmith.
+"""
 
 import json
 import resource
@@ -7,6 +10,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from transformers import TrainerCallback
+
 LEARNING_RATE, RANK, ALPHA = 1e-3, 16, 32
 SEQUENCE_LENGTH = 1024
 HELD_OUT_ROWS = 64
@@ -14,7 +19,7 @@ HELD_OUT_ROWS = 64
 
 @dataclass(frozen=True)
 class Case:
-    """One training job. `variant` names TRL's settings; `held_out` rows are in neither tool's training data."""
+    """One training job. `variant` names a peer's settings; `held_out` rows are in no tool's training data."""
 
     tool: str
     shape: str
@@ -35,6 +40,18 @@ class Case:
     def train_file(self) -> Path:
         return Path(self.folder) / "train.jsonl"
 
+    @property
+    def ordered_file(self) -> Path:
+        """The training rows in the order in which Tunesmith's seed 0 visits them."""
+        return Path(self.folder) / f"ordered-{self.batch}.jsonl"
+
+    def micro_batch(self, rows: int | None, mean_length: float) -> tuple[int, int]:
+        """(size, accumulation) for `rows` in a forward pass; None: packed, so many packs as hold the batch's tokens."""
+        if rows is None:
+            return max(1, round(self.batch * mean_length / SEQUENCE_LENGTH)), 1
+        size = min(rows, self.batch)
+        return size, self.batch // size
+
     def held_out(self) -> list[dict]:
         return [json.loads(line) for line in (Path(self.folder) / "held_out.jsonl").open(encoding="utf-8")]
 
@@ -53,9 +70,43 @@ class Mark:
     loss: float
 
 
+def ordered_rows(case: Case, tokenizer) -> tuple[list[dict], float]:
+    """The rows for a tool that does not shuffle, and their mean length in tokens."""
+    found = [json.loads(line) for line in case.ordered_file.open(encoding="utf-8")]
+    lengths = [len(ids) for ids in tokenizer.apply_chat_template([r["messages"] for r in found])["input_ids"]]
+    return found, statistics.mean(lengths)
+
+
 def mark(tokens: int, supervised: int, loss: float) -> Mark:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return Mark(time.monotonic(), used.ru_utime + used.ru_stime, tokens, supervised, loss)
+
+
+class TrainerMarks(TrainerCallback):
+    """Marks the steps of a class of transformers' Trainer: real and supervised tokens, and the loss."""
+
+    def __init__(self, trainer_class):
+        self.marks, self.model = [], None
+        self._tokens = self._supervised = self._loss = 0
+        compute_loss, training_step = trainer_class.compute_loss, trainer_class.training_step
+
+        def counted(trainer, model, inputs, *args, **kwargs):
+            mask = inputs.get("attention_mask")
+            self._tokens += int(inputs["input_ids"].numel() if mask is None else (mask[..., :] > 0).sum())
+            self._supervised += int((inputs["labels"] != -100).sum())
+            return compute_loss(trainer, model, inputs, *args, **kwargs)
+
+        def summed(trainer, *args, **kwargs):
+            loss = training_step(trainer, *args, **kwargs)
+            self._loss += loss.item()
+            return loss
+
+        trainer_class.compute_loss, trainer_class.training_step = counted, summed
+
+    def on_step_end(self, *args, model, **kwargs):
+        self.model = model
+        self.marks.append(mark(self._tokens, self._supervised, self._loss))
+        self._tokens = self._supervised = self._loss = 0
 
 
 def summary(marks: list[Mark], warmup: int) -> dict:

@@ -40,7 +40,11 @@ def prepare(folder: Path) -> None:
     rows = [r for r in corpus.conversations()
             if len(tokenizer.encode(tokenizer.render(r["messages"]))[0]) <= SEQUENCE_LENGTH]
     corpus.write_rows(folder / "held_out.jsonl", rows[:HELD_OUT_ROWS])
-    corpus.write_rows(folder / "train.jsonl", rows[HELD_OUT_ROWS:])
+    train = rows[HELD_OUT_ROWS:]
+    corpus.write_rows(folder / "train.jsonl", train)
+    for batch in set(BATCH.values()):
+        order = Schedule(np.ones(len(train)), batch, 10, 0).epoch(0)
+        corpus.write_rows(folder / f"ordered-{batch}.jsonl", [train[i] for i in order])
 
 
 def speed(folder: Path, cases, repeats: int, device: str):
