@@ -34,7 +34,6 @@ SECONDS = 12  # of counted steps, after which no more than FEWEST are made
 CONTEXT_RANK = 32  # as in the published figure
 CONTEXT_PROBES = (4096, 8192, 16384)
 CLOSE = 0.02  # of what does not fit or is not expected to, at which the search ends
-FRAGMENTS = 0.03  # of the memory, not counted on at first
 
 
 def steps(point: Point) -> dict:
@@ -230,7 +229,7 @@ def largest_context(peak_of, cap_bytes: int, most: int, seconds: float) -> tuple
             break
     while measured:
         fits, _ = measured[-1]
-        expected = Measured(measured, int(cap_bytes * (1 - FRAGMENTS)), 0).tokens
+        expected = Measured(measured, cap_bytes, 0).tokens
         tokens = int(min(most, expected, failed * (1 - CLOSE * 2**failures))) // MULTIPLE * MULTIPLE
         if fits == most:
             return fits, "all its positions"

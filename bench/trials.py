@@ -17,7 +17,8 @@ from tunesmith.errors import first_line
 from tunesmith.machine import probe
 
 HERE = Path(__file__).parent
-PACKAGES = ("tunesmith", "trl", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+PACKAGES = ("tunesmith", "trl", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets",
+            "tokenizers")
 
 
 def trial(script: str, *arguments: str, watch_memory: bool = False) -> dict:
@@ -87,8 +88,11 @@ def _version(package: str) -> str:
 
 
 def results_file(part: str) -> Path:
-    machine = "".join(c if c.isalnum() else "-" for c in probe().processor).strip("-").lower()
-    return HERE / "results" / f"{date.today()}-{machine}{part}.md"
+    """Named by day and card, or processor where there is none."""
+    machine = probe()
+    name = machine.cards[0].name if machine.cards else machine.processor
+    plain = "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
+    return HERE / "results" / f"{date.today()}-{plain}{part}.md"
 
 
 def in_process(context, module: str, function: str, *arguments, limit_seconds: float) -> dict:
