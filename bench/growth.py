@@ -4,8 +4,6 @@
 
 Each point is a process of its own that runs the very parts of the loop (feed, loss, optimizer) on random tokens of a
 Llama with random weights, packed into 4096 tokens a step. Writes bench/results/ and docs/performance-cpu.svg.
-The share of the matmul rate counts 6 operations a weight and token where weights train and 4 where they are frozen,
-the output layer at supervised tokens only, and causal attention; nothing that is computed twice.
 """
 
 import argparse
@@ -13,10 +11,12 @@ import json
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
-from trials import HERE, heading, matmul_rate, results_file, trial
+from operations import CONVENTION, per_token
+from trials import HERE, heading, in_process, results_file, trial
 
 STEPS, WARMUP, TOKENS = 5, 2, 4096
 SHAPES = {  # parameters: (layers, hidden size, intermediate size, heads)
@@ -83,9 +83,7 @@ def measure(point: Point) -> dict:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     taken = statistics.median(seconds[WARMUP:])
-    matrices = layers * (2 * hidden * hidden + hidden * hidden + 3 * hidden * middle)
-    operations = (6 if point.kind == "full" else 4) * (matrices * TOKENS + VOCABULARY * hidden * len(losses))
-    operations += 6 * layers * hidden * point.length * TOKENS  # half of the scores and of their use, three times
+    operations = TOKENS * per_token(config, point.length, point.kind == "full", len(losses) / TOKENS)
     return {"tokens_per_second": TOKENS / taken, "spread": [TOKENS / s for s in (max(seconds[WARMUP:]),
             min(seconds[WARMUP:]))], "peak_bytes": peak_bytes(device), "operations_per_second": operations / taken,
             "parameters": sum(p.numel() for p in LlamaForCausalLM._from_config(config).parameters())}
@@ -124,6 +122,7 @@ def draw(found: dict[str, list[tuple[Point, dict]]], file: Path) -> None:
 def table(found, rates: dict[str, float], device: str):
     yield from heading(device)
     yield "\nMatmul rate: " + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in rates.items())
+    yield f"\nShare of the matmul rate: {CONVENTION}."
     yield "\n| model | trained | precision | tokens of an example | rank | tokens/s | share of matmul rate | peak memory |"
     yield "|" + "---|" * 8
     for points in found.values():
@@ -138,14 +137,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--point", help=argparse.SUPPRESS)
-    parser.add_argument("--rate", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.point:
         print(json.dumps(measure(Point(**json.loads(asked.point)))))
-    elif asked.rate:
-        print(json.dumps({"rate": matmul_rate(asked.device, asked.rate)}))
     else:
-        rates = {d: trial("growth.py", "--rate", d, "--device", asked.device)["rate"] for d in ("float32", "bfloat16")}
+        rates = in_process(get_context("spawn"), "trials", "matmul_rates", asked.device, limit_seconds=600)
         found = {name: [(p, trial("growth.py", "--point", json.dumps(asdict(p)))) for p in points]
                  for name, points in curves(asked.device).items()}
         lines = list(table(found, rates, asked.device))

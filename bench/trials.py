@@ -7,14 +7,18 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from datetime import date
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from tunesmith.errors import first_line
 from tunesmith.machine import probe
 
 HERE = Path(__file__).parent
-PACKAGES = ("tunesmith", "trl", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+PACKAGES = ("tunesmith", "trl", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets",
+            "tokenizers")
 
 
 def trial(script: str, *arguments: str, watch_memory: bool = False) -> dict:
@@ -62,6 +66,10 @@ def matmul_rate(device: str, dtype: str) -> float:
     return best
 
 
+def matmul_rates(device: str) -> dict[str, float]:
+    return {dtype: matmul_rate(device, dtype) for dtype in ("float32", "bfloat16")}
+
+
 def heading(device: str):
     """The machine and its packages, in Markdown lines."""
     machine = probe()
@@ -80,5 +88,36 @@ def _version(package: str) -> str:
 
 
 def results_file(part: str) -> Path:
-    machine = "".join(c if c.isalnum() else "-" for c in probe().processor).strip("-").lower()
-    return HERE / "results" / f"{date.today()}-{machine}{part}.md"
+    """Named by day and card, or processor where there is none."""
+    machine = probe()
+    name = machine.cards[0].name if machine.cards else machine.processor
+    plain = "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
+    return HERE / "results" / f"{date.today()}-{plain}{part}.md"
+
+
+def in_process(context, module: str, function: str, *arguments, limit_seconds: float) -> dict:
+    """What `module.function(*arguments)` returns in a process of its own; else {problem: why there is nothing}.
+
+    `context` is one of multiprocessing.
+    """
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, module, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        answer = receiver.recv() if receiver.poll(limit_seconds) else {"problem": f"stopped after {limit_seconds:.0f} s"}
+    except EOFError:
+        process.join()
+        answer = {"problem": f"its process ended with status {process.exitcode}"}
+    process.join(10 if "problem" not in answer else 0)
+    process.kill()  # one that goes on, or does not come to its end
+    process.join()
+    return answer
+
+
+def _answer(sender, module: str, function: str, arguments: tuple) -> None:
+    try:
+        sender.send(getattr(import_module(module), function)(*arguments))
+    except Exception as error:  # of any kind: it is the point's result
+        traceback.print_exc()
+        sender.send({"problem": first_line(error)})

@@ -87,7 +87,7 @@ def measure(folder: Path, plan: Plan, base: Path, most: int, row: int | None) ->
         reset_peak(device)
         pass_began = time.monotonic()
         try:
-            _learn(trial, tokens, row, device)
+            learn(trial, tokens, row, device)
         except RuntimeError as error:
             if not (points and is_out_of_memory(error)):
                 raise
@@ -100,7 +100,7 @@ def measure(folder: Path, plan: Plan, base: Path, most: int, row: int | None) ->
     return Measured(points, budget, time.monotonic() - began)
 
 
-def _learn(trial, tokens: int, row: int | None, device) -> None:
+def learn(trial, tokens: int, row: int | None, device) -> None:
     """One step from random tokens, all of them supervised."""
     from tunesmith.training.batch import collate
     from tunesmith.training.loss import autocast, token_losses

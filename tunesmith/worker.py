@@ -20,6 +20,7 @@ from tunesmith.evaluate.report import write_report
 from tunesmith.inputs import cache_folder, dataset_of, plan_of, tokenizer_of
 from tunesmith.model import adapt, load
 from tunesmith.plan.choose import Plan
+from tunesmith.recipe import Recipe
 from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
 from tunesmith.training import attention, checkpoint, layers, parallel
@@ -77,9 +78,12 @@ class Trainable:
 
 
 def build(run: Run, plan: Plan, base: Path, device: torch.device, log) -> Trainable:
-    """The recipe's model, in one visible order. Raises UserError for what does not suit it."""
-    recipe = run.recipe
-    model = trainable_model(run, plan, base).to(device)
+    """The recipe's model, ready to train. Raises UserError for what does not suit it."""
+    return ready(trainable_model(run, plan, base).to(device), run.recipe, plan, log)
+
+
+def ready(model, recipe: Recipe, plan: Plan, log) -> Trainable:
+    """What a model on its device needs to train, in one visible order. Raises UserError for what does not suit it."""
     with autocast(plan):
         packs = plan.packing and attention.keeps_apart(model)
     if plan.packing and not packs:

@@ -1,9 +1,27 @@
 #!/bin/sh
-# Every check and benchmark that needs a card, in a virtual environment with the test and bench extras.
-# Not yet run on one.
-set -eu
+# What needs a CUDA card: bench/gpu/run.sh [tests] [shapes] [growth] [speed]; without words, tests and shapes, which
+# together take less than ten minutes. Not yet run on a card.
+#
+# Nothing is downloaded. Wheels in bench/gpu/wheels are installed into bench/gpu/site, for these commands alone.
+# PYTHON: the interpreter, else .venv-bench's, else python3. MINUTES: of shapes, 8 by default. RESULT: its file.
+set -u
 cd "$(dirname "$0")/../.."
+here=bench/gpu status=0
 python="${PYTHON:-.venv-bench/bin/python}"
-"$python" -m pytest tests/train -k "card or cuda" -rs
-"$python" bench/growth.py --device cuda
-"$python" bench/run.py --device cuda --quick --only speed
+command -v "$python" > /dev/null || python=python3
+export PYTHONPATH="$PWD:$PWD/$here/site" HF_HUB_OFFLINE=1
+
+if ls $here/wheels/*.whl > /dev/null 2>&1; then
+    "$python" -m pip install -q --no-index --no-deps --no-compile --find-links $here/wheels --upgrade \
+        --target $here/site $here/wheels/*.whl || exit
+fi
+for part in ${*:-tests shapes}; do
+    case $part in
+    tests) timeout 60 "$python" -m pytest tests/train -k "card or cuda" -rs ;;
+    shapes) "$python" bench/shapes.py --minutes "${MINUTES:-8}" ${RESULT:+--out "$RESULT"} ;;
+    growth) "$python" bench/growth.py --device cuda ;;
+    speed) "$python" bench/run.py --device cuda --quick --only speed ;;
+    *) echo "$part is none of tests, shapes, growth, speed" >&2; exit 2 ;;
+    esac || { status=$?; echo "$part: exit status $status" >&2; }
+done
+exit $status

@@ -66,7 +66,7 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
     import torch
     from transformers import AutoModelForCausalLM
 
-    _quieten()
+    quieten()
     config = config_of(folder)
     if model.initialize == "random":
         torch.manual_seed(seed)
@@ -87,7 +87,7 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
     return loaded
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """The screen is Tunesmith's: no progress bars of transformers, nor what it tells PEFT about an old name, nor what
     bitsandbytes tells about each layer."""
     import warnings
