@@ -1,6 +1,6 @@
 # make demo   install into .venv and run the demonstration
 # make test   install into .venv and run the tests; make test-all runs the long ones too
-# make bench  install into .venv-bench, with TRL, and compare
+# make bench  install into .venv-bench, with TRL, and compare; after make bench-peers also with LLaMA-Factory and Axolotl
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +18,8 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python bench/run.py
 	.venv-bench/bin/python bench/growth.py
 
+bench-peers: .venv-llama_factory/installed .venv-axolotl/installed
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tunesmith needs Python 3.11 or newer; say make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
@@ -30,9 +32,21 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
 	touch $@
 
-.venv-bench/installed: pyproject.toml constraints.txt bench/requirements.txt
+.venv-bench/installed: pyproject.toml constraints.txt bench/peers/trl.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install -q -c constraints.txt -e . -r bench/requirements.txt
+	.venv-bench/bin/pip install -q -c constraints.txt -e . -r bench/peers/trl.txt
 	touch $@
 
-.PHONY: demo test test-all bench
+.venv-llama_factory/installed: bench/peers/llama_factory.txt
+	$(PYTHON) -m venv .venv-llama_factory
+	.venv-llama_factory/bin/pip install -q 'torch>=2.11,<2.14' -r $<
+	.venv-llama_factory/bin/python -c 'import torch; exit(torch.version.cuda is None)' || \
+		.venv-llama_factory/bin/pip uninstall -q -y torchvision torchaudio
+	touch $@
+
+.venv-axolotl/installed: bench/peers/axolotl.txt
+	$(PYTHON) -m venv .venv-axolotl
+	.venv-axolotl/bin/pip install -q -r $<
+	touch $@
+
+.PHONY: demo test test-all bench bench-peers

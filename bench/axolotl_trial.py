@@ -18,18 +18,12 @@ from axolotl.train import setup_model_and_trainer
 from axolotl.utils.dict import DictDefault
 from measure import (ALPHA, LEARNING_RATE, RANK, SEQUENCE_LENGTH, Case, TrainerMarks, held_out_loss, ordered_rows,
                      summary)
+from peers import VARIANTS
 from transformers import AutoTokenizer
-
-VARIANTS = {
-    "padded, same rows a step": dict(rows=8, shuffle_merged_datasets=False, curriculum_sampling=True),
-    "padded, group_by_length": dict(rows=8, group_by_length=True),
-    "padded, group_by_length, whole batch": dict(rows=32, group_by_length=True),
-    "sample packing": dict(rows=None, sample_packing=True, pad_to_sequence_len=False),
-}
 
 
 def settings(case: Case, mean_length: float, output: str) -> dict:
-    variant = dict(VARIANTS[case.variant])
+    variant = dict(VARIANTS["axolotl"][case.variant])
     size, accumulate = case.micro_batch(variant.pop("rows"), mean_length)
     lora = dict(adapter="lora", lora_r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, lora_target_linear=True)
     return dict(

@@ -22,12 +22,14 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# Llama shapes by name; `small` has 5 million parameters and `large` 30 million, embeddings (tied) included.
+# Llama shapes by their parameters, embeddings (tied) included.
 SHAPES = {
-    "small": dict(vocab_size=8192, hidden_size=256, intermediate_size=704, num_hidden_layers=4,
-                  num_attention_heads=4, num_key_value_heads=2),
-    "large": dict(vocab_size=32768, hidden_size=512, intermediate_size=1376, num_hidden_layers=5,
-                  num_attention_heads=8, num_key_value_heads=4),
+    "5M": dict(vocab_size=8192, hidden_size=256, intermediate_size=704, num_hidden_layers=4,
+               num_attention_heads=4, num_key_value_heads=2),
+    "30M": dict(vocab_size=32768, hidden_size=512, intermediate_size=1376, num_hidden_layers=5,
+                num_attention_heads=8, num_key_value_heads=4),
+    "100M": dict(vocab_size=32768, hidden_size=768, intermediate_size=2048, num_hidden_layers=12,
+                 num_attention_heads=12, num_key_value_heads=6),
 }
 
 

@@ -24,20 +24,15 @@ from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 from llamafactory.train.tuner import run_exp
 from measure import (ALPHA, LEARNING_RATE, RANK, SEQUENCE_LENGTH, Case, TrainerMarks, held_out_loss, ordered_rows,
                      summary)
+from peers import VARIANTS
 
-VARIANTS = {
-    "padded, same rows a step": dict(rows=8, disable_shuffling=True),
-    "padded, group_by_length": dict(rows=8, train_sampling_strategy="group_by_length"),
-    "padded, group_by_length, whole batch": dict(rows=32, train_sampling_strategy="group_by_length"),
-    "neat packing": dict(rows=None, neat_packing=True),
-}
 DATASET = {"bench": {"file_name": "train.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages"},
                      "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user",
                               "assistant_tag": "assistant"}}}
 
 
 def settings(case: Case, mean_length: float, folder: Path) -> dict:
-    variant = dict(VARIANTS[case.variant])
+    variant = dict(VARIANTS["llama_factory"][case.variant])
     size, accumulate = case.micro_batch(variant.pop("rows"), mean_length)
     return dict(
         stage="sft", do_train=True, model_name_or_path=str(case.model), finetuning_type=case.adapter,

@@ -91,8 +91,7 @@ class TrainerMarks(TrainerCallback):
         compute_loss, training_step = trainer_class.compute_loss, trainer_class.training_step
 
         def counted(trainer, model, inputs, *args, **kwargs):
-            mask = inputs.get("attention_mask")
-            self._tokens += int(inputs["input_ids"].numel() if mask is None else (mask[..., :] > 0).sum())
+            self._tokens += int((inputs["input_ids"] != trainer.processing_class.pad_token_id).sum())
             self._supervised += int((inputs["labels"] != -100).sum())
             return compute_loss(trainer, model, inputs, *args, **kwargs)
 

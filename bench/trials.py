@@ -21,10 +21,10 @@ PACKAGES = ("tunesmith", "trl", "torch", "transformers", "peft", "bitsandbytes",
             "tokenizers")
 
 
-def trial(script: str, *arguments: str, watch_memory: bool = False) -> dict:
+def trial(script: str, *arguments: str, python: Path = Path(sys.executable), watch_memory: bool = False) -> dict:
     """Runs a trial's script; its result and, if watched (which takes time), the peak memory of its process tree."""
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen([sys.executable, HERE / script, *arguments], stdout=said, stderr=errors)
+        process = subprocess.Popen([python, HERE / script, *arguments], stdout=said, stderr=errors)
         peak = 0
         while watch_memory and process.poll() is None:
             peak = max(peak, tree_bytes(process.pid))

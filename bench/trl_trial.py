@@ -2,7 +2,7 @@
 
 Its settings are Tunesmith's where both have them (fused AdamW, constant learning rate, loss on the answers, no
 gradient checkpointing) and else the fastest: no pinned memory, no loader processes (the rows are in memory), no
-logging. VARIANTS are what `run.py` tries; the fastest is compared.
+logging.
 """
 
 import json
@@ -13,20 +13,14 @@ import torch
 from datasets import Dataset
 from measure import (ALPHA, LEARNING_RATE, RANK, SEQUENCE_LENGTH, Case, TrainerMarks, held_out_loss, ordered_rows,
                      summary)
+from peers import VARIANTS
 from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-VARIANTS = {
-    "padded, same rows a step": dict(rows=8, train_sampling_strategy="sequential"),
-    "padded, group_by_length": dict(rows=8, train_sampling_strategy="group_by_length"),
-    "padded, group_by_length, whole batch": dict(rows=32, train_sampling_strategy="group_by_length"),
-    "packed bfd": dict(rows=None, packing=True, packing_strategy="bfd"),
-}
-
 
 def config(case: Case, mean_length: float, output: str) -> SFTConfig:
-    variant = dict(VARIANTS[case.variant])
+    variant = dict(VARIANTS["trl"][case.variant])
     size, accumulate = case.micro_batch(variant.pop("rows"), mean_length)
     weights = "bfloat16" if case.adapter == "lora" and case.dtype == "bfloat16" else "float32"
     return SFTConfig(
