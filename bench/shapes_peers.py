@@ -51,10 +51,11 @@ def _train(point: Point, rows: int, at_once: int, folder: Path) -> dict:
     ids = torch.randint(tokenizer.vocab_size, (rows * (WARMUP + STEPS), point.length), generator=random)
     recomputed = point.variant == "recomputed"
     config = SFTConfig(
-        output_dir=str(folder / "out"), per_device_train_batch_size=at_once, gradient_accumulation_steps=rows // at_once,
-        max_steps=WARMUP + STEPS, learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0, max_grad_norm=1.0,
-        optim="adamw_torch_fused", bf16=True, use_cpu=point.device == "cpu", gradient_checkpointing=recomputed,
-        max_length=point.length, logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
+        output_dir=str(folder / "out"), per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=rows // at_once, max_steps=WARMUP + STEPS, learning_rate=1e-5,
+        lr_scheduler_type="constant", warmup_steps=0, max_grad_norm=1.0, optim="adamw_torch_fused", bf16=True,
+        use_cpu=point.device == "cpu", gradient_checkpointing=recomputed, max_length=point.length,
+        logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
         dataloader_pin_memory=point.device != "cpu")
     model, adapter = _unsloth(point, folder) if point.tool == "unsloth" else _plain(point)
     clock = _clock(rows * point.length)

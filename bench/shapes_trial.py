@@ -146,7 +146,7 @@ def build(point: Point, recipe: Recipe, **decided) -> tuple[Trainable, torch.dev
 
 
 def random_base(config, plan: Plan, recipe: Recipe, device: torch.device):
-    """A base as `load` gives it, its weights drawn on the device: on the way there is never more than one unquantised."""
+    """A base as `load` gives it, its weights drawn on the device, one at a time if they are quantised."""
     how, dtype = attention.choose(config, plan.packing), getattr(torch, plan.weights)
     if recipe.model.quantize == "none":
         with tempfile.TemporaryDirectory() as folder, device:

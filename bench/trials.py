@@ -105,7 +105,8 @@ def in_process(context, module: str, function: str, *arguments, limit_seconds: f
     process.start()
     sender.close()
     try:
-        answer = receiver.recv() if receiver.poll(limit_seconds) else {"problem": f"stopped after {limit_seconds:.0f} s"}
+        ended = receiver.poll(limit_seconds)
+        answer = receiver.recv() if ended else {"problem": f"stopped after {limit_seconds:.0f} s"}
     except EOFError:
         process.join()
         answer = {"problem": f"its process ended with status {process.exitcode}"}
