@@ -80,6 +80,8 @@ def build(run: Run, plan: Plan, base: Path, device: torch.device, log) -> Traina
     """The recipe's model, in one visible order. Raises UserError for what does not suit it."""
     recipe = run.recipe
     model = trainable_model(run, plan, base).to(device)
+    if problem := attention.use_flash_attention_3(device):
+        log("warning", message=problem)
     with autocast(plan):
         packs = plan.packing and attention.keeps_apart(model)
     if plan.packing and not packs:

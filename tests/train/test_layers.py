@@ -14,7 +14,7 @@ from tunesmith.model import adapt
 from tunesmith.model.load import load
 from tunesmith.plan.choose import choose
 from tunesmith.recipe import Adapter, Model, Recipe, Train
-from tunesmith.training import attention, layers
+from tunesmith.training import attention, attention_kernels, layers
 from tunesmith.training.batch import collate
 from tunesmith.training.layers import checkpoint_layers, compile_layers, decoder_layers, tile_mlps
 from tunesmith.training.loss import find_head, token_losses
@@ -110,6 +110,21 @@ def test_recomputing_draws_the_same_dropout(build, how, offload):
     checkpoint_layers(changed, how, offload)
     expected, found = gradients(plain, batch), gradients(changed, batch)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_selective_computes_no_scores_again_but_in_the_gradient(build, monkeypatch):
+    [batch] = batches(1)
+    monkeypatch.setattr(attention_kernels, "KEPT_LENGTH", 0)
+    probabilities, calls = attention_kernels._probabilities, []
+    monkeypatch.setattr(attention_kernels, "_probabilities", lambda *args: calls.append(1) or probabilities(*args))
+    found, counts = [], []
+    for how in ("off", "selective"):
+        model = build("gemma2")
+        checkpoint_layers(model, how)
+        found.append(gradients(model, batch))
+        counts.append(len(calls))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert counts[1] == 2 * counts[0]
 
 
 def test_offload_sends_the_hidden_states_alone(build):

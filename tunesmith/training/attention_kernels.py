@@ -36,7 +36,8 @@ def by_document(query_HTD, key_HTD, value_HTD, ends, scaling: float, window: int
             sinks_B = None if sinks_H is None else sinks_H.to(q_BLD.dtype).repeat_interleave(count)
             out_BLD = _by_scores(q_BLD, k_BLD, v_BLD, sinks_B, scaling, sees, cap, dropout)
         else:
-            wide = torch.promote_types(q_BLD.dtype, torch.float32)  # its backward pass of bfloat16 takes three times as long
+            # On a CPU the backward pass of torch's attention in bfloat16 takes three times as long as in float32.
+            wide = torch.promote_types(q_BLD.dtype, torch.float32)
             out_BLD = scaled_dot_product_attention(*(x[None].to(wide) for x in (q_BLD, k_BLD, v_BLD)), None, dropout,
                                                    is_causal=True, scale=scaling)[0]
         outputs.append(out_BLD.to(q_BLD.dtype).unflatten(0, (-1, count)).flatten(1, 2))
@@ -123,6 +124,7 @@ def _chunked_backward(ctx, by_out_BLD):
 
 
 _chunked.register_autograd(_chunked_backward, setup_context=_keep)
+CHUNKED = torch.ops.tunesmith.attention.default
 
 
 def variable_length(query_HTD, key_HTD, value_HTD, ends, longest: int, scaling, window=None) -> torch.Tensor:
@@ -139,10 +141,10 @@ def flexible(query_HTD, key_KTD, value_KTD, ends, scaling, window=None, cap=None
     """(H, T, D) by FlexAttention (Dong et al. 2024), compiled on a card."""
     from torch.nn.attention.flex_attention import AuxRequest
 
-    query_1HTD, key_1KTD, value_1KTD = (x[None] for x in (query_HTD, key_KTD, value_KTD))
+    mask = block_mask(ends, query_HTD.shape[1], window)
     out_1HTD, aux = _flex_attention(query_HTD.device.type)(
-        query_1HTD, key_1KTD, value_1KTD, score_mod=_capped(cap), block_mask=block_mask(ends, query_HTD.shape[1], window),
-        scale=scaling, enable_gqa=len(query_HTD) > len(key_KTD), return_aux=AuxRequest(lse=True))
+        query_HTD[None], key_KTD[None], value_KTD[None], score_mod=_capped(cap), block_mask=mask, scale=scaling,
+        enable_gqa=len(query_HTD) > len(key_KTD), return_aux=AuxRequest(lse=True))
     if sinks_H is None:
         return out_1HTD[0]
     # With Z the sum of exp(scores), lse = log Z: a sink s makes each probability exp(score) / (Z + exp(s)), which is
@@ -154,9 +156,13 @@ def flexible(query_HTD, key_KTD, value_KTD, ends, scaling, window=None, cap=None
 def _flex_attention(device: str):
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Not `dynamic=True`, which takes the floats for variables too, and then finds no graph. Lengths become dynamic as
-    # they change: four graphs, whatever follows.
-    return torch.compile(flex_attention) if device == "cuda" else flex_attention
+    if device != "cuda":
+        return flex_attention
+    # Each graph serves all layers, and lengths become variables as they change; it is the kinds (with gradients, of
+    # few tokens) that add up, and beyond the limit torch would give up. Not `dynamic=True`: it makes variables of the
+    # factors too, and then finds no whole graph.
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(flex_attention, fullgraph=True)
 
 
 @lru_cache
