@@ -1,7 +1,7 @@
 """Attention over packed documents, registered through transformers' own attention interface.
 
-`documents` computes causal attention within each document, so that no score between documents is ever computed; how,
-is in `attention_kernels`. Shapes: B batch (1), H heads, T tokens, D head size.
+`documents` computes causal attention within each document; `attention_kernels` has the ways to do it. Shapes: B batch
+(1), H heads, T tokens, D head size.
 """
 
 from contextlib import contextmanager
