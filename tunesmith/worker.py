@@ -84,6 +84,8 @@ def build(run: Run, plan: Plan, base: Path, device: torch.device, log) -> Traina
 
 def ready(model, recipe: Recipe, plan: Plan, log) -> Trainable:
     """What a model on its device needs to train, in one visible order. Raises UserError for what does not suit it."""
+    if problem := attention.use_flash_attention_3(model.device):
+        log("warning", message=problem)
     with autocast(plan):
         packs = plan.packing and attention.keeps_apart(model)
     if plan.packing and not packs:

@@ -17,7 +17,7 @@ from tunesmith.data.tokenizer import Tokenizer
 
 HOME = TemporaryDirectory(prefix="tiny-")
 ENDS = {"llama3": "<|eot_id|>", "qwen2": "<|im_end|>", "qwen3": "<|im_end|>", "mistral": "</s>",
-        "gemma3": "<end_of_turn>", "phi3": "<|end|>", "smollm3": "<|im_end|>", "olmo2": "<|endoftext|>",
+        "gemma3": "<end_of_turn>", "gemma2": "<end_of_turn>", "phi3": "<|end|>", "smollm3": "<|im_end|>", "olmo2": "<|endoftext|>",
         "qwen3_moe": "<|im_end|>", "mixtral": "</s>", "olmoe": "<|endoftext|>", "gpt_oss": "<|return|>"}
 STARTS = {"qwen3": "<think>\n\n</think>\n\n", "qwen3_moe": "<think>\n\n</think>\n\n", "mistral": " ", "mixtral": " ",
           "gpt_oss": "<|channel|>final<|message|>"}
@@ -222,7 +222,7 @@ def _nfc(family: str, text: str) -> str:
 
 def _written(family: str, text: str) -> str:
     """What a model of the family should write for an answer, from its documentation."""
-    if family in ("llama3", "gemma3", "mistral", "mixtral"):
+    if family in ("llama3", "gemma3", "gemma2", "mistral", "mixtral"):
         text = text.strip()
     elif family in ("qwen3", "qwen3_moe", "smollm3"):
         text = text.lstrip("\n")

@@ -1,18 +1,27 @@
-"""Packing is only used where it is shown to keep documents apart; elsewhere rows are padded, and that is said."""
+"""Packing is only used where it is shown to keep documents apart; elsewhere rows are padded, and that is said.
+Attention over documents is that of each document alone."""
 
 import json
 import shutil
 from types import SimpleNamespace
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import flex_attention
 from transformers import BloomConfig, BloomForCausalLM, FalconConfig, FalconForCausalLM, MambaConfig, MambaForCausalLM
 
 from tests import tiny
 from tunesmith import train
 from tunesmith.model.load import load
 from tunesmith.recipe import Model
+from tunesmith.training import attention_kernels as kernels
 from tunesmith.training.attention import NAME, documents, keeps_apart
+from tunesmith.training.batch import collate
+from tunesmith.training.loss import forward
 
 OTHERS = {
     "bloom": (BloomForCausalLM, BloomConfig(vocab_size=800, hidden_size=32, n_layer=2, n_head=4)),
@@ -40,8 +49,7 @@ def other(tmp_path):
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_families_keep_documents_apart(family, name):
-    model = load(Model(path="m"), family(name), torch.float32, NAME if name != "gpt_oss" else "eager", 0)
-    assert keeps_apart(model) == (name != "gpt_oss")  # whose code builds masks without positions
+    assert keeps_apart(load(Model(path="m"), family(name), torch.float32, NAME, 0))
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -64,18 +72,127 @@ def test_a_base_with_a_temperature_but_no_sampling_can_be_saved(recipe, family, 
     assert saved["temperature"] == 0.6 and saved["do_sample"] and saved["eos_token_id"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
-@pytest.mark.parametrize("window", [None, 5])
-def test_attention_on_a_card_is_that_of_each_document(window):
+def inputs(lengths, dtype=torch.float64, device="cpu", width=8):
+    """Query, key, value, sinks, all with gradients, and the documents' boundaries."""
     torch.manual_seed(0)
-    query, key, value = (torch.randn(1, heads, 24, 64, device="cuda", requires_grad=True) for heads in (4, 2, 2))
-    ends = torch.tensor([0, 9, 10, 24], device="cuda", dtype=torch.int32)
-    module = SimpleNamespace(num_key_value_groups=2)
-    results = []
-    for fast in (True, False):  # flash in bfloat16, the loop over documents in float32
-        with torch.autocast("cuda", torch.bfloat16, enabled=fast):
-            out, _ = documents(module, query, key, value, None, scaling=0.1, sliding_window=window,
-                               cu_seq_lens_q=ends, max_length_q=14)
-        results.append((out.float(), *torch.autograd.grad(out.float().square().sum(), (query, key, value))))
-    for found, expected in zip(*results):
-        assert torch.allclose(found, expected, atol=2e-2 * expected.abs().max().item())
+    shapes = [(1, heads, sum(lengths), width) for heads in (4, 2, 2)] + [(4,)]
+    tensors = [torch.randn(shape, dtype=dtype, device=device).requires_grad_() for shape in shapes]
+    return tensors, torch.tensor((0, *lengths), device=device).cumsum(0).int()
+
+
+def attend(query, key, value, sinks, ends, window, cap):
+    """(B, T, H, D) by what is tested."""
+    longest = int(ends.diff().max())
+    return documents(SimpleNamespace(num_key_value_groups=2), query, key, value, None, scaling=0.7, s_aux=sinks,
+                     sliding_window=window, softcap=cap, cu_seq_lens_q=ends, max_length_q=longest)[0]
+
+
+def plainly(query, key, value, sinks, ends, window, cap):
+    """(B, T, H, D) with all scores there are, in the precision of the arguments."""
+    key, value = (x.repeat_interleave(2, dim=1) for x in (key, value))
+    scores = query @ key.mT * 0.7
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    at = torch.arange(query.shape[2], device=query.device)
+    document = torch.bucketize(at, ends[1:], right=True)
+    behind = at[:, None] - at
+    seen = (document[:, None] == document) & (behind >= 0) & (behind < (window or len(at)))
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:3], 1)], dim=-1)
+    return (scores.softmax(-1)[..., :len(at)] @ value).transpose(1, 2)
+
+
+def with_gradients(attention, tensors, ends, window, cap):
+    """The output, and the gradients of a function of it."""
+    out = attention(*tensors, ends, window, cap)
+    return out, *torch.autograd.grad(out.square().sum() + out.sum(), [x for x in tensors if x is not None])
+
+
+def largest_error(found, expected) -> float:
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True))
+
+
+ASKED = dict(window=st.none() | st.integers(1, 12), cap=st.none() | st.floats(0.5, 5), sinks=st.booleans())
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9) | st.integers(10, 30), min_size=1, max_size=5), **ASKED,
+       kept=st.sampled_from([0, 256]), queries=st.integers(3, 12), scores=st.sampled_from([300, 2**21]))
+def test_attention_is_that_of_each_document(lengths, window, cap, sinks, kept, queries, scores):
+    (*tensors, logits), ends = inputs(lengths)
+    tensors.append(logits if sinks else None)
+    with patch.multiple(kernels, KEPT_LENGTH=kept, CHUNK_QUERIES=queries, CHUNK_SCORES=scores):
+        found = with_gradients(attend, tensors, ends, window, cap)
+    assert largest_error(found, with_gradients(plainly, tensors, ends, window, cap)) < 1e-10
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_attention_in_bfloat16_is_as_exact_as_its_scores(window, cap):
+    tensors, ends = inputs([300, 7, 7, 40])
+    rounded = [x.detach().bfloat16().requires_grad_() for x in tensors]
+    exact = [x.detach().double().requires_grad_() for x in rounded]
+    found, expected = (with_gradients(f, x, ends, window, cap) for f, x in ((attend, rounded), (plainly, exact)))
+    assert all(x.dtype == torch.bfloat16 for x in found)
+    assert largest_error(found, expected) < 0.05
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "gemma2"])
+def test_sinks_and_caps_are_those_of_transformers(family, name):
+    """Logits and gradients, also the sinks', against each document alone under its eager attention."""
+    rows = [(np.random.default_rng(n).integers(5, 300, n), np.ones(n, bool)) for n in (40, 7, 40)]
+    found = []
+    for how, batches in ((NAME, [[0, 1, 2]]), ("eager", [[0], [1], [2]])):
+        model = load(Model(path="m"), family(name), torch.float32, how, 0)
+        logits = torch.cat([forward(model, collate(rows, np.array(batch), packed=how == NAME)).logits[0]
+                            for batch in batches])
+        logits.square().mean().backward()
+        found.append((logits, *(p.grad for p in model.parameters())))
+    assert largest_error(*found) < 1e-4
+
+
+@pytest.mark.parametrize("window", [None, 5, 150])
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_flex_attention_is_the_same(monkeypatch, window, cap, sinks):
+    """The function for cards, on a CPU: without compiling, where torch has gradients though it refuses them."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+
+    def flexibly(query, key, value, sinks, ends, window, cap):
+        return kernels.flexible(query[0], key[0], value[0], ends, 0.7, window, cap, sinks).transpose(0, 1)[None]
+
+    (*tensors, logits), ends = inputs([100, 30, 260, 1, 9])
+    tensors.append(logits if sinks else None)
+    found, expected = (with_gradients(f, tensors, ends, window, cap) for f in (flexibly, plainly))
+    assert largest_error(found, expected) < 1e-10
+
+
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=5), window=st.none() | st.integers(1, 200))
+@settings(max_examples=20, deadline=None)
+def test_block_masks_are_those_of_torch(lengths, window):
+    total, ends = sum(lengths), torch.tensor((0, *lengths)).cumsum(0).int()
+    found = kernels.block_mask(ends, total, window)
+    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    expected = flex_attention.create_block_mask(
+        lambda b, h, q, k: (document[q] == document[k]) & (k <= q) & (q - k < (window or total)),
+        None, None, total, total, device="cpu")
+    for kind in ("", "full_"):
+        counts, places = (getattr(found, f"{kind}kv_{what}") for what in ("num_blocks", "indices"))
+        assert torch.equal(counts, getattr(expected, f"{kind}kv_num_blocks"))
+        used = torch.arange(places.shape[-1]) < counts[..., None]
+        assert torch.equal(places[used], getattr(expected, f"{kind}kv_indices")[used])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+@pytest.mark.parametrize("window", [None, 5, 150])
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_attention_on_a_card_is_that_of_each_document(window, cap, sinks):
+    """Flash or FlexAttention in bfloat16."""
+    for lengths in ([9, 1, 14], [300, 100, 77], [128, 128]):  # of other sizes, as FlexAttention is compiled
+        (*tensors, logits), ends = inputs(lengths, torch.float32, "cuda", width=64)
+        tensors.append(logits if sinks else None)
+        with torch.autocast("cuda", torch.bfloat16):
+            found = with_gradients(attend, tensors, ends, window, cap)
+        assert largest_error(found, with_gradients(plainly, tensors, ends, window, cap)) < 0.05

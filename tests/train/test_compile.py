@@ -20,14 +20,14 @@ def kernels(tmp_path_factory, monkeypatch):
 
 @pytest.mark.parametrize("name", DENSE)
 def test_the_loss_curve_stays_and_nothing_is_compiled_again(build, kernels, name):  # noqa: F811
-    plain, model = curve(build(name), name), build(name)
+    plain, model = curve(build(name)), build(name)
     assert compile_layers(model, kernels) is None
     watch = CompileWatch()
-    first = curve(model, name)
+    first = curve(model)
     assert first == pytest.approx(plain, abs=BOUND)
     assert 0 < watch.news()["graphs"] < 20
     checkpoint_layers(model, "on")
-    curve(model, name)
+    curve(model)
     assert watch.news() is None
 
 
@@ -51,5 +51,5 @@ def test_dropout_is_drawn_again_as_it_was(build, kernels):  # noqa: F811
         model = build("llama3", dropout=0.3)
         compile_layers(model, kernels)
         checkpoint_layers(model, how)
-        found.append(curve(model, "llama3"))
+        found.append(curve(model))
     assert found[0] == pytest.approx(found[1], abs=BOUND) and torch.tensor(found).isfinite().all()

@@ -14,7 +14,7 @@ from tunesmith.model import adapt
 from tunesmith.model.load import load
 from tunesmith.plan.choose import choose
 from tunesmith.recipe import Adapter, Model, Recipe, Train
-from tunesmith.training import attention, layers
+from tunesmith.training import attention, attention_kernels, layers
 from tunesmith.training.batch import collate
 from tunesmith.training.layers import checkpoint_layers, compile_layers, decoder_layers, tile_mlps
 from tunesmith.training.loss import find_head, token_losses
@@ -41,18 +41,17 @@ CHANGES = {
 def build(family):
     """Gives a model that trains."""
     def make(name: str, **adapter):
-        how = "eager" if name == "gpt_oss" else attention.NAME
-        model = load(Model(path="m"), family(name), torch.float32, how, 0)
+        model = load(Model(path="m"), family(name), torch.float32, attention.NAME, 0)
         torch.manual_seed(0)
         return adapt.adapt(model, Adapter(**{"rank": 4, "alpha": 8} | adapter), [], 0).train()
     return make
 
 
-def batches(name: str, count: int) -> list:
-    """Packed examples, another number of tokens each time; padded for the family that is not packed."""
+def batches(count: int) -> list:
+    """Packed examples, another number of tokens each time."""
     random = np.random.default_rng(0)
     rows = [(random.integers(5, 300, n), np.arange(n) > 3) for n in random.integers(20, 60, 4 * count)]
-    return [collate(rows, np.arange(4 * i, 4 * i + 4), packed=name != "gpt_oss") for i in range(count)]
+    return [collate(rows, np.arange(4 * i, 4 * i + 4), packed=True) for i in range(count)]
 
 
 def mean_loss(model, batch) -> torch.Tensor:
@@ -66,11 +65,11 @@ def gradients(model, batch) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def curve(model, name: str) -> list[float]:
+def curve(model) -> list[float]:
     """The losses of 20 steps."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     found = []
-    for step, batch in enumerate(batches(name, STEPS)):
+    for step, batch in enumerate(batches(STEPS)):
         torch.manual_seed(step)
         loss = mean_loss(model, batch)
         loss.backward()
@@ -82,18 +81,18 @@ def curve(model, name: str) -> list[float]:
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_the_loss_curve_stays_in_every_family(build, name):
-    plain = curve(build(name), name)
+    plain = curve(build(name))
     for change, make in CHANGES.items():
         if name in EXPERTS and "tiled" in change:
             continue
         model = build(name)
         make(model)
-        assert curve(model, name) == pytest.approx(plain, abs=BOUND), change
+        assert curve(model) == pytest.approx(plain, abs=BOUND), change
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_tiles_give_the_same_gradients(build, name):
-    [batch] = batches(name, 1)
+    [batch] = batches(1)
     plain, tiled = (build(name, kind="full").double() for _ in range(2))
     assert tile_mlps(tiled) is None
     assert batch.input_ids_BT.shape[1] > 2 * tiled.config.hidden_size  # three tiles
@@ -106,15 +105,30 @@ def test_tiles_give_the_same_gradients(build, name):
 @pytest.mark.parametrize("how", ["on", "selective", 0.5])
 @pytest.mark.parametrize("offload", [None, Offload(CPU)])
 def test_recomputing_draws_the_same_dropout(build, how, offload):
-    [batch] = batches("llama3", 1)
+    [batch] = batches(1)
     plain, changed = build("llama3", dropout=0.3), build("llama3", dropout=0.3)
     checkpoint_layers(changed, how, offload)
     expected, found = gradients(plain, batch), gradients(changed, batch)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+def test_selective_computes_no_scores_again_but_in_the_gradient(build, monkeypatch):
+    [batch] = batches(1)
+    monkeypatch.setattr(attention_kernels, "KEPT_LENGTH", 0)
+    probabilities, calls = attention_kernels._probabilities, []
+    monkeypatch.setattr(attention_kernels, "_probabilities", lambda *args: calls.append(1) or probabilities(*args))
+    found, counts = [], []
+    for how in ("off", "selective"):
+        model = build("gemma2")
+        checkpoint_layers(model, how)
+        found.append(gradients(model, batch))
+        counts.append(len(calls))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert counts[1] == 2 * counts[0]
+
+
 def test_offload_sends_the_hidden_states_alone(build):
-    [batch] = batches("llama3", 1)
+    [batch] = batches(1)
     model, offload = build("llama3"), Offload(CPU)
     checkpoint_layers(model, "on", offload)
     gradients(model, batch)
@@ -125,7 +139,7 @@ def test_offload_sends_the_hidden_states_alone(build):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
 def test_offload_on_a_card_gives_the_same_gradients(build):
     card = torch.device("cuda")
-    [batch] = [b.to(card) for b in batches("llama3", 1)]
+    [batch] = [b.to(card) for b in batches(1)]
     plain, changed = build("llama3").to(card), build("llama3").to(card)
     checkpoint_layers(plain, "on")
     checkpoint_layers(changed, "on", Offload(next(changed.parameters()).device))
@@ -152,7 +166,7 @@ def kept_bytes(model, batch) -> list[int]:
 
 @pytest.mark.parametrize("how", ["off", "on", "selective"])
 def test_layers_below_what_trains_keep_nothing(build, how):
-    [batch] = batches("llama3", 1)
+    [batch] = batches(1)
     model = build("llama3", targets=r".*\.layers\.1\..*_proj")
     checkpoint_layers(model, how)
     lower, upper = kept_bytes(model, batch)
@@ -160,7 +174,7 @@ def test_layers_below_what_trains_keep_nothing(build, how):
 
 
 def test_checkpointing_may_be_changed_in_the_middle(build):
-    [batch] = batches("llama3", 1)
+    [batch] = batches(1)
     model = build("llama3")
     off = kept_bytes(model, batch)
     checkpoint_layers(model, "on")

@@ -1,71 +1,52 @@
 """Attention over packed documents, registered through transformers' own attention interface.
 
-`documents` computes causal attention within each document, so that no score between documents is ever computed: on a
-card by torch's variable-length attention, elsewhere document by document, those of equal length in one call. Shapes:
-B batch (1), H heads, T tokens, D head size, n documents of length L.
+`documents` computes causal attention within each document; `attention_kernels` has the ways to do it. Shapes: B batch
+(1), H heads, T tokens, D head size.
 """
 
 from contextlib import contextmanager
-from itertools import groupby
+from importlib.util import find_spec
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from tunesmith.training.attention_kernels import by_document, flexible, variable_length
 from tunesmith.training.batch import collate
 from tunesmith.training.loss import forward
 
 NAME = "documents"
+FLASH_3 = "flash_attn_interface"  # the module of its package
+UNKNOWN = ("position_bias", "indices", "block_indices", "sinks")  # other things that models ask of an attention
 
 
 @torch.compiler.disable  # its shapes depend on the documents' lengths
 def documents(module, query_BHTD, key_BHTD, value_BHTD, attention_mask, dropout=0.0, scaling=None,
-              sliding_window=None, cu_seq_lens_q=None, max_length_q=None, **others) -> tuple[torch.Tensor, None]:
-    """Returns (B, T, H, D). Needs `cu_seq_lens_q`, the documents' boundaries. Raises ValueError for a model whose
-    attention has more to it."""
-    unknown = [name for name in ("s_aux", "softcap", "position_bias") if others.get(name) is not None]
-    if unknown or cu_seq_lens_q is None:
-        raise ValueError(f"attention over documents does not do {unknown or 'without boundaries'}")
-    groups = getattr(module, "num_key_value_groups", 1)
-    key_BHTD, value_BHTD = repeat_kv(key_BHTD, groups), repeat_kv(value_BHTD, groups)
-    device, dtype = query_BHTD.device.type, query_BHTD.dtype
-    compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-    if device == "cuda" and compute in (torch.bfloat16, torch.float16) and not dropout:
-        return _variable_length(query_BHTD, key_BHTD, value_BHTD, cu_seq_lens_q, max_length_q, scaling,
-                                sliding_window, compute), None
-    runs = [(length, len(list(run))) for length, run in groupby(torch.diff(cu_seq_lens_q).tolist())]
-    # `split`, as its gradient is one copy, where that of each slice is as large as the whole. float32, as torch's
-    # backward pass of bfloat16 attention on a CPU takes three times as long.
-    pieces = [x[0].float().split([length * count for length, count in runs], dim=1)
-              for x in (query_BHTD, key_BHTD, value_BHTD)]
-    outputs = []
-    for (length, _), *piece in zip(runs, *pieces):
-        q_nHLD, k_nHLD, v_nHLD = (x.unflatten(1, (-1, length)).transpose(0, 1) for x in piece)
-        windowed = sliding_window is not None and length > sliding_window
-        mask = _window_mask(length, sliding_window, query_BHTD.device) if windowed else None
-        with torch.autocast(q_nHLD.device.type, enabled=False):
-            out_nHLD = scaled_dot_product_attention(q_nHLD, k_nHLD, v_nHLD, mask, dropout, is_causal=mask is None,
-                                                    scale=scaling)
-        outputs.append(out_nHLD.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[None].to(dtype), None
-
-
-def _variable_length(query_BHTD, key_BHTD, value_BHTD, ends, longest, scaling, sliding_window, dtype):
-    """(B, T, H, D) by torch's flash attention over documents. A window counts the token itself, flash's does not."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    query, key, value = (x[0].transpose(0, 1).to(dtype) for x in (query_BHTD, key_BHTD, value_BHTD))
-    window = (sliding_window - 1 if sliding_window else -1, 0)
-    return varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling, window_size=window)[None]
-
-
-def _window_mask(length: int, window: int, device) -> torch.Tensor:
-    at = torch.arange(length, device=device)
-    behind = at[:, None] - at[None, :]
-    return (behind >= 0) & (behind < window)
+              sliding_window=None, softcap=None, s_aux=None, cu_seq_lens_q=None, max_length_q=None,
+              **others) -> tuple[torch.Tensor, None]:
+    """Returns (B, T, H, D) in the precision of autocast. Needs `cu_seq_lens_q`, the documents' boundaries; `s_aux` are
+    sinks. Raises ValueError for a model whose attention has more to it."""
+    unknown = [name for name in UNKNOWN if others.get(name) is not None]
+    if unknown or cu_seq_lens_q is None or key_BHTD.shape[2] != query_BHTD.shape[2]:
+        raise ValueError(f"attention over documents does not do {unknown or 'without boundaries of all keys'}")
+    device = query_BHTD.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query_BHTD.dtype
+    query, key, value = (x.to(dtype) for x in (query_BHTD, key_BHTD, value_BHTD))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    fused = device == "cuda" and dtype in (torch.bfloat16, torch.float16) and not dropout
+    with torch.autocast(device, enabled=False):
+        if fused and (softcap or s_aux is not None):
+            out_HTD = flexible(query[0], key[0], value[0], cu_seq_lens_q, scaling, sliding_window, softcap, s_aux)
+            return out_HTD.transpose(0, 1)[None], None
+        groups = getattr(module, "num_key_value_groups", 1)
+        pieces = query[0], repeat_kv(key, groups)[0], repeat_kv(value, groups)[0]
+        if fused:
+            out_HTD = variable_length(*pieces, cu_seq_lens_q, max_length_q, scaling, sliding_window)
+        else:
+            out_HTD = by_document(*pieces, cu_seq_lens_q, scaling, sliding_window, softcap, s_aux, dropout)
+    return out_HTD.transpose(0, 1)[None], None
 
 
 AttentionInterface.register(NAME, documents)
@@ -73,11 +54,22 @@ AttentionInterface.register(NAME, documents)
 
 def choose(config, packing: bool) -> str | None:
     """The attention to load this model with; None lets transformers choose."""
-    if getattr(config, "attn_logit_softcapping", None):
-        return "eager"  # sdpa has no capped scores
     known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    takes_others = getattr(known, "_supports_attention_backend", False)
-    return NAME if packing and takes_others else None
+    if packing and getattr(known, "_supports_attention_backend", False):
+        return NAME
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else None  # sdpa has no capped scores
+
+
+def use_flash_attention_3(device: torch.device) -> str | None:
+    """Has torch compute attention with FlashAttention 3, where that is installed and the card is one it is made for
+    (Hopper); torch's own is FlashAttention 2. Returns why it cannot."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9 or not find_spec(FLASH_3):
+        return None
+    try:
+        torch.nn.attention.activate_flash_attention_impl("FA3")
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return f"FlashAttention 3 is installed but not used: {error}"
+    return None
 
 
 def keeps_apart(model) -> bool:

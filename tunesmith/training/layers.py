@@ -17,13 +17,15 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from tunesmith.errors import UserError
 from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Train
+from tunesmith.training import attention_kernels
 from tunesmith.training.offload import Offload
 
 aten = torch.ops.aten
 EXPENSIVE = [  # what `selective` keeps: matrix products and attention, in every way torch computes them
     aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default,
     aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_flash_attention_for_cpu.default,
-    aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_cudnn_attention.default]
+    aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_cudnn_attention.default,
+    attention_kernels.CHUNKED]
 
 
 def apply(model: nn.Module, plan: Plan, settings: Train, compile_cache: Path) -> list[str]:
