@@ -182,8 +182,8 @@ def test_plain_text_gets_bos_and_eos_once():
     for family in ("llama3", "qwen2", "mistral"):
         tokenizer = load(family)
         bos, eos = (tokenizer.bos_token or "") if family != "qwen2" else "", tokenizer.eos_token
-        assert tokenizer.decode(encode_text(tokenizer, "Some text")).replace(" ", "") == f"{bos}Sometext{eos}"
-        assert encode_text(tokenizer, f"{bos}Some text{eos}")[:2].count(tokenizer.bos_id) <= 1
+        assert tokenizer.decode(encode_text(tokenizer, "Some text").ids).replace(" ", "") == f"{bos}Sometext{eos}"
+        assert encode_text(tokenizer, f"{bos}Some text{eos}").ids[:2].count(tokenizer.bos_id) <= 1
 
 
 TEXT = st.one_of(

@@ -60,12 +60,13 @@ def encode_chat(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Example]:
     return [_encode(tokenizer, draft, prove=False) for draft in drafts]
 
 
-def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Plain text between bos, if the tokenizer puts one, and eos."""
+def encode_text(tokenizer: Tokenizer, text: str) -> Example:
+    """Plain text, all learned, between bos, if the tokenizer puts one, and eos."""
     ids, _ = tokenizer.encode(text)
     bos = [tokenizer.bos_id] if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id] else []
     eos = [tokenizer.eos_id] if tokenizer.eos_id is not None and ids[-1:] != [tokenizer.eos_id] else []
-    return bos + ids + eos
+    ids = bos + ids + eos
+    return Example(ids, [True] * len(ids))
 
 
 def thinking_kwargs(tokenizer: Tokenizer, has_reasoning: bool) -> dict:
