@@ -236,7 +236,7 @@ def save_result(run: Run, model) -> None:
     draft = run.folder / ".result.tmp"
     shutil.rmtree(draft, ignore_errors=True)
     full = run.recipe.adapter.kind == "full"
-    inner = model if full else model.base_model.model
+    inner = adapt.base_of(model)
     inner.generation_config = _generation_config(inner, run.plan["stop_ids"])
     if not full:
         model.peft_config["default"].base_model_name_or_path = _base_name(run)
