@@ -14,7 +14,9 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
     checkpoint  step, path, bytes, seconds (of the write), stall_seconds (that training stood still), best
     warning     message
     resume      step (later steps written before this line were lost: readers ignore them)
-    stop        step, reason: done | max_minutes | max_tokens | early_stopping | interrupted | not_finite
+    stop        step, reason: done | max_minutes | max_tokens | early_stopping | interrupted, or what broke it off:
+                not_finite | out_of_memory | error (any other), these with the error's message; a run that was
+                killed has none
 
 eval.json holds `rows`; `before` and `after`, each with `loss`, `perplexity` and, where asked for, `exact_match` as
 {mean, low, high} (95 % bootstrap over rows); `difference` (after minus before, paired) of `loss` and `exact_match`;

@@ -24,6 +24,8 @@ ENDINGS = {
     "early_stopping": "stopped early{}, as held-out loss no longer fell",
     "interrupted": "was interrupted{}",
     "not_finite": "broke off{}, as its loss was no longer a finite number",
+    "out_of_memory": "broke off{}, as memory was not enough",
+    "error": "broke off{} by an error",
     "running?": "seems to be going on{}",
     "cut off": "was cut off{}, without saying why",
     "not started": "has not started",
@@ -61,6 +63,7 @@ def summary(run: Run) -> dict:
     return {
         "name": run.name,
         "status": _status(events),
+        "error": _last_word(events).get("message"),
         "method": asked.get("method.name"),
         "adapter": asked.get("adapter.kind"),
         "base_model": asked.get("model.path"),
@@ -109,6 +112,8 @@ def show(run: Run) -> RenderableType:
     table = _table()
     rows = {"Run": facts["name"], "Base model": facts["base_model"],
             "Method": f"{facts['method']}, {facts['adapter']}", "Started": facts["started"], **_results(facts)}
+    if facts["error"]:
+        rows["Error"] = facts["error"]
     for name, value in rows.items():
         table.add_row(*_texts(name, value))
     for message, times in warnings(run).items():
@@ -250,10 +255,15 @@ def _before_after(run: Run) -> tuple[dict, dict]:
     return before, next((e for e in reversed(evals) if e["step"] > 0), {})
 
 
+def _last_word(events: list[dict]) -> dict:
+    """The last event that says whether the run goes on."""
+    return next((e for e in reversed(events) if e["event"] in ("start", "resume", "stop")), {})
+
+
 def _status(events: list[dict]) -> str:
     if not events:
         return "not started"
-    last = next((e for e in reversed(events) if e["event"] in ("start", "resume", "stop")), {})
+    last = _last_word(events)
     if last.get("event") == "stop":
         return last["reason"]
     return "running?" if time.time() - events[-1]["time"] < QUIET_SECONDS else "cut off"
