@@ -93,6 +93,29 @@ def test_then_activations_are_recomputed_and_then_it_is_said(recipe, limited):
         train(recipe(name="never", train={"max_steps": 5}))
 
 
+@pytest.mark.parametrize("step", [1, 3])
+def test_an_update_without_room_ends_the_run_and_leaves_the_last_checkpoint(recipe, monkeypatch, step):
+    """The weights have moved by then."""
+    settings = {"adapter": {"kind": "full"}, "train": {"max_steps": 4, "save_every": 1, "keep_checkpoints": 9}}
+    update = training._update
+
+    def fail(job, now):
+        if now == step:
+            move = job.optimizer.step
+            job.optimizer.step = lambda: (move(), out_of_memory())
+        update(job, now)
+
+    asked = recipe(**settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_update", fail)
+        with pytest.raises(NotEnoughMemory, match=rf"step {step}: .*train\.optimizer: adamw .*adamw_8bit"):
+            train(asked)
+    run = Run(asked.output / "run")
+    assert [stop["reason"] for stop in run.events("stop")] == ["out_of_memory"]
+    assert len(checkpoint.complete(run.checkpoints)) == step - 1
+    assert losses(resume(run.folder)) == losses(train(recipe(name="whole", **settings)))
+
+
 def one_of_two_runs_out(folder, rows=1):
     """A training process of which the second has no room for more than so many rows."""
     token_losses = training.token_losses
