@@ -31,25 +31,28 @@ UNKNOWN_POSITIONS = 2**17  # of a model that does not say, such as one without p
 def train(recipe: Recipe) -> Run:
     """Trains from a recipe and returns the run. Raises UserError, leaving nothing behind, where that cannot be."""
     run = Run.create(recipe)
-    try:
-        prepare(run)
-        _start(run)
-    except BaseException as error:
-        if isinstance(error, UserError) or run.plan is None:
-            shutil.rmtree(run.folder)
-        raise
+    with run.held():
+        try:
+            prepare(run)
+            _start(run)
+        except BaseException as error:
+            if isinstance(error, UserError) or run.plan is None:
+                shutil.rmtree(run.folder)
+            raise
     return run
 
 
 def resume(folder: str | Path) -> Run:
-    """Continues a run from its last complete checkpoint, or from the start if it has none."""
+    """Continues a run from its last complete checkpoint, or from the start if it has none. Raises UserError if it is
+    finished or going on."""
     run = Run.open(folder)
-    if run.result.exists():
-        raise UserError(f"{folder}: this run is finished; its result is {run.result}")
-    if run.plan is None:
-        prepare(run)
-    provenance.check_unchanged(run)
-    _start(run)
+    with run.held():
+        if run.result.exists():
+            raise UserError(f"{folder}: this run is finished; its result is {run.result}")
+        if run.plan is None:
+            prepare(run)
+        provenance.check_unchanged(run)
+        _start(run)
     return run
 
 
