@@ -2,9 +2,10 @@
 
 
 class Ending(Exception):
-    """Its message is for the user; `status` is the command's exit status."""
+    """Its message is for the user; `status` is the command's exit status, `reason` that of a run's stop event."""
 
     status = 1
+    reason = "error"
 
 
 class UserError(Ending):
@@ -22,9 +23,13 @@ class Interrupted(Ending):
 class NotFinite(Ending):
     """A loss or gradient that is not a number; the message names the rows."""
 
+    reason = "not_finite"
+
 
 class NotEnoughMemory(Ending):
     """A step that does not fit, whatever is tried."""
+
+    reason = "out_of_memory"
 
 
 class ProcessDied(Ending):

@@ -6,7 +6,7 @@ training process, which is given the run's folder and nothing else.
 
 import logging
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tunesmith import provenance
@@ -14,7 +14,7 @@ from tunesmith.data.dataset import Dataset
 from tunesmith.data.source import has_reasoning
 from tunesmith.data.template import thinking_kwargs
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import Interrupted, NotEnoughMemory, NotFinite, ProcessDied, UserError
+from tunesmith.errors import Ending, Interrupted, NotEnoughMemory, NotFinite, ProcessDied, UserError, first_line
 from tunesmith.inputs import dataset_of, plan_of
 from tunesmith.machine import probe
 from tunesmith.measure import fitted
@@ -31,25 +31,28 @@ UNKNOWN_POSITIONS = 2**17  # of a model that does not say, such as one without p
 def train(recipe: Recipe) -> Run:
     """Trains from a recipe and returns the run. Raises UserError, leaving nothing behind, where that cannot be."""
     run = Run.create(recipe)
-    try:
-        prepare(run)
-        _start(run)
-    except BaseException as error:
-        if isinstance(error, UserError) or run.plan is None:
-            shutil.rmtree(run.folder)
-        raise
+    with run.held():
+        try:
+            prepare(run)
+            _start(run)
+        except BaseException as error:
+            if isinstance(error, UserError) or run.plan is None:
+                shutil.rmtree(run.folder)
+            raise
     return run
 
 
 def resume(folder: str | Path) -> Run:
-    """Continues a run from its last complete checkpoint, or from the start if it has none."""
+    """Continues a run from its last complete checkpoint, or from the start if it has none. Raises UserError if it is
+    finished or going on."""
     run = Run.open(folder)
-    if run.result.exists():
-        raise UserError(f"{folder}: this run is finished; its result is {run.result}")
-    if run.plan is None:
-        prepare(run)
-    provenance.check_unchanged(run)
-    _start(run)
+    with run.held():
+        if run.result.exists():
+            raise UserError(f"{folder}: this run is finished; its result is {run.result}")
+        if run.plan is None:
+            prepare(run)
+        provenance.check_unchanged(run)
+        _start(run)
     return run
 
 
@@ -93,7 +96,25 @@ def _check_fit(recipe: Recipe, dataset: Dataset, config) -> None:
 
 
 def _start(run: Run) -> None:
-    plan = plan_of(run)
+    try:
+        _work(run, plan_of(run))
+    except (Interrupted, UserError):
+        raise
+    except Exception as error:
+        with suppress(OSError):  # a full disk, say, must not hide the error
+            _log_end(run, error)
+        raise
+
+
+def _log_end(run: Run, error: Exception) -> None:
+    done = max((event["step"] for event in run.events("step")), default=0)
+    if isinstance(error, Ending):
+        run.log("stop", step=done, reason=error.reason, message=first_line(error))
+    else:
+        run.log("stop", step=done, reason=Ending.reason, message=f"{type(error).__name__}: {first_line(error)}")
+
+
+def _work(run: Run, plan: Plan) -> None:
     if plan.processes == 1:
         from tunesmith.worker import work
 

@@ -14,13 +14,16 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
     checkpoint  step, path, bytes, seconds (of the write), stall_seconds (that training stood still), best
     warning     message
     resume      step (later steps written before this line were lost: readers ignore them)
-    stop        step, reason: done | max_minutes | max_tokens | early_stopping | interrupted | not_finite
+    stop        step, reason: done | max_minutes | max_tokens | early_stopping | interrupted, or what broke it off:
+                not_finite | out_of_memory | error (any other), these with the error's message; a run that was
+                killed has none
 
 eval.json holds `rows`; `before` and `after`, each with `loss`, `perplexity` and, where asked for, `exact_match` as
 {mean, low, high} (95 % bootstrap over rows); `difference` (after minus before, paired) of `loss` and `exact_match`;
 and `samples`: [{prompt, reference, before, after}].
 """
 
+import fcntl
 import json
 import os
 import time
@@ -47,6 +50,7 @@ class Run:
         self.eval_file = self.folder / "eval.json"
         self.report_file = self.folder / "report.html"
         self.checkpoints = self.folder / "checkpoints"
+        self.lock_file = self.folder / ".lock"
 
     @property
     def name(self) -> str:
@@ -97,6 +101,30 @@ class Run:
     def result(self) -> Path:
         """The trained adapter or model in the format of PEFT or Transformers, once there."""
         return self.folder / ("model" if self.recipe.adapter.kind == "full" else "adapter")
+
+    @contextmanager
+    def held(self):
+        """While this holds, no other process may work on the run; the kernel lets go of it when this process dies.
+        Raises UserError if another one has it."""
+        with open(self.lock_file, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.folder}: this run is going on in another process; stop that one first, or wait "
+                                "for its end") from None
+            yield
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process works on it."""
+        if not self.lock_file.exists():
+            return False
+        with open(self.lock_file, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def log(self, event: str, **values) -> None:
         """Appends one event. A line is written in one call, so a reader never sees half of one but the last."""

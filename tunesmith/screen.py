@@ -95,9 +95,13 @@ class Screen:
     def _show_resume(self, step) -> None:
         self.console.print(f"resume  after step {step}")
 
-    def _show_stop(self, step, reason) -> None:
+    def close(self) -> None:
+        """Ends the live line."""
         if self._progress:
             self._progress.stop()
+
+    def _show_stop(self, step, reason) -> None:
+        self.close()
         self.console.print(f"stop    after step {step}: {reason.replace('_', ' ')}")
 
     def _due(self) -> bool:

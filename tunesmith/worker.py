@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from tunesmith.data.pack import Schedule
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import Interrupted, NotFinite
+from tunesmith.errors import Interrupted
 from tunesmith.evaluate import generate, heldout
 from tunesmith.evaluate.report import write_report
 from tunesmith.inputs import cache_folder, dataset_of, plan_of, tokenizer_of
@@ -34,7 +34,7 @@ SECOND_SIGNAL_AFTER_SECONDS = 1.0  # Ctrl-C reaches a process from the terminal 
 
 
 def work(folder: Path) -> None:
-    """Trains. Raises Interrupted after a signal, NotFinite on a loss that is not a number."""
+    """Trains. Raises Interrupted after a signal, NotFinite on a loss that is not a number, NotEnoughMemory."""
     run = Run(folder)
     plan = plan_of(run)
     device = parallel.join(plan.device)
@@ -42,22 +42,18 @@ def work(folder: Path) -> None:
     torch.use_deterministic_algorithms(device.type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads fresh memory
     first = parallel.rank() == 0
-    screen = Screen() if first else None
+    screen = Screen()
 
     def log(event: str, **values) -> None:
         if first:
             run.log(event, **values)
             screen.show(event, values)
 
-    with stop_on_signal() as stop_asked:
+    with closing(screen), stop_on_signal() as stop_asked:
         job, state = _job(run, plan, device, log, stop_asked)
         _before(job, run)
-        try:
-            with job.saver:
-                reason = loop(job, state)
-        except NotFinite:
-            log("stop", step=state.step, reason="not_finite")
-            raise
+        with job.saver:
+            reason = loop(job, state)
         log("stop", step=state.step, reason=reason)
         if reason == "interrupted":
             raise Interrupted(f"stopped at step {state.step}; `tunesmith resume {run.folder}` goes on")
@@ -242,7 +238,7 @@ def save_result(run: Run, model) -> None:
     draft = run.folder / ".result.tmp"
     shutil.rmtree(draft, ignore_errors=True)
     full = run.recipe.adapter.kind == "full"
-    inner = model if full else model.base_model.model
+    inner = adapt.base_of(model)
     inner.generation_config = _generation_config(inner, run.plan["stop_ids"])
     if not full:
         model.peft_config["default"].base_model_name_or_path = _base_name(run)

@@ -167,12 +167,23 @@ def test_what_cannot_be_proved_is_refused(template, detail, tmp_path):
         learned(load("mistral", str(file)), TALK)
 
 
+def test_with_mask_all_each_answer_is_proved_and_the_rest_may_change():
+    tokenizer, talk = load("mistral"), [system("▁Be▁kind."), user("▁"), *TALK[1:]]
+    example, = encode_chat(tokenizer, Chat(talk), "all")
+    assert [i for i, s in enumerate(example.supervised) if not s] == [0]
+    assert tokenizer.decode(example.ids[slice(*example.answer)]).strip() == "Because\nso</s>"
+    for turn in (2, 4):
+        unprovable = [*talk[:turn], assistant("a▁b"), *talk[turn + 1:]]
+        with pytest.raises(RowProblem, match="mask_unproved"):
+            encode_chat(tokenizer, Chat(unprovable), "all")
+
+
 def test_plain_text_gets_bos_and_eos_once():
     for family in ("llama3", "qwen2", "mistral"):
         tokenizer = load(family)
         bos, eos = (tokenizer.bos_token or "") if family != "qwen2" else "", tokenizer.eos_token
-        assert tokenizer.decode(encode_text(tokenizer, "Some text")).replace(" ", "") == f"{bos}Sometext{eos}"
-        assert encode_text(tokenizer, f"{bos}Some text{eos}")[:2].count(tokenizer.bos_id) <= 1
+        assert tokenizer.decode(encode_text(tokenizer, "Some text").ids).replace(" ", "") == f"{bos}Sometext{eos}"
+        assert encode_text(tokenizer, f"{bos}Some text{eos}").ids[:2].count(tokenizer.bos_id) <= 1
 
 
 TEXT = st.one_of(
@@ -181,9 +192,15 @@ TEXT = st.one_of(
     st.sampled_from(["<s>", "<|im_end|>", "<|begin_of_text|> x", "\n\n\nfoo", "  bar  ", "<bos>", "</think>"]))
 
 
+PLAIN = st.text(st.sampled_from("ab\n"), min_size=1, max_size=4)
+# What sentencepiece cannot tell from a space may stand in a prompt, but not in an answer.
+SYSTEM = TEXT | st.text(st.sampled_from("▁ a\n"), min_size=1, max_size=4)
+
+
 @settings(max_examples=400, deadline=None)
-@given(family=st.sampled_from([*tiny.FAMILIES, "plain", "chatml"]), given_system=st.none() | TEXT,
-       texts=st.lists(TEXT, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0))
+@given(family=st.sampled_from([*tiny.FAMILIES, "plain", "chatml"]), given_system=st.none() | SYSTEM,
+       texts=st.one_of([st.lists(text, min_size=2, max_size=6) for text in (TEXT, PLAIN)]).filter(
+           lambda texts: len(texts) % 2 == 0))
 def test_learned_text_is_the_answers(family, given_system, texts):
     built_in = {"plain": ("mistral", "plain"), "chatml": ("qwen2", "chatml")}
     tokenizer = load(*built_in.get(family, (family,)))

@@ -210,7 +210,9 @@ def test_runs_that_came_to_little_say_so(tmp_path):
 
     single = new_run(tmp_path, "single")
     train(single, 1)
-    assert "the only step" in Page(single).text and "seems to be going on" in Page(single).text
+    with single.held():
+        assert "the only step" in Page(single).text and "The run is going on at step 1 of 1." in Page(single).text
+    assert "was cut off at step 1 of 1" in Page(single).text
 
     broken = new_run(tmp_path, "broken")
     train(broken, 396, until=120)
@@ -233,16 +235,15 @@ def test_runs_that_came_to_little_say_so(tmp_path):
     assert not re.search(r"\bnan\b", page.source, re.IGNORECASE)
 
 
-def test_status_follows_the_last_word(tmp_path, monkeypatch):
+def test_status_follows_the_last_word_and_whether_a_process_holds_the_run(tmp_path):
     run = new_run(tmp_path)
-    train(run, 396, until=100)
-    assert overview.summary(run)["status"] == "running?"
-    run.log("stop", step=100, reason="interrupted")
-    assert overview.summary(run)["status"] == "interrupted"
-    run.log("resume", step=80)
-    assert overview.summary(run)["steps_done"] == 80 and overview.summary(run)["status"] == "running?"
-    now = run.events()[-1]["time"]
-    monkeypatch.setattr(overview.time, "time", lambda: now + overview.QUIET_SECONDS + 1)
+    with run.held():
+        train(run, 396, until=100)
+        assert overview.summary(run)["status"] == "running"
+        run.log("stop", step=100, reason="interrupted")
+        assert overview.summary(run)["status"] == "interrupted"
+        run.log("resume", step=80)
+        assert overview.summary(run)["steps_done"] == 80 and overview.summary(run)["status"] == "running"
     assert overview.summary(run)["status"] == "cut off"
 
 

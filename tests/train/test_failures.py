@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import resource
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from tests.conftest import sums, write_rows
-from tunesmith import cli, job
+from tunesmith import cli, job, worker
 from tunesmith.errors import UserError
+from tunesmith.evaluate import overview
 from tunesmith.run import Run
 from tunesmith.training import checkpoint
 from tunesmith.training import loop as training
@@ -117,6 +120,44 @@ def test_a_loss_that_is_no_number(recipe, tmp_path, monkeypatch, capsys):
     assert [event["reason"] for event in run.events("stop")] == ["not_finite"]
     assert checkpoint.complete(run.checkpoints)[-1].name == "step-000002"
     assert not run.result.exists()
+
+
+def no_memory(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(training, "token_losses", fail)
+
+
+def fault_in_a_step(monkeypatch):
+    learning_rate = training.learning_rate
+    monkeypatch.setattr(training, "learning_rate",
+                        lambda step, *others: learning_rate(step, *others) if step < 2 else {}["injected"])
+
+
+def fault_at_the_end(monkeypatch):
+    monkeypatch.setattr(worker, "save_result", lambda run, model: [][0])
+
+
+@pytest.mark.parametrize("break_it, reason, step, error", [
+    (no_memory, "out_of_memory", 0, "step 1: a row of"), (fault_in_a_step, "error", 1, "KeyError: 'injected'"),
+    (fault_at_the_end, "error", 3, "IndexError: list index out of range")], ids=lambda value: getattr(
+        value, "__name__", ""))
+def test_what_breaks_a_run_off_is_its_status(recipe, monkeypatch, break_it, reason, step, error):
+    asked = recipe(train={"max_steps": 3})
+    with monkeypatch.context() as patch:
+        break_it(patch)
+        with pytest.raises(Exception, match=error.partition(": ")[2]):
+            job.train(asked)
+    run = Run(asked.output / "run")
+    facts = overview.summary(run)
+    assert (facts["status"], facts["steps_done"]) == (reason, step) and facts["error"].startswith(error)
+    assert f"The run broke off at step {step} of 3" in overview.ending(facts)
+    printed = io.StringIO()
+    Console(file=printed, width=300).print(overview.show(run))
+    assert facts["error"] in printed.getvalue()
+    assert overview.summary(job.resume(run.folder)) | {"seconds": 0, "started": 0} == facts | {
+        "status": "done", "error": None, "steps_done": 3, "seconds": 0, "started": 0}
 
 
 def unknown_key(values, folder):

@@ -8,6 +8,7 @@ import torch
 
 from tunesmith import resume, train
 from tunesmith.errors import NotEnoughMemory
+from tunesmith.run import Run
 from tunesmith.training import checkpoint, parallel
 from tunesmith.training import loop as training
 from tunesmith.training.layers import _Checkpointed, decoder_layers
@@ -92,17 +93,53 @@ def test_then_activations_are_recomputed_and_then_it_is_said(recipe, limited):
         train(recipe(name="never", train={"max_steps": 5}))
 
 
-def one_of_two_runs_out(folder):
-    """A training process of which the second has no room for more than one row."""
+@pytest.mark.parametrize("step", [1, 3])
+def test_an_update_without_room_ends_the_run_and_leaves_the_last_checkpoint(recipe, monkeypatch, step):
+    """The weights have moved by then."""
+    settings = {"adapter": {"kind": "full"}, "train": {"max_steps": 4, "save_every": 1, "keep_checkpoints": 9}}
+    update = training._update
+
+    def fail(job, now):
+        if now == step:
+            move = job.optimizer.step
+            job.optimizer.step = lambda: (move(), out_of_memory())
+        update(job, now)
+
+    asked = recipe(**settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_update", fail)
+        with pytest.raises(NotEnoughMemory, match=rf"step {step}: .*train\.optimizer: adamw .*adamw_8bit"):
+            train(asked)
+    run = Run(asked.output / "run")
+    assert [stop["reason"] for stop in run.events("stop")] == ["out_of_memory"]
+    assert len(checkpoint.complete(run.checkpoints)) == step - 1
+    assert losses(resume(run.folder)) == losses(train(recipe(name="whole", **settings)))
+
+
+def one_of_two_runs_out(folder, rows=1):
+    """A training process of which the second has no room for more than so many rows."""
     token_losses = training.token_losses
 
     def losses(model, batch, head):
-        if model.training and parallel.rank() == 1 and len(batch.rows) > 1:
+        if model.training and parallel.rank() == 1 and len(batch.rows) > rows:
             out_of_memory()
         return token_losses(model, batch, head)
 
     training.token_losses = losses
     work(folder)
+
+
+def one_of_two_has_no_room(folder):
+    one_of_two_runs_out(folder, rows=0)
+
+
+def test_what_ends_a_process_that_writes_no_events_is_in_them(recipe, monkeypatch):
+    monkeypatch.setattr("tunesmith.worker.work", one_of_two_has_no_room)
+    asked = recipe(train={"processes": 2, "max_steps": 2})
+    with pytest.raises(NotEnoughMemory, match="does not fit"):
+        train(asked)
+    [stop] = Run(asked.output / "run").events("stop")
+    assert stop["reason"] == "out_of_memory" and "does not fit" in stop["message"]
 
 
 def test_what_one_process_needed_all_do(recipe, monkeypatch):

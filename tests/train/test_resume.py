@@ -16,6 +16,7 @@ import pytest
 
 from tunesmith import job, worker
 from tunesmith.errors import Interrupted
+from tunesmith.evaluate import overview
 from tunesmith.run import Run
 from tunesmith.training import checkpoint
 from tunesmith.training import loop as training
@@ -123,6 +124,27 @@ def test_killed_while_saving(started, uninterrupted, tmp_path, kind):
     assert resumed.status() == 0, resumed.text()
     assert happened(run) == uninterrupted(kind)
     assert not list(run.folder.glob("**/.*.tmp"))
+
+
+def test_a_run_that_is_going_on_is_not_resumed(started, tmp_path):
+    run, command = started("lora")
+    assert command.wait_for(run.checkpoints, "step-000001")
+    command.send(signal.SIGSTOP)
+    try:
+        status, before = overview.summary(run)["status"], run.events_file.read_bytes()
+        second = Command(tmp_path, "resume", run.folder)
+        assert second.status() == 2 and status == "running"
+        assert run.events_file.read_bytes() == before
+        assert second.text().splitlines()[-1] == (f"tunesmith: {run.folder}: this run is going on in another process; "
+                                                  "stop that one first, or wait for its end")
+        assert "Traceback" not in second.text()
+    finally:
+        command.send(signal.SIGKILL)
+    assert command.status() == -signal.SIGKILL
+    assert overview.summary(run)["status"] == "cut off"
+    third = Command(tmp_path, "resume", run.folder)
+    assert third.status() == 0, third.text()
+    assert overview.summary(run)["status"] == "done"
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text as Styled
 
 from tunesmith.data.ledger import Ledger
-from tunesmith.data.rows import REASONS, Chat, RowProblem, digest
+from tunesmith.data.rows import REASONS, Chat, Row, RowProblem, digest
 from tunesmith.data.source import format_of, has_reasoning, rows_of
 from tunesmith.data.template import Example, encode_chat, encode_text, thinking_kwargs
 from tunesmith.data.tokenizer import Tokenizer
@@ -98,7 +98,7 @@ def show(path: str, format: str, model: Path, rows: int, mask: str) -> None:
             console.print(_coloured(tokenizer, example))
 
 
-def _coloured(tokenizer: Tokenizer, example) -> Styled:
+def _coloured(tokenizer: Tokenizer, example: Example) -> Styled:
     """Runs of tokens of one kind decoded together, as one character may be several tokens."""
     styled, start = Styled(), 0
     flags = example.supervised
@@ -110,11 +110,8 @@ def _coloured(tokenizer: Tokenizer, example) -> Styled:
     return styled
 
 
-def _encode(tokenizer: Tokenizer, row, mask: str = "assistant") -> list:
-    if isinstance(row, Chat):
-        return encode_chat(tokenizer, row, mask)
-    ids = encode_text(tokenizer, row.text)
-    return [Example(ids, [True] * len(ids))]
+def _encode(tokenizer: Tokenizer, row: Row, mask: str = "assistant") -> list[Example]:
+    return encode_chat(tokenizer, row, mask) if isinstance(row, Chat) else [encode_text(tokenizer, row.text)]
 
 
 def _tokenizer(source: Source, model: Path) -> Tokenizer:

@@ -27,7 +27,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.recipe import Method, Source
 from tunesmith.run import write_json
 
-VERSION = 3  # raise when the same input must give other tokens
+VERSION = 4  # raise when the same input must give other tokens
 CHUNK_ROWS = 512
 PARALLEL_FROM_BYTES = 4 * 2**20  # smaller sources are done before the worker processes have started
 

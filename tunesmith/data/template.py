@@ -48,15 +48,25 @@ def encode_chat(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Example]:
 
     Raises RowProblem if there is nothing to learn, the template refuses, or the mask cannot be proved.
     """
-    return [_encode(tokenizer, draft) for draft in _drafts(tokenizer, chat, mask)]
+    drafts = _drafts(tokenizer, chat, mask)
+    try:
+        return [_encode(tokenizer, draft) for draft in drafts]
+    except RowProblem:
+        if mask != "all":
+            raise
+    # With `all` there is no question which tokens are learned. What has to be proved are the answers, each by itself:
+    # a tokenizer may change what stands around them, as sentencepiece does "▁".
+    encode_chat(tokenizer, chat, "assistant")
+    return [_encode(tokenizer, draft, prove=False) for draft in drafts]
 
 
-def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Plain text between bos, if the tokenizer puts one, and eos."""
+def encode_text(tokenizer: Tokenizer, text: str) -> Example:
+    """Plain text, all learned, between bos, if the tokenizer puts one, and eos."""
     ids, _ = tokenizer.encode(text)
     bos = [tokenizer.bos_id] if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id] else []
     eos = [tokenizer.eos_id] if tokenizer.eos_id is not None and ids[-1:] != [tokenizer.eos_id] else []
-    return bos + ids + eos
+    ids = bos + ids + eos
+    return Example(ids, [True] * len(ids))
 
 
 def thinking_kwargs(tokenizer: Tokenizer, has_reasoning: bool) -> dict:
@@ -186,12 +196,13 @@ def _bos_length(tokenizer: Tokenizer, text: str) -> int:
     return len(tokenizer.bos_token) if tokenizer.bos_token and text.startswith(tokenizer.bos_token) else 0
 
 
-def _encode(tokenizer: Tokenizer, draft: Draft) -> Example:
+def _encode(tokenizer: Tokenizer, draft: Draft, prove: bool = True) -> Example:
     ids, offsets = _tokenize(tokenizer, draft)
     supervised = [False] * len(ids)
     for start, end in draft.spans:
         first, last = (bisect_left(offsets, at, key=_start) for at in (start, end))
-        _prove(tokenizer, ids, first, last, draft.text[start:end])
+        if prove:
+            _prove(tokenizer, ids, first, last, draft.text[start:end])
         supervised[first:last] = [True] * (last - first)
     if not any(supervised):
         raise RowProblem("no_supervised_token")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from datetime import datetime
 from pathlib import PurePath
 from typing import NamedTuple
@@ -14,8 +13,6 @@ from rich.text import Text
 from tunesmith.recipe import read_yaml
 from tunesmith.run import Run, read_json
 
-QUIET_SECONDS = 1800  # a run that has said nothing for so long, and not that it stopped, is taken for dead
-
 # How a run ended. Key: its status; value: what follows "The run", with the place of its step.
 ENDINGS = {
     "done": "went to its end{}",
@@ -24,7 +21,9 @@ ENDINGS = {
     "early_stopping": "stopped early{}, as held-out loss no longer fell",
     "interrupted": "was interrupted{}",
     "not_finite": "broke off{}, as its loss was no longer a finite number",
-    "running?": "seems to be going on{}",
+    "out_of_memory": "broke off{}, as memory was not enough",
+    "error": "broke off{} by an error",
+    "running": "is going on{}",
     "cut off": "was cut off{}, without saying why",
     "not started": "has not started",
 }
@@ -60,7 +59,8 @@ def summary(run: Run) -> dict:
     before, after = _before_after(run)
     return {
         "name": run.name,
-        "status": _status(events),
+        "status": _status(run, events),
+        "error": _last_word(events).get("message"),
         "method": asked.get("method.name"),
         "adapter": asked.get("adapter.kind"),
         "base_model": asked.get("model.path"),
@@ -109,6 +109,8 @@ def show(run: Run) -> RenderableType:
     table = _table()
     rows = {"Run": facts["name"], "Base model": facts["base_model"],
             "Method": f"{facts['method']}, {facts['adapter']}", "Started": facts["started"], **_results(facts)}
+    if facts["error"]:
+        rows["Error"] = facts["error"]
     for name, value in rows.items():
         table.add_row(*_texts(name, value))
     for message, times in warnings(run).items():
@@ -250,13 +252,15 @@ def _before_after(run: Run) -> tuple[dict, dict]:
     return before, next((e for e in reversed(evals) if e["step"] > 0), {})
 
 
-def _status(events: list[dict]) -> str:
+def _last_word(events: list[dict]) -> dict:
+    """The last event that says whether the run goes on."""
+    return next((e for e in reversed(events) if e["event"] in ("start", "resume", "stop")), {})
+
+
+def _status(run: Run, events: list[dict]) -> str:
     if not events:
         return "not started"
-    last = next((e for e in reversed(events) if e["event"] in ("start", "resume", "stop")), {})
-    if last.get("event") == "stop":
-        return last["reason"]
-    return "running?" if time.time() - events[-1]["time"] < QUIET_SECONDS else "cut off"
+    return _last_word(events).get("reason") or ("running" if run.is_held else "cut off")
 
 
 def _seconds(events: list[dict]) -> float | None:

@@ -11,5 +11,4 @@ splits = True
 def encode(tokenizer: Tokenizer, row: Row, settings: Method) -> list[Example]:
     if isinstance(row, Chat):
         return encode_chat(tokenizer, row, "all")
-    ids = encode_text(tokenizer, row.text)
-    return [Example(ids, [True] * len(ids), [])]
+    return [encode_text(tokenizer, row.text)]

@@ -72,6 +72,11 @@ def parameter_counts(model) -> tuple[int, int]:
     return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
 
 
+def base_of(model):
+    """The causal language model under its adapter, or itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _check_saved_whole(model, names: list[str]) -> None:
     """Quantised weights cannot be trained. Raises UserError."""
     for name, parameter in model.named_parameters():

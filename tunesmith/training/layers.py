@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from tunesmith.errors import UserError
+from tunesmith.model.adapt import base_of
 from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Train
 from tunesmith.training import attention_kernels
@@ -169,4 +170,4 @@ def _is_dense(mlp: nn.Module | None) -> bool:
 
 
 def _name(model: nn.Module) -> str:
-    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+    return type(base_of(model)).__name__

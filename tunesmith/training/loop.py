@@ -15,7 +15,7 @@ import torch
 from tunesmith.data.dataset import TokenStore
 from tunesmith.data.pack import Schedule
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import NotFinite
+from tunesmith.errors import NotEnoughMemory, NotFinite
 from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Train
 from tunesmith.run import Run
@@ -88,9 +88,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
         norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or math.inf, foreach=True).item()
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
             raise NotFinite(_blame(job, state.step, data, loss_value, norm))
-        seed_update(job.seed, state.step)
-        job.optimizer.step()
-        job.optimizer.zero_grad(set_to_none=True)
+        _update(job, state.step)
 
         seconds = time.monotonic() - step_began
         state.tokens += int(tokens)
@@ -159,6 +157,21 @@ def _backward(job: Job, data: StepData, supervised: float, tokens: float) -> flo
         (loss + job.routing.loss(batch, tokens)).backward()
         total += loss.detach()
     return total.item()
+
+
+def _update(job: Job, step: int) -> None:
+    """Raises NotEnoughMemory where the optimizer needs more than there is. The step is not done again: part of the
+    weights may have moved already. The last checkpoint is whole."""
+    seed_update(job.seed, step)
+    try:
+        job.optimizer.step()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NotEnoughMemory(f"step {step}: the update of train.optimizer: {job.settings.optimizer} does not fit in "
+                              "memory; adafactor and adamw_8bit need the least, or train an adapter "
+                              "(adapter.kind: lora)") from None
+    job.optimizer.zero_grad(set_to_none=True)
 
 
 def _agree(job: Job, state: checkpoint.State) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tunesmith.model.adapt import base_of
 from tunesmith.training.batch import IGNORED, Batch, collate
 
 # Logits of a chunk. On a CPU larger chunks are no faster; on a card (not measured yet) each one costs a pass over the
@@ -131,7 +132,7 @@ def find_head(model, packed: bool) -> Head | None:
     One forward pass shows what reaches the output layer. In it the layer's output is replaced by known numbers, small
     and large, so what the model makes of them is what it does to its logits.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     decoder, layer = base.get_decoder(), base.get_output_embeddings()
     if layer is None or decoder is base:
         return None
