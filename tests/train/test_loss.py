@@ -98,3 +98,18 @@ def test_a_model_that_does_something_else_to_its_logits_is_left_alone(monkeypatc
 
     monkeypatch.setattr(type(model), "forward", shifted)
     assert loss.find_head(model, packed=False) is None
+
+
+def test_bfloat16_logits_are_taken_a_few_rows_at_a_time(monkeypatch):
+    """Bit for bit what they give at once, and near what float32 gives."""
+    torch.manual_seed(0)
+    logits_CV, targets_C = torch.randn(50, 90) * 3, torch.randint(0, 90, (50,))
+    at_once = loss._losses_and_gradient(logits_CV.bfloat16(), targets_C)
+    monkeypatch.setattr(loss, "CACHED_LOGITS", 90 * 7)
+    in_parts = loss._losses_and_gradient(logits_CV.bfloat16(), targets_C)
+    assert all(torch.equal(a, b) for a, b in zip(at_once, in_parts))
+    logits_CV = logits_CV.bfloat16().float().requires_grad_()
+    exact = F.cross_entropy(logits_CV, targets_C, reduction="none")
+    [gradient] = torch.autograd.grad(exact.sum(), logits_CV)
+    assert torch.allclose(in_parts[0], exact, atol=1e-5)
+    assert (in_parts[1].float() - gradient).abs().max() < 2**-8
