@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.train.test_layers import BOUND, DENSE, build, curve  # noqa: F401  (build is a fixture)
+from tests.train.test_layers import DENSE, build  # noqa: F401  (build is a fixture)
+from tests.train.test_switches import BOUND, curve
 from tunesmith import train
 from tunesmith.training.layers import CompileWatch, checkpoint_layers, compile_layers
 
