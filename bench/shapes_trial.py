@@ -248,7 +248,7 @@ def _peak(built: Trainable, tokens: int, device: torch.device) -> int | None:
     """Peak bytes of a step from one row; None if it ran out of memory."""
     reset_peak(device)
     try:
-        learn(built, tokens, None, device)
+        learn(built, 1, tokens, device)
         return peak_bytes(device)
     except RuntimeError as error:
         if not is_out_of_memory(error):

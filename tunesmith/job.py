@@ -133,7 +133,7 @@ def _start_many(run: Run, plan: Plan) -> None:
     try:
         with _silent_launcher():
             launch(work, plan.processes, run.folder)
-    except SignalException:  # the launcher has passed it on, and waited until the processes saved
+    except SignalException:  # the processes have saved, or a second signal killed them
         raise Interrupted(f"stopped; `tunesmith resume {run.folder}` goes on") from None
     except ChildFailedError as error:
         raise _cause(plan, *error.get_first_failure()) from None

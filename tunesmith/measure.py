@@ -1,7 +1,6 @@
 """The largest forward and backward pass that fits in memory, found by measuring, in a process of its own."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.errors import UserError
-from tunesmith.plan.choose import Plan
+from tunesmith.plan.choose import Plan, layers_for
 from tunesmith.run import Run
 
 SECONDS = 40  # after which no larger pass is begun
@@ -30,6 +29,8 @@ class Measured:
     @property
     def tokens(self) -> int:
         """The most that fit: by a parabola through the last three points, as attention may grow faster than tokens."""
+        if not self.points:
+            return 0
         sizes, peaks = np.array(self.points[-3:], float).T
         if len(sizes) == 1:
             return int(sizes[0] * self.budget_bytes / peaks[0])
@@ -43,31 +44,68 @@ class Measured:
 def fitted(run: Run, plan: Plan, base: Path, longest: int) -> tuple[Plan, Measured | None]:
     """The plan with what the recipe leaves to measuring; `longest`: tokens that the model has positions for.
 
-    Raises UserError where nothing fits.
+    Layers are as they were measured. Where what fits asks for others, these are measured too, and what fits more is
+    taken. Raises UserError where nothing fits.
     """
     data, train = run.recipe.data, run.recipe.train
     if data.sequence_length != "max" and train.micro_batch != "auto":
         return plan, None
-    if data.sequence_length == "max":
-        most, row = longest, None
-    else:
-        most, row = max(1, train.batch // plan.processes) * plan.sequence_length, plan.sequence_length
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        found = pool.submit(measure, run.folder, plan, base, most, row).result()
-    tokens = min(most, found.tokens) // MULTIPLE * MULTIPLE
-    if tokens < (row or MULTIPLE):
-        raise UserError(f"data.sequence_length: a row of {row or MULTIPLE} tokens does not fit in "
+    plan, found = _largest(run, plan, base, longest)
+    layers, reasons = layers_for(train, plan.sequence_length, plan.micro_batch_tokens)
+    others = [name for name, value in layers.items() if value != getattr(plan, name)]
+    if others:
+        second, found_second = _largest(run, replace(plan, **layers), base, longest)
+        if second.micro_batch_tokens >= plan.micro_batch_tokens:
+            plan, found = second, found_second
+        else:
+            why = f"otherwise only {second.micro_batch_tokens:,} tokens fit, not {plan.micro_batch_tokens:,}"
+            reasons |= dict.fromkeys(others, why)
+    if not plan.micro_batch_tokens:
+        raise UserError(f"data.sequence_length: no room for {_rows(*_shapes(run, plan, longest)[0])} in "
                         f"{found.budget_bytes / 1e9:.1f} GB; train an adapter (adapter.kind: lora), or a smaller model")
-    why = f"{tokens:,} tokens fit in {found.budget_bytes / 1e9:.1f} GB, measured up to {found.points[-1][0]:,}"
-    if row:
-        return replace(plan, micro_batch_tokens=tokens, reasons=plan.reasons | {"micro_batch_tokens": why}), found
-    micro = tokens if train.micro_batch in ("auto", None) else train.micro_batch * tokens
-    return replace(plan, sequence_length=tokens, micro_batch_tokens=micro,
-                   reasons=plan.reasons | {"sequence_length": why}), found
+    return replace(plan, reasons=plan.reasons | reasons), found
 
 
-def measure(folder: Path, plan: Plan, base: Path, most: int, row: int | None) -> Measured:
-    """Passes of ever more tokens, as one row or in rows of `row`, until the next would take too long or not fit."""
+def _largest(run: Run, plan: Plan, base: Path, longest: int) -> tuple[Plan, Measured]:
+    """The plan with as long or as many rows as fit, 0 tokens if none."""
+    shapes = _shapes(run, plan, longest)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        found = pool.submit(measure, run.folder, plan, base, shapes).result()
+    why = f"as fits in {found.budget_bytes / 1e9:.1f} GB, measured up to {max(found.points, default=(0,))[0]:,} tokens"
+    if run.recipe.data.sequence_length == "max":
+        rows = shapes[0][0]
+        length = max(0, min(longest, found.tokens // rows) // MULTIPLE * MULTIPLE)
+        return replace(plan, sequence_length=length, micro_batch_tokens=rows * length, reasons=plan.reasons | {
+            "sequence_length": f"{_rows(rows, length)} in a forward pass, {why}"}), found
+    length = plan.sequence_length
+    tokens = min(_most_rows(run, plan) * length, found.tokens) // MULTIPLE * MULTIPLE
+    return replace(plan, micro_batch_tokens=tokens if tokens >= length else 0, reasons=plan.reasons | {
+        "micro_batch_tokens": f"{tokens:,} tokens in a forward pass, {why}"}), found
+
+
+def _shapes(run: Run, plan: Plan, longest: int) -> list[tuple[int, int]]:
+    """(rows, tokens of each) of the passes to try: ever longer rows, or ever more of them."""
+    if run.recipe.data.sequence_length != "max":
+        return [(rows, plan.sequence_length) for rows in _doubled(1, _most_rows(run, plan))]
+    asked = run.recipe.train.micro_batch
+    rows = asked if isinstance(asked, int) else 1
+    return [(rows, length) for length in _doubled(min(longest, max(MULTIPLE, FIRST_TOKENS // rows)), longest)]
+
+
+def _most_rows(run: Run, plan: Plan) -> int:
+    return max(1, run.recipe.train.batch // plan.processes)
+
+
+def _doubled(first: int, most: int) -> list[int]:
+    return [first * 2**n for n in range((most // first).bit_length())]
+
+
+def _rows(rows: int, length: int) -> str:
+    return f"{rows} row{'s' * (rows > 1)} of {length:,} tokens"
+
+
+def measure(folder: Path, plan: Plan, base: Path, shapes: list[tuple[int, int]]) -> Measured:
+    """Passes of (rows, tokens of each), from small to large, until the next would take too long or not fit."""
     import torch
 
     from tunesmith.training import parallel
@@ -83,15 +121,16 @@ def measure(folder: Path, plan: Plan, base: Path, most: int, row: int | None) ->
     sharing = 1 if device.type == "cuda" else plan.processes
     budget = int((peak_bytes(device) + free_bytes(device) / sharing) * USED_SHARE)
     points: list[tuple[int, int]] = []
-    for tokens in _sizes(most, row):
+    for rows, length in shapes:
+        tokens = rows * length
         reset_peak(device)
         pass_began = time.monotonic()
         try:
-            learn(trial, tokens, row, device)
+            learn(trial, rows, length, device)
         except RuntimeError as error:
-            if not (points and is_out_of_memory(error)):
+            if not is_out_of_memory(error):
                 raise
-            budget = min(budget, points[-1][1])
+            budget = min(budget, points[-1][1]) if points else budget
             break
         points.append((tokens, peak_bytes(device)))
         now = time.monotonic()
@@ -100,24 +139,15 @@ def measure(folder: Path, plan: Plan, base: Path, most: int, row: int | None) ->
     return Measured(points, budget, time.monotonic() - began)
 
 
-def learn(trial, tokens: int, row: int | None, device) -> None:
+def learn(trial, rows: int, length: int, device) -> None:
     """One step from random tokens, all of them supervised."""
     from tunesmith.training.batch import collate
     from tunesmith.training.loss import autocast, token_losses
 
-    length = row or tokens
     ids = np.random.default_rng(0).integers(0, trial.model.config.get_text_config().vocab_size, length)
-    rows = [(ids, np.ones(length, bool))] * (tokens // length)
-    batch = collate(rows, np.arange(len(rows)), trial.plan.packing).to(device)
+    batch = collate([(ids, np.ones(length, bool))] * rows, np.arange(rows), trial.plan.packing).to(device)
     with autocast(trial.plan):
         total, _, _ = token_losses(trial.model, batch, trial.head)
-    (total / len(ids)).backward()
+    (total / length).backward()
     trial.optimizer.step()
     trial.optimizer.zero_grad(set_to_none=True)
-
-
-def _sizes(most: int, row: int | None) -> Iterator[int]:
-    tokens = row or min(FIRST_TOKENS, most)
-    while tokens <= most:
-        yield tokens
-        tokens *= 2

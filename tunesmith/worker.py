@@ -30,8 +30,6 @@ from tunesmith.training.loss import Head, autocast, find_head
 from tunesmith.training.optimizer import build_optimizer
 from tunesmith.training.saver import Saver
 
-SECOND_SIGNAL_AFTER_SECONDS = 1.0  # Ctrl-C reaches a process from the terminal and from the launcher
-
 
 def work(folder: Path) -> None:
     """Trains. Raises Interrupted after a signal, NotFinite on a loss that is not a number, NotEnoughMemory."""
@@ -56,6 +54,7 @@ def work(folder: Path) -> None:
             reason = loop(job, state)
         log("stop", step=state.step, reason=reason)
         if reason == "interrupted":
+            parallel.wait()  # the launcher ends the others when one has ended, and the first may still be saving
             raise Interrupted(f"stopped at step {state.step}; `tunesmith resume {run.folder}` goes on")
         if run.recipe.train.result == "best" and state.best_step:
             _load_best(job, state)
@@ -269,7 +268,7 @@ def stop_on_signal():
     came: list[float] = []
 
     def note(number, frame) -> None:
-        if came and time.monotonic() - came[0] > SECOND_SIGNAL_AFTER_SECONDS:
+        if came and time.monotonic() - came[0] > parallel.SECOND_SIGNAL_AFTER_SECONDS:
             os._exit(128 + number)
         came.append(time.monotonic())
 

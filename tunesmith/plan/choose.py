@@ -56,30 +56,41 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     weights = usual if settings.weights == "auto" else settings.weights
     _check_optimizer(settings.optimizer, device)
     asked = recipe.data.sequence_length
-    length = CHECKPOINTING_FROM_LENGTH if asked == "max" else asked  # long, until it is measured
+    length = CHECKPOINTING_FROM_LENGTH if asked == "max" else asked  # to begin measuring with
     if isinstance(settings.micro_batch, int):
         tokens = settings.micro_batch * length
     else:
         tokens = max(length, CARD_TOKENS if machine.cards else CPU_TOKENS)
+    layers, why = layers_for(settings, length, tokens)
+    _check_layers(layers, machine)
     return Plan(
         device=device, processes=processes, weights=weights, compute=compute,
         sequence_length=length, micro_batch_tokens=tokens,
-        packing=recipe.data.packing, threads=max(1, machine.cores // processes), reasons=reasons,
-        **_layers(settings, machine, length, tokens, reasons))
+        packing=recipe.data.packing, threads=max(1, machine.cores // processes), reasons=reasons | why,
+        **layers)
 
 
-def _layers(settings: Train, machine: Machine, length: int, tokens: int, reasons: dict) -> dict:
-    """What is done to the decoder layers. Raises UserError for what has no use or does not go together."""
+def layers_for(settings: Train, length: int, tokens: int) -> tuple[dict, dict]:
+    """What is done to the decoder layers for examples of up to `length` tokens and `tokens` in a forward pass: fields
+    of the plan, and the reasons for those that the recipe leaves open."""
     checkpointing, offload = settings.gradient_checkpointing, settings.activation_offload
     compiled, tiled = settings.compile == "on", settings.tiled_mlp == "on"
+    reasons = {}
     if checkpointing == "auto":
         checkpointing = "on" if length >= CHECKPOINTING_FROM_LENGTH or offload else "off"
-        reasons["gradient_checkpointing"] = f"examples of up to {length} tokens"
+        reasons["gradient_checkpointing"] = f"examples of up to {length:,} tokens"
     if settings.tiled_mlp == "auto":
         tiled = tokens >= TILED_MLP_FROM_TOKENS and not compiled
-        reasons["tiled_mlp"] = f"{tokens} tokens in a forward pass"
+        reasons["tiled_mlp"] = f"{tokens:,} tokens in a forward pass"
     if settings.compile == "auto":
         reasons["compile"] = "off: no gain seen on a CPU, not measured on a card"
+    return {"gradient_checkpointing": checkpointing, "activation_offload": offload, "tiled_mlp": tiled,
+            "compile": compiled}, reasons
+
+
+def _check_layers(layers: dict, machine: Machine) -> None:
+    """Raises UserError for what has no use or does not go together."""
+    checkpointing, offload, tiled, compiled = layers.values()
     if offload and not machine.cards:
         raise UserError("train.activation_offload: without a card activations are in host memory already; "
                         "set it to false")
@@ -94,8 +105,6 @@ def _layers(settings: Train, machine: Machine, length: int, tokens: int, reasons
     if compiled and tiled:
         raise UserError("train.compile would build a graph for each number of tiles; "
                         "set train.tiled_mlp: off, or train.compile: off")
-    return {"gradient_checkpointing": checkpointing, "activation_offload": offload, "tiled_mlp": tiled,
-            "compile": compiled}
 
 
 def _check_optimizer(name: str, device: str) -> None:

@@ -1,7 +1,12 @@
 """Several processes as one: start them, add up what each found. With one process every function is a no-op."""
 
 import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing import active_children
 
 import torch
 import torch.distributed as dist
@@ -9,6 +14,7 @@ import torch.distributed as dist
 from tunesmith.errors import UserError
 
 BUCKET_BYTES = 32 * 2**20
+SECOND_SIGNAL_AFTER_SECONDS = 1.0  # sooner it is the same one: Ctrl-C comes from the terminal and from the launcher
 
 
 def rank() -> int:
@@ -22,13 +28,55 @@ def world() -> int:
 def launch(entry, processes: int, *arguments) -> None:
     """Runs `entry(*arguments)` in so many processes through torch's elastic launcher; if one dies, all stop.
 
-    Raises torch.distributed.elastic.multiprocessing.errors.ChildFailedError with the first failure.
+    A signal is passed on, and the processes may take what time they need; a second one kills them. Raises
+    SignalException if they ended by that, ChildFailedError with the first failure if by themselves (both are of
+    torch.distributed.elastic).
     """
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d",
-                          rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, start_method="spawn")
-    elastic_launch(config, entry)(*arguments)
+                          rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, start_method="spawn",
+                          signals_to_handle="")
+    with _waiting_on_signals():
+        elastic_launch(config, entry)(*arguments)
+
+
+@contextmanager
+def _waiting_on_signals():
+    """Instead of torch's handlers, which kill after 30 s, when a large model may not have been saved."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    others, came = active_children(), []
+
+    def stop(number, frame) -> None:
+        processes = [process for process in active_children() if process not in others]
+        again = bool(came) and time.monotonic() - came[0] > SECOND_SIGNAL_AFTER_SECONDS
+        if not came:
+            came.append(time.monotonic())
+            print("stopping: what was learned is saved first, however long it takes; a second signal stops at once",
+                  file=sys.stderr, flush=True)
+            for process in processes:
+                process.terminate()
+        elif again:
+            for process in processes:
+                process.kill()
+        if again or not processes:
+            raise SignalException(f"signal {number}", signal.Signals(number))
+
+    try:
+        previous = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    except ValueError:  # a notebook's thread: signals belong to the main thread
+        previous = {}
+    try:
+        yield
+    except ChildFailedError:
+        if came:
+            raise SignalException("stopped", signal.SIGTERM) from None
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def join(device_type: str) -> torch.device:

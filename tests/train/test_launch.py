@@ -1,0 +1,125 @@
+"""What a signal does to a launcher and its training processes."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tunesmith import job
+from tunesmith.errors import Interrupted
+from tunesmith.run import Run
+from tunesmith.training import checkpoint, loop, parallel
+from tunesmith.worker import work as worker_work
+
+PATIENCE_SECONDS = 240
+STOPPED = 130
+
+
+def wait_for(is_so) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < end, "it hangs"
+        time.sleep(0.01)
+
+
+def saves_when_told(folder: Path) -> None:
+    """Asked to stop, it takes until a file is there, and ends well, as a run does that was at its end already."""
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    (folder / f"process-{os.getpid()}").touch()
+    wait_for(lambda: asked)
+    (folder / f"asked-{os.getpid()}").touch()
+    wait_for((folder / "go").exists)
+    (folder / f"saved-{os.getpid()}").touch()
+
+
+def hears_nothing(folder: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (folder / f"process-{os.getpid()}").touch()
+    wait_for(lambda: False)
+
+
+def launch(entry, folder: Path) -> None:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    parallel.SECOND_SIGNAL_AFTER_SECONDS = 0
+    output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 2)
+    try:
+        parallel.launch(entry, 2, folder)
+    except SignalException:
+        os._exit(STOPPED)
+
+
+@pytest.fixture
+def launched(tmp_path):
+    """Gives a launcher whose two processes are at work."""
+    def start(entry):
+        launcher = multiprocessing.get_context("spawn").Process(target=launch, args=(entry, tmp_path))
+        launcher.start()
+        wait_for(lambda: count(tmp_path, "process") == 2)
+        os.kill(launcher.pid, signal.SIGTERM)
+        wait_for(lambda: (tmp_path / "output").read_text().count("a second signal stops at once") == 1)
+        return launcher
+
+    return start
+
+
+def count(folder: Path, kind: str) -> int:
+    return len(list(folder.glob(f"{kind}-*")))
+
+
+def ended(launcher) -> int:
+    launcher.join(PATIENCE_SECONDS)
+    assert launcher.exitcode is not None, "it hangs"
+    return launcher.exitcode
+
+
+@pytest.mark.parametrize("seconds", [0, pytest.param(40, marks=pytest.mark.slow)])
+def test_it_waits_as_long_as_saving_takes(launched, tmp_path, seconds):
+    launcher = launched(saves_when_told)
+    wait_for(lambda: count(tmp_path, "asked") == 2)
+    time.sleep(seconds)  # torch's launcher would wait for 30
+    assert launcher.is_alive()
+    (tmp_path / "go").touch()
+    assert ended(launcher) == 0 and count(tmp_path, "saved") == 2
+
+
+def test_a_second_signal_kills(launched, tmp_path):
+    launcher = launched(hears_nothing)
+    os.kill(launcher.pid, signal.SIGTERM)
+    assert ended(launcher) == STOPPED
+    for file in tmp_path.glob("process-*"):
+        assert not Path("/proc", file.name.removeprefix("process-")).exists()
+
+
+def saves_slowly(folder: Path) -> None:
+    """A training process whose launcher gets a signal at step 2, and which is still saving when the other is done."""
+    save, seed_step = checkpoint.save, loop.seed_step
+
+    def take_longer(folder, contents):
+        time.sleep(2 * parallel.SECOND_SIGNAL_AFTER_SECONDS)
+        return save(folder, contents)
+
+    def note(seed, step):
+        seed_step(seed, step)
+        if step == 2 and parallel.rank() == 0:
+            os.kill(os.getppid(), signal.SIGTERM)
+
+    checkpoint.save, loop.seed_step = take_longer, note
+    worker_work(folder)
+
+
+def test_no_process_ends_while_another_saves(recipe, monkeypatch, capfd):
+    monkeypatch.setattr("tunesmith.worker.work", saves_slowly)
+    asked = recipe(train={"processes": 2})
+    with pytest.raises(Interrupted, match="goes on"):
+        job.train(asked)
+    run = Run(asked.output / "run")
+    [stop] = run.events("stop")
+    assert stop["reason"] == "interrupted"
+    assert [found.name for found in checkpoint.complete(run.checkpoints)] == [f"step-{stop['step']:06d}"]
+    assert "a second signal stops at once" in capfd.readouterr().err
