@@ -165,15 +165,16 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", choices=("speed", "data", "first"), help="one part alone")
     parser.add_argument("--cases", nargs="+", help="e.g. 5M-full-float32", choices=["-".join(c) for c in CASES])
-    parser.add_argument("--peers", nargs="+", choices=VARIANTS, default=["trl"] if "--quick" in sys.argv else list(VARIANTS))
+    parser.add_argument("--peers", nargs="+", choices=VARIANTS)
     asked = parser.parse_args()
     if (asked.device == "cuda") != bool(probe().cards):
         parser.error(f"--device {asked.device}: Tunesmith trains on the card where there is one, and only there")
     cases = [tuple(c.split("-")) for c in asked.cases] if asked.cases else QUICK if asked.quick else CASES
     repeats = 1 if asked.quick else REPEATS
     sizes = list(SIZES)[: 3 if asked.full else 2]
-    missing = [tool for tool in asked.peers if not python_of(tool)]
-    peers = [tool for tool in asked.peers if tool not in missing]
+    wanted = asked.peers or (["trl"] if asked.quick else list(VARIANTS))
+    missing = [tool for tool in wanted if not python_of(tool)]
+    peers = [tool for tool in wanted if tool not in missing]
     with tempfile.TemporaryDirectory(prefix="tunesmith-bench-") as name:
         folder = Path(name)
         os.environ |= {"TUNESMITH_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}

@@ -203,6 +203,8 @@ FAMILIES = {
                               "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": YARN}),
 }
 
+MIXTURES = [name for name, facts in FAMILIES.items() if EXPERTS.items() <= facts.config.items()]
+
 
 def save(family: str, folder: Path, seed: int = 0) -> Path:
     """Writes model and tokenizer in the format of transformers; returns the folder."""

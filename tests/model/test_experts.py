@@ -6,6 +6,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from tests import tiny
 from tests.model.test_result import QUICK, logits, trained_logits
 from tests.train.test_reference import losses
 from tunesmith import train
@@ -17,7 +18,6 @@ from tunesmith.training.batch import Batch
 from tunesmith.training.experts import Routing
 from tunesmith.worker import trainable_model
 
-MIXTURES = ["qwen3_moe", "mixtral", "olmoe", "gpt_oss"]
 IDS = torch.arange(5, 29)[None]
 
 
@@ -26,7 +26,7 @@ def trained_names(run) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", tiny.MIXTURES)
 @pytest.mark.parametrize("kind", ["none", "nf4"])
 def test_adapters_of_experts_open_and_merge(recipe, tmp_path, name, kind):
     run = train(recipe(name, model={"quantize": kind}, train=QUICK))
@@ -38,7 +38,7 @@ def test_adapters_of_experts_open_and_merge(recipe, tmp_path, name, kind):
     assert (opened - logits(AutoModelForCausalLM.from_pretrained(run.base), IDS)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", tiny.MIXTURES)
 @pytest.mark.parametrize(("adapter", "experts", "router"), [
     ({}, True, False), ({"experts": False}, False, False), ({"router": True}, True, True),
     ({"targets": ["q_proj", "v_proj"]}, False, False),
@@ -70,7 +70,7 @@ def test_what_cannot_be_is_refused(recipe, changes, said):
         train(recipe("qwen3_moe", train=QUICK, **changes))
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", tiny.MIXTURES)
 @pytest.mark.parametrize("packed", [True, False])
 def test_router_loss_is_that_of_transformers_layer_by_layer(family, name, packed):
     model = AutoModelForCausalLM.from_pretrained(family(name)).train()

@@ -21,8 +21,7 @@ from tunesmith.training.loss import find_head, token_losses
 from tunesmith.training.offload import Offload
 
 BOUND = 1e-5
-EXPERTS = ("qwen3_moe", "mixtral", "olmoe", "gpt_oss")
-DENSE = [name for name in tiny.FAMILIES if name not in EXPERTS]
+DENSE = [name for name in tiny.FAMILIES if name not in tiny.MIXTURES]
 CPU = torch.device("cpu")
 CARD = Card(0, "a card", 2**34, 2**34, (8, 6))
 
@@ -151,7 +150,7 @@ def test_checkpointing_may_be_changed_in_the_middle(build):
     assert sum(on) < sum(off) / 10 and half == [off[0], on[1]]
 
 
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("name", tiny.MIXTURES)
 def test_experts_are_refused_by_name(build, name, tmp_path):
     model = build(name)
     plan = SimpleNamespace(tiled_mlp=True, compile=False, gradient_checkpointing="off")

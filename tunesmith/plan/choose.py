@@ -90,7 +90,8 @@ def layers_for(settings: Train, length: int, tokens: int) -> tuple[dict, dict]:
 
 def _check_layers(layers: dict, machine: Machine) -> None:
     """Raises UserError for what has no use or does not go together."""
-    checkpointing, offload, tiled, compiled = layers.values()
+    checkpointing, offload = layers["gradient_checkpointing"], layers["activation_offload"]
+    tiled, compiled = layers["tiled_mlp"], layers["compile"]
     if offload and not machine.cards:
         raise UserError("train.activation_offload: without a card activations are in host memory already; "
                         "set it to false")
