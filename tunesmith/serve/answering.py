@@ -17,6 +17,7 @@ from tunesmith.serve.tools import Call, ToolReader, find_format, grammar
 from tunesmith.serve.wire import Options, named_results
 
 COLDEST = 1e-3  # a lower temperature takes the likeliest token
+OURS = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}
 
 
 @dataclass
@@ -185,6 +186,8 @@ class Service:
     def prompt(self, asked: Asked) -> tuple[str, list[int]]:
         """The conversation as the template writes it, and its ids, as the data path makes them. Raises Refused."""
         served = self.served(asked.model)
+        if wrong := sorted(OURS & set(asked.template)):
+            raise Refused(f"chat_template_kwargs: {wrong[0]} is set by the server", parameter="chat_template_kwargs")
         try:
             messages, _ = accepted(served.tokenizer, Chat(named_results(asked.messages), asked.tools or None))
             text = served.tokenizer.render(messages, asked.tools or None, add_generation_prompt=True, **asked.template)

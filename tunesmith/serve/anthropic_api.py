@@ -159,7 +159,7 @@ async def _stream(answers: Answers, head: dict) -> AsyncIterator[str]:
     index, open_text = 0, False
     try:
         async for _, said in answers.events():
-            if open_text and not hasattr(said, "tokens"):  # a call
+            if open_text and isinstance(said, Call):
                 yield event("content_block_stop", index=index)
                 index, open_text = index + 1, False
             if isinstance(said, Call):

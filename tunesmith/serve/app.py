@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import socket
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,8 +18,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from tunesmith import __version__
-from tunesmith.errors import UserError
+from tunesmith.errors import UserError, first_line
 from tunesmith.serve import anthropic_api, openai_api, responses_api
 from tunesmith.serve.answering import Service
 from tunesmith.serve.engine import Engine, Refused
@@ -34,7 +34,8 @@ class Problem(BaseModel):
     error: dict
 
 
-def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (), hosts: Sequence[str] = ()) -> FastAPI:
+def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (),
+             hosts: Sequence[str] = ()) -> FastAPI:
     """`cors`: origins that pages may call from; `hosts`: names that requests must be addressed to, any if empty."""
     @asynccontextmanager
     async def lifespan(_):
@@ -43,7 +44,7 @@ def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (
 
     service = Service(engine)
     problems = {"4XX": {"model": Problem}, "5XX": {"model": Problem}}
-    app = FastAPI(title="Tunesmith", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
+    app = FastAPI(title="Tunesmith", docs_url=None, redoc_url=None, lifespan=lifespan,
                   responses=problems)
     guarded = [Depends(_key_check(api_key))] if api_key else []
     for api in (openai_api, responses_api, anthropic_api):
@@ -64,23 +65,32 @@ def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (
     return app
 
 
-def serve(engine: Engine, host: str, port: int, api_key: str | None, cors: Sequence[str]) -> None:
+def bind(host: str, port: int, api_key: str | None) -> socket.socket:
+    """A socket that does not listen yet. Raises UserError where it cannot be, or others would reach it without a
+    key."""
+    if not api_key and not is_loopback(host):
+        raise UserError(f"--host {host}: others can reach it, so it needs --api-key (or TUNESMITH_API_KEY)")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host {host} --port {port}: {first_line(error)}; give another") from None
+    return bound
+
+
+def serve(engine: Engine, bound: socket.socket, host: str, api_key: str | None, cors: Sequence[str]) -> None:
     """Serves until SIGINT or SIGTERM; then answers what it has begun, and ends. A second Ctrl-C ends it at once."""
     # A page on the web could make a name of its own point here, and then read what is answered.
     hosts = ["localhost", "127.0.0.1", "[::1]", host] if is_loopback(host) else []
-    config = uvicorn.Config(make_app(engine, api_key, cors, hosts), host=host, port=port, log_level="warning")
     try:
-        uvicorn.Server(config).run()
+        config = uvicorn.Config(make_app(engine, api_key, cors, hosts), log_level="warning")
+        uvicorn.Server(config).run(sockets=[bound])
     except KeyboardInterrupt:
         pass  # uvicorn hands on the signal that ended it
     finally:
         engine.close()
-
-
-def check_binding(host: str, api_key: str | None) -> None:
-    """Raises UserError for an address that others reach without a key."""
-    if not api_key and not is_loopback(host):
-        raise UserError(f"--host {host}: others can reach it, so it needs --api-key (or TUNESMITH_API_KEY)")
 
 
 def is_loopback(host: str) -> bool:

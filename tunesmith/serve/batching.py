@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from threading import Condition, Thread
 
 import torch
@@ -84,13 +85,15 @@ class TransformersEngine:
     """See engine.Engine. `batch` sequences at most are computed at once, `queue` more may wait."""
 
     def __init__(self, models: dict[str, Served], batch: int = 64, queue: int = 256):
-        self.models, self._batch, self._queue = models, batch, queue
+        self._batch, self._queue = batch, queue
         copies = {id(served.weights): served.weights for served in models.values()}
         per_token = max(_prepare(weights) for weights in copies.values())
         first = next(iter(copies.values()))
         free = torch.cuda.mem_get_info()[0] if first.device.type == "cuda" else memory()[1]
         self.limit_bytes = int(free * MEMORY_SHARE)
         self.limit_tokens = self.limit_bytes // per_token
+        self.models = {name: replace(served, context=min(served.context, self.limit_tokens))
+                       for name, served in models.items()}
         self.prefixes = PrefixCache(int(self.limit_bytes * PREFIX_SHARE))
         self.description = (f"transformers in this process, {first.device.type}, "
                             f"{str(first.inner.dtype).removeprefix('torch.')}")
@@ -152,14 +155,23 @@ class TransformersEngine:
     def _run(self) -> None:
         with torch.inference_mode():
             while self._next_step():
-                self._drop_cancelled()
-                self._admit()
-                for name in dict.fromkeys(s.request.model for s in self._running):
-                    self._step([s for s in self._running if s.request.model == name])
+                try:
+                    self._round()
+                except Exception as error:  # a fault of ours or no memory: whoever waits must hear of it
+                    for sequence in list(self._running):
+                        self._finish(sequence, "error", first_line(error))
         for sequence in [*self._running, *self._waiting]:
             sequence.end("cancelled")
         self._running.clear()
         self._waiting.clear()
+
+    def _round(self) -> None:
+        """One step of every model that has something to do."""
+        self._drop_cancelled()
+        self._admit()
+        self._make_room()
+        for name in dict.fromkeys(s.request.model for s in self._running):
+            self._step([s for s in self._running if s.request.model == name])
 
     def _next_step(self) -> bool:
         """Waits for work; False when the engine closes."""
@@ -209,9 +221,8 @@ class TransformersEngine:
 
     def _step(self, sequences: list[Sequence]) -> None:
         """One forward pass of one model, and a token for every sequence that is computed up to its end."""
-        self._make_room()
         room, chosen = CHUNK, []
-        for sequence in sorted((s for s in sequences if s in self._running), key=lambda s: s.pending > 1):
+        for sequence in sorted(sequences, key=lambda s: s.pending > 1):
             count = 1 if sequence.pending == 1 else min(sequence.pending, room)
             room -= count if sequence.pending > 1 else 0
             if count:

@@ -14,13 +14,13 @@ def run(paths: Sequence[Path], host: str, port: int, api_key: str | None, cors: 
     """Serves runs and model folders until interrupted. Raises UserError."""
     if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install 'tunesmith[serve]'")
-    from tunesmith.serve.app import check_binding, serve
+    from tunesmith.serve.app import bind, serve
     from tunesmith.serve.batching import TransformersEngine
     from tunesmith.serve.models import open_models
 
     if gguf := next((path for path in paths if path.suffix == ".gguf"), None):
         raise UserError(f"{gguf}: GGUF files are not served; serve the run or the merged folder, or use llama.cpp")
-    check_binding(host, api_key)
+    bound = bind(host, port, api_key)
     console = Console(stderr=True, highlight=False)
     engine = TransformersEngine(open_models(paths, context), batch, queue)
     console.print(f"engine  {engine.description}; keys and values of up to {engine.limit_tokens:,} tokens in "
@@ -28,5 +28,6 @@ def run(paths: Sequence[Path], host: str, port: int, api_key: str | None, cors: 
     for served in engine.models.values():
         of = f" of {served.base}" if served.kind == "tuned" else ""
         console.print(f"model   {served.name}: {served.kind}{of}, context {served.context:,}", markup=False)
-    console.print(f"serving http://{f'[{host}]' if ':' in host else host}:{port}; Ctrl-C stops", markup=False)
-    serve(engine, host, port, api_key, cors)
+    address = f"[{host}]" if ":" in host else host
+    console.print(f"serving http://{address}:{bound.getsockname()[1]}; Ctrl-C stops", markup=False)
+    serve(engine, bound, host, api_key, cors)

@@ -1,7 +1,6 @@
 """OpenAI's API: models, chat completions, completions and embeddings; and /render, which shows a prompt."""
 
 import base64
-import json
 import struct
 import time
 import uuid
@@ -153,9 +152,9 @@ def messages_of(messages: list[Message]) -> list[dict]:
 
 def tools_of(tools: list[dict] | None) -> list[dict]:
     """The function tools; kinds that are not known are skipped."""
-    functions = [t["function"] for t in tools or [] if t.get("type") == "function" and isinstance(t.get("function"), dict)]
+    functions = [t.get("function") for t in tools or [] if t.get("type") == "function"]
     return [tool(f["name"], f.get("description"), f.get("parameters")) for f in functions
-            if isinstance(f.get("name"), str)]
+            if isinstance(f, dict) and isinstance(f.get("name"), str)]
 
 
 def stops_of(stop: Stop) -> tuple[str, ...]:
@@ -164,12 +163,14 @@ def stops_of(stop: Stop) -> tuple[str, ...]:
 
 def schema_of(form: dict | None) -> dict | None:
     """The JSON Schema that a response format asks for. Raises Refused."""
-    kind = (form or {}).get("type", "text")
+    form = {"type": "text"} if form is None else form
+    kind = form.get("type", "text") if isinstance(form, dict) else form
     if kind == "text":
         return None
     if kind == "json_object":
         return ANY_OBJECT
-    schema = (form.get("json_schema") or form).get("schema") if kind == "json_schema" else None
+    around = form.get("json_schema", form) if kind == "json_schema" else None
+    schema = around.get("schema") if isinstance(around, dict) else None
     if not isinstance(schema, dict):
         raise Refused(f"response_format of type {kind!r}: give text, json_object, or json_schema with a schema",
                       parameter="response_format")
@@ -180,10 +181,10 @@ def choice_of(choice: str | dict | None) -> str:
     """tool_choice as auto, none, required or a tool's name. Raises Refused."""
     if choice is None or choice in ("auto", "none", "required"):
         return choice or "auto"
-    if isinstance(choice, dict):
-        name = (choice.get("function") or choice).get("name") if choice.get("type") == "function" else None
-        if isinstance(name, str):
-            return name
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        function = choice.get("function", choice)
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            return function["name"]
     raise Refused("tool_choice: give auto, none, required or a function", parameter="tool_choice")
 
 
@@ -265,8 +266,7 @@ async def _chat_stream(answers: Answers, head: dict, with_usage: bool, logprobs:
             if isinstance(event, Answer):
                 yield chunk([choice(index, {}, event.finish)])
             elif isinstance(event, Call):
-                number = len(answers.done[index].calls) - 1 if event is answers.done[index].calls[-1] else \
-                    answers.done[index].calls.index(event)
+                number = answers.done[index].calls.index(event)
                 call = _call(event)
                 arguments = call["function"].pop("arguments")
                 first = {**call, "index": number, "function": {**call["function"], "arguments": ""}}

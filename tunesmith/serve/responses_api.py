@@ -79,9 +79,8 @@ def _add(messages: list[dict], item: dict) -> None:
     """Adds one input item to the messages. Raises Refused."""
     kind = item.get("type", "message")
     if kind == "message":
-        role, content = ROLES.get(item.get("role")), item.get("content")
-        parts = isinstance(content, list) and all(isinstance(part, dict) for part in content)
-        if role is None or not (parts or isinstance(content, str)):
+        role, content = ROLES.get(str(item.get("role"))), item.get("content")
+        if role is None or not isinstance(content, list | str):
             raise Refused(f"input: a message of role {item.get('role')!r} needs a role and content", parameter="input")
         messages.append({"role": role, "content": text_of(content)})
     elif kind == "function_call":
@@ -91,9 +90,8 @@ def _add(messages: list[dict], item: dict) -> None:
         else:
             messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
     elif kind == "function_call_output":
-        output = item.get("output")
-        content = output if isinstance(output, str) else text_of([p for p in output or [] if isinstance(p, dict)])
-        messages.append({"role": "tool", "content": content, "tool_call_id": str(item.get("call_id"))})
+        messages.append({"role": "tool", "content": text_of(item.get("output")),
+                         "tool_call_id": str(item.get("call_id"))})
     elif kind != "reasoning":
         raise Refused(f"input: an item of type {kind!r} cannot be read here", parameter="input")
 

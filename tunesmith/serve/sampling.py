@@ -45,6 +45,12 @@ class Sampler:
             logits_V[token] += bias
 
     def _draw(self, logits_V: torch.Tensor) -> int:
+        order, shares = self.shares(logits_V)
+        return int(order[torch.multinomial(shares, 1, generator=self._generator)])
+
+    def shares(self, logits_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens that may be drawn, likeliest first, and in what proportion: temperature, then top-k, then top-p
+        (arXiv:1904.09751), then min-p (arXiv:2407.01082), as in transformers."""
         sampling = self.sampling
         scores = logits_V / sampling.temperature
         count = min(sampling.top_k or len(scores), len(scores))
@@ -52,4 +58,4 @@ class Sampler:
         shares = values.softmax(-1)
         left_out = (shares.cumsum(-1) - shares >= sampling.top_p) | (shares < sampling.min_p * shares[0])
         left_out[0] = False
-        return int(order[torch.multinomial(shares.masked_fill(left_out, 0), 1, generator=self._generator)])
+        return order, shares.masked_fill(left_out, 0)

@@ -106,7 +106,7 @@ class ToolReader:
     def push(self, text: str) -> list[str | Call]:
         self._text += text
         said: list[str | Call] = []
-        while (step := getattr(self, f"_in_{self._state}")(said)):
+        while getattr(self, f"_in_{self._state}")(said):
             pass
         return said
 
@@ -118,7 +118,7 @@ class ToolReader:
         self._text = ""
         return [rest] if rest and not (self._called and (self._state == "after" or not rest.strip())) else []
 
-    def _in_text(self, said: list) -> bool:
+    def _in_text(self, said: list) -> bool:  # each of these: whether the next state has something to read
         at = self._text.find(self._mark)
         end = at if at >= 0 else len(self._text) - tail_of(self._text, self._mark)
         text = self._text[:end]

@@ -43,6 +43,8 @@ def text_of(content) -> str:
     """A content, string or parts, as text. Raises Refused for parts that are no text."""
     if content is None or isinstance(content, str):
         return content or ""
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise Refused("content: give text, or a list of parts", parameter="messages")
     for part in content:
         if part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
             raise Refused(f"content of type {part.get('type')!r}: this server reads text only", parameter="messages")
