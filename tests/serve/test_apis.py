@@ -14,7 +14,8 @@ from tests.serve.conftest import KEY
 
 ASK = [{"role": "user", "content": "What is 1 plus 2?"}]
 SCHEMA = {"type": "object", "additionalProperties": False, "required": ["colour", "count"],
-          "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}}}
+          "properties": {"colour": {"enum": ["red", "green"]},
+                         "count": {"type": "integer", "minimum": 0, "maximum": 9}}}
 TOOLS = [{"type": "function", "function": {"name": "paint", "description": "Paints.", "parameters": SCHEMA}},
          {"type": "web_search"}]
 
@@ -54,7 +55,8 @@ def test_roles_parts_and_unknown_fields(openai):
 
 
 def test_n_seed_and_logprobs(openai):
-    options = dict(model="first", messages=ASK, max_tokens=10, temperature=1.5, seed=3, n=3, logprobs=True, top_logprobs=4)
+    options = dict(model="first", messages=ASK, max_tokens=10, temperature=1.5, seed=3, n=3, logprobs=True,
+                   top_logprobs=4)
     first, again = (openai.chat.completions.create(**options) for _ in range(2))
     texts = [c.message.content for c in first.choices]
     assert texts == [c.message.content for c in again.choices] and len(set(texts)) > 1
@@ -95,8 +97,8 @@ def test_answers_keep_to_a_schema(openai):
     pytest.importorskip("llguidance")
     form = {"type": "json_schema", "json_schema": {"name": "paint", "schema": SCHEMA}}
     for seed in range(3):
-        said = openai.chat.completions.create(model="first", messages=ASK, response_format=form, temperature=2, seed=seed,
-                                              max_tokens=200).choices[0]
+        said = openai.chat.completions.create(model="first", messages=ASK, response_format=form, temperature=2,
+                                              seed=seed, max_tokens=200).choices[0]
         assert said.finish_reason == "stop"
         jsonschema.validate(json.loads(said.message.content), SCHEMA)
     answer = openai.responses.create(model="mistral", input="Paint.", text={"format": {
@@ -171,7 +173,8 @@ def test_messages_and_their_events(claude, openai):
     stop = text[2:4]
     cut = claude.messages.create(**options, stop_sequences=[stop])
     assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", stop)
-    begun = claude.messages.create(**{**options, "messages": [*ASK, {"role": "assistant", "content": text[:4].rstrip()}]})
+    begin = {"role": "assistant", "content": text[:4].rstrip()}
+    begun = claude.messages.create(**{**options, "messages": [*ASK, begin]})
     assert begun.usage.output_tokens
 
 

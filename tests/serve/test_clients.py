@@ -37,7 +37,7 @@ def test_llm(address, openai, tmp_path):
 @pytest.mark.slow
 def test_schemathesis(address):
     schemathesis = pytest.importorskip("schemathesis")
-    from hypothesis import HealthCheck, settings
+    from hypothesis import HealthCheck, given, settings
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi.checks import (
         content_type_conformance, response_schema_conformance, status_code_conformance)
@@ -45,24 +45,14 @@ def test_schemathesis(address):
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
     checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-    @schema.parametrize()
-    def call(case):
-        if isinstance(case.body, dict):
-            small = {"max_tokens", "max_completion_tokens", "max_output_tokens", "n"} & set(case.body)
-            case.body |= {"model": "first"} | {name: 2 for name in small if isinstance(case.body[name], int)}
+    def check(case):
+        if isinstance(case.body, dict):  # a model that is there, and answers that are short
+            short = {"max_tokens", "max_completion_tokens", "max_output_tokens"} & set(case.body)
+            case.body |= {"model": "first"} | {name: 2 for name in short if isinstance(case.body[name], int)}
         case.call_and_validate(checks=checks, timeout=60)
 
     for operation in schema.get_all_operations():
-        made = operation.ok()
-        given = made.as_strategy()
-
-        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-        @__import__("hypothesis").given(case=given)
-        def check(case):
-            if isinstance(case.body, dict):
-                small = {"max_tokens", "max_completion_tokens", "max_output_tokens"} & set(case.body)
-                case.body |= {"model": "first"} | {name: 2 for name in small if isinstance(case.body[name], int)}
-            case.call_and_validate(checks=checks, timeout=60)
+        bounded = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+        bounded(given(case=operation.ok().as_strategy())(check))()
 
         check()

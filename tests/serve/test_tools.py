@@ -15,10 +15,10 @@ LLAMA = """{{ bos_token }}{% if tools %}{{ '<|start_header_id|>system<|end_heade
 {%- if m.tool_calls %}{{ '{"name": "' + m.tool_calls[0].function.name + '", "parameters": ' }}
 {{- m.tool_calls[0].function.arguments | tojson + '}' }}{% else %}{{ m.content }}{% endif %}{{ '<|eot_id|>' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+OBJECT = lambda values: st.dictionaries(st.text(max_size=5), values, max_size=3)  # noqa: E731
 VALUE = st.recursive(st.integers() | st.booleans() | st.none() | st.text(max_size=8),
-                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3))
-CALLS = st.lists(st.tuples(st.sampled_from(["add", "look_up"]), st.dictionaries(st.text(max_size=5), VALUE, max_size=3)),
-                 min_size=1, max_size=3)
+                     lambda inner: st.lists(inner, max_size=3) | OBJECT(inner))
+CALLS = st.lists(st.tuples(st.sampled_from(["add", "look_up"]), OBJECT(VALUE)), min_size=1, max_size=3)
 TOOLS = [{"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}
          for name in ("add", "look_up")]
 
@@ -51,8 +51,8 @@ def test_formats_are_found_in_templates(tokenizers):
     assert (found["llama"].opening, found["llama"].arguments) == ("", "parameters")
 
 
-@given(name=st.sampled_from(["qwen2", "mistral", "llama"]), calls=CALLS, cuts=st.lists(st.integers(0, 300), max_size=30),
-       before=st.sampled_from(["", "Let me see.", "1 < 2, [ok]"]))
+@given(name=st.sampled_from(["qwen2", "mistral", "llama"]), calls=CALLS,
+       cuts=st.lists(st.integers(0, 300), max_size=30), before=st.sampled_from(["", "Let me see.", "1 < 2, [ok]"]))
 def test_calls_come_back_as_they_were_written(tokenizers, name, calls, cuts, before):
     tok = tokenizers[name]
     if name != "qwen2":
