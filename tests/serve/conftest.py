@@ -31,9 +31,9 @@ def runs(tmp_path_factory):
             made.append(train(Recipe.build({
                 "model": {"path": str(base), "dtype": "float32"},
                 "data": {"train": str(data), "eval_share": 0.0, "sequence_length": 256},
-                "train": {"batch": 8, "max_steps": 6, "learning_rate": 3e-2, "seed": seed},
+                "train": {"batch": 8, "max_steps": 6, "learning_rate": 3e-2},
                 "evaluate": {"samples": 0, "max_new_tokens": 8}, "adapter": {"rank": 4, "alpha": 8},
-                "output": str(folder / "runs"), "name": name})).folder)
+                "output": str(folder / "runs"), "name": name, "seed": seed})).folder)
     return made
 
 
@@ -56,7 +56,7 @@ def served():
 
     def start(engine, **options) -> str:
         server = uvicorn.Server(uvicorn.Config(make_app(engine, **options), port=0, log_level="error"))
-        thread = threading.Thread(target=server.run)
+        thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         started.append((server, thread))
         while not server.started:

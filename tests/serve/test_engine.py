@@ -15,6 +15,7 @@ from tests.serve.conftest import Collector
 from tunesmith.errors import UserError
 from tunesmith.serve import batching
 from tunesmith.serve.batching import TransformersEngine
+from tunesmith.serve.decoding import Writer
 from tunesmith.serve.engine import Refused, Request, Sampling
 from tunesmith.serve.models import open_models
 from tunesmith.serve.sampling import Sampler
@@ -29,10 +30,11 @@ def prompts(count: int, seed: int = 0) -> list[list[int]]:
 
 
 def alone(model, served, ids: list[int], new: int = NEW, **more) -> str:
-    """The text of transformers' own greedy answer."""
+    """The text of transformers' own greedy answer. What tokens are as text is tested in test_decoding.py."""
     out = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,
                          max_new_tokens=new, eos_token_id=sorted(served.stop_ids), pad_token_id=0, **more)
-    return served.tokenizer.decode(out[0, len(ids):].tolist(), skip_special_tokens=True).rstrip("\ufffd")
+    writer = Writer(served.tokenizer)
+    return "".join(map(writer.push, out[0, len(ids):].tolist())) + writer.finish()
 
 
 def answers(engine, requests: list[Request]) -> list[Collector]:
@@ -95,7 +97,7 @@ def test_without_room_the_youngest_waits_and_is_computed_anew(small_engine):
     expected = [c.text for c in answers(engine, [Request("llama3", ids, 80) for ids in given])]
     engine.prefixes.shrink(0)
     engine.prefixes.limit_bytes = 0
-    engine.limit_bytes, engine.limit_tokens = 400_000, 400
+    engine.limit_bytes, engine.limit_tokens = 200_000, 400
     found = [c.text for c in answers(engine, [Request("llama3", ids, 80) for ids in given])]
     assert found == expected and engine.metrics()["preempted"] > 0
 

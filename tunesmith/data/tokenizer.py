@@ -121,6 +121,11 @@ class Tokenizer:
         """The ids of `special_tokens`."""
         return frozenset(i for i in map(self._backend.token_to_id, self.special_tokens) if i is not None)
 
+    @cached_property
+    def added_ids(self) -> dict[str, int]:
+        """The tokens that are found in text before it is split into others, and their ids."""
+        return {token.content: index for index, token in self._backend.get_added_tokens_decoder().items()}
+
     @property
     def json(self) -> str:
         """tokenizer.json as it was read."""

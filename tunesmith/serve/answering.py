@@ -237,7 +237,7 @@ class Service:
             chosen = [t for t in asked.tools if asked.tool_choice in ("required", t["function"]["name"])]
             if not chosen:
                 raise Refused(f"tool_choice: no tool {asked.tool_choice!r} is given", parameter="tool_choice")
-            lark = grammar(self.formats[served.name], chosen, asked.parallel)
+            lark = grammar(served.tokenizer, self.formats[served.name], chosen, asked.parallel)
             return constrain.from_lark(served.tokenizer, served.stop_ids, lark)
         if asked.schema is not None:
             return constrain.from_schema(served.tokenizer, served.stop_ids, asked.schema)

@@ -28,6 +28,7 @@ def run(paths: Sequence[Path], host: str, port: int, api_key: str | None, cors: 
     for served in engine.models.values():
         of = f" of {served.base}" if served.kind == "tuned" else ""
         console.print(f"model   {served.name}: {served.kind}{of}, context {served.context:,}", markup=False)
+    bound.listen()  # whoever calls from here on waits for the moment until the server is there
     address = f"[{host}]" if ":" in host else host
     console.print(f"serving http://{address}:{bound.getsockname()[1]}; Ctrl-C stops", markup=False)
     serve(engine, bound, host, api_key, cors)

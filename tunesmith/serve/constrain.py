@@ -7,9 +7,12 @@ import numpy as np
 import torch
 
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import first_line
 from tunesmith.serve.engine import Refused
 
 ANY_OBJECT = {"type": "object"}
+# Between what is in JSON: a model that begins to write spaces may never stop.
+SPACES = {"whitespace_pattern": r"\n?[ \t]{0,16}"}
 
 
 class Grammar:
@@ -26,14 +29,14 @@ class Grammar:
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
         if self._matcher.is_error():
-            raise RuntimeError(f"the grammar cannot go on: {self._matcher.get_error()}")
+            raise RuntimeError(f"the grammar cannot go on: {first_line(self._matcher.get_error())}")
 
 
 def from_schema(tokenizer: Tokenizer, stop_ids: frozenset[int], schema: dict) -> Callable[[], Grammar]:
     """Makes constraints to what a JSON Schema allows. Raises Refused."""
     library = _library()
     try:
-        grammar = library.LLMatcher.grammar_from_json_schema(schema)
+        grammar = library.LLMatcher.grammar_from_json_schema(schema, overrides=SPACES)
     except ValueError as error:
         raise Refused(f"the JSON Schema cannot be used: {error}", code="invalid_json_schema") from None
     return _maker(library, tokenizer, stop_ids, grammar)
@@ -48,7 +51,7 @@ def from_lark(tokenizer: Tokenizer, stop_ids: frozenset[int], lark: str) -> Call
 def _maker(library, tokenizer: Tokenizer, stop_ids: frozenset[int], grammar: str) -> Callable[[], Grammar]:
     first = library.LLMatcher(_vocabulary(tokenizer, stop_ids), grammar, log_level=0)
     if first.is_error():
-        raise Refused(f"the JSON Schema cannot be used: {first.get_error()}", code="invalid_json_schema")
+        raise Refused(f"the JSON Schema cannot be used: {first_line(first.get_error())}", code="invalid_json_schema")
     return lambda: Grammar(first.deep_copy(), tokenizer.vocab_size)
 
 

@@ -5,12 +5,14 @@ A call is JSON with a name and arguments, alone or in a list, behind a mark and 
 """
 
 import json
+import re
 import secrets
 from dataclasses import dataclass
 from os.path import commonprefix
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.serve.constrain import SPACES
 from tunesmith.serve.decoding import tail_of
 
 PROBE = "tunesmith_probe"
@@ -179,7 +181,7 @@ class ToolReader:
         return found
 
 
-def grammar(format: ToolFormat, tools: list[dict], parallel: bool) -> str:
+def grammar(tokenizer: Tokenizer, format: ToolFormat, tools: list[dict], parallel: bool) -> str:
     """A Lark grammar of answers that are calls of these tools and nothing else."""
     schemas = []
     for tool in tools:
@@ -190,11 +192,17 @@ def grammar(format: ToolFormat, tools: list[dict], parallel: bool) -> str:
     call = {"anyOf": schemas}
     if format.many:
         call = {"type": "array", "items": call, "minItems": 1, **({} if parallel else {"maxItems": 1})}
-    mark = format.opening.strip()
-    opening = f"<[{next(iter(format.shown))}]>" if format.shown else json.dumps(mark) if mark else ""
-    space = format.opening[len(mark):]
-    parts = [opening, json.dumps(space) if space else "", "call", json.dumps(format.closing) if format.closing else ""]
-    return f"start: {' '.join(part for part in parts if part)}\ncall: %json {json.dumps(call)}\n"
+    call["x-guidance"] = SPACES
+    parts = [*_written(tokenizer, format.opening), "call", *_written(tokenizer, format.closing)]
+    return f"start: {' '.join(parts)}\ncall: %json {json.dumps(call)}\n"
+
+
+def _written(tokenizer: Tokenizer, text: str) -> list[str]:
+    """Text in Lark's notation; added tokens as their ids, since a model writes them as such."""
+    added = tokenizer.added_ids
+    marks = "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True))
+    pieces = re.split(f"({marks})", text) if marks else [text]
+    return [f"<[{added[piece]}]>" if piece in added else json.dumps(piece) for piece in pieces if piece]
 
 
 def _id() -> str:
