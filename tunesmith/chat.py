@@ -9,9 +9,10 @@ from transformers.utils import logging
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.errors import first_line
+from tunesmith.export.merged import base_model
 from tunesmith.inputs import tokenizer_of
 from tunesmith.run import Run
-from tunesmith.serve.models import Weights, base_weights, tuned_weights
+from tunesmith.serve.models import Weights, open_result
 
 HELP = "/base and /tuned switch the model, /new starts over, /quit ends"
 
@@ -50,16 +51,15 @@ class Models:
     def __init__(self, run: Run):
         self.run = run
         self.tokenizer = tokenizer_of(run)
-        self._tuned = tuned_weights(run)
+        self._tuned, self._adapter = open_result(run)
         self._base: Weights | None = None
         self.device = self._tuned.device
 
     def generate(self, base: bool, **options) -> None:
         if base and self._base is None:
-            self._base = base_weights(self.run, self._tuned)
+            self._base = Weights(base_model(self.run)) if self._adapter is None else self._tuned
         weights = self._base if base else self._tuned
-        if self.run.recipe.adapter.kind == "lora":
-            weights.switch(None if base else "default")
+        weights.switch(None if base else self._adapter)
         with torch.inference_mode():
             weights.module.generate(**options)
 

@@ -12,6 +12,7 @@ from transformers.generation.logits_process import (
 
 from tests import tiny
 from tests.serve.conftest import Collector
+from tunesmith import train
 from tunesmith.errors import UserError
 from tunesmith.serve import batching
 from tunesmith.serve.batching import TransformersEngine
@@ -77,6 +78,26 @@ def test_each_request_gets_its_own_adapter(engine, runs):
     models["small"] = AutoModelForCausalLM.from_pretrained(runs[0].parent.parent / "small").eval()
     assert found == [alone(models[name], engine.models[name], ids) for name, ids in wanted]
     assert len(set(found[:3])) == 3
+
+
+@pytest.mark.parametrize(("adapter", "tokens"), [
+    ({"kind": "full"}, ()), ({"kind": "full"}, ("<a>",)), ({"dora": True, "rank": 2}, ("<a>", "<b>")),
+    ({"rslora": True, "modules_to_save": ["lm_head"]}, ())], ids=["full", "full-new", "dora-new", "saved"])
+def test_every_kind_of_result_beside_its_base(recipe, family, adapter, tokens):
+    runs = [train(recipe(name=name, adapter=adapter, tokens=tokens, train={"max_steps": 3, "learning_rate": rate}))
+            for name, rate in (("one", 1e-2), ("two", 3e-2))]
+    engine = TransformersEngine(open_models([run.folder for run in runs]))
+    try:
+        assert {name: s.kind for name, s in engine.models.items()} == {"one": "tuned", "base": "base", "two": "tuned"}
+        given = prompts(3, seed=4)
+        wanted = [(name, ids) for ids in given for name in engine.models]
+        found = [c.text for c in answers(engine, [Request(name, ids, NEW) for name, ids in wanted])]
+        opener = AutoModelForCausalLM if adapter.get("kind") == "full" else AutoPeftModelForCausalLM
+        models = {run.name: opener.from_pretrained(run.result).eval() for run in runs}
+        models["base"] = AutoModelForCausalLM.from_pretrained(family("llama3")).eval()
+        assert found == [alone(models[name], engine.models[name], ids) for name, ids in wanted]
+    finally:
+        engine.close()
 
 
 def test_a_prefix_seen_before_changes_nothing(small_engine):

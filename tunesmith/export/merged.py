@@ -60,12 +60,20 @@ def trained_model(run: Run, quantize: str | None = None):
         return load(model, run.result, "auto", None, recipe.seed).eval()
     from peft import PeftModel
 
+    return PeftModel.from_pretrained(base_model(run, quantize), run.result, autocast_adapter_dtype=False).eval()
+
+
+def base_model(run: Run, quantize: str | None = None):
+    """The base as it was trained on, with rows for the new tokens: in the precision of its weights, or for a full
+    fine-tune in that of computing; quantised as `trained_model` says."""
+    recipe = run.recipe
     model = recipe.model.model_copy(update={"quantize": quantize or recipe.model.quantize})
-    base = load(model, run.base, getattr(torch, run.plan["weights"]), None, recipe.seed)
+    precision = run.plan["weights" if recipe.adapter.kind == "lora" else "compute"]
+    base = load(model, run.base, getattr(torch, precision), None, recipe.seed)
     if recipe.model.new_tokens:
         rows = max(tokenizer_of(run).vocab_size, base.get_input_embeddings().num_embeddings)
         base.resize_token_embeddings(rows)
-    return PeftModel.from_pretrained(base, run.result, autocast_adapter_dtype=False).eval()
+    return base.eval()
 
 
 def _write(run: Run, folder: Path, ids: torch.Tensor) -> torch.Tensor:

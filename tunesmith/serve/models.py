@@ -8,7 +8,7 @@ import torch
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
-from tunesmith.export.merged import trained_model
+from tunesmith.export.merged import base_model, trained_model
 from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import load, resolve
 from tunesmith.recipe import Model
@@ -16,23 +16,26 @@ from tunesmith.run import Run, read_json
 
 
 class Weights:
-    """One copy of a model in memory, with any number of adapters on it."""
+    """One copy of a model in memory, with any number of adapters on it. `inner` is the model without PEFT around it;
+    its layers still hold the adapters. `module` is what to call `generate` of."""
 
-    def __init__(self, module):
+    def __init__(self, model):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.module = module.to(self.device).eval()
-        self._adapters = len(getattr(module, "peft_config", ()))
-        self._active = "default" if self._adapters else None
-
-    @property
-    def inner(self):
-        """The model without PEFT around it; its layers still hold the adapters."""
-        return self.module.get_base_model() if self._adapters else self.module
+        self.inner = self.module = model.to(self.device).eval()
+        self._adapters = 0
+        self._active: str | None = None
 
     def add(self, folder: Path) -> str:
         """Loads one more adapter; returns its name."""
-        name = f"adapter{self._adapters}"
-        self.module.load_adapter(str(folder), name, torch_device=str(self.device), autocast_adapter_dtype=False)
+        from peft import PeftModel
+
+        name = f"adapter{self._adapters}"  # PEFT takes no dots, which names of runs may have
+        if not self._adapters:
+            self.module = PeftModel.from_pretrained(self.inner, folder, name, autocast_adapter_dtype=False)
+            self.module.to(self.device).eval()
+            self._active = name
+        else:
+            self.module.load_adapter(folder, name, torch_device=str(self.device), autocast_adapter_dtype=False)
         self._adapters += 1
         return name
 
@@ -64,19 +67,15 @@ class Served:
     context: int
 
 
-def tuned_weights(run: Run) -> Weights:
-    """A run's result. Raises UserError if there is none yet."""
+def open_result(run: Run, base: Weights | None = None) -> tuple[Weights, str | None]:
+    """A run's result as weights and the adapter to switch them to: an adapter stands on `base`, or on a copy loaded
+    for it; a full fine-tune needs none. Raises UserError if there is no result yet."""
     if not run.result.is_dir():
         raise UserError(f"{run.folder}: no result yet; `tunesmith resume {run.folder}` finishes it")
-    return Weights(trained_model(run))
-
-
-def base_weights(run: Run, tuned: Weights) -> Weights:
-    """The base model of a run: the same copy, to be switched to None, or loaded where no adapter tells them apart."""
-    recipe = run.recipe
-    if recipe.adapter.kind == "lora":
-        return tuned
-    return Weights(load(recipe.model, run.base, getattr(torch, run.plan["compute"]), None, recipe.seed))
+    if run.recipe.adapter.kind == "full":
+        return Weights(trained_model(run)), None
+    base = base or Weights(base_model(run))
+    return base, base.add(run.result)
 
 
 def open_models(paths: Sequence[Path | str], context: int | None = None) -> dict[str, Served]:
@@ -84,13 +83,13 @@ def open_models(paths: Sequence[Path | str], context: int | None = None) -> dict
     the models' own. Raises UserError."""
     runs = [Run(path) for path in paths if Run(path).exists]
     folders = [resolve(Model(path=str(path))) for path in paths if not Run(path).exists]
-    copies: dict[tuple, Served] = {}
+    bases: dict[tuple, Served] = {}
     found: list[Served] = []
-    alone = not folders and len({_copy_key(run) for run in runs}) == 1
+    alone = not folders and len(set(map(_base_key, runs))) == 1
     for run in runs:
-        found += _open_run(run, copies, "base" if alone else run.base.name, context)
+        found += _open_run(run, bases, "base" if alone else run.base.name, context)
     for folder in folders:
-        if not any(key[:2] == (folder.resolve(), "none") for key in copies):
+        if not any(key[:2] == (folder.resolve(), "none") for key in bases):
             found.append(_open_folder(folder, context))
     names = [served.name for served in found]
     if len(set(names)) < len(names):
@@ -98,24 +97,23 @@ def open_models(paths: Sequence[Path | str], context: int | None = None) -> dict
     return {served.name: served for served in found}
 
 
-def _copy_key(run: Run) -> tuple:
-    """Equal for runs whose results stand on one copy of the base's weights."""
-    model, own = run.recipe.model, run.folder.resolve() if run.recipe.adapter.kind == "full" else None
-    return run.base.resolve(), model.quantize, run.plan["weights"], tuple(model.new_tokens), own
+def _base_key(run: Run) -> tuple:
+    """Equal for runs whose base is one copy."""
+    model = run.recipe.model
+    precision = run.plan["weights" if run.recipe.adapter.kind == "lora" else "compute"]
+    return run.base.resolve(), model.quantize, precision, tuple(model.new_tokens), model.initialize
 
 
-def _open_run(run: Run, copies: dict[tuple, Served], base_name: str, context: int | None) -> list[Served]:
-    key, tokenizer, stops = _copy_key(run), tokenizer_of(run), frozenset(run.plan["stop_ids"])
-    if key in copies:
-        weights = copies[key].weights
-        adapter, base_name, new = weights.add(run.result), copies[key].name, []
-    else:
-        weights = tuned_weights(run)
-        base = base_weights(run, weights)
-        adapter = "default" if base is weights else None
-        copies[key] = _served(base_name, "base", base_name, base, None, tokenizer, stops, run.base, context)
-        new = [copies[key]]
-    return [_served(run.name, "tuned", base_name, weights, adapter, tokenizer, stops, run.result, context), *new]
+def _open_run(run: Run, bases: dict[tuple, Served], base_name: str, context: int | None) -> list[Served]:
+    key, tokenizer, stops = _base_key(run), tokenizer_of(run), frozenset(run.plan["stop_ids"])
+    new = []
+    if key not in bases:
+        weights = Weights(base_model(run))
+        bases[key] = _served(base_name, "base", base_name, weights, None, tokenizer, stops, run.base, context)
+        new = [bases[key]]
+    base = bases[key]
+    weights, adapter = open_result(run, base.weights)
+    return [_served(run.name, "tuned", base.name, weights, adapter, tokenizer, stops, run.result, context), *new]
 
 
 def _open_folder(folder: Path, context: int | None) -> Served:
