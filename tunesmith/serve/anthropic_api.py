@@ -13,7 +13,7 @@ from pydantic import Field
 
 from tunesmith.serve.answering import Answer, Answers, Asked, Service
 from tunesmith.serve.engine import Refused
-from tunesmith.serve.openai_api import sse
+from tunesmith.serve.openai_api import AnswerStream
 from tunesmith.serve.tools import Call
 from tunesmith.serve.wire import STREAMED, Options, Wire, frame, text_of, tool, tool_call
 
@@ -71,7 +71,7 @@ def routes(service: Service) -> APIRouter:
         head = {"id": "msg_" + uuid.uuid4().hex, "type": "message", "role": "assistant",
                 "model": service.served(body.model).name}
         if body.stream:
-            return sse(_stream(answers, head))
+            return AnswerStream(answers, _stream(answers, head))
         answer, = await answers.collect(http)
         return JSONResponse({**head, "content": _blocks(answer), **_end(answer), "usage": _usage(answers)})
 

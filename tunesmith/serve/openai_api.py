@@ -97,7 +97,7 @@ def routes(service: Service) -> APIRouter:
         answers = await service.answers(asked)
         head = _head("chatcmpl-", service.served(asked.model).name)
         if body.stream:
-            return sse(_chat_stream(answers, head, _wants_usage(body), asked.logprobs))
+            return AnswerStream(answers, _chat_stream(answers, head, _wants_usage(body), asked.logprobs))
         done = await answers.collect(http)
         choices = [{"index": i, "message": _message(answer), "finish_reason": answer.finish,
                     "logprobs": _logprobs(answer.tokens) if body.logprobs else None} for i, answer in enumerate(done)]
@@ -109,7 +109,7 @@ def routes(service: Service) -> APIRouter:
         answers = Answers(service.engine, requests, [None] * len(requests))
         head = {**_head("cmpl-", served.name), "object": "text_completion"}
         if body.stream:
-            return sse(_completion_stream(answers, head, echoes, _wants_usage(body), body.logprobs))
+            return AnswerStream(answers, _completion_stream(answers, head, echoes, _wants_usage(body), body.logprobs))
         done = await answers.collect(http)
         choices = [_completion_choice(i, echo + answer.text, answer.tokens, answer.finish, body.logprobs, len(echo))
                    for i, (answer, echo) in enumerate(zip(done, echoes))]
@@ -194,8 +194,18 @@ def usage(answers: Answers) -> dict:
             "prompt_tokens_details": {"cached_tokens": answers.cached}}
 
 
-def sse(frames: AsyncIterator[str]) -> StreamingResponse:
-    return StreamingResponse(frames, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+class AnswerStream(StreamingResponse):
+    """Server-sent events of answers. Their computing ends with it, also if the client went before the first event."""
+
+    def __init__(self, answers: Answers, frames: AsyncIterator[str]):
+        super().__init__(frames, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._answers = answers
+
+    async def __call__(self, scope, receive, send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answers.cancel()
 
 
 def problem(error: Refused) -> dict:

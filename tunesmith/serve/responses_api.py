@@ -11,7 +11,7 @@ from pydantic import Field
 
 from tunesmith.serve.answering import Answer, Answers, Asked, Said, Service
 from tunesmith.serve.engine import Refused
-from tunesmith.serve.openai_api import choice_of, schema_of, sse
+from tunesmith.serve.openai_api import AnswerStream, choice_of, schema_of
 from tunesmith.serve.tools import Call
 from tunesmith.serve.wire import STREAMED, Options, frame, text_of, tool, tool_call
 
@@ -46,7 +46,7 @@ def routes(service: Service) -> APIRouter:
         answers = await service.answers(asked)
         head = _head(body, asked, service.served(body.model).name)
         if body.stream:
-            return sse(_stream(answers, head))
+            return AnswerStream(answers, _stream(answers, head))
         answer, = await answers.collect(http)
         output = ([_message(answer.text)] if answer.text or not answer.calls else []) + [
             _call(call) for call in answer.calls]
