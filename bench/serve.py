@@ -115,8 +115,8 @@ def document(shape: str, tokens: int, results: dict[str, dict[int, dict]]):
     """The results page, in Markdown lines."""
     yield from heading("cpu")
     threads = os.environ.get("OMP_NUM_THREADS", "as torch chooses")
-    yield (f"\n`python bench/serve.py`: a Llama of {shape}, float32, random weights; {QUESTIONS_EACH} questions a client, "
-           f"{tokens} tokens an answer at most; server and clients on one machine; threads: {threads}.\n")
+    yield (f"\n`python bench/serve.py`: a Llama of {shape}, float32, random weights; {QUESTIONS_EACH} questions a "
+           f"client, {tokens} tokens an answer at most; server and clients on one machine; threads: {threads}.\n")
     yield "| server | clients | tokens/s | first token, s (median) | tokens |"
     yield "|---|---|---|---|---|"
     for name, found in results.items():

@@ -1,7 +1,6 @@
 """The server: routes, errors, the key, the page, start and stop."""
 
 import hmac
-import ipaddress
 import socket
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
@@ -18,9 +17,9 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from tunesmith.errors import UserError, first_line
 from tunesmith.serve import anthropic_api, openai_api, responses_api
 from tunesmith.serve.answering import Service
+from tunesmith.serve.binding import is_loopback
 from tunesmith.serve.engine import Engine, Refused
 
 PAGE = Path(__file__).parent / "page"
@@ -65,21 +64,6 @@ def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (
     return app
 
 
-def bind(host: str, port: int, api_key: str | None) -> socket.socket:
-    """A socket that does not listen yet. Raises UserError where it cannot be, or others would reach it without a
-    key."""
-    if not api_key and not is_loopback(host):
-        raise UserError(f"--host {host}: others can reach it, so it needs --api-key (or TUNESMITH_API_KEY)")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--host {host} --port {port}: {first_line(error)}; give another") from None
-    return bound
-
-
 def serve(engine: Engine, bound: socket.socket, host: str, api_key: str | None, cors: Sequence[str]) -> None:
     """Serves until SIGINT or SIGTERM; then answers what it has begun, and ends. A second Ctrl-C ends it at once."""
     # A page on the web could make a name of its own point here, and then read what is answered.
@@ -91,15 +75,6 @@ def serve(engine: Engine, bound: socket.socket, host: str, api_key: str | None, 
         pass  # uvicorn hands on the signal that ended it
     finally:
         engine.close()
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _key_check(api_key: str):

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tunesmith.errors import UserError
+from tunesmith.serve.binding import bind
 
 
 def run(paths: Sequence[Path], host: str, port: int, api_key: str | None, cors: Sequence[str], context: int | None,
@@ -14,13 +15,13 @@ def run(paths: Sequence[Path], host: str, port: int, api_key: str | None, cors: 
     """Serves runs and model folders until interrupted. Raises UserError."""
     if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install 'tunesmith[serve]'")
-    from tunesmith.serve.app import bind, serve
-    from tunesmith.serve.batching import TransformersEngine
-    from tunesmith.serve.models import open_models
-
     if gguf := next((path for path in paths if path.suffix == ".gguf"), None):
         raise UserError(f"{gguf}: GGUF files are not served; serve the run or the merged folder, or use llama.cpp")
     bound = bind(host, port, api_key)
+    from tunesmith.serve.app import serve
+    from tunesmith.serve.batching import TransformersEngine
+    from tunesmith.serve.models import open_models
+
     console = Console(stderr=True, highlight=False)
     engine = TransformersEngine(open_models(paths, context), batch, queue)
     console.print(f"engine  {engine.description}; keys and values of up to {engine.limit_tokens:,} tokens in "
