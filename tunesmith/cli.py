@@ -83,15 +83,18 @@ def evaluate(run: Path, *, as_json: Json = False) -> None:
 
 @app.command
 def export(run: Path, *, to: str, precision: str | None = None, into: Literal["full", "dequantised"] | None = None,
-           output: Path | None = None, parity: bool = True, push: str | None = None, as_json: Json = False) -> None:
+           importance: bool = False, output: Path | None = None, parity: bool = True, push: str | None = None,
+           as_json: Json = False) -> None:
     """Write a run's result in the form in which it is used, and compare that with the trained model.
 
     Parameters
     ----------
     run: The run's folder.
-    to: adapter, merged (a model folder for transformers and vLLM), or a form that a package adds.
-    precision: Of a quantised form.
+    to: adapter, merged (a model folder for transformers and vLLM), fp8 (the same in 8 bits), gguf, gguf-adapter,
+        ollama, or a form that a package adds.
+    precision: Of gguf and ollama: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m or q2_k.
     into: Of a base trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them, rounded.
+    importance: Of K-quants: lose least where inputs of the training rows are large.
     output: The folder to write; RUN/FORM by default.
     parity: --no-parity writes without comparing, and records that.
     push: Also upload it to this repository of the hub, e.g. name/model.
@@ -101,7 +104,7 @@ def export(run: Path, *, to: str, precision: str | None = None, into: Literal["f
     from tunesmith.run import Run
     from tunesmith.screen import exported, note
 
-    given = {"precision": precision, "into": into}
+    given = {"precision": precision, "into": into, "importance": importance or None}
     settings = {key: value for key, value in given.items() if value is not None}
     found = write(Run.open(run), to, output, settings, parity, push, note)
     print_json(found) if as_json else exported(found)

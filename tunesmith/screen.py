@@ -146,7 +146,8 @@ def _parity_table(found: dict) -> Table:
     shown.add_row("mean KL of logits", f"{logits['mean_kl']:.2e} nats", f"{bound['kl']:.0e}")
     shown.add_row("same first choice", f"{logits['top1_agreement']:.1%}", f"{bound['top1']:.0%}")
     shown.add_row("largest drift of a logit", f"{logits['largest_drift']:.2e} of the spread", "")
-    shown.add_row("answers that stop", f"{ends['stopped_of_them']} of {ends['stopped_trained']}", f"{ends['bound']:.0%}")
+    shown.add_row("answers that stop", f"{ends['stopped_of_them']} of {ends['stopped_trained']}",
+                  f"{ends['bound']:.0%}")
     shown.add_row("answers word for word the same", f"{ends['identical']} of {ends['asked']}", "")
     for name, values in found["measure"].items():
         shown.add_row(name.replace("_", " "), f"{values['exported']:.4f}, trained {values['trained']:.4f}", "")

@@ -84,7 +84,7 @@ def test_a_true_export_passes(run, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "named"), [
-    (other_weights, "mean KL"), (other_template, "conversation “one turn”: token 1"), (no_template, "refuses"),
+    (other_weights, "mean KL"), (other_template, "conversation “system”: token 1"), (no_template, "refuses"),
     (other_ids, "text 'The quick brown fox"), (other_stop, "does not stop"), (not_a_number, "mean KL nan")],
     ids=lambda v: getattr(v, "__name__", None))
 def test_a_false_export_fails_and_is_marked(run, tmp_path, monkeypatch, change, named):
@@ -126,8 +126,8 @@ def test_the_adapter_alone(run, tmp_path):
 def test_ollama_templates_write_what_the_chat_template_writes(recipe, base):
     tokenizer = tokenizer_of(train(recipe(base, train={"max_steps": 1})))
     template = Template.of(tokenizer)
-    system, first, second = ({"role": "system", "content": "Be brief. 🙂"}, {"role": "user", "content": "What is {{2}}?"},
-                             {"role": "user", "content": "And\n\nnow?"})
-    answer = {"role": "assistant", "content": 'It is "4".'}
+    said = {"system": "Be brief. 🙂", "user": "What is {{2}}?", "assistant": 'It is "4".'}
+    system, first, answer = ({"role": role, "content": content} for role, content in said.items())
+    second = {"role": "user", "content": "And\n\nnow?"}
     for messages in ([first], [system, first], [first, answer, second], [system, first, answer, second, answer, first]):
         assert template.render(messages) == tokenizer.render(messages, add_generation_prompt=True)

@@ -112,7 +112,8 @@ def test_the_adapter_opens_plainly_and_merges_into_the_full_base(recipe, tmp_pat
     assert torch.allclose(chatting, trained_logits(run, ids), atol=1e-5) and not torch.allclose(chatting, opened)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("llama3", "nf4"), ("qwen3_moe", "nf4"), ("gpt_oss", "nf4"), ("llama3", "int8")])
+@pytest.mark.parametrize(("name", "kind"), [("llama3", "nf4"), ("qwen3_moe", "nf4"), ("gpt_oss", "nf4"),
+                                            ("llama3", "int8")])
 def test_merging_into_the_dequantised_base_gives_what_training_saw(recipe, tmp_path, name, kind):
     run = train(recipe(name, model={"quantize": kind}, train={"max_steps": 3, "learning_rate": 1e-2}))
     found = export(run, "merged", tmp_path / "merged", {"into": "dequantised"})

@@ -1,6 +1,5 @@
 """The adapter alone, as PEFT opens it over the base model."""
 
-import shutil
 from pathlib import Path
 
 from peft import AutoPeftModelForCausalLM
@@ -8,6 +7,7 @@ from peft import AutoPeftModelForCausalLM
 from tunesmith.errors import UserError
 from tunesmith.export.engine import Transformers
 from tunesmith.export.merged import BY_DTYPE
+from tunesmith.export.settle import copy_settings
 from tunesmith.recipe import Section
 from tunesmith.run import Run
 
@@ -20,10 +20,10 @@ def write(run: Run, folder: Path, settings: Settings) -> None:
     """Copies it. Raises UserError where the run trained every weight."""
     if run.recipe.adapter.kind == "full":
         raise UserError("--to adapter: this run trained every weight, so there is no adapter; --to merged")
-    shutil.copytree(run.result, folder, dirs_exist_ok=True)
+    copy_settings(run, folder, without=())
 
 
-def opened(folder: Path, settings: Settings) -> Transformers:
+def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
     return Transformers.load(folder, AutoPeftModelForCausalLM)
 
 

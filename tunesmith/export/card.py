@@ -31,7 +31,8 @@ def _measured(run: Run) -> list[str]:
     lines = ["## Measured on held-out rows", "", f"| of {found['rows']} rows | before | after |", "|---|---|---|"]
     for name in ("loss", "perplexity", "exact_match"):
         if name in found["after"]:
-            lines.append(f"| {name.replace('_', ' ')} | {_value(found['before'][name])} | {_value(found['after'][name])} |")
+            before, after = (_value(found[when][name]) for when in ("before", "after"))
+            lines.append(f"| {name.replace('_', ' ')} | {before} | {after} |")
     return [*lines, ""]
 
 

@@ -1,7 +1,8 @@
 """`tunesmith export`: write a form, open it in its engine, and call it done when it is the trained model.
 
-A form is a file of this folder with `Settings`, `write(run, folder, settings)`, `opened(folder, settings)` (an
-engine) and `precision(run, settings)` (whose bound of parity holds).
+A form is a file of this folder with `Settings`, `write(run, folder, settings)` (it may return notes for the user),
+`opened(run, folder, settings)` (an engine), `precision(run, settings)` (whose bound of parity holds) and, where there
+is more to do once it is done, `finish(folder, name)`.
 """
 
 import os
@@ -24,7 +25,8 @@ from tunesmith.result import require_result, trained_model
 from tunesmith.run import Run, write_atomic, write_json
 
 FORMS = {"adapter": "tunesmith.export.adapter", "merged": "tunesmith.export.merged",
-         "gguf": "tunesmith.export.gguf.form", "ollama": "tunesmith.export.ollama", "fp8": "tunesmith.export.fp8"}
+         "gguf": "tunesmith.export.gguf.form", "ollama": "tunesmith.export.ollama", "fp8": "tunesmith.export.fp8",
+         "gguf-adapter": "tunesmith.export.gguf.lora"}
 
 
 def export(run: Run, to: str, output: Path | None = None, settings: dict | None = None, parity: bool = True,
@@ -42,13 +44,16 @@ def export(run: Run, to: str, output: Path | None = None, settings: dict | None 
         raise UserError(f"{target}: exists already; name another --output")
     with _draft(target) as draft:
         say(f"export  writing {to}")
-        form.write(run, draft, chosen)
+        notes = form.write(run, draft, chosen) or []
         write_atomic(draft / "README.md", card(run, to))
         found = _checked(run, form, chosen, draft, say) if parity else {"passed": None, "problem": "not compared"}
+        found |= {"form": to, "settings": chosen.model_dump(), "notes": notes}
         write_json(draft / "parity.json", found)
         kept = target if found["passed"] is not False else target.with_name(f"{target.name}.failed")
         shutil.rmtree(kept, ignore_errors=True)  # an earlier failed one
         os.rename(draft, kept)
+    for line in notes:
+        say(f"note    {line}")
     if found["passed"] is False:
         raise NotTheSame(f"{kept}: not the trained model: {found['problem']}")
     if hasattr(form, "finish"):
@@ -89,7 +94,7 @@ def _checked(run: Run, form, settings, folder: Path, say) -> dict:
 
     as_trained = getattr(settings, "into", "full") == "dequantised"
     trained = asked(Trained(trained_model(run, None if as_trained else "none"), tokenizer, stop_ids), "trained")
-    exported = asked(form.opened(folder, settings), "exported")
+    exported = asked(form.opened(run, folder, settings), "exported")
     found = compare(trained, exported, probes, form.precision(run, settings))
     if as_trained or run.recipe.model.quantize == "none":
         return found

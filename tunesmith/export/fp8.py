@@ -11,7 +11,8 @@ import torch
 
 from tunesmith.errors import UserError
 from tunesmith.export.engine import Transformers
-from tunesmith.export.merged import copy_settings, write_model
+from tunesmith.export.merged import write_model
+from tunesmith.export.settle import copy_settings
 from tunesmith.export.weights import Weights, weights_of
 from tunesmith.model import experts
 from tunesmith.recipe import Section
@@ -62,7 +63,7 @@ def _rounded(tensors: dict[str, torch.Tensor], linear: set[str]) -> dict[str, to
     return written
 
 
-def opened(folder: Path, settings: Settings) -> Transformers:
+def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
     """As transformers opens it: weights are decompressed, and activations rounded while it runs."""
     return Transformers.load(folder)
 

@@ -1,7 +1,6 @@
 """A model folder as transformers and vLLM open it: the adapter merged into the base's weights, a layer at a time."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -9,13 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from tunesmith.export.engine import Transformers
+from tunesmith.export.settle import copy_settings
 from tunesmith.export.weights import Weights, weights_of
 from tunesmith.recipe import Section
 from tunesmith.run import Run, write_json
 
 SHARD_BYTES = 500_000_000
 BY_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-NOT_OF_A_MODEL = ("adapter_*", "README.md", "*.safetensors", "*.safetensors.index.json")
 
 
 class Settings(Section):
@@ -32,12 +31,7 @@ def write(run: Run, folder: Path, settings: Settings) -> None:
     write_model(weights, folder)
 
 
-def copy_settings(run: Run, folder: Path) -> None:
-    """What a model folder holds beside config and weights."""
-    shutil.copytree(run.result, folder, ignore=shutil.ignore_patterns(*NOT_OF_A_MODEL), dirs_exist_ok=True)
-
-
-def write_model(weights: Weights, folder: Path, changed=lambda tensors: tensors, quantization: dict | None = None) -> None:
+def write_model(weights: Weights, folder: Path, changed=lambda tensors: tensors, quantization: dict | None = None):
     """Writes config.json and the weights in pieces. `changed` may put others in the place of a layer's tensors, which
     `quantization` describes to those who open them."""
     weights.config.dtype = weights.dtype
@@ -85,7 +79,7 @@ def _bytes(tensors: dict[str, torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def opened(folder: Path, settings: Settings) -> Transformers:
+def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
     """The model as transformers opens it."""
     return Transformers.load(folder)
 

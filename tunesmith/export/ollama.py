@@ -89,15 +89,16 @@ class Template:
                 + "{{- end }}{{- end }}")
 
 
-def write(run: Run, folder: Path, settings: Settings) -> None:
-    """Writes the GGUF, the Modelfile and, for parity, the template's pieces."""
+def write(run: Run, folder: Path, settings: Settings) -> list[str]:
+    """Writes the GGUF, the Modelfile and, for parity, the template's pieces; returns the GGUF's notes."""
     tokenizer = tokenizer_of(run)
     template = Template.of(tokenizer)
-    gguf.write(run, folder, settings)
+    notes = gguf.write(run, folder, settings)
     bos = tokenizer.bos_token if tokenizer.adds_bos else None
     stops = sorted({tokenizer.decode([i]) for i in run.plan["stop_ids"]})
     write_atomic(folder / "Modelfile", modelfile(template.without_bos(bos) if bos else template, stops))
     write_json(folder / PIECES, vars(template))
+    return notes
 
 
 def modelfile(template: Template, stops: list[str]) -> str:
@@ -105,9 +106,9 @@ def modelfile(template: Template, stops: list[str]) -> str:
     return "\n".join(lines + [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]) + "\n"
 
 
-def opened(folder: Path, settings: Settings):
+def opened(run: Run, folder: Path, settings: Settings):
     """The GGUF in llama.cpp, with conversations as the Modelfile's template writes them."""
-    engine = gguf.opened(folder, settings)
+    engine = gguf.opened(run, folder, settings)
     template = Template(**json.loads((folder / PIECES).read_text("utf-8")))
     engine.render = lambda messages, tools: None if tools else template.render(messages)
     engine.expresses_all = False
@@ -128,7 +129,8 @@ def finish(folder: Path, name: str) -> str:
 def _is_plain(messages: list[dict]) -> bool:
     roles = [m["role"] for m in messages]
     turns = roles[1:] if roles[0] == "system" else roles
-    return turns == ["user", "assistant"] * (len(turns) // 2) + ["user"] and not any("tool_calls" in m for m in messages)
+    alternate = turns == ["user", "assistant"] * (len(turns) // 2) + ["user"]
+    return alternate and not any("tool_calls" in message for message in messages)
 
 
 def _split(text: str, *contents: str) -> list[str]:
@@ -137,7 +139,7 @@ def _split(text: str, *contents: str) -> list[str]:
     for content in contents:
         before, found, text = text.partition(content)
         if not found or content in text:
-            raise UserError("--to ollama: the chat template does not write each message once and in order, so it cannot "
-                            "be written as an Ollama template; --to gguf carries the chat template itself")
+            raise UserError("--to ollama: the chat template does not write each message once and in order, so it "
+                            "cannot be an Ollama template; --to gguf carries the chat template itself")
         pieces.append(before)
     return [*pieces, text]

@@ -15,12 +15,16 @@ GENERATED = 16  # answers, where all rows' answers are not part of the run's mea
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
     " one leading space", "   three leading spaces", "trailing spaces   ", "two  spaces   and\ttabs\t\tbetween",
-    "\n\nnewlines\n\n\n\nin a row\r\n", "naïve café, Ærøskøbing, Größe", "e\u0301 is not \u00e9, and \ufb01 is a ligature",
-    "Привет, мир! Γειά σου Κόσμε. שלום עולם. مرحبا بالعالم", "नमस्ते दुनिया, สวัสดีชาวโลก, 你好，世界！こんにちは、안녕하세요",
-    "🙂 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪", "0 1 12 123 1234 12345 1234567890 3.14159 1,000,000 0x1F 1e-9 ½ ² ٣",
+    "\n\nnewlines\n\n\n\nin a row\r\n", "naïve café, Ærøskøbing, Größe",
+    "e\u0301 is not \u00e9, and \ufb01 is a ligature",
+    "Привет, мир! Γειά σου Κόσμε. שלום עולם. مرحبا بالعالم",
+    "नमस्ते दुनिया, สวัสดีชาวโลก, 你好，世界！こんにちは、안녕하세요",
+    "🙂 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪",
+    "0 1 12 123 1234 12345 1234567890 3.14159 1,000,000 0x1F 1e-9 ½ ² ٣",
     "def f(x):\n    if x > 0:\n\t\treturn {'a': [x, -x]}  # done\n", "I'm you're they'd WE'LL it's 'quoted' \"double\"",
     "https://example.org/a?b=c&d=%20#e user@example.org C:\\path\\to", "zero\u200bwidth no\u00a0break soft\u00adhyphen",
-    "<html><b>not a token</b></html> [INST] <<SYS>> {{ x }}", "supercalifragilisticexpialidocious" * 3, "▁ and Ġ and Ċ",
+    "<html><b>not a token</b></html> [INST] <<SYS>> {{ x }}",
+    "supercalifragilisticexpialidocious" * 3, "▁ and Ġ and Ċ",
 )
 TOOL = {"type": "function", "function": {
     "name": "get_weather", "description": "Weather of a city.", "parameters": {

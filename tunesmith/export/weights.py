@@ -1,6 +1,6 @@
 """A trained model's weights, a layer at a time, so that memory never holds the model.
 
-The adapter's own arithmetic is PEFT's, done on models without storage into which one layer after the other is read;
+The adapter's own arithmetic is PEFT's, done on a model without weights into which one layer after the other is read;
 what is merged is added in float32 and rounded once. Names are those of transformers' modules, where a layer's experts
 are stacked; `of_files` gives those of the model's files.
 """
@@ -40,8 +40,8 @@ class Weights:
         """
         self.config = config_of(folder)
         if getattr(self.config, "quantization_config", None) is not None:
-            raise UserError(f"{folder}: the base's own weights are quantised, so nothing can be merged into them; export "
-                            "--to adapter, or train over the base's version in full precision")
+            raise UserError(f"{folder}: the base's own weights are quantised, so nothing can be merged into them; "
+                            "export --to adapter, or train over the base's version in full precision")
         quieten()
         self.dtype, self._folder, self._rounded = dtype, folder, rounded or _as_it_is
         text = self.config.get_text_config()
@@ -49,7 +49,8 @@ class Weights:
         self.model = _empty(self.config, dtype)
         self.architecture = type(self.model).__name__
         tied = {self._name_of(HEAD)} if text.tie_word_embeddings else set()
-        self._layers = _Merging(_empty(self.config, dtype), adapter) if adapter else None
+        self._tables = _tables(adapter, {self._name_of(HEAD), self._name_of(EMBEDDING)}) if adapter else {}
+        self._layers = _Merging(_hollow(_empty(self.config, dtype)), adapter) if adapter else None
         if tied and self._layers and self._layers.changes(tied | {self._name_of(EMBEDDING)}):
             tied, text.tie_word_embeddings = set(), False
         self._conversions = get_model_conversion_mapping(self.model)
@@ -68,10 +69,11 @@ class Weights:
         for layer, names in self._groups.items():
             self._read(layer, files)
             found = {name: self._rounded(self.model, name, _get(self.model, name).detach()) for name in names}
+            found |= {name: self._tables[name] for name in names if name in self._tables}
             if self._layers:
                 found |= self._layers.merge(layer, found)
             for name in names:
-                _put(self.model, name, torch.empty(0, device="meta"))
+                _put(self.model, name, torch.empty(self.shapes[name], dtype=self.dtype, device="meta"))
             yield {name: found[name].to(self.dtype) for name in names}
 
     def of_files(self, group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -118,12 +120,11 @@ class Weights:
 
 
 class _Merging:
-    """A model without storage under its adapter: merges what is put into it."""
+    """A hollow model under its adapter: merges what is put into it."""
 
     def __init__(self, model, adapter: Path):
         self._places = {name: _place(model, name) for name in model.state_dict()}  # PEFT wraps modules, and keeps them
-        adapted = PeftModel.from_pretrained(model, adapter, low_cpu_mem_usage=True, torch_device="cpu",
-                                            autocast_adapter_dtype=False)
+        adapted = PeftModel.from_pretrained(model, adapter, torch_device="cpu", autocast_adapter_dtype=False)
         self._wrapped = _outermost(adapted.get_base_model())
 
     def changes(self, names: set[str]) -> bool:
@@ -137,11 +138,12 @@ class _Merging:
         for key, wrapper in self._wrapped.items():
             if _layer(key + ".") != layer:
                 continue
-            for name in (n for n in weights if n.startswith(f"{key}.")):
+            own = {name.removeprefix(f"{key}."): name for name in weights if name.startswith(f"{key}.")}
+            for name in own.values():
                 module, attribute = self._places[name]
                 setattr(module, attribute, nn.Parameter(weights[name].float(), requires_grad=False))
-            module = _merged(wrapper)
-            found |= {f"{key}.{name}": p.detach() for name, p in module.named_parameters() if f"{key}.{name}" in weights}
+            merged = dict(_merged(wrapper).named_parameters())
+            found |= {name: merged[short].detach() for short, name in own.items()}
             wrapper.to("meta")
         return found
 
@@ -149,8 +151,10 @@ class _Merging:
 def _merged(wrapper: nn.Module) -> nn.Module:
     if isinstance(wrapper, AuxiliaryTrainingWrapper):
         return wrapper.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
-    wrapper.merge(safe_merge=True)
-    return wrapper.get_base_layer()
+    while isinstance(wrapper, BaseTunerLayer):  # the stacks of a layer's experts are wrapped one in the other
+        wrapper.merge(safe_merge=True)
+        wrapper = wrapper.base_layer
+    return wrapper
 
 
 def _outermost(model) -> dict[str, nn.Module]:
@@ -170,6 +174,33 @@ def _as_it_is(model, name: str, tensor: torch.Tensor) -> torch.Tensor:
 def _empty(config, dtype: torch.dtype):
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def _hollow(model):
+    """Each weight has the shape it had and the storage of one number: PEFT keeps adapters on the device of what they
+    adapt, so it may not be the meta device. Embedding and head may be filled by it, so they have their storage."""
+    def filled(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+        if module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+
+    for module in model.modules():
+        for name, tensor in [*module.named_parameters(recurse=False)]:
+            setattr(module, name, nn.Parameter(filled(module, tensor), requires_grad=False))
+        for name, tensor in [*module.named_buffers(recurse=False)]:
+            setattr(module, name, filled(module, tensor))
+    return model
+
+
+def _tables(adapter: Path, names: set[str]) -> dict[str, torch.Tensor]:
+    """Embedding and head where PEFT saved them whole with the adapter, as when they were grown for new tokens."""
+    found = {}
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        for key in file.keys():
+            name = re.sub(r"^base_model\.model\.|(\.token_adapter)?\.base_layer", "", key)
+            if name in names:
+                found[name] = file.get_tensor(key)
+    return found
 
 
 def _layer(name: str) -> str:
