@@ -20,6 +20,7 @@ from tunesmith.export.engine import Trained
 from tunesmith.export.parity import Observation, compare, observe
 from tunesmith.export.probes import Probes, probes_of
 from tunesmith.inputs import tokenizer_of
+from tunesmith.model.load import quieten
 from tunesmith.recipe import first_problem
 from tunesmith.result import require_result, trained_model
 from tunesmith.run import Run, write_atomic, write_json
@@ -37,6 +38,7 @@ def export(run: Run, to: str, output: Path | None = None, settings: dict | None 
     `.failed`, with parity.json.
     """
     require_result(run)
+    quieten()  # before a form imports what chatters
     form = form_of(to)
     chosen = _settings(form, to, settings or {})
     target = output or run.folder / to
