@@ -139,7 +139,7 @@ def _byte_level(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) -> tu
                                                                                      "merges": []}})).pre_tokenizer
     keeps_whole = bool(file["model"].get("ignore_merges"))
     seen = [_pieces(as_the_file_splits, text) for text in texts]
-    for name, (patterns, whole) in SPLITS.items():
+    for name, (patterns, whole) in sorted(SPLITS.items(), key=lambda split: split[1][1] != keeps_whole):
         if [_pieces(_splitter(patterns), text) for text in texts] != seen:
             continue
         there = _as_llama_cpp(file, patterns, whole)
