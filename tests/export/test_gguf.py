@@ -37,7 +37,7 @@ MODELS = {
     "mixtral": ("legacy-complete", {}),
     "gemma2": ("gemma-complete", {}),
     "gemma3": ("gemma-complete", {"rope_parameters": GEMMA_ROPE}),
-    "phi3": ("legacy-complete", {"sliding_window": None, "rope_parameters": LONG}),
+    "phi3": ("legacy-complete", {"sliding_window": None, "rope_parameters": LONG, "original_max_position_embeddings": 256}),
     "smollm3": ("llama3", {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]}),
     "olmo2": ("cl100k", {}),
     "olmoe": ("bytes", {"num_key_value_heads": 4}),
@@ -159,7 +159,7 @@ def test_an_adapter_over_its_base_is_as_in_peft(tmp_path, name):
 
 @pytest.mark.parametrize(("more", "named"), [
     ({"use_dora": True}, "DoRA"), ({"modules_to_save": ["lm_head"]}, "trained whole"),
-    ({"trainable_token_indices": [1]}, "trained tokens"), ({"target_modules": ["embed_tokens"]}, "lora_embedding")])
+    ({"trainable_token_indices": [1]}, "trained tokens"), ({"target_modules": ["embed_tokens"]}, "embed_tokens")])
 def test_an_adapter_that_is_more_than_lora_is_refused(tmp_path, more, named):
     model = made("llama3", tmp_path / "model")
     get_peft_model(model, LoraConfig(**{"target_modules": ["q_proj"]} | more)).save_pretrained(tmp_path / "adapter")
