@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.errors import UserError, first_line
-from tunesmith.export.merged import trained_model
+from tunesmith.result import trained_model
 from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import load
 from tunesmith.run import Run

@@ -41,6 +41,11 @@ class LlamaCpp:
         if adapter:
             self._lay(adapter)
 
+    @property
+    def chat_template(self) -> str:
+        """The Jinja template that the file carries."""
+        return (self._library.llama_model_chat_template(self._model, None) or b"").decode()
+
     def _lay(self, adapter: Path) -> None:
         loaded = self._library.llama_adapter_lora_init(self._model, os.fsencode(adapter))  # freed with the model
         if not loaded:

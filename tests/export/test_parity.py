@@ -1,0 +1,133 @@
+"""The parity gate lets a true export through and stops a false one, naming the first difference."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tunesmith import train
+from tunesmith.errors import NotTheSame, UserError
+from tunesmith.export import merged
+from tunesmith.export.command import export
+from tunesmith.export.ollama import Template
+from tunesmith.inputs import tokenizer_of
+
+QUICK = {"max_steps": 3, "learning_rate": 1e-2}
+
+
+@pytest.fixture
+def run(recipe):
+    return train(recipe("qwen3", data={"eval_share": 0.1}, train=QUICK, evaluate={"exact_match": True}))
+
+
+def rewritten(monkeypatch, change) -> None:
+    """Every merged export is changed by `change(folder)` after it was written."""
+    write = merged.write
+
+    def and_changed(run, folder, settings):
+        write(run, folder, settings)
+        change(folder)
+
+    monkeypatch.setattr(merged, "write", and_changed)
+
+
+def other_weights(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.down_proj.weight"] *= 1.5
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def other_template(folder):
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text().replace("<|im_start|>", "<|im_start|> ", 1))
+
+
+def no_template(folder):
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+
+
+def other_ids(folder):
+    file = folder / "tokenizer.json"
+    found = json.loads(file.read_text())
+    found["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(found))
+
+
+def other_stop(folder):
+    file = folder / "generation_config.json"
+    found = json.loads(file.read_text())
+    found["eos_token_id"] = [7]
+    file.write_text(json.dumps(found))
+
+
+def not_a_number(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_a_true_export_passes(run, tmp_path):
+    found = export(run, "merged", tmp_path / "merged")
+    assert found["passed"] and found["logits"]["mean_kl"] < 1e-6 and found["logits"]["positions"] > 50
+    assert found["rows_from"] == "held-out rows" and found["tokens"]["conversations"] == 8
+    loss = found["measure"]["loss"]
+    assert loss["exported"] == pytest.approx(loss["trained"], abs=1e-5)
+    told = json.loads(run.eval_file.read_text())["after"]  # measured by training's own code
+    assert loss["trained"] == pytest.approx(told["loss"]["mean"], abs=1e-4)
+    assert found["measure"]["exact_match"]["trained"] == told["exact_match"]["mean"]
+    assert json.loads((tmp_path / "merged/parity.json").read_text())["passed"]
+    card = (tmp_path / "merged/README.md").read_text()
+    assert str(run.recipe.model.path) in card and "data.jsonl" in card
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    (other_weights, "mean KL"), (other_template, "conversation “system”: token 1"), (no_template, "refuses"),
+    (other_ids, "text 'The quick brown fox"), (other_stop, "does not stop"), (not_a_number, "mean KL nan")],
+    ids=lambda v: getattr(v, "__name__", None))
+def test_a_false_export_fails_and_is_marked(run, tmp_path, monkeypatch, change, named):
+    rewritten(monkeypatch, change)
+    with pytest.raises(NotTheSame, match=named):
+        export(run, "merged", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    assert json.loads((tmp_path / "merged.failed/parity.json").read_text())["passed"] is False
+
+
+def test_no_parity_is_recorded(run, tmp_path):
+    export(run, "merged", tmp_path / "merged", parity=False)
+    assert json.loads((tmp_path / "merged/parity.json").read_text())["passed"] is None
+
+
+def test_what_breaks_off_leaves_nothing(run, tmp_path, monkeypatch):
+    def broken(folder):
+        raise RuntimeError("as a full disk would")
+
+    rewritten(monkeypatch, broken)
+    with pytest.raises(RuntimeError):
+        export(run, "merged", tmp_path / "out" / "merged")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("to", "settings", "said"), [
+    ("gold", {}, "choose adapter, merged"), ("merged", {"precision": "q8_0"}, "precision"),
+    ("merged", {"into": "half"}, "into")])
+def test_mistakes(run, tmp_path, to, settings, said):
+    with pytest.raises(UserError, match=said):
+        export(run, to, tmp_path / "out", settings)
+
+
+def test_the_adapter_alone(run, tmp_path):
+    assert export(run, "adapter", tmp_path / "adapter")["passed"]
+
+
+@pytest.mark.parametrize("base", ["llama3", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "olmo2"])
+def test_ollama_templates_write_what_the_chat_template_writes(recipe, base):
+    tokenizer = tokenizer_of(train(recipe(base, train={"max_steps": 1})))
+    template = Template.of(tokenizer)
+    said = {"system": "Be brief. 🙂", "user": "What is {{2}}?", "assistant": 'It is "4".'}
+    system, first, answer = ({"role": role, "content": content} for role, content in said.items())
+    second = {"role": "user", "content": "And\n\nnow?"}
+    for messages in ([first], [system, first], [first, answer, second], [system, first, answer, second, answer, first]):
+        assert template.render(messages) == tokenizer.render(messages, add_generation_prompt=True)
