@@ -14,7 +14,8 @@ from tunesmith.export.gguf.write import write_gguf
 pytest.importorskip("llama_cpp", reason="pip install 'tunesmith[gguf]'")
 from tunesmith.export.gguf.quantize import importance, quantize, save_importance  # noqa: E402
 
-WIDE = {"hidden_size": 256, "intermediate_size": 512}  # K-quants have blocks of 256
+# K-quants have blocks of 256. Weights are as small as a trained model's, for logits that rounding does not upset.
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.05}
 
 
 def rows(count: int, seed: int) -> list[list[int]]:
@@ -24,7 +25,7 @@ def rows(count: int, seed: int) -> list[list[int]]:
 def divergence(model, path) -> tuple[float, float]:
     """Mean KL in nats of llama.cpp from transformers, and the share of equal first choices."""
     ids = rows(1, seed=0)[0]
-    p, q = (torch.from_numpy(x).log_softmax(-1) for x in
+    p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in
             (torch_logits(model, ids), llama_cpp(path, lambda engine: engine.logits(ids))))
     return float((p.exp() * (p - q)).sum(-1).mean()), float((p.argmax(-1) == q.argmax(-1)).float().mean())
 
@@ -47,10 +48,9 @@ def test_fewer_bits_keep_less(wide):
         lost[kind] = divergence(model, folder / f"{kind}.gguf")
     kl = [found[0] for found in lost.values()]
     assert kl == sorted(kl), lost
-    assert kl[0] < 1e-8 and lost["f16"][1] > 0.98 and lost["bf16"][1] > 0.9, lost
+    assert kl[0] < 1e-8 and lost["f32"][1] == 1 and lost["bf16"][1] > 0.9, lost
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama3", "mixtral", "gemma2", "gpt_oss", "phi3"])
 def test_families_are_quantized(tmp_path, name):
     wide = WIDE | ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}} if name == "phi3" else {})
@@ -59,7 +59,7 @@ def test_families_are_quantized(tmp_path, name):
     quantize(tmp_path / "f32.gguf", tmp_path / "q5.gguf", "q5_k_m")
     quantize(tmp_path / "f32.gguf", tmp_path / "q3.gguf", "q3_k_m")
     (fine, agreed), (coarse, _) = (divergence(model, tmp_path / f"{kind}.gguf") for kind in ("q5", "q3"))
-    assert fine < coarse and agreed > 0.5, (fine, coarse, agreed)
+    assert fine < min(coarse, 0.05) and agreed > 0.5, (fine, coarse, agreed)
 
 
 def test_importance_is_the_mean_square_of_what_a_layer_reads(wide):
@@ -76,7 +76,7 @@ def test_importance_is_the_mean_square_of_what_a_layer_reads(wide):
         assert np.allclose(found[targets(model.config, own)[0][0]], expected.numpy(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3_moe", "gpt_oss")])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
 def test_importance_of_experts_is_each_ones_own(tmp_path, name):
     model = made(name, tmp_path / "model")
     found = importance(model, rows(3, seed=1))
@@ -91,7 +91,8 @@ def test_importance_of_experts_is_each_ones_own(tmp_path, name):
     for expert, vector in enumerate(found["blk.0.ffn_gate_exps.weight"].reshape(4, -1)):
         expected = states[(chosen == expert).any(-1)].square().mean(0)
         assert np.allclose(vector, expected.numpy(), rtol=1e-4)
-    assert found["blk.0.ffn_down_exps.weight"].shape == (4 * model.config.intermediate_size,) or name != "gpt_oss"
+    width = model.config.moe_intermediate_size if name == "qwen3_moe" else model.config.intermediate_size
+    assert found["blk.0.ffn_down_exps.weight"].shape == (4 * width,)
 
 
 def test_importance_is_heeded(wide):

@@ -80,9 +80,10 @@ def _factors(config, settings: dict, name: str, a: torch.Tensor, b: torch.Tensor
         return
     a_ERI, b_EOR = a.reshape(experts, rank, -1), b.reshape(-1, rank, experts).permute(2, 0, 1)
     # Of the two nested adapters of a layer's experts, one reads what the layer reads, the other what is gated.
-    down = a_ERI.shape[2] != config.hidden_size or b_EOR.shape[1] == config.hidden_size
-    turned = family_of(config).experts == "strides"
-    for gguf_name, form in targets(config, f"{module}.{'down_proj' if down else 'gate_up_proj'}"):
+    family = family_of(config)
+    reads = (b_EOR.shape[1], a_ERI.shape[2]) == (2 * getattr(config, family.expert_width), config.hidden_size)
+    turned = family.experts == "strides"
+    for gguf_name, form in targets(config, f"{module}.{'gate_up_proj' if reads else 'down_proj'}"):
         yield gguf_name, a_ERI, form(b_EOR.transpose(1, 2) if turned else b_EOR)
 
 

@@ -4,7 +4,6 @@ Nothing is told by a name. Which of llama.cpp's ways of splitting text a byte-le
 awkward text both ways; that ids are the model's is seen on that text and on what the chat template writes.
 """
 
-import copy
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -139,7 +138,7 @@ def _byte_level(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) -> tu
                                                                                      "merges": []}})).pre_tokenizer
     keeps_whole = bool(file["model"].get("ignore_merges"))
     seen = [_pieces(as_the_file_splits, text) for text in texts]
-    for name, (patterns, whole) in SPLITS.items():
+    for name, (patterns, whole) in sorted(SPLITS.items(), key=lambda split: split[1][1] != keeps_whole):
         if [_pieces(_splitter(patterns), text) for text in texts] != seen:
             continue
         there = _as_llama_cpp(file, patterns, whole)
@@ -154,8 +153,8 @@ def _byte_level(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) -> tu
 
 def _as_llama_cpp(file: dict, patterns: list[str], whole: bool) -> tokenizers.Tokenizer:
     """The tokenizer with llama.cpp's split and without what llama.cpp leaves out."""
-    other = copy.deepcopy(file) | {"normalizer": None, "post_processor": None, "truncation": None, "padding": None}
-    other["model"]["ignore_merges"] = whole
+    other = file | {"normalizer": None, "post_processor": None, "truncation": None, "padding": None,
+                    "model": file["model"] | {"ignore_merges": whole}}
     made = tokenizers.Tokenizer.from_str(json.dumps(other))
     made.pre_tokenizer = _splitter(patterns)
     return made
