@@ -1,0 +1,95 @@
+// Turns and answers as nodes of the page; what the buttons do is given by the caller.
+
+import { markdown } from "./markdown.js";
+
+/** An element with its properties and children. */
+export function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+export function button(text, onclick, properties = {}) {
+  return make("button", { type: "button", onclick, ...properties }, text);
+}
+
+export function copyButton(text, label) {
+  const copy = button("Copy", async () => {
+    copy.textContent = await copied(text()) ? "Copied" : "Not copied";
+    setTimeout(() => { copy.textContent = "Copy"; }, 1500);
+  }, { ariaLabel: label });
+  return copy;
+}
+
+async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text); // browsers offer it to pages from this machine or over https only
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** A turn's element; `does` has regenerate, keep(index) and tokens(index), `last` says whether it is the last one. */
+export function turnView(turn, { name, asMarkdown, last, does }) {
+  const answers = turn.answers.map((answer, index) => answerView(turn, index, { name, asMarkdown, last, does }));
+  const element = make("article", { className: "turn" },
+    make("div", { className: "question" }, turn.question),
+    make("div", { className: answers.length > 1 ? "answers two" : "answers" }, ...answers.map(view => view.element)));
+  if (last && turn.answers.every(answer => answer.state !== "running")) {
+    element.append(make("div", { className: "again" }, button("Regenerate", does.regenerate)));
+  }
+  return { element, answers };
+}
+
+function answerView(turn, index, { name, asMarkdown, last, does }) {
+  const answer = turn.answers[index];
+  const body = make("div", { className: "body" });
+  const element = make("section", { className: "answer", ariaLabel: `Answer of ${answer.model}` },
+    make("h2", {}, ...name(answer.model)), body);
+  const draw = () => {
+    body.className = asMarkdown ? "body markdown" : "body plain";
+    body.replaceChildren(asMarkdown ? markdown(answer.text) : answer.text);
+  };
+  draw();
+  element.ariaBusy = String(answer.state === "running");
+  if (answer.note) element.append(make("p", { className: answer.state === "failed" ? "note failed" : "note" }, answer.note));
+  if (answer.state !== "running") element.append(footer(turn, index, last, does));
+  return { element, update: once(draw) };
+}
+
+function footer(turn, index, last, does) {
+  const answer = turn.answers[index];
+  const actions = [copyButton(() => answer.text, "Copy answer"), button("Tokens", () => does.tokens(index))];
+  if (last && turn.answers.length > 1) {
+    actions.push(button(turn.kept === index ? "Goes on from here" : "Go on from here", () => does.keep(index),
+      { ariaPressed: String(turn.kept === index) }));
+  }
+  return make("footer", {}, make("span", { className: "figures" }, figures(turn, answer)), ...actions);
+}
+
+function figures(turn, { figures: found }) {
+  const said = [];
+  if (found?.tokensPerSecond) said.push(`${number(found.tokensPerSecond)} tokens/s`);
+  if (found?.secondsToFirst !== undefined) said.push(`first after ${number(found.secondsToFirst)} s`);
+  if (found?.tokens) said.push(`${found.tokens.toLocaleString("en")} ${found.tokens === 1 ? "token" : "tokens"}`);
+  return [...said, `seed ${turn.seed}`].join(" · ");
+}
+
+/** Three figures. */
+function number(value) {
+  return value >= 100 ? value.toFixed(0) : Number(value.toPrecision(3)).toString();
+}
+
+/** `draw`, at most once a frame. */
+function once(draw) {
+  let waiting = false;
+  return () => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      draw();
+    });
+  };
+}
