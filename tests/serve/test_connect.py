@@ -197,8 +197,9 @@ def test_every_client_is_in_the_documentation_and_the_help(tunesmith, request):
         assert client in re.sub(r"[│\s]+", "", help_text).replace("--", "")
 
 
-LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(exclude_categories=["Cs"]))
-TABLES = st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.recursive(
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | TEXTS
+TABLES = st.dictionaries(TEXTS, st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab.\"\\ é"), inner, max_size=3),
     max_leaves=8), max_size=4)
 

@@ -217,10 +217,9 @@ CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required"
 PLAIN_QUESTION = "Say hello."
 
 
-def _chat(target: Target) -> dict:
-    tools = [{"type": "function", "function": {**TOOL, "parameters": CITY}}]
-    return {"messages": [{"role": "user", "content": QUESTION if target.tools else PLAIN_QUESTION}],
-            "max_tokens": 256} | ({"tools": tools} if target.tools else {})
+def _chat(question: str) -> dict:
+    return {"messages": [{"role": "user", "content": question}], "max_tokens": 256,
+            "tools": [{"type": "function", "function": {**TOOL, "parameters": CITY}}]}
 
 
 def _chat_answer(reply: dict) -> tuple[list, str]:
@@ -229,9 +228,9 @@ def _chat_answer(reply: dict) -> tuple[list, str]:
     return [(call["name"], call["arguments"]) for call in calls], message.get("content") or ""
 
 
-def _responses(target: Target) -> dict:
-    return {"input": QUESTION if target.tools else PLAIN_QUESTION, "max_output_tokens": 256, "store": False} | (
-        {"tools": [{"type": "function", **TOOL, "parameters": CITY}]} if target.tools else {})
+def _responses(question: str) -> dict:
+    return {"input": question, "max_output_tokens": 256, "store": False,
+            "tools": [{"type": "function", **TOOL, "parameters": CITY}]}
 
 
 def _responses_answer(reply: dict) -> tuple[list, str]:
@@ -240,9 +239,9 @@ def _responses_answer(reply: dict) -> tuple[list, str]:
     return calls, "".join(part.get("text", "") for part in parts)
 
 
-def _messages(target: Target) -> dict:
-    return {"messages": [{"role": "user", "content": QUESTION if target.tools else PLAIN_QUESTION}],
-            "max_tokens": 256} | ({"tools": [{**TOOL, "input_schema": CITY}]} if target.tools else {})
+def _messages(question: str) -> dict:
+    return {"messages": [{"role": "user", "content": question}], "max_tokens": 256,
+            "tools": [{**TOOL, "input_schema": CITY}]}
 
 
 def _messages_answer(reply: dict) -> tuple[list, str]:
@@ -257,8 +256,10 @@ APIS = {"chat": ("/v1/chat/completions", _chat, _chat_answer),
 
 def try_out(api: str, target: Target) -> str:
     """What came of one question through an API: the result line."""
-    path, question, answer = APIS[api]
-    body = {"model": target.model, "temperature": 0, **question(target)}
+    path, ask, answer = APIS[api]
+    body = {"model": target.model, "temperature": 0, **ask(QUESTION if target.tools else PLAIN_QUESTION)}
+    if not target.tools:
+        del body["tools"]
     reply = _ask(target.url + path, target.key, body)
     try:
         calls, text = answer(reply)
@@ -323,26 +324,24 @@ def _write(path: Path, client: Client, ours: dict | list, text: str) -> str:
 
 
 def _replace(path: Path, old: str, new: str) -> str:
-    """The new file has the old one's permissions; one that was not there is for its owner alone, as it may hold a key."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        path.touch(mode=0o600)
-        write_private(path, new)
+        _write_private(path, new, 0o600)
         return f"Wrote {path}."
     backup = path.with_name(path.name + ".bak")
     shutil.copy2(path, backup)
-    write_private(path, new)
+    _write_private(path, new, path.stat().st_mode & 0o777)
     lost = "; comments are only there" if any(line.lstrip().startswith("#") for line in old.splitlines()) else ""
     return f"Changed {path}; as it was before: {backup.name}{lost}."
 
 
-def write_private(path: Path, text: str) -> None:
-    mode = path.stat().st_mode & 0o777
-    previous = os.umask(0o077)
+def _write_private(path: Path, text: str, mode: int) -> None:
+    """As it may hold a key, nobody else can read the file at any time unless `mode` says so."""
+    usual = os.umask(0o077)
     try:
         write_atomic(path, text)
     finally:
-        os.umask(previous)
+        os.umask(usual)
     path.chmod(mode)
 
 
@@ -354,7 +353,7 @@ def merge(old, new):
         names = [_name(item) for item in new]
         return [item for item in old if _name(item) not in names] + new
     if isinstance(old, dict | list) or isinstance(new, dict | list):
-        raise UserError(f"expected a {'list' if isinstance(new, list) else 'table'} instead of {json.dumps(old)[:60]}")
+        raise UserError(f"expected a {'list' if isinstance(new, list) else 'table'} instead of {repr(old)[:60]}")
     return new
 
 

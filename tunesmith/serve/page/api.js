@@ -31,8 +31,12 @@ export async function* chat(body, signal) {
 /** Sends `body` as JSON, or asks if there is none. */
 async function call(path, body, signal) {
   const key = loadKey();
-  const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
-  const response = await reached(fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal }));
+  const headers = {
+    ...(body && { "Content-Type": "application/json" }),
+    ...(key && { Authorization: `Bearer ${key}` }),
+  };
+  const method = body ? "POST" : "GET";
+  const response = await reached(fetch(path, { method, headers, body: body && JSON.stringify(body), signal }));
   if (!response.ok) throw new ServerError(await reason(response));
   return response;
 }

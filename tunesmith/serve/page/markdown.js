@@ -3,21 +3,21 @@
 
 import { Marked } from "./vendor/marked.js";
 import DOMPurify from "./vendor/purify.js";
-import { copyButton, make } from "./view.js";
+import { copyButton, make } from "./dom.js";
 
 const escape = text => text.replace(/[&<>"']/g, c => `&#${c.charCodeAt(0)};`);
 
 const marked = new Marked({ gfm: true, breaks: true }, {
   renderer: {
-    html: ({ text }) => escape(text),
+    html: ({ text, block }) => (block ? `<p>${escape(text.trim()).replaceAll("\n", "<br>")}</p>` : escape(text)),
     image: ({ text, href }) => escape(`![${text}](${href})`), // nothing is fetched because a model says so
     checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
   },
 });
 
 const ALLOWED = {
-  ALLOWED_TAGS: ["a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p",
-    "pre", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"],
+  ALLOWED_TAGS: ["a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol",
+    "p", "pre", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"],
   ALLOWED_ATTR: ["align", "class", "href", "start"],
   ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i,
   ALLOW_ARIA_ATTR: false,

@@ -3,7 +3,8 @@
 import { chat, listModels } from "./api.js";
 import { load, loadKey, save, saveKey } from "./store.js";
 import { showTokens } from "./tokens.js";
-import { make, turnView } from "./view.js";
+import { make } from "./dom.js";
+import { turnView } from "./view.js";
 
 const part = id => document.getElementById(id);
 const state = load();
@@ -36,11 +37,13 @@ async function run() {
   running = new AbortController();
   const view = drawConversation();
   part("conversation").scrollTo({ top: part("conversation").scrollHeight });
+  refocus("stop");
   say(`${turn.answers.map(answer => answer.model).join(" and ")} answering`);
   await Promise.all(turn.answers.map((answer, index) => receive(turn, answer, view.answers[index].update)));
   running = null;
   keep();
   drawConversation();
+  refocus("message");
   say(turn.answers.map(answer => `${answer.model}: ${answer.note || "done"}`).join(". "));
 }
 
@@ -48,7 +51,8 @@ async function receive(turn, answer, update) {
   const began = performance.now();
   let first, last, usage, pieces = 0;
   try {
-    for await (const piece of chat({ model: answer.model, messages: messages(turn), ...sampling(turn) }, running.signal)) {
+    const body = { model: answer.model, messages: messages(turn), ...sampling(turn) };
+    for await (const piece of chat(body, running.signal)) {
       usage = piece.usage ?? usage;
       if (piece.finish === "length") answer.note = "Cut off: the answer reached the longest length.";
       if (!piece.text) continue;
@@ -106,7 +110,8 @@ function drawConversation() {
   part("send").hidden = Boolean(running);
   part("stop").hidden = !running;
   part("clear").disabled = Boolean(running) || !state.turns.length;
-  for (const id of ["model", "other", "compare"]) part(id).disabled = Boolean(running) || (id === "compare" && models.length < 2);
+  for (const id of ["model", "other", "compare"]) part(id).disabled = Boolean(running);
+  if (models.length < 2) part("compare").disabled = true;
   return views.at(-1);
 }
 
@@ -130,10 +135,11 @@ function name(id) {
 function welcome() {
   const facts = models.find(model => model.id === settings.model)?.tunesmith;
   if (!facts) return make("p", { className: "welcome" });
-  const said = [facts.kind === "tuned" ? `tuned from ${facts.base}` : "not tuned",
-    `a context of ${facts.context?.toLocaleString("en")} tokens`, facts.tools ? "its template has tools" : "no tools in its template"];
+  const origin = facts.kind === "tuned" ? `Tuned from ${facts.base}` : "Not tuned";
+  const context = `a context of ${facts.context.toLocaleString("en")} tokens`;
+  const tools = `${facts.tools ? "tools" : "no tools"} in its chat template`;
   return make("div", { className: "welcome" }, make("p", {}, `Say something to ${settings.model}.`),
-    make("p", { className: "note" }, `${said.join(", ")}.`));
+    make("p", { className: "note" }, `${origin}, with ${context} and ${tools}.`));
 }
 
 /** Draws, and keeps the end in sight if it was. */
@@ -142,6 +148,12 @@ function followed(update) {
   const atEnd = pane.scrollHeight - pane.scrollTop - pane.clientHeight < 80;
   update();
   if (atEnd) requestAnimationFrame(() => pane.scrollTo({ top: pane.scrollHeight }));
+}
+
+/** Gives the focus to a part if what had it is gone. */
+function refocus(id) {
+  const focused = document.activeElement;
+  if (!focused || focused === document.body || focused.hidden) part(id).focus();
 }
 
 /** For a screen reader. */
@@ -215,8 +227,13 @@ function fillSettings() {
 function changeSetting({ target: field }) {
   if (!field.checkValidity()) return;
   if (field.name === "key") saveKey(field.value);
-  else settings[field.name] = field.type === "checkbox" ? field.checked : field.type === "number" && field.value ? Number(field.value) : field.value;
+  else settings[field.name] = valueOf(field);
   keep();
+}
+
+function valueOf(field) {
+  if (field.type === "checkbox") return field.checked;
+  return field.type === "number" && field.value ? Number(field.value) : field.value;
 }
 
 async function closeSettings() {
@@ -228,7 +245,11 @@ async function closeSettings() {
 
 function send() {
   const box = part("message");
-  if (!box.value.trim() || running || !settings.model) return;
+  if (!box.value.trim() || running) return;
+  if (!models.length) {
+    findModels(); // the server may be there by now; if not, that is said
+    return;
+  }
   const question = box.value;
   box.value = "";
   fit();
@@ -254,6 +275,7 @@ function fit() {
 }
 
 function clear() {
+  if (!confirm("Clear the conversation?")) return;
   state.turns.length = 0;
   keep();
   drawConversation();

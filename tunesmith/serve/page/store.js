@@ -13,7 +13,7 @@ const DEFAULTS = {
 
 export function load() {
   const kept = read(localStorage, PLACE) ?? {};
-  const turns = Array.isArray(kept.turns) ? kept.turns : [];
+  const turns = (Array.isArray(kept.turns) ? kept.turns : []).filter(turn => turn?.answers?.[turn.kept]);
   for (const answer of turns.flatMap(turn => turn.answers)) {
     if (answer.state === "running") answer.state = "stopped"; // the page was left while it came
   }

@@ -1,7 +1,7 @@
 // The drawer that shows a conversation as the model's template renders it, and each token with its id.
 
 import { render } from "./api.js";
-import { make } from "./view.js";
+import { make } from "./dom.js";
 
 const part = id => document.getElementById(id);
 let latest = 0;
@@ -12,7 +12,8 @@ export async function showTokens(model, messages) {
   part("tokens").showModal();
   try {
     const { text, ids, tokens } = await render(model, messages);
-    if (own === latest) fill(`${model}: ${ids.length.toLocaleString("en")} tokens`, text, ids.map((id, at) => token(id, tokens[at])));
+    const summary = `${model}: ${ids.length.toLocaleString("en")} tokens`;
+    if (own === latest) fill(summary, text, ids.map((id, at) => token(id, tokens[at])));
   } catch (error) {
     if (own === latest) fill(error.message, "", []);
   }

@@ -1,34 +1,7 @@
 // Turns and answers as nodes of the page; what the buttons do is given by the caller.
 
+import { button, copyButton, make } from "./dom.js";
 import { markdown } from "./markdown.js";
-
-/** An element with its properties and children. */
-export function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}
-
-export function button(text, onclick, properties = {}) {
-  return make("button", { type: "button", onclick, ...properties }, text);
-}
-
-export function copyButton(text, label) {
-  const copy = button("Copy", async () => {
-    copy.textContent = await copied(text()) ? "Copied" : "Not copied";
-    setTimeout(() => { copy.textContent = "Copy"; }, 1500);
-  }, { ariaLabel: label });
-  return copy;
-}
-
-async function copied(text) {
-  try {
-    await navigator.clipboard.writeText(text); // browsers offer it to pages from this machine or over https only
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 /** A turn's element; `does` has regenerate, keep(index) and tokens(index), `last` says whether it is the last one. */
 export function turnView(turn, { name, asMarkdown, last, does }) {
@@ -53,7 +26,8 @@ function answerView(turn, index, { name, asMarkdown, last, does }) {
   };
   draw();
   element.ariaBusy = String(answer.state === "running");
-  if (answer.note) element.append(make("p", { className: answer.state === "failed" ? "note failed" : "note" }, answer.note));
+  const tone = answer.state === "failed" ? "note failed" : "note";
+  if (answer.note) element.append(make("p", { className: tone }, answer.note));
   if (answer.state !== "running") element.append(footer(turn, index, last, does));
   return { element, update: once(draw) };
 }
