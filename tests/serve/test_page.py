@@ -39,7 +39,7 @@ def page(browser, server):
     opened.on("request", lambda request: requested.append(request.url))
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.goto(server.url)
-    opened.wait_for_function("document.querySelector('#model').options.length > 0")
+    opened.wait_for_selector("#model option", state="attached")
     yield opened
     server.gate.set()
     context.close()
@@ -63,7 +63,7 @@ def asked(server) -> list[dict]:
 def test_text_shows_as_it_comes(page, server):
     server.pieces["my-run"], server.hold_after = ["One, ", "two, ", "three."], 2
     ask(page, "Count", done=False)
-    page.wait_for_function("document.querySelector('.answer .body').innerText.trim() === 'One, two,'")
+    page.wait_for_selector(".answer .body:text-is('One, two,')")
     assert page.get_attribute(".answer", "aria-busy") == "true" and page.is_visible("#stop")
     server.gate.set()
     page.wait_for_selector("#send:visible")
@@ -80,7 +80,7 @@ def test_text_shows_as_it_comes(page, server):
 def test_stop_ends_the_request(page, server, how):
     server.endless = True
     ask(page, "Go on", done=False)
-    page.wait_for_function("document.querySelector('.answer .body').innerText.includes('more')")
+    page.wait_for_selector(".answer .body:has-text('more')")
     page.click("#stop") if how == "button" else page.press("#message", "Escape")
     assert server.left.wait(20)
     page.wait_for_selector("#send:visible")
@@ -102,7 +102,7 @@ def test_both_models_get_the_same(page, server):
     for pair in pairs:
         assert {body.pop("model") for body in pair} == {"my-run", "base-1b"}
         assert pair[0] == pair[1]
-    seeds = [pair[0].pop("seed") for pair in pairs]
+    seeds = [body.pop("seed") for pair in pairs for body in pair]
     assert len(set(seeds)) == 3
     assert pairs[1] == pairs[2]
     assert [m["content"] for m in pairs[1][0]["messages"]] == ["First", "base answer", "Second"]
@@ -113,7 +113,8 @@ def test_the_models_of_a_comparison_answer_at_once(page, server):
     server.pieces, server.hold_after = {"my-run": ["a", "b"], "base-1b": ["c", "d"]}, 1
     page.check("#compare")
     ask(page, "Both", done=False)
-    page.wait_for_function("[...document.querySelectorAll('.answer .body')].map(e => e.innerText).join() === 'a,c'")
+    page.wait_for_selector(".answer:nth-child(1) .body:text-is('a')")
+    page.wait_for_selector(".answer:nth-child(2) .body:text-is('c')")
     server.gate.set()
     page.wait_for_selector(".again")
     assert page.locator(".answer .body").all_inner_texts() == ["ab", "cd"]

@@ -19,7 +19,7 @@ function answerView(turn, index, { name, asMarkdown, last, does }) {
   const answer = turn.answers[index];
   const body = make("div", { className: "body" });
   const element = make("section", { className: "answer", ariaLabel: `Answer of ${answer.model}` },
-    make("h2", {}, ...name(answer.model)), body);
+    make("header", {}, make("h2", {}, ...name(answer.model)), ...keepButton(turn, index, last, does)), body);
   const draw = () => {
     body.className = asMarkdown ? "body markdown" : "body plain";
     body.replaceChildren(asMarkdown ? markdown(answer.text) : answer.text);
@@ -28,18 +28,21 @@ function answerView(turn, index, { name, asMarkdown, last, does }) {
   element.ariaBusy = String(answer.state === "running");
   const tone = answer.state === "failed" ? "note failed" : "note";
   if (answer.note) element.append(make("p", { className: tone }, answer.note));
-  if (answer.state !== "running") element.append(footer(turn, index, last, does));
+  if (answer.state !== "running") element.append(footer(turn, index, does));
   return { element, update: once(draw) };
 }
 
-function footer(turn, index, last, does) {
+/** Of a comparison's last turn: which answer the conversation goes on from. */
+function keepButton(turn, index, last, does) {
+  if (!last || turn.answers.length < 2 || turn.answers.some(answer => answer.state === "running")) return [];
+  const kept = turn.kept === index;
+  return [button(kept ? "Goes on from here" : "Go on from here", () => does.keep(index), { ariaPressed: String(kept) })];
+}
+
+function footer(turn, index, does) {
   const answer = turn.answers[index];
-  const actions = [copyButton(() => answer.text, "Copy answer"), button("Tokens", () => does.tokens(index))];
-  if (last && turn.answers.length > 1) {
-    actions.push(button(turn.kept === index ? "Goes on from here" : "Go on from here", () => does.keep(index),
-      { ariaPressed: String(turn.kept === index) }));
-  }
-  return make("footer", {}, make("span", { className: "figures" }, figures(turn, answer)), ...actions);
+  return make("footer", {}, make("span", { className: "figures" }, figures(turn, answer)),
+    copyButton(() => answer.text, "Copy answer"), button("Tokens", () => does.tokens(index)));
 }
 
 function figures(turn, { figures: found }) {
