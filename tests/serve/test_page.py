@@ -63,7 +63,7 @@ def asked(server) -> list[dict]:
 def test_text_shows_as_it_comes(page, server):
     server.pieces["my-run"], server.hold_after = ["One, ", "two, ", "three."], 2
     ask(page, "Count", done=False)
-    page.wait_for_selector(".answer .body:text-is('One, two,')")
+    page.wait_for_selector(".answer .body :text-is('One, two,')")
     assert page.get_attribute(".answer", "aria-busy") == "true" and page.is_visible("#stop")
     server.gate.set()
     page.wait_for_selector("#send:visible")
@@ -113,8 +113,8 @@ def test_the_models_of_a_comparison_answer_at_once(page, server):
     server.pieces, server.hold_after = {"my-run": ["a", "b"], "base-1b": ["c", "d"]}, 1
     page.check("#compare")
     ask(page, "Both", done=False)
-    page.wait_for_selector(".answer:nth-child(1) .body:text-is('a')")
-    page.wait_for_selector(".answer:nth-child(2) .body:text-is('c')")
+    page.wait_for_selector(".answer:nth-child(1) .body :text-is('a')")
+    page.wait_for_selector(".answer:nth-child(2) .body :text-is('c')")
     server.gate.set()
     page.wait_for_selector(".again")
     assert page.locator(".answer .body").all_inner_texts() == ["ab", "cd"]
@@ -200,6 +200,7 @@ def test_markdown_and_code(page, server):
     page.click("#open-settings")
     page.uncheck("[name=markdown]")
     page.click("#settings >> text='Close'")
+    page.wait_for_selector(".body.plain")
     assert body.inner_text().strip() == MARKDOWN.strip()
 
 

@@ -36,7 +36,8 @@ function answerView(turn, index, { name, asMarkdown, last, does }) {
 function keepButton(turn, index, last, does) {
   if (!last || turn.answers.length < 2 || turn.answers.some(answer => answer.state === "running")) return [];
   const kept = turn.kept === index;
-  return [button(kept ? "Goes on from here" : "Go on from here", () => does.keep(index), { ariaPressed: String(kept) })];
+  const text = kept ? "Goes on from here" : "Go on from here";
+  return [button(text, () => does.keep(index), { ariaPressed: String(kept) })];
 }
 
 function footer(turn, index, does) {
