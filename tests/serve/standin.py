@@ -30,6 +30,7 @@ class StandIn(ThreadingHTTPServer):
         self.key: str | None = None
         self.failure: tuple[int, str] | None = None
         self.calls_tool = True
+        self.says = "It is sunny."
         self.asked: list[tuple[str, dict]] = []
 
     @property
@@ -75,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
         elif body.get("stream"):
             self.stream(body)
         else:
-            self.reply(ANSWERS[self.path]("tools" in body and self.server.calls_tool))
+            self.reply(ANSWERS[self.path](None if "tools" in body and self.server.calls_tool else self.server.says))
 
     def refused(self) -> bool:
         wanted = self.server.key
@@ -119,21 +120,23 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def chat_answer(calls: bool) -> dict:
+# Each gives a tool call if there is no text.
+
+def chat_answer(text: str | None) -> dict:
     function = {"name": CALL[0], "arguments": json.dumps(CALL[1])}
     message = {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
-    return {"choices": [{"index": 0, "message": message if calls else {"content": "It is sunny."}}]}
+    return {"choices": [{"index": 0, "message": message if text is None else {"content": text}}]}
 
 
-def responses_answer(calls: bool) -> dict:
+def responses_answer(text: str | None) -> dict:
     call = {"type": "function_call", "call_id": "1", "name": CALL[0], "arguments": json.dumps(CALL[1])}
-    said = {"type": "message", "content": [{"type": "output_text", "text": "It is sunny."}]}
-    return {"output": [call if calls else said]}
+    said = {"type": "message", "content": [{"type": "output_text", "text": text}]}
+    return {"output": [call if text is None else said]}
 
 
-def messages_answer(calls: bool) -> dict:
+def messages_answer(text: str | None) -> dict:
     call = {"type": "tool_use", "id": "1", "name": CALL[0], "input": CALL[1]}
-    return {"content": [call if calls else {"type": "text", "text": "It is sunny."}]}
+    return {"content": [call if text is None else {"type": "text", "text": text}]}
 
 
 ANSWERS = {"/v1/chat/completions": chat_answer, "/v1/responses": responses_answer, "/v1/messages": messages_answer}

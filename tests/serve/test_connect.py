@@ -79,9 +79,9 @@ def test_the_try_goes_through_the_api_of_the_client(client, path, tools, server,
     tunesmith("connect", client, "--url", server.url + "/v1/")
     [(asked, body)] = server.asked
     assert asked == path and body["model"] == "my-run" and "city" in tools(body["tools"][0])["properties"]
-    server.calls_tool = False
+    server.calls_tool, server.says = False, "It is \x1b[31m\x9b5msunny.\n"
     status, _, said = tunesmith("connect", client, "--url", server.url)
-    assert status == 0 and "no tool call" in said[-1] and "It is sunny." in said[-1]
+    assert status == 0 and "no tool call" in said[-1] and "It is [31m 5msunny." in said[-1]
     _, _, said = tunesmith("connect", client, "--url", server.url, "--no-test")
     assert len(server.asked) == 2 and said[-1].startswith("Then: ")
 

@@ -266,11 +266,16 @@ def try_out(api: str, target: Target) -> str:
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(f"{target.url}{path}: an answer that is not of this API: {json.dumps(reply)[:200]}") from error
     for name, arguments in calls:
-        return f"Test passed: {target.model} called {name} with {arguments} through {path}."
-    said = f"it answered {json.dumps(text[:80], ensure_ascii=False)}"
+        return f"Test passed: {target.model} called {_one_line(name)} with {_one_line(arguments)} through {path}."
+    said = f"it answered “{_one_line(text)}”"
     if target.tools:
         return f"Test: {target.model} answers through {path}, but no tool call came back; {said}."
     return f"Test passed without a tool: {target.model} answers through {path}; {said}."
+
+
+def _one_line(text: str) -> str:
+    """What a model wrote, short and without anything that a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:100]
 
 
 def _ask(url: str, key: str | None, body: dict | None = None) -> dict:
@@ -365,10 +370,12 @@ def _name(item):
 
 
 def _dump_toml(table: dict, place: tuple[str, ...] = ()) -> str:
+    """Plain values, then the tables; one that holds only tables needs no heading."""
     plain = "".join(f"{_toml_key(key)} = {_toml(value)}\n" for key, value in table.items()
                     if not isinstance(value, dict))
-    tables = [(place + (_toml_key(key),), value) for key, value in table.items() if isinstance(value, dict)]
-    return plain + "".join(f"\n[{'.'.join(inner)}]\n{_dump_toml(value, inner)}" for inner, value in tables)
+    heading = f"\n[{'.'.join(place)}]\n" if place and (plain or not table) else ""
+    return heading + plain + "".join(_dump_toml(value, (*place, _toml_key(key))) for key, value in table.items()
+                                     if isinstance(value, dict))
 
 
 def _toml(value) -> str:
