@@ -209,11 +209,10 @@ def test_tokens_and_their_ids(page, server):
     ask(page, "Hi there")
     page.click("footer >> text='Tokens'")
     page.wait_for_selector("#token-list li")
-    assert server.bodies("/render") == [{"model": "my-run", "messages": [
-        {"role": "user", "content": "Hi there"}, {"role": "assistant", "content": "Hello from my-run"}]}]
-    assert page.inner_text("#rendered") == "<user> Hi there <assistant> Hello from my-run"
-    assert page.locator("#token-list li").all_inner_texts() == [
-        "<user>\n1000", "Hi·there\n1001", "<assistant>\n1002", "Hello·from·my-run\n1003"]
+    [asked_before], [rendered] = asked(server), server.bodies("/render")
+    assert rendered == {name: asked_before[name] for name in ("model", "messages")}
+    assert page.inner_text("#rendered") == "<user> Hi there"
+    assert page.locator("#token-list li").all_inner_texts() == ["<user>\n1000", "Hi·there\n1001"]
     page.keyboard.press("Escape")
     assert not page.is_visible("#tokens")
 

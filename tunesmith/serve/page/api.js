@@ -9,7 +9,7 @@ export async function listModels() {
   return (await (await call("v1/models")).json()).data;
 }
 
-/** {text, ids, tokens}: the messages as the model's template renders them. */
+/** {text, ids, tokens}: the prompt that the model's template makes of the messages. */
 export async function render(model, messages) {
   return (await call("render", { model, messages })).json();
 }

@@ -16,12 +16,13 @@ let running = null; // the AbortController of the answers that are coming
 
 function ask(question) {
   const chosen = settings.compare ? [settings.model, settings.other] : [settings.model];
-  state.turns.push({ question, seed: seed(), kept: 0, answers: chosen.map(begin) });
+  state.turns.push({ question, system: settings.system, seed: seed(), kept: 0, answers: chosen.map(begin) });
   return run();
 }
 
 function regenerate() {
   const turn = state.turns.at(-1);
+  turn.system = settings.system;
   turn.seed = newSeed(turn.seed);
   turn.answers = turn.answers.map(answer => begin(answer.model));
   return run();
@@ -78,7 +79,7 @@ async function receive(turn, answer, update) {
 function messages(turn) {
   const before = state.turns.slice(0, state.turns.indexOf(turn)).filter(one => one.answers[one.kept].text);
   return [
-    ...(settings.system.trim() ? [{ role: "system", content: settings.system }] : []),
+    ...(turn.system.trim() ? [{ role: "system", content: turn.system }] : []),
     ...before.flatMap(one => [{ role: "user", content: one.question },
       { role: "assistant", content: one.answers[one.kept].text }]),
     { role: "user", content: turn.question },
@@ -104,7 +105,7 @@ function newSeed(old) {
 function drawConversation() {
   const views = state.turns.map((turn, at) => turnView(turn, {
     name, asMarkdown: settings.markdown, last: at === state.turns.length - 1,
-    does: { regenerate, keep: index => goOnFrom(turn, index), tokens: index => showTokensOf(turn, index) },
+    does: { regenerate, keep: index => goOnFrom(turn, index), tokens: index => showTokens(turn.answers[index].model, messages(turn)) },
   }));
   part("conversation").replaceChildren(...(views.length ? views.map(view => view.element) : [welcome()]));
   part("send").hidden = Boolean(running);
@@ -119,11 +120,6 @@ function goOnFrom(turn, index) {
   turn.kept = index;
   keep();
   drawConversation();
-}
-
-function showTokensOf(turn, index) {
-  const { model, text } = turn.answers[index];
-  showTokens(model, [...messages(turn), ...(text ? [{ role: "assistant", content: text }] : [])]);
 }
 
 /** A model's kind and id. */

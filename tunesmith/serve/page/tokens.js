@@ -1,4 +1,4 @@
-// The drawer that shows a conversation as the model's template renders it, and each token with its id.
+// The drawer that shows what a model read before it answered: the rendered template, and each token with its id.
 
 import { render } from "./api.js";
 import { make } from "./dom.js";
