@@ -152,7 +152,8 @@ def test_what_a_model_writes_does_not_run(page, server):
     tags = page.eval_on_selector(".answer .body", "e => [...e.querySelectorAll('*')].map(n => n.localName)")
     assert set(tags) <= {"p", "br", "a", "code", "pre", "div", "span", "button"}
     attributes = page.eval_on_selector(
-        ".answer .body", "e => [...e.querySelectorAll('*')].flatMap(n => [...n.attributes]).map(a => [a.name, a.value])")
+        ".answer .body", "e => [...e.querySelectorAll('*')].flatMap(n => [...n.attributes]).map(a => [a.name, a.value])"
+    )
     assert {name for name, _ in attributes} <= {"href", "target", "rel", "class", "type", "aria-label", "tabindex"}
     assert all(value.startswith("https://example.org/") for name, value in attributes if name == "href")
     assert {value for name, value in attributes if name == "rel"} == {"noopener noreferrer nofollow"}

@@ -105,7 +105,11 @@ function newSeed(old) {
 function drawConversation() {
   const views = state.turns.map((turn, at) => turnView(turn, {
     name, asMarkdown: settings.markdown, last: at === state.turns.length - 1,
-    does: { regenerate, keep: index => goOnFrom(turn, index), tokens: index => showTokens(turn.answers[index].model, messages(turn)) },
+    does: {
+      regenerate,
+      keep: index => goOnFrom(turn, index),
+      tokens: index => showTokens(turn.answers[index].model, messages(turn)),
+    },
   }));
   part("conversation").replaceChildren(...(views.length ? views.map(view => view.element) : [welcome()]));
   part("send").hidden = Boolean(running);
