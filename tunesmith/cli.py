@@ -128,6 +128,10 @@ def chat(run: Path, *, base: bool = False, max_new_tokens: int = 512, temperatur
     talk(Run.open(run), base, max_new_tokens, temperature, seed)
 
 
+app.command("tunesmith.serve.connect:connect", name="connect", help="Print or write another program's configuration "
+            "for a running server, and try it with a tool call.")  # by its path: its table gives the choices
+
+
 @app.command
 def runs(action: Literal["list", "show", "compare"] = "list", *folders: Path, output: Path = DEFAULT_OUTPUT,
          as_json: Json = False) -> None:
