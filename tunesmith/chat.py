@@ -8,19 +8,16 @@ from transformers import TextIteratorStreamer
 from transformers.utils import logging
 
 from tunesmith.data.rows import RowProblem
-from tunesmith.errors import UserError, first_line
-from tunesmith.result import trained_model
+from tunesmith.errors import first_line
 from tunesmith.inputs import tokenizer_of
-from tunesmith.model.load import load
 from tunesmith.run import Run
+from tunesmith.serve.models import Weights, base_weights, tuned_weights
 
 HELP = "/base and /tuned switch the model, /new starts over, /quit ends"
 
 
 def talk(run: Run, base: bool, max_new_tokens: int, temperature: float, seed: int) -> None:
     """Reads prompts until /quit or the end of input; answers stream as they are made."""
-    if not run.result.is_dir():
-        raise UserError(f"{run.folder}: no result yet; `tunesmith resume {run.folder}` finishes it")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     console = Console(highlight=False)
@@ -53,27 +50,18 @@ class Models:
     def __init__(self, run: Run):
         self.run = run
         self.tokenizer = tokenizer_of(run)
-        self.device = torch.device(run.plan["device"] if torch.cuda.is_available() else "cpu")
-        self.tuned = trained_model(run).to(self.device)
-        self._base = None
+        self._tuned = tuned_weights(run)
+        self._base: Weights | None = None
+        self.device = self._tuned.device
 
     def generate(self, base: bool, **options) -> None:
+        if base and self._base is None:
+            self._base = base_weights(self.run, self._tuned)
+        weights = self._base if base else self._tuned
+        if self.run.recipe.adapter.kind == "lora":
+            weights.switch(None if base else "default")
         with torch.inference_mode():
-            if not base:
-                self.tuned.generate(**options)
-            elif self.run.recipe.adapter.kind == "lora":
-                with self.tuned.disable_adapter():
-                    self.tuned.generate(**options)
-            else:
-                self.base.generate(**options)
-
-    @property
-    def base(self):
-        if self._base is None:
-            plan, recipe = self.run.plan, self.run.recipe
-            model = load(recipe.model, self.run.base, getattr(torch, plan["compute"]), None, recipe.seed)
-            self._base = model.to(self.device).eval()
-        return self._base
+            weights.module.generate(**options)
 
 
 def _answer(console: Console, models: Models, base: bool, messages: list[dict], sampling: dict) -> list[dict]:

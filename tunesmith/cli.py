@@ -133,6 +133,31 @@ app.command("tunesmith.serve.connect:connect", name="connect", help="Print or wr
 
 
 @app.command
+def serve(*models: Path, host: str = "127.0.0.1", port: int = 8383,
+          api_key: Annotated[str | None, Parameter(env_var="TUNESMITH_API_KEY")] = None,
+          cors: Annotated[tuple[str, ...], Parameter(negative="")] = (), context: int | None = None, batch: int = 64,
+          queue: int = 256) -> None:
+    """Serve runs and models over the APIs of OpenAI and Anthropic; a run with its base, on one copy of the weights.
+
+    Parameters
+    ----------
+    models: Folders of runs and models, or hub ids.
+    host: The address to listen at. Any but this machine's own needs --api-key.
+    port: The port to listen at.
+    api_key: What clients must send as key.
+    cors: Origins, like http://localhost:3000, whose pages may call the server.
+    context: Most tokens of prompt and answer together, if fewer than the model takes.
+    batch: Most requests computed at once.
+    queue: Most requests that may wait; more are answered with 429.
+    """
+    from tunesmith.serve.command import run
+
+    if not models:
+        raise UserError("serve: name a run or a model")
+    run(models, host, port, api_key, cors, context, batch, queue)
+
+
+@app.command
 def runs(action: Literal["list", "show", "compare"] = "list", *folders: Path, output: Path = DEFAULT_OUTPUT,
          as_json: Json = False) -> None:
     """List runs, show one, or compare some.

@@ -75,7 +75,7 @@ def thinking_kwargs(tokenizer: Tokenizer, has_reasoning: bool) -> dict:
 
 
 def _drafts(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Draft]:
-    messages, changes = _accepted(tokenizer, chat)
+    messages, changes = accepted(tokenizer, chat)
     turns = _learned(messages, "last" if mask == "all" else mask)
     if not turns:
         raise RowProblem("no_supervised_token", "no assistant turn to learn from")
@@ -109,7 +109,7 @@ def _loses_reasoning(message: dict, draft: Draft) -> bool:
     return message.get("reasoning_content", "").strip() not in draft.text[slice(*draft.answer)]
 
 
-def _accepted(tokenizer: Tokenizer, chat: Chat) -> tuple[list[dict], list[str]]:
+def accepted(tokenizer: Tokenizer, chat: Chat) -> tuple[list[dict], list[str]]:
     """The messages, with the system turn merged where the template has no place for it, and what was changed."""
     if [m["role"] for m in chat.messages[:2]] != ["system", "user"] or _keeps_system(tokenizer, chat):
         return chat.messages, []

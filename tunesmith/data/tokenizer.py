@@ -116,6 +116,21 @@ class Tokenizer:
         """Every added token marked special, and bos, eos and the like."""
         return frozenset(t.content for t in self._added if t.special) | frozenset(self.named_tokens.values())
 
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of `special_tokens`."""
+        return frozenset(i for i in map(self._backend.token_to_id, self.special_tokens) if i is not None)
+
+    @cached_property
+    def added_ids(self) -> dict[str, int]:
+        """The tokens that are found in text before it is split into others, and their ids."""
+        return {token.content: index for index, token in self._backend.get_added_tokens_decoder().items()}
+
+    @property
+    def json(self) -> str:
+        """tokenizer.json as it was read."""
+        return self._file.decode("utf-8")
+
     def expected(self, text: str) -> str:
         """What decoding the ids of `text` gives: its Unicode form, less the whitespace that tokens like Phi-3's eat."""
         text = self._unicode_form.normalize_str(text)

@@ -1,0 +1,98 @@
+"""Two runs over one base and a model of another family, served once for all tests of a session."""
+
+import threading
+import time
+
+import pytest
+import uvicorn
+from openai import OpenAI
+
+from tests import tiny
+from tests.conftest import sums, write_rows
+from tunesmith import Recipe, train
+from tunesmith.serve.app import make_app
+from tunesmith.serve.batching import TransformersEngine
+from tunesmith.serve.engine import Piece, Request
+from tunesmith.serve.models import open_models
+
+KEY = "a secret"
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """The folders of two LoRA runs over one base."""
+    folder = tmp_path_factory.mktemp("served")
+    base = tiny.save("qwen3", folder / "small")
+    data = write_rows(folder / "rows.jsonl", sums(48))
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESMITH_CACHE", str(folder / "cache"))
+        for seed, name in enumerate(("first", "second.v2")):
+            made.append(train(Recipe.build({
+                "model": {"path": str(base), "dtype": "float32"},
+                "data": {"train": str(data), "eval_share": 0.0, "sequence_length": 256},
+                "train": {"batch": 8, "max_steps": 6, "learning_rate": 3e-2},
+                "evaluate": {"samples": 0, "max_new_tokens": 8}, "adapter": {"rank": 4, "alpha": 8},
+                "output": str(folder / "runs"), "name": name, "seed": seed})).folder)
+    return made
+
+
+@pytest.fixture(scope="session")
+def mistral(tmp_path_factory):
+    return tiny.save("mistral", tmp_path_factory.mktemp("models") / "mistral")
+
+
+@pytest.fixture(scope="session")
+def engine(runs, mistral):
+    made = TransformersEngine(open_models([*runs, mistral]), batch=32, queue=64)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def served():
+    """Starts a server for an engine, with make_app's arguments; gives its address."""
+    started = []
+
+    def start(engine, **options) -> str:
+        server = uvicorn.Server(uvicorn.Config(make_app(engine, **options), port=0, log_level="error"))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        started.append((server, thread))
+        while not server.started:
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+    yield start
+    for server, thread in started:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def address(engine, served) -> str:
+    return served(engine)
+
+
+@pytest.fixture(scope="session")
+def openai(address) -> OpenAI:
+    return OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+
+class Collector:
+    """What an engine delivers of one request."""
+
+    def __init__(self, engine, request: Request):
+        self.text, self.last = "", None
+        self._done = threading.Event()
+        self.ticket = engine.submit(request, self._take)
+
+    def _take(self, piece: Piece) -> None:
+        self.text += piece.text
+        if piece.finish is not None:
+            self.last = piece
+            self._done.set()
+
+    def wait(self) -> "Collector":
+        assert self._done.wait(60)
+        return self

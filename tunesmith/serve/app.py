@@ -1,0 +1,155 @@
+"""The server: routes, errors, the key, the page, start and stop."""
+
+import hmac
+import ipaddress
+import socket
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uvicorn
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from tunesmith.errors import UserError, first_line
+from tunesmith.serve import anthropic_api, openai_api, responses_api
+from tunesmith.serve.answering import Service
+from tunesmith.serve.engine import Engine, Refused
+
+PAGE = Path(__file__).parent / "page"
+GAUGES = ("running", "waiting", "kv_bytes", "kv_limit_bytes", "prefix_bytes")
+RETRY_SECONDS = "1"
+
+
+class Problem(BaseModel):
+    """An error in the shape of the API that was called."""
+
+    error: dict
+
+
+def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (),
+             hosts: Sequence[str] = ()) -> FastAPI:
+    """`cors`: origins that pages may call from; `hosts`: names that requests must be addressed to, any if empty."""
+    @asynccontextmanager
+    async def lifespan(_):
+        yield
+        engine.close()
+
+    service = Service(engine)
+    problems = {"4XX": {"model": Problem}, "5XX": {"model": Problem}}
+    app = FastAPI(title="Tunesmith", docs_url=None, redoc_url=None, lifespan=lifespan,
+                  responses=problems)
+    guarded = [Depends(_key_check(api_key))] if api_key else []
+    for api in (openai_api, responses_api, anthropic_api):
+        app.include_router(api.routes(service), dependencies=guarded)
+    app.add_api_route("/health", _health, methods=["GET"])
+    app.add_api_route("/metrics", lambda: _metrics(engine), methods=["GET"], dependencies=guarded,
+                      response_class=PlainTextResponse)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _failed)
+    if cors:
+        app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
+    if hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    if PAGE.is_dir():
+        app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
+
+
+def bind(host: str, port: int, api_key: str | None) -> socket.socket:
+    """A socket that does not listen yet. Raises UserError where it cannot be, or others would reach it without a
+    key."""
+    if not api_key and not is_loopback(host):
+        raise UserError(f"--host {host}: others can reach it, so it needs --api-key (or TUNESMITH_API_KEY)")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host {host} --port {port}: {first_line(error)}; give another") from None
+    return bound
+
+
+def serve(engine: Engine, bound: socket.socket, host: str, api_key: str | None, cors: Sequence[str]) -> None:
+    """Serves until SIGINT or SIGTERM; then answers what it has begun, and ends. A second Ctrl-C ends it at once."""
+    # A page on the web could make a name of its own point here, and then read what is answered.
+    hosts = ["localhost", "127.0.0.1", "[::1]", host] if is_loopback(host) else []
+    try:
+        config = uvicorn.Config(make_app(engine, api_key, cors, hosts), log_level="warning")
+        uvicorn.Server(config).run(sockets=[bound])
+    except KeyboardInterrupt:
+        pass  # uvicorn hands on the signal that ended it
+    finally:
+        engine.close()
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _key_check(api_key: str):
+    """Takes the key as either API's clients send it."""
+    bearer, header = HTTPBearer(auto_error=False), APIKeyHeader(name="x-api-key", auto_error=False)
+
+    async def check(given=Depends(bearer), other=Depends(header)) -> None:
+        key = (given.credentials if given else other) or ""
+        if not hmac.compare_digest(key.encode(), api_key.encode()):
+            raise Refused("the API key is missing or wrong", 401, "invalid_api_key")
+
+    return check
+
+
+def _health() -> dict:
+    return {"status": "ok"}
+
+
+def _metrics(engine: Engine) -> str:
+    """In the text format of Prometheus."""
+    lines = []
+    for name, value in engine.metrics().items():
+        kind = "gauge" if name in GAUGES else "counter"
+        full = f"tunesmith_{name}" + ("" if kind == "gauge" else "_total")
+        lines += [f"# TYPE {full} {kind}", f"{full} {value}"]
+    return "\n".join(lines) + "\n"
+
+
+def _respond(request: Request, error: Refused) -> JSONResponse:
+    shape = anthropic_api if request.url.path.startswith("/v1/messages") else openai_api
+    headers = {"Retry-After": RETRY_SECONDS} if error.status in (429, 503) else None
+    return JSONResponse(shape.problem(error), error.status, headers)
+
+
+async def _refused(request: Request, error: Refused) -> JSONResponse:
+    return _respond(request, error)
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    message = f"{where}: {first['msg']}" if where else first["msg"]
+    return _respond(request, Refused(message, 400, "invalid_request", where or None))
+
+
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    response = _respond(request, Refused(str(error.detail), error.status_code))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _failed(request: Request, error: Exception) -> JSONResponse:
+    return _respond(request, Refused(f"the server failed: {type(error).__name__}", 500, "internal_error"))

@@ -1,0 +1,132 @@
+"""Attention of sequences that are computed together, each over keys and values of its own.
+
+The tokens of all sequences stand behind one another in one row, without padding, so every other layer sees one matrix,
+and each sequence attends to its own tokens alone, at its own positions. Which sequences a forward pass is of is set by
+`packed`, since not every model hands extra arguments down to its attention.
+
+H heads, K heads of keys, G = H / K, T new tokens, S tokens of the sequence with them, D width of a head.
+"""
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "tunesmith_serve"
+ROOM = 64
+_SEGMENTS: ContextVar[list["Segment"]] = ContextVar("segments")
+
+
+class KV:
+    """Keys and values of one sequence, by layer, with room to grow."""
+
+    def __init__(self):
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.nbytes = 0
+
+    def append(self, layer: int, key_KTD: torch.Tensor, value_KTD: torch.Tensor, at: int):
+        """Writes new tokens at position `at` of a layer; returns its keys and values [K, S, D] up to them."""
+        end = at + key_KTD.shape[1]
+        old = self._layers.get(layer)
+        if old is None or old[0].shape[1] < end:
+            room = -(-(end + end // 4) // ROOM) * ROOM
+            new = tuple(t.new_empty(t.shape[0], room, t.shape[2]) for t in (key_KTD, value_KTD))
+            for source, target in zip(old or (), new):
+                target[:, :at] = source[:, :at]
+            self.nbytes += sum(t.nbytes for t in new) - sum(t.nbytes for t in old or ())
+            self._layers[layer] = new
+        key, value = self._layers[layer]
+        key[:, at:end] = key_KTD
+        value[:, at:end] = value_KTD
+        return key[:, :end], value[:, :end]
+
+    def head(self, tokens: int) -> "KV":
+        """A copy of the first tokens."""
+        copy = KV()
+        for layer, (key, value) in self._layers.items():
+            copy.append(layer, key[:, :tokens], value[:, :tokens], 0)
+        return copy
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(t.nbytes // t.shape[1] for pair in self._layers.values() for t in pair)
+
+
+@dataclass
+class Segment:
+    """`count` new tokens of a sequence whose first `at` are in `kv`."""
+
+    kv: KV
+    at: int
+    count: int
+
+
+@contextmanager
+def packed(segments: list[Segment]):
+    """Within it a model that attends by NAME computes these segments, in this order."""
+    token = _SEGMENTS.set(segments)
+    try:
+        yield
+    finally:
+        _SEGMENTS.reset(token)
+
+
+def _packed_attention(module, query_1HTD, key_1KTD, value_1KTD, attention_mask, scaling=None, sliding_window=None,
+                      softcap=None, s_aux=None, **_):
+    """In the place of transformers' attention functions: [1, T, H, D]."""
+    scale = scaling if scaling is not None else query_1HTD.shape[-1] ** -0.5
+    heads, tokens = query_1HTD.shape[1:3]
+    out_THD = query_1HTD.new_empty(tokens, heads, value_1KTD.shape[-1])
+    start = 0
+    for segment in _SEGMENTS.get():
+        end = start + segment.count
+        key, value = segment.kv.append(module.layer_idx, key_1KTD[0, :, start:end], value_1KTD[0, :, start:end],
+                                       segment.at)
+        attended = attend(query_1HTD[0, :, start:end], key, value, scale, sliding_window, softcap, s_aux)
+        out_THD[start:end] = attended.transpose(0, 1)
+        start = end
+    return out_THD[None], None
+
+
+def attend(query_HTD, key_KSD, value_KSD, scale: float, window: int | None, cap: float | None, sinks_H) -> torch.Tensor:
+    """The last T of S tokens attend to themselves and those before them, at most `window` in all; [H, T, D]."""
+    (heads, count, width), (kv_heads, length) = query_HTD.shape, key_KSD.shape[:2]
+    if window and count == 1 and length > window:
+        key_KSD, value_KSD, length = key_KSD[:, -window:], value_KSD[:, -window:], window
+    if cap or sinks_H is not None:
+        return _by_scores(query_HTD, key_KSD, value_KSD, scale, window, cap, sinks_H)
+    if count == 1:  # the heads that share keys stand where tokens would
+        query = query_HTD.reshape(1, kv_heads, heads // kv_heads, width)
+        out = scaled_dot_product_attention(query, key_KSD[None], value_KSD[None], scale=scale)
+        return out.reshape(heads, 1, -1)
+    causal = length == count and not (window and count > window)
+    mask = None if causal else _mask(count, length, window, query_HTD.device)
+    return scaled_dot_product_attention(query_HTD[None], key_KSD[None], value_KSD[None], attn_mask=mask,
+                                        is_causal=causal, scale=scale, enable_gqa=heads != kv_heads)[0]
+
+
+def _by_scores(query_HTD, key_KSD, value_KSD, scale, window, cap, sinks_H) -> torch.Tensor:
+    """Attention with capped scores (Gemma 2) or sinks (gpt-oss), which no kernel for the CPU has."""
+    (heads, count, width), (kv_heads, length) = query_HTD.shape, key_KSD.shape[:2]
+    query = query_HTD.reshape(kv_heads, -1, width)
+    scores = (query @ key_KSD.transpose(1, 2)).view(kv_heads, -1, count, length) * scale
+    if cap:
+        scores = torch.tanh(scores / cap) * cap
+    scores = scores.float().masked_fill(~_mask(count, length, window, query.device), float("-inf"))
+    if sinks_H is not None:
+        sinks = sinks_H.float().view(kv_heads, -1, 1, 1).expand(-1, -1, count, 1)
+        scores = torch.cat([scores, sinks], -1)
+    shares = scores.softmax(-1)[..., :length].to(value_KSD.dtype)
+    return (shares.reshape(kv_heads, -1, length) @ value_KSD).view(heads, count, -1)
+
+
+def _mask(count: int, length: int, window: int | None, device) -> torch.Tensor:
+    """Which of `length` tokens the last `count` of them see: [T, S]."""
+    behind = torch.arange(length - count, length, device=device)[:, None] - torch.arange(length, device=device)
+    return (behind >= 0) & (behind < window) if window else behind >= 0
+
+
+AttentionInterface.register(NAME, _packed_attention)

@@ -1,0 +1,34 @@
+"""`tunesmith serve`: opens the models, says what it does, and serves."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+
+from tunesmith.errors import UserError
+
+
+def run(paths: Sequence[Path], host: str, port: int, api_key: str | None, cors: Sequence[str], context: int | None,
+        batch: int, queue: int) -> None:
+    """Serves runs and model folders until interrupted. Raises UserError."""
+    if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
+        raise UserError(f"serve needs {' and '.join(missing)}: pip install 'tunesmith[serve]'")
+    from tunesmith.serve.app import bind, serve
+    from tunesmith.serve.batching import TransformersEngine
+    from tunesmith.serve.models import open_models
+
+    if gguf := next((path for path in paths if path.suffix == ".gguf"), None):
+        raise UserError(f"{gguf}: GGUF files are not served; serve the run or the merged folder, or use llama.cpp")
+    bound = bind(host, port, api_key)
+    console = Console(stderr=True, highlight=False)
+    engine = TransformersEngine(open_models(paths, context), batch, queue)
+    console.print(f"engine  {engine.description}; keys and values of up to {engine.limit_tokens:,} tokens in "
+                  f"{engine.limit_bytes / 1e9:.1f} GB")
+    for served in engine.models.values():
+        of = f" of {served.base}" if served.kind == "tuned" else ""
+        console.print(f"model   {served.name}: {served.kind}{of}, context {served.context:,}", markup=False)
+    bound.listen()  # whoever calls from here on waits for the moment until the server is there
+    address = f"[{host}]" if ":" in host else host
+    console.print(f"serving http://{address}:{bound.getsockname()[1]}; Ctrl-C stops", markup=False)
+    serve(engine, bound, host, api_key, cors)

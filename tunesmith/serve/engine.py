@@ -1,0 +1,108 @@
+"""What the APIs ask of whatever computes answers: the shapes of a request and of its answer, and the interface.
+
+An engine serves `models` (by name, in order). `submit` puts a request in the queue and returns at once; `deliver` is
+called from the engine's own thread with pieces of the answer, the last of which says how it finished.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Refused(Exception):
+    """A request that is not answered; `status` is that of HTTP, `code` the word for programs."""
+
+    def __init__(self, message: str, status: int = 400, code: str | None = None, parameter: str | None = None):
+        super().__init__(message)
+        self.message, self.status, self.code, self.parameter = message, status, code, parameter
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. `temperature` 0 takes the likeliest; `top_k` 0 and `top_p` 1 leave all tokens in."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    seed: int | None = None
+
+
+class Constraint(Protocol):
+    """Says before each token which ids may come (a boolean tensor [V]), and is told which came."""
+
+    def allowed(self): ...
+
+    def accept(self, token: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to compute. `ids` is the prompt; `logprobs` how many of the likeliest tokens to report beside the
+    drawn one, None for no log probabilities; `shown` are special tokens that stay in the text; `stream` asks for
+    pieces as they come instead of one at the end; `constraint` makes a new Constraint."""
+
+    model: str
+    ids: list[int]
+    max_new_tokens: int
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    shown: frozenset[int] = frozenset()
+    stream: bool = True
+    constraint: Callable[[], Constraint] | None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an answer, its natural log probability, and the likeliest in its place as (text, log probability)."""
+
+    text: str
+    logprob: float
+    top: list[tuple[str, float]]
+
+
+@dataclass
+class Piece:
+    """What an answer grew by. `finish` is None but in the last piece: stop, length, cancelled or error. `stop_text` is
+    the stop string that ended it; `generated` and `cached` count tokens: computed so far (the stop token included),
+    and of the prompt taken from the prefix cache."""
+
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    finish: str | None = None
+    stop_text: str | None = None
+    error: str = ""
+    generated: int = 0
+    cached: int = 0
+
+
+class Ticket(Protocol):
+    """A request in the engine."""
+
+    def cancel(self) -> None:
+        """Stops computing before the next step. The last piece says `cancelled`."""
+
+
+class Engine(Protocol):
+    """The interface."""
+
+    description: str
+    """Which engine, where it computes and in what precision, for people."""
+    models: dict
+
+    def submit(self, request: Request, deliver: Callable[[Piece], None]) -> Ticket:
+        """Raises Refused: 429 where the queue is full."""
+
+    def embed(self, model: str, inputs: list[list[int]]):
+        """A Future of one vector (list of floats) for each input: its tokens' mean last hidden state, of length 1."""
+
+    def metrics(self) -> dict[str, float]:
+        """Counters and gauges by name."""
+
+    def close(self) -> None:
+        """Cancels what is left and waits for the engine's thread."""

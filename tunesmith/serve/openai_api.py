@@ -1,0 +1,367 @@
+"""OpenAI's API: models, chat completions, completions and embeddings; and /render, which shows a prompt."""
+
+import base64
+import struct
+import time
+import uuid
+from asyncio import wrap_future
+from collections.abc import AsyncIterator
+from typing import Literal
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import Field
+
+from tunesmith.serve.answering import Answer, Answers, Asked, Service
+from tunesmith.serve.constrain import ANY_OBJECT
+from tunesmith.serve.engine import Refused, Token
+from tunesmith.serve.tools import Call
+from tunesmith.serve.wire import Options, ToolCall, Wire, frame, text_of, tool, tool_call
+
+Stop = str | list[str] | None
+
+
+class Message(Wire):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict] | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class StreamOptions(Wire):
+    include_usage: bool | None = None
+
+
+class ChatRequest(Options):
+    model: str | None = None
+    messages: list[Message] = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1, le=16)
+    stop: Stop = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: dict | None = None
+    tools: list[dict] | None = None
+    tool_choice: str | dict | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict | None = None
+
+
+class CompletionRequest(Options):
+    model: str | None = None
+    prompt: str | list[int] | list[str] | list[list[int]]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1, le=16)
+    stop: Stop = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool | None = None
+    suffix: str | None = None
+
+
+class EmbeddingRequest(Wire):
+    model: str | None = None
+    input: str | list[int] | list[str] | list[list[int]]
+    encoding_format: Literal["float", "base64"] | None = None
+
+
+class RenderRequest(Wire):
+    model: str | None = None
+    messages: list[Message] = Field(min_length=1)
+    tools: list[dict] | None = None
+    chat_template_kwargs: dict | None = None
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v1/models")
+    async def models():
+        return {"object": "list", "data": [_model(service, name) for name in service.engine.models]}
+
+    @router.get("/v1/models/{name:path}")
+    async def model(name: str):
+        return _model(service, service.served(name).name)
+
+    @router.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, http: HttpRequest):
+        asked = _asked(body)
+        answers = await service.answers(asked)
+        head = _head("chatcmpl-", service.served(asked.model).name)
+        if body.stream:
+            return sse(_chat_stream(answers, head, _wants_usage(body), asked.logprobs))
+        done = await answers.collect(http)
+        choices = [{"index": i, "message": _message(answer), "finish_reason": answer.finish,
+                    "logprobs": _logprobs(answer.tokens) if body.logprobs else None} for i, answer in enumerate(done)]
+        return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": usage(answers)})
+
+    @router.post("/v1/completions")
+    async def completions(body: CompletionRequest, http: HttpRequest):
+        served, requests, echoes = await run_in_threadpool(_completion_requests, service, body)
+        answers = Answers(service.engine, requests, [None] * len(requests))
+        head = {**_head("cmpl-", served.name), "object": "text_completion"}
+        if body.stream:
+            return sse(_completion_stream(answers, head, echoes, _wants_usage(body), body.logprobs))
+        done = await answers.collect(http)
+        choices = [_completion_choice(i, echo + answer.text, answer.tokens, answer.finish, body.logprobs, len(echo))
+                   for i, (answer, echo) in enumerate(zip(done, echoes))]
+        return JSONResponse({**head, "choices": choices, "usage": usage(answers)})
+
+    @router.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest):
+        served = service.served(body.model)
+        inputs = await run_in_threadpool(_token_lists, served, body.input, "input")
+        vectors = await wrap_future(service.engine.embed(served.name, inputs))
+        count = sum(map(len, inputs))
+        packed = body.encoding_format == "base64"
+        data = [{"object": "embedding", "index": i, "embedding": _base64(v) if packed else v}
+                for i, v in enumerate(vectors)]
+        return JSONResponse({"object": "list", "model": served.name, "data": data,
+                             "usage": {"prompt_tokens": count, "total_tokens": count}})
+
+    @router.post("/render")
+    async def render(body: RenderRequest):
+        asked = Asked(body.model, messages_of(body.messages), Options(), tools_of(body.tools),
+                      template=body.chat_template_kwargs or {})
+        text, ids = await run_in_threadpool(service.prompt, asked)
+        decode = service.served(body.model).tokenizer.decode
+        return JSONResponse({"text": text, "ids": ids, "tokens": [decode([i]) for i in ids]})
+
+    return router
+
+
+def messages_of(messages: list[Message]) -> list[dict]:
+    """As the template wants them. Raises Refused."""
+    found = []
+    for message in messages:
+        calls = [tool_call(c.function.name, c.function.arguments, c.id) for c in message.tool_calls or []]
+        made = {"role": "system" if message.role == "developer" else message.role, "content": text_of(message.content),
+                "reasoning_content": message.reasoning_content, "tool_calls": calls or None,
+                "tool_call_id": message.tool_call_id, "name": message.name}
+        found.append({key: value for key, value in made.items() if value is not None})
+    return found
+
+
+def tools_of(tools: list[dict] | None) -> list[dict]:
+    """The function tools; kinds that are not known are skipped."""
+    functions = [t.get("function") for t in tools or [] if t.get("type") == "function"]
+    return [tool(f["name"], f.get("description"), f.get("parameters")) for f in functions
+            if isinstance(f, dict) and isinstance(f.get("name"), str)]
+
+
+def stops_of(stop: Stop) -> tuple[str, ...]:
+    return tuple(s for s in ([stop] if isinstance(stop, str) else stop or []) if s)
+
+
+def schema_of(form: dict | None) -> dict | None:
+    """The JSON Schema that a response format asks for. Raises Refused."""
+    form = {"type": "text"} if form is None else form
+    kind = form.get("type", "text") if isinstance(form, dict) else form
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return ANY_OBJECT
+    around = form.get("json_schema", form) if kind == "json_schema" else None
+    schema = around.get("schema") if isinstance(around, dict) else None
+    if not isinstance(schema, dict):
+        raise Refused(f"response_format of type {kind!r}: give text, json_object, or json_schema with a schema",
+                      parameter="response_format")
+    return schema
+
+
+def choice_of(choice: str | dict | None) -> str:
+    """tool_choice as auto, none, required or a tool's name. Raises Refused."""
+    if choice is None or choice in ("auto", "none", "required"):
+        return choice or "auto"
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        function = choice.get("function", choice)
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            return function["name"]
+    raise Refused("tool_choice: give auto, none, required or a function", parameter="tool_choice")
+
+
+def usage(answers: Answers) -> dict:
+    return {"prompt_tokens": answers.prompt_tokens, "completion_tokens": answers.generated,
+            "total_tokens": answers.prompt_tokens + answers.generated,
+            "prompt_tokens_details": {"cached_tokens": answers.cached}}
+
+
+def sse(frames: AsyncIterator[str]) -> StreamingResponse:
+    return StreamingResponse(frames, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+def problem(error: Refused) -> dict:
+    """An error as OpenAI's clients expect it."""
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.parameter, "code": error.code}}
+
+
+def _model(service: Service, name: str) -> dict:
+    served = service.engine.models[name]
+    return {"id": name, "object": "model", "created": 0, "owned_by": "tunesmith",
+            "tunesmith": {"kind": served.kind, "base": served.base, "context": served.context,
+                          "tools": service.formats[name] is not None}}
+
+
+def _asked(body: ChatRequest) -> Asked:
+    return Asked(
+        body.model, messages_of(body.messages), body, tools_of(body.tools), choice_of(body.tool_choice),
+        body.parallel_tool_calls is not False, schema_of(body.response_format), body.chat_template_kwargs or {},
+        max_new_tokens=body.max_completion_tokens or body.max_tokens, stop=stops_of(body.stop),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None, n=body.n or 1, stream=bool(body.stream))
+
+
+def _head(prefix: str, model: str) -> dict:
+    return {"id": prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
+
+
+def _wants_usage(body) -> bool:
+    return bool(body.stream_options and body.stream_options.include_usage)
+
+
+def _message(answer: Answer) -> dict:
+    message = {"role": "assistant", "content": answer.text if answer.text or not answer.calls else None,
+               "refusal": None}
+    if answer.calls:
+        message["tool_calls"] = [_call(call) for call in answer.calls]
+    return message
+
+
+def _call(call: Call) -> dict:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _told(token: str, logprob: float) -> dict:
+    # A piece of a character has no text of its own.
+    return {"token": token, "logprob": max(logprob, -9999.0),
+            "bytes": None if "\ufffd" in token else list(token.encode("utf-8", "replace"))}
+
+
+def _logprobs(tokens: list[Token]) -> dict:
+    return {"content": [{**_told(t.text, t.logprob), "top_logprobs": [_told(*other) for other in t.top]}
+                        for t in tokens], "refusal": None}
+
+
+async def _chat_stream(answers: Answers, head: dict, with_usage: bool, logprobs: int | None) -> AsyncIterator[str]:
+    def chunk(choices: list[dict], counts: dict | None = None) -> str:
+        more = {"usage": counts} if with_usage else {}
+        return frame({**head, "object": "chat.completion.chunk", "choices": choices, **more})
+
+    def choice(index: int, delta: dict, finish: str | None = None, told: dict | None = None) -> dict:
+        return {"index": index, "delta": delta, "logprobs": told, "finish_reason": finish}
+
+    for index in range(len(answers.done)):
+        yield chunk([choice(index, {"role": "assistant", "content": ""})])
+    try:
+        async for index, event in answers.events():
+            if isinstance(event, Answer):
+                yield chunk([choice(index, {}, event.finish)])
+            elif isinstance(event, Call):
+                number = answers.done[index].calls.index(event)
+                call = _call(event)
+                arguments = call["function"].pop("arguments")
+                first = {**call, "index": number, "function": {**call["function"], "arguments": ""}}
+                yield chunk([choice(index, {"tool_calls": [first]})])
+                rest = {"index": number, "function": {"arguments": arguments}}
+                yield chunk([choice(index, {"tool_calls": [rest]})])
+            else:
+                told = _logprobs(event.tokens) if logprobs is not None else None
+                yield chunk([choice(index, {"content": event.text}, told=told)])
+    except Refused as error:
+        yield frame(problem(error))
+        return
+    if with_usage:
+        yield chunk([], usage(answers))
+    yield frame("[DONE]")
+
+
+def _completion_requests(service: Service, body: CompletionRequest):
+    """(served, requests, the text that each answer begins with)."""
+    served = service.served(body.model)
+    if body.suffix:
+        raise Refused("suffix: not supported", parameter="suffix")
+    if body.echo and body.logprobs is not None:
+        raise Refused("logprobs of the prompt (echo with logprobs): not supported", parameter="echo")
+    asked = Asked(body.model, [], body, max_new_tokens=body.max_tokens, stop=stops_of(body.stop),
+                  logprobs=body.logprobs, n=body.n or 1, stream=bool(body.stream))
+    requests, echoes = [], []
+    for ids in _token_lists(served, body.prompt, "prompt"):
+        requests += service.requests(served, ids, asked, default_tokens=16)
+        echoes += [served.tokenizer.decode(ids, skip_special_tokens=True) if body.echo else ""] * asked.n
+    return served, requests, echoes
+
+
+def _token_lists(served, given, parameter: str) -> list[list[int]]:
+    """Texts or ids as lists of ids, with bos where the tokenizer by itself puts one. Raises Refused."""
+    if isinstance(given, str) or (given and isinstance(given[0], int)):
+        given = [given]
+    tokenizer, found = served.tokenizer, []
+    for one in given:
+        if isinstance(one, str):
+            try:
+                ids = tokenizer.encode(one)[0]
+            except Exception as error:  # RowProblem: not valid Unicode
+                raise Refused(f"{parameter}: {error}", parameter=parameter) from None
+            one = [tokenizer.bos_id, *ids] if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id] else ids
+        if not one:
+            raise Refused(f"{parameter}: empty", parameter=parameter)
+        if not all(0 <= i < tokenizer.vocab_size for i in one):
+            raise Refused(f"{parameter}: token ids go from 0 to {tokenizer.vocab_size - 1}", parameter=parameter)
+        if len(one) > served.context:
+            raise Refused(f"{parameter}: {len(one):,} tokens; {served.name} takes {served.context:,}",
+                          code="context_length_exceeded", parameter=parameter)
+        found.append(one)
+    if not found:
+        raise Refused(f"{parameter}: empty", parameter=parameter)
+    return found
+
+
+def _completion_choice(index: int, text: str, tokens: list[Token], finish: str | None, logprobs: int | None,
+                       offset: int) -> dict:
+    told = None
+    if logprobs is not None:
+        offsets = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token.text)
+        told = {"tokens": [t.text for t in tokens], "token_logprobs": [max(t.logprob, -9999.0) for t in tokens],
+                "top_logprobs": [{text: max(value, -9999.0) for text, value in t.top} for t in tokens],
+                "text_offset": offsets}
+    return {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
+
+
+async def _completion_stream(answers: Answers, head: dict, echoes: list[str], with_usage: bool,
+                             logprobs: int | None) -> AsyncIterator[str]:
+    more = {"usage": None} if with_usage else {}
+    offsets = [len(echo) for echo in echoes]
+    for index, echo in enumerate(echoes):
+        if echo:
+            yield frame({**head, "choices": [_completion_choice(index, echo, [], None, None, 0)], **more})
+    try:
+        async for index, event in answers.events():
+            if isinstance(event, Answer):
+                choice = _completion_choice(index, "", [], event.finish, None, 0)
+            else:
+                choice = _completion_choice(index, event.text, event.tokens, None, logprobs, offsets[index])
+                offsets[index] += len(event.text)
+            yield frame({**head, "choices": [choice], **more})
+    except Refused as error:
+        yield frame(problem(error))
+        return
+    if with_usage:
+        yield frame({**head, "choices": [], "usage": usage(answers)})
+    yield frame("[DONE]")
+
+
+def _base64(vector: list[float]) -> str:
+    """Little-endian float32, as OpenAI's client reads it."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,209 @@
+"""Tool calls: how a model's template writes them, found by letting it write one, and read out of its answers.
+
+A call is JSON with a name and arguments, alone or in a list, behind a mark and before another. Qwen and Hermes write
+`<tool_call>` {…} `</tool_call>`, Mistral `[TOOL_CALLS]` [{…}], Llama 3 only {…}.
+"""
+
+import json
+import re
+import secrets
+from dataclasses import dataclass
+from os.path import commonprefix
+
+from tunesmith.data.rows import RowProblem
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.serve.constrain import SPACES
+from tunesmith.serve.decoding import tail_of
+
+PROBE = "tunesmith_probe"
+ARGUMENTS = {"probe": "a b"}
+PROBE_TOOLS = [{"type": "function", "function": {
+    "name": PROBE, "description": "A probe.",
+    "parameters": {"type": "object", "properties": {"probe": {"type": "string"}}, "required": ["probe"]}}}]
+PROBE_TALK = [{"role": "user", "content": "Call it."},
+              {"role": "assistant", "content": "", "tool_calls": [
+                  {"id": "tunesmit1", "type": "function", "function": {"name": PROBE, "arguments": ARGUMENTS}}]}]
+JSON = json.JSONDecoder()
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """`opening` and `closing` are what stands before and after the JSON, whitespace included; `many` whether the JSON
+    is a list; `arguments` the key under which arguments stand; `shown` the opening's special token, if it is one."""
+
+    opening: str
+    closing: str
+    many: bool
+    arguments: str
+    shown: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool call as the model made it; `arguments` is JSON text. The id has nine characters, as Mistral demands."""
+
+    name: str
+    arguments: str
+    id: str
+
+
+def find_format(tokenizer: Tokenizer) -> ToolFormat | None:
+    """How the template writes a call, or None where it writes none, or none in JSON."""
+    try:
+        text = tokenizer.render(PROBE_TALK, PROBE_TOOLS)
+        prompt = tokenizer.render(PROBE_TALK[:1], PROBE_TOOLS, add_generation_prompt=True)
+        if PROBE not in prompt:
+            return None
+    except RowProblem:
+        return None
+    turn = text[len(commonprefix([text, prompt])):]
+    for start in (i for i, c in enumerate(turn) if c in "[{"):
+        try:
+            value, end = JSON.raw_decode(turn, start)
+        except ValueError:
+            continue
+        calls = _calls(value)
+        if len(calls) == 1 and calls[0][0] == PROBE:
+            return _format(tokenizer, turn[:start], turn[end:], value)
+    return None
+
+
+def _format(tokenizer: Tokenizer, before: str, after: str, value) -> ToolFormat:
+    mark = (before.split() or [""])[-1]
+    opening = before[before.rfind(mark):] if mark else ""
+    ends = [at for token in tokenizer.special_tokens if (at := after.find(token)) >= 0]
+    closing = after[:min(ends, default=len(after))]
+    special = {tokenizer.encode(mark)[0][0]} if mark in tokenizer.special_tokens else set()
+    one = value[0] if isinstance(value, list) else value
+    one = one.get("function", one)
+    arguments = next((key for key in ("parameters", "arguments") if isinstance(one, dict) and key in one), "arguments")
+    return ToolFormat(opening, closing if closing.strip() else "", isinstance(value, list), arguments,
+                      frozenset(special))
+
+
+def _calls(value) -> list[tuple[str, str]]:
+    """(name, arguments as JSON text) of each call in a JSON value; none if it is something else."""
+    found = []
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, dict) and isinstance(one.get("function"), dict):
+            one = one["function"]
+        if not isinstance(one, dict) or not isinstance(one.get("name"), str):
+            return []
+        arguments = one.get("arguments", one.get("parameters", {}))
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        found.append((one["name"], text))
+    return found
+
+
+class ToolReader:
+    """Give it an answer's text as it comes; it gives back text (str) and calls (Call), in order."""
+
+    def __init__(self, format: ToolFormat, names: set[str]):
+        self._format, self._names = format, names
+        self._mark, self._close = format.opening.strip(), format.closing.strip()
+        self._text = ""
+        self._state = "text" if self._mark else "bare"
+        self._called = False
+
+    def push(self, text: str) -> list[str | Call]:
+        self._text += text
+        said: list[str | Call] = []
+        while getattr(self, f"_in_{self._state}")(said):
+            pass
+        return said
+
+    def finish(self) -> list[str | Call]:
+        """The rest. What began like a call and is none is text."""
+        if self._state == "bare" and (calls := self._bare_calls()):
+            return calls
+        rest = (self._mark if self._state == "json" else "") + self._text
+        self._text = ""
+        return [rest] if rest and not (self._called and (self._state == "after" or not rest.strip())) else []
+
+    def _in_text(self, said: list) -> bool:  # each of these: whether the next state has something to read
+        at = self._text.find(self._mark)
+        end = at if at >= 0 else len(self._text) - tail_of(self._text, self._mark)
+        text = self._text[:end]
+        if at < 0:  # whitespace may belong to a call that comes
+            end = len(text.rstrip())
+        if text.strip():
+            said.append(self._text[:end] if at < 0 else text.rstrip())
+            self._text = self._text[end:]
+            at -= end
+        if at >= 0:
+            self._text, self._state = self._text[at + len(self._mark):], "json"
+        return at >= 0
+
+    def _in_json(self, said: list) -> bool:
+        text = self._text.lstrip()
+        if not text.endswith(("}", "]")) and self._close not in text:
+            return False
+        try:
+            value, end = JSON.raw_decode(text)
+        except ValueError:
+            return False
+        calls = _calls(value)
+        said += [Call(name, arguments, _id()) for name, arguments in calls] or [self._mark + text[:end]]
+        self._called |= bool(calls)
+        self._text, self._state = text[end:], "after"
+        return True
+
+    def _in_after(self, said: list) -> bool:
+        text = self._text.lstrip()
+        if text.startswith(self._close):
+            text = text[len(self._close):].lstrip()
+        elif self._close.startswith(text):
+            return False
+        self._text, self._state = text, "text"
+        return bool(text)
+
+    def _in_bare(self, said: list) -> bool:
+        text = self._text.lstrip()
+        if not text or text[0] in "{[":
+            return False
+        said.append(self._text)
+        self._text = ""
+        return False
+
+    def _bare_calls(self) -> list[Call]:
+        """The calls that all of the text is, by the names of tools that were given."""
+        text, found = self._text.strip(), []
+        while text:
+            try:
+                value, end = JSON.raw_decode(text)
+            except ValueError:
+                return []
+            calls = _calls(value)
+            if not calls or any(name not in self._names for name, _ in calls):
+                return []
+            found += [Call(name, arguments, _id()) for name, arguments in calls]
+            text = text[end:].lstrip(" \n;")
+        return found
+
+
+def grammar(tokenizer: Tokenizer, format: ToolFormat, tools: list[dict], parallel: bool) -> str:
+    """A Lark grammar of answers that are calls of these tools and nothing else."""
+    schemas = []
+    for tool in tools:
+        function = tool["function"]
+        schemas.append({"type": "object", "additionalProperties": False, "required": ["name", format.arguments],
+                        "properties": {"name": {"const": function["name"]},
+                                       format.arguments: function.get("parameters") or {"type": "object"}}})
+    call = {"anyOf": schemas}
+    if format.many:
+        call = {"type": "array", "items": call, "minItems": 1, **({} if parallel else {"maxItems": 1})}
+    call["x-guidance"] = SPACES
+    parts = [*_written(tokenizer, format.opening), "call", *_written(tokenizer, format.closing)]
+    return f"start: {' '.join(parts)}\ncall: %json {json.dumps(call)}\n"
+
+
+def _written(tokenizer: Tokenizer, text: str) -> list[str]:
+    """Text in Lark's notation; added tokens as their ids, since a model writes them as such."""
+    added = tokenizer.added_ids
+    marks = "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True))
+    pieces = re.split(f"({marks})", text) if marks else [text]
+    return [f"<[{added[piece]}]>" if piece in added else json.dumps(piece) for piece in pieces if piece]
+
+
+def _id() -> str:
+    return secrets.token_hex(5)[:9]

@@ -1,0 +1,82 @@
+"""What the APIs share of their requests' shapes, and how a conversation becomes the messages of the template."""
+
+import json
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tunesmith.serve.engine import Refused
+
+TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+class Wire(BaseModel):
+    """Fields that are not known are ignored."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class Options(Wire):
+    """How to sample; what is left out comes from the model's generation_config."""
+
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=2**31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, float] | None = None
+
+
+class Function(Wire):
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(Wire):
+    id: str | None = None
+    function: Function
+
+
+def text_of(content) -> str:
+    """A content, string or parts, as text. Raises Refused for parts that are no text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise Refused("content: give text, or a list of parts", parameter="messages")
+    for part in content:
+        if part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
+            raise Refused(f"content of type {part.get('type')!r}: this server reads text only", parameter="messages")
+    return "".join(part["text"] for part in content)
+
+
+def tool_call(name: str, arguments: str | dict, identity: str | None) -> dict:
+    """A call as templates want it: its arguments a mapping. Raises Refused."""
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError:
+            arguments = None
+    if not isinstance(arguments, dict):
+        raise Refused(f"tool call {name!r}: its arguments are no JSON object", parameter="messages")
+    return {"id": identity or "", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def named_results(messages: list[dict]) -> list[dict]:
+    """Tool messages with the name of the tool that they answer for, which some templates write."""
+    names = {call["id"]: call["function"]["name"] for m in messages for call in m.get("tool_calls") or []}
+    return [{"name": names.get(m.get("tool_call_id")), **m} if m["role"] == "tool" else m for m in messages]
+
+
+def tool(name, description, parameters) -> dict:
+    """A tool as templates want it."""
+    function = {"name": name, "description": description or "",
+                "parameters": parameters if isinstance(parameters, dict) else {"type": "object", "properties": {}}}
+    return {"type": "function", "function": function}
+
+
+def frame(data: dict | str, event: str | None = None) -> str:
+    """One server-sent event. ASCII, so that text that is no valid Unicode can be sent as well."""
+    text = data if isinstance(data, str) else json.dumps(data)
+    return (f"event: {event}\n" if event else "") + f"data: {text}\n\n"
