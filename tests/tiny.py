@@ -215,11 +215,12 @@ BYTE_LEVEL = {"bytes": None, "qwen": PRETOKENIZE_REGEX, "llama3": _THREE_DIGITS,
 MIXTURES = [name for name, facts in FAMILIES.items() if EXPERTS.items() <= facts.config.items()]
 
 
-def save(family: str, folder: Path, seed: int = 0, kind: str | None = None, **changes) -> Path:
+def save(family: str, folder: Path, seed: int = 0, kind: str | None = None, text: str | None = None,
+         **changes) -> Path:
     """Writes model and tokenizer in the format of transformers; returns the folder. `kind`: of another tokenizer than
-    the family's; `changes`: of the config."""
+    the family's; `text`: to train a larger one on; `changes`: of the config."""
     facts = FAMILIES[family]
-    tokenizer = save_tokenizer(family, folder, kind)
+    tokenizer = save_tokenizer(family, folder, kind, text)
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
     config = getattr(transformers, facts.prefix + "Config")(
@@ -233,20 +234,21 @@ def save(family: str, folder: Path, seed: int = 0, kind: str | None = None, **ch
     return Path(folder)
 
 
-def save_tokenizer(family: str, folder: Path, kind: str | None = None) -> PreTrainedTokenizerFast:
+def save_tokenizer(family: str, folder: Path, kind: str | None = None,
+                   text: str | None = None) -> PreTrainedTokenizerFast:
     """Writes the tokenizer alone."""
     facts = FAMILIES[family]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_tokenizer(family, kind), bos_token=facts.bos, eos_token=facts.eos, pad_token=facts.pad,
+        tokenizer_object=_tokenizer(family, kind, text), bos_token=facts.bos, eos_token=facts.eos, pad_token=facts.pad,
         unk_token="<unk>" if "<unk>" in facts.special else None, chat_template=facts.template)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 
-def _tokenizer(family: str, kind: str | None) -> Tokenizer:
+def _tokenizer(family: str, kind: str | None, text: str | None) -> Tokenizer:
     facts = FAMILIES[family]
     kind = kind or facts.kind
-    tokenizer = Tokenizer.from_str(_trained(kind))
+    tokenizer = Tokenizer.from_str(_trained(kind, text))
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in facts.special])
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False, rstrip=True) for t in facts.rstrip])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in facts.plain])
@@ -259,15 +261,15 @@ def _tokenizer(family: str, kind: str | None) -> Tokenizer:
 
 
 @lru_cache
-def _trained(kind: str) -> str:
-    """A tokenizer without special tokens, as JSON, trained on text that comes with Python."""
+def _trained(kind: str, own: str | None) -> str:
+    """A tokenizer without special tokens, as JSON, trained on `own` text or on what comes with Python."""
     byte_level = kind in BYTE_LEVEL
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _splitter(kind) if byte_level else pre_tokenizers.Metaspace(prepend_scheme="never")
     alphabet = pre_tokenizers.ByteLevel.alphabet() if byte_level else []
-    text = "".join(pydoc_data.topics.topics.values())[:200_000]
+    text = own or "".join(pydoc_data.topics.topics.values())[:200_000]
     pieces = [text[i:i + 1000] for i in range(0, len(text), 1000)]
-    tokenizer.train_from_iterator(pieces, trainers.BpeTrainer(vocab_size=480, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(pieces, trainers.BpeTrainer(vocab_size=2000 if own else 480, initial_alphabet=alphabet))
     if byte_level:
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.normalizer = normalizers.NFC() if kind == "qwen" else None

@@ -13,7 +13,8 @@ from tunesmith.export.command import export
 from tunesmith.export.settle import defaults
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
-LARGE = [pytest.param(f, marks=pytest.mark.slow) for f in tiny.FAMILIES if f not in ("qwen3", "olmoe")]
+REFUSED = ("smollm3", "qwen3_moe")  # as these small ones are configured; test_gguf.py has them as llama.cpp takes them
+LARGE = [pytest.param(f, marks=pytest.mark.slow) for f in tiny.FAMILIES if f != "qwen3" and f not in REFUSED]
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def run(recipe):
 
 @pytest.mark.parametrize(("to", "settings", "file"), [
     ("gguf", {"precision": "f32"}, "model.gguf"), ("gguf", {"precision": "q8_0"}, "model.gguf"),
-    ("gguf-adapter", {}, "adapter.gguf"), ("ollama", {"precision": "f16"}, "Modelfile"), ("fp8", {}, "model.safetensors")])
+    ("gguf-adapter", {}, "adapter.gguf"), ("ollama", {"precision": "f16"}, "Modelfile"),
+    ("fp8", {}, "model.safetensors")])
 def test_forms(run, tmp_path, to, settings, file):
     found = export(run, to, tmp_path / "out", settings)
     assert found["passed"] and (tmp_path / "out" / file).is_file()
@@ -34,6 +36,7 @@ def test_forms(run, tmp_path, to, settings, file):
 def test_every_family_as_gguf(recipe, tmp_path, base):
     found = export(train(recipe(base, train=QUICK)), "gguf", tmp_path / "out", {"precision": "f32"})
     assert found["passed"] and found["logits"]["mean_kl"] < 1e-6
+    assert len(found["tokens"]["excused"]) <= 2
 
 
 def test_training_without_thinking_is_what_others_get(recipe, tmp_path):

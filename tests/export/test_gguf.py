@@ -103,6 +103,26 @@ def test_every_family_is_the_same_model(tmp_path, name):
     assert ids == [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
+@pytest.mark.parametrize(("family", "kind"), [
+    ("qwen3", "qwen"), ("qwen3", "llama3"), ("qwen3", "bytes"), ("qwen3", "cl100k"), ("qwen3", "o200k"),
+    ("gemma2", "gemma-complete"), ("gemma2", "gemma"), ("mixtral", "legacy-complete")])
+def test_words_of_every_script_get_the_same_ids(tmp_path, family, kind):
+    """Of tokenizers that have whole words of every script, so that another split shows in the ids."""
+    learned = "".join(f"{text}\n".replace("\0", "") * 30 for text in TEXTS)
+    tiny.save(family, tmp_path / "model", kind=kind, text=learned)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "bf16")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    words = [word for text in TEXTS for word in text.split(" ")]
+    if kind == "o200k":  # llama.cpp splits these otherwise, as the export says
+        words = [word for word in words if word.isascii() or word == word.lower()]
+    generator = np.random.default_rng(0)
+    texts = [" ".join(generator.choice(words, 6)) for _ in range(200)]
+    ids = llama_cpp(tmp_path / "model.gguf", lambda engine: [engine.encode(text) for text in texts])
+    assert ids == [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    assert np.mean([len(i) for i in ids]) < 0.7 * np.mean([len(text.encode()) for text in texts])
+
+
 def test_every_family_has_a_model_here():
     assert {tiny.FAMILIES[name].prefix.removesuffix("Text").lower() for name in MODELS} == {
         name.removesuffix("_text").replace("_", "") for name in FAMILIES}

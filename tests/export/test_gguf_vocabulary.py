@@ -14,7 +14,7 @@ from tunesmith.export.gguf import vocabulary
 from tunesmith.export.gguf.sentencepiece import SentencePiece
 from tunesmith.export.gguf.vocabulary import vocabulary_of
 
-NAMES = {"bytes": "gpt-2", "qwen": "qwen2", "llama3": "llama-bpe", "cl100k": "dbrx", "o200k": "gpt-4o"}
+NAMES = {"bytes": "gpt-2", "qwen": "qwen2", "llama3": "llama-bpe", "cl100k": "dbrx", "o200k": "granite-embed-multi-97m"}
 
 
 @pytest.fixture
@@ -52,6 +52,26 @@ def lower_case(tokenizer):
 
 def unigram(tokenizer):
     tokenizer.model = models.Unigram([("a", 0.0), ("b", -1.0)], 0, False)
+
+
+def with_nul(tokenizer):
+    file = json.loads(tokenizer.to_str())
+    model = file["model"]
+    model["vocab"]["a\0"] = max(model["vocab"].values()) + 1
+    tokenizer.model = models.BPE(model["vocab"], [tuple(m) for m in model["merges"]], unk_token="<unk>", fuse_unk=True,
+                                 byte_fallback=True)
+
+
+def test_a_token_that_llama_cpp_would_cut_off_is_refused(folder):
+    """Read, it would be a second token of the same text, and end the process."""
+    path, size = folder("gemma2", change=with_nul)
+    with pytest.raises(UserError, match="NUL"):
+        vocabulary_of(path, size + 1)
+
+
+def test_where_llama_cpp_only_comes_near_is_said(folder):
+    assert "capitals outside ASCII" in " ".join(vocabulary_of(*folder("gpt_oss", "o200k")).notes)
+    assert vocabulary_of(*folder("llama3", "llama3")).notes == []
 
 
 @pytest.mark.parametrize(("change", "why"), [(other_split, "no way of splitting"), (lower_case, "no way of splitting"),

@@ -85,7 +85,7 @@ def test_a_true_export_passes(run, tmp_path):
 
 @pytest.mark.parametrize(("change", "named"), [
     (other_weights, "mean KL"), (other_template, "conversation “system”: token 1"), (no_template, "refuses"),
-    (other_ids, "text 'The quick brown fox"), (other_stop, "does not stop"), (not_a_number, "mean KL nan")],
+    (other_ids, "The quick brown fox"), (other_stop, "does not stop"), (not_a_number, "mean KL nan")],
     ids=lambda v: getattr(v, "__name__", None))
 def test_a_false_export_fails_and_is_marked(run, tmp_path, monkeypatch, change, named):
     rewritten(monkeypatch, change)

@@ -20,6 +20,9 @@ class Engine(Protocol):
     expresses_all: bool
     """Whether its template is to write every conversation that the trained model's does."""
 
+    def excuses(self, text: str) -> bool:
+        """Whether it is known, and noted with the export, that this engine may read such text otherwise."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text; what spells a special token is that token. Adds none."""
 
@@ -54,6 +57,9 @@ class Transformers:
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False).input_ids
+
+    def excuses(self, text: str) -> bool:
+        return False
 
     def render(self, messages: list[dict], tools: list[dict] | None) -> str | None:
         try:

@@ -1,6 +1,7 @@
 """The forms gguf and gguf-adapter: files for llama.cpp, compared in llama.cpp itself."""
 
 import tempfile
+import unicodedata
 from pathlib import Path
 from typing import Literal
 
@@ -79,6 +80,10 @@ class Engine(LlamaCpp):
             file.write(self.chat_template)
             file.flush()
             self._tokenizer = Tokenizer.load(run.result, file.name)
+
+    def excuses(self, text: str) -> bool:
+        """It brings no text into Unicode's form NFC, and knows capitals in ASCII only (docs/gguf.md)."""
+        return unicodedata.normalize("NFC", text) != text or any(c.isupper() and not c.isascii() for c in text)
 
     def render(self, messages: list[dict], tools: list[dict] | None) -> str | None:
         try:

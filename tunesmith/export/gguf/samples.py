@@ -18,6 +18,8 @@ TEXTS = (
     "https://example.com/a/b?c=d&e=f#g user@mail.org C:\\dir\\file",
     "!!! ??? ... ---- ==== ''' \"\"\" ``` $$ %% ^^ && ~~",
     "a\u00a0b\u2003c\u3000d\u200be\u2028f\u0085g\u0000h", "<b>bold</b>\n<!-- c --> {\"k\": [null, true]} ##\n/path/\n/",
+    "हिन्दी में लिखा हुआ पाठ ภาษาไทยไม่มีช่องว่าง العَرَبِيَّة שָׁלוֹם Tiếng Việt có dấu",
+    "ÜBER STRAßE Ångström ŁÓDŹ ПРИВЕТ приветМир ΓΕΙΑ ǅ ʰʲ ªº १२३४५६ ①②③ 𝔘𝔫𝔦 𝟙𝟚𝟛𝟜 𐐷",
     "don’t “quote” – dash… • bullet ™ © € £ ¥", "aaaa bbbbbbbbbb     ccc...ddd,,,eee\n\n\n\n\nfff",
 )
 LEADING = (" one space first", "   three spaces first", " \n space and line")

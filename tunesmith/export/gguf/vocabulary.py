@@ -40,6 +40,7 @@ SPLITS: dict[str, tuple[list[str], bool]] = {
     "qwen2": ([rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_LINES}"], False),
     "qwen35": ([rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
                 r"|\s*[\r\n]+|\s+(?!\S)|\s+"], False),
+    "granite-embed-multi-97m": ([_cased(f"{_CONTRACTIONS}?", r"\p{N}{1,3}")], True),
     "gpt-4o": ([_cased(f"{_CONTRACTIONS}?", r"\p{N}{1,3}")], False),
     "tekken": ([_cased("", r"\p{N}")], True),
     "gpt-2": ([_GPT2], False),
@@ -48,6 +49,11 @@ SPLITS: dict[str, tuple[list[str], bool]] = {
                      r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
                      r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"], False),
 }
+
+# Those that llama.cpp's regular expressions only come near to; of two for one, the nearer stands first above.
+_CAPITALS = "llama.cpp splits words in capitals outside ASCII (ÉCOLE) otherwise than the tokenizer: they get other ids"
+_MARKS = "llama.cpp splits words with combining marks (नमस्ते) otherwise than the tokenizer: they get other ids"
+NEARLY = {"granite-embed-multi-97m": [_CAPITALS], "gpt-4o": [_CAPITALS, _MARKS], "tekken": [_CAPITALS, _MARKS]}
 
 # Tokens at which llama.cpp stops by their text, whatever the file says.
 STOPS = {"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
@@ -114,6 +120,9 @@ def _tokens(folder: Path, file: dict, own: Tokenizer, rows: int) -> _Tokens:
     unknown = file["model"].get("unk_token")
     if unknown in texts and "<0x00>" in texts:
         kinds[texts.index(unknown)] = UNKNOWN
+    cut = next((text for text in texts if "\0" in text), None)
+    if cut is not None:
+        raise _refused(folder, f"its token {cut!r} has the character NUL, at which llama.cpp cuts it off")
     twice = next((text for text, count in Counter(texts).items() if count > 1), None)
     if twice is not None:
         raise _refused(folder, f"the text {twice!r} is that of two tokens")
@@ -138,7 +147,8 @@ def _byte_level(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) -> tu
                                                                                      "merges": []}})).pre_tokenizer
     keeps_whole = bool(file["model"].get("ignore_merges"))
     seen = [_pieces(as_the_file_splits, text) for text in texts]
-    for name, (patterns, whole) in sorted(SPLITS.items(), key=lambda split: split[1][1] != keeps_whole):
+    by_merges = sorted(SPLITS.items(), key=lambda split: split[0] not in NEARLY and split[1][1] != keeps_whole)
+    for name, (patterns, whole) in by_merges:
         if [_pieces(_splitter(patterns), text) for text in texts] != seen:
             continue
         there = _as_llama_cpp(file, patterns, whole)
@@ -146,8 +156,8 @@ def _byte_level(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) -> tu
         wanted = expected + [own.encode(text)[0] for text in probes[len(texts):]]
         if [e.ids for e in there.encode_batch(probes, add_special_tokens=False)] == wanted:
             merges = [_merge(pair) for pair in file["model"]["merges"]]
-            return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": name,
-                    "tokenizer.ggml.merges": merges}, _normalizer_notes(file)
+            notes = _normalizer_notes(file) + NEARLY.get(name, [])
+            return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": name, "tokenizer.ggml.merges": merges}, notes
     raise _refused(folder, "llama.cpp has no way of splitting text that gives its ids; tried " + ", ".join(SPLITS))
 
 
