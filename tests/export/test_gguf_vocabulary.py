@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,7 +57,7 @@ def unigram(tokenizer):
 def with_nul(tokenizer):
     file = json.loads(tokenizer.to_str())
     model = file["model"]
-    model["vocab"]["a\0"] = max(model["vocab"].values()) + 1
+    model["vocab"]["a\0"] = tokenizer.get_vocab_size()
     tokenizer.model = models.BPE(model["vocab"], [tuple(m) for m in model["merges"]], unk_token="<unk>", fuse_unk=True,
                                  byte_fallback=True)
 
@@ -67,6 +67,13 @@ def test_a_token_that_llama_cpp_would_cut_off_is_refused(folder):
     path, size = folder("gemma2", change=with_nul)
     with pytest.raises(UserError, match="NUL"):
         vocabulary_of(path, size + 1)
+
+
+def test_tokens_that_take_whitespace_along_are_carried_as_phi3s_or_refused(folder):
+    assert vocabulary_of(*folder("phi3")).strips
+    with pytest.raises(UserError, match="takes whitespace along"):
+        vocabulary_of(*folder(change=lambda tokenizer: tokenizer.add_special_tokens(
+            [AddedToken("<|im_end|>", special=True, rstrip=True, normalized=False)])))
 
 
 def test_where_llama_cpp_only_comes_near_is_said(folder):
