@@ -146,7 +146,7 @@ def _parity_table(found: dict) -> Table:
     for key, what in (("excused", "other ids, as noted"), ("not_expressed", "cannot be written")):
         if tokens[key]:
             shown.add_row(what, ", ".join(map(repr, tokens[key])), "")
-    shown.add_row("mean KL of logits", f"{logits['mean_kl']:.2e} nats", f"{bound['kl']:.0e}")
+    shown.add_row("mean KL of logits", f"{logits['mean_kl']:.2e} nats", f"{bound['kl']:g}")
     shown.add_row("same first choice", f"{logits['top1_agreement']:.1%}", f"{bound['top1']:.0%}")
     shown.add_row("largest drift of a logit", f"{logits['largest_drift']:.2e} of the spread", "")
     shown.add_row("answers that stop", f"{ends['stopped_of_them']} of {ends['stopped_trained']}",

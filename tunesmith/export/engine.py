@@ -1,5 +1,6 @@
 """What parity asks of an engine, and the engine of transformers."""
 
+import sys
 from pathlib import Path
 from typing import Protocol
 
@@ -48,6 +49,7 @@ class Transformers:
         quieten()
         self.model, self.stop_ids = model.eval(), stop_ids
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer.model_max_length = sys.maxsize  # it would warn of texts that no model reads here
 
     @classmethod
     def load(cls, folder: Path, opener=AutoModelForCausalLM, **options) -> "Transformers":

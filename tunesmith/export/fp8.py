@@ -4,6 +4,8 @@ Weights are scaled for each output channel, activations for each token while the
 Output head, embeddings and norms stay as they are.
 """
 
+import io
+from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -65,7 +67,8 @@ def _rounded(tensors: dict[str, torch.Tensor], linear: set[str]) -> dict[str, to
 
 def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
     """As transformers opens it: weights are decompressed, and activations rounded while it runs."""
-    return Transformers.load(folder)
+    with redirect_stderr(io.StringIO()):  # compressed-tensors draws four progress bars
+        return Transformers.load(folder)
 
 
 def precision(run: Run, settings: Settings) -> str:

@@ -97,7 +97,7 @@ def _first_difference(trained: Observation, exported: Observation, probes: Probe
         return f"generation does not stop at token {min(missing)}, which ends answers of the trained model"
     logits, bound = found["logits"], found["bound"]
     if not logits["mean_kl"] <= bound["kl"]:
-        return f"logits: mean KL {logits['mean_kl']:.2e} nats, bound {bound['kl']:.0e}"
+        return f"logits: mean KL {logits['mean_kl']:.2e} nats, bound {bound['kl']:g}"
     if logits["top1_agreement"] < bound["top1"]:
         return f"logits: the first choice is the same at {logits['top1_agreement']:.1%}, bound {bound['top1']:.0%}"
     ends = found["answers"]
