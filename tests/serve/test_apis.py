@@ -16,7 +16,7 @@ ASK = [{"role": "user", "content": "What is 1 plus 2?"}]
 SCHEMA = {"type": "object", "additionalProperties": False, "required": ["colour", "count"],
           "properties": {"colour": {"enum": ["red", "green"]},
                          "count": {"type": "integer", "minimum": 0, "maximum": 9}}}
-TOOLS = [{"type": "function", "function": {"name": "paint", "description": "Paints.", "parameters": SCHEMA}},
+TOOLS = [{"type": "function", "function": {"name": "paint", "parameters": SCHEMA}},
          {"type": "web_search"}]
 
 

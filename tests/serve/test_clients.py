@@ -38,6 +38,7 @@ def test_llm(address, openai, tmp_path):
 def test_schemathesis(address):
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as st
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi.checks import (
         content_type_conformance, response_schema_conformance, status_code_conformance)
@@ -45,7 +46,8 @@ def test_schemathesis(address):
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
     checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
-    def check(case):
+    def check(strategy, data):
+        case = data.draw(strategy)
         if isinstance(case.body, dict):  # a model that is there, and answers that are short
             short = {"max_tokens", "max_completion_tokens", "max_output_tokens"} & set(case.body)
             case.body |= {"model": "first"} | {name: 2 for name in short if isinstance(case.body[name], int)}
@@ -53,6 +55,4 @@ def test_schemathesis(address):
 
     for operation in schema.get_all_operations():
         bounded = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-        bounded(given(case=operation.ok().as_strategy())(check))()
-
-        check()
+        bounded(given(st.just(operation.ok().as_strategy()), st.data())(check))()

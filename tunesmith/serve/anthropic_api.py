@@ -15,7 +15,7 @@ from tunesmith.serve.answering import Answer, Answers, Asked, Service
 from tunesmith.serve.engine import Refused
 from tunesmith.serve.openai_api import sse
 from tunesmith.serve.tools import Call
-from tunesmith.serve.wire import Options, Wire, frame, text_of, tool, tool_call
+from tunesmith.serve.wire import STREAMED, Options, Wire, frame, text_of, tool, tool_call
 
 SKIPPED = ("thinking", "redacted_thinking")
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -61,7 +61,7 @@ class MessagesRequest(CountRequest):
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/messages")
+    @router.post("/v1/messages", responses=STREAMED)
     async def messages(body: MessagesRequest, http: HttpRequest):
         asked = _asked(body)
         options = Options(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k)

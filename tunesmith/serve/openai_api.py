@@ -18,7 +18,7 @@ from tunesmith.serve.answering import Answer, Answers, Asked, Service
 from tunesmith.serve.constrain import ANY_OBJECT
 from tunesmith.serve.engine import Refused, Token
 from tunesmith.serve.tools import Call
-from tunesmith.serve.wire import Options, ToolCall, Wire, frame, text_of, tool, tool_call
+from tunesmith.serve.wire import STREAMED, Options, ToolCall, Wire, frame, text_of, tool, tool_call
 
 Stop = str | list[str] | None
 
@@ -91,7 +91,7 @@ def routes(service: Service) -> APIRouter:
     async def model(name: str):
         return _model(service, service.served(name).name)
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses=STREAMED)
     async def chat(body: ChatRequest, http: HttpRequest):
         asked = _asked(body)
         answers = await service.answers(asked)
@@ -103,7 +103,7 @@ def routes(service: Service) -> APIRouter:
                     "logprobs": _logprobs(answer.tokens) if body.logprobs else None} for i, answer in enumerate(done)]
         return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": usage(answers)})
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", responses=STREAMED)
     async def completions(body: CompletionRequest, http: HttpRequest):
         served, requests, echoes = await run_in_threadpool(_completion_requests, service, body)
         answers = Answers(service.engine, requests, [None] * len(requests))

@@ -13,7 +13,7 @@ from tunesmith.serve.answering import Answer, Answers, Asked, Said, Service
 from tunesmith.serve.engine import Refused
 from tunesmith.serve.openai_api import choice_of, schema_of, sse
 from tunesmith.serve.tools import Call
-from tunesmith.serve.wire import Options, frame, text_of, tool, tool_call
+from tunesmith.serve.wire import STREAMED, Options, frame, text_of, tool, tool_call
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 STATE = ("previous_response_id", "conversation", "prompt")
@@ -40,7 +40,7 @@ class ResponsesRequest(Options):
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/responses")
+    @router.post("/v1/responses", responses=STREAMED)
     async def responses(body: ResponsesRequest, http: HttpRequest):
         asked = _asked(body)
         answers = await service.answers(asked)

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tunesmith.serve.engine import Refused
 
+STREAMED = {200: {"content": {"text/event-stream": {}}}}  # beside JSON, for the OpenAPI document
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
