@@ -1,6 +1,9 @@
 """The parity gate lets a true export through and stops a false one, naming the first difference."""
 
 import json
+import os
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -131,3 +134,31 @@ def test_ollama_templates_write_what_the_chat_template_writes(recipe, base):
     second = {"role": "user", "content": "And\n\nnow?"}
     for messages in ([first], [system, first], [first, answer, second], [system, first, answer, second, answer, first]):
         assert template.render(messages) == tokenizer.render(messages, add_generation_prompt=True)
+
+
+GO = """package main
+import ("encoding/json"; "os"; "text/template")
+type message struct { Role, Content string }
+func main() {
+    var given struct { Template string; Conversations [][]message }
+    if err := json.NewDecoder(os.Stdin).Decode(&given); err != nil { panic(err) }
+    parsed := template.Must(template.New("").Parse(given.Template))
+    for _, messages := range given.Conversations {
+        if err := parsed.Execute(os.Stdout, map[string]any{"Messages": messages}); err != nil { panic(err) }
+        os.Stdout.WriteString("\\x00")
+    }
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("go"), reason="needs Go, whose text/template Ollama uses")
+@pytest.mark.parametrize("base", ["llama3", "qwen2", "gemma3", "phi3"])
+def test_go_runs_the_ollama_template_as_we_do(recipe, tmp_path, base):
+    template = Template.of(tokenizer_of(train(recipe(base, train={"max_steps": 1}))))
+    conversations = [[{"role": role, "content": f'{role} "{{{{x}}}}" 🙂\n'} for role in roles.split()] for roles in (
+        "user", "system user", "user assistant user", "system user assistant user assistant user")]
+    (tmp_path / "main.go").write_text(GO)
+    done = subprocess.run(["go", "run", str(tmp_path / "main.go")], capture_output=True, text=True, check=True,
+                          input=json.dumps({"Template": template.go_text(), "Conversations": conversations}),
+                          env=os.environ | {"GOCACHE": str(tmp_path / "cache"), "GOFLAGS": "-mod=mod"})
+    assert done.stdout.split("\x00")[:-1] == [template.render(messages) for messages in conversations]
