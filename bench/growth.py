@@ -1,13 +1,15 @@
-"""How cost grows: tokens/s and memory against sequence length, model size and LoRA rank, as a table and plots.
+"""How cost grows: tokens/s and memory against sequence length, model size, LoRA rank and dataset size,
+as a table and plots.
 
     python bench/growth.py [--device cuda]
 
 Each point is a process of its own that runs the very parts of the loop (feed, loss, optimizer) on random tokens of a
-Llama with random weights, packed into 4096 tokens a step. Writes bench/results/ and docs/performance-cpu.svg.
+Llama with random weights, packed into 4096 tokens a step; for dataset size it is `tunesmith train`. Writes bench/results/ and docs/performance-cpu.svg.
 """
 
 import argparse
 import json
+import os
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +34,7 @@ class Point:
     length: int = 256
     rank: int = 16
     device: str = "cpu"
+    file_bytes: int = 0
 
 
 def curves(device: str) -> dict[str, list[Point]]:
@@ -43,11 +46,40 @@ def curves(device: str) -> dict[str, list[Point]]:
         "parameters": [replace(base, shape=s, kind=k, dtype=d) for k, d in
                        (("full", "float32"), ("full", "bfloat16"), ("lora", "bfloat16")) for s in SHAPES],
         "LoRA rank": [replace(base, kind="lora", rank=r) for r in (4, 16, 64, 256)],
+        "bytes of the dataset": [replace(base, kind=k, file_bytes=n) for k in ("full", "lora")
+                                 for n in (10**6, 10**7, 10**8)],
     }
+
+
+def train(point: Point) -> dict:
+    """A point of dataset size: the main job itself, from the file on; one process, so its peak is all there is."""
+    import tempfile
+
+    import corpus
+    import torch
+
+    import tunesmith
+    from tunesmith.training.memory import peak_bytes
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["TUNESMITH_CACHE"] = str(folder / "cache")
+        corpus.save_model(point.shape, folder / "model")
+        corpus.write_bytes(folder / "rows.jsonl", point.file_bytes)
+        run = tunesmith.train(tunesmith.Recipe.build({
+            "model": {"path": str(folder / "model"), "dtype": point.dtype}, "data": {"train": str(folder / "rows.jsonl")},
+            "adapter": {"kind": point.kind, "rank": point.rank}, "evaluate": {"samples": 0},
+            "train": {"max_steps": WARMUP + STEPS, "batch": 32, "eval_every": 10**6, "save_every": 10**6},
+            "output": str(folder), "name": "run"}))
+        rates = [e["tokens_per_second"] for e in run.events("step")][WARMUP:]
+    return {"tokens_per_second": statistics.median(rates), "spread": [min(rates), max(rates)],
+            "peak_bytes": peak_bytes(torch.device(point.device)), "operations_per_second": None}
 
 
 def measure(point: Point) -> dict:
     """One point: rate, peak memory and operations a second, of the steps after warm-up."""
+    if point.file_bytes:
+        return train(point)
     import numpy as np
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -100,7 +132,8 @@ def draw(found: dict[str, list[tuple[Point, dict]]], file: Path) -> None:
 
     figure, axes = pyplot.subplots(2, len(found), figsize=(3.4 * len(found), 5), layout="constrained")
     at = {"tokens of an example": lambda p, r: (p.length, p.length), "LoRA rank": lambda p, r: (p.rank, p.rank),
-          "parameters": lambda p, r: (r["parameters"], p.shape)}
+          "parameters": lambda p, r: (r["parameters"], p.shape),
+          "bytes of the dataset": lambda p, r: (p.file_bytes, f"{p.file_bytes // 10**6} MB")}
     for column, (name, points) in enumerate(found.items()):
         lines: dict[str, list] = {}
         for point, result in points:
@@ -123,14 +156,17 @@ def table(found, rates: dict[str, float], device: str):
     yield from heading(device)
     yield "\nMatmul rate: " + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in rates.items())
     yield f"\nShare of the matmul rate: {CONVENTION}."
-    yield "\n| model | trained | precision | tokens of an example | rank | tokens/s | share of matmul rate | peak memory |"
-    yield "|" + "---|" * 8
+    yield ("\n| model | trained | precision | tokens of an example | rank | dataset | tokens/s | share of matmul rate | "
+           "peak memory |")
+    yield "|" + "---|" * 9
     for points in found.values():
         for p, r in points:
             low, high = r["spread"]
-            yield (f"| {p.shape} | {p.kind} | {p.dtype} | {p.length} | {p.rank if p.kind == 'lora' else ''} | "
+            done = r["operations_per_second"]
+            yield (f"| {p.shape} | {p.kind} | {p.dtype} | {'' if p.file_bytes else p.length} | "
+                   f"{p.rank if p.kind == 'lora' else ''} | {f'{p.file_bytes // 10**6} MB' if p.file_bytes else ''} | "
                    f"{r['tokens_per_second']:.0f} ({low:.0f} to {high:.0f}) | "
-                   f"{r['operations_per_second'] / rates[p.dtype]:.0%} | {r['peak_bytes'] / 1e9:.2f} GB |")
+                   f"{f'{done / rates[p.dtype]:.0%}' if done else ''} | {r['peak_bytes'] / 1e9:.2f} GB |")
 
 
 def main() -> None:

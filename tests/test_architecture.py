@@ -11,7 +11,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up; a folder may import those before it, and its own files.
 FLOORS = ["errors", "recipe", "run", "machine", "data", "method", "model", "provenance", "plan", "training", "evaluate",
-          "screen", "inputs", "init", "worker", "measure", "job", "export", "serve", "chat", "demo", "flags", "cli"]
+          "screen", "inputs", "result", "init", "worker", "measure", "job", "export", "serve", "chat", "demo", "flags",
+          "cli"]
 
 
 def name_of(file: Path) -> str:

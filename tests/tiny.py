@@ -203,18 +203,30 @@ FAMILIES = {
                               "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": YARN}),
 }
 
+_CASED = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo}\p{M}]%s"
+          r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|")
+_THREE_DIGITS = PRETOKENIZE_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+BYTE_LEVEL = {"bytes": None, "qwen": PRETOKENIZE_REGEX, "llama3": _THREE_DIGITS, "cl100k": _THREE_DIGITS,
+              "o200k": _CASED % ("*", "+") + _CASED % ("+", "*")
+              + r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"}
+"""What byte-level tokenizers split text by, by kind; None: as GPT-2. The other kinds are as of SentencePiece:
+`-complete` with a merge for every two tokens that are one together, as converted ones have; legacy: as Llama 2's."""
+
 MIXTURES = [name for name, facts in FAMILIES.items() if EXPERTS.items() <= facts.config.items()]
 
 
-def save(family: str, folder: Path, seed: int = 0) -> Path:
-    """Writes model and tokenizer in the format of transformers; returns the folder."""
+def save(family: str, folder: Path, seed: int = 0, kind: str | None = None, text: str | None = None,
+         **changes) -> Path:
+    """Writes model and tokenizer in the format of transformers; returns the folder. `kind`: of another tokenizer than
+    the family's; `text`: to train a larger one on; `changes`: of the config."""
     facts = FAMILIES[family]
-    tokenizer = save_tokenizer(family, folder)
+    tokenizer = save_tokenizer(family, folder, kind, text)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
     config = getattr(transformers, facts.prefix + "Config")(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2,
-        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids(facts.end), **facts.config)
+        **sizes | {"initializer_range": 0.2, "bos_token_id": tokenizer.bos_token_id,
+                   "pad_token_id": tokenizer.pad_token_id,
+                   "eos_token_id": tokenizer.convert_tokens_to_ids(facts.end)} | facts.config | changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, facts.prefix.removesuffix("Text") + "ForCausalLM")(config)
@@ -222,67 +234,82 @@ def save(family: str, folder: Path, seed: int = 0) -> Path:
     return Path(folder)
 
 
-def save_tokenizer(family: str, folder: Path) -> PreTrainedTokenizerFast:
+def save_tokenizer(family: str, folder: Path, kind: str | None = None,
+                   text: str | None = None) -> PreTrainedTokenizerFast:
     """Writes the tokenizer alone."""
     facts = FAMILIES[family]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_tokenizer(family), bos_token=facts.bos, eos_token=facts.eos, pad_token=facts.pad,
+        tokenizer_object=_tokenizer(family, kind, text), bos_token=facts.bos, eos_token=facts.eos, pad_token=facts.pad,
         unk_token="<unk>" if "<unk>" in facts.special else None, chat_template=facts.template)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 
-def _tokenizer(family: str) -> Tokenizer:
+def _tokenizer(family: str, kind: str | None, text: str | None) -> Tokenizer:
     facts = FAMILIES[family]
-    tokenizer = Tokenizer.from_str(_trained(facts.kind))
+    kind = kind or facts.kind
+    tokenizer = Tokenizer.from_str(_trained(kind, text))
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in facts.special])
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False, rstrip=True) for t in facts.rstrip])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in facts.plain])
     if facts.adds_bos:
         bos = processors.TemplateProcessing(single=f"{facts.bos} $A", pair=f"{facts.bos} $A $B",
                                             special_tokens=[(facts.bos, tokenizer.token_to_id(facts.bos))])
-        trim = [processors.ByteLevel(trim_offsets=True)] if facts.kind == "bytes" else []
+        trim = [processors.ByteLevel(trim_offsets=True)] if kind in BYTE_LEVEL else []
         tokenizer.post_processor = processors.Sequence([*trim, bos])
     return tokenizer
 
 
 @lru_cache
-def _trained(kind: str) -> str:
-    """A tokenizer without special tokens, as JSON, trained on text that comes with Python."""
-    byte_level = kind in ("bytes", "qwen")
+def _trained(kind: str, own: str | None) -> str:
+    """A tokenizer without special tokens, as JSON, trained on `own` text or on what comes with Python."""
+    byte_level = kind in BYTE_LEVEL
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _splitter(kind) if byte_level else pre_tokenizers.Metaspace(prepend_scheme="never")
     alphabet = pre_tokenizers.ByteLevel.alphabet() if byte_level else []
-    text = "".join(pydoc_data.topics.topics.values())[:200_000]
+    text = own or "".join(pydoc_data.topics.topics.values())[:200_000]
     pieces = [text[i:i + 1000] for i in range(0, len(text), 1000)]
-    tokenizer.train_from_iterator(pieces, trainers.BpeTrainer(vocab_size=480, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(pieces, trainers.BpeTrainer(vocab_size=2000 if own else 480, initial_alphabet=alphabet))
     if byte_level:
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.normalizer = normalizers.NFC() if kind == "qwen" else None
+        tokenizer.model.ignore_merges = kind == "llama3"
         return tokenizer.to_str()
     return _sentencepiece(kind, json.loads(tokenizer.to_str())["model"]).to_str()
 
 
 def _splitter(kind: str) -> pre_tokenizers.PreTokenizer:
-    if kind == "bytes":
+    if BYTE_LEVEL[kind] is None:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(BYTE_LEVEL[kind]), behavior="isolated"),
                                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def _sentencepiece(kind: str, trained: dict) -> Tokenizer:
     """As transformers builds Llama's and Gemma's: what is not in the vocabulary falls back to bytes."""
-    named = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"] if kind == "gemma" else ["<unk>", "<s>", "</s>"]
+    named = (["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"] if kind.startswith("gemma") else ["<unk>", "<s>", "</s>"])
     tokens = [*named, *(f"<0x{byte:02X}>" for byte in range(256)), *trained["vocab"]]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    tokenizer = Tokenizer(models.BPE(vocab, [tuple(m) for m in trained["merges"]], unk_token="<unk>", fuse_unk=True,
-                                     byte_fallback=True))
+    merges = [tuple(merge) for merge in trained["merges"]]
+    if kind.endswith("-complete"):
+        merges = _every_merge(vocab, merges)
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    if kind == "gemma":
+    if kind.startswith("gemma"):
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
         tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    elif kind == "legacy-complete":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        steps.append(decoders.Strip(" ", 1, 0))
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         steps.append(decoders.Strip(" ", 1, 0))
     tokenizer.decoder = decoders.Sequence(steps)
     return tokenizer
+
+
+def _every_merge(vocab: dict[str, int], merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """A merge for every two tokens that together are one, in the order in which the trained ones make these."""
+    made = dict.fromkeys(left + right for left, right in merges)
+    return [(token[:at], token[at:]) for token in made for at in range(1, len(token))
+            if token[:at] in vocab and token[at:] in vocab]

@@ -9,8 +9,8 @@ from transformers.utils import logging
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.errors import first_line
-from tunesmith.export.merged import base_model
 from tunesmith.inputs import tokenizer_of
+from tunesmith.result import base_model
 from tunesmith.run import Run
 from tunesmith.serve.models import Weights, open_result
 

@@ -82,26 +82,32 @@ def evaluate(run: Path, *, as_json: Json = False) -> None:
 
 
 @app.command
-def export(run: Path, *, to: Literal["merged"], output: Path | None = None, as_json: Json = False) -> None:
-    """Write a run's result in another form, and show that it is the trained model.
+def export(run: Path, *, to: str, precision: str | None = None, into: Literal["full", "dequantised"] | None = None,
+           importance: bool = False, output: Path | None = None, parity: bool = True, push: str | None = None,
+           as_json: Json = False) -> None:
+    """Write a run's result in the form in which it is used, and compare that with the trained model.
 
     Parameters
     ----------
     run: The run's folder.
-    to: merged: the adapter merged into the base model's weights.
-    output: The folder to write; RUN/merged by default.
-    as_json: Print what was checked as JSON.
+    to: adapter, merged (a model folder for transformers and vLLM), fp8 (the same in 8 bits), gguf, gguf-adapter,
+        ollama, or a form that a package adds.
+    precision: Of gguf and ollama: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m or q2_k.
+    into: Of a base trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them, rounded.
+    importance: Of K-quants: lose least where inputs of the training rows are large.
+    output: The folder to write; RUN/FORM by default.
+    parity: --no-parity writes without comparing, and records that.
+    push: Also upload it to this repository of the hub, e.g. name/model.
+    as_json: Print what was compared as JSON.
     """
-    from tunesmith.export.merged import export_merged
+    from tunesmith.export.command import export as write
     from tunesmith.run import Run
+    from tunesmith.screen import exported, note
 
-    opened = Run.open(run)
-    found = export_merged(opened, output or opened.folder / to)
-    if as_json:
-        print_json(found)
-    else:
-        print(f"{found['folder']}: merged gives the same logits as {found['compared_with']}: largest difference "
-              f"{found['largest_difference']:.2e}, bound {found['bound']:.0e}, over {found['tokens']} tokens")
+    given = {"precision": precision, "into": into, "importance": importance or None}
+    settings = {key: value for key, value in given.items() if value is not None}
+    found = write(Run.open(run), to, output, settings, parity, push, note)
+    print_json(found) if as_json else exported(found)
 
 
 @app.command
@@ -120,6 +126,10 @@ def chat(run: Path, *, base: bool = False, max_new_tokens: int = 512, temperatur
     from tunesmith.run import Run
 
     talk(Run.open(run), base, max_new_tokens, temperature, seed)
+
+
+app.command("tunesmith.serve.connect:connect", name="connect", help="Print or write another program's configuration "
+            "for a running server, and try it with a tool call.")  # by its path: its table gives the choices
 
 
 @app.command

@@ -6,6 +6,7 @@ import time
 from rich import print as print_rich
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from tunesmith.data.rows import REASONS
 from tunesmith.evaluate import overview
@@ -119,6 +120,41 @@ def finished(run, as_json: bool) -> None:
     else:
         show_run(run)
         print(f"\nresult  {run.result}\nreport  {run.report_file}\nnext    tunesmith chat {run.folder}")
+
+
+def note(line: str) -> None:
+    """A line about what goes on, beside the output."""
+    Console(stderr=True, highlight=False).print(line, style="dim", markup=False)
+
+
+def exported(found: dict) -> None:
+    """What came of an export: `found` as of export.command."""
+    if found["passed"] is None:
+        print_rich(f"\n{found['folder']}: written, not compared with the trained model")
+        return
+    print_rich(_parity_table(found))
+    print_rich(f"\n{found['folder']}: the trained model, as far as its format can be")
+
+
+def _parity_table(found: dict) -> Table:
+    shown = Table(title=f"exported beside trained, {found['rows']} {found['rows_from']}", title_justify="left")
+    for column in ("", "found", "bound"):
+        shown.add_column(column)
+    logits, bound, ends = found["logits"], found["bound"], found["answers"]
+    tokens = found["tokens"]
+    shown.add_row("token ids", f"{tokens['texts']} texts, {tokens['conversations']} conversations", "identical")
+    for key, what in (("excused", "other ids, as noted"), ("not_expressed", "cannot be written")):
+        if tokens[key]:
+            shown.add_row(what, ", ".join(map(repr, tokens[key])), "")
+    shown.add_row("mean KL of logits", f"{logits['mean_kl']:.2e} nats", f"{bound['kl']:g}")
+    shown.add_row("same first choice", f"{logits['top1_agreement']:.1%}", f"{bound['top1']:.0%}")
+    shown.add_row("largest drift of a logit", f"{logits['largest_drift']:.2e} of the spread", "")
+    shown.add_row("answers that stop", f"{ends['stopped_of_them']} of {ends['stopped_trained']}",
+                  f"{ends['bound']:.0%}")
+    shown.add_row("answers word for word the same", f"{ends['identical']} of {ends['asked']}", "")
+    for name, values in found["measure"].items():
+        shown.add_row(name.replace("_", " "), f"{values['exported']:.4f}, trained {values['trained']:.4f}", "")
+    return shown
 
 
 def show_run(run) -> None:

@@ -11,7 +11,7 @@ from tests.model.test_result import QUICK, logits, trained_logits
 from tests.train.test_reference import losses
 from tunesmith import train
 from tunesmith.errors import UserError
-from tunesmith.export.merged import export_merged
+from tunesmith.export.command import export
 from tunesmith.inputs import plan_of
 from tunesmith.model.experts import routers
 from tunesmith.training.batch import Batch
@@ -33,7 +33,7 @@ def test_adapters_of_experts_open_and_merge(recipe, tmp_path, name, kind):
     opened = logits(AutoPeftModelForCausalLM.from_pretrained(run.result), IDS)
     if kind == "none":
         assert torch.allclose(opened, trained_logits(run, IDS), atol=1e-5)
-    export_merged(run, tmp_path / "merged")
+    export(run, "merged", tmp_path / "merged")
     assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), IDS), opened, atol=1e-4)
     assert (opened - logits(AutoModelForCausalLM.from_pretrained(run.base), IDS)).abs().max() > 0.1
 

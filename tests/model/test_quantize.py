@@ -15,7 +15,8 @@ from tests.model.test_result import logits, trained_logits
 from tests.train.test_reference import BOUND, losses
 from tunesmith import resume, train
 from tunesmith.errors import UserError
-from tunesmith.export.merged import export_merged, trained_model
+from tunesmith.export.command import export
+from tunesmith.result import trained_model
 from tunesmith.model import adapt, load
 from tunesmith.model.quantize import Stack4bit
 from tunesmith.recipe import Model
@@ -102,11 +103,22 @@ def test_the_adapter_opens_plainly_and_merges_into_the_full_base(recipe, tmp_pat
     run = train(recipe(model={"quantize": kind}, train={"max_steps": 5, "learning_rate": 1e-2}))
     ids = torch.arange(5, 29)[None]
     opened = logits(AutoPeftModelForCausalLM.from_pretrained(run.result), ids)
-    found = export_merged(run, tmp_path / "merged")
-    assert found["largest_difference"] < found["bound"] and kind in found["compared_with"]
+    found = export(run, "merged", tmp_path / "merged")
+    assert found["passed"] and found["logits"]["mean_kl"] < 1e-6
+    apart = found["over_quantized"]
+    assert apart["base"] == kind and apart["logits"]["mean_kl"] > 1e-6
     assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), ids), opened, atol=1e-4)
     chatting = logits(trained_model(run), ids)
     assert torch.allclose(chatting, trained_logits(run, ids), atol=1e-5) and not torch.allclose(chatting, opened)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("llama3", "nf4"), ("qwen3_moe", "nf4"), ("gpt_oss", "nf4"),
+                                            ("llama3", "int8")])
+def test_merging_into_the_dequantised_base_gives_what_training_saw(recipe, tmp_path, name, kind):
+    run = train(recipe(name, model={"quantize": kind}, train={"max_steps": 3, "learning_rate": 1e-2}))
+    found = export(run, "merged", tmp_path / "merged", {"into": "dequantised"})
+    assert found["passed"] and found["precision"] == ("f32" if kind == "nf4" else "q8_0")
+    assert "over_quantized" not in found
 
 
 def test_parameters_are_counted_in_weights(family):

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
 from tunesmith import train
-from tunesmith.export.merged import export_merged
+from tunesmith.export.command import export
 from tunesmith.inputs import plan_of
 from tunesmith.training.checkpoint import complete, load
 from tunesmith.worker import trainable_model
@@ -38,8 +38,8 @@ def test_adapters_open_and_merge(recipe, tmp_path, adapter):
     expected = trained_logits(run, ids)
     opened = logits(AutoPeftModelForCausalLM.from_pretrained(run.result), ids)
     assert torch.allclose(opened, expected, atol=1e-5)
-    found = export_merged(run, tmp_path / "merged")
-    assert found["largest_difference"] < found["bound"]
+    found = export(run, "merged", tmp_path / "merged")
+    assert found["passed"] and found["logits"]["mean_kl"] < 1e-6
     merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), ids)
     assert torch.allclose(merged, expected, atol=1e-4)
 
@@ -48,7 +48,7 @@ def test_adapters_open_and_merge(recipe, tmp_path, adapter):
 def test_every_family_merges(recipe, tmp_path, name):
     run = train(recipe(name, train=QUICK))
     ids = torch.randint(5, 300, (1, 24), generator=torch.Generator().manual_seed(0))
-    export_merged(run, tmp_path / "merged")
+    export(run, "merged", tmp_path / "merged")
     merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), ids)
     assert torch.allclose(merged, trained_logits(run, ids), atol=1e-4)
 

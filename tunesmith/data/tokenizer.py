@@ -55,7 +55,7 @@ class Tokenizer:
 
     def encode_rest(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """As `encode`, for text that goes on after other text: no space is put before its first word."""
-        anchor = self._anchor
+        anchor = self.anchor
         encoding = self._encoding(anchor + text)
         shift = len(anchor)
         skip = 1 if anchor else 0
@@ -161,7 +161,7 @@ class Tokenizer:
         return list(self._backend.get_added_tokens_decoder().values())
 
     @cached_property
-    def _anchor(self) -> str:
+    def anchor(self) -> str:
         """A special token that leaves the text after it alone, or "" if there is none."""
         return next((t.content for t in self._added if t.special and not t.rstrip), "")
 

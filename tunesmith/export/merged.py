@@ -1,102 +1,91 @@
-"""An adapter merged into its base model's weights, and shown to be the same model.
+"""A model folder as transformers and vLLM open it: the adapter merged into the base's weights, a layer at a time."""
 
-The weights are merged where they lie, one at a time, and written in pieces, so memory holds the model once.
-A full fine-tune has no adapter: its weights are copied.
-"""
-
-import os
-import shutil
+import json
 from pathlib import Path
+from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from safetensors.torch import save_file
 
-from tunesmith.errors import NotTheSame, UserError
-from tunesmith.inputs import tokenizer_of
-from tunesmith.model.load import load
+from tunesmith.export.engine import Transformers
+from tunesmith.export.settle import copy_settings
+from tunesmith.export.weights import Weights, weights_of
+from tunesmith.recipe import Section
 from tunesmith.run import Run, write_json
 
-# Largest difference of logits, over their spread, that rounding of merged weights explains.
-BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-PROBE = "The quick brown fox jumps over the lazy dog. 1 + 1 = 2. Was wäre, wenn? 你好 🙂\n    return x"
-PIECE = "1GB"
+SHARD_BYTES = 500_000_000
+BY_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
-def export_merged(run: Run, target: Path) -> dict:
-    """Writes the merged model and compares its logits with the adapter's. Raises UserError.
+class Settings(Section):
+    """How the adapter is merged."""
 
-    Returns {folder, compared_with, largest_difference (over the logits' standard deviation), bound, tokens}. Where the
-    two differ by more, NotTheSame is raised and nothing is left.
-    """
-    if not run.result.is_dir():
-        raise UserError(f"{run.folder}: no result yet; `tunesmith resume {run.folder}` finishes it")
-    if target.exists():
-        raise UserError(f"{target}: exists already; name another --output")
-    draft = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        shutil.copytree(run.result, draft, ignore=shutil.ignore_patterns("adapter_*", "README.md"))
-        ids = AutoTokenizer.from_pretrained(draft)(PROBE, return_tensors="pt").input_ids
-        expected = _write(run, draft, ids)
-        merged = AutoModelForCausalLM.from_pretrained(draft, dtype="auto", use_safetensors=True)
-        difference = (expected - _logits(merged, ids)).abs().max() / expected.std()
-        found = {"compared_with": _reference(run), "largest_difference": float(difference),
-                 "bound": BOUNDS[merged.dtype], "tokens": ids.shape[1]}
-        if not difference <= found["bound"]:
-            raise NotTheSame(f"the merged model is not the trained one: {found}; nothing is kept")
-        write_json(draft / "parity.json", found)
-        os.rename(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return {"folder": str(target), **found}
+    into: Literal["full", "dequantised"] = "full"
+    """Of a base trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them, rounded."""
 
 
-def trained_model(run: Run, quantize: str | None = None):
-    """The result as it was trained: base and adapter, or the full model, in its saved precision; the base quantised as
-    the recipe says or as `quantize` does."""
-    recipe = run.recipe
-    if recipe.adapter.kind == "full":
-        model = recipe.model.model_copy(update={"initialize": "pretrained"})
-        return load(model, run.result, "auto", None, recipe.seed).eval()
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(base_model(run, quantize), run.result, autocast_adapter_dtype=False).eval()
+def write(run: Run, folder: Path, settings: Settings) -> None:
+    """Writes weights, config, tokenizer, chat template and generation settings into `folder`, which exists."""
+    weights = weights_of(run, settings.into)
+    copy_settings(run, folder)
+    write_model(weights, folder)
 
 
-def base_model(run: Run, quantize: str | None = None):
-    """The base as it was trained on, with rows for the new tokens: in the precision of its weights, or for a full
-    fine-tune in that of computing; quantised as `trained_model` says."""
-    recipe = run.recipe
-    model = recipe.model.model_copy(update={"quantize": quantize or recipe.model.quantize})
-    precision = run.plan["weights" if recipe.adapter.kind == "lora" else "compute"]
-    base = load(model, run.base, getattr(torch, precision), None, recipe.seed)
-    if recipe.model.new_tokens:
-        rows = max(tokenizer_of(run).vocab_size, base.get_input_embeddings().num_embeddings)
-        base.resize_token_embeddings(rows)
-    return base.eval()
+def write_model(weights: Weights, folder: Path, changed=lambda tensors: tensors, quantization: dict | None = None):
+    """Writes config.json and the weights in pieces. `changed` may put others in the place of a layer's tensors, which
+    `quantization` describes to those who open them."""
+    weights.config.dtype = weights.dtype
+    if quantization:
+        weights.config.quantization_config = quantization
+    weights.config.save_pretrained(folder)
+    _fix_architecture(weights, folder / "config.json")
+    shards: list[list[str]] = []
+    waiting: dict[str, torch.Tensor] = {}
+    total = 0
+    for layer in weights.layers():
+        waiting |= changed(weights.of_files(layer))
+        if _bytes(waiting) >= SHARD_BYTES:
+            total += _save(waiting, folder, shards)
+            waiting = {}
+    total += _save(waiting, folder, shards) if waiting else 0
+    _name(folder, shards, total)
 
 
-def _write(run: Run, folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    """Writes the merged weights; returns the trained model's logits from before merging. An adapter learned over a
-    quantised base is merged into the base's own weights."""
-    trained = trained_model(run, quantize="none")
-    expected = _logits(trained, ids)
-    if run.recipe.adapter.kind == "lora":
-        merged = trained.merge_and_unload(safe_merge=True)
-        merged.generation_config = GenerationConfig.from_pretrained(run.result)
-        merged.save_pretrained(folder, max_shard_size=PIECE)
-    return expected
+def _save(tensors: dict[str, torch.Tensor], folder: Path, shards: list[list[str]]) -> int:
+    save_file(tensors, folder / f"{len(shards)}.safetensors", metadata={"format": "pt"})
+    shards.append(list(tensors))
+    return _bytes(tensors)
 
 
-def _reference(run: Run) -> str:
-    """What the merged model is compared with."""
-    if run.recipe.adapter.kind == "full":
-        return "the trained model"
-    if run.recipe.model.quantize == "none":
-        return "the adapter over its base"
-    return f"the adapter over its base, not quantised; it was learned over {run.recipe.model.quantize}"
+def _name(folder: Path, shards: list[list[str]], total: int) -> None:
+    """Gives the pieces the names that transformers looks for, and where there are several their index."""
+    if len(shards) == 1:
+        (folder / "0.safetensors").rename(folder / "model.safetensors")
+        return
+    files = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
+    for number, file in enumerate(files):
+        (folder / f"{number}.safetensors").rename(folder / file)
+    where = {name: file for file, names in zip(files, shards) for name in names}
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
 
 
-def _logits(model, ids: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        return model.eval()(ids).logits.float()
+def _fix_architecture(weights: Weights, file: Path) -> None:
+    """A config that was read and not of a model that was saved does not name its class."""
+    config = json.loads(file.read_text("utf-8"))
+    write_json(file, config | {"architectures": [weights.architecture]})
+
+
+def _bytes(tensors: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
+    """The model as transformers opens it."""
+    return Transformers.load(folder)
+
+
+def precision(run: Run, settings: Settings) -> str:
+    """By which bound of parity it is judged."""
+    if settings.into == "dequantised" and run.recipe.model.quantize == "int8":
+        return "q8_0"  # LLM.int8 rounds activations too
+    return BY_DTYPE[run.plan["weights"]]

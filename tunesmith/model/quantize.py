@@ -5,7 +5,8 @@ Weights are quantised one after the other while they are read. Output head and e
 
 import bitsandbytes
 import torch
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from bitsandbytes.functional import (dequantize_4bit, int8_vectorwise_dequant, int8_vectorwise_quant,
+                                         quantize_4bit)
 from torch.utils._pytree import tree_map_only
 from transformers import BitsAndBytesConfig
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
@@ -83,6 +84,23 @@ class Stack4bit(torch.Tensor):
             return first
         args, kwargs = tree_map_only(cls, cls.dequantized, (args, kwargs or {}))
         return function(*args, **kwargs)
+
+
+def rounded_by(kind: str):
+    """A function (model, weight's name, tensor) that gives what the weight is worth once loaded as `kind`."""
+    def rounded(model, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        module, parameter = get_module_from_name(model, name)
+        linear = isinstance(module, torch.nn.Linear) and parameter == "weight"
+        if not (linear and module is not model.get_output_embeddings() or is_stack(module, parameter)):
+            return tensor
+        if kind == "nf4":
+            flat = tensor.contiguous().flatten() if tensor.ndim == 3 else tensor.contiguous()
+            packed, state = quantize_4bit(flat, quant_type="nf4", compress_statistics=True)
+            return dequantize_4bit(packed, state).view(tensor.shape).to(tensor.dtype)
+        whole, scale, _ = int8_vectorwise_quant(tensor.half())
+        return int8_vectorwise_dequant(whole, scale).to(tensor.dtype)
+
+    return rounded
 
 
 class _Quantize(Bnb4bitQuantize):

@@ -1,0 +1,1 @@
+"""A trained model over HTTP, and the programs that talk to it."""

@@ -8,10 +8,10 @@ import torch
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
-from tunesmith.export.merged import base_model, trained_model
 from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import load, resolve
 from tunesmith.recipe import Model
+from tunesmith.result import base_model, require_result, trained_model
 from tunesmith.run import Run, read_json
 
 
@@ -70,8 +70,7 @@ class Served:
 def open_result(run: Run, base: Weights | None = None) -> tuple[Weights, str | None]:
     """A run's result as weights and the adapter to switch them to: an adapter stands on `base`, or on a copy loaded
     for it; a full fine-tune needs none. Raises UserError if there is no result yet."""
-    if not run.result.is_dir():
-        raise UserError(f"{run.folder}: no result yet; `tunesmith resume {run.folder}` finishes it")
+    require_result(run)
     if run.recipe.adapter.kind == "full":
         return Weights(trained_model(run)), None
     base = base or Weights(base_model(run))

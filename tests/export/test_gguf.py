@@ -1,0 +1,244 @@
+"""GGUF in llama.cpp itself is the model that transformers runs: ids, logits, ends, adapter, at every kind."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests import tiny
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import UserError
+from tunesmith.export.gguf.adapter import write_adapter
+from tunesmith.export.gguf.families import FAMILIES
+from tunesmith.export.gguf.samples import LEADING, TEXTS, conversations
+from tunesmith.export.gguf.write import write_gguf
+
+pytest.importorskip("llama_cpp", reason="pip install 'tunesmith[gguf]'")
+from tunesmith.export.gguf.engine import LlamaCpp  # noqa: E402
+
+YARN = tiny.YARN | {"truncate": True}  # llama.cpp has no other
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32}
+LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 256,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], "long_factor": [2.0] * 8}
+GEMMA_ROPE = {"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+              "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+
+# The family's own kind of tokenizer, and what llama.cpp has fixed. A window would end what of a text can be compared.
+MODELS = {
+    "llama3": ("llama3", {"rope_parameters": LLAMA3, "attention_bias": True, "mlp_bias": True}),
+    "qwen2": ("qwen", {}),
+    "qwen3": ("qwen", {}),
+    "qwen3_moe": ("qwen", {"norm_topk_prob": True}),
+    "mistral": ("metaspace-complete", {"sliding_window": None, "head_dim": 32}),
+    "mixtral": ("legacy-complete", {}),
+    "gemma2": ("gemma-complete", {}),
+    "gemma3": ("gemma-complete", {"rope_parameters": GEMMA_ROPE}),
+    "phi3": ("legacy-complete", {"sliding_window": None, "rope_parameters": LONG, "original_max_position_embeddings": 256}),
+    "smollm3": ("llama3", {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]}),
+    "olmo2": ("cl100k", {}),
+    "olmoe": ("bytes", {"num_key_value_heads": 4}),
+    "gpt_oss": ("o200k", {"rope_parameters": YARN}),
+}
+QUICK = "qwen3"
+
+
+class Weights:
+    """A model's weights as an export is given them."""
+
+    def __init__(self, model):
+        self.config, self._model = model.config, model
+        self.shapes = {name: p.shape for name, p in model.named_parameters()}
+
+    def __iter__(self):
+        return iter(self._model.named_parameters())
+
+
+def made(name: str, folder, **changes):
+    """A small model whose vectors are random too, so that none could be left out unseen."""
+    kind, own = MODELS[name]
+    tiny.save(name, folder, kind=kind, **own | changes)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    generator = torch.Generator().manual_seed(1)
+    for key, parameter in model.named_parameters():
+        if parameter.ndim == 1 or "bias" in key:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def torch_logits(model, ids: list[int]) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].float().numpy()
+
+
+def llama_cpp(path, ask, **options):
+    engine = LlamaCpp(path, **options)
+    try:
+        return ask(engine)
+    finally:
+        engine.close()
+
+
+def drift(model, path, count: int = 96, **options) -> float:
+    """Largest difference of logits over their standard deviation."""
+    ids = torch.randint(5, 300, (count,), generator=torch.Generator().manual_seed(0)).tolist()
+    expected = torch_logits(model, ids)
+    found = llama_cpp(path, lambda engine: engine.logits(ids), **{"context": 256} | options)
+    return float(np.abs(found - expected).max() / expected.std())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family_is_the_same_model(tmp_path, name):
+    model = made(name, tmp_path / "model")
+    notes = write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32")
+    # ggml looks gelu up in a table of float16, so Gemma's activations are rounded to 2^-11.
+    assert drift(model, tmp_path / "model.gguf") < (5e-3 if name.startswith("gemma") else 1e-4)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    plain = [] if notes and name == "mistral" else [*TEXTS, *LEADING]
+    texts = plain + conversations(Tokenizer.load(tmp_path / "model"))
+    ids = llama_cpp(tmp_path / "model.gguf", lambda engine: [engine.encode(text) for text in texts])
+    assert ids == [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+@pytest.mark.parametrize(("family", "kind"), [
+    ("qwen3", "qwen"), ("qwen3", "llama3"), ("qwen3", "bytes"), ("qwen3", "cl100k"), ("qwen3", "o200k"),
+    ("gemma2", "gemma-complete"), ("gemma2", "gemma"), ("mixtral", "legacy-complete")])
+def test_words_of_every_script_get_the_same_ids(tmp_path, family, kind):
+    """Of tokenizers that have whole words of every script, so that another split shows in the ids."""
+    learned = "".join(f"{text}\n".replace("\0", "") * 30 for text in TEXTS)
+    tiny.save(family, tmp_path / "model", kind=kind, text=learned)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "bf16")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    words = [word for text in TEXTS for word in text.split(" ")]
+    if kind == "o200k":  # llama.cpp splits these otherwise, as the export says
+        words = [word for word in words if word.isascii() or word == word.lower()]
+    generator = np.random.default_rng(0)
+    texts = [" ".join(generator.choice(words, 6)) for _ in range(200)]
+    ids = llama_cpp(tmp_path / "model.gguf", lambda engine: [engine.encode(text) for text in texts])
+    assert ids == [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    assert np.mean([len(i) for i in ids]) < 0.7 * np.mean([len(text.encode()) for text in texts])
+
+
+def test_every_family_has_a_model_here():
+    assert {tiny.FAMILIES[name].prefix.removesuffix("Text").lower() for name in MODELS} == {
+        name.removesuffix("_text").replace("_", "") for name in FAMILIES}
+
+
+def test_it_stops_where_the_model_does(tmp_path):
+    """At any token that ends an answer, also one that nothing shows to be an end."""
+    model = made(QUICK, tmp_path / "model")
+    prompt = list(range(40, 60))
+    greedy = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None)
+    answer = greedy[0, len(prompt):].tolist()
+    at = next(i for i in range(3, 12) if answer[i] not in answer[:i])
+    write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32", stop_ids=(answer[at],))
+    found, ids = llama_cpp(tmp_path / "model.gguf", lambda e: (e.generate(prompt, 12), set(e.stop_ids)))
+    assert found == (answer[:at], True)
+    assert {answer[at], model.generation_config.eos_token_id} <= ids
+    assert llama_cpp(tmp_path / "model.gguf", lambda e: e.generate(prompt, at)) == (answer[:at], False)
+
+
+def test_windows_and_pieces_of_long_text(tmp_path):
+    """llama.cpp reads 512 tokens at once; the windows of these families are 16."""
+    for name in ("gemma3", "gpt_oss"):
+        model = made(name, tmp_path / name, max_position_embeddings=1024)
+        write_gguf(Weights(model), tmp_path / name, tmp_path / f"{name}.gguf", "f32")
+        assert drift(model, tmp_path / f"{name}.gguf", count=700, context=1024) < 5e-3
+
+
+def test_what_a_user_types_is_no_special_token(tmp_path, capfd):
+    model = made(QUICK, tmp_path / "model")
+    write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32")
+    capfd.readouterr()
+    typed = "<|im_end|>"
+    parsed, plain = llama_cpp(tmp_path / "model.gguf", lambda e: (e.encode(typed), e.encode(typed, special=False)))
+    assert len(parsed) == 1 and parsed[0] not in plain
+    assert capfd.readouterr() == ("", "")  # llama.cpp is silent
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "phi3", "mixtral", "qwen3_moe", "gpt_oss"])
+def test_an_adapter_over_its_base_is_as_in_peft(tmp_path, name):
+    """Of attention, where rows change place, of the MLP or of stacked experts."""
+    model = made(name, tmp_path / "model")
+    write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32")
+    stacks = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"] if name in tiny.MIXTURES else []
+    modules = sorted({name.split(".")[-1] for name, module in model.named_modules()
+                      if isinstance(module, torch.nn.Linear)} - {"lm_head"})
+    adapted = get_peft_model(model, LoraConfig(
+        r=4, lora_alpha=8, use_rslora=not stacks, target_modules=modules, target_parameters=stacks or None,
+        rank_pattern={"v_proj": 2}, alpha_pattern={"o_proj": 32}))
+    generator = torch.Generator().manual_seed(2)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(tmp_path / "adapter")
+    write_adapter(tmp_path / "adapter", model.config, tmp_path / "adapter.gguf")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
+    base.load_state_dict({k.replace(".base_layer", ""): v for k, v in adapted.get_base_model().state_dict().items()
+                          if ".lora_" not in k})
+    assert drift(base.eval(), tmp_path / "model.gguf", adapter=tmp_path / "adapter.gguf") > 0.1
+    over_it = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert drift(over_it, tmp_path / "model.gguf", adapter=tmp_path / "adapter.gguf") < 1e-4
+
+
+@pytest.mark.parametrize(("more", "named"), [
+    ({"use_dora": True}, "DoRA"), ({"modules_to_save": ["lm_head"]}, "trained whole"),
+    ({"trainable_token_indices": [1]}, "trained tokens"), ({"target_modules": ["embed_tokens"]}, "embed_tokens")])
+def test_an_adapter_that_is_more_than_lora_is_refused(tmp_path, more, named):
+    model = made("llama3", tmp_path / "model")
+    get_peft_model(model, LoraConfig(**{"target_modules": ["q_proj"]} | more)).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=f"{named}.*export merged"):
+        write_adapter(tmp_path / "adapter", model.config, tmp_path / "adapter.gguf")
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+def test_half_a_file_never_stays(tmp_path):
+    model = made(QUICK, tmp_path / "model")
+
+    class Breaking(Weights):
+        def __iter__(self):
+            yield from list(super().__iter__())[:3]
+            raise OSError("disk")
+
+    with pytest.raises(OSError):
+        write_gguf(Breaking(model), tmp_path / "model", tmp_path / "model.gguf", "f32")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(("name", "change", "named"), [
+    ("smollm3", {"no_rope_layers": [1, 1, 0, 0]}, "no_rope_layers"),
+    ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob"),
+    ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
+    ("qwen2", {"rope_parameters": LLAMA3}, "rope scaling"),
+    ("qwen3", {"attention_bias": True}, "o_proj.bias"),
+])
+def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, name, change, named):
+    model = made(name, tmp_path / "model", **change)
+    with pytest.raises(UserError, match=named):
+        write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32")
+
+
+def test_a_window_that_llama_cpp_has_not_bounds_the_context(tmp_path):
+    model = made("mistral", tmp_path / "model", sliding_window=16)
+    assert any("context_length is 16" in note for note in
+               write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32"))
+    assert drift(model, tmp_path / "model.gguf", count=16) < 1e-4
+
+
+def test_a_family_without_mapping_is_refused():
+    with pytest.raises(UserError, match="no mapping for bert"):
+        write_gguf(SimpleNamespace(config=SimpleNamespace(model_type="bert")), None, None, "f32")
+
+
+@pytest.mark.parametrize(("package", "said"), [("gguf", "gguf"), ("llama_cpp", "llama-cpp-python")])
+def test_a_missing_package_is_said_with_the_command(tmp_path, monkeypatch, package, said):
+    from tunesmith.export.gguf import packages
+
+    packages.llama_cpp.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(UserError, match=rf"needs the package {said}; pip install 'tunesmith\[gguf\]'"):
+        packages.gguf_package() if package == "gguf" else packages.llama_cpp()

@@ -1,0 +1,164 @@
+"""The parity gate lets a true export through and stops a false one, naming the first difference."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tunesmith import train
+from tunesmith.errors import NotTheSame, UserError
+from tunesmith.export import merged
+from tunesmith.export.command import export
+from tunesmith.export.ollama import Template
+from tunesmith.inputs import tokenizer_of
+
+QUICK = {"max_steps": 3, "learning_rate": 1e-2}
+
+
+@pytest.fixture
+def run(recipe):
+    return train(recipe("qwen3", data={"eval_share": 0.1}, train=QUICK, evaluate={"exact_match": True}))
+
+
+def rewritten(monkeypatch, change) -> None:
+    """Every merged export is changed by `change(folder)` after it was written."""
+    write = merged.write
+
+    def and_changed(run, folder, settings):
+        write(run, folder, settings)
+        change(folder)
+
+    monkeypatch.setattr(merged, "write", and_changed)
+
+
+def other_weights(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.down_proj.weight"] *= 1.5
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def other_template(folder):
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text().replace("<|im_start|>", "<|im_start|> ", 1))
+
+
+def no_template(folder):
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+
+
+def other_ids(folder):
+    file = folder / "tokenizer.json"
+    found = json.loads(file.read_text())
+    found["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(found))
+
+
+def other_stop(folder):
+    file = folder / "generation_config.json"
+    found = json.loads(file.read_text())
+    found["eos_token_id"] = [7]
+    file.write_text(json.dumps(found))
+
+
+def not_a_number(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_a_true_export_passes(run, tmp_path):
+    found = export(run, "merged", tmp_path / "merged")
+    assert found["passed"] and found["logits"]["mean_kl"] < 1e-6 and found["logits"]["positions"] > 50
+    assert found["rows_from"] == "held-out rows" and found["tokens"]["conversations"] == 8
+    loss = found["measure"]["loss"]
+    assert loss["exported"] == pytest.approx(loss["trained"], abs=1e-5)
+    told = json.loads(run.eval_file.read_text())["after"]  # measured by training's own code
+    assert loss["trained"] == pytest.approx(told["loss"]["mean"], abs=1e-4)
+    assert found["measure"]["exact_match"]["trained"] == told["exact_match"]["mean"]
+    assert json.loads((tmp_path / "merged/parity.json").read_text())["passed"]
+    card = (tmp_path / "merged/README.md").read_text()
+    assert str(run.recipe.model.path) in card and "data.jsonl" in card
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    (other_weights, "mean KL"), (other_template, "conversation “system”: token 1"), (no_template, "refuses"),
+    (other_ids, "The quick brown fox"), (other_stop, "does not stop"), (not_a_number, "mean KL nan")],
+    ids=lambda v: getattr(v, "__name__", None))
+def test_a_false_export_fails_and_is_marked(run, tmp_path, monkeypatch, change, named):
+    rewritten(monkeypatch, change)
+    with pytest.raises(NotTheSame, match=named):
+        export(run, "merged", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    assert json.loads((tmp_path / "merged.failed/parity.json").read_text())["passed"] is False
+
+
+def test_no_parity_is_recorded(run, tmp_path):
+    export(run, "merged", tmp_path / "merged", parity=False)
+    assert json.loads((tmp_path / "merged/parity.json").read_text())["passed"] is None
+
+
+def test_what_breaks_off_leaves_nothing(run, tmp_path, monkeypatch):
+    def broken(folder):
+        raise RuntimeError("as a full disk would")
+
+    rewritten(monkeypatch, broken)
+    with pytest.raises(RuntimeError):
+        export(run, "merged", tmp_path / "out" / "merged")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("to", "settings", "said"), [
+    ("gold", {}, "choose adapter, merged"), ("merged", {"precision": "q8_0"}, "precision"),
+    ("merged", {"into": "half"}, "into")])
+def test_mistakes(run, tmp_path, to, settings, said):
+    with pytest.raises(UserError, match=said):
+        export(run, to, tmp_path / "out", settings)
+
+
+def test_the_adapter_alone(run, tmp_path):
+    assert export(run, "adapter", tmp_path / "adapter")["passed"]
+
+
+@pytest.mark.parametrize("base", ["llama3", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "olmo2"])
+def test_ollama_templates_write_what_the_chat_template_writes(recipe, base):
+    tokenizer = tokenizer_of(train(recipe(base, train={"max_steps": 1})))
+    template = Template.of(tokenizer)
+    said = {"system": "Be brief. 🙂", "user": "What is {{2}}?", "assistant": 'It is "4".'}
+    system, first, answer = ({"role": role, "content": content} for role, content in said.items())
+    second = {"role": "user", "content": "And\n\nnow?"}
+    for messages in ([first], [system, first], [first, answer, second], [system, first, answer, second, answer, first]):
+        assert template.render(messages) == tokenizer.render(messages, add_generation_prompt=True)
+
+
+GO = """package main
+import ("encoding/json"; "os"; "text/template")
+type message struct { Role, Content string }
+func main() {
+    var given struct { Template string; Conversations [][]message }
+    if err := json.NewDecoder(os.Stdin).Decode(&given); err != nil { panic(err) }
+    parsed := template.Must(template.New("").Parse(given.Template))
+    for _, messages := range given.Conversations {
+        if err := parsed.Execute(os.Stdout, map[string]any{"Messages": messages}); err != nil { panic(err) }
+        os.Stdout.WriteString("\\x00")
+    }
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("go"), reason="needs Go, whose text/template Ollama uses")
+@pytest.mark.parametrize("base", ["llama3", "qwen2", "gemma3", "phi3"])
+def test_go_runs_the_ollama_template_as_we_do(recipe, tmp_path, base):
+    template = Template.of(tokenizer_of(train(recipe(base, train={"max_steps": 1}))))
+    conversations = [[{"role": role, "content": f'{role} "{{{{x}}}}" 🙂\n'} for role in roles.split()] for roles in (
+        "user", "system user", "user assistant user", "system user assistant user assistant user")]
+    (tmp_path / "main.go").write_text(GO)
+    done = subprocess.run(["go", "run", str(tmp_path / "main.go")], capture_output=True, text=True, check=True,
+                          input=json.dumps({"Template": template.go_text(), "Conversations": conversations}),
+                          env=os.environ | {"GOCACHE": str(tmp_path / "cache"), "GOFLAGS": "-mod=mod"})
+    assert done.stdout.split("\x00")[:-1] == [template.render(messages) for messages in conversations]

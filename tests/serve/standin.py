@@ -1,0 +1,142 @@
+"""A small server that speaks what the chat page and `tunesmith connect` rely on; what it does is set by its fields."""
+
+import json
+import mimetypes
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "tunesmith" / "serve" / "page"
+MODELS = [
+    {"id": "base-1b", "object": "model",
+     "tunesmith": {"kind": "base", "base": "base-1b", "context": 65536, "tools": True}},
+    {"id": "my-run", "object": "model",
+     "tunesmith": {"kind": "tuned", "base": "base-1b", "context": 65536, "tools": True}},
+]
+CALL = ("get_weather", {"city": "Paris"})
+
+
+class StandIn(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.models = json.loads(json.dumps(MODELS))
+        self.pieces: dict[str, list[str]] = {}  # by model
+        self.hold_after: int | None = None  # pieces, until the gate opens
+        self.gate = threading.Event()
+        self.endless = False
+        self.left = threading.Event()  # the client closed the connection before the end
+        self.key: str | None = None
+        self.failure: tuple[int, str] | None = None
+        self.calls_tool = True
+        self.says = "It is sunny."
+        self.asked: list[tuple[str, dict]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def bodies(self, path: str) -> list[dict]:
+        return [body for asked, body in self.asked if asked == path]
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self.gate.set()
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: StandIn
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        if self.path == "/v1/models":
+            return self.refused() or self.reply({"object": "list", "data": self.server.models})
+        file = PAGE / ("index.html" if self.path == "/" else self.path.lstrip("/"))
+        if not file.is_file():
+            return self.reply({"error": {"message": f"nothing at {self.path}"}}, 404)
+        self.head(200, mimetypes.guess_type(file.name)[0])
+        self.wfile.write(file.read_bytes())
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, body))
+        if self.refused():
+            return
+        if self.path == "/render":
+            words = [word for message in body["messages"] for word in (f"<{message['role']}>", message["content"])]
+            self.reply({"text": " ".join(words), "ids": [1000 + i for i in range(len(words))], "tokens": words})
+        elif body.get("stream"):
+            self.stream(body)
+        else:
+            self.reply(ANSWERS[self.path](None if "tools" in body and self.server.calls_tool else self.server.says))
+
+    def refused(self) -> bool:
+        wanted = self.server.key
+        if wanted and self.headers["Authorization"] != f"Bearer {wanted}":
+            self.reply({"error": {"message": "wrong key"}}, 401)
+            return True
+        if self.server.failure and self.command == "POST":
+            status, message = self.server.failure
+            self.reply({"error": {"message": message}}, status)
+            return True
+        return False
+
+    def stream(self, body: dict):
+        self.head(200, "text/event-stream")
+        pieces = self.server.pieces.get(body["model"], ["Hello", " from ", body["model"]])
+        try:
+            for at, piece in enumerate(pieces):
+                if at == self.server.hold_after:
+                    self.server.gate.wait(30)
+                self.event({"choices": [{"index": 0, "delta": {"content": piece}}]})
+            while self.server.endless and not self.server.gate.wait(0.02):
+                self.event({"choices": [{"index": 0, "delta": {"content": " more"}}]})
+        except OSError:
+            self.server.left.set()
+            return
+        self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        self.event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": len(pieces)}})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def event(self, data: dict):
+        self.wfile.write(f"data: {json.dumps(data)}\n\n".encode())
+        self.wfile.flush()
+
+    def reply(self, data: dict, status: int = 200):
+        self.head(status, "application/json")
+        self.wfile.write(json.dumps(data).encode())
+
+    def head(self, status: int, kind: str):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+
+
+# Each gives a tool call if there is no text.
+
+def chat_answer(text: str | None) -> dict:
+    function = {"name": CALL[0], "arguments": json.dumps(CALL[1])}
+    message = {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+    return {"choices": [{"index": 0, "message": message if text is None else {"content": text}}]}
+
+
+def responses_answer(text: str | None) -> dict:
+    call = {"type": "function_call", "call_id": "1", "name": CALL[0], "arguments": json.dumps(CALL[1])}
+    said = {"type": "message", "content": [{"type": "output_text", "text": text}]}
+    return {"output": [call if text is None else said]}
+
+
+def messages_answer(text: str | None) -> dict:
+    call = {"type": "tool_use", "id": "1", "name": CALL[0], "input": CALL[1]}
+    return {"content": [call if text is None else {"type": "text", "text": text}]}
+
+
+ANSWERS = {"/v1/chat/completions": chat_answer, "/v1/responses": responses_answer, "/v1/messages": messages_answer}

@@ -1,0 +1,296 @@
+"""The chat page in a browser, against a small server that streams as slowly as a test wants."""
+
+import hashlib
+import json
+import re
+import shutil
+
+import pytest
+
+from tests.serve.standin import PAGE, StandIn
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def server():
+    with StandIn() as standin:
+        yield standin
+
+
+@pytest.fixture
+def page(browser, server):
+    """The page, opened; whatever it does in a test, no request may leave the server and no error be thrown."""
+    context = browser.new_context()
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    opened = context.new_page()
+    requested, errors = [], []
+    opened.on("request", lambda request: requested.append(request.url))
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto(server.url)
+    opened.wait_for_selector("#model option", state="attached")
+    yield opened
+    server.gate.set()
+    context.close()
+    assert errors == []
+    assert [url for url in requested if not url.startswith(server.url + "/")] == []
+
+
+def ask(page, text: str, done: bool = True):
+    page.fill("#message", text)
+    page.press("#message", "Enter")
+    if done:
+        page.wait_for_selector("#send:visible")
+        page.wait_for_selector(".again")
+
+
+def asked(server) -> list[dict]:
+    return server.bodies("/v1/chat/completions")
+
+
+@needs_browser
+def test_text_shows_as_it_comes(page, server):
+    server.pieces["my-run"], server.hold_after = ["One, ", "two, ", "three."], 2
+    ask(page, "Count", done=False)
+    page.wait_for_selector(".answer .body :text-is('One, two,')")
+    assert page.get_attribute(".answer", "aria-busy") == "true" and page.is_visible("#stop")
+    server.gate.set()
+    page.wait_for_selector("#send:visible")
+    assert page.inner_text(".answer .body") == "One, two, three."
+    figures = page.inner_text(".figures")
+    assert re.fullmatch(r"[\d.e+]+ tokens/s · first after [\d.]+ s · 3 tokens · seed \d+", figures), figures
+    [body] = asked(server)
+    assert body["model"] == "my-run" and body["stream"] and body["stream_options"] == {"include_usage": True}
+    assert body["messages"] == [{"role": "user", "content": "Count"}] and f"seed {body['seed']}" in figures
+
+
+@needs_browser
+@pytest.mark.parametrize("how", ["button", "escape"])
+def test_stop_ends_the_request(page, server, how):
+    server.endless = True
+    ask(page, "Go on", done=False)
+    page.wait_for_selector(".answer .body:has-text('more')")
+    page.click("#stop") if how == "button" else page.press("#message", "Escape")
+    assert server.left.wait(20)
+    page.wait_for_selector("#send:visible")
+    assert "more" in page.inner_text(".answer .body") and page.inner_text(".answer .note") == "Stopped."
+
+
+@needs_browser
+def test_both_models_get_the_same(page, server):
+    server.pieces |= {"my-run": ["tuned answer"], "base-1b": ["base answer"]}
+    page.check("#compare")
+    assert page.input_value("#model") == "my-run" and page.input_value("#other") == "base-1b"
+    ask(page, "First")
+    page.click("text=Go on from here")
+    ask(page, "Second")
+    page.click("text=Regenerate")
+    page.wait_for_selector(".again")
+    assert page.locator(".turn").count() == 2 and page.locator(".turn:last-child .answer").count() == 2
+    pairs = [asked(server)[at:at + 2] for at in (0, 2, 4)]
+    for pair in pairs:
+        assert {body.pop("model") for body in pair} == {"my-run", "base-1b"}
+        assert pair[0] == pair[1]
+    seeds = [body.pop("seed") for pair in pairs for body in pair]
+    assert len(set(seeds)) == 3
+    assert pairs[1] == pairs[2]
+    assert [m["content"] for m in pairs[1][0]["messages"]] == ["First", "base answer", "Second"]
+
+
+@needs_browser
+def test_the_models_of_a_comparison_answer_at_once(page, server):
+    server.pieces, server.hold_after = {"my-run": ["a", "b"], "base-1b": ["c", "d"]}, 1
+    page.check("#compare")
+    ask(page, "Both", done=False)
+    page.wait_for_selector(".answer:nth-child(1) .body :text-is('a')")
+    page.wait_for_selector(".answer:nth-child(2) .body :text-is('c')")
+    server.gate.set()
+    page.wait_for_selector(".again")
+    assert page.locator(".answer .body").all_inner_texts() == ["ab", "cd"]
+
+
+ATTACKS = [
+    "<script>window.hit = 1</script>",
+    "<img src=x onerror='window.hit = 1'>",
+    "![picture](http://192.0.2.1/track.png)",
+    "![picture](/v1/models)",
+    "[link](javascript:window.hit=1)",
+    "[link](data:text/html,<script>window.hit=1</script>)",
+    "[link](/v1/models)",
+    '<a href="javascript:window.hit=1">link</a>',
+    "<svg onload='window.hit = 1'><style><img src=x onerror='window.hit = 1'></style></svg>",
+    "<iframe srcdoc='<script>parent.hit = 1</script>'></iframe>",
+    "<form action=http://192.0.2.1><button id=send>Send</button></form>",
+    "<style>body { display: none }</style>",
+    "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror=window.hit=1&gt;'>",
+    "```\"><img/src=x/onerror=window.hit=1>\ncode\n```",
+    "[a](https://example.org/\"onmouseover=\"window.hit=1)",
+    "<details open ontoggle='window.hit = 1'><summary>x</summary></details>",
+    "<https://example.org/?<script>window.hit=1</script>>",
+]
+
+
+@needs_browser
+def test_what_a_model_writes_does_not_run(page, server):
+    from playwright.sync_api import Error
+
+    server.pieces["my-run"] = [piece + "\n\n" for piece in ATTACKS]
+    ask(page, "Attack")
+    for link in page.locator(".answer .body a").all():
+        link.hover()
+    tags = page.eval_on_selector(".answer .body", "e => [...e.querySelectorAll('*')].map(n => n.localName)")
+    assert set(tags) <= {"p", "br", "a", "code", "pre", "div", "span", "button"}
+    attributes = page.eval_on_selector(
+        ".answer .body", "e => [...e.querySelectorAll('*')].flatMap(n => [...n.attributes]).map(a => [a.name, a.value])"
+    )
+    assert {name for name, _ in attributes} <= {"href", "target", "rel", "class", "type", "aria-label", "tabindex"}
+    assert all(value.startswith("https://example.org/") for name, value in attributes if name == "href")
+    assert {value for name, value in attributes if name == "rel"} == {"noopener noreferrer nofollow"}
+    assert page.evaluate("window.hit") is None
+    assert "<script>window.hit = 1</script>" in page.inner_text(".answer .body")
+    for inline in ("document.body.append(Object.assign(document.createElement('script'), {text: 'window.hit = 1'}))",
+                   "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hit=1\">')"):
+        with pytest.raises(Error, match="Trusted"):
+            page.evaluate(f"() => {{ {inline} }}")
+
+
+MARKDOWN = """# Title
+
+Some **bold** text, a [link](https://example.org/a) and `inline`.
+
+- [x] done
+- one
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```python
+def f(x):
+    return "<b>" + x
+```
+"""
+
+
+@needs_browser
+def test_markdown_and_code(page, server):
+    server.pieces["my-run"] = list(MARKDOWN)
+    ask(page, "Show me")
+    body = page.locator(".answer .body")
+    assert [body.locator(tag).first.inner_text() for tag in ("h1", "strong", "p code", "td")] == [
+        "Title", "bold", "inline", "1"]
+    assert "☑ done" in " ".join(body.locator("li").first.inner_text().split())
+    link = body.locator("a")
+    assert link.get_attribute("target") == "_blank" and "noopener" in link.get_attribute("rel")
+    code = 'def f(x):\n    return "<b>" + x'
+    assert body.locator("pre").inner_text().rstrip() == code and body.locator(".bar span").inner_text() == "python"
+    body.locator(".bar button").click()
+    body.locator("text=Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == code
+    page.click("#open-settings")
+    page.uncheck("[name=markdown]")
+    page.click("#settings >> text='Close'")
+    page.wait_for_selector(".body.plain")
+    assert body.inner_text().strip() == MARKDOWN.strip()
+
+
+@needs_browser
+def test_tokens_and_their_ids(page, server):
+    ask(page, "Hi there")
+    page.click("footer >> text='Tokens'")
+    page.wait_for_selector("#token-list li")
+    [asked_before], [rendered] = asked(server), server.bodies("/render")
+    assert rendered == {name: asked_before[name] for name in ("model", "messages")}
+    assert page.inner_text("#rendered") == "<user> Hi there"
+    assert page.locator("#token-list li").all_inner_texts() == ["<user>\n1000", "Hi·there\n1001"]
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#tokens")
+
+
+@needs_browser
+def test_conversation_and_settings_stay_until_cleared(page, server):
+    page.click("#open-settings")
+    chosen = {"system": "Be brief.", "temperature": "0.2", "top_p": "0.5", "max_tokens": "9", "seed": "7"}
+    for name, value in chosen.items():
+        page.fill(f"[name={name}]", value)
+    page.click("#settings >> text='Close'")
+    ask(page, "Remember")
+    page.reload()
+    page.wait_for_selector(".again")
+    assert page.inner_text(".question") == "Remember" and page.inner_text(".answer .body") == "Hello from my-run"
+    page.press("#message", "ArrowUp")
+    assert page.input_value("#message") == "Remember"
+    page.fill("#message", "")
+    ask(page, "More")
+    first, second = asked(server)
+    assert {name: second[name] for name in ("temperature", "top_p", "max_tokens", "seed")} == {
+        "temperature": 0.2, "top_p": 0.5, "max_tokens": 9, "seed": 7}
+    assert [m["role"] for m in second["messages"]] == ["system", "user", "assistant", "user"]
+    assert second["messages"][0]["content"] == first["messages"][0]["content"] == "Be brief."
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click("#clear")
+    page.reload()
+    page.wait_for_selector(".welcome")
+    assert page.locator(".turn").count() == 0 and "Remember" not in page.evaluate("JSON.stringify(localStorage)")
+
+
+@needs_browser
+def test_errors_are_said_and_a_key_is_sent(page, server):
+    server.failure = (400, "the prompt has 9 tokens, the context 8")
+    ask(page, "Too long")
+    assert page.inner_text(".answer .failed") == "the prompt has 9 tokens, the context 8"
+    server.failure, server.key = None, "sesame"
+    page.click("text=Regenerate")
+    page.wait_for_selector("text=asks for an API key")
+    page.click("#open-settings")
+    page.fill("[name=key]", "sesame")
+    page.click("#settings >> text='Close'")
+    page.click("text=Regenerate")
+    page.wait_for_selector("text=Hello from my-run")
+    assert "sesame" not in page.evaluate("JSON.stringify(localStorage)")
+
+
+@needs_browser
+def test_everything_has_a_name_and_can_be_reached_by_keyboard(page):
+    ask(page, "Hi")
+    page.focus("body")
+    reached = set()
+    for _ in range(25):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    assert {"model", "compare", "open-settings", "clear", "message", "send", "Copy", "Tokens", "Regenerate"} <= reached
+    unnamed = page.evaluate("""[...document.querySelectorAll('button, select, input, textarea, dialog, main')].filter(
+        e => !(e.labels?.length || e.ariaLabel || e.getAttribute('aria-labelledby') || e.textContent.trim())).length""")
+    assert unnamed == 0
+
+
+def test_the_page_is_complete_in_itself():
+    own = [file for file in PAGE.iterdir() if file.suffix in (".html", ".js", ".css")]
+    assert {file.name for file in own} >= {"index.html", "page.js", "page.css"}
+    for file in own:
+        text = file.read_text()
+        assert not re.search(r"""(?:src|href|from|import|url\()\s*[=(]?\s*["']?(?:https?:)?//""", text), file
+        assert max(map(len, text.splitlines())) <= 120 and "innerHTML" not in text, file
+    html = (PAGE / "index.html").read_text()
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\bstyle=|\bon\w+=", html)
+    assert "default-src 'self'" in html and "unsafe" not in html
+
+
+def test_the_libraries_are_those_that_are_noted():
+    vendor = PAGE / "vendor"
+    noted = json.loads((vendor / "versions.json").read_text())
+    assert {file.name for file in vendor.glob("*.js")} == set(noted)
+    for name, facts in noted.items():
+        assert hashlib.sha256((vendor / name).read_bytes()).hexdigest() == facts["sha256"]
+        assert facts["version"] in (vendor / name).read_text()[:400] and (vendor / facts["license_file"]).is_file()

@@ -1,0 +1,126 @@
+"""`tunesmith export`: write a form, open it in its engine, and call it done when it is the trained model.
+
+A form is a file of this folder with `Settings`, `write(run, folder, settings)` (it may return notes for the user),
+`opened(run, folder, settings)` (an engine), `precision(run, settings)` (whose bound of parity holds) and, where there
+is more to do once it is done, `finish(folder, name)`.
+"""
+
+import os
+import shutil
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tunesmith.errors import NotTheSame, UserError
+from tunesmith.export.card import card
+from tunesmith.export.engine import Trained
+from tunesmith.export.parity import Observation, compare, observe
+from tunesmith.export.probes import Probes, probes_of
+from tunesmith.inputs import tokenizer_of
+from tunesmith.model.load import quieten
+from tunesmith.recipe import first_problem
+from tunesmith.result import require_result, trained_model
+from tunesmith.run import Run, write_atomic, write_json
+
+FORMS = {"adapter": "tunesmith.export.adapter", "merged": "tunesmith.export.merged",
+         "gguf": "tunesmith.export.gguf.form", "ollama": "tunesmith.export.ollama", "fp8": "tunesmith.export.fp8",
+         "gguf-adapter": "tunesmith.export.gguf.lora"}
+
+
+def export(run: Run, to: str, output: Path | None = None, settings: dict | None = None, parity: bool = True,
+           push: str | None = None, say=lambda line: None) -> dict:
+    """Writes the run's result as `to`; parity.json's content with `folder`. `say` shows a line of progress.
+
+    Raises UserError; NotTheSame if what was written is not the trained model: it then stays under a name that ends in
+    `.failed`, with parity.json.
+    """
+    require_result(run)
+    quieten()  # before a form imports what chatters
+    form = form_of(to)
+    chosen = _settings(form, to, settings or {})
+    target = output or run.folder / to
+    if target.exists():
+        raise UserError(f"{target}: exists already; name another --output")
+    with _draft(target) as draft:
+        say(f"export  writing {to}")
+        notes = form.write(run, draft, chosen) or []
+        write_atomic(draft / "README.md", card(run, to))
+        found = _checked(run, form, chosen, draft, say) if parity else {"passed": None, "problem": "not compared"}
+        found |= {"form": to, "settings": chosen.model_dump(), "notes": notes}
+        write_json(draft / "parity.json", found)
+        kept = target if found["passed"] is not False else target.with_name(f"{target.name}.failed")
+        shutil.rmtree(kept, ignore_errors=True)  # an earlier failed one
+        os.rename(draft, kept)
+    for line in notes:
+        say(f"note    {line}")
+    if found["passed"] is False:
+        raise NotTheSame(f"{kept}: not the trained model: {found['problem']}")
+    if hasattr(form, "finish"):
+        say(f"export  {form.finish(target, run.name)}")
+    if push:
+        from tunesmith.export.push import push_folder
+
+        say(f"export  {push_folder(target, push)}")
+    return {"folder": str(target), **found}
+
+
+def form_of(to: str):
+    """The form of that name: ours, or of a package with the entry point `tunesmith.export`. Raises UserError."""
+    others = {point.name: point.value for point in entry_points(group="tunesmith.export")}
+    try:
+        return import_module((others | FORMS)[to])
+    except KeyError:
+        raise UserError(f"--to {to}: there is no such form; choose {', '.join(FORMS | others)}") from None
+
+
+def _settings(form, to: str, given: dict):
+    try:
+        return form.Settings.model_validate(given)
+    except ValidationError as error:
+        raise UserError(f"--to {to}: {first_problem(error)}") from None
+
+
+def _checked(run: Run, form, settings, folder: Path, say) -> dict:
+    probes, tokenizer = probes_of(run), tokenizer_of(run)
+    stop_ids = set(run.plan["stop_ids"])
+
+    def asked(engine, who: str) -> Observation:
+        say(f"parity  asking the {who} model")
+        try:
+            return observe(engine, probes, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
+        finally:
+            engine.close()
+
+    as_trained = getattr(settings, "into", "full") == "dequantised"
+    trained = asked(Trained(trained_model(run, None if as_trained else "none"), tokenizer, stop_ids), "trained")
+    exported = asked(form.opened(run, folder, settings), "exported")
+    found = compare(trained, exported, probes, form.precision(run, settings))
+    if as_trained or run.recipe.model.quantize == "none":
+        return found
+    return found | _over_quantized(run, probes, tokenizer, asked, exported)
+
+
+def _over_quantized(run: Run, probes: Probes, tokenizer, asked, exported: Observation) -> dict:
+    """How the export stands beside the model as training had it, where its base was quantised."""
+    kind = run.recipe.model.quantize
+    trained = asked(Trained(trained_model(run), tokenizer, set(run.plan["stop_ids"])), f"trained {kind}")
+    beside = compare(trained, exported, probes, "q4_k_m")
+    return {"over_quantized": {"base": kind, "logits": beside["logits"], "measure": beside["measure"]}}
+
+
+@contextmanager
+def _draft(target: Path):
+    """A folder beside the target that is gone at the end, unless it was renamed."""
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be made: {error.strerror}") from None
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,110 @@
+"""What parity asks of an engine, and the engine of transformers."""
+
+import sys
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from tunesmith.data.rows import RowProblem
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.model.load import quieten
+
+
+class Engine(Protocol):
+    """An opened model: T tokens in, V tokens to choose from."""
+
+    stop_ids: set[int]
+    """Tokens at which it stops."""
+    expresses_all: bool
+    """Whether its template is to write every conversation that the trained model's does."""
+
+    def excuses(self, text: str) -> bool:
+        """Whether it is known, and noted with the export, that this engine may read such text otherwise."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; what spells a special token is that token. Adds none."""
+
+    def render(self, messages: list[dict], tools: list[dict] | None) -> str | None:
+        """A conversation up to where the model answers; None if the template refuses it."""
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """(T, V), float32."""
+
+    def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
+        """The likeliest answer's ids without the token that stops it, and whether one did."""
+
+    def close(self) -> None:
+        """Gives its memory back."""
+
+
+class Transformers:
+    """A model in this process with the tokenizer of a folder."""
+
+    expresses_all = True
+
+    def __init__(self, model, folder: Path, stop_ids: set[int]):
+        quieten()
+        self.model, self.stop_ids = model.eval(), stop_ids
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer.model_max_length = sys.maxsize  # it would warn of texts that no model reads here
+
+    @classmethod
+    def load(cls, folder: Path, opener=AutoModelForCausalLM, **options) -> "Transformers":
+        quieten()
+        model = opener.from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
+        return cls(model, folder, _stops(GenerationConfig.from_pretrained(folder)))
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False).input_ids
+
+    def excuses(self, text: str) -> bool:
+        return False
+
+    def render(self, messages: list[dict], tools: list[dict] | None) -> str | None:
+        try:
+            return self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False,
+                                                       add_generation_prompt=True)
+        except Exception:  # whatever a template does; what counts is that both do it
+            return None
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        with torch.inference_mode():
+            return self.model(torch.tensor([ids], device=self.model.device)).logits[0].float().cpu().numpy()
+
+    def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
+        greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
+                                  no_repeat_ngram_size=0, eos_token_id=sorted(self.stop_ids),
+                                  pad_token_id=min(self.stop_ids, default=0))
+        given = torch.tensor([ids], device=self.model.device)
+        with torch.inference_mode():
+            out = self.model.generate(given, attention_mask=torch.ones_like(given), generation_config=greedy)
+        answer = out[0, len(ids):].tolist()
+        stopped = bool(answer) and answer[-1] in self.stop_ids
+        return answer[:-1] if stopped else answer, stopped
+
+    def close(self) -> None:
+        self.model = None
+
+
+class Trained(Transformers):
+    """The model as training left it, with the very tokenizer that training used."""
+
+    def __init__(self, model, tokenizer: Tokenizer, stop_ids: set[int]):
+        self.model, self._own, self.stop_ids = model, tokenizer, stop_ids
+
+    def encode(self, text: str) -> list[int]:
+        return self._own.encode(text)[0]
+
+    def render(self, messages: list[dict], tools: list[dict] | None) -> str | None:
+        try:
+            return self._own.render(messages, tools, add_generation_prompt=True)
+        except RowProblem:
+            return None
+
+
+def _stops(settings: GenerationConfig) -> set[int]:
+    found = settings.eos_token_id
+    return set(found if isinstance(found, list) else [] if found is None else [found])

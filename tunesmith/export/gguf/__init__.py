@@ -1,0 +1,1 @@
+"""A model, or a LoRA adapter, as GGUF for llama.cpp."""

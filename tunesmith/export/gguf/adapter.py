@@ -1,0 +1,98 @@
+"""A LoRA adapter of PEFT as GGUF, for llama.cpp to lay over the base model's GGUF."""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file
+
+from tunesmith.errors import UserError
+from tunesmith.export.gguf.families import family_of, targets
+from tunesmith.export.gguf.packages import gguf_package
+from tunesmith.export.gguf.write import write_values
+
+NOT_LORA = {"use_dora": "DoRA", "modules_to_save": "modules trained whole", "trainable_token_indices": "trained tokens",
+            "lora_bias": "trained biases", "fan_in_fan_out": "transposed layers"}
+
+
+def write_adapter(peft_folder: Path, base_config, target: Path) -> None:
+    """Writes `target`, whole or not at all, in float32. PEFT's scale of each module is multiplied into its B.
+
+    Raises UserError for what is more than LoRA, naming it.
+    """
+    gguf = gguf_package()
+    architecture = family_of(base_config).architecture
+    settings = json.loads((peft_folder / "adapter_config.json").read_text("utf-8"))
+    _check(settings)
+    tensors = load_file(peft_folder / "adapter_model.safetensors")
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    writer = gguf.GGUFWriter(draft, architecture)
+    try:
+        write_values(writer, {"general.type": "adapter", "adapter.type": "lora", "general.name": peft_folder.name})
+        for name, pair in _pairs(tensors).items():
+            for gguf_name, a, b in _factors(base_config, settings, name, *pair):
+                writer.add_tensor(f"{gguf_name}.lora_a", np.ascontiguousarray(a.float().numpy()))
+                writer.add_tensor(f"{gguf_name}.lora_b", np.ascontiguousarray(b.float().numpy()))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.replace(draft, target)
+    finally:
+        writer.close()
+        draft.unlink(missing_ok=True)
+
+
+def _check(settings: dict) -> None:
+    more = [what for key, what in NOT_LORA.items() if settings.get(key)]
+    if settings.get("peft_type") != "LORA" or more:
+        raise _refused(more[0] if more else str(settings.get("peft_type")))
+
+
+def _pairs(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """(A, B) by the name of what they change."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", key)
+        if not match:
+            raise _refused(key)
+        found.setdefault(match[1], {})[match[2]] = tensor
+    return {name: (pair["A"], pair["B"]) for name, pair in found.items()}
+
+
+def _factors(config, settings: dict, name: str, a: torch.Tensor, b: torch.Tensor):
+    """(GGUF name, A, B) of each weight that the changed one becomes."""
+    module = re.sub(r"(\.base_layer)+$", "", name)
+    if module == "lm_head" and config.tie_word_embeddings:
+        raise _refused("the output layer, which is the embedding")
+    stack = module.endswith(".experts")
+    experts = getattr(config, family_of(config).expert_count) if stack else 1
+    rank = a.shape[0] // experts
+    b = b.float() * _scale(settings, module, rank)
+    if not stack:
+        for gguf_name, form in targets(config, f"{module}.weight"):
+            yield gguf_name, a, form(b)
+        return
+    a_ERI, b_EOR = a.reshape(experts, rank, -1), b.reshape(-1, rank, experts).permute(2, 0, 1)
+    # Of the two nested adapters of a layer's experts, one reads what the layer reads, the other what is gated.
+    family = family_of(config)
+    reads = (b_EOR.shape[1], a_ERI.shape[2]) == (2 * getattr(config, family.expert_width), config.hidden_size)
+    turned = family.experts == "strides"
+    for gguf_name, form in targets(config, f"{module}.{'gate_up_proj' if reads else 'down_proj'}"):
+        yield gguf_name, a_ERI, form(b_EOR.transpose(1, 2) if turned else b_EOR)
+
+
+def _scale(settings: dict, module: str, rank: int) -> float:
+    alphas = settings.get("alpha_pattern") or {}
+    alpha = alphas.get(get_pattern_key(alphas, module), settings["lora_alpha"])
+    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
+
+
+def _refused(what: str) -> UserError:
+    return UserError(f"export: gguf adapter: llama.cpp's adapters are LoRA of linear layers, this one has {what}; "
+                     "export merged")

@@ -1,0 +1,320 @@
+"""What each family is called in GGUF: architecture, tensor names, the form weights are kept in, hyperparameters.
+
+Facts of llama.cpp (its `src/llama-arch.cpp` and `src/models/`). Names on the left are those of transformers 5 in
+memory. What llama.cpp would compute differently is a UserError; what it computes the same within limits is a note.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from tunesmith.errors import UserError
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+
+QKV = {f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"}
+ATTENTION = {**QKV, "self_attn.o_proj": "attn_output"}
+HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+MLP = {f"mlp.{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")}
+NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+POST_NORMS = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
+GEMMA_NORMS = {"input_layernorm": "attn_norm", "pre_feedforward_layernorm": "ffn_norm", **POST_NORMS}
+ROUTER = {"mlp.gate": "ffn_gate_inp"}
+OUTSIDE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
+           "lm_head.weight": "output.weight"}
+
+
+@dataclass(frozen=True)
+class Family:
+    architecture: str
+    modules: dict[str, str]
+    biases: frozenset[str] = frozenset(QKV.values())
+    """GGUF modules that may have a bias; one anywhere else, llama.cpp would not read."""
+    interleaved: bool = False
+    """Rotary pairs are neighbours, not halves apart, so rows of q and k change place."""
+    norm_offset: float = 0.0
+    """What transformers adds to every norm's weight as it computes."""
+    own_head: bool = False
+    """The output matrix must be in the file even if it is the embedding."""
+    square: bool = False
+    """heads * head_dim must be the hidden size."""
+    window: bool = False
+    """llama.cpp has this family's sliding window."""
+    activation: str = "silu"
+    experts: str = ""
+    """`halves`: (expert, gate then up, in); `strides`: (expert, in, gate and up by turns)."""
+    expert_count: str = ""
+    expert_width: str = "intermediate_size"
+    rope_factors: frozenset[str] = frozenset()
+    """Kinds of rope scaling that this family takes as a tensor of factors."""
+
+
+_LLAMA = dict(modules={**ATTENTION, **MLP, **NORMS}, interleaved=True, rope_factors=frozenset({"llama3"}),
+              biases=frozenset({*ATTENTION.values(), *MLP.values()}))
+_MIXTURE = dict(experts="halves", modules={**ATTENTION, **NORMS, **ROUTER})
+_GEMMA = dict(norm_offset=1.0, window=True, activation="gelu_pytorch_tanh")
+
+FAMILIES = {
+    "llama": Family("llama", **_LLAMA),
+    "mistral": Family("llama", **_LLAMA),
+    "mixtral": Family("llama", **{**_LLAMA, **_MIXTURE}, expert_count="num_local_experts"),
+    "smollm3": Family("smollm3", {**ATTENTION, **MLP, **NORMS}, interleaved=True),
+    "qwen2": Family("qwen2", {**ATTENTION, **MLP, **NORMS}, square=True),
+    "qwen3": Family("qwen3", {**ATTENTION, **HEAD_NORMS, **MLP, **NORMS}),
+    "qwen3_moe": Family("qwen3moe", {**_MIXTURE["modules"], **HEAD_NORMS}, experts="halves",
+                        expert_count="num_experts", expert_width="moe_intermediate_size"),
+    "gemma2": Family("gemma2", {**ATTENTION, **MLP, **GEMMA_NORMS}, **_GEMMA),
+    "gemma3_text": Family("gemma3", {**ATTENTION, **HEAD_NORMS, **MLP, **GEMMA_NORMS}, **_GEMMA),
+    "phi3": Family("phi3", {"self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output",
+                            "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down", **NORMS},
+                   biases=frozenset(), square=True, rope_factors=frozenset({"longrope"})),
+    "olmo2": Family("olmo2", {**ATTENTION, **HEAD_NORMS, **MLP, **POST_NORMS}, own_head=True, square=True),
+    "olmoe": Family("olmoe", {**_MIXTURE["modules"], **HEAD_NORMS}, own_head=True, square=True, experts="halves",
+                    expert_count="num_experts"),
+    "gpt_oss": Family("gpt-oss", {**ATTENTION, "input_layernorm": "attn_norm", "mlp.router": "ffn_gate_inp",
+                                  "post_attention_layernorm": "post_attention_norm"},
+                      biases=frozenset({*ATTENTION.values(), "ffn_gate_inp"}), own_head=True, window=True,
+                      experts="strides", expert_count="num_local_experts"),
+}
+
+
+def family_of(config) -> Family:
+    """Raises UserError for a model that has no mapping, or that llama.cpp would compute differently."""
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise UserError(f"export: gguf: no mapping for {config.model_type}; there is one for {', '.join(FAMILIES)}")
+    for problem in _problems(family, config):
+        raise UserError(f"export: gguf: {config.model_type}: {problem}; export `merged` keeps it")
+    return family
+
+
+def targets(config, name: str) -> list[tuple[str, Transform]]:
+    """GGUF names of a parameter, each with what makes its weight of the parameter. Raises UserError."""
+    family = FAMILIES[config.model_type]
+    if name in OUTSIDE:
+        both = name == "model.embed_tokens.weight" and family.own_head and config.tie_word_embeddings
+        form = partial(_plus, family.norm_offset) if name == "model.norm.weight" and family.norm_offset else _same
+        return [(OUTSIDE[name], form)] + ([("output.weight", _same)] if both else [])
+    prefix, _, rest = name.removeprefix("model.layers.").partition(".")
+    if name.startswith("model.layers.") and prefix.isdigit():
+        found = _in_layer(family, config, rest)
+        if found:
+            return [(f"blk.{prefix}.{gguf_name}", form) for gguf_name, form in found]
+    raise UserError(f"export: gguf: llama.cpp has no place for {name} in {family.architecture}; "
+                    "export `merged` keeps it")
+
+
+def _in_layer(family: Family, config, rest: str) -> list[tuple[str, Transform]]:
+    if rest == "self_attn.sinks" and family.architecture == "gpt-oss":
+        return [("attn_sinks.weight", _same)]
+    if rest.startswith("mlp.experts.") and family.experts:
+        return _stacked(family.experts, rest.removeprefix("mlp.experts."))
+    module, _, kind = rest.rpartition(".")
+    gguf_name = family.modules.get(module)
+    if gguf_name is None or kind not in ("weight", "bias") or (kind == "bias" and gguf_name not in family.biases):
+        return []
+    if gguf_name.endswith("_norm") and family.norm_offset:
+        return [(f"{gguf_name}.{kind}", partial(_plus, family.norm_offset))]
+    if family.interleaved and gguf_name in ("attn_q", "attn_k"):
+        heads = config.num_attention_heads if gguf_name == "attn_q" else config.num_key_value_heads
+        return [(f"{gguf_name}.{kind}", partial(_interleave, heads))]
+    return [(f"{gguf_name}.{kind}", _same)]
+
+
+def _stacked(layout: str, name: str) -> list[tuple[str, Transform]]:
+    if layout == "halves":
+        gates = [("ffn_gate_exps.weight", partial(_half, 0)), ("ffn_up_exps.weight", partial(_half, 1))]
+        return {"gate_up_proj": gates,
+                "down_proj": [("ffn_down_exps.weight", _same)]}.get(name, [])
+    gates = [("ffn_gate_exps", 0), ("ffn_up_exps", 1)]
+    return {"gate_up_proj": [(f"{g}.weight", partial(_stride, first, True)) for g, first in gates],
+            "gate_up_proj_bias": [(f"{g}.bias", partial(_stride, first, False)) for g, first in gates],
+            "down_proj": [("ffn_down_exps.weight", _transposed)],
+            "down_proj_bias": [("ffn_down_exps.bias", _same)]}.get(name, [])
+
+
+def _same(weight: torch.Tensor) -> torch.Tensor:
+    return weight
+
+
+def _plus(offset: float, weight: torch.Tensor) -> torch.Tensor:
+    return weight.float() + offset
+
+
+def _interleave(heads: int, weight: torch.Tensor) -> torch.Tensor:
+    """(heads * head_dim, ...): dimension i of a head and its rotary partner i + head_dim / 2 become neighbours."""
+    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def _half(index: int, stack: torch.Tensor) -> torch.Tensor:
+    return stack.chunk(2, dim=1)[index]
+
+
+def _transposed(stack: torch.Tensor) -> torch.Tensor:
+    return stack.transpose(1, 2)
+
+
+def _stride(first: int, transpose: bool, stack: torch.Tensor) -> torch.Tensor:
+    return (_transposed(stack) if transpose else stack)[:, first::2]
+
+
+def metadata(config) -> dict[str, object]:
+    """Hyperparameters by GGUF key, the architecture's prefix left out."""
+    family = FAMILIES[config.model_type]
+    size = head_size(config)
+    values = {
+        "context_length": _trained_context(config), "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads, "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": size, "attention.value_length": size,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps), "vocab_size": config.vocab_size,
+    }
+    if family.experts:
+        values |= {"expert_count": getattr(config, family.expert_count),
+                   "expert_used_count": config.num_experts_per_tok,
+                   "expert_feed_forward_length": getattr(config, family.expert_width)}
+    if family.window and config.sliding_window:
+        values |= {"attention.sliding_window": config.sliding_window,
+                   "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config.layer_types]}
+    for key, name in (("attn_logit_softcapping", "attn_logit_softcapping"),
+                      ("final_logit_softcapping", "final_logit_softcapping")):
+        if getattr(config, name, None):
+            values[key] = float(getattr(config, name))
+    return values | _rope(config, size)
+
+
+def head_size(config) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def extra_tensors(config) -> dict[str, torch.Tensor]:
+    """Tensors that the model computes and llama.cpp reads: factors of the rotary frequencies, (head_dim / 2,)."""
+    rope = _rope_of(config)[0]
+    if rope["rope_type"] == "llama3":
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+        plain = rope["rope_theta"] ** -(torch.arange(0, head_size(config), 2) / head_size(config))
+        return {"rope_freqs.weight": (plain / frequencies).float()}
+    if rope["rope_type"] == "longrope":
+        return {f"rope_factors_{kind}.weight": torch.tensor(rope[f"{kind}_factor"]).float()
+                for kind in ("long", "short")}
+    return {}
+
+
+def notes(config) -> list[str]:
+    """Where llama.cpp computes the same only within limits."""
+    rope = _rope_of(config)[0]
+    found = []
+    if _trained_context(config) < config.max_position_embeddings:
+        found.append(f"llama.cpp has no sliding window for {config.model_type}: context_length is "
+                     f"{_trained_context(config)}, within which both compute the same")
+    if rope["rope_type"] == "yarn" and not rope.get("truncate", True):
+        found.append("llama.cpp rounds the ends of yarn's ramp, which this model does not (rope truncate: false): "
+                     "logits differ a little")
+    if rope["rope_type"] == "longrope":
+        found.append("llama.cpp takes the long rope factors for a context longer than "
+                     f"{rope['original_max_position_embeddings']}, transformers for a text that is")
+    return found
+
+
+def _trained_context(config) -> int:
+    """Tokens within which llama.cpp attends as the model does."""
+    window = getattr(config, "sliding_window", None)
+    used = window and getattr(config, "use_sliding_window", True)
+    if used and not FAMILIES[config.model_type].window:
+        return min(window, config.max_position_embeddings)
+    return config.max_position_embeddings
+
+
+def _rope_of(config) -> tuple[dict, dict | None]:
+    """Rope settings of the layers that see everything, and of those with a window if they have their own."""
+    rope = config.rope_parameters
+    if "full_attention" in rope:
+        return rope["full_attention"], rope.get("sliding_attention")
+    return rope, None
+
+
+def _rope(config, size: int) -> dict[str, object]:
+    rope, local = _rope_of(config)
+    values = {"rope.freq_base": float(rope["rope_theta"]),
+              "rope.dimension_count": int(size * rope.get("partial_rotary_factor", 1.0))}
+    if local:
+        values["rope.freq_base_swa"] = float(local["rope_theta"])
+    kind = rope["rope_type"]
+    if kind in ("linear", "yarn"):
+        values |= {"rope.scaling.type": kind, "rope.scaling.factor": float(rope["factor"])}
+    if kind in ("yarn", "longrope"):
+        values["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+        values["rope.scaling.attn_factor"] = _attention_factor(config, rope)
+    return values
+
+
+def _attention_factor(config, rope: dict) -> float:
+    """What llama.cpp multiplies rotated queries and keys with, besides what it takes from yarn's factor itself."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    whole = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu")[1]
+    return float(whole / (0.1 * math.log(rope["factor"]) + 1)) if rope["rope_type"] == "yarn" else float(whole)
+
+
+def _problems(family: Family, config) -> Iterator[str]:
+    """What llama.cpp has fixed and this model has otherwise."""
+    heads, size = config.num_attention_heads, head_size(config)
+    if family.square and heads * size != config.hidden_size:
+        yield f"llama.cpp needs {heads} heads of {size} to be hidden_size {config.hidden_size}"
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    if activation != family.activation:
+        yield f"llama.cpp computes {family.activation}, the model {activation}"
+    yield from _rope_problems(family, config)
+    yield from {"gemma2": _gemma_problems, "gemma3_text": _gemma_problems, "smollm3": _smollm3_problems,
+                "qwen3_moe": _mixture_problems, "olmoe": _mixture_problems,
+                "gpt_oss": _gpt_oss_problems}.get(config.model_type, lambda _: ())(config)
+
+
+def _rope_problems(family: Family, config) -> Iterator[str]:
+    rope, local = _rope_of(config)
+    kind = rope["rope_type"]
+    if kind not in ("default", "linear", "yarn") and kind not in family.rope_factors:
+        yield f"llama.cpp has no rope scaling {kind} for it"
+    if local and local["rope_type"] != "default":
+        yield f"llama.cpp has no rope scaling {local['rope_type']} in layers with a window"
+    if kind == "yarn" and ((rope.get("beta_fast") or 32) != 32 or (rope.get("beta_slow") or 1) != 1):
+        yield "llama.cpp has yarn's beta_fast 32 and beta_slow 1 only"
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 and family.architecture != "phi3":
+        yield "llama.cpp rotates whole heads"
+
+
+def _gemma_problems(config) -> Iterator[str]:
+    # The largest of each generation scales attention otherwise; llama.cpp tells it by its layers.
+    largest = {"gemma2": 46, "gemma3_text": 62}[config.model_type] == config.num_hidden_layers
+    scale = config.hidden_size // config.num_attention_heads if largest else head_size(config)
+    if config.query_pre_attn_scalar != scale:
+        yield f"llama.cpp has query_pre_attn_scalar {scale}, the model {config.query_pre_attn_scalar}"
+    if config.model_type == "gemma2" and not (config.attn_logit_softcapping and config.final_logit_softcapping):
+        yield "llama.cpp always caps the logits"
+    if config.model_type == "gemma3_text" and (config.attn_logit_softcapping or config.use_bidirectional_attention):
+        yield "llama.cpp neither caps attention logits nor attends forwards"
+
+
+def _smollm3_problems(config) -> Iterator[str]:
+    if list(config.no_rope_layers) != [int((i + 1) % 4 != 0) for i in range(config.num_hidden_layers)]:
+        yield "llama.cpp leaves rope out of every fourth layer only (no_rope_layers)"
+
+
+def _mixture_problems(config) -> Iterator[str]:
+    qwen = config.model_type == "qwen3_moe"
+    if config.norm_topk_prob != qwen:
+        yield f"llama.cpp has norm_topk_prob {str(qwen).lower()}"
+    if qwen and (config.mlp_only_layers or config.decoder_sparse_step != 1):
+        yield "llama.cpp has experts in every layer"
+    if not qwen and (config.num_key_value_heads != config.num_attention_heads or config.clip_qkv):
+        yield "llama.cpp has as many key heads as query heads, not clipped"
+
+
+def _gpt_oss_problems(config) -> Iterator[str]:
+    if (config.swiglu_alpha, config.swiglu_limit) != (1.702, 7.0):
+        yield "llama.cpp has swiglu_alpha 1.702 and swiglu_limit 7"

@@ -1,0 +1,103 @@
+"""The forms gguf and gguf-adapter: files for llama.cpp, compared in llama.cpp itself."""
+
+import tempfile
+import unicodedata
+from pathlib import Path
+from typing import Literal
+
+from tunesmith.data.rows import RowProblem
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import UserError
+from tunesmith.export.gguf import quantize
+from tunesmith.export.gguf.engine import LlamaCpp
+from tunesmith.export.gguf.write import write_gguf
+from tunesmith.export.parity import BOUNDS
+from tunesmith.export.settle import copy_settings
+from tunesmith.export.weights import Weights, weights_of
+from tunesmith.inputs import dataset_of, plan_of, tokenizer_of
+from tunesmith.recipe import Section
+from tunesmith.result import trained_model
+from tunesmith.run import Run
+
+FILE = "model.gguf"
+ROWS_OF_IMPORTANCE = 128
+Precision = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
+
+
+class Settings(Section):
+    """How the model is written."""
+
+    precision: Precision = "bf16"
+    """Of the matrices; vectors stay in float32."""
+    importance: bool = False
+    """Of K-quants: lose least where inputs of the training rows are large."""
+    into: Literal["full", "dequantised"] = "full"
+    """Of a base trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them, rounded."""
+
+
+def write(run: Run, folder: Path, settings: Settings) -> list[str]:
+    """Writes FILE; returns what llama.cpp does otherwise than the model. Raises UserError."""
+    small = settings.precision in quantize.KINDS
+    if settings.importance and not small:
+        raise UserError(f"--importance: {settings.precision} is rounded without one; it is for K-quants such as q4_k_m")
+    whole = folder / ("whole.gguf" if small else FILE)
+    kind = ("f32" if run.plan["weights"] == "float32" else "bf16") if small else settings.precision
+    notes = write_model(run, weights_of(run, settings.into), whole, kind)
+    if small:
+        vectors = _importance(run, folder) if settings.importance else None
+        quantize.quantize(whole, folder / FILE, settings.precision, vectors)
+        whole.unlink()
+    return notes
+
+
+def write_model(run: Run, weights: Weights, target: Path, kind: str) -> list[str]:
+    """Writes the GGUF of some weights with what else the run's result holds; returns notes."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as name:
+        copy_settings(run, Path(name))
+        return write_gguf(weights, Path(name), target, kind, tuple(run.plan["stop_ids"]))
+
+
+def _importance(run: Run, folder: Path) -> Path:
+    """Stays beside the model, so that others can use it."""
+    model = trained_model(run, quantize="none")
+    if run.recipe.adapter.kind == "lora":
+        model = model.merge_and_unload()
+    learned = dataset_of(run, tokenizer_of(run), plan_of(run).sequence_length).train
+    rows = (list(map(int, learned[n][0])) for n in range(min(ROWS_OF_IMPORTANCE, len(learned))))
+    file = folder / "importance.safetensors"
+    quantize.save_importance(quantize.importance(model, rows), file)
+    return file
+
+
+class Engine(LlamaCpp):
+    """llama.cpp with the chat template that the file carries."""
+
+    expresses_all = True
+
+    def __init__(self, run: Run, path: Path, adapter: Path | None = None):
+        super().__init__(path, adapter, plan_of(run).sequence_length + run.recipe.evaluate.max_new_tokens)
+        with tempfile.NamedTemporaryFile("w", suffix=".jinja", encoding="utf-8") as file:
+            file.write(self.chat_template)
+            file.flush()
+            self._tokenizer = Tokenizer.load(run.result, file.name)
+
+    def excuses(self, text: str) -> bool:
+        """It brings no text into Unicode's form NFC, and knows capitals in ASCII only (docs/gguf.md)."""
+        return unicodedata.normalize("NFC", text) != text or any(c.isupper() and not c.isascii() for c in text)
+
+    def render(self, messages: list[dict], tools: list[dict] | None) -> str | None:
+        try:
+            return self._tokenizer.render(messages, tools, add_generation_prompt=True)
+        except RowProblem:
+            return None
+
+
+def opened(run: Run, folder: Path, settings: Settings) -> Engine:
+    return Engine(run, folder / FILE)
+
+
+def precision(run: Run, settings: Settings) -> str:
+    """A bound no closer than that of the trained weights' own precision."""
+    own = "f32" if run.plan["weights"] == "float32" else "bf16"
+    return max(settings.precision, own, key=lambda kind: BOUNDS[kind].kl)
+

@@ -1,0 +1,107 @@
+"""A model as a GGUF file, a tensor at a time."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tunesmith.errors import UserError
+from tunesmith.export.gguf.families import extra_tensors, family_of, metadata, notes, targets
+from tunesmith.export.gguf.packages import gguf_package
+from tunesmith.export.gguf.vocabulary import Vocabulary, vocabulary_of
+
+KINDS = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+
+
+def write_gguf(weights, folder: Path, target: Path, kind: str, stop_ids: tuple[int, ...] = ()) -> list[str]:
+    """Writes `target`, whole or not at all; returns what llama.cpp does otherwise than the model, for the user.
+
+    `weights`: `.config` (transformers), `.shapes` (name to shape, names as transformers 5 has them in memory, a tied
+    head left out), and one iteration of (name, tensor) in that order. `folder` holds tokenizer, chat template and
+    generation_config.json. `kind`: f32, f16, bf16 or q8_0; vectors, biases and routers stay float32. `stop_ids`: what
+    ends an answer besides generation_config's eos. Raises UserError.
+    """
+    gguf = gguf_package()
+    config = weights.config
+    architecture = family_of(config).architecture
+    vocabulary = vocabulary_of(folder, weights.shapes["model.embed_tokens.weight"][0], tuple(stop_ids))
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    writer = gguf.GGUFWriter(draft, architecture)
+    try:
+        _describe(writer, config, vocabulary, _name(folder, vocabulary), kind, gguf)
+        extra = extra_tensors(config)
+        for name, tensor in extra.items():
+            _announce(writer, name, tensor.shape, "f32", gguf)
+        for name, shape in weights.shapes.items():
+            for gguf_name, form in targets(config, name):
+                _announce(writer, gguf_name, form(torch.empty(shape, device="meta")).shape, kind, gguf)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in extra.items():
+            writer.write_tensor_data(_encoded(name, tensor, "f32", gguf))
+        for (name, tensor), expected in zip(weights, weights.shapes, strict=True):
+            if name != expected:
+                raise ValueError(f"{name} came where {expected} was announced")
+            for gguf_name, form in targets(config, name):
+                writer.write_tensor_data(_encoded(gguf_name, form(tensor.detach()), kind, gguf))
+        writer.close()
+        os.replace(draft, target)
+    finally:
+        writer.close()
+        draft.unlink(missing_ok=True)
+    return notes(config) + vocabulary.notes
+
+
+def write_values(writer, values: dict[str, object]) -> None:
+    """Adds metadata by GGUF key, each as its Python type says: whole numbers as uint32, others as float32."""
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+           list: writer.add_array}
+    for key, value in values.items():
+        add[type(value)](key, value)
+
+
+def _describe(writer, config, vocabulary: Vocabulary, name: str, kind: str, gguf) -> None:
+    write_values(writer, {"general.type": "model", "general.name": name,
+                          "general.quantization_version": int(gguf.GGML_QUANT_VERSION),
+                          "general.file_type": int(gguf.LlamaFileType[KINDS[kind]])})
+    write_values(writer, {f"{writer.arch}.{key}": value for key, value in metadata(config).items()})
+    write_values(writer, vocabulary.metadata)
+
+
+def _name(folder: Path, vocabulary: Vocabulary) -> str:
+    """The folder's; llama.cpp lets special tokens take whitespace along where the name has phi-3 in it."""
+    name = re.sub(r"(?i)phi-?3", "phi_3", folder.resolve().name)
+    return f"phi-3 {name}" if vocabulary.strips else name
+
+
+def _announce(writer, name: str, shape: torch.Size, kind: str, gguf) -> None:
+    encoding = _type(name, shape, kind, gguf)
+    block, size = gguf.GGML_QUANT_SIZES[encoding]
+    writer.add_tensor_info(name, list(shape), np.dtype(np.float32), shape.numel() // block * size, raw_dtype=encoding)
+
+
+def _type(name: str, shape: torch.Size, kind: str, gguf):
+    """Matrices are of the kind; a row that is no whole number of q8_0's blocks is f16."""
+    types = gguf.GGMLQuantizationType
+    if len(shape) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name:
+        return types.F32
+    if kind == "q8_0" and shape[-1] % gguf.GGML_QUANT_SIZES[types.Q8_0][0]:
+        return types.F16
+    return types[kind.upper()]
+
+
+def _encoded(name: str, tensor: torch.Tensor, kind: str, gguf) -> np.ndarray:
+    types = gguf.GGMLQuantizationType
+    encoding = _type(name, tensor.shape, kind, gguf)
+    tensor = tensor.cpu().contiguous()
+    if encoding == types.BF16:
+        return tensor.bfloat16().view(torch.int16).numpy()
+    if encoding == types.F16:
+        half = tensor.half()
+        if not half.isfinite().all():
+            raise UserError(f"export: gguf: {name} has numbers that f16 cannot hold; choose bf16 or q8_0")
+        return half.numpy()
+    return gguf.quants.quantize(tensor.float().numpy(), encoding)

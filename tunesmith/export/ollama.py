@@ -1,0 +1,145 @@
+"""A folder for `ollama create`: the GGUF and a Modelfile whose template is worked out from the chat template.
+
+What the chat template writes between one message and the next is seen by rendering conversations, and becomes a Go
+template. It holds for an optional system message and then turns of user and assistant; that it writes the same is
+shown on conversations (parity). Tools are not expressed in it.
+"""
+
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.data.rows import RowProblem
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import UserError
+from tunesmith.export.gguf import form as gguf
+from tunesmith.inputs import tokenizer_of
+from tunesmith.run import Run, write_atomic, write_json
+
+Settings = gguf.Settings
+precision = gguf.precision
+MODEL = gguf.FILE
+PIECES = "template.json"
+SYSTEM, FIRST, ANSWER, SECOND = "\ue000S", "\ue000U", "\ue000A", "\ue000V"  # no template writes these
+
+
+@dataclass(frozen=True)
+class Template:
+    """What stands before, between and after the contents of messages."""
+
+    before_system: str
+    system_to_user: str
+    before_user: str
+    user_to_assistant: str
+    assistant_to_user: str
+    end: str
+    """After the last user message: where the model answers."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Template":
+        """Raises UserError if the chat template writes no conversations of this kind."""
+        user, again = {"role": "user", "content": FIRST}, {"role": "user", "content": SECOND}
+        system, answer = {"role": "system", "content": SYSTEM}, {"role": "assistant", "content": ANSWER}
+        try:
+            plain = tokenizer.render([user, answer, again], add_generation_prompt=True)
+        except RowProblem as problem:
+            raise UserError(f"--to ollama: the chat template refuses a plain conversation: {problem.detail}") from None
+        before_user, user_to_assistant, assistant_to_user, end = _split(plain, FIRST, ANSWER, SECOND)
+        try:
+            before_system, system_to_user, _ = _split(
+                tokenizer.render([system, user], add_generation_prompt=True), SYSTEM, FIRST)
+        except (RowProblem, UserError):  # a model without system messages
+            before_system, system_to_user = before_user, "\n\n"
+        return cls(before_system, system_to_user, before_user, user_to_assistant, assistant_to_user, end)
+
+    def without_bos(self, bos: str) -> "Template":
+        """Ollama puts it there by itself."""
+        return Template(self.before_system.removeprefix(bos), self.system_to_user, self.before_user.removeprefix(bos),
+                        self.user_to_assistant, self.assistant_to_user, self.end)
+
+    def render(self, messages: list[dict]) -> str | None:
+        """As `go_text` does; None for a conversation of another kind, as one with tools."""
+        if not _is_plain(messages):
+            return None
+        written = ""
+        for number, message in enumerate(messages):
+            last = number == len(messages) - 1
+            if message["role"] == "system":
+                written += self.before_system + message["content"] + self.system_to_user
+            elif message["role"] == "user":
+                written += ("" if number else self.before_user) + message["content"]
+                written += self.end if last else self.user_to_assistant
+            else:
+                written += message["content"] + self.assistant_to_user
+        return written
+
+    def go_text(self) -> str:
+        """The template as Go's text/template runs it in Ollama."""
+        def literal(text: str) -> str:
+            return "{{ " + json.dumps(text, ensure_ascii=False) + " }}" if text else ""
+
+        return ('{{- range $i, $_ := .Messages }}{{- if eq .Role "system" }}'
+                + literal(self.before_system) + "{{ .Content }}" + literal(self.system_to_user)
+                + '{{- else if eq .Role "user" }}{{ if eq $i 0 }}' + literal(self.before_user)
+                + "{{ end }}{{ .Content }}{{ if eq (len (slice $.Messages $i)) 1 }}" + literal(self.end)
+                + "{{ else }}" + literal(self.user_to_assistant)
+                + '{{ end }}{{- else if eq .Role "assistant" }}{{ .Content }}' + literal(self.assistant_to_user)
+                + "{{- end }}{{- end }}")
+
+
+def write(run: Run, folder: Path, settings: Settings) -> list[str]:
+    """Writes the GGUF, the Modelfile and, for parity, the template's pieces; returns the GGUF's notes."""
+    tokenizer = tokenizer_of(run)
+    template = Template.of(tokenizer)
+    notes = gguf.write(run, folder, settings)
+    bos = tokenizer.bos_token if tokenizer.adds_bos else None
+    stops = sorted({tokenizer.decode([i]) for i in run.plan["stop_ids"]})
+    write_atomic(folder / "Modelfile", modelfile(template.without_bos(bos) if bos else template, stops))
+    write_json(folder / PIECES, vars(template))
+    return notes
+
+
+def modelfile(template: Template, stops: list[str]) -> str:
+    lines = [f"FROM ./{MODEL}", f'TEMPLATE """{template.go_text()}"""']
+    return "\n".join(lines + [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]) + "\n"
+
+
+def opened(run: Run, folder: Path, settings: Settings):
+    """The GGUF in llama.cpp, with conversations as the Modelfile's template writes them."""
+    engine = gguf.opened(run, folder, settings)
+    template = Template(**json.loads((folder / PIECES).read_text("utf-8")))
+    engine.render = lambda messages, tools: None if tools else template.render(messages)
+    engine.expresses_all = False
+    return engine
+
+
+def finish(folder: Path, name: str) -> str:
+    """`ollama create` where Ollama is installed; says what to do or what was done."""
+    command = ["ollama", "create", name, "-f", "Modelfile"]
+    if not shutil.which("ollama"):
+        return f"Ollama is not installed here; where it is: cd {folder} && {' '.join(command)}"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"ollama create failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+    return f"made in Ollama; `ollama run {name}` talks to it"
+
+
+def _is_plain(messages: list[dict]) -> bool:
+    roles = [m["role"] for m in messages]
+    turns = roles[1:] if roles[0] == "system" else roles
+    alternate = turns == ["user", "assistant"] * (len(turns) // 2) + ["user"]
+    return alternate and not any("tool_calls" in message for message in messages)
+
+
+def _split(text: str, *contents: str) -> list[str]:
+    """What stands around the contents, each of which must be there once, in order."""
+    pieces = []
+    for content in contents:
+        before, found, text = text.partition(content)
+        if not found or content in text:
+            raise UserError("--to ollama: the chat template does not write each message once and in order, so it "
+                            "cannot be an Ollama template; --to gguf carries the chat template itself")
+        pieces.append(before)
+    return [*pieces, text]

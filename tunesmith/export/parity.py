@@ -1,0 +1,160 @@
+"""The parity gate: what an exported model does, beside what the trained model does.
+
+Both are asked the same (probes.py): token ids must be identical, logits within the bound of the format, generation
+must stop where it should, and the run's own measure is taken again. T tokens of a row, V tokens of the vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from tunesmith.export.engine import Engine
+from tunesmith.export.probes import POSITIONS, Probes
+
+
+class Bound(NamedTuple):
+    """What rounding of weights may do: most mean KL divergence in nats, least share of equal first choices."""
+
+    kl: float
+    top1: float
+
+
+# KL grows with the square of the weights' relative error: 2^-9 of bfloat16, 2^-12 of float16, about 0.4 % at 8 bits
+# and twice that for each bit less.
+BOUNDS = {"f32": Bound(1e-6, 0.99), "f16": Bound(1e-3, 0.97), "bf16": Bound(5e-3, 0.95), "fp8": Bound(5e-2, 0.85),
+          "q8_0": Bound(1e-2, 0.95), "q6_k": Bound(2e-2, 0.92), "q5_k_m": Bound(5e-2, 0.88), "q4_k_m": Bound(0.15, 0.8),
+          "q3_k_m": Bound(0.5, 0.7), "q2_k": Bound(1.5, 0.5)}
+TIE = 0.05  # nats within which two tokens are equally likely
+STOPPED_SHARE = 0.9  # of the answers that the trained model ended, that the exported one must end
+
+
+@dataclass
+class Observation:
+    """What an engine made of the probes."""
+
+    texts: list[list[int]]
+    conversations: list[list[int] | None]
+    logits: list[np.ndarray]  # (T, V) for each row, as long as POSITIONS lasts
+    loss: float  # nats a supervised token
+    answers: list[list[int]]
+    stopped: list[bool]
+    stop_ids: set[int]
+    exact_match: float | None
+    expresses_all: bool
+    excused: list[bool]  # for each text
+
+
+def observe(engine: Engine, probes: Probes, decode, progress=lambda done, of: None) -> Observation:
+    """Asks an engine everything. `decode(ids)` gives an answer's text."""
+    rendered = [engine.render(messages, tools) for _, messages, tools in probes.conversations]
+    conversations = [None if text is None else engine.encode(text) for text in rendered]
+    logits, nats, count, left = [], 0.0, 0, POSITIONS
+    steps = len(probes.rows) + len(probes.prompts)
+    for number, (ids, supervised) in enumerate(probes.rows):
+        row = engine.logits([int(i) for i in ids])
+        nats += _nats(row, ids, supervised)
+        count += int(supervised[1:].sum())
+        logits += [row[:left].copy()] if left else []
+        left -= min(left, len(row))
+        progress(number + 1, steps)
+    answers, stopped = [], []
+    for number, prompt in enumerate(probes.prompts):
+        answer, ended = engine.generate(prompt, probes.max_new_tokens)
+        answers.append(answer)
+        stopped.append(ended)
+        progress(len(probes.rows) + number + 1, steps)
+    right = [decode(a) == r for a, r in zip(answers, probes.references)]
+    return Observation([engine.encode(text) for text in probes.texts], conversations, logits, nats / max(count, 1),
+                       answers, stopped, set(engine.stop_ids), float(np.mean(right)) if probes.exact_match else None,
+                       engine.expresses_all, [engine.excuses(text) for text in probes.texts])
+
+
+def compare(trained: Observation, exported: Observation, probes: Probes, precision: str) -> dict:
+    """parity.json: `passed`, `problem` (the first difference, or None) and what was measured."""
+    found = {"precision": precision, "rows": len(probes.rows), "rows_from": probes.source,
+             "tokens": {"texts": len(probes.texts), "conversations": sum(c is not None for c in trained.conversations),
+                        "not_expressed": _not_expressed(trained, exported, probes),
+                        "excused": _excused(trained, exported, probes)},
+             "logits": _distance(trained.logits, exported.logits), "bound": BOUNDS[precision]._asdict(),
+             "answers": _endings(trained, exported) | {"bound": STOPPED_SHARE},
+             "measure": {name: {"trained": getattr(trained, name), "exported": getattr(exported, name)}
+                         for name in ("loss", "exact_match") if getattr(trained, name) is not None}}
+    problem = _first_difference(trained, exported, probes, found)
+    return {"passed": problem is None, "problem": problem} | found
+
+
+def _first_difference(trained: Observation, exported: Observation, probes: Probes, found: dict) -> str | None:
+    for text, ours, theirs in zip(probes.texts, trained.texts, exported.texts):
+        if ours != theirs and text not in found["tokens"]["excused"]:
+            return f"text {text[:40]!r}: {_where(ours, theirs)}"
+    for (name, *_), ours, theirs in zip(probes.conversations, trained.conversations, exported.conversations):
+        if ours != theirs and name not in found["tokens"]["not_expressed"]:
+            refused = f"the {'exported' if theirs is None else 'trained'} model's template refuses it"
+            return f"conversation “{name}”: {refused if None in (ours, theirs) else _where(ours, theirs)}"
+    missing = trained.stop_ids - exported.stop_ids
+    if missing:
+        return f"generation does not stop at token {min(missing)}, which ends answers of the trained model"
+    logits, bound = found["logits"], found["bound"]
+    if not logits["mean_kl"] <= bound["kl"]:
+        return f"logits: mean KL {logits['mean_kl']:.2e} nats, bound {bound['kl']:g}"
+    if logits["top1_agreement"] < bound["top1"]:
+        return f"logits: the first choice is the same at {logits['top1_agreement']:.1%}, bound {bound['top1']:.0%}"
+    ends = found["answers"]
+    if ends["stopped_of_them"] < STOPPED_SHARE * ends["stopped_trained"]:
+        return f"of {ends['stopped_trained']} answers that the trained model ended, {ends['stopped_of_them']} ended"
+    return None
+
+
+def _not_expressed(trained: Observation, exported: Observation, probes: Probes) -> list[str]:
+    """Conversations that the export's own kind of template cannot write, and says so."""
+    pairs = zip(probes.conversations, trained.conversations, exported.conversations)
+    return [name for (name, *_), ours, theirs in pairs
+            if ours is not None and theirs is None and not exported.expresses_all]
+
+
+def _excused(trained: Observation, exported: Observation, probes: Probes) -> list[str]:
+    """Texts that get other ids, as the engine is known to do with such text."""
+    each = zip(probes.texts, trained.texts, exported.texts, exported.excused)
+    return [text for text, ours, theirs, excused in each if excused and ours != theirs]
+
+
+def _where(ours: list[int], theirs: list[int]) -> str:
+    at = next((n for n, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1]), min(len(ours), len(theirs)))
+    one, other = (ids[at] if at < len(ids) else "none" for ids in (ours, theirs))
+    return f"token {at} is {one} in training, {other} here"
+
+
+def _nats(logits_TV: np.ndarray, ids: np.ndarray, supervised: np.ndarray) -> float:
+    """Summed loss of a row's supervised tokens."""
+    at = np.flatnonzero(supervised[1:])
+    log_NV = _log_softmax(logits_TV[at])
+    return float(-log_NV[np.arange(len(at)), ids[1:][at]].sum())
+
+
+def _distance(trained: list[np.ndarray], exported: list[np.ndarray]) -> dict:
+    """Mean KL(trained, exported) in nats, share of equal first choices (ties of the trained model count as equal), and
+    the largest drift of a logit over the trained logits' standard deviation."""
+    kl, same, drift, count = 0.0, 0, 0.0, 0
+    for ours, theirs in zip(trained, exported):
+        width = min(ours.shape[1], theirs.shape[1])  # rows without a token may be missing
+        ours, theirs = ours[:, :width], theirs[:, :width]
+        p, q = _log_softmax(ours), _log_softmax(theirs)
+        kl += float((np.exp(p) * (p - q)).sum())
+        same += int((p[np.arange(len(p)), q.argmax(1)] >= p.max(1) - TIE).sum())
+        drift = max(drift, float(np.abs(ours - theirs).max() / ours.std()))
+        count += len(ours)
+    return {"positions": count, "mean_kl": max(kl, 0.0) / count, "top1_agreement": same / count, "largest_drift": drift}
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    logits -= logits.max(1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
+def _endings(trained: Observation, exported: Observation) -> dict:
+    both = [a and b for a, b in zip(trained.stopped, exported.stopped)]
+    same = [a == b for a, b in zip(trained.answers, exported.answers)]
+    return {"asked": len(same), "identical": sum(same), "stopped_trained": sum(trained.stopped),
+            "stopped_of_them": sum(both)}

@@ -1,0 +1,31 @@
+"""What a model folder holds beside its weights, such that others make the same prompts as training did."""
+
+import json
+import shutil
+from pathlib import Path
+
+from tunesmith.run import Run, write_atomic
+
+OF_WEIGHTS = ("adapter_*", "README.md", "*.safetensors", "*.safetensors.index.json")
+
+
+def copy_settings(run: Run, folder: Path, without: tuple[str, ...] = OF_WEIGHTS) -> None:
+    """Copies tokenizer, generation settings and chat templates of the run's result into `folder`, which exists.
+
+    Where training rendered with variables of its own, such as `enable_thinking`, the templates get them as defaults:
+    those who use the model do not know them.
+    """
+    shutil.copytree(run.result, folder, ignore=shutil.ignore_patterns(*without), dirs_exist_ok=True)
+    for file in (folder / "chat_template.jinja", *(folder / "additional_chat_templates").glob("*.jinja")):
+        if file.exists():
+            write_atomic(file, defaults(run.plan["template_kwargs"]) + file.read_text("utf-8"))
+
+
+def defaults(variables: dict) -> str:
+    """Jinja that gives variables their values where the caller does not."""
+    return "".join(f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif -%}}"
+                   for name, value in variables.items())
+
+
+def _literal(value) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else json.dumps(value)
