@@ -16,7 +16,7 @@ def run(paths: Sequence[Path], host: str, port: int, api_key: str | None, cors: 
     if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install 'tunesmith[serve]'")
     if gguf := next((path for path in paths if path.suffix == ".gguf"), None):
-        raise UserError(f"{gguf}: GGUF files are not served; serve the run or the merged folder, or use llama.cpp")
+        raise UserError(f"{gguf}: GGUF files are not served; serve the run or the merged folder")
     bound = bind(host, port, api_key)
     from tunesmith.serve.app import serve
     from tunesmith.serve.batching import TransformersEngine
