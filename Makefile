@@ -4,15 +4,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two at a time, each on one thread: the models are too small for more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 demo: $(VENV)/installed
 	$(BIN)/tunesmith demo
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 bench: .venv-bench/installed
 	.venv-bench/bin/python bench/run.py

@@ -21,7 +21,7 @@ LARGE = [pytest.param(f, marks=pytest.mark.slow) for f in tiny.FAMILIES if f not
 @pytest.fixture
 def run(recipe):
     """Trained until it is sure of its answers: the bounds of coarse formats are for models that know something."""
-    return train(recipe("qwen3", train={"max_steps": 60, "learning_rate": 1e-2}))
+    return train(recipe("qwen3", train={"epochs": 20, "max_steps": 200, "learning_rate": 5e-3}))
 
 
 @pytest.mark.parametrize(("to", "settings", "file"), [
