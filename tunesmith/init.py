@@ -5,7 +5,6 @@ from pathlib import Path
 from tunesmith.data.source import rows_of
 from tunesmith.data.rows import Text
 from tunesmith.errors import UserError
-from tunesmith.machine import probe
 from tunesmith.model.load import config_of, resolve
 from tunesmith.recipe import Model, Source
 

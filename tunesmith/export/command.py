@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from tunesmith.errors import NotTheSame, UserError
 from tunesmith.export.card import card
 from tunesmith.export.engine import Trained
-from tunesmith.export.parity import Observation, compare, observe
-from tunesmith.export.probes import Probes, probes_of
+from tunesmith.export.parity import Observation, compare, distance, measures, observe
+from tunesmith.export.probes import probes_of
 from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import quieten
 from tunesmith.recipe import first_problem
@@ -84,6 +84,8 @@ def _settings(form, to: str, given: dict):
 
 
 def _checked(run: Run, form, settings, folder: Path, say) -> dict:
+    """What parity.json says. Of a run over a quantised base also `over_quantized`: how the export stands beside the
+    model as training had it."""
     probes, tokenizer = probes_of(run), tokenizer_of(run)
     stop_ids = set(run.plan["stop_ids"])
 
@@ -100,15 +102,10 @@ def _checked(run: Run, form, settings, folder: Path, say) -> dict:
     found = compare(trained, exported, probes, form.precision(run, settings))
     if as_trained or run.recipe.model.quantize == "none":
         return found
-    return found | _over_quantized(run, probes, tokenizer, asked, exported)
-
-
-def _over_quantized(run: Run, probes: Probes, tokenizer, asked, exported: Observation) -> dict:
-    """How the export stands beside the model as training had it, where its base was quantised."""
     kind = run.recipe.model.quantize
-    trained = asked(Trained(trained_model(run), tokenizer, set(run.plan["stop_ids"])), f"trained {kind}")
-    beside = compare(trained, exported, probes, "q4_k_m")
-    return {"over_quantized": {"base": kind, "logits": beside["logits"], "measure": beside["measure"]}}
+    seen = asked(Trained(trained_model(run), tokenizer, stop_ids), f"trained {kind}")
+    return found | {"over_quantized": {"base": kind, "logits": distance(seen.logits, exported.logits),
+                                       "measure": measures(seen, exported)}}
 
 
 @contextmanager

@@ -76,10 +76,9 @@ def compare(trained: Observation, exported: Observation, probes: Probes, precisi
              "tokens": {"texts": len(probes.texts), "conversations": sum(c is not None for c in trained.conversations),
                         "not_expressed": _not_expressed(trained, exported, probes),
                         "excused": _excused(trained, exported, probes)},
-             "logits": _distance(trained.logits, exported.logits), "bound": BOUNDS[precision]._asdict(),
+             "logits": distance(trained.logits, exported.logits), "bound": BOUNDS[precision]._asdict(),
              "answers": _endings(trained, exported) | {"bound": STOPPED_SHARE},
-             "measure": {name: {"trained": getattr(trained, name), "exported": getattr(exported, name)}
-                         for name in ("loss", "exact_match") if getattr(trained, name) is not None}}
+             "measure": measures(trained, exported)}
     problem = _first_difference(trained, exported, probes, found)
     return {"passed": problem is None, "problem": problem} | found
 
@@ -132,7 +131,7 @@ def _nats(logits_TV: np.ndarray, ids: np.ndarray, supervised: np.ndarray) -> flo
     return float(-log_NV[np.arange(len(at)), ids[1:][at]].sum())
 
 
-def _distance(trained: list[np.ndarray], exported: list[np.ndarray]) -> dict:
+def distance(trained: list[np.ndarray], exported: list[np.ndarray]) -> dict:
     """Mean KL(trained, exported) in nats, share of equal first choices (ties of the trained model count as equal), and
     the largest drift of a logit over the trained logits' standard deviation."""
     kl, same, drift, count = 0.0, 0, 0.0, 0
@@ -145,6 +144,12 @@ def _distance(trained: list[np.ndarray], exported: list[np.ndarray]) -> dict:
         drift = max(drift, float(np.abs(ours - theirs).max() / ours.std()))
         count += len(ours)
     return {"positions": count, "mean_kl": max(kl, 0.0) / count, "top1_agreement": same / count, "largest_drift": drift}
+
+
+def measures(trained: Observation, exported: Observation) -> dict:
+    """The run's own measure of both."""
+    return {name: {"trained": getattr(trained, name), "exported": getattr(exported, name)}
+            for name in ("loss", "exact_match") if getattr(trained, name) is not None}
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunesmith.data.dataset import TokenStore
 from tunesmith.inputs import dataset_of, plan_of, tokenizer_of
 from tunesmith.run import Run
 
