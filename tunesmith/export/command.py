@@ -77,6 +77,9 @@ def form_of(to: str):
 
 
 def _settings(form, to: str, given: dict):
+    unknown = sorted(given.keys() - form.Settings.model_fields)
+    if unknown:
+        raise UserError(f"--{unknown[0]}: --to {to} has no such choice")
     try:
         return form.Settings.model_validate(given)
     except ValidationError as error:
