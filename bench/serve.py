@@ -105,8 +105,8 @@ def _wait(process: subprocess.Popen, url: str) -> None:
         try:
             if httpx.get(f"{url}/health", timeout=5).status_code == 200:
                 return
-        except httpx.HTTPError:
-            pass
+        except httpx.TransportError:
+            pass  # it does not listen yet
         time.sleep(0.2)
     raise RuntimeError("did not start")
 

@@ -18,10 +18,10 @@ from tunesmith.errors import Ending, Interrupted, NotEnoughMemory, NotFinite, Pr
 from tunesmith.inputs import dataset_of, plan_of
 from tunesmith.machine import probe
 from tunesmith.measure import fitted
-from tunesmith.model.load import check_quantize, config_of, resolve, save_tokenizer
+from tunesmith.model.load import check_quantize, config_of, eos_ids, resolve, save_tokenizer
 from tunesmith.plan.choose import Plan, choose
 from tunesmith.recipe import Recipe
-from tunesmith.run import Run, read_json, write_json
+from tunesmith.run import Run, write_json
 from tunesmith.screen import Screen
 
 ROWS_LOOKED_AT = 200
@@ -163,8 +163,7 @@ def _cause(plan: Plan, rank: int, failure) -> Exception:
 
 def _stop_ids(dataset: Dataset, tokenizer: Tokenizer, base: Path) -> list[int]:
     """Tokens that end an answer: the model's own, and the special tokens that end learned answers."""
-    own = (read_json(base / "generation_config.json") or {}).get("eos_token_id") or []
-    stops = {tokenizer.eos_id, *(own if isinstance(own, list) else [own])}
+    stops = {tokenizer.eos_id, *eos_ids(base)}
     for number in range(min(len(dataset.train), ROWS_LOOKED_AT)):
         answer = dataset.train.prompt_and_answer(number)[1]
         if len(answer) and tokenizer.decode([int(answer[-1])]) in tokenizer.special_tokens:

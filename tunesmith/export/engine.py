@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.model.load import quieten
+from tunesmith.model.load import eos_ids, quieten
 
 
 class Engine(Protocol):
@@ -55,7 +55,7 @@ class Transformers:
     def load(cls, folder: Path, opener=AutoModelForCausalLM, **options) -> "Transformers":
         quieten()
         model = opener.from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
-        return cls(model, folder, _stops(GenerationConfig.from_pretrained(folder)))
+        return cls(model, folder, set(eos_ids(folder)))
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False).input_ids
@@ -103,8 +103,3 @@ class Trained(Transformers):
             return self._own.render(messages, tools, add_generation_prompt=True)
         except RowProblem:
             return None
-
-
-def _stops(settings: GenerationConfig) -> set[int]:
-    found = settings.eos_token_id
-    return set(found if isinstance(found, list) else [] if found is None else [found])

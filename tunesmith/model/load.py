@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tunesmith.errors import UserError, first_line
 from tunesmith.recipe import Model
+from tunesmith.run import read_json
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
@@ -46,6 +47,12 @@ def config_of(folder: Path):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
         raise UserError(f"model.path: {folder}: transformers cannot read this model: {first_line(error)}") from None
+
+
+def eos_ids(folder: Path) -> list[int]:
+    """Tokens that end the model's answers, in the order of its generation_config.json; there one or a list."""
+    found = (read_json(folder / "generation_config.json") or {}).get("eos_token_id")
+    return found if isinstance(found, list) else [] if found is None else [found]
 
 
 def check_quantize(model: Model, config) -> None:

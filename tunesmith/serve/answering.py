@@ -128,7 +128,8 @@ class Answers:
         try:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, piece))
         except RuntimeError:
-            pass  # the server has ended; nobody waits
+            if not self._loop.is_closed():  # else the server has ended; nobody waits
+                raise
 
     def _read(self, index: int, piece: Piece) -> list[Said | Call | Answer]:
         answer, reader = self.done[index], self._readers[index]

@@ -9,7 +9,7 @@ import torch
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.inputs import tokenizer_of
-from tunesmith.model.load import load, resolve
+from tunesmith.model.load import eos_ids, load, resolve
 from tunesmith.recipe import Model
 from tunesmith.result import base_model, require_result, trained_model
 from tunesmith.run import Run, read_json
@@ -118,8 +118,7 @@ def _open_run(run: Run, bases: dict[tuple, Served], base_name: str, context: int
 def _open_folder(folder: Path, context: int | None) -> Served:
     weights = Weights(load(Model(path=str(folder)), folder, "auto", None, 0))
     tokenizer = Tokenizer.load(folder)
-    own = (read_json(folder / "generation_config.json") or {}).get("eos_token_id") or []
-    stops = frozenset(own if isinstance(own, list) else [own]) | ({tokenizer.eos_id} - {None})
+    stops = frozenset({tokenizer.eos_id, *eos_ids(folder)} - {None})
     return _served(folder.name, "base", folder.name, weights, None, tokenizer, stops, folder, context)
 
 

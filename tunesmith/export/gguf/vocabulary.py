@@ -14,6 +14,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
+from tunesmith.model.load import eos_ids
 from tunesmith.export.gguf.samples import LEADING, TEXTS, conversations
 from tunesmith.export.gguf.sentencepiece import SPACE, SentencePiece
 
@@ -246,7 +247,7 @@ def _doubtful(file: dict, ids: dict[str, int], tokens: _Tokens) -> list[str]:
 
 def _named(folder: Path, own: Tokenizer, tokens: _Tokens, stop_ids: tuple[int, ...]) -> dict[str, object]:
     """Beginning, padding and all ends. llama.cpp takes three ends by id; others it knows by their text."""
-    wanted = list(dict.fromkeys([*stop_ids, *_eos_of(folder)]))
+    wanted = list(dict.fromkeys([*stop_ids, *eos_ids(folder)]))
     eos = own.eos_id if own.eos_id is not None else next(iter(wanted), None)
     if eos is None:
         raise _refused(folder, "nothing says which token ends an answer")
@@ -265,12 +266,6 @@ def _named(folder: Path, own: Tokenizer, tokens: _Tokens, stop_ids: tuple[int, .
         raise _refused(folder, "it adds other tokens to text than one at the beginning")
     return {f"tokenizer.ggml.{name}_token_id": number for name, number in values.items() if number is not None} | {
         "tokenizer.ggml.add_bos_token": own.adds_bos, "tokenizer.ggml.add_eos_token": False}
-
-
-def _eos_of(folder: Path) -> list[int]:
-    path = folder / "generation_config.json"
-    found = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.exists() else None
-    return found if isinstance(found, list) else [] if found is None else [found]
 
 
 def _parts(part: dict | None, key: str) -> list[dict]:
