@@ -28,7 +28,7 @@ from tunesmith.run import Run, write_atomic, write_json
 
 FORMS = {"adapter": "tunesmith.export.adapter", "merged": "tunesmith.export.merged",
          "gguf": "tunesmith.export.gguf.form", "ollama": "tunesmith.export.ollama", "fp8": "tunesmith.export.fp8",
-         "gguf-adapter": "tunesmith.export.gguf.lora"}
+         "int4": "tunesmith.export.int4", "gguf-adapter": "tunesmith.export.gguf.lora"}
 
 
 def export(run: Run, to: str, output: Path | None = None, settings: dict | None = None, parity: bool = True,
