@@ -10,7 +10,7 @@ from torch import nn
 from tests.export.test_gguf import Weights, llama_cpp, made, torch_logits
 from tunesmith.errors import UserError
 from tunesmith.export.gguf.write import write_gguf
-from tunesmith.export.importance import importance
+from tunesmith.export.gguf.importance import importance
 
 pytest.importorskip("llama_cpp", reason="pip install 'tunesmith[gguf]'")
 from tunesmith.export.gguf.quantize import quantize, save_importance  # noqa: E402
