@@ -179,7 +179,7 @@ FAMILIES = {
                      config={"tie_word_embeddings": True, "head_dim": 16, "query_pre_attn_scalar": 16,
                              "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"],
                              "attn_logit_softcapping": 5.0, "final_logit_softcapping": 30.0}),
-    "phi3": Family("Phi3", "legacy-complete", PHI3, "<|endoftext|>", "<|end|>", bos="<s>", pad="<|endoftext|>",
+    "phi3": Family("Phi3", "metaspace", PHI3, "<|endoftext|>", "<|end|>", bos="<s>", pad="<|endoftext|>",
                    special=("<unk>", "<s>", "<|endoftext|>"), plain=("</s>",),
                    rstrip=("</s>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")),
     "smollm3": Family("SmolLM3", "bytes", SMOLLM3, "<|im_end|>", "<|im_end|>", ("<|begin_of_text|>", *CHATML[1:]),

@@ -80,7 +80,7 @@ WIDE = {"hidden_size": 128, "intermediate_size": 128, "initializer_range": 0.05}
 def test_small_weights_are_small_and_close(recipe, tmp_path, base):
     more = WIDE | ({"moe_intermediate_size": 128} if base == "qwen3_moe" else {})
     path = tiny.save(base, tmp_path / "model", **more)
-    run = train(recipe(base, model={"path": str(path)}, train=THOROUGH | {"max_steps": 60, "learning_rate": 1e-3}))
+    run = train(recipe(base, model={"path": str(path)}, train=THOROUGH | {"max_steps": 100, "learning_rate": 1e-3}))
     export(run, "merged", tmp_path / "merged", parity=False)
     whole = load_file(tmp_path / "merged/model.safetensors")
     for to, check in (("fp8", check_fp8), ("int4", check_int4)):

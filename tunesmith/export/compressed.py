@@ -23,7 +23,7 @@ from tunesmith.run import Run
 def matrices(weights: Weights, to: str) -> set[str]:
     """Names of what is written small: linear layers and, where the files have each expert by itself, experts.
 
-    Raises UserError where they have not, as nothing opens stacks in this format, and without the package.
+    Raises UserError where they have not, as transformers opens no stacks in this format, and without the package.
     """
     if find_spec("compressed_tensors") is None:
         raise UserError(f"--to {to}: needs compressed-tensors: pip install 'tunesmith[fp8]'")
@@ -33,8 +33,8 @@ def matrices(weights: Weights, to: str) -> set[str]:
     stacks = {f"{name}.{key}" for name, module in model.named_modules()
               for key, _ in module.named_parameters(recurse=False) if experts.is_stack(module, key)}
     if any(tensor.ndim > 2 for tensor in weights.of_files(weights.empty(stacks)).values()):
-        raise UserError(f"--to {to}: this model's files have a layer's experts in one tensor, and nothing opens such a "
-                        "tensor in this format; --to merged, or --to gguf")
+        raise UserError(f"--to {to}: this model's files have a layer's experts in one tensor, which transformers does "
+                        "not open in this format; --to merged, or --to gguf")
     return linear | stacks
 
 
