@@ -11,7 +11,7 @@ from tests import tiny
 from tests.conftest import sums, write_rows
 from tunesmith import Recipe, train
 from tunesmith.serve.app import make_app
-from tunesmith.serve.batching import TransformersEngine
+from tunesmith.serve.batching import BatchingEngine
 from tunesmith.serve.engine import Piece, Request
 from tunesmith.serve.models import open_models
 
@@ -44,7 +44,7 @@ def mistral(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def engine(runs, mistral):
-    made = TransformersEngine(open_models([*runs, mistral]), batch=32, queue=64)
+    made = BatchingEngine(open_models([*runs, mistral]), batch=32, queue=64)
     yield made
     made.close()
 

@@ -64,16 +64,16 @@ def test_a_crowd_gets_the_answers_that_each_gets_alone(address, engine, runs):
     while (now := engine.metrics())["running"] + now["waiting"] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert (now["running"], now["waiting"], now["kv_bytes"]) == (0, 0, 0)
-    assert now["prefix_bytes"] <= engine.prefixes.limit_bytes
+    assert now["prefix_bytes"] <= sum(pool.prefixes.limit_bytes for pool in engine.pools.values())
     assert now.get("finished_cancelled", 0) > before.get("finished_cancelled", 0)
     assert now.get("finished_error", 0) == 0
 
 
 def test_a_full_queue_is_said(served, family):
-    from tunesmith.serve.batching import TransformersEngine
+    from tunesmith.serve.batching import BatchingEngine
     from tunesmith.serve.models import open_models
 
-    engine = TransformersEngine(open_models([family("qwen2")]), batch=1, queue=2)
+    engine = BatchingEngine(open_models([family("qwen2")]), batch=1, queue=2)
     address = served(engine)
 
     async def crowd():
