@@ -44,7 +44,7 @@ def open_result(run: Run, base: TorchWeights | None = None) -> tuple[TorchWeight
 
 
 def open_models(paths: Sequence[Path | str], context: int | None = None) -> dict[str, Served]:
-    """The runs, model folders (or hub ids) and GGUF files as what is served, in order, each tuned model before its base.
+    """The runs, model folders (or hub ids) and GGUF files as what is served, in order, tuned models before their base.
     An adapter in GGUF belongs to the GGUF named before it. `context` lowers the models' own. Raises UserError."""
     files = [Path(path) for path in paths if Path(path).suffix == ".gguf"]
     runs = [Run(path) for path in paths if Run(path).exists]
@@ -76,7 +76,8 @@ def _open_run(run: Run, bases: dict[tuple, Served], base_name: str, context: int
     new = []
     if key not in bases:
         weights = TorchWeights(base_model(run))
-        bases[key] = _served(base_name, "base", base_name, weights, None, tokenizer, stops, _defaults(run.base), context)
+        bases[key] = _served(base_name, "base", base_name, weights, None, tokenizer, stops, _defaults(run.base),
+                             context)
         new = [bases[key]]
     base = bases[key]
     weights, adapter = open_result(run, base.weights)
