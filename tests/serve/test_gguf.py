@@ -62,6 +62,7 @@ def test_answers_are_those_of_each_alone_with_and_without_the_adapter(exported, 
     monkeypatch.setattr(batching, "CHUNK", 40)  # prompts are computed in several steps
     names = list(gguf_engine.models)
     assert names == ["first-gguf-adapter", "first-base-gguf"]
+    assert gguf_engine.models[names[0]].base == names[1]
     draw = random.Random(0)
     prompts = [[draw.randrange(20, 400) for _ in range(draw.randrange(1, 60))] for _ in range(8)]
     found = [Collector(gguf_engine, Request(name, ids, NEW)) for ids in prompts for name in names]
@@ -115,7 +116,7 @@ def test_embeddings_and_schemas(gguf_engine, served, runs):
 
 def test_a_gguf_beside_a_run(exported, runs, served):
     engine = BatchingEngine(open_models([runs[1], exported[0]]))
-    assert [line.split(",")[0] for line in engine.description] == [
+    assert [line.split(", ")[0] for line in engine.description] == [
         "transformers in this process", "llama.cpp in this process"]
     address = served(engine)
     listed = httpx.get(f"{address}/v1/models").json()["data"]

@@ -23,7 +23,7 @@ def run(paths: Sequence[Path], host: str, port: int, api_key: str | None, cors: 
     console = Console(stderr=True, highlight=False)
     engine = BatchingEngine(open_models(paths, context), batch, queue)
     for line in engine.description:
-        console.print(f"engine  {line}", markup=False)
+        console.print(f"engine  {line}", markup=False, soft_wrap=True)
     for served in engine.models.values():
         of = f" of {served.base}" if served.kind == "tuned" else ""
         console.print(f"model   {served.name}: {served.kind}{of}, context {served.context:,}", markup=False)

@@ -89,7 +89,7 @@ def _open_folder(folder: Path, context: int | None) -> Served:
     weights = TorchWeights(load(Model(path=str(folder)), folder, "auto", None, 0))
     tokenizer = Tokenizer.load(folder)
     stops = frozenset({tokenizer.eos_id, *eos_ids(folder)} - {None})
-    return _served(folder.name, "base", folder.name, weights, None, tokenizer, stops, _defaults(folder), context)
+    return _served(*_identity(folder), weights, None, tokenizer, stops, _defaults(folder), context)
 
 
 def _open_files(files: Sequence[Path], context: int | None) -> list[Served]:
@@ -100,22 +100,27 @@ def _open_files(files: Sequence[Path], context: int | None) -> list[Served]:
             raise UserError(f"{file}: no such file")
         if not is_adapter(file):
             weights = LlamaWeights(file)
-            name, stops = _name_of(file), frozenset(weights.model.stop_ids)
-            base = _served(name, "base", name, weights, None, GgufTokenizer(weights.model), stops, {}, context)
+            tokenizer, stops = GgufTokenizer(weights.model), frozenset(weights.model.stop_ids)
+            base = _served(*_identity(file), weights, None, tokenizer, stops, {}, context)
             found.append(base)
         elif base is None:
             raise UserError(f"{file}: an adapter; name the GGUF of its base before it")
         else:
             adapter = base.weights.add(file)
-            tuned = replace(base, name=_name_of(file), kind="tuned", adapter=adapter)
+            tuned = replace(base, name=_identity(file)[0], kind="tuned", base=base.name, adapter=adapter)
             found.insert(found.index(base), tuned)
     return found
 
 
-def _name_of(file: Path) -> str:
-    """A file's own name; of an export, which are all called alike, the run's and the form's."""
-    form = file.resolve().parent
-    return f"{Run(form.parent).name}-{form.name}" if Run(form.parent).exists else file.stem
+def _identity(path: Path) -> tuple[str, str, str]:
+    """Name, kind and base of a model folder or file. An export has its run's name with the form's, as all exports are
+    called alike."""
+    form = path.resolve() if path.is_dir() else path.resolve().parent
+    run = Run(form.parent)
+    if run.exists:
+        return f"{run.name}-{form.name}", "tuned", run.base.name
+    name = path.name if path.is_dir() else path.stem
+    return name, "base", name
 
 
 def _served(name, kind, base, weights, adapter, tokenizer, stops, defaults: dict, context: int | None) -> Served:

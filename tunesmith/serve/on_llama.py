@@ -49,7 +49,7 @@ class LlamaWeights:
         self._computing = Context(self.model, tokens + step, sequences, step)
         self._free = list(range(sequences))
         where = "a card" if self._on_card else "cpu"
-        return tokens, f"llama.cpp in this process, {where}, {self.model.metadata('general.name') or self.model.path}"
+        return tokens, f"llama.cpp in this process, {where}, {self.model.description}"
 
     def new_kv(self) -> "Slot":
         return Slot(self, self._free.pop())
