@@ -25,6 +25,19 @@ from tunesmith.serve.engine import Engine, Refused
 PAGE = Path(__file__).parent / "page"
 GAUGES = ("running", "waiting", "kv_bytes", "kv_limit_bytes", "prefix_bytes")
 RETRY_SECONDS = "1"
+# The page has its policy as well, but only a header can say who may frame it.
+PAGE_HEADERS = {"Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; "
+                                           "form-action 'none'; frame-ancestors 'none'",
+                "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+
+class Page(StaticFiles):
+    """The chat page, which loads nothing but itself."""
+
+    async def get_response(self, path, scope):
+        response = await super().get_response(path, scope)
+        response.headers.update(PAGE_HEADERS)
+        return response
 
 
 class Problem(BaseModel):
@@ -60,7 +73,7 @@ def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (
     if hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
+        app.mount("/", Page(directory=PAGE, html=True))
     return app
 
 
