@@ -10,6 +10,10 @@ import json
 import httpx
 import jsonschema
 import pytest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from tunesmith.serve.app import make_app
 
 STR, INT, NUM, BOOL, ANY = {"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}, {}
 
@@ -210,6 +214,11 @@ def test_what_was_asked_is_told(respond, body):
     respond("Go.", '{"a": 1}', **body)
 
 
+def test_websockets_are_refused(scripted):
+    with TestClient(make_app(scripted)) as client, pytest.raises(WebSocketDisconnect):
+        client.websocket_connect("/v1/responses").__enter__()
+
+
 @pytest.mark.parametrize(("path", "body", "status", "expected"), [
     ("", {"input": [said("user", [{"type": "input_text", "text": "What is this?"},
                                   {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}])]},
@@ -220,6 +229,6 @@ def test_what_was_asked_is_told(respond, body):
     ("/compact", {"input": [said("user", "Hello.")]}, 405, "")])
 def test_what_is_not_offered(scripted_address, path, body, status, expected):
     """The cases image-input (of a model of text), previous-response-id, compact-response and compact-missing-model;
-    the seven of the WebSocket transport need that."""
+    for the seven of the WebSocket transport see above."""
     answer = httpx.post(f"{scripted_address}/v1/responses{path}", json={"model": "qwen3", **body})
     assert answer.status_code == status and expected in answer.json()["error"]["message"]

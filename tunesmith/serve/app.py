@@ -16,6 +16,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.websockets import WebSocketClose
 
 from tunesmith.serve import anthropic_api, openai_api, responses_api
 from tunesmith.serve.answering import Service
@@ -33,6 +34,11 @@ PAGE_HEADERS = {"Content-Security-Policy": "default-src 'self'; object-src 'none
 
 class Page(StaticFiles):
     """The chat page, which loads nothing but itself."""
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "websocket":  # none is offered anywhere, and everything else here comes to the page
+            return await WebSocketClose()(scope, receive, send)
+        await super().__call__(scope, receive, send)
 
     async def get_response(self, path, scope):
         response = await super().get_response(path, scope)
