@@ -159,3 +159,19 @@ def test_the_grammar_takes_what_the_template_writes(tokenizers, name):
         for token in tok.encode_rest(text)[0]:
             assert wrong.allowed()[token]
             wrong.accept(token)
+
+
+@pytest.mark.parametrize("schema", [
+    {"properties": {"é": {"enum": ["ü", "", 'a"b']}}}, {"properties": 5}, {},
+    {"properties": {"a": True, "b": {"$ref": "#/x"}}, "required": 5}, {"$defs": {"n": {"type": "integer"}}, "properties": {
+        "a": {"$ref": "#/$defs/n"}, "b": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}])
+def test_the_grammar_of_tags_takes_any_schema(tokenizers, schema):
+    pytest.importorskip("llguidance")
+    tok = tokenizers["coder"]
+    tool = {"type": "function", "function": {"name": "paint", "parameters": schema}}
+    stops = frozenset(tok.encode("<|im_end|>")[0])
+    grammar = constrain.from_lark(tok, stops, find(tok).grammar(tok, [tool], False))()
+    arguments = {"é": "ü"} if "é" in str(schema) else {"a": 5, "b": [5]} if "$defs" in schema else {}
+    for token in tok.encode_rest(written(tok, "coder", [("paint", arguments)]))[0]:
+        assert grammar.allowed()[token], tok.decode([token])
+        grammar.accept(token)

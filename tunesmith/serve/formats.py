@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.serve import harmony, tools
-from tunesmith.serve.harmony import FINAL, Harmony, HarmonyReader, find_harmony
+from tunesmith.serve.harmony import FINAL, Harmony, HarmonyReader, channel_grammar, find_harmony
 from tunesmith.serve.reasoning import Reasoning, ReasoningReader, Thought, find_reasoning
-from tunesmith.serve.tools import Call, ToolFormat, ToolReader, find_format
+from tunesmith.serve.tools import Call, ToolFormat, ToolReader, find_format, tool_grammar
 
 Part = str | Thought | Call
 
@@ -82,8 +81,8 @@ class Format:
     def grammar(self, tokenizer: Tokenizer, chosen: list[dict], parallel: bool) -> str:
         """A Lark grammar of answers that are calls of these tools and nothing else."""
         if self.harmony:
-            return harmony.grammar(tokenizer, self.harmony, chosen)
-        return tools.grammar(tokenizer, self.tools, chosen, parallel)
+            return channel_grammar(tokenizer, self.harmony, chosen)
+        return tool_grammar(tokenizer, self.tools, chosen, parallel)
 
 
 def find(tokenizer: Tokenizer) -> Format:

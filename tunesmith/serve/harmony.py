@@ -44,7 +44,7 @@ def find_harmony(tokenizer: Tokenizer) -> Harmony | None:
     return Harmony(call, key, frozenset(tokenizer.added_ids[mark] for mark in MARKS if mark in tokenizer.added_ids))
 
 
-def grammar(tokenizer: Tokenizer, harmony: Harmony, tools: list[dict]) -> str:
+def channel_grammar(tokenizer: Tokenizer, harmony: Harmony, tools: list[dict]) -> str:
     """A Lark grammar of answers that are a call of one of these tools and nothing else."""
     rules = [f"start: {' | '.join(f'call{n}' for n in range(len(tools)))}"]
     for n, tool in enumerate(tools):

@@ -17,9 +17,9 @@ PYTHON = {"True": "true", "False": "false", "None": "null"}  # how some template
 ANY_TEXT = r"/(.|\n)*\n<\/parameter>\n/"
 
 
-def read(text: str, tools: dict[str, dict]) -> tuple[tuple[str, str], int] | None:
-    """((name, arguments as JSON text), where it ends) of the call that `text` begins with, None if it is not there or
-    not complete. `tools`: their parameters' schemas by name."""
+def read(text: str, tools: dict[str, dict]) -> tuple[list[tuple[str, str]], int] | None:
+    """([(name, arguments as JSON text)], where it ends) of the call that `text` begins with, None if it is not there
+    or not complete. `tools`: their parameters' schemas by name."""
     head = HEAD.match(text)
     if END not in text or head is None:
         return None
@@ -33,19 +33,19 @@ def read(text: str, tools: dict[str, dict]) -> tuple[tuple[str, str], int] | Non
         values[opening[1]] = _json(text[opening.end():closing.start()], properties.get(opening[1]))
         at = closing.end()
     written = ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {value}" for key, value in values.items())
-    return (head[1], f"{{{written}}}"), at + len(END)
+    return [(head[1], f"{{{written}}}")], at + len(END)
 
 
-def grammar(tools: list[dict]) -> str:
-    """The rule `call` in Lark's notation: one call of one of the tools. Of what a schema says of strings it keeps to
-    `enum` and `const`."""
+def call_rules(tools: list[dict]) -> str:
+    """The rule `call`, and those that it needs, in Lark's notation: one call of one of the tools. Of what a schema
+    says of strings it keeps to `enum` and `const`."""
     rules = [f"call: {' | '.join(f'call{n}' for n in range(len(tools)))}", f"any_text[lazy]: {ANY_TEXT}"]
     for n, tool in enumerate(tools):
         function = tool["function"]
         schema = function.get("parameters") or {}
-        required, names = schema.get("required") or [], []
+        required, names = schema.get("required"), []
         for key, inner in _properties(schema).items():
-            names.append(f"value{n}_{len(names)}" + ("" if key in required else "?"))
+            names.append(f"value{n}_{len(names)}" + ("" if isinstance(required, list) and key in required else "?"))
             opening = json.dumps(f"<parameter={key}>\n")
             rules.append(f"{names[-1].rstrip('?')}: {opening} {_value_rule(inner, schema)}")
         head = json.dumps(f"<function={function['name']}>\n")
@@ -87,7 +87,7 @@ def _kinds(schema) -> set[str] | frozenset[str]:
         if isinstance(schema.get(key), list):
             return set().union(*map(_kinds, schema[key]))
     kind = schema.get("type")
-    return {kind} if isinstance(kind, str) else set(kind) if isinstance(kind, list) else ALL
+    return {kind} if isinstance(kind, str) else ALL.intersection(map(str, kind)) if isinstance(kind, list) else ALL
 
 
 def _choices(schema: dict) -> list:

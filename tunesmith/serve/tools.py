@@ -78,7 +78,7 @@ def find_format(tokenizer: Tokenizer) -> ToolFormat | None:
             arguments = next((key for key in ("parameters", "arguments") if isinstance(one, dict) and key in one),
                              "arguments")
             return _format(tokenizer, turn[:start], turn[end:], many=isinstance(value, list), arguments=arguments)
-    if (start := turn.find("<function=")) >= 0 and (found := tags.read(turn[start:], {})) and found[0][0] == PROBE:
+    if (start := turn.find("<function=")) >= 0 and (found := tags.read(turn[start:], {})) and found[0][0][0] == PROBE:
         return _format(tokenizer, turn[:start], turn[start + found[1]:], tags=True)
     return None
 
@@ -152,7 +152,7 @@ class ToolReader:
         found = tags.read(text, self._tools) if self._format.tags else self._read_json(text)
         if found is None:
             return False
-        calls, end = ([found[0]], found[1]) if self._format.tags else found
+        calls, end = found
         said += [Call(name, arguments) for name, arguments in calls] or [self._mark + text[:end]]
         self._called |= bool(calls)
         self._text, self._state = text[end:], "after"
@@ -201,10 +201,10 @@ class ToolReader:
         return found
 
 
-def grammar(tokenizer: Tokenizer, format: ToolFormat, tools: list[dict], parallel: bool) -> str:
+def tool_grammar(tokenizer: Tokenizer, format: ToolFormat, tools: list[dict], parallel: bool) -> str:
     """A Lark grammar of answers that are calls of these tools and nothing else."""
     parts = [*written(tokenizer, format.opening), "call", *written(tokenizer, format.closing)]
-    call = tags.grammar(tools) if format.tags else f"call: {json_rule(_call_schema(format, tools, parallel))}"
+    call = tags.call_rules(tools) if format.tags else f"call: {json_rule(_call_schema(format, tools, parallel))}"
     return f"start: {' '.join(parts)}\n{call}\n"
 
 
