@@ -13,7 +13,7 @@ from tests.serve import templates
 from tunesmith import Recipe, train
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.serve.app import make_app
-from tunesmith.serve.batching import TransformersEngine
+from tunesmith.serve.batching import BatchingEngine
 from tunesmith.serve.decoding import Writer
 from tunesmith.serve.engine import Piece, Request
 from tunesmith.serve.models import Served, open_models
@@ -47,7 +47,7 @@ def mistral(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def engine(runs, mistral):
-    made = TransformersEngine(open_models([*runs, mistral]), batch=32, queue=64)
+    made = BatchingEngine(open_models([*runs, mistral]), batch=32, queue=64)
     yield made
     made.close()
 

@@ -73,9 +73,9 @@ def _in_prompt(tokenizer: Tokenizer) -> Reasoning | None:
 
 
 def _reasoning(tokenizer: Tokenizer, opening: str, closing: str, key: str | None) -> Reasoning:
-    special = [mark for mark in tokenizer.special_tokens if mark in opening + closing]
-    ids = frozenset(tokenizer.encode(mark)[0][0] for mark in special)
-    return Reasoning(opening.strip(), closing, key, ids)
+    marks = [mark for mark in tokenizer.special_tokens if mark and mark in opening + closing]
+    ids = (tokenizer.added_ids.get(mark) for mark in marks)
+    return Reasoning(opening.strip(), closing, key, frozenset(ids) - {None})
 
 
 class ReasoningReader:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from tunesmith.errors import UserError
 from tunesmith.export.gguf.families import family_of, targets
-from tunesmith.export.gguf.packages import llama_cpp, reason, threads
+from tunesmith.llama import llama_cpp, reason, threads
 
 KINDS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 PRODUCTS = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
