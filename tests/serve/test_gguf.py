@@ -162,7 +162,7 @@ def test_the_tokenizer_of_the_file_is_the_folders(pair, name):
     assert file.special_ids == folder.special_ids and file.added_ids == folder.added_ids
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_grammar_allows_the_same_tokens_in_both(pair, data):
     folder, file = pair("qwen3")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from anthropic import Anthropic
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai import OpenAI
 
@@ -57,7 +57,6 @@ def test_how_templates_write_it(tokenizers):
         assert found[name].reasoning is found[name].harmony is None
 
 
-@settings(deadline=None)
 @given(name=st.sampled_from(["qwen3", "thinker", "gpt_oss"]), thought=PIECE, text=PIECE,
        cuts=st.lists(st.integers(0, 120), max_size=30))
 def test_it_comes_back_as_the_template_wrote_it(tokenizers, name, thought, text, cuts):
@@ -75,7 +74,6 @@ def test_it_comes_back_as_the_template_wrote_it(tokenizers, name, thought, text,
         assert reasoning == thought.strip() and said == text.lstrip()
 
 
-@settings(deadline=None)
 @given(text=PIECE, cuts=st.lists(st.integers(0, 30), max_size=20), begun=st.booleans())
 def test_text_without_it_is_kept(tokenizers, text, cuts, begun):
     if text.lstrip().startswith("<think>"):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.serve import constrain
@@ -64,7 +64,6 @@ def test_formats_are_found_in_templates(tokenizers):
     assert (found["llama"].opening, found["llama"].arguments) == ("", "parameters")
 
 
-@settings(deadline=None)
 @given(name=st.sampled_from(["qwen2", "mistral", "llama"]), calls=CALLS,
        cuts=st.lists(st.integers(0, 300), max_size=30), before=st.sampled_from(["", "Let me see.", "1 < 2, [ok]"]))
 def test_calls_come_back_as_they_were_written(tokenizers, name, calls, cuts, before):
@@ -78,7 +77,6 @@ def test_calls_come_back_as_they_were_written(tokenizers, name, calls, cuts, bef
     assert found == calls and text.strip() == before
 
 
-@settings(deadline=None)
 @given(calls=TAGGED_CALLS, cuts=st.lists(st.integers(0, 400), max_size=30), before=st.sampled_from(["", "a < b <c>"]))
 def test_calls_in_tags_come_back(tokenizers, calls, cuts, before):
     tok = tokenizers["coder"]
@@ -88,7 +86,6 @@ def test_calls_in_tags_come_back(tokenizers, calls, cuts, before):
     assert found == calls and text.strip() == before
 
 
-@settings(deadline=None)
 @given(arguments=OBJECT(VALUE), cuts=st.lists(st.integers(0, 300), max_size=30), ended=st.booleans(),
        thought=st.sampled_from(["", "Which one? Add."]))
 def test_calls_in_channels_come_back(tokenizers, arguments, cuts, ended, thought):
@@ -111,7 +108,6 @@ def test_calls_in_channels_as_the_model_writes_them(tokenizers):
         assert split_up(read(reader, list(text))) == (calls, said)
 
 
-@settings(deadline=None)
 @given(name=st.sampled_from(["qwen2", "mistral", "llama", "coder"]), cuts=st.lists(st.integers(0, 60), max_size=20),
        text=st.text("ab <tol_c>[]{}TOLCAS_\n\"", max_size=60))
 def test_text_that_is_no_call_is_kept(tokenizers, name, cuts, text):
