@@ -1,6 +1,7 @@
-"""Tunesmith's server beside `transformers serve`: python bench/serve.py [--shape 100M] [--clients 1 8 64] [--out FILE].
+"""Tunesmith's server beside that of transformers and llama.cpp's: python bench/serve.py [--shape 100M] [--out FILE].
 
-Each server answers the same questions on the same Llama of random weights, in float32, greedily: every client asks two,
+Each server answers the same questions on the same Llama of random weights, in float32, greedily, as a model folder or
+as a GGUF: every client asks two,
 one after the other, over a stream. Tokens a second are all answers' tokens over the time from the first question to
 the last answer; the time to the first token is the median over all questions. The page names what each server was
 started with.
@@ -10,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -19,17 +21,25 @@ import time
 from pathlib import Path
 
 import httpx
+import torch
 from corpus import conversations, save_model
 from trials import heading, results_file
 
+from tunesmith.export.gguf.write import write_gguf
+from tunesmith.export.weights import Weights
+
+OURS = ["{python}", "-m", "tunesmith.cli", "serve", "--port", "{port}"]
+THEIRS = ["{python}", "-m", "transformers.cli.transformers", "serve", "{model}", "--port", "{port}", "--device", "cpu"]
 SERVERS = {
-    "tunesmith serve": ["-m", "tunesmith.cli", "serve", "{model}", "--port", "{port}"],
-    "transformers serve": ["-m", "transformers.cli.transformers", "serve", "{model}", "--port", "{port}", "--device",
-                           "cpu"],
-    "transformers serve --continuous-batching": [
-        "-m", "transformers.cli.transformers", "serve", "{model}", "--port", "{port}", "--device", "cpu",
-        "--continuous-batching"],
+    "tunesmith serve": [*OURS, "{model}"],
+    "transformers serve": THEIRS,
+    "transformers serve --continuous-batching": [*THEIRS, "--continuous-batching"],
+    "tunesmith serve, GGUF": [*OURS, "{gguf}"],
+    # As many places as there are clients, each as long as the model takes; else more clients than four would wait.
+    "llama-server --parallel 64": ["{llama_server}", "--model", "{gguf}", "--port", "{port}", "--parallel", "64",
+                                   "--ctx-size", "{places}", "--threads", "{threads}"],
 }
+CONTEXT = 1024
 QUESTIONS_EACH = 2
 START_SECONDS, ANSWER_SECONDS = 120, 600
 
@@ -67,18 +77,20 @@ async def load(url: str, model: str, questions: list[str], clients: int, tokens:
             "first_seconds": statistics.median(first for first, _ in found), "seconds": seconds}
 
 
-def measured(name: str, model: Path, questions: list[str], clients: list[int], tokens: int) -> dict[int, dict]:
-    """Starts a server, asks once to warm it, and measures; a problem stands in the place of a figure."""
+def measured(name: str, places: dict[str, str], questions: list[str], clients: list[int],
+             tokens: int) -> dict[int, dict]:
+    """Starts a server, asks once to warm it, and measures; a problem stands in the place of a figure. `places`: what
+    its command is filled with."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [part.format(model=model, port=port) for part in SERVERS[name]]
+    command = [part.format(port=port, **places) for part in SERVERS[name]]
     found: dict[int, dict] = {}
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen([sys.executable, *command], stdout=said, stderr=said)
+        process = subprocess.Popen(command, stdout=said, stderr=said)
         try:
             url = f"http://127.0.0.1:{port}"
             _wait(process, url)
-            served = model.name if name.startswith("tunesmith") else str(model)
+            served = Path(places["model"]).name if name.startswith("tunesmith") else places["model"]
             asyncio.run(load(url, served, questions[-QUESTIONS_EACH:], 1, 4))
             for count in clients:
                 found[count] = asyncio.run(load(url, served, questions, count, tokens))
@@ -135,12 +147,18 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--servers", nargs="+", default=list(SERVERS))
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--llama-server", default=shutil.which("llama-server"), help="llama.cpp's server")
     given = parser.parse_args()
+    names = [name for name in given.servers if given.llama_server or "{llama_server}" not in SERVERS[name]]
     questions = [row["messages"][0]["content"] for row in conversations()]
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / given.shape
         save_model(given.shape, model)
-        results = {name: measured(name, model, questions, given.clients, given.tokens) for name in given.servers}
+        gguf = model / f"{given.shape}.gguf"
+        write_gguf(Weights(model, torch.float32), model, gguf, "f32")
+        places = {"python": sys.executable, "model": str(model), "gguf": str(gguf), "places": str(64 * CONTEXT),
+                  "llama_server": given.llama_server, "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count()}
+        results = {name: measured(name, places, questions, given.clients, given.tokens) for name in names}
     text = "\n".join(document(given.shape, given.tokens, results)) + "\n"
     print(text)
     (given.out or results_file("-serve-cpu")).write_text(text, "utf-8")

@@ -12,7 +12,8 @@ from tunesmith.errors import first_line
 from tunesmith.inputs import tokenizer_of
 from tunesmith.result import base_model
 from tunesmith.run import Run
-from tunesmith.serve.models import Weights, open_result
+from tunesmith.serve.models import open_result
+from tunesmith.serve.on_transformers import TorchWeights
 
 HELP = "/base and /tuned switch the model, /new starts over, /quit ends"
 
@@ -52,12 +53,12 @@ class Models:
         self.run = run
         self.tokenizer = tokenizer_of(run)
         self._tuned, self._adapter = open_result(run)
-        self._base: Weights | None = None
+        self._base: TorchWeights | None = None
         self.device = self._tuned.device
 
     def generate(self, base: bool, **options) -> None:
         if base and self._base is None:
-            self._base = Weights(base_model(self.run)) if self._adapter is None else self._tuned
+            self._base = TorchWeights(base_model(self.run)) if self._adapter is None else self._tuned
         weights = self._base if base else self._tuned
         weights.switch(None if base else self._adapter)
         with torch.inference_mode():

@@ -141,7 +141,7 @@ def serve(*models: Path, host: str = "127.0.0.1", port: int = 8383,
 
     Parameters
     ----------
-    models: Folders of runs and models, or hub ids.
+    models: Folders of runs and models, hub ids, or GGUF files, adapters among them after their base.
     host: The address to listen at. Any but this machine's own needs --api-key.
     port: The port to listen at.
     api_key: What clients must send as key.

@@ -237,9 +237,9 @@ def test_a_family_without_mapping_is_refused():
 
 @pytest.mark.parametrize(("package", "said"), [("gguf", "gguf"), ("llama_cpp", "llama-cpp-python")])
 def test_a_missing_package_is_said_with_the_command(tmp_path, monkeypatch, package, said):
-    from tunesmith.export.gguf import packages
+    from tunesmith import llama
 
-    packages.llama_cpp.cache_clear()
+    llama.llama_cpp.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(UserError, match=rf"needs the package {said}; pip install 'tunesmith\[gguf\]'"):
-        packages.gguf_package() if package == "gguf" else packages.llama_cpp()
+        llama.gguf_package() if package == "gguf" else llama.llama_cpp()

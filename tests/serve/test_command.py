@@ -22,7 +22,7 @@ def test_it_serves_and_ctrl_c_lets_it_finish_what_it_began(runs):
         line = process.stderr.readline()
         assert line, said
         said += line
-    assert "engine  transformers in this process, cpu, float32" in said
+    assert "engine  transformers in this process, cpu, float32 (first, base); keys" in said
     assert "model   first: tuned of base, context 512" in said and "model   base: base" in said
     answers = []
 
@@ -45,7 +45,7 @@ def test_it_serves_and_ctrl_c_lets_it_finish_what_it_began(runs):
     ((), "name a run or a model"),
     (("RUN", "--host", "0.0.0.0"), "--api-key"),
     (("RUN", "--host", "256.0.0.1"), "--host 256.0.0.1"),
-    (("model.gguf",), "GGUF"),
+    (("model.gguf",), "model.gguf: no such file"),
     (("nowhere",), "no folder nowhere"),
 ])
 def test_wrong_input_gets_one_line(runs, arguments, said):

@@ -1,12 +1,15 @@
 """Sixty-four clients at once, half of whom go away: every answer is the one it is alone, and nothing stays behind."""
 
 import asyncio
+import gc
 import time
 
 import torch
 from openai import AsyncOpenAI, RateLimitError
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tunesmith.serve.attention import KV
 
 CLIENTS, NEW = 64, 24
 
@@ -64,16 +67,19 @@ def test_a_crowd_gets_the_answers_that_each_gets_alone(address, engine, runs):
     while (now := engine.metrics())["running"] + now["waiting"] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert (now["running"], now["waiting"], now["kv_bytes"]) == (0, 0, 0)
-    assert now["prefix_bytes"] <= engine.prefixes.limit_bytes
+    assert now["prefix_bytes"] <= sum(pool.prefixes.limit_bytes for pool in engine.pools.values())
+    gc.collect()
+    held = sum(thing.nbytes for thing in gc.get_objects() if type(thing) is KV)
+    assert held == sum(pool.prefixes.nbytes for pool in engine.pools.values())
     assert now.get("finished_cancelled", 0) > before.get("finished_cancelled", 0)
     assert now.get("finished_error", 0) == 0
 
 
 def test_a_full_queue_is_said(served, family):
-    from tunesmith.serve.batching import TransformersEngine
+    from tunesmith.serve.batching import BatchingEngine
     from tunesmith.serve.models import open_models
 
-    engine = TransformersEngine(open_models([family("qwen2")]), batch=1, queue=2)
+    engine = BatchingEngine(open_models([family("qwen2")]), batch=1, queue=2)
     address = served(engine)
 
     async def crowd():

@@ -15,7 +15,7 @@ from tests.serve.conftest import Collector
 from tunesmith import train
 from tunesmith.errors import UserError
 from tunesmith.serve import batching
-from tunesmith.serve.batching import TransformersEngine
+from tunesmith.serve.batching import BatchingEngine
 from tunesmith.serve.decoding import Writer
 from tunesmith.serve.engine import Refused, Request, Sampling
 from tunesmith.serve.models import open_models
@@ -47,8 +47,8 @@ def small_engine(family):
     """Makes engines that are closed in the end."""
     made = []
 
-    def build(name: str, **options) -> TransformersEngine:
-        made.append(TransformersEngine(open_models([family(name)]), **options))
+    def build(name: str, **options) -> BatchingEngine:
+        made.append(BatchingEngine(open_models([family(name)]), **options))
         return made[-1]
 
     yield build
@@ -86,7 +86,7 @@ def test_each_request_gets_its_own_adapter(engine, runs):
 def test_every_kind_of_result_beside_its_base(recipe, family, adapter, tokens):
     runs = [train(recipe(name=name, adapter=adapter, tokens=tokens, train={"max_steps": 3, "learning_rate": rate}))
             for name, rate in (("one", 1e-2), ("two", 3e-2))]
-    engine = TransformersEngine(open_models([run.folder for run in runs]))
+    engine = BatchingEngine(open_models([run.folder for run in runs]))
     try:
         assert {name: s.kind for name, s in engine.models.items()} == {"one": "tuned", "base": "base", "two": "tuned"}
         given = prompts(3, seed=4)
@@ -108,7 +108,8 @@ def test_a_prefix_seen_before_changes_nothing(small_engine):
     again, longer = answers(engine, [Request("llama3", ids, NEW), Request("llama3", [*ids, 30, 31], NEW)])
     assert (first.last.cached, again.last.cached, longer.last.cached) == (0, 79, 80)
     assert again.text == first.text
-    engine.prefixes.shrink(0)
+    pool, = engine.pools.values()
+    pool.prefixes.shrink(0)
     assert answers(engine, [Request("llama3", [*ids, 30, 31], NEW)])[0].text == longer.text
 
 
@@ -116,9 +117,10 @@ def test_without_room_the_youngest_waits_and_is_computed_anew(small_engine):
     engine = small_engine("llama3")
     given = prompts(8, seed=3)
     expected = [c.text for c in answers(engine, [Request("llama3", ids, 80) for ids in given])]
-    engine.prefixes.shrink(0)
-    engine.prefixes.limit_bytes = 0
-    engine.limit_bytes, engine.limit_tokens = 200_000, 400
+    pool, = engine.pools.values()
+    pool.prefixes.shrink(0)
+    pool.prefixes.limit_bytes = 0
+    pool.limit_bytes, pool.limit_tokens = 200_000, 400
     found = [c.text for c in answers(engine, [Request("llama3", ids, 80) for ids in given])]
     assert found == expected and engine.metrics()["preempted"] > 0
 
@@ -139,7 +141,7 @@ def test_a_cancelled_request_stops_and_frees_its_memory(small_engine):
 
 
 def test_closing_ends_what_runs(family):
-    engine = TransformersEngine(open_models([family("llama3")]))
+    engine = BatchingEngine(open_models([family("llama3")]))
     running = Collector(engine, Request("llama3", [50, 51], 400))
     engine.close()
     assert running.wait().last.finish == "cancelled"

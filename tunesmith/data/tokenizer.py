@@ -67,19 +67,8 @@ class Tokenizer:
     def render(self, messages: list[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False,
                **kwargs) -> str:
         """The conversation as the chat template writes it. Raises RowProblem if the template refuses it."""
-        # As in apply_chat_template: many templates write "None" for a key that is there without a value.
-        messages = [{key: value for key, value in m.items() if value is not None} for m in messages]
-        template = self._templates.get("tool_use", self.chat_template) if tools else self.chat_template
         variables = {**self.named_tokens, **self.template_kwargs, **kwargs}
-        try:
-            rendered, _ = render_jinja_template(conversations=[messages], tools=tools or None, chat_template=template,
-                                                add_generation_prompt=add_generation_prompt, **variables)
-        except TemplateSyntaxError as error:
-            where = f"{self.template_name}, line {error.lineno}"
-            raise UserError(f"model.chat_template: {where}: not valid Jinja: {error.message}") from None
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            raise RowProblem("template_refused", str(error)) from None
-        return rendered[0]
+        return rendered(self._templates, self.template_name, messages, tools, add_generation_prompt, variables)
 
     @property
     def chat_template(self) -> str:
@@ -174,6 +163,24 @@ class Tokenizer:
     def _id(self, name: str) -> int | None:
         token = self.named_tokens.get(name)
         return None if token is None else self._backend.token_to_id(token)
+
+
+def rendered(templates: dict[str, str], name: str, messages: list[dict], tools: list[dict] | None,
+             add_generation_prompt: bool, variables: dict) -> str:
+    """A conversation as one of a model's templates writes it: `tool_use`, if there is one, where there are tools, else
+    `default`. Raises RowProblem if the template refuses it, UserError with its `name` if it is no template."""
+    # As in apply_chat_template: many templates write "None" for a key that is there without a value.
+    messages = [{key: value for key, value in m.items() if value is not None} for m in messages]
+    template = templates.get("tool_use", templates["default"]) if tools else templates["default"]
+    try:
+        written, _ = render_jinja_template(conversations=[messages], tools=tools or None, chat_template=template,
+                                           add_generation_prompt=add_generation_prompt, **variables)
+    except TemplateSyntaxError as error:
+        where = f"{name}, line {error.lineno}"
+        raise UserError(f"model.chat_template: {where}: not valid Jinja: {error.message}") from None
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise RowProblem("template_refused", str(error)) from None
+    return written[0]
 
 
 def _read(path: Path) -> bytes:

@@ -50,6 +50,11 @@ class KV:
             copy.append(layer, key[:, :tokens], value[:, :tokens], 0)
         return copy
 
+    def free(self) -> None:
+        """Gives its memory back."""
+        self._layers.clear()
+        self.nbytes = 0
+
     @property
     def bytes_per_token(self) -> int:
         return sum(t.nbytes // t.shape[1] for pair in self._layers.values() for t in pair)

@@ -1,9 +1,10 @@
-"""The engine in this process: transformers' model code, with requests joining and leaving between steps.
+"""The engine in this process, with requests joining and leaving between steps.
 
 One thread owns the models. A step computes for one model one forward pass over the next tokens of all its sequences:
-one token of each that is answering, and up to CHUNK tokens of prompts. Sequences are packed without padding and attend
-each to its own keys (attention.py), so an answer does not depend on who else is there, up to the rounding of matrix
-products of different sizes. Sequences of different adapters take turns, since an adapter is switched for all tokens.
+one token of each that is answering, and up to CHUNK tokens of prompts. Sequences attend each to its own keys, so an
+answer does not depend on who else is there, up to the rounding of matrix products of different sizes. Sequences of
+different adapters take turns, since an adapter is switched for all tokens. How a copy of weights computes is its own
+matter (weights.py): by transformers' code (on_transformers.py) or by llama.cpp (on_llama.py).
 """
 
 import time
@@ -15,21 +16,35 @@ from threading import Condition, Thread
 
 import torch
 
-from tunesmith.errors import UserError, first_line
-from tunesmith.machine import memory
-from tunesmith.serve.attention import KV, NAME, Segment, packed
+from tunesmith.errors import first_line
+from tunesmith.serve import prefix
 from tunesmith.serve.decoding import Writer
 from tunesmith.serve.engine import Piece, Refused, Request, Token
-from tunesmith.serve.models import Served, Weights
+from tunesmith.serve.models import Served
 from tunesmith.serve.prefix import PrefixCache
 from tunesmith.serve.sampling import Sampler
+from tunesmith.serve.weights import KV, Part, Weights
 
 CHUNK = 512
 MEMORY_SHARE = 0.5  # of the memory that is free once the models are there, for keys and values
 PREFIX_SHARE = 0.25  # of that, for prefixes
-# Largest difference of logits over their spread between one packed pass and transformers' own attention. A model that
-# mixes sequences or positions differs by the spread itself.
-BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
+
+
+class Pool:
+    """The memory for keys and values of one copy of weights."""
+
+    def __init__(self, weights: Weights, share: float, context: int, batch: int):
+        """`share` of the memory that is free; `context`: most tokens of each of `batch` sequences."""
+        self.limit_tokens, self._computes = weights.reserve(
+            int(weights.free_bytes() * share), tokens=context * batch, sequences=batch + prefix.MOST + 1,
+            step=CHUNK + batch)
+        self.limit_bytes = self.limit_tokens * weights.bytes_per_token
+        self.prefixes = PrefixCache(int(self.limit_bytes * PREFIX_SHARE))
+
+    def describe(self, names: list[str]) -> str:
+        """For people; `names` are the models of these weights."""
+        return (f"{self._computes} ({', '.join(names)}); keys and values of up to {self.limit_tokens:,} tokens in "
+                f"{self.limit_bytes / 1e9:.1f} GB")
 
 
 class Sequence:
@@ -38,7 +53,8 @@ class Sequence:
     def __init__(self, request: Request, served: Served, deliver: Callable[[Piece], None], wake: Callable[[], None]):
         self.request, self.served = request, served
         self.ids = list(request.ids)
-        self.kv, self.cached = KV(), 0
+        self.kv: KV | None = None
+        self.cached = 0
         self.sampler = Sampler(request.sampling, request.ids)
         self.writer = Writer(served.tokenizer, request.stop, request.shown)
         self.constraint = request.constraint() if request.constraint else None
@@ -56,6 +72,16 @@ class Sequence:
     @property
     def generated(self) -> int:
         return len(self.ids) - len(self.request.ids)
+
+    @property
+    def nbytes(self) -> int:
+        return self.kv.nbytes if self.kv else 0
+
+    def forget(self) -> None:
+        """Gives keys and values back; to go on they are computed anew."""
+        if self.kv is not None:
+            self.kv.free()
+        self.kv, self.cached = None, 0
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -81,22 +107,18 @@ class Sequence:
         self._deliver(piece)
 
 
-class TransformersEngine:
+class BatchingEngine:
     """See engine.Engine. `batch` sequences at most are computed at once, `queue` more may wait."""
 
     def __init__(self, models: dict[str, Served], batch: int = 64, queue: int = 256):
         self._batch, self._queue = batch, queue
-        copies = {id(served.weights): served.weights for served in models.values()}
-        per_token = max(_prepare(weights) for weights in copies.values())
-        first = next(iter(copies.values()))
-        free = torch.cuda.mem_get_info()[0] if first.device.type == "cuda" else memory()[1]
-        self.limit_bytes = int(free * MEMORY_SHARE)
-        self.limit_tokens = self.limit_bytes // per_token
-        self.models = {name: replace(served, context=min(served.context, self.limit_tokens))
+        copies = {id(served.weights): served for served in models.values()}
+        share = MEMORY_SHARE / len(copies)
+        self.pools = {key: Pool(served.weights, share, served.context, batch) for key, served in copies.items()}
+        self.models = {name: replace(served, context=min(served.context, self._pool(served).limit_tokens))
                        for name, served in models.items()}
-        self.prefixes = PrefixCache(int(self.limit_bytes * PREFIX_SHARE))
-        self.description = (f"transformers in this process, {first.device.type}, "
-                            f"{str(first.inner.dtype).removeprefix('torch.')}")
+        self.description = [pool.describe([name for name, served in models.items() if self._pool(served) is pool])
+                            for pool in self.pools.values()]
         self.counts: Counter[str] = Counter()
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -125,7 +147,7 @@ class TransformersEngine:
         def job():
             if found.set_running_or_notify_cancel():
                 try:
-                    found.set_result([_embedding(served, ids) for ids in inputs])
+                    found.set_result([served.weights.embedding(served.adapter, ids) for ids in inputs])
                 except Exception as error:  # for whoever waits
                     found.set_exception(error)
 
@@ -137,16 +159,21 @@ class TransformersEngine:
         return found
 
     def metrics(self) -> dict[str, float]:
-        running = list(self._running)
+        running, pools = list(self._running), self.pools.values()
         return {**self.counts, "running": len(running), "waiting": len(self._waiting),
-                "kv_bytes": sum(s.kv.nbytes for s in running), "kv_limit_bytes": self.limit_bytes,
-                "prefix_bytes": self.prefixes.nbytes}
+                "kv_bytes": sum(s.nbytes for s in running), "kv_limit_bytes": sum(p.limit_bytes for p in pools),
+                "prefix_bytes": sum(p.prefixes.nbytes for p in pools)}
 
     def close(self) -> None:
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+        for served in self.models.values():
+            served.weights.close()
+
+    def _pool(self, served: Served) -> Pool:
+        return self.pools[id(served.weights)]
 
     def _notify(self) -> None:
         with self._changed:
@@ -198,46 +225,54 @@ class TransformersEngine:
             with self._changed:
                 if not self._waiting:
                     return
-                tokens = len(self._waiting[0].ids) + sum(len(s.ids) for s in self._running)
-                if self._running and tokens > self.limit_tokens:
+                first = self._waiting[0]
+                pool = self._pool(first.served)
+                others = [s for s in self._running if self._pool(s.served) is pool]
+                if others and len(first.ids) + sum(len(s.ids) for s in others) > pool.limit_tokens:
                     return
                 sequence = self._waiting.popleft()
-            sequence.kv, sequence.cached = self.prefixes.find(sequence.request.model, sequence.ids)
+            known, sequence.cached = pool.prefixes.find(sequence.request.model, sequence.ids)
+            sequence.kv = known or sequence.served.weights.new_kv()
             if not sequence.generated:
                 sequence.prefix = sequence.cached
             self._running.append(sequence)
 
     def _make_room(self) -> None:
-        """Keeps within the limit: prefixes go first, then the youngest sequence waits again and is computed anew."""
-        used = sum(s.kv.nbytes for s in self._running)
-        self.prefixes.shrink(min(self.prefixes.limit_bytes, max(0, self.limit_bytes - used)))
-        while used > self.limit_bytes and len(self._running) > 1:
-            youngest = self._running.pop()
-            used -= youngest.kv.nbytes
-            youngest.kv, youngest.cached = KV(), 0
-            self.counts["preempted"] += 1
-            with self._changed:
-                self._waiting.appendleft(youngest)
+        """Keeps within the limits: prefixes go first, then the youngest sequence waits again and is computed anew."""
+        for pool in self.pools.values():
+            running = [s for s in self._running if self._pool(s.served) is pool]
+            used = sum(s.nbytes for s in running)
+            pool.prefixes.shrink(min(pool.prefixes.limit_bytes, max(0, pool.limit_bytes - used)))
+            while used > pool.limit_bytes and len(running) > 1:
+                youngest = running.pop()
+                used -= youngest.nbytes
+                youngest.forget()
+                self.counts["preempted"] += 1
+                self._running.remove(youngest)
+                with self._changed:
+                    self._waiting.appendleft(youngest)
 
     def _step(self, sequences: list[Sequence]) -> None:
         """One forward pass of one model, and a token for every sequence that is computed up to its end."""
+        served = sequences[0].served
         room, chosen = CHUNK, []
         for sequence in sorted(sequences, key=lambda s: s.pending > 1):
             count = 1 if sequence.pending == 1 else min(sequence.pending, room)
             room -= count if sequence.pending > 1 else 0
             if count:
-                chosen.append((sequence, Segment(sequence.kv, sequence.cached, count)))
+                end = sequence.cached + count
+                part = Part(sequence.kv, sequence.cached, sequence.ids[sequence.cached:end], end == len(sequence.ids))
+                chosen.append((sequence, part))
         try:
-            logits = _forward(sequences[0].served, chosen)
+            logits = served.weights.logits(served.adapter, [part for _, part in chosen])
         except Exception as error:  # torch raises many kinds; the next request may go well
             for sequence, _ in chosen:
                 self._finish(sequence, "error", first_line(error))
             return
-        ready = []
-        for sequence, segment in chosen:
-            sequence.cached += segment.count
-            if not sequence.pending:
-                ready.append(sequence)
+        logits = logits[:, :served.tokenizer.vocab_size]  # the embedding may have more rows than there are tokens
+        for sequence, part in chosen:
+            sequence.cached += len(part.ids)
+        ready = [sequence for sequence, part in chosen if part.last]
         largest = logits.argmax(-1).tolist() if ready else []
         for row, sequence in enumerate(ready):
             try:
@@ -274,8 +309,9 @@ class TransformersEngine:
     def _finish(self, sequence: Sequence, finish: str, error: str = "") -> None:
         self._running.remove(sequence)
         if finish != "error" and sequence.cached:
-            self.prefixes.keep(sequence.request.model, sequence.ids[:sequence.cached], sequence.kv)
-        sequence.kv = KV()
+            kv, sequence.kv = sequence.kv, None
+            self._pool(sequence.served).prefixes.keep(sequence.request.model, sequence.ids[:sequence.cached], kv)
+        sequence.forget()
         self._count_end(sequence, finish)
         sequence.end(finish, error)
 
@@ -286,69 +322,8 @@ class TransformersEngine:
         self.counts["generated_tokens"] += sequence.generated
 
 
-def _forward(served: Served, chosen: list[tuple[Sequence, Segment]]) -> torch.Tensor:
-    """Logits [N, V] after the last token of each of the N segments that reach their sequence's end."""
-    ids, positions, last = [], [], []
-    for sequence, segment in chosen:
-        end = segment.at + segment.count
-        ids += sequence.ids[segment.at:end]
-        positions += range(segment.at, end)
-        if end == len(sequence.ids):
-            last.append(len(ids) - 1)
-    served.weights.switch(served.adapter)
-    logits = _logits(served.weights, ids, positions, [segment for _, segment in chosen], last or [0])
-    return logits[:, :served.tokenizer.vocab_size]  # the embedding may have more rows than there are tokens
-
-
-def _logits(weights: Weights, ids: list[int], positions: list[int], segments: list[Segment], keep: list[int], **more):
-    """Logits [N, V] at the positions `keep`."""
-    device = weights.device
-    with packed(segments):
-        return weights.inner(input_ids=torch.tensor([ids], device=device), use_cache=False,
-                             position_ids=torch.tensor([positions], device=device),
-                             logits_to_keep=torch.tensor(keep, device=device), **more).logits[0]
-
-
-def _embedding(served: Served, ids: list[int]) -> list[float]:
-    served.weights.switch(served.adapter)
-    device = served.weights.device
-    with packed([Segment(KV(), 0, len(ids))]):
-        out = served.weights.inner(input_ids=torch.tensor([ids], device=device), use_cache=False, logits_to_keep=1,
-                                   position_ids=torch.arange(len(ids), device=device)[None],
-                                   output_hidden_states=True)
-    mean = out.hidden_states[-1][0].float().mean(0)
-    return torch.nn.functional.normalize(mean, dim=0).tolist()
-
-
 def _token(tokenizer, logits_V: torch.Tensor, token: int, count: int) -> Token:
     logprobs = logits_V.float().log_softmax(-1)
     values, ids = logprobs.topk(count) if count else (logprobs[:0], logprobs[:0].long())
     top = [(tokenizer.decode([i]), value) for i, value in zip(ids.tolist(), values.tolist())]
     return Token(tokenizer.decode([token]), float(logprobs[token]), top)
-
-
-def _prepare(weights: Weights) -> int:
-    """Puts our attention into a model, and shows on two sequences that packed they are what each is alone. Returns
-    the bytes of keys and values a token takes. Raises UserError for a model that keeps anything else."""
-    model = weights.inner
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
-    if other := kinds - {"full_attention", "sliding_attention"}:
-        raise UserError(f"{model.config.model_type}: cannot be served: its layers are {', '.join(sorted(other))}; "
-                        "only models of attention over keys and values can")
-    # Above the special tokens, which stand first or last, whatever the vocabulary.
-    first = [100 + 3 * i for i in range(5)]
-    second = [90 + 5 * i for i in range(9)]
-    with torch.inference_mode():
-        model.set_attn_implementation("eager")
-        device = weights.device
-        expected = torch.cat([model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0]
-                              for ids in (first, second)]).float()
-        model.set_attn_implementation(NAME)
-        kv = KV()
-        segments = [Segment(kv, 0, 5), Segment(KV(), 0, 9)]
-        found = _logits(weights, first + second, [*range(5), *range(9)], segments, [*range(14)]).float()
-    difference = float((found - expected).abs().max() / expected.std())
-    if not difference < BOUNDS[model.dtype]:
-        raise UserError(f"{model.config.model_type}: cannot be served: two prompts computed together differ from each "
-                        f"alone by {difference:.2g} of the logits' spread")
-    return kv.bytes_per_token

@@ -12,20 +12,18 @@ from tunesmith.serve.binding import bind
 
 def run(paths: Sequence[Path], host: str, port: int, api_key: str | None, cors: Sequence[str], context: int | None,
         batch: int, queue: int) -> None:
-    """Serves runs and model folders until interrupted. Raises UserError."""
+    """Serves runs, model folders and GGUF files until interrupted. Raises UserError."""
     if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install 'tunesmith[serve]'")
-    if gguf := next((path for path in paths if path.suffix == ".gguf"), None):
-        raise UserError(f"{gguf}: GGUF files are not served; serve the run or the merged folder")
     bound = bind(host, port, api_key)
     from tunesmith.serve.app import serve
-    from tunesmith.serve.batching import TransformersEngine
+    from tunesmith.serve.batching import BatchingEngine
     from tunesmith.serve.models import open_models
 
     console = Console(stderr=True, highlight=False)
-    engine = TransformersEngine(open_models(paths, context), batch, queue)
-    console.print(f"engine  {engine.description}; keys and values of up to {engine.limit_tokens:,} tokens in "
-                  f"{engine.limit_bytes / 1e9:.1f} GB")
+    engine = BatchingEngine(open_models(paths, context), batch, queue)
+    for line in engine.description:
+        console.print(f"engine  {line}", markup=False, soft_wrap=True)
     for served in engine.models.values():
         of = f" of {served.base}" if served.kind == "tuned" else ""
         console.print(f"model   {served.name}: {served.kind}{of}, context {served.context:,}", markup=False)

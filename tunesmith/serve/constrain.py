@@ -9,6 +9,7 @@ import torch
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import first_line
 from tunesmith.serve.engine import Refused
+from tunesmith.serve.gguf_tokenizer import GgufTokenizer
 
 ANY_OBJECT = {"type": "object"}
 # Between what is in JSON: a model that begins to write spaces may never stop.
@@ -57,7 +58,12 @@ def _maker(library, tokenizer: Tokenizer, stop_ids: frozenset[int], grammar: str
 
 @lru_cache(16)
 def _vocabulary(tokenizer: Tokenizer, stop_ids: frozenset[int]):
-    return _library().LLTokenizer(tokenizer.json, n_vocab=tokenizer.vocab_size, eos_token=sorted(stop_ids))
+    library, ends = _library(), sorted(stop_ids)
+    if isinstance(tokenizer, GgufTokenizer):
+        from llguidance.llamacpp import lltokenizer_from_vocab
+
+        return lltokenizer_from_vocab(tokenizer.model.vocabulary, eos_token=ends)
+    return library.LLTokenizer(tokenizer.json, n_vocab=tokenizer.vocab_size, eos_token=ends)
 
 
 def _library():

@@ -91,8 +91,8 @@ class Ticket(Protocol):
 class Engine(Protocol):
     """The interface."""
 
-    description: str
-    """Which engine, where it computes and in what precision, for people."""
+    description: list[str]
+    """What computes, where, in what precision and how much it holds, for people: a line for each copy of weights."""
     models: dict
 
     def submit(self, request: Request, deliver: Callable[[Piece], None]) -> Ticket:

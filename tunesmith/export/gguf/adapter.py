@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from tunesmith.errors import UserError
 from tunesmith.export.gguf.families import family_of, targets
-from tunesmith.export.gguf.packages import gguf_package
 from tunesmith.export.gguf.write import write_values
+from tunesmith.llama import gguf_package
 
 NOT_LORA = {"use_dora": "DoRA", "modules_to_save": "modules trained whole", "trainable_token_indices": "trained tokens",
             "lora_bias": "trained biases", "fan_in_fan_out": "transposed layers"}

@@ -55,8 +55,10 @@ def write(run: Run, folder: Path, settings: Settings) -> list[str]:
 def write_model(run: Run, weights: Weights, target: Path, kind: str) -> list[str]:
     """Writes the GGUF of some weights with what else the run's result holds; returns notes."""
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
-        copy_settings(run, Path(name))
-        return write_gguf(weights, Path(name), target, kind, tuple(run.plan["stop_ids"]))
+        folder = Path(name) / run.name  # the model's name in the file is its folder's
+        folder.mkdir()
+        copy_settings(run, folder)
+        return write_gguf(weights, folder, target, kind, tuple(run.plan["stop_ids"]))
 
 
 class Engine(LlamaCpp):

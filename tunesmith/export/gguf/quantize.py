@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from tunesmith.errors import UserError
 from tunesmith.export.gguf.families import targets
-from tunesmith.export.gguf.packages import llama_cpp, reason, threads
+from tunesmith.llama import llama_cpp, reason, threads
 
 KINDS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 

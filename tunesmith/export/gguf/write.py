@@ -9,8 +9,8 @@ import torch
 
 from tunesmith.errors import UserError
 from tunesmith.export.gguf.families import extra_tensors, family_of, metadata, notes, targets
-from tunesmith.export.gguf.packages import gguf_package
 from tunesmith.export.gguf.vocabulary import Vocabulary, vocabulary_of
+from tunesmith.llama import gguf_package
 
 KINDS = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 

@@ -1,0 +1,116 @@
+"""GGUF models computed by llama.cpp in this process, with adapters in GGUF laid over them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tunesmith.errors import UserError
+from tunesmith.llama import Context, Model, gguf_package, llama_cpp
+from tunesmith.llama import Part as Tokens
+from tunesmith.machine import memory
+from tunesmith.serve.weights import Part
+
+BYTES_PER_VALUE = 2  # keys and values are kept in float16
+
+
+class LlamaWeights:
+    """See weights.Weights."""
+
+    def __init__(self, path: Path):
+        self.model = Model(path, on_card=True)
+        library, handle = llama_cpp(), self.model.handle
+        if library.llama_model_has_encoder(handle) or library.llama_model_is_recurrent(handle) \
+                or library.llama_model_is_hybrid(handle):
+            raise UserError(f"{path}: cannot be served: only models of attention over keys and values can")
+        self.context = library.llama_model_n_ctx_train(handle)
+        self.bytes_per_token = self.model.kv_values_per_token * BYTES_PER_VALUE
+        self._on_card = bool(library.llama_supports_gpu_offload() and torch.cuda.is_available())
+        self._adapters: dict[str, object] = {}
+        self._computing: Context | None = None
+        self._free: list[int] = []
+
+    def add(self, path: Path) -> str:
+        """Loads one more adapter; returns its name."""
+        name = f"adapter{len(self._adapters)}"
+        self._adapters[name] = self.model.add_adapter(path)
+        return name
+
+    def free_bytes(self) -> int:
+        return torch.cuda.mem_get_info()[0] if self._on_card else memory()[1]
+
+    def reserve(self, limit_bytes: int, tokens: int, sequences: int, step: int) -> tuple[int, str]:
+        most = llama_cpp().llama_max_parallel_sequences()
+        if sequences > most:
+            raise UserError(f"--batch: llama.cpp keeps {most} sequences at most, those of prefixes with them; "
+                            f"take {sequences - most} less")
+        tokens = min(tokens, limit_bytes // self.bytes_per_token)
+        # A step may go over the limit, which is looked at between steps.
+        self._computing = Context(self.model, tokens + step, sequences, step)
+        self._free = list(range(sequences))
+        where = "a card" if self._on_card else "cpu"
+        return tokens, f"llama.cpp in this process, {where}, {self.model.description}"
+
+    def new_kv(self) -> "Slot":
+        return Slot(self, self._free.pop())
+
+    def logits(self, adapter: str | None, parts: list[Part]) -> torch.Tensor:
+        return torch.from_numpy(self._computing.logits(self._tokens(adapter, parts)))
+
+    def embedding(self, adapter: str | None, ids: list[int]) -> list[float]:
+        context = Context(self.model, len(ids))
+        try:
+            context.use(self._adapters.get(adapter))
+            mean = context.embeddings([Tokens(0, 0, ids, range(len(ids)))]).mean(0)
+            return (mean / np.linalg.norm(mean)).tolist()
+        finally:
+            context.close()
+
+    def close(self) -> None:
+        if self._computing:
+            self._computing.close()
+        self.model.close()
+
+    def _tokens(self, adapter: str | None, parts: list[Part]) -> list[Tokens]:
+        self._computing.use(self._adapters.get(adapter))
+        for part in parts:
+            part.kv.tokens = part.at + len(part.ids)
+        return [Tokens(part.kv.number, part.at, part.ids, [len(part.ids) - 1] if part.last else []) for part in parts]
+
+    def _head(self, slot: "Slot", tokens: int) -> "Slot":
+        head = self.new_kv()
+        self._computing.copy(slot.number, head.number, tokens)
+        head.tokens = tokens
+        return head
+
+    def _forget(self, slot: "Slot") -> None:
+        self._computing.forget(slot.number)
+        self._free.append(slot.number)
+
+
+class Slot:
+    """See weights.KV: one of llama.cpp's sequences."""
+
+    def __init__(self, weights: LlamaWeights, number: int):
+        self.number, self.tokens = number, 0
+        self._weights = weights
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens * self._weights.bytes_per_token
+
+    def head(self, tokens: int) -> "Slot":
+        return self._weights._head(self, tokens)
+
+    def free(self) -> None:
+        self._weights._forget(self)
+        self.tokens = 0
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a GGUF is an adapter to lay over a model. Raises UserError."""
+    try:
+        field = gguf_package().GGUFReader(path).get_field("general.type")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a GGUF file that can be read: {error}") from None
+    return field is not None and field.contents() == "adapter"

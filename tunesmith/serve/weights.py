@@ -1,0 +1,58 @@
+"""What the engine asks of a copy of a model in memory, whichever code computes it."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+
+
+class KV(Protocol):
+    """Keys and values of one sequence."""
+
+    nbytes: int
+
+    def head(self, tokens: int) -> "KV":
+        """Those of the first tokens, to go on from; what goes on with this one is not seen there."""
+
+    def free(self) -> None:
+        """Gives its memory back; it is not used again."""
+
+
+class Part(NamedTuple):
+    """The next tokens `ids` of a sequence whose first `at` tokens are in `kv`; `last`: they reach its end, so what
+    follows is asked for."""
+
+    kv: KV
+    at: int
+    ids: list[int]
+    last: bool
+
+
+class Weights(Protocol):
+    """One copy of a base model in memory, with any number of adapters on it."""
+
+    context: int | None
+    """Most tokens of a sequence that the model was made for, if that is known."""
+    bytes_per_token: int
+    """What keys and values of a token take; known once `reserve` was called."""
+
+    def free_bytes(self) -> int:
+        """Memory that is free where keys and values will be."""
+
+    def reserve(self, limit_bytes: int, tokens: int, sequences: int, step: int) -> tuple[int, str]:
+        """Makes ready for at most so many sequences, of so many tokens in all, and `step` new tokens at once; shows
+        that sequences computed together are what each is alone. Returns how many tokens' keys and values it will keep
+        within `limit_bytes`, and in what it computes, for people. Raises UserError for a model that cannot be served.
+        """
+
+    def new_kv(self) -> KV:
+        """Of a sequence that begins."""
+
+    def logits(self, adapter: str | None, parts: list[Part]) -> torch.Tensor:
+        """Computes the parts together, and keeps their keys and values. Logits [N, V] that follow each of the N parts
+        that are the last of their sequence."""
+
+    def embedding(self, adapter: str | None, ids: list[int]) -> list[float]:
+        """Mean of the last hidden states, of length 1."""
+
+    def close(self) -> None:
+        """Gives its memory back."""
