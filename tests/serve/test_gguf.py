@@ -15,7 +15,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.command import export
 from tunesmith.export.gguf.engine import LlamaCpp
-from tunesmith.export.gguf.samples import LEADING, TEXTS, conversations
+from tunesmith.export.samples import CAPITALS, LEADING, TEXTS, written
 from tunesmith.export.gguf.write import write_gguf
 from tunesmith.llama import Model
 from tunesmith.run import Run
@@ -146,8 +146,8 @@ def pair(tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_tokenizer_of_the_file_is_the_folders(pair, name):
     folder, file = pair(name)
-    plain = [] if name == "mistral" else [*TEXTS, *LEADING]
-    for text in plain + conversations(folder):
+    plain = [] if name == "mistral" else [*TEXTS, *CAPITALS, *LEADING]
+    for text in plain + written(folder):
         ids = folder.encode(text)[0]
         assert file.encode(text)[0] == ids
         for skip in (False, True):
@@ -159,7 +159,8 @@ def test_the_tokenizer_of_the_file_is_the_folders(pair, name):
             {"role": "user", "content": "Again."}]
     assert file.render(talk, add_generation_prompt=True) == folder.render(talk, add_generation_prompt=True)
     assert (file.vocab_size, file.bos_id, file.adds_bos) == (folder.vocab_size, folder.bos_id, folder.adds_bos)
-    assert file.special_ids == folder.special_ids and file.added_ids == folder.added_ids
+    ends = {folder.added_ids["</s>"]} if name == "phi3" else set()  # to llama.cpp an end by its text, so special
+    assert file.special_ids == folder.special_ids | ends and file.added_ids == folder.added_ids
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

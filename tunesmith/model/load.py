@@ -93,7 +93,8 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
         torch.manual_seed(seed)
         vars(config).pop("quantization_config", None)  # of the weights that are not read
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    options = dequantising(config)
+    whole = dequantising(config)
+    options = dict(whole)
     if model.quantize != "none":
         from tunesmith.model import quantize
 
@@ -104,7 +105,7 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
             **options)
     except (ValueError, OSError) as error:
         raise UserError(f"model.path: {folder}: transformers cannot load this model: {first_line(error)}") from None
-    if stored_as(config):  # else it would be saved under the names of what it was read from
+    if whole:  # else it would be saved under the names of what it was read from
         vars(loaded).pop("_weight_conversions", None)
     if model.quantize != "none":
         quantize.settle(loaded)
