@@ -122,8 +122,9 @@ def test_mistakes(run, tmp_path, to, settings, said):
         export(run, to, tmp_path / "out", settings)
 
 
-def test_the_adapter_alone(run, tmp_path):
-    assert export(run, "adapter", tmp_path / "adapter")["passed"]
+def test_the_adapter_alone(run):
+    found = export(run, "adapter")
+    assert found["passed"] and found["folder"] == str(run.folder / "adapter-export")  # run.folder / "adapter" is there
 
 
 @pytest.mark.parametrize("base", ["llama3", "qwen2", "qwen3", "mistral", "gemma3", "phi3", "smollm3", "olmo2"])

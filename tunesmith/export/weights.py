@@ -54,9 +54,9 @@ class Weights:
         self._layers = _Merging(_hollow(_empty(self.config, dtype)), adapter) if adapter else None
         if tied and self._layers and self._layers.changes(tied | {self._name_of(EMBEDDING)}):
             tied, text.tie_word_embeddings = set(), False
-        self._of_files = self._conversions = get_model_conversion_mapping(self.model)
+        self._own = self._conversions = get_model_conversion_mapping(self.model)
         if self._quantizer:
-            self._conversions = self._quantizer.update_weight_conversions(self._of_files, self.model)
+            self._conversions = self._quantizer.update_weight_conversions(self._own, self.model)
         names = [name for name in self.model.state_dict() if name not in tied]
         self._groups = {layer: [n for n in names if _layer(n) == layer] for layer in dict.fromkeys(map(_layer, names))}
         shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
@@ -113,7 +113,8 @@ class Weights:
         options = LoadStateDictConfig(dtype=self.dtype, weight_mapping=self._conversions, device_map={"": "cpu"},
                                       hf_quantizer=self._quantizer)
         convert_and_load_state_dict_in_model(self.model, state, options)
-        self.model._weight_conversions = [c for c in self.model._weight_conversions if c in self._of_files]
+        # By these `of_files` gives names: none of dequantisation, which would be those of blocks and scales.
+        self.model._weight_conversions = [c for c in self.model._weight_conversions if c in self._own]
         if not files[layer]:
             _put(self.model, head, _get(self.model, embedding).detach())
 

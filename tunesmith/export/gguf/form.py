@@ -10,8 +10,8 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.gguf import quantize
 from tunesmith.export.gguf.engine import LlamaCpp
-from tunesmith.export.gguf.write import write_gguf
 from tunesmith.export.gguf.importance import importance_of
+from tunesmith.export.gguf.write import write_gguf
 from tunesmith.export.parity import BOUNDS
 from tunesmith.export.settle import copy_settings
 from tunesmith.export.weights import Weights, weights_of
