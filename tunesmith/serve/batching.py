@@ -36,8 +36,7 @@ class Pool:
     def __init__(self, weights: Weights, share: float, context: int, batch: int):
         """`share` of the memory that is free; `context`: most tokens of each of `batch` sequences."""
         self.limit_tokens, self._computes = weights.reserve(
-            int(weights.free_bytes() * share), tokens=context * batch, sequences=batch + prefix.MOST + 1,
-            step=CHUNK + batch)
+            int(weights.free_bytes() * share), context, sequences=batch + prefix.MOST + 1, step=CHUNK + batch)
         self.limit_bytes = self.limit_tokens * weights.bytes_per_token
         self.prefixes = PrefixCache(int(self.limit_bytes * PREFIX_SHARE))
 
