@@ -76,14 +76,15 @@ def until(condition) -> None:
         time.sleep(0.02)
 
 
-def alive(pids) -> list[int]:
-    """Those of the processes that have not ended."""
-    def state(pid):
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return "X"
-    return [pid for pid in map(int, pids) if state(pid) not in "ZX"]
+def members(leader: int) -> list[int]:
+    """The processes of a group that have not ended."""
+    listed = subprocess.run(["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in listed.splitlines()]
+    return [int(pid) for pid, group, state in rows if int(group) == leader and state[0] != "Z"]
+
+
+def leader_of(engine) -> int:
+    return int(re.search(r"\((\d+)\)", engine.description[0])[1])
 
 
 def test_answers_are_made_of_the_ids_that_come_back(notes, opened, runs):
@@ -147,11 +148,11 @@ def test_one_who_leaves_stops_its_computing_and_the_queue_has_an_end(notes, open
     assert {one.wait().last.finish for one in asked} == {"cancelled"}
     until((notes / "left").exists)
     left = ask(engine, new=900, seed=GOES_ON)
-    pids = (notes / "pids").read_text().split()
-    assert len(alive(pids)) == 2
+    leader = leader_of(engine)
+    assert len(members(leader)) == 3  # with what guards them
     engine.close()
     assert left.wait().last.finish == "cancelled"
-    until(lambda: not alive(pids))
+    until(lambda: not members(leader))
     with pytest.raises(Refused, match="stopping"):
         ask(engine)
 
@@ -161,7 +162,7 @@ def test_when_vllm_dies_all_hear_of_it(notes, opened, runs, served):
     waiting = ask(engine, new=900, seed=GOES_ON)
     dying = ask(engine, seed=DIES)
     assert {one.wait().last.finish for one in (waiting, dying)} == {"error"}
-    until(lambda: not alive((notes / "pids").read_text().split()))
+    until(lambda: not members(leader_of(engine)))
     client = OpenAI(base_url=f"{served(engine)}/v1", api_key="none", max_retries=0)
     with pytest.raises(APIStatusError, match="vLLM has ended: RuntimeError: the card is gone") as error:
         client.completions.create(model="first", prompt="Hello")
@@ -181,11 +182,11 @@ def test_nothing_stays_behind(notes, runs, number):
         assert line, said
         said += line
     assert "engine  vLLM 0.32.0 in a process of its own" in said and "model   base: base, context 512" in said
-    pids = (notes / "pids").read_text().split()
-    assert len(alive(pids)) == 2
+    leader = int((notes / "pid").read_text())
+    assert len(members(leader)) == 3
     process.send_signal(number)
     assert process.wait(60) == (0 if number == signal.SIGINT else -number)
-    until(lambda: not alive(pids))
+    until(lambda: not members(leader))
 
 
 def test_what_it_will_not_do_is_said(notes, runs, mistral, family, recipe, tmp_path, monkeypatch):
@@ -200,7 +201,7 @@ def test_what_it_will_not_do_is_said(notes, runs, mistral, family, recipe, tmp_p
     refuses("no adapter with DoRA and new tokens; `tunesmith export .*more --to merged`", made.folder)
     monkeypatch.setattr(vllm, "_precision", lambda folder: "not-a-dtype")
     refuses("did not start: ValueError: no such dtype", mistral)
-    until(lambda: not alive((notes / "pids").read_text().split()))
+    until(lambda: not members(int((notes / "pid").read_text())))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     refuses("uv tool install vllm", runs[0])
@@ -274,20 +275,32 @@ def test_vllm_answers_as_the_engine_in_this_process(installed, opened, runs):
         assert running.wait().last.finish == "cancelled"
         until(lambda: re.search(r'finished_reason="abort".* 1\.0', httpx.get(metrics).text))
         left = Collector(engine, Request("base", [50, 51], 400, never))
-        group = int(re.search(r"\((\d+)\)", engine.description[0])[1])
+        leader = leader_of(engine)
+        assert len(members(leader)) > 2
     finally:
         own.close()
         engine.close()
     assert left.wait().last.finish == "cancelled"
-    with pytest.raises(ProcessLookupError):
-        os.killpg(group, 0)
+    until(lambda: not members(leader))
 
 
 @pytest.mark.slow
 def test_vllm_opens_the_fp8_form(installed, opened, runs, tmp_path):
     export(Run(runs[0]), "fp8", tmp_path / "fp8")
-    answer = ask(opened(tmp_path / "fp8"), model="fp8").wait()
+    engine = opened(tmp_path / "fp8")
+    answer = ask(engine, model="fp8").wait()
     assert answer.last.finish in ("length", "stop") and answer.last.generated
+    # And when the process that computes ends, all hear of it.
+    leader = leader_of(engine)
+    never = Sampling(logit_bias={i: -100.0 for i in engine.models["fp8"].stop_ids})
+    running = Collector(engine, Request("fp8", [50, 51], 400, never))
+    until(lambda: running.text)
+    for pid in set(members(leader)) - {leader}:
+        os.kill(pid, signal.SIGKILL)
+    assert running.wait().last.finish == "error"
+    until(lambda: not members(leader))
+    with pytest.raises(Refused, match="vLLM has ended"):
+        ask(engine, model="fp8")
 
 
 @pytest.mark.slow

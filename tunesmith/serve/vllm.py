@@ -39,10 +39,11 @@ SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "
 GUARDED = 'exec 3<&0; (read _ <&3; kill -KILL 0) & exec "$@" 3<&- </dev/null'
 PATIENCE = 15.0  # seconds for vLLM to end by itself
 SAID_EVERY = 10.0  # seconds
+LAST = 50_000  # bytes of the log that are looked at
 # What vLLM writes before each line: whose it is, and for those of its log the level, the time and the place.
 BEFORE = re.compile(r"^(\([^()]* pid=\d+\) )?([A-Z]+ [\d-]+ [\d:]+ \[[^]]*\] )?")
 ERROR = re.compile(r"[\w.]*(Error|Exception|error): ")
-VAGUE = "Engine core initialization failed"  # says only that the reason stands above
+VAGUE = re.compile("[Ss]ee (root cause|stack trace)")  # says only that the reason stands above
 
 
 def open_vllm(paths: Sequence[Path | str], context: int | None, batch: int, queue: int,
@@ -138,16 +139,15 @@ class Child:
         self._command = [*command, "--host", "127.0.0.1", "--port", str(self.port), "--generation-config", "vllm",
                          "--structured-outputs-config", '{"backend": "guidance"}', "--enable-prompt-tokens-details",
                          "--disable-uvicorn-access-log"]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.unlink(missing_ok=True)  # another server may be writing to it
+        self._file = open(self.log, "a+b")
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.log.unlink(missing_ok=True)  # another server may be writing to it
-        with open(self.log, "wb") as log:
-            self._out = open(self.log, "rb")
-            self._process = await asyncio.create_subprocess_exec(
-                "sh", "-c", GUARDED, "sh", *self._command, stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log,
-                start_new_session=True, env=os.environ | SETTINGS | {"VLLM_API_KEY": self.key})
+        self._process = await asyncio.create_subprocess_exec(
+            "sh", "-c", GUARDED, "sh", *self._command, stdin=asyncio.subprocess.PIPE, stdout=self._file,
+            stderr=self._file, start_new_session=True, env=os.environ | SETTINGS | {"VLLM_API_KEY": self.key})
 
     @property
     def pid(self) -> int:
@@ -168,18 +168,21 @@ class Child:
         self._signal(signal.SIGKILL)
         await self._process.wait()
         self._process.stdin.close()
-        self._out.close()
+
+    def close(self) -> None:
+        """Nothing is asked of it any more."""
+        self._file.close()
 
     def lines(self) -> list[str]:
         """The last it said."""
-        size = os.fstat(self._out.fileno()).st_size
-        text = os.pread(self._out.fileno(), 50_000, max(0, size - 50_000)).decode("utf-8", "replace")
+        size = os.fstat(self._file.fileno()).st_size
+        text = os.pread(self._file.fileno(), LAST, max(0, size - LAST)).decode("utf-8", "replace")
         return [line for line in (BEFORE.sub("", line).strip() for line in text.splitlines()) if line]
 
     def reason(self) -> str:
         """Its last error, else its last line."""
         lines = self.lines()
-        errors = [line for line in lines if ERROR.match(line) and VAGUE not in line]
+        errors = [line for line in lines if ERROR.match(line) and not VAGUE.search(line)]
         return (errors or lines or ["it said nothing"])[-1]
 
     def _signal(self, number: int) -> None:
@@ -209,7 +212,8 @@ class Answer:
         if task.cancelled():
             self.delivery.end("cancelled")
         elif error := task.exception():
-            self.delivery.end("error", first_line(error))
+            said = first_line(error)
+            self.delivery.end("error", self.engine.child.reason() if VAGUE.search(said) else said)
         else:
             self.delivery.end(task.result())
 
@@ -233,7 +237,7 @@ class Answer:
                     details = (event.get("usage") or {}).get("prompt_tokens_details") or {}
                     self.delivery.cached = details.get("cached_tokens") or 0
         except httpx.TransportError:
-            raise RuntimeError("vLLM has broken off") from None
+            raise RuntimeError(f"vLLM has broken off: {self.engine.child.reason()}") from None
         if finish not in ("stop", "length"):
             raise RuntimeError(f"vLLM has ended the answer: {finish or 'broken off'}")
         return finish
@@ -285,7 +289,8 @@ class VllmEngine:
         self._lock = Lock()
         self._closing = asyncio.Event()
         self._started: Future[str] = Future()
-        self._thread = Thread(target=self._run, args=(Child(command), say), name="engine")
+        self.child = Child(command)
+        self._thread = Thread(target=self._run, args=(say,), name="engine")
         self._thread.start()
         try:
             self.description = [self._started.result()]
@@ -318,52 +323,54 @@ class VllmEngine:
             self.loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
 
-    def _run(self, child: Child, say: Callable[[str], None]) -> None:
+    def _run(self, say: Callable[[str], None]) -> None:
         try:
-            self.loop.run_until_complete(self._main(child, say))
+            self.loop.run_until_complete(self._main(say))
         except Exception as error:  # for whoever waits
             if not self._started.done():
                 self._started.set_exception(error)
         finally:
             self.loop.close()
+            self.child.close()
 
-    async def _main(self, child: Child, say: Callable[[str], None]) -> None:
+    async def _main(self, say: Callable[[str], None]) -> None:
+        child = self.child
         headers = {"Authorization": f"Bearer {child.key}"}
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{child.port}", headers=headers, timeout=None,
                                      limits=httpx.Limits(max_connections=None), trust_env=False) as self.client:
             await child.start()
             try:
-                if await self._healthy(child, say):
+                if await self._healthy(say):
                     version = (await self.client.get("/version")).json()["version"]
                     self._started.set_result(f"vLLM {version} in a process of its own ({child.pid}); its log is "
                                              f"{child.log}")
-                    await self._over(child)
+                    await self._over()
             finally:
-                await self._finish(child)
+                await self._finish()
 
-    async def _healthy(self, child: Child, say: Callable[[str], None]) -> bool:
+    async def _healthy(self, say: Callable[[str], None]) -> bool:
         """Waits until vLLM answers; False if it ends or we close first."""
         said = time.monotonic()
-        while not (child.ended or self._closing.is_set()):
+        while not (self.child.ended or self._closing.is_set()):
             with suppress(httpx.TransportError):
                 if (await self.client.get("/health")).status_code == httpx.codes.OK:
                     return True
             if time.monotonic() - said > SAID_EVERY:
                 said = time.monotonic()
-                say(f"vLLM is starting: {(child.lines() or ['nothing said yet'])[-1]}")
+                say(f"vLLM is starting: {(self.child.lines() or ['nothing said yet'])[-1]}")
             await asyncio.sleep(0.1)
         return False
 
-    async def _over(self, child: Child) -> None:
+    async def _over(self) -> None:
         """Waits until vLLM ends or we close."""
-        ends = [asyncio.ensure_future(child.wait()), asyncio.ensure_future(self._closing.wait())]
+        ends = [asyncio.ensure_future(self.child.wait()), asyncio.ensure_future(self._closing.wait())]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
 
-    async def _finish(self, child: Child) -> None:
+    async def _finish(self) -> None:
         """Ends everything: answers are cancelled if we close, else they fail as their connections do."""
-        closing, reason = self._closing.is_set(), child.reason()
+        closing, reason = self._closing.is_set(), self.child.reason()
         with self._lock:
             self._refusal = ("the server is stopping", 503, "stopping") if closing else (
                 f"vLLM has ended: {reason}", 503, "engine_ended")
@@ -371,11 +378,11 @@ class VllmEngine:
         tasks = [answer.task for answer in self.answers]
         for task in tasks if closing else []:
             task.cancel()
-        await child.stop()
+        await self.child.stop()
         await asyncio.gather(*tasks, return_exceptions=True)
         if not self._started.done():
             self._started.set_exception(UserError(f"--engine vllm: vLLM did not start: {reason} (its log is "
-                                                  f"{child.log})"))
+                                                  f"{self.child.log})"))
 
 
 def _message(body: dict) -> str:
