@@ -44,14 +44,14 @@ class Handler(BaseHTTPRequestHandler):
             if body["logprobs"] is not None:
                 top = {f"token_id:{token}": -2.0}
                 top |= {f"token_id:{token + 1 + i}": -1.0 - i / 4 for i in range(body["logprobs"])}
-                told = {"text_offset": [0], "tokens": [f"token_id:{token}"], "token_logprobs": [-2.0], "top_logprobs": [top]}
+                told = {"tokens": [f"token_id:{token}"], "token_logprobs": [-2.0], "top_logprobs": [top]}
             self.event({"choices": [{"index": 0, "text": "not looked at", "logprobs": told, "finish_reason": finish,
                                      "stop_reason": None, "token_ids": [token]}]})
             if body["seed"] == FAILS:
                 return self.event({"error": {"message": "no memory is left", "code": 400}})
             if body["seed"] == DIES:
                 print("(EngineCore pid=1) ERROR 11-25 01:17:22 [core.py:1] RuntimeError: the card is gone", flush=True)
-                print("(APIServer pid=1) RuntimeError: Engine core initialization failed. See above.", flush=True)
+                print("(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.", flush=True)
                 os._exit(1)
             if body["seed"] == GOES_ON:
                 time.sleep(0.02)

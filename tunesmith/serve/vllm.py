@@ -59,8 +59,8 @@ def find() -> str:
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if found := shutil.which("vllm", path=places):
         return found
-    raise UserError("--engine vllm: no program `vllm` beside this Python or on PATH; `uv tool install vllm` puts it there, "
-                    "with an environment of its own")
+    raise UserError("--engine vllm: no program `vllm` beside this Python or on PATH; `uv tool install vllm` puts it "
+                    "there, with an environment of its own")
 
 
 def described(paths: Sequence[Path | str], context: int | None) -> tuple[dict[str, Served], list[str]]:
@@ -251,12 +251,11 @@ class Answer:
         return ended
 
     def _told(self, logprobs: dict, number: int) -> Token:
-        """The token among the likeliest is theirs only if it is one of them."""
+        """vLLM names the token among the likeliest even if it is none of them."""
         decode, count = self.served.tokenizer.decode, self.request.logprobs
-        values = {int(name.removeprefix("token_id:")): value for name, value in logprobs["top_logprobs"][number].items()}
-        likeliest = sorted(values.items(), key=lambda item: -item[1])[:count]
-        token = int(logprobs["tokens"][number].removeprefix("token_id:"))
-        return Token(decode([token]), logprobs["token_logprobs"][number], [(decode([i]), v) for i, v in likeliest])
+        likeliest = sorted(logprobs["top_logprobs"][number].items(), key=lambda item: -item[1])[:count]
+        return Token(decode([_id(logprobs["tokens"][number])]), logprobs["token_logprobs"][number],
+                     [(decode([_id(name)]), value) for name, value in likeliest])
 
     def _body(self) -> dict:
         request, sampling = self.request, self.request.sampling
@@ -388,6 +387,11 @@ class VllmEngine:
 def _message(body: dict) -> str:
     """Of an error as vLLM answers with."""
     return body["error"]["message"]
+
+
+def _id(name: str) -> int:
+    """Of a token as vLLM names it for its id."""
+    return int(name.removeprefix("token_id:"))
 
 
 def _free_port() -> int:
