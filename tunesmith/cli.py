@@ -136,7 +136,7 @@ app.command("tunesmith.serve.connect:connect", name="connect", help="Print or wr
 def serve(*models: Path, host: str = "127.0.0.1", port: int = 8383,
           api_key: Annotated[str | None, Parameter(env_var="TUNESMITH_API_KEY")] = None,
           cors: Annotated[tuple[str, ...], Parameter(negative="")] = (), context: int | None = None, batch: int = 64,
-          queue: int = 256) -> None:
+          queue: int = 256, engine: Literal["here", "vllm"] = "here") -> None:
     """Serve runs and models over the APIs of OpenAI and Anthropic; a run with its base, on one copy of the weights.
 
     Parameters
@@ -149,12 +149,13 @@ def serve(*models: Path, host: str = "127.0.0.1", port: int = 8383,
     context: Most tokens of prompt and answer together, if fewer than the model takes.
     batch: Most requests computed at once.
     queue: Most requests that may wait; more are answered with 429.
+    engine: What computes: this process (here), or vllm, a program of its own.
     """
     from tunesmith.serve.command import run
 
     if not models:
         raise UserError("serve: name a run or a model")
-    run(models, host, port, api_key, cors, context, batch, queue)
+    run(models, host, port, api_key, cors, context, batch, queue, engine)
 
 
 @app.command

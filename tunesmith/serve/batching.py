@@ -7,7 +7,6 @@ different adapters take turns, since an adapter is switched for all tokens. How 
 matter (weights.py): by transformers' code (on_transformers.py) or by llama.cpp (on_llama.py).
 """
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,7 +17,7 @@ import torch
 
 from tunesmith.errors import first_line
 from tunesmith.serve import prefix
-from tunesmith.serve.decoding import Writer
+from tunesmith.serve.decoding import Delivery
 from tunesmith.serve.engine import Piece, Refused, Request, Token
 from tunesmith.serve.models import Served
 from tunesmith.serve.prefix import PrefixCache
@@ -49,28 +48,20 @@ class Pool:
 class Sequence:
     """A request that is being answered."""
 
-    def __init__(self, request: Request, served: Served, deliver: Callable[[Piece], None], wake: Callable[[], None]):
-        self.request, self.served = request, served
+    def __init__(self, request: Request, served: Served, delivery: Delivery, wake: Callable[[], None]):
+        self.request, self.served, self.delivery = request, served, delivery
         self.ids = list(request.ids)
         self.kv: KV | None = None
         self.cached = 0
         self.sampler = Sampler(request.sampling, request.ids)
-        self.writer = Writer(served.tokenizer, request.stop, request.shown)
         self.constraint = request.constraint() if request.constraint else None
         self.cancelled = False
-        self.arrived = time.monotonic()
-        self.prefix = 0
-        self._deliver, self._wake = deliver, wake
-        self._piece = Piece()
+        self._wake = wake
 
     @property
     def pending(self) -> int:
         """Tokens not yet computed."""
         return len(self.ids) - self.cached
-
-    @property
-    def generated(self) -> int:
-        return len(self.ids) - len(self.request.ids)
 
     @property
     def nbytes(self) -> int:
@@ -85,25 +76,6 @@ class Sequence:
     def cancel(self) -> None:
         self.cancelled = True
         self._wake()
-
-    def write(self, token: Token | None, text: str) -> None:
-        self._piece.text += text
-        if token is not None:
-            self._piece.tokens.append(token)
-        if self.request.stream and (text or token is not None):
-            self._send()
-
-    def end(self, finish: str, error: str = "") -> None:
-        if finish not in ("cancelled", "error"):
-            self._piece.text += self.writer.finish()
-            finish = "stop" if self.writer.stopped is not None else finish
-        self._piece.finish, self._piece.error, self._piece.stop_text = finish, error, self.writer.stopped
-        self._send()
-
-    def _send(self) -> None:
-        self._piece.generated, self._piece.cached = self.generated, self.prefix
-        piece, self._piece = self._piece, Piece()
-        self._deliver(piece)
 
 
 class BatchingEngine:
@@ -128,7 +100,9 @@ class BatchingEngine:
         self._thread.start()
 
     def submit(self, request: Request, deliver: Callable[[Piece], None]) -> Sequence:
-        sequence = Sequence(request, self.models[request.model], deliver, self._notify)
+        served = self.models[request.model]
+        delivery = Delivery(request, served.tokenizer, deliver, self.counts)
+        sequence = Sequence(request, served, delivery, self._notify)
         with self._changed:
             if self._closing:
                 raise Refused("the server is stopping", 503, "stopping")
@@ -187,7 +161,7 @@ class BatchingEngine:
                     for sequence in list(self._running):
                         self._finish(sequence, "error", first_line(error))
         for sequence in [*self._running, *self._waiting]:
-            sequence.end("cancelled")
+            sequence.delivery.end("cancelled")
         self._running.clear()
         self._waiting.clear()
 
@@ -215,8 +189,7 @@ class BatchingEngine:
             gone = [s for s in self._waiting if s.cancelled]
             self._waiting = deque(s for s in self._waiting if not s.cancelled)
         for sequence in gone:
-            self._count_end(sequence, "cancelled")
-            sequence.end("cancelled")
+            sequence.delivery.end("cancelled")
 
     def _admit(self) -> None:
         """Lets waiting sequences in, oldest first, while there is room for their prompts."""
@@ -232,8 +205,8 @@ class BatchingEngine:
                 sequence = self._waiting.popleft()
             known, sequence.cached = pool.prefixes.find(sequence.request.model, sequence.ids)
             sequence.kv = known or sequence.served.weights.new_kv()
-            if not sequence.generated:
-                sequence.prefix = sequence.cached
+            if not sequence.delivery.generated:
+                sequence.delivery.cached = sequence.cached
             self._running.append(sequence)
 
     def _make_room(self) -> None:
@@ -290,20 +263,13 @@ class BatchingEngine:
             token = sequence.sampler(scores)
             if sequence.constraint is not None:
                 sequence.constraint.accept(token)
-        if not sequence.generated:
-            self.counts["first_tokens"] += 1
-            self.counts["first_token_seconds"] += time.monotonic() - sequence.arrived
         sequence.ids.append(token)
-        if token in served.stop_ids:
-            return self._finish(sequence, "stop")
+        ends = token in served.stop_ids
         told = None
-        if request.logprobs is not None:
+        if request.logprobs is not None and not ends:
             told = _token(served.tokenizer, logits_V, token, request.logprobs)
-        sequence.write(told, sequence.writer.push(token))
-        if sequence.writer.stopped is not None:
-            self._finish(sequence, "stop")
-        elif sequence.generated >= request.max_new_tokens:
-            self._finish(sequence, "length")
+        if finish := sequence.delivery.take(token, ends, told):
+            self._finish(sequence, finish)
 
     def _finish(self, sequence: Sequence, finish: str, error: str = "") -> None:
         self._running.remove(sequence)
@@ -311,14 +277,7 @@ class BatchingEngine:
             kv, sequence.kv = sequence.kv, None
             self._pool(sequence.served).prefixes.keep(sequence.request.model, sequence.ids[:sequence.cached], kv)
         sequence.forget()
-        self._count_end(sequence, finish)
-        sequence.end(finish, error)
-
-    def _count_end(self, sequence: Sequence, finish: str) -> None:
-        self.counts[f"finished_{finish}"] += 1
-        self.counts["prompt_tokens"] += len(sequence.request.ids)
-        self.counts["cached_tokens"] += sequence.prefix
-        self.counts["generated_tokens"] += sequence.generated
+        sequence.delivery.end(finish, error)
 
 
 def _token(tokenizer, logits_V: torch.Tensor, token: int, count: int) -> Token:

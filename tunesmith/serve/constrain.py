@@ -1,7 +1,9 @@
 """Answers held to a JSON Schema or a grammar, by llguidance, which is an extra."""
 
-from collections.abc import Callable
+import json
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,27 +35,40 @@ class Grammar:
             raise RuntimeError(f"the grammar cannot go on: {first_line(self._matcher.get_error())}")
 
 
-def from_schema(tokenizer: Tokenizer, stop_ids: frozenset[int], schema: dict) -> Callable[[], Grammar]:
-    """Makes constraints to what a JSON Schema allows. Raises Refused."""
+@dataclass(frozen=True)
+class Grammars:
+    """See engine.Constraints."""
+
+    lark: str
+    _first: Any
+    _size: int
+
+    def __call__(self) -> Grammar:
+        return Grammar(self._first.deep_copy(), self._size)
+
+
+def from_schema(tokenizer: Tokenizer, stop_ids: frozenset[int], schema: dict) -> Grammars:
+    """Constraints to what a JSON Schema allows. Raises Refused."""
     library = _library()
     try:
         grammar = library.LLMatcher.grammar_from_json_schema(schema, overrides=SPACES)
     except ValueError as error:
         raise Refused(f"the JSON Schema cannot be used: {error}", code="invalid_json_schema") from None
-    return _maker(library, tokenizer, stop_ids, grammar)
+    lark = f"start: %json {json.dumps({**schema, 'x-guidance': SPACES})}"
+    return _grammars(library, tokenizer, stop_ids, grammar, lark)
 
 
-def from_lark(tokenizer: Tokenizer, stop_ids: frozenset[int], lark: str) -> Callable[[], Grammar]:
-    """Makes constraints to a grammar in Lark's notation. Raises Refused."""
+def from_lark(tokenizer: Tokenizer, stop_ids: frozenset[int], lark: str) -> Grammars:
+    """Constraints to a grammar in Lark's notation. Raises Refused."""
     library = _library()
-    return _maker(library, tokenizer, stop_ids, library.LLMatcher.grammar_from_lark(lark))
+    return _grammars(library, tokenizer, stop_ids, library.LLMatcher.grammar_from_lark(lark), lark)
 
 
-def _maker(library, tokenizer: Tokenizer, stop_ids: frozenset[int], grammar: str) -> Callable[[], Grammar]:
+def _grammars(library, tokenizer: Tokenizer, stop_ids: frozenset[int], grammar: str, lark: str) -> Grammars:
     first = library.LLMatcher(_vocabulary(tokenizer, stop_ids), grammar, log_level=0)
     if first.is_error():
         raise Refused(f"the JSON Schema cannot be used: {first_line(first.get_error())}", code="invalid_json_schema")
-    return lambda: Grammar(first.deep_copy(), tokenizer.vocab_size)
+    return Grammars(lark, first, tokenizer.vocab_size)
 
 
 @lru_cache(16)

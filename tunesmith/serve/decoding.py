@@ -1,6 +1,11 @@
 """An answer's tokens as text, piece by piece: no half character, no special token, nothing from a stop string on."""
 
+import time
+from collections import Counter
+from collections.abc import Callable
+
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.serve.engine import Piece, Request, Token
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_WAIT = 64
@@ -53,6 +58,53 @@ class Writer:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids)
+
+
+class Delivery:
+    """Hands an answer on as its tokens come, or at its end, as the request wants; and counts. `generated` and `cached`
+    are those of Piece; `counts` are the engine's metrics."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer, deliver: Callable[[Piece], None], counts: Counter[str]):
+        self.generated = self.cached = 0
+        self._request, self._deliver, self._counts = request, deliver, counts
+        self._writer = Writer(tokenizer, request.stop, request.shown)
+        self._piece = Piece()
+        self._arrived = time.monotonic()
+
+    def take(self, token: int, ends: bool, told: Token | None = None) -> str | None:
+        """One more token; `ends`: it is one that ends answers. Returns how the answer ends with it, if it does."""
+        if not self.generated:
+            self._counts["first_tokens"] += 1
+            self._counts["first_token_seconds"] += time.monotonic() - self._arrived
+        self.generated += 1
+        if ends:
+            return "stop"
+        text = self._writer.push(token)
+        self._piece.text += text
+        if told is not None:
+            self._piece.tokens.append(told)
+        if self._request.stream and (text or told is not None):
+            self._send()
+        if self._writer.stopped is not None:
+            return "stop"
+        return "length" if self.generated >= self._request.max_new_tokens else None
+
+    def end(self, finish: str, error: str = "") -> None:
+        """The last piece."""
+        self._counts[f"finished_{finish}"] += 1
+        self._counts["prompt_tokens"] += len(self._request.ids)
+        self._counts["cached_tokens"] += self.cached
+        self._counts["generated_tokens"] += self.generated
+        if finish not in ("cancelled", "error"):
+            self._piece.text += self._writer.finish()
+            finish = "stop" if self._writer.stopped is not None else finish
+        self._piece.finish, self._piece.error, self._piece.stop_text = finish, error, self._writer.stopped
+        self._send()
+
+    def _send(self) -> None:
+        self._piece.generated, self._piece.cached = self.generated, self.cached
+        piece, self._piece = self._piece, Piece()
+        self._deliver(piece)
 
 
 def tail_of(text: str, mark: str) -> int:

@@ -40,11 +40,19 @@ class Constraint(Protocol):
     def accept(self, token: int) -> None: ...
 
 
+class Constraints(Protocol):
+    """A grammar that answers keep to: `lark` is its text in llguidance's notation, and a call makes a Constraint."""
+
+    lark: str
+
+    def __call__(self) -> Constraint: ...
+
+
 @dataclass(frozen=True)
 class Request:
     """One answer to compute. `ids` is the prompt; `logprobs` how many of the likeliest tokens to report beside the
     drawn one, None for no log probabilities; `shown` are special tokens that stay in the text; `stream` asks for
-    pieces as they come instead of one at the end; `constraint` makes a new Constraint."""
+    pieces as they come instead of one at the end."""
 
     model: str
     ids: list[int]
@@ -54,7 +62,7 @@ class Request:
     logprobs: int | None = None
     shown: frozenset[int] = frozenset()
     stream: bool = True
-    constraint: Callable[[], Constraint] | None = None
+    constraint: Constraints | None = None
 
 
 @dataclass(frozen=True)

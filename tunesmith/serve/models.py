@@ -20,17 +20,18 @@ from tunesmith.serve.weights import Weights
 @dataclass(frozen=True)
 class Served:
     """One name that requests may ask for. `kind` is tuned or base; `base` the name of its base; `defaults` are the
-    model's own generation settings; `context` counts tokens, prompt and answer together."""
+    model's own generation settings; `context` counts tokens, prompt and answer together. `weights` are those in this
+    process, with the name of the `adapter` to switch them to; None where another process has them."""
 
     name: str
     kind: str
     base: str
-    weights: Weights
-    adapter: str | None
     tokenizer: Tokenizer | GgufTokenizer
     stop_ids: frozenset[int]
     defaults: dict
     context: int
+    weights: Weights | None = None
+    adapter: str | None = None
 
 
 def open_result(run: Run, base: TorchWeights | None = None) -> tuple[TorchWeights, str | None]:
@@ -58,6 +59,11 @@ def open_models(paths: Sequence[Path | str], context: int | None = None) -> dict
         if not any(key[:2] == (folder.resolve(), "none") for key in bases):
             found.append(_open_folder(folder, context))
     found += _open_files(files, context)
+    return by_name(found)
+
+
+def by_name(found: Sequence[Served]) -> dict[str, Served]:
+    """Raises UserError where two have one name."""
     names = [served.name for served in found]
     if len(set(names)) < len(names):
         raise UserError(f"two models have one name ({', '.join(names)}); rename a run's folder or serve them apart")
@@ -76,20 +82,27 @@ def _open_run(run: Run, bases: dict[tuple, Served], base_name: str, context: int
     new = []
     if key not in bases:
         weights = TorchWeights(base_model(run))
-        bases[key] = _served(base_name, "base", base_name, weights, None, tokenizer, stops, _defaults(run.base),
-                             context)
+        bases[key] = Served(base_name, "base", base_name, tokenizer, stops, defaults_of(run.base),
+                            context_of(base_name, weights.context, context), weights)
         new = [bases[key]]
     base = bases[key]
     weights, adapter = open_result(run, base.weights)
-    return [_served(run.name, "tuned", base.name, weights, adapter, tokenizer, stops, _defaults(run.result), context),
-            *new]
+    tuned = Served(run.name, "tuned", base.name, tokenizer, stops, defaults_of(run.result),
+                   context_of(run.name, weights.context, context), weights, adapter)
+    return [tuned, *new]
 
 
 def _open_folder(folder: Path, context: int | None) -> Served:
     weights = TorchWeights(load(Model(path=str(folder)), folder, "auto", None, 0))
+    return replace(describe_folder(folder, weights.context, context), weights=weights)
+
+
+def describe_folder(folder: Path, own: int | None, context: int | None) -> Served:
+    """A model folder, whose own context is `own`, without its weights."""
     tokenizer = Tokenizer.load(folder)
     stops = frozenset({tokenizer.eos_id, *eos_ids(folder)} - {None})
-    return _served(*_identity(folder), weights, None, tokenizer, stops, _defaults(folder), context)
+    name, kind, base = _identity(folder)
+    return Served(name, kind, base, tokenizer, stops, defaults_of(folder), context_of(name, own, context))
 
 
 def _open_files(files: Sequence[Path], context: int | None) -> list[Served]:
@@ -100,8 +113,9 @@ def _open_files(files: Sequence[Path], context: int | None) -> list[Served]:
             raise UserError(f"{file}: no such file")
         if not is_adapter(file):
             weights = LlamaWeights(file)
-            tokenizer, stops = GgufTokenizer(weights.model), frozenset(weights.model.stop_ids)
-            base = _served(*_identity(file), weights, None, tokenizer, stops, {}, context)
+            (name, kind, base_name), stops = _identity(file), frozenset(weights.model.stop_ids)
+            base = Served(name, kind, base_name, GgufTokenizer(weights.model), stops, {},
+                          context_of(name, weights.context, context), weights)
             found.append(base)
         elif base is None:
             raise UserError(f"{file}: an adapter; name the GGUF of its base before it")
@@ -123,12 +137,14 @@ def _identity(path: Path) -> tuple[str, str, str]:
     return name, "base", name
 
 
-def _served(name, kind, base, weights, adapter, tokenizer, stops, defaults: dict, context: int | None) -> Served:
-    limits = [limit for limit in (weights.context, context) if limit]
+def context_of(name: str, own: int | None, asked: int | None) -> int:
+    """Tokens of the model's own context, or fewer if asked. Raises UserError if neither is known."""
+    limits = [limit for limit in (own, asked) if limit]
     if not limits:
         raise UserError(f"{name}: its config has no max_position_embeddings; say --context")
-    return Served(name, kind, base, weights, adapter, tokenizer, stops, defaults, min(limits))
+    return min(limits)
 
 
-def _defaults(folder: Path) -> dict:
+def defaults_of(folder: Path) -> dict:
+    """A model's own generation settings."""
     return read_json(folder / "generation_config.json") or {}

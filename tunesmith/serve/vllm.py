@@ -1,0 +1,400 @@
+"""vLLM as the engine: `vllm serve` in a process of its own, one base model with any number of LoRA adapters.
+
+Prompts go there as token ids and answers come back as token ids, so what is text, where it ends and what is counted is
+the same as with the engine in this process.
+"""
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock, Thread
+
+import httpx
+
+from tunesmith.errors import UserError, first_line
+from tunesmith.inputs import cache_folder, tokenizer_of
+from tunesmith.model.load import config_of, resolve
+from tunesmith.recipe import Model
+from tunesmith.result import require_result
+from tunesmith.run import Run, read_json
+from tunesmith.serve.decoding import Delivery
+from tunesmith.serve.engine import Piece, Refused, Request, Token
+from tunesmith.serve.models import Served, by_name, context_of, defaults_of, describe_folder
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
+SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+# The shell's child waits for the end of our standard input, which comes whatever way we end, and then kills the group.
+GUARDED = 'exec 3<&0; (read _ <&3; kill -KILL 0) & exec "$@" 3<&- </dev/null'
+PATIENCE = 15.0  # seconds for vLLM to end by itself
+SAID_EVERY = 10.0  # seconds
+LAST = 50_000  # bytes of the log that are looked at
+# What vLLM writes before each line: whose it is, and for those of its log the level, the time and the place.
+BEFORE = re.compile(r"^(\([^()]* pid=\d+\) )?([A-Z]+ [\d-]+ [\d:]+ \[[^]]*\] )?")
+ERROR = re.compile(r"[\w.]*(Error|Exception|error): ")
+VAGUE = re.compile("[Ss]ee (root cause|stack trace)")  # says only that the reason stands above
+
+
+def open_vllm(paths: Sequence[Path | str], context: int | None, batch: int, queue: int,
+              say: Callable[[str], None]) -> "VllmEngine":
+    """Starts vLLM on runs of one base, or on one model; `say` is told how it gets on. Raises UserError."""
+    program = find()
+    models, arguments = described(paths, context)
+    return VllmEngine(models, [program, "serve", *arguments, "--max-num-seqs", str(batch)], batch, queue, say)
+
+
+def find() -> str:
+    """The program. Raises UserError."""
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    if found := shutil.which("vllm", path=places):
+        return found
+    raise UserError("--engine vllm: no program `vllm` beside this Python or on PATH; `uv tool install vllm` puts it "
+                    "there, with an environment of its own")
+
+
+def described(paths: Sequence[Path | str], context: int | None) -> tuple[dict[str, Served], list[str]]:
+    """What is served, tuned models before their base, and vLLM's arguments for it. Raises UserError for more than one
+    base, and for what vLLM cannot put onto one."""
+    if files := [str(path) for path in paths if Path(path).suffix == ".gguf"]:
+        raise UserError(f"--engine vllm: {files[0]}: GGUF files are served without it")
+    runs = [Run(path) for path in paths if Run(path).exists]
+    folders = [resolve(Model(path=str(path))) for path in paths if not Run(path).exists]
+    for run in runs:
+        require_result(run)
+    tuned = [run for run in runs if run.recipe.adapter.kind == "lora"]
+    full = [run for run in runs if run not in tuned]
+    bases = {(run.base.resolve(), run.plan["weights"]) for run in tuned}
+    bases |= {(run.result.resolve(), _precision(run.result)) for run in full}
+    covered = {folder for folder, _ in bases}
+    bases |= {(folder.resolve(), _precision(folder)) for folder in folders if folder.resolve() not in covered}
+    if len(bases) > 1:
+        raise UserError("--engine vllm: one base model a server, in one precision, and its adapters; these are "
+                        f"{', '.join(sorted(f'{folder.name} in {precision}' for folder, precision in bases))}: "
+                        "start a server for each")
+    (base, precision), = bases
+    own = getattr(config_of(base).get_text_config(), "max_position_embeddings", None)
+    if full:
+        served = [_of_run(run, run.base.name, own, context) for run in full]
+    elif tuned:
+        name = folders[0].name if folders else "base"
+        served = [_of_run(run, name, own, context) for run in tuned]
+        served.append(Served(name, "base", name, served[0].tokenizer, served[0].stop_ids, defaults_of(base),
+                             served[0].context))
+    else:
+        served = [describe_folder(folders[0], own, context)]
+    arguments = [str(base), "--served-model-name", served[-1].name, "--dtype", precision,
+                 "--max-model-len", str(served[-1].context), *_adapters(tuned)]
+    return by_name(served), arguments
+
+
+def _of_run(run: Run, base: str, own: int | None, context: int | None) -> Served:
+    return Served(run.name, "tuned", base, tokenizer_of(run), frozenset(run.plan["stop_ids"]), defaults_of(run.result),
+                  context_of(run.name, own, context))
+
+
+def _precision(folder: Path) -> str:
+    """That of the weights as they are saved."""
+    return str(config_of(folder).dtype or "auto").removeprefix("torch.")
+
+
+def _adapters(runs: Sequence[Run]) -> list[str]:
+    """vLLM's arguments for LoRA. Raises UserError for a run that is more than an adapter to vLLM."""
+    ranks = [1]
+    for run in runs:
+        recipe, settings = run.recipe, read_json(run.result / "adapter_config.json")
+        hindrances = {"DoRA": recipe.adapter.dora, "modules_to_save": recipe.adapter.modules_to_save,
+                      "new tokens": recipe.model.new_tokens, "a base with random weights":
+                      recipe.model.initialize == "random", "a quantised base": recipe.model.quantize != "none"}
+        if found := [name for name, there in hindrances.items() if there]:
+            raise UserError(f"--engine vllm: {run.folder}: vLLM takes no adapter with {' and '.join(found)}; "
+                            f"`tunesmith export {run.folder} --to merged`, and serve that folder")
+        ranks += [settings["r"], *(settings.get("rank_pattern") or {}).values()]
+    if not runs:
+        return []
+    if max(ranks) > RANKS[-1]:
+        raise UserError(f"--engine vllm: vLLM takes adapters up to rank {RANKS[-1]}, not {max(ranks)}")
+    modules = [json.dumps({"name": run.name, "path": str(run.result.resolve())}) for run in runs]
+    return ["--enable-lora", "--max-lora-rank", str(next(rank for rank in RANKS if rank >= max(ranks))),
+            "--max-loras", str(len(runs)), "--lora-modules", *modules]
+
+
+class Child:
+    """The process, in a group of its own. `log` is the file of what it says; the last server's is kept."""
+
+    def __init__(self, command: Sequence[str]):
+        self.key = secrets.token_hex(16)
+        self.port = _free_port()
+        self.log = cache_folder() / "vllm.log"
+        self._command = [*command, "--host", "127.0.0.1", "--port", str(self.port), "--generation-config", "vllm",
+                         "--structured-outputs-config", '{"backend": "guidance"}', "--enable-prompt-tokens-details",
+                         "--disable-uvicorn-access-log"]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.unlink(missing_ok=True)  # another server may be writing to it
+        self._file = open(self.log, "a+b")
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            "sh", "-c", GUARDED, "sh", *self._command, stdin=asyncio.subprocess.PIPE, stdout=self._file,
+            stderr=self._file, start_new_session=True, env=os.environ | SETTINGS | {"VLLM_API_KEY": self.key})
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        return self._process.returncode is not None
+
+    async def wait(self) -> None:
+        await self._process.wait()
+
+    async def stop(self) -> None:
+        """Ends all its processes."""
+        self._signal(signal.SIGTERM)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), PATIENCE)
+        self._signal(signal.SIGKILL)
+        await self._process.wait()
+        self._process.stdin.close()
+
+    def close(self) -> None:
+        """Nothing is asked of it any more."""
+        self._file.close()
+
+    def lines(self) -> list[str]:
+        """The last it said."""
+        size = os.fstat(self._file.fileno()).st_size
+        text = os.pread(self._file.fileno(), LAST, max(0, size - LAST)).decode("utf-8", "replace")
+        return [line for line in (BEFORE.sub("", line).strip() for line in text.splitlines()) if line]
+
+    def reason(self) -> str:
+        """Its last error, else its last line."""
+        lines = self.lines()
+        errors = [line for line in lines if ERROR.match(line) and not VAGUE.search(line)]
+        return (errors or lines or ["it said nothing"])[-1]
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+
+class Answer:
+    """A request at vLLM. See engine.Ticket."""
+
+    def __init__(self, engine: "VllmEngine", request: Request, deliver: Callable[[Piece], None]):
+        self.engine, self.request, self.served = engine, request, engine.models[request.model]
+        self.delivery = Delivery(request, self.served.tokenizer, deliver, engine.counts)
+        self.task: asyncio.Task | None = None
+
+    def start(self) -> None:
+        """In the engine's thread."""
+        self.task = asyncio.ensure_future(self._compute())
+        self.task.add_done_callback(self._end)
+
+    def cancel(self) -> None:
+        with suppress(RuntimeError):  # the engine has closed its loop
+            self.engine.loop.call_soon_threadsafe(lambda: self.task.cancel())
+
+    def _end(self, task: asyncio.Task) -> None:
+        self.engine.answers.discard(self)
+        if task.cancelled():
+            self.delivery.end("cancelled")
+        elif error := task.exception():
+            said = first_line(error)
+            self.delivery.end("error", self.engine.child.reason() if VAGUE.search(said) else said)
+        else:
+            self.delivery.end(task.result())
+
+    async def _compute(self) -> str:
+        """How the answer ended. Leaving closes the connection, at which vLLM stops computing."""
+        finish = None
+        try:
+            async with self.engine.client.stream("POST", "/v1/completions", json=self._body()) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise RuntimeError(_message(json.loads(await response.aread())))
+                async for line in response.aiter_lines():
+                    if not line.startswith("data: {"):
+                        continue
+                    event = json.loads(line.removeprefix("data: "))
+                    if "error" in event:
+                        raise RuntimeError(_message(event))
+                    for choice in event["choices"]:
+                        finish = choice["finish_reason"]
+                        if self._take(choice) == "stop" and finish is None:
+                            return "stop"
+                    details = (event.get("usage") or {}).get("prompt_tokens_details") or {}
+                    self.delivery.cached = details.get("cached_tokens") or 0
+        except httpx.TransportError:
+            raise RuntimeError(f"vLLM has broken off: {self.engine.child.reason()}") from None
+        if finish not in ("stop", "length"):
+            raise RuntimeError(f"vLLM has ended the answer: {finish or 'broken off'}")
+        return finish
+
+    def _take(self, choice: dict) -> str | None:
+        ids, told = choice["token_ids"] or [], choice.get("logprobs")
+        ended = None
+        for number, token in enumerate(ids):
+            ends = choice["finish_reason"] == "stop" and number == len(ids) - 1
+            ended = ended or self.delivery.take(token, ends, None if told is None or ends else self._told(told, number))
+        return ended
+
+    def _told(self, logprobs: dict, number: int) -> Token:
+        """vLLM names the token among the likeliest even if it is none of them."""
+        decode, count = self.served.tokenizer.decode, self.request.logprobs
+        likeliest = sorted(logprobs["top_logprobs"][number].items(), key=lambda item: -item[1])[:count]
+        return Token(decode([_id(logprobs["tokens"][number])]), logprobs["token_logprobs"][number],
+                     [(decode([_id(name)]), value) for name, value in likeliest])
+
+    def _body(self) -> dict:
+        request, sampling = self.request, self.request.sampling
+        ends = self.served.stop_ids
+        body = {"model": request.model, "prompt": request.ids, "max_tokens": request.max_new_tokens, "stream": True,
+                "stream_options": {"include_usage": True}, "return_token_ids": True,
+                "return_tokens_as_token_ids": True, "logprobs": request.logprobs, "ignore_eos": True,
+                "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p,
+                "min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty,
+                "frequency_penalty": sampling.frequency_penalty, "presence_penalty": sampling.presence_penalty,
+                "seed": sampling.seed, "logit_bias": {str(i): v for i, v in sampling.logit_bias.items()} or None}
+        if request.constraint is not None:
+            body["structured_outputs"] = {"grammar": request.constraint.lark}
+            ends = ends | {self.served.tokenizer.eos_id} - {None}  # with which vLLM ends what the grammar has ended
+        return body | {"stop_token_ids": sorted(ends)}
+
+
+class VllmEngine:
+    """See engine.Engine. One thread talks to the process, and a task there to each of its answers; vLLM itself decides
+    which it computes at once, `batch` at most. `queue` more may wait."""
+
+    def __init__(self, models: dict[str, Served], command: Sequence[str], batch: int, queue: int,
+                 say: Callable[[str], None]):
+        """Waits until it serves. Raises UserError."""
+        self.models, self._batch, self._queue = models, batch, queue
+        self.counts: Counter[str] = Counter()
+        self.answers: set[Answer] = set()
+        self.loop = asyncio.new_event_loop()
+        self._refusal: tuple[str, int, str] | None = None
+        self._lock = Lock()
+        self._closing = asyncio.Event()
+        self._started: Future[str] = Future()
+        self.child = Child(command)
+        self._thread = Thread(target=self._run, args=(say,), name="engine")
+        self._thread.start()
+        try:
+            self.description = [self._started.result()]
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, request: Request, deliver: Callable[[Piece], None]) -> Answer:
+        answer = Answer(self, request, deliver)
+        with self._lock:
+            if self._refusal is not None:
+                raise Refused(*self._refusal)
+            if len(self.answers) >= self._batch + self._queue:
+                self.counts["refused"] += 1
+                raise Refused(f"{self._queue} requests are waiting already; try again later", 429, "queue_full")
+            self.answers.add(answer)
+            self.loop.call_soon_threadsafe(answer.start)
+        return answer
+
+    def embed(self, model: str, inputs: list[list[int]]) -> Future:
+        raise Refused("vLLM gives no embeddings of a model that it answers with; serve it without --engine vllm",
+                      code="embeddings_unsupported", parameter="model")
+
+    def metrics(self) -> dict[str, float]:
+        running = min(len(self.answers), self._batch)
+        return {**self.counts, "running": running, "waiting": len(self.answers) - running}
+
+    def close(self) -> None:
+        with suppress(RuntimeError):  # closed already
+            self.loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join()
+
+    def _run(self, say: Callable[[str], None]) -> None:
+        try:
+            self.loop.run_until_complete(self._main(say))
+        except Exception as error:  # for whoever waits
+            if not self._started.done():
+                self._started.set_exception(error)
+        finally:
+            self.loop.close()
+            self.child.close()
+
+    async def _main(self, say: Callable[[str], None]) -> None:
+        child = self.child
+        headers = {"Authorization": f"Bearer {child.key}"}
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{child.port}", headers=headers, timeout=None,
+                                     limits=httpx.Limits(max_connections=None), trust_env=False) as self.client:
+            await child.start()
+            try:
+                if await self._healthy(say):
+                    version = (await self.client.get("/version")).json()["version"]
+                    self._started.set_result(f"vLLM {version} in a process of its own ({child.pid}); its log is "
+                                             f"{child.log}")
+                    await self._over()
+            finally:
+                await self._finish()
+
+    async def _healthy(self, say: Callable[[str], None]) -> bool:
+        """Waits until vLLM answers; False if it ends or we close first."""
+        said = time.monotonic()
+        while not (self.child.ended or self._closing.is_set()):
+            with suppress(httpx.TransportError):
+                if (await self.client.get("/health")).status_code == httpx.codes.OK:
+                    return True
+            if time.monotonic() - said > SAID_EVERY:
+                said = time.monotonic()
+                say(f"vLLM is starting: {(self.child.lines() or ['nothing said yet'])[-1]}")
+            await asyncio.sleep(0.1)
+        return False
+
+    async def _over(self) -> None:
+        """Waits until vLLM ends or we close."""
+        ends = [asyncio.ensure_future(self.child.wait()), asyncio.ensure_future(self._closing.wait())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+
+    async def _finish(self) -> None:
+        """Ends everything: answers are cancelled if we close, else they fail as their connections do."""
+        closing, reason = self._closing.is_set(), self.child.reason()
+        with self._lock:
+            self._refusal = ("the server is stopping", 503, "stopping") if closing else (
+                f"vLLM has ended: {reason}", 503, "engine_ended")
+        await asyncio.sleep(0)  # what was submitted has its task now
+        tasks = [answer.task for answer in self.answers]
+        for task in tasks if closing else []:
+            task.cancel()
+        await self.child.stop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if not self._started.done():
+            self._started.set_exception(UserError(f"--engine vllm: vLLM did not start: {reason} (its log is "
+                                                  f"{self.child.log})"))
+
+
+def _message(body: dict) -> str:
+    """Of an error as vLLM answers with."""
+    return body["error"]["message"]
+
+
+def _id(name: str) -> int:
+    """Of a token as vLLM names it for its id."""
+    return int(name.removeprefix("token_id:"))
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
