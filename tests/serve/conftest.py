@@ -120,11 +120,11 @@ def tokenizers(tmp_path_factory):
 class Scripted:
     """An engine whose models say what a test sets as `says`, through the real decoding, token by token."""
 
-    description = "scripted"
+    description = ["scripted"]
 
     def __init__(self, tokenizers: dict):
         ends = {name: tokenizer.special_ids for name, tokenizer in tokenizers.items()}
-        self.models = {name: Served(name, "base", name, None, None, tokenizer, ends[name], {}, 4096)
+        self.models = {name: Served(name, "base", name, tokenizer, ends[name], {}, 4096)
                        for name, tokenizer in tokenizers.items()}
         self.says, self.asked = "", []
 
