@@ -65,7 +65,7 @@ async def ask(client: httpx.AsyncClient, url: str, model: str, question: str, to
 
 async def load(url: str, model: str, questions: list[str], clients: int, tokens: int) -> dict:
     """What `clients` clients at once get."""
-    async with httpx.AsyncClient(timeout=ANSWER_SECONDS, limits=httpx.Limits(max_connections=None)) as client:
+    async with httpx.AsyncClient(timeout=ANSWER_SECONDS, limits=httpx.Limits(max_keepalive_connections=0)) as client:
         async def one(number: int) -> list[tuple[float, int]]:
             own = questions[number * QUESTIONS_EACH:(number + 1) * QUESTIONS_EACH]
             return [await ask(client, url, model, question, tokens) for question in own]

@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import tiny
 from tunesmith import Recipe
+
+settings.register_profile("any machine", deadline=None)  # a busy one takes long
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ def test_shapes_have_the_published_parameters(shape):
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED[shape]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(kind=st.sampled_from(["llama", "qwen3", "qwen3_moe"]), layers=st.integers(1, 3), heads=st.sampled_from([2, 4]),
        groups=st.sampled_from([1, 2]), head_dim=st.sampled_from([16, 32]), experts=st.integers(2, 6),
        length=st.integers(32, 128), trained=st.booleans())
@@ -45,7 +45,6 @@ def test_operations_are_those_of_a_plain_step(kind, layers, heads, groups, head_
     assert counter.get_total_flops() == pytest.approx(length * per_token(config, 2 * length, trained), rel=2e-3)
 
 
-@settings(deadline=None)
 @given(fixed=st.integers(10**9, 8 * 10**9), slope=st.integers(10**4, 5 * 10**5),
        by_square=st.sampled_from([0, 0.05, 1]), lost=st.floats(0, 0.1), most=st.sampled_from([10_000, 131_072]))
 def test_the_longest_row_found_fits_and_no_much_longer_one_would(fixed, slope, by_square, lost, most):

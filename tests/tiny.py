@@ -134,7 +134,8 @@ GPT_OSS = """{{ '<|start|>system<|message|>You are ChatGPT, a large language mod
 
 @dataclass(frozen=True)
 class Family:
-    """`end` ends a turn; `plain` tokens are in the vocabulary without being special, `rstrip` ones eat whitespace."""
+    """`end` ends a turn; `plain` tokens are in the vocabulary without being special, `rstrip` ones, which may be either,
+    eat whitespace."""
 
     prefix: str
     kind: str
@@ -179,8 +180,8 @@ FAMILIES = {
                              "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"],
                              "attn_logit_softcapping": 5.0, "final_logit_softcapping": 30.0}),
     "phi3": Family("Phi3", "metaspace", PHI3, "<|endoftext|>", "<|end|>", bos="<s>", pad="<|endoftext|>",
-                   special=("<unk>", "<s>", "</s>", "<|endoftext|>"),
-                   rstrip=("<|assistant|>", "<|system|>", "<|end|>", "<|user|>")),
+                   special=("<unk>", "<s>", "<|endoftext|>"), plain=("</s>",),
+                   rstrip=("</s>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")),
     "smollm3": Family("SmolLM3", "bytes", SMOLLM3, "<|im_end|>", "<|im_end|>", ("<|begin_of_text|>", *CHATML[1:]),
                       pad="<|im_end|>", plain=QWEN_PLAIN[2:],
                       config={"tie_word_embeddings": True, "no_rope_layers": [1, 0]}),
@@ -249,9 +250,9 @@ def _tokenizer(family: str, kind: str | None, text: str | None) -> Tokenizer:
     facts = FAMILIES[family]
     kind = kind or facts.kind
     tokenizer = Tokenizer.from_str(_trained(kind, text))
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in facts.special])
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False, rstrip=True) for t in facts.rstrip])
-    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in facts.plain])
+    special = dict.fromkeys((*facts.special, *(t for t in facts.rstrip if t not in facts.plain)))
+    for add, tokens in ((tokenizer.add_special_tokens, special), (tokenizer.add_tokens, facts.plain)):
+        add([AddedToken(t, special=tokens is special, normalized=False, rstrip=t in facts.rstrip) for t in tokens])
     if facts.adds_bos:
         bos = processors.TemplateProcessing(single=f"{facts.bos} $A", pair=f"{facts.bos} $A $B",
                                             special_tokens=[(facts.bos, tokenizer.token_to_id(facts.bos))])

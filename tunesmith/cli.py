@@ -90,14 +90,14 @@ def export(run: Path, *, to: str, precision: str | None = None, into: Literal["f
     Parameters
     ----------
     run: The run's folder.
-    to: adapter, merged (a model folder for transformers and vLLM), fp8 (the same in 8 bits), gguf, gguf-adapter,
-        ollama, or a form that a package adds.
+    to: adapter, merged (a model folder for transformers and vLLM), fp8 and int4 (the same in 8 and 4 bits), gguf,
+        gguf-adapter, ollama, or a form that a package adds.
     precision: Of gguf and ollama: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m or q2_k.
     into: Of a base trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them, rounded.
     importance: Of K-quants: lose least where inputs of the training rows are large.
     output: The folder to write; RUN/FORM by default.
     parity: --no-parity writes without comparing, and records that.
-    push: Also upload it to this repository of the hub, e.g. name/model.
+    push: Also upload it to this repository of the hub, e.g. name/model, made private if there is none.
     as_json: Print what was compared as JSON.
     """
     from tunesmith.export.command import export as write

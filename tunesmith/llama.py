@@ -92,6 +92,13 @@ class Model:
             self._library.llama_model_free(self.handle)
         self.handle = None
 
+    @property
+    def description(self) -> str:
+        """Architecture, size and kind of weights, for people."""
+        room = ctypes.create_string_buffer(256)
+        self._library.llama_model_desc(self.handle, room, len(room))
+        return room.value.decode("utf-8", "replace")
+
     def metadata(self, key: str) -> str | None:
         """A value of the file's head as text."""
         room = ctypes.create_string_buffer(4096)

@@ -44,7 +44,7 @@ def row(question: str, answer: str) -> dict:
 pairs = st.lists(st.tuples(st.sampled_from("abcdefghij"), st.sampled_from("xyz")), min_size=5, max_size=40)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs, st.randoms(use_true_random=False))
 def test_nothing_leaks_and_the_order_of_rows_does_not_matter(tokenizer, tmp_path_factory, pairs, shuffled):
     held_out = []

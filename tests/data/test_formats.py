@@ -126,7 +126,7 @@ TURN = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assist
 RAWS = st.dictionaries(KEYS, JSON | st.lists(TURN, max_size=4), max_size=6)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(RAWS)
 def test_any_mapping_is_a_row_or_a_problem(raw):
     for format in formats.known().values():
@@ -152,7 +152,7 @@ def check(row) -> None:
         assert all(isinstance(call["function"]["arguments"], dict) for call in message.get("tool_calls", []))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(["s", "u", "a", "c", "t"]), max_size=7))
 def test_role_order_is_that_of_a_regular_expression(letters):
     turns = {"s": say("system: x"), "u": say("user: x"), "a": say("assistant: x"), "c": [CALLED[1]],

@@ -20,7 +20,7 @@ from tunesmith.data.source import rows_of
 from tunesmith.errors import UserError
 from tunesmith.recipe import Source
 
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 ROWS = st.lists(st.fixed_dictionaries({"instruction": WORDS, "output": WORDS}), min_size=1, max_size=6)
 

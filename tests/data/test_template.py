@@ -197,7 +197,7 @@ PLAIN = st.text(st.sampled_from("ab\n"), min_size=1, max_size=4)
 SYSTEM = TEXT | st.text(st.sampled_from("▁ a\n"), min_size=1, max_size=4)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(family=st.sampled_from([*tiny.FAMILIES, "plain", "chatml"]), given_system=st.none() | SYSTEM,
        texts=st.one_of([st.lists(text, min_size=2, max_size=6) for text in (TEXT, PLAIN)]).filter(
            lambda texts: len(texts) % 2 == 0))

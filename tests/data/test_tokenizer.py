@@ -46,7 +46,7 @@ def test_same_ids_and_facts_as_transformers(family, folders):
     assert ours.adds_bos == (theirs("word").input_ids[0] == theirs.bos_token_id)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(family=st.sampled_from(list(tiny.FAMILIES)), text=st.text(max_size=40))
 def test_offsets_cover_the_text(family, text, folders):
     assume(unicodedata.is_normalized("NFC", text))

@@ -13,8 +13,8 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.gguf.adapter import write_adapter
 from tunesmith.export.gguf.families import FAMILIES
-from tunesmith.export.gguf.samples import LEADING, TEXTS, conversations
 from tunesmith.export.gguf.write import write_gguf
+from tunesmith.export.samples import CAPITALS, LEADING, TEXTS, written
 
 pytest.importorskip("llama_cpp", reason="pip install 'tunesmith[gguf]'")
 from tunesmith.export.gguf.engine import LlamaCpp  # noqa: E402
@@ -97,8 +97,8 @@ def test_every_family_is_the_same_model(tmp_path, name):
     # ggml looks gelu up in a table of float16, so Gemma's activations are rounded to 2^-11.
     assert drift(model, tmp_path / "model.gguf") < (5e-3 if name.startswith("gemma") else 1e-4)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    plain = [] if notes and name == "mistral" else [*TEXTS, *LEADING]
-    texts = plain + conversations(Tokenizer.load(tmp_path / "model"))
+    plain = [] if notes and name == "mistral" else [*TEXTS, *CAPITALS, *LEADING]
+    texts = plain + written(Tokenizer.load(tmp_path / "model"))
     ids = llama_cpp(tmp_path / "model.gguf", lambda engine: [engine.encode(text) for text in texts])
     assert ids == [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
@@ -108,12 +108,13 @@ def test_every_family_is_the_same_model(tmp_path, name):
     ("gemma2", "gemma-complete"), ("gemma2", "gemma"), ("mixtral", "legacy-complete")])
 def test_words_of_every_script_get_the_same_ids(tmp_path, family, kind):
     """Of tokenizers that have whole words of every script, so that another split shows in the ids."""
-    learned = "".join(f"{text}\n".replace("\0", "") * 30 for text in TEXTS)
+    seen = (*TEXTS, *CAPITALS)
+    learned = "".join(f"{text}\n".replace("\0", "") * 30 for text in seen)
     tiny.save(family, tmp_path / "model", kind=kind, text=learned)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "bf16")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    words = [word for text in TEXTS for word in text.split(" ")]
+    words = [word for text in seen for word in text.split(" ")]
     if kind == "o200k":  # llama.cpp splits these otherwise, as the export says
         words = [word for word in words if word.isascii() or word == word.lower()]
     generator = np.random.default_rng(0)

@@ -4,15 +4,16 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import nn
 
 from tests.export.test_gguf import Weights, llama_cpp, made, torch_logits
 from tunesmith.errors import UserError
-from tunesmith.export.gguf.families import targets
 from tunesmith.export.gguf.write import write_gguf
+from tunesmith.export.gguf.importance import importance
 
 pytest.importorskip("llama_cpp", reason="pip install 'tunesmith[gguf]'")
-from tunesmith.export.gguf.quantize import importance, quantize, save_importance  # noqa: E402
+from tunesmith.export.gguf.quantize import quantize, save_importance  # noqa: E402
 
 # K-quants have blocks of 256. Weights are as small as a trained model's, for logits that rounding does not upset.
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.05}
@@ -73,7 +74,7 @@ def test_importance_is_the_mean_square_of_what_a_layer_reads(wide):
     for name, inputs in seen.items():
         own = "model.embed_tokens.weight" if name == "lm_head" else f"{name}.weight"  # tied
         expected = torch.cat([x.flatten(0, -2) for x in inputs]).square().mean(0)
-        assert np.allclose(found[targets(model.config, own)[0][0]], expected.numpy(), rtol=1e-4)
+        assert np.allclose(found[own][0], expected.numpy(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
@@ -88,11 +89,11 @@ def test_importance_of_experts_is_each_ones_own(tmp_path, name):
             model(torch.tensor([row]))
     hook.remove()
     states, chosen = (torch.cat(parts) for parts in zip(*read))
-    for expert, vector in enumerate(found["blk.0.ffn_gate_exps.weight"].reshape(4, -1)):
+    for expert, vector in enumerate(found["model.layers.0.mlp.experts.gate_up_proj"]):
         expected = states[(chosen == expert).any(-1)].square().mean(0)
         assert np.allclose(vector, expected.numpy(), rtol=1e-4)
     width = model.config.moe_intermediate_size if name == "qwen3_moe" else model.config.intermediate_size
-    assert found["blk.0.ffn_down_exps.weight"].shape == (4 * width,)
+    assert found["model.layers.0.mlp.experts.down_proj"].shape == (4, width)
 
 
 def test_importance_is_heeded(wide):
@@ -100,8 +101,8 @@ def test_importance_is_heeded(wide):
     model, folder = wide
     weights = Weights(model)
     write_gguf(weights, folder / "model", folder / "f32.gguf", "f32")
-    vectors = importance(model, rows(4, seed=1))
-    save_importance(vectors, folder / "importance.safetensors")
+    save_importance(model.config, importance(model, rows(4, seed=1)), folder / "importance.safetensors")
+    vectors = load_file(folder / "importance.safetensors")
     quantize(folder / "f32.gguf", folder / "without.gguf", "q3_k_m")
     quantize(folder / "f32.gguf", folder / "with.gguf", "q3_k_m", folder / "importance.safetensors")
     whole = contents(folder / "f32.gguf")

@@ -9,11 +9,14 @@ from openai import OpenAI
 
 from tests import tiny
 from tests.conftest import sums, write_rows
+from tests.serve import templates
 from tunesmith import Recipe, train
+from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.serve.app import make_app
 from tunesmith.serve.batching import BatchingEngine
+from tunesmith.serve.decoding import Writer
 from tunesmith.serve.engine import Piece, Request
-from tunesmith.serve.models import open_models
+from tunesmith.serve.models import Served, open_models
 
 KEY = "a secret"
 
@@ -100,3 +103,66 @@ class Collector:
     def wait(self) -> "Collector":
         assert self._done.wait(60)
         return self
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory):
+    """Tokenizers by name: families of tests/tiny.py, and those with the templates of templates.py."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    families = ("qwen2", "qwen3", "mistral", "llama3", "gemma3", "smollm3", "gpt_oss")
+    for name in families:
+        tiny.save_tokenizer(name, folder / name)
+    found = {name: Tokenizer.load(folder / name) for name in families}
+    for name, base in (("llama", "llama3"), ("coder", "qwen3"), ("thinker", "qwen3"), ("distilled", "qwen3"),
+                       ("headed", "qwen3")):
+        template = folder / f"{name}.jinja"
+        template.write_text(getattr(templates, name.upper()))
+        found[name] = Tokenizer.load(folder / base, str(template))
+    return found
+
+
+class Scripted:
+    """An engine whose models say what a test sets as `says`, through the real decoding, token by token."""
+
+    description = "scripted"
+
+    def __init__(self, tokenizers: dict):
+        ends = {name: tokenizer.special_ids for name, tokenizer in tokenizers.items()}
+        self.models = {name: Served(name, "base", name, None, None, tokenizer, ends[name], {}, 4096)
+                       for name, tokenizer in tokenizers.items()}
+        self.says, self.asked = "", []
+
+    def submit(self, request: Request, deliver) -> "Scripted":
+        self.asked.append(request)
+        tokenizer = self.models[request.model].tokenizer
+        writer = Writer(tokenizer, request.stop, request.shown)
+        ids = tokenizer.encode_rest(self.says)[0]
+        told = ids[:request.max_new_tokens]
+        pieces = [writer.push(token) for token in told] + [writer.finish()]
+        pieces = pieces if request.stream else ["".join(pieces)]
+        for number, text in enumerate(pieces[:-1], 1):
+            deliver(Piece(text, generated=number))
+        deliver(Piece(pieces[-1], finish="length" if len(told) < len(ids) else "stop", generated=len(told)))
+        return self
+
+    def prompt(self) -> str:
+        """What the last request asked to go on with."""
+        return self.models[self.asked[-1].model].tokenizer.decode(self.asked[-1].ids)
+
+    def cancel(self) -> None:
+        pass
+
+    close = cancel
+
+    def metrics(self) -> dict:
+        return {}
+
+
+@pytest.fixture(scope="session")
+def scripted(tokenizers):
+    return Scripted(tokenizers)
+
+
+@pytest.fixture(scope="session")
+def scripted_address(scripted, served) -> str:
+    return served(scripted)

@@ -23,13 +23,14 @@ class StandIn(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.models = json.loads(json.dumps(MODELS))
         self.pieces: dict[str, list[str]] = {}  # by model
+        self.thoughts: list[str] = []  # before them
         self.hold_after: int | None = None  # pieces, until the gate opens
         self.gate = threading.Event()
         self.endless = False
         self.left = threading.Event()  # the client closed the connection before the end
         self.key: str | None = None
         self.failure: tuple[int, str] | None = None
-        self.calls_tool = True
+        self.calls_tool = self.calls_streamed = True
         self.says = "It is sunny."
         self.asked: list[tuple[str, dict]] = []
 
@@ -73,10 +74,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/render":
             words = [word for message in body["messages"] for word in (f"<{message['role']}>", message["content"])]
             self.reply({"text": " ".join(words), "ids": [1000 + i for i in range(len(words))], "tokens": words})
-        elif body.get("stream"):
-            self.stream(body)
+        elif "tools" in body or self.path != "/v1/chat/completions" or not body.get("stream"):
+            calls = "tools" in body and (self.server.calls_streamed if body.get("stream") else self.server.calls_tool)
+            answer = (EVENTS if body.get("stream") else ANSWERS)[self.path](None if calls else self.server.says)
+            self.stream_of(answer) if body.get("stream") else self.reply(answer)
         else:
-            self.reply(ANSWERS[self.path](None if "tools" in body and self.server.calls_tool else self.server.says))
+            self.stream(body)
 
     def refused(self) -> bool:
         wanted = self.server.key
@@ -93,6 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         self.head(200, "text/event-stream")
         pieces = self.server.pieces.get(body["model"], ["Hello", " from ", body["model"]])
         try:
+            for thought in self.server.thoughts:
+                self.event({"choices": [{"index": 0, "delta": {"reasoning_content": thought}}]})
             for at, piece in enumerate(pieces):
                 if at == self.server.hold_after:
                     self.server.gate.wait(30)
@@ -104,6 +109,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         self.event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": len(pieces)}})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def stream_of(self, events: list[dict]):
+        self.head(200, "text/event-stream")
+        for event in events:
+            self.event(event)
         self.wfile.write(b"data: [DONE]\n\n")
 
     def event(self, data: dict):
@@ -139,4 +150,30 @@ def messages_answer(text: str | None) -> dict:
     return {"content": [call if text is None else {"type": "text", "text": text}]}
 
 
+# The same as events; arguments come in pieces.
+
+def chat_events(text: str | None) -> list[dict]:
+    deltas = [{"content": text}]
+    if text is None:
+        first = {"index": 0, "id": "1", "function": {"name": CALL[0], "arguments": ""}}
+        deltas = [{"tool_calls": [first]}, *({"tool_calls": [{"index": 0, "function": {"arguments": c}}]}
+                                             for c in json.dumps(CALL[1]))]
+    return [*({"choices": [{"index": 0, "delta": delta}]} for delta in deltas), {"choices": [], "usage": {}}]
+
+
+def responses_events(text: str | None) -> list[dict]:
+    item, = responses_answer(text)["output"]
+    return [{"type": "response.created"}, {"type": "response.output_item.done", "item": item},
+            {"type": "response.completed"}]
+
+
+def messages_events(text: str | None) -> list[dict]:
+    block, = messages_answer(text)["content"]
+    key, written = ("text", text) if text is not None else ("partial_json", json.dumps(block.pop("input")))
+    return [{"type": "message_start"}, {"type": "content_block_start", "index": 0, "content_block": block},
+            *({"type": "content_block_delta", "index": 0, "delta": {key: c}} for c in written),
+            {"type": "message_stop"}]
+
+
+EVENTS = {"/v1/chat/completions": chat_events, "/v1/responses": responses_events, "/v1/messages": messages_events}
 ANSWERS = {"/v1/chat/completions": chat_answer, "/v1/responses": responses_answer, "/v1/messages": messages_answer}

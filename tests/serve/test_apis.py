@@ -18,6 +18,7 @@ SCHEMA = {"type": "object", "additionalProperties": False, "required": ["colour"
                          "count": {"type": "integer", "minimum": 0, "maximum": 9}}}
 TOOLS = [{"type": "function", "function": {"name": "paint", "parameters": SCHEMA}},
          {"type": "web_search"}]
+CLAUDE_TOOLS = [{"name": "paint", "input_schema": SCHEMA}, {"type": "web_search_20250305", "name": "web_search"}]
 
 
 @pytest.fixture(scope="module")
@@ -107,39 +108,71 @@ def test_answers_keep_to_a_schema(openai):
 
 
 @pytest.mark.parametrize("model", ["first", "mistral"])
-def test_tool_calls_in_every_api(openai, claude, model):
+def test_required_tool_calls_keep_to_the_schema(openai, claude, model):
+    """What a model of random weights writes may differ from one request to the next, as two tokens may be equally
+    likely but for rounding; that the APIs agree is tested with a model that always says the same."""
     pytest.importorskip("llguidance")
     options = dict(model=model, messages=ASK, tools=TOOLS, tool_choice="required", parallel_tool_calls=False,
                    max_tokens=300)
     choice = openai.chat.completions.create(**options).choices[0]
     call, = choice.message.tool_calls
-    assert choice.finish_reason == "tool_calls" and call.function.name == "paint" and choice.message.content is None
-    jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None
+    deltas = [c.choices[0] for c in openai.chat.completions.create(**options, stream=True)]
+    streamed = "".join(p.function.arguments or "" for d in deltas for p in d.delta.tool_calls or [])
+    assert deltas[-1].finish_reason == "tool_calls"
+    flat = [{"type": "function", "name": "paint", "parameters": SCHEMA}, {"type": "web_search"}]
+    item, = openai.responses.create(model=model, input=ASK, tools=flat, tool_choice="required",
+                                    parallel_tool_calls=False).output
+    block, = claude.messages.create(model=model, max_tokens=300, messages=ASK, tool_choice={
+        "type": "tool", "name": "paint", "disable_parallel_tool_use": True}, tools=CLAUDE_TOOLS).content
+    for name, arguments in ((call.function.name, call.function.arguments), ("paint", streamed),
+                            (item.name, item.arguments), (block.name, json.dumps(block.input))):
+        assert name == "paint"
+        jsonschema.validate(json.loads(arguments), SCHEMA)
+
+
+@pytest.mark.parametrize(("model", "says"), [
+    ("qwen3", '<tool_call>\n{"name": "paint", "arguments": {"colour": "red", "count": 3}}\n</tool_call>'),
+    ("coder", "<tool_call>\n<function=paint>\n<parameter=colour>\nred\n</parameter>\n<parameter=count>\n3\n</parameter>"
+              "\n</function>\n</tool_call>"),
+    ("mistral", '[TOOL_CALLS] [{"name": "paint", "arguments": {"colour": "red", "count": 3}}]'),
+    ("gpt_oss", '<|channel|>commentary to=functions.paint <|constrain|>json<|message|>{"colour": "red", "count": 3}')])
+def test_tool_calls_in_every_api(scripted, scripted_address, model, says):
+    openai = sdk.OpenAI(base_url=f"{scripted_address}/v1", api_key="none", max_retries=0)
+    claude = Anthropic(base_url=scripted_address, api_key="none", max_retries=0)
+    scripted.says = says
+    options = dict(model=model, messages=ASK, tools=TOOLS)
+    choice = openai.chat.completions.create(**options).choices[0]
+    call, = choice.message.tool_calls
+    assert (choice.finish_reason, call.function.name, choice.message.content) == ("tool_calls", "paint", None)
+    assert json.loads(call.function.arguments) == {"colour": "red", "count": 3}
 
     deltas = [c.choices[0] for c in openai.chat.completions.create(**options, stream=True)]
     pieces = [d.delta.tool_calls[0] for d in deltas if d.delta.tool_calls]
     assert pieces[0].id and pieces[0].index == 0 and pieces[0].function.name == "paint"
     assert "".join(p.function.arguments or "" for p in pieces) == call.function.arguments
-    assert deltas[-1].finish_reason == "tool_calls"
+    assert deltas[-1].finish_reason == "tool_calls" and not any(d.delta.content for d in deltas)
 
     flat = [{"type": "function", "name": "paint", "parameters": SCHEMA}, {"type": "web_search"}]
-    answer = openai.responses.create(model=model, input=ASK, tools=flat, tool_choice="required",
-                                     parallel_tool_calls=False)
-    item, = answer.output
+    item, = openai.responses.create(model=model, input=ASK, tools=flat).output
     assert (item.type, item.name, item.arguments) == ("function_call", "paint", call.function.arguments)
 
-    said = claude.messages.create(model=model, max_tokens=300, messages=ASK, tool_choice={
-        "type": "tool", "name": "paint", "disable_parallel_tool_use": True},
-        tools=[{"name": "paint", "input_schema": SCHEMA}, {"type": "web_search_20250305", "name": "web_search"}])
+    said = claude.messages.create(model=model, max_tokens=300, messages=ASK, tools=CLAUDE_TOOLS)
     block, = said.content
     assert (said.stop_reason, block.type, block.input) == ("tool_use", "tool_use", json.loads(call.function.arguments))
+    with claude.messages.stream(model=model, max_tokens=300, messages=ASK, tools=CLAUDE_TOOLS) as stream:
+        assert stream.get_final_message().content[0].input == block.input
 
+    scripted.says = "Done."
     talk = [*ASK, choice.message.model_dump(exclude_none=True),
             {"role": "tool", "tool_call_id": call.id, "content": "done"}]
-    assert openai.chat.completions.create(model=model, messages=talk, tools=TOOLS, max_tokens=4).usage.prompt_tokens
+    assert openai.chat.completions.create(model=model, messages=talk, tools=TOOLS).usage.prompt_tokens
+    asked = scripted.prompt()
     results = [*ASK, {"role": "assistant", "content": said.content},
                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": block.id, "content": "done"}]}]
-    assert claude.messages.create(model=model, max_tokens=4, messages=results).usage.output_tokens
+    assert claude.messages.create(model=model, max_tokens=4, messages=results, tools=CLAUDE_TOOLS,
+                                  thinking={"type": "adaptive"}).usage.output_tokens
+    assert scripted.prompt() == asked and "red" in asked
 
 
 def test_responses_and_their_events(openai):
@@ -211,6 +244,15 @@ def test_what_is_wrong_is_said_in_the_api_s_shape(address, path, body, status, s
     error = response.json()
     assert said in error["error"]["message"] and error["error"]["type"].endswith("_error")
     assert (error.get("type") == "error") == (path == "messages")
+
+
+def test_nobody_may_frame_the_page(address):
+    for path in ("/", "/page.js"):
+        answer = httpx.get(address + path)
+        assert answer.status_code == 200 and "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+        again = httpx.get(address + path, headers={"If-None-Match": answer.headers["ETag"]})
+        assert again.status_code == 304 and "Content-Security-Policy" in again.headers
 
 
 def test_a_key_is_asked_for(engine, served):

@@ -54,5 +54,5 @@ def test_schemathesis(address):
         case.call_and_validate(checks=checks, timeout=60)
 
     for operation in schema.get_all_operations():
-        bounded = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+        bounded = settings(max_examples=40, suppress_health_check=list(HealthCheck))
         bounded(given(st.just(operation.ok().as_strategy()), st.data())(check))()

@@ -22,7 +22,7 @@ def test_it_serves_and_ctrl_c_lets_it_finish_what_it_began(runs):
         line = process.stderr.readline()
         assert line, said
         said += line
-    assert "engine  transformers in this process, cpu, float32" in said
+    assert "engine  transformers in this process, cpu, float32 (first, base); keys" in said
     assert "model   first: tuned of base, context 512" in said and "model   base: base" in said
     answers = []
 

@@ -76,14 +76,19 @@ def test_the_printed_configuration_names_server_and_model(client, server, tunesm
     ("codex", "/v1/responses", lambda tool: tool["parameters"]),
     ("claude-code", "/v1/messages", lambda tool: tool["input_schema"])])
 def test_the_try_goes_through_the_api_of_the_client(client, path, tools, server, tunesmith):
-    tunesmith("connect", client, "--url", server.url + "/v1/")
-    [(asked, body)] = server.asked
-    assert asked == path and body["model"] == "my-run" and "city" in tools(body["tools"][0])["properties"]
+    _, _, said = tunesmith("connect", client, "--url", server.url + "/v1/")
+    [(asked, body), (again, streamed)] = server.asked
+    assert asked == again == path and streamed == body | {"stream": True} and said[-1].endswith("whole and streamed.")
+    assert body["model"] == "my-run" and "city" in tools(body["tools"][0])["properties"]
+    server.calls_streamed = False
+    status, _, said = tunesmith("connect", client, "--url", server.url)
+    assert status == 0 and "Paris" in said[-1] and "streamed no tool call came back" in said[-1]
+    server.asked.clear()
     server.calls_tool, server.says = False, "It is \x1b[31m\x9b5msunny.\n"
     status, _, said = tunesmith("connect", client, "--url", server.url)
     assert status == 0 and "no tool call" in said[-1] and "It is [31m 5msunny." in said[-1]
     _, _, said = tunesmith("connect", client, "--url", server.url, "--no-test")
-    assert len(server.asked) == 2 and said[-1].startswith("Then: ")
+    assert len(server.asked) == 1 and said[-1].startswith("Then: ")
 
 
 EXISTING = {

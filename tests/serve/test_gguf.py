@@ -15,7 +15,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.command import export
 from tunesmith.export.gguf.engine import LlamaCpp
-from tunesmith.export.gguf.samples import LEADING, TEXTS, conversations
+from tunesmith.export.samples import CAPITALS, LEADING, TEXTS, written
 from tunesmith.export.gguf.write import write_gguf
 from tunesmith.llama import Model
 from tunesmith.run import Run
@@ -62,6 +62,7 @@ def test_answers_are_those_of_each_alone_with_and_without_the_adapter(exported, 
     monkeypatch.setattr(batching, "CHUNK", 40)  # prompts are computed in several steps
     names = list(gguf_engine.models)
     assert names == ["first-gguf-adapter", "first-base-gguf"]
+    assert gguf_engine.models[names[0]].base == names[1]
     draw = random.Random(0)
     prompts = [[draw.randrange(20, 400) for _ in range(draw.randrange(1, 60))] for _ in range(8)]
     found = [Collector(gguf_engine, Request(name, ids, NEW)) for ids in prompts for name in names]
@@ -115,7 +116,7 @@ def test_embeddings_and_schemas(gguf_engine, served, runs):
 
 def test_a_gguf_beside_a_run(exported, runs, served):
     engine = BatchingEngine(open_models([runs[1], exported[0]]))
-    assert [line.split(",")[0] for line in engine.description] == [
+    assert [line.split(", ")[0] for line in engine.description] == [
         "transformers in this process", "llama.cpp in this process"]
     address = served(engine)
     listed = httpx.get(f"{address}/v1/models").json()["data"]
@@ -145,8 +146,8 @@ def pair(tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_tokenizer_of_the_file_is_the_folders(pair, name):
     folder, file = pair(name)
-    plain = [] if name == "mistral" else [*TEXTS, *LEADING]
-    for text in plain + conversations(folder):
+    plain = [] if name == "mistral" else [*TEXTS, *CAPITALS, *LEADING]
+    for text in plain + written(folder):
         ids = folder.encode(text)[0]
         assert file.encode(text)[0] == ids
         for skip in (False, True):
@@ -158,10 +159,11 @@ def test_the_tokenizer_of_the_file_is_the_folders(pair, name):
             {"role": "user", "content": "Again."}]
     assert file.render(talk, add_generation_prompt=True) == folder.render(talk, add_generation_prompt=True)
     assert (file.vocab_size, file.bos_id, file.adds_bos) == (folder.vocab_size, folder.bos_id, folder.adds_bos)
-    assert file.special_ids == folder.special_ids and file.added_ids == folder.added_ids
+    ends = {folder.added_ids["</s>"]} if name == "phi3" else set()  # to llama.cpp an end by its text, so special
+    assert file.special_ids == folder.special_ids | ends and file.added_ids == folder.added_ids
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_grammar_allows_the_same_tokens_in_both(pair, data):
     folder, file = pair("qwen3")

@@ -76,6 +76,17 @@ def test_text_shows_as_it_comes(page, server):
 
 
 @needs_browser
+def test_reasoning_stands_apart(page, server):
+    server.thoughts, server.pieces["my-run"] = ["Hm, ", "<b>so</b>."], ["Three."]
+    ask(page, "Count")
+    assert page.inner_text(".answer .body") == "Three." and not page.is_visible(".thoughts pre")
+    page.click("text=Reasoning")
+    assert page.inner_text(".thoughts pre") == "Hm, <b>so</b>."
+    ask(page, "Again")
+    assert [m["content"] for m in asked(server)[1]["messages"]] == ["Count", "Three.", "Again"]
+
+
+@needs_browser
 @pytest.mark.parametrize("how", ["button", "escape"])
 def test_stop_ends_the_request(page, server, how):
     server.endless = True

@@ -6,31 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import tiny
-from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.serve.tools import Call, ToolReader, find_format
+from tunesmith.serve import constrain
+from tunesmith.serve.formats import find
+from tunesmith.serve.reasoning import Thought
+from tunesmith.serve.tools import Call, ToolFormat, ToolReader, find_format
 
-LLAMA = """{{ bos_token }}{% if tools %}{{ '<|start_header_id|>system<|end_header_id|>\n\n' + tools | tojson }}
-{{- '<|eot_id|>' }}{% endif %}{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' }}
-{%- if m.tool_calls %}{{ '{"name": "' + m.tool_calls[0].function.name + '", "parameters": ' }}
-{{- m.tool_calls[0].function.arguments | tojson + '}' }}{% else %}{{ m.content }}{% endif %}{{ '<|eot_id|>' }}
-{%- endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+ENDS = {"qwen2": "<|im_end|>", "mistral": "</s>", "llama": "<|eot_id|>", "coder": "<|im_end|>", "gpt_oss": "<|call|>"}
 OBJECT = lambda values: st.dictionaries(st.text(max_size=5), values, max_size=3)  # noqa: E731
 VALUE = st.recursive(st.integers() | st.booleans() | st.none() | st.text(max_size=8),
                      lambda inner: st.lists(inner, max_size=3) | OBJECT(inner))
 CALLS = st.lists(st.tuples(st.sampled_from(["add", "look_up"]), OBJECT(VALUE)), min_size=1, max_size=3)
 TOOLS = [{"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}
          for name in ("add", "look_up")]
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizers")
-    for name in ("qwen2", "qwen3", "mistral", "llama3"):
-        tiny.save_tokenizer(name, folder / name)
-    (folder / "llama.jinja").write_text(LLAMA)
-    found = {name: Tokenizer.load(folder / name) for name in ("qwen2", "qwen3", "mistral", "llama3")}
-    return found | {"llama": Tokenizer.load(folder / "llama3", str(folder / "llama.jinja"))}
+# In tags nothing says whether a value is a string but the schema.
+TEXTS = {f"text{n}": {"type": "string"} for n in range(2)}
+OTHERS = {f"other{n}": {"type": ["integer", "boolean", "null", "array", "object"]} for n in range(2)}
+TAGGED = [{"type": "function", "function": {"name": name, "description": "", "parameters": {
+    "type": "object", "properties": TEXTS | OTHERS}}} for name in ("add", "look_up")]
+TAGGED_CALLS = st.lists(st.tuples(st.sampled_from(["add", "look_up"]), st.fixed_dictionaries(
+    {}, optional={key: st.text(max_size=8) | st.sampled_from(["5", "null", "\n<a>\n", "</function>"]) for key in TEXTS}
+    | {key: VALUE.filter(lambda value: not isinstance(value, str)) for key in OTHERS})), min_size=1, max_size=3)
 
 
 def split(text: str, cuts: list[int]) -> list[str]:
@@ -38,15 +33,33 @@ def split(text: str, cuts: list[int]) -> list[str]:
     return [text[a:b] for a, b in zip(at, at[1:])]
 
 
-def read(reader: ToolReader, pieces: list[str]) -> list:
+def read(reader, pieces: list[str]) -> list:
     return [said for piece in pieces for said in reader.push(piece)] + reader.finish()
+
+
+def written(tok, name: str, calls: list, before: str = "", tools=TOOLS, **more) -> str:
+    """The assistant's turn with calls as the template writes it after the prompt."""
+    talk = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": before, **more, "tool_calls": [
+        {"id": "123456789", "function": {"name": n, "arguments": a}} for n, a in calls]}]
+    text = tok.render(talk, tools)
+    answer = text.removeprefix(tok.render(talk[:1], tools, add_generation_prompt=True)).rstrip()
+    return answer.removesuffix(ENDS[name])
+
+
+def split_up(said: list) -> tuple[list, str]:
+    """(calls, text) of what a reader gave."""
+    calls = [s for s in said if isinstance(s, Call)]
+    assert len({call.id for call in calls}) == len(calls)
+    return [(s.name, json.loads(s.arguments)) for s in calls], "".join(s for s in said if isinstance(s, str))
 
 
 def test_formats_are_found_in_templates(tokenizers):
     found = {name: find_format(tok) for name, tok in tokenizers.items()}
-    assert found["llama3"] is None  # its template writes no tools
-    assert (found["qwen2"].opening, found["qwen2"].closing) == ("<tool_call>\n", "\n</tool_call>")
-    assert found["qwen3"] == found["qwen2"]
+    for name in ("llama3", "gemma3", "smollm3", "gpt_oss"):  # write no tools, or in channels
+        assert found[name] is None
+    assert found["qwen2"] == ToolFormat("<tool_call>\n", "\n</tool_call>")
+    assert found["qwen3"] == found["thinker"] == found["qwen2"]
+    assert found["coder"] == ToolFormat("<tool_call>\n", "\n</tool_call>", tags=True)
     assert found["mistral"].opening.strip() == "[TOOL_CALLS]" and found["mistral"].many and found["mistral"].shown
     assert (found["llama"].opening, found["llama"].arguments) == ("", "parameters")
 
@@ -59,26 +72,106 @@ def test_calls_come_back_as_they_were_written(tokenizers, name, calls, cuts, bef
         before = ""  # these write calls alone
     if name == "llama":
         calls = calls[:1]
-    talk = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": before, "tool_calls": [
-        {"id": "123456789", "function": {"name": n, "arguments": a}} for n, a in calls]}]
-    text = tok.render(talk, TOOLS)
-    answer = text.removeprefix(tok.render(talk[:1], TOOLS, add_generation_prompt=True)).rstrip()
-    answer = answer.removesuffix({"qwen2": "<|im_end|>", "mistral": "</s>", "llama": "<|eot_id|>"}[name])
-    said = read(ToolReader(find_format(tok), {"add", "look_up"}), split(answer, cuts))
-    found = [(s.name, json.loads(s.arguments)) for s in said if isinstance(s, Call)]
-    assert found == calls
-    assert "".join(s for s in said if isinstance(s, str)).strip() == before
-    assert len({s.id for s in said if isinstance(s, Call)}) == len(calls)
+    answer = written(tok, name, calls, before)
+    found, text = split_up(read(ToolReader(find_format(tok), {"add": {}, "look_up": {}}), split(answer, cuts)))
+    assert found == calls and text.strip() == before
 
 
-@given(name=st.sampled_from(["qwen2", "mistral", "llama"]), cuts=st.lists(st.integers(0, 60), max_size=20),
+@given(calls=TAGGED_CALLS, cuts=st.lists(st.integers(0, 400), max_size=30), before=st.sampled_from(["", "a < b <c>"]))
+def test_calls_in_tags_come_back(tokenizers, calls, cuts, before):
+    tok = tokenizers["coder"]
+    answer = written(tok, "coder", calls, before, TAGGED)
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TAGGED}
+    found, text = split_up(read(ToolReader(find_format(tok), schemas), split(answer, cuts)))
+    assert found == calls and text.strip() == before
+
+
+@given(arguments=OBJECT(VALUE), cuts=st.lists(st.integers(0, 300), max_size=30), ended=st.booleans(),
+       thought=st.sampled_from(["", "Which one? Add."]))
+def test_calls_in_channels_come_back(tokenizers, arguments, cuts, ended, thought):
+    tok = tokenizers["gpt_oss"]
+    more = {"thinking": thought} if thought else {}
+    answer = written(tok, "gpt_oss", [("add", arguments)], **more) + ("<|call|>" if ended else "")
+    said = read(find(tok).reader("", False, TOOLS), split(answer, cuts))
+    assert split_up(said) == ([("add", arguments)], "")
+    assert "".join(s.text for s in said if isinstance(s, Thought)) == thought
+
+
+def test_calls_in_channels_as_the_model_writes_them(tokenizers):
+    begun = '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 1}<|call|>'
+    told = '<|start|>functions.add to=assistant<|channel|>commentary<|message|>"made up"<|end|>'
+    talk = "<|channel|>commentary<|message|>I add.<|end|><|start|>assistant" + begun + told
+    cut = '<|channel|>commentary to=functions.add<|message|>{"a": '
+    for text, tools, calls, said in ((talk, TOOLS, [("add", {"a": 1})], "I add."), (cut, TOOLS, [], '{"a": '),
+                                     (begun, [], [], '{"a": 1}'), ("No channel.<|end|>", TOOLS, [], "No channel.")):
+        reader = find(tokenizers["gpt_oss"]).reader("", False, tools)
+        assert split_up(read(reader, list(text))) == (calls, said)
+
+
+@given(name=st.sampled_from(["qwen2", "mistral", "llama", "coder"]), cuts=st.lists(st.integers(0, 60), max_size=20),
        text=st.text("ab <tol_c>[]{}TOLCAS_\n\"", max_size=60))
 def test_text_that_is_no_call_is_kept(tokenizers, name, cuts, text):
-    said = read(ToolReader(find_format(tokenizers[name]), {"add"}), split(text, cuts))
+    said = read(ToolReader(find_format(tokenizers[name]), {"add": {}}), split(text, cuts))
     assert "".join(said) == text
 
 
-def test_a_call_cut_short_is_text(tokenizers):
-    text = 'Well.\n<tool_call>\n{"name": "add", "argum'
-    said = read(ToolReader(find_format(tokenizers["qwen2"]), {"add"}), [text])
-    assert [s for s in said if isinstance(s, Call)] == [] and "".join(said).replace("\n", "") == text.replace("\n", "")
+@pytest.mark.parametrize(("name", "call"), [("qwen2", '{"name": "add", "argum'), ("coder", "<function=add>\n<param")])
+def test_a_call_cut_short_is_text(tokenizers, name, call):
+    text = f"Well.\n<tool_call>\n{call}"
+    calls, said = split_up(read(ToolReader(find_format(tokenizers[name]), {"add": {}}), [text]))
+    assert calls == [] and said.replace("\n", "") == text.replace("\n", "")
+
+
+@pytest.mark.parametrize(("schema", "text", "value"), [
+    ({"type": "string"}, "5", "5"), ({"type": "integer"}, "5", 5), ({"type": "number"}, "5", 5), (None, "5", 5),
+    ({"type": ["string", "null"]}, "null", None), ({"type": ["string", "null"]}, "5", "5"),
+    ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "None", None), ({"enum": ["5", "6"]}, "5", "5"),
+    ({"type": "boolean"}, "True", True), ({"type": "integer"}, "five", "five"), ({}, '"a"', '"a"'), ({}, "NaN", "NaN"),
+    ({"type": "object"}, '{"a": [1]}', {"a": [1]})])
+def test_a_value_in_tags_is_what_its_schema_says(tokenizers, schema, text, value):
+    answer = f"<tool_call>\n<function=add>\n<parameter=x>\n{text}\n</parameter>\n</function>\n</tool_call>"
+    tools = {"add": {"type": "object", "properties": {} if schema is None else {"x": schema}}}
+    reader = ToolReader(find_format(tokenizers["coder"]), tools)
+    assert split_up(read(reader, [answer])) == ([("add", {"x": value})], "")
+
+
+SCHEMA = {"type": "object", "additionalProperties": False, "required": ["colour", "count"], "properties": {
+    "colour": {"enum": ["red", "green"]}, "count": {"type": "integer", "maximum": 99}, "name": {"type": "string"}}}
+PAINT = [{"type": "function", "function": {"name": "paint", "description": "", "parameters": SCHEMA}}]
+
+
+@pytest.mark.parametrize("name", list(ENDS))
+def test_the_grammar_takes_what_the_template_writes(tokenizers, name):
+    """And after it nothing but the end."""
+    pytest.importorskip("llguidance")
+    tok = tokenizers[name]
+    stops = frozenset(tok.encode(ENDS[name])[0])
+    lark = find(tok).grammar(tok, [*PAINT, *TOOLS], False)
+    for arguments in ({"colour": "green", "count": 12}, {"colour": "red", "count": 3, "name": "a </b>\nc"}):
+        grammar = constrain.from_lark(tok, stops, lark)()
+        for token in tok.encode_rest(written(tok, name, [("paint", arguments)], tools=PAINT))[0]:
+            assert grammar.allowed()[token], tok.decode([token])
+            grammar.accept(token)
+        assert set(grammar.allowed().nonzero().flatten().tolist()) == stops
+    wrong = constrain.from_lark(tok, stops, lark)()
+    text = written(tok, name, [("paint", {"colour": "blue", "count": 12})], tools=PAINT)
+    with pytest.raises(AssertionError):
+        for token in tok.encode_rest(text)[0]:
+            assert wrong.allowed()[token]
+            wrong.accept(token)
+
+
+@pytest.mark.parametrize("schema", [
+    {"properties": {"é": {"enum": ["ü", "", 'a"b']}}}, {"properties": 5}, {},
+    {"properties": {"a": True, "b": {"$ref": "#/x"}}, "required": 5}, {"$defs": {"n": {"type": "integer"}}, "properties": {
+        "a": {"$ref": "#/$defs/n"}, "b": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}])
+def test_the_grammar_of_tags_takes_any_schema(tokenizers, schema):
+    pytest.importorskip("llguidance")
+    tok = tokenizers["coder"]
+    tool = {"type": "function", "function": {"name": "paint", "parameters": schema}}
+    stops = frozenset(tok.encode("<|im_end|>")[0])
+    grammar = constrain.from_lark(tok, stops, find(tok).grammar(tok, [tool], False))()
+    arguments = {"é": "ü"} if "é" in str(schema) else {"a": 5, "b": [5]} if "$defs" in schema else {}
+    for token in tok.encode_rest(written(tok, "coder", [("paint", arguments)]))[0]:
+        assert grammar.allowed()[token], tok.decode([token])
+        grammar.accept(token)

@@ -115,7 +115,7 @@ def largest_error(found, expected) -> float:
 ASKED = dict(window=st.none() | st.integers(1, 12), cap=st.none() | st.floats(0.5, 5), sinks=st.booleans())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lengths=st.lists(st.integers(1, 9) | st.integers(10, 30), min_size=1, max_size=5), **ASKED,
        kept=st.sampled_from([0, 256]), queries=st.integers(3, 12), scores=st.sampled_from([300, 2**21]))
 def test_attention_is_that_of_each_document(lengths, window, cap, sinks, kept, queries, scores):
@@ -169,7 +169,7 @@ def test_flex_attention_is_the_same(monkeypatch, window, cap, sinks):
 
 
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=5), window=st.none() | st.integers(1, 200))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_block_masks_are_those_of_torch(lengths, window):
     total, ends = sum(lengths), torch.tensor((0, *lengths)).cumsum(0).int()
     found = kernels.block_mask(ends, total, window)

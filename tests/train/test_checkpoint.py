@@ -50,7 +50,7 @@ def test_a_loaded_optimizer_goes_on_as_the_saved_one(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(steps=st.lists(st.integers(1, 2_000_000), min_size=1, max_size=8, unique=True).map(sorted),
        keep=st.integers(1, 3), data=st.data())
 def test_the_last_and_the_best_stay(tmp_path_factory, steps, keep, data):

@@ -15,7 +15,7 @@ DRAWS = 4096
 DEVIATIONS = 6  # of the mean of so many draws: one in 10^9 lies outside
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(upper=st.integers(0x0080, 0x7F00), lower=st.integers(0, 0xFFFF), sign=st.sampled_from([1, -1]))
 def test_rounding_is_right_on_average(upper, lower, sign):
     """Of a float32 number, given by its halves; the upper half is a bfloat16 number, and so is the next."""

@@ -1,6 +1,7 @@
 """report.html: one page, complete in itself, that shows what came of a run."""
 
 import math
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -150,13 +151,18 @@ def _percents(share: dict) -> dict:
 def _samples(run: Run, evaluation: dict | None) -> list[dict]:
     """Those of the final evaluation or, without one, the first and the latest answers to each prompt."""
     if evaluation:
-        return evaluation["samples"]
+        return [{key: _seen(text) for key, text in sample.items()} for sample in evaluation["samples"]]
     rounds = [event["samples"] for event in run.events("samples")]
     if not rounds:
         return []
     first = {sample["prompt"]: sample["answer"] for sample in rounds[0]} if len(rounds) > 1 else {}
     return [{"prompt": s["prompt"], "reference": s["reference"], "before": first.get(s["prompt"], NO_VALUE),
              "after": s["answer"]} for s in rounds[-1]]
+
+
+def _seen(text: str) -> str:
+    """With a word in the place of many empty lines, which a model without training may write."""
+    return re.sub(r"\n{4,}", lambda found: f"\n[{len(found[0])} line breaks]\n", text)
 
 
 def _ledger(ledger: dict | None) -> dict | None:

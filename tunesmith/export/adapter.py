@@ -8,6 +8,7 @@ from tunesmith.errors import UserError
 from tunesmith.export.engine import Transformers
 from tunesmith.export.merged import BY_DTYPE
 from tunesmith.export.settle import copy_settings
+from tunesmith.model.load import config_of, dequantising
 from tunesmith.recipe import Section
 from tunesmith.run import Run
 
@@ -24,7 +25,7 @@ def write(run: Run, folder: Path, settings: Settings) -> None:
 
 
 def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
-    return Transformers.load(folder, AutoPeftModelForCausalLM)
+    return Transformers.load(folder, AutoPeftModelForCausalLM, **dequantising(config_of(run.base)))
 
 
 def precision(run: Run, settings: Settings) -> str:

@@ -11,7 +11,8 @@ from tunesmith.run import Run, read_json
 def card(run: Run, to: str) -> str:
     """README.md of an export, with the front matter that the hub reads."""
     recipe, provenance = run.recipe, read_json(run.provenance_file)
-    front = {"base_model": recipe.model.path, "library_name": "peft" if to == "adapter" else "transformers",
+    front = {} if Path(recipe.model.path).expanduser().is_dir() else {"base_model": recipe.model.path}  # hub ids alone
+    front |= {"library_name": "peft" if to == "adapter" else "transformers",
              "pipeline_tag": "text-generation", "tags": ["tunesmith", recipe.method.name, recipe.adapter.kind]}
     files = {Path(file).name: digest for file, digest in provenance["data"].items()}
     return "\n".join([

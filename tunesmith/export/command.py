@@ -19,6 +19,7 @@ from tunesmith.export.card import card
 from tunesmith.export.engine import Trained
 from tunesmith.export.parity import Observation, compare, distance, measures, observe
 from tunesmith.export.probes import probes_of
+from tunesmith.export.push import check_push, push_folder
 from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import quieten
 from tunesmith.recipe import first_problem
@@ -27,12 +28,13 @@ from tunesmith.run import Run, write_atomic, write_json
 
 FORMS = {"adapter": "tunesmith.export.adapter", "merged": "tunesmith.export.merged",
          "gguf": "tunesmith.export.gguf.form", "ollama": "tunesmith.export.ollama", "fp8": "tunesmith.export.fp8",
-         "gguf-adapter": "tunesmith.export.gguf.lora"}
+         "int4": "tunesmith.export.int4", "gguf-adapter": "tunesmith.export.gguf.lora"}
 
 
 def export(run: Run, to: str, output: Path | None = None, settings: dict | None = None, parity: bool = True,
            push: str | None = None, say=lambda line: None) -> dict:
     """Writes the run's result as `to`; parity.json's content with `folder`. `say` shows a line of progress.
+    `push`: a repository of the hub to upload it to, once it is the trained model.
 
     Raises UserError; NotTheSame if what was written is not the trained model: it then stays under a name that ends in
     `.failed`, with parity.json.
@@ -41,9 +43,11 @@ def export(run: Run, to: str, output: Path | None = None, settings: dict | None 
     quieten()  # before a form imports what chatters
     form = form_of(to)
     chosen = _settings(form, to, settings or {})
-    target = output or run.folder / to
+    target = output or run.folder / (to if run.folder / to != run.result else f"{to}-export")
     if target.exists():
         raise UserError(f"{target}: exists already; name another --output")
+    if push:
+        check_push(push)
     with _draft(target) as draft:
         say(f"export  writing {to}")
         notes = form.write(run, draft, chosen) or []
@@ -61,8 +65,6 @@ def export(run: Run, to: str, output: Path | None = None, settings: dict | None 
     if hasattr(form, "finish"):
         say(f"export  {form.finish(target, run.name)}")
     if push:
-        from tunesmith.export.push import push_folder
-
         say(f"export  {push_folder(target, push)}")
     return {"folder": str(target), **found}
 

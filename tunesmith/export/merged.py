@@ -31,9 +31,10 @@ def write(run: Run, folder: Path, settings: Settings) -> None:
     write_model(weights, folder)
 
 
-def write_model(weights: Weights, folder: Path, changed=lambda tensors: tensors, quantization: dict | None = None):
-    """Writes config.json and the weights in pieces. `changed` may put others in the place of a layer's tensors, which
-    `quantization` describes to those who open them."""
+def write_model(weights: Weights, folder: Path, stored=None, quantization: dict | None = None):
+    """Writes config.json and the weights in pieces. `stored(layer)` gives the tensors of the files, by default those
+    of the model's own; `quantization` describes others to those who open them."""
+    stored = stored or weights.of_files
     weights.config.dtype = weights.dtype
     if quantization:
         weights.config.quantization_config = quantization
@@ -43,7 +44,7 @@ def write_model(weights: Weights, folder: Path, changed=lambda tensors: tensors,
     waiting: dict[str, torch.Tensor] = {}
     total = 0
     for layer in weights.layers():
-        waiting |= changed(weights.of_files(layer))
+        waiting |= stored(layer)
         if _bytes(waiting) >= SHARD_BYTES:
             total += _save(waiting, folder, shards)
             waiting = {}

@@ -2,13 +2,14 @@
 
 What the chat template writes between one message and the next is seen by rendering conversations, and becomes a Go
 template. It holds for an optional system message and then turns of user and assistant; that it writes the same is
-shown on conversations (parity). Tools are not expressed in it.
+shown on conversations (parity). Not expressed in it: tools, and that whitespace around messages is trimmed.
 """
 
 import json
 import shutil
 import subprocess
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.data.rows import RowProblem
@@ -36,6 +37,10 @@ class Template:
     assistant_to_user: str
     end: str
     """After the last user message: where the model answers."""
+    system_last: bool
+    """Whether the system message stands before the last user message, not before the first (Mistral)."""
+    trimmed: list[str]
+    """Roles whose messages the chat template trims; Ollama's templates cannot."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Template":
@@ -47,30 +52,34 @@ class Template:
         except RowProblem as problem:
             raise UserError(f"--to ollama: the chat template refuses a plain conversation: {problem.detail}") from None
         before_user, user_to_assistant, assistant_to_user, end = _split(plain, FIRST, ANSWER, SECOND)
-        try:
-            before_system, system_to_user, _ = _split(
-                tokenizer.render([system, user], add_generation_prompt=True), SYSTEM, FIRST)
-        except (RowProblem, UserError):  # a model without system messages
-            before_system, system_to_user = before_user, "\n\n"
-        return cls(before_system, system_to_user, before_user, user_to_assistant, assistant_to_user, end)
+        before_system, system_to_user, system_last = before_user, "\n\n", False  # of a model without system messages
+        with suppress(RowProblem, UserError):
+            given = tokenizer.render([system, user, answer, again], add_generation_prompt=True)
+            last = given.find(FIRST) < given.find(SYSTEM)
+            before_system, *others = _split(given, *((FIRST, ANSWER, SYSTEM, SECOND) if last else
+                                                     (SYSTEM, FIRST, ANSWER, SECOND)))
+            system_to_user, system_last = others[2 if last else 0], last
+        return cls(before_system, system_to_user, before_user, user_to_assistant, assistant_to_user, end, system_last,
+                   _trimmed(tokenizer, [system, user, answer, again]))
 
     def without_bos(self, bos: str) -> "Template":
         """Ollama puts it there by itself."""
-        return Template(self.before_system.removeprefix(bos), self.system_to_user, self.before_user.removeprefix(bos),
-                        self.user_to_assistant, self.assistant_to_user, self.end)
+        return replace(self, before_system=self.before_system.removeprefix(bos),
+                       before_user=self.before_user.removeprefix(bos))
 
-    def render(self, messages: list[dict]) -> str | None:
-        """As `go_text` does; None for a conversation of another kind, as one with tools."""
-        if not _is_plain(messages):
+    def render(self, messages: list[dict], tools: list[dict] | None = None) -> str | None:
+        """As `go_text` does; None for a conversation that it does not express."""
+        if tools or not _is_plain(messages) or any(_is_spaced(m) and m["role"] in self.trimmed for m in messages):
             return None
-        written = ""
+        written = system = ""
         for number, message in enumerate(messages):
             last = number == len(messages) - 1
             if message["role"] == "system":
-                written += self.before_system + message["content"] + self.system_to_user
+                system = message["content"] + self.system_to_user
+                written += self.before_system + ("" if self.system_last else system)
             elif message["role"] == "user":
-                written += ("" if number else self.before_user) + message["content"]
-                written += self.end if last else self.user_to_assistant
+                written += ("" if number else self.before_user) + (system if last and self.system_last else "")
+                written += message["content"] + (self.end if last else self.user_to_assistant)
             else:
                 written += message["content"] + self.assistant_to_user
         return written
@@ -80,10 +89,15 @@ class Template:
         def literal(text: str) -> str:
             return "{{ " + json.dumps(text, ensure_ascii=False) + " }}" if text else ""
 
-        return ('{{- range $i, $_ := .Messages }}{{- if eq .Role "system" }}'
-                + literal(self.before_system) + "{{ .Content }}" + literal(self.system_to_user)
-                + '{{- else if eq .Role "user" }}{{ if eq $i 0 }}' + literal(self.before_user)
-                + "{{ end }}{{ .Content }}{{ if eq (len (slice $.Messages $i)) 1 }}" + literal(self.end)
+        is_last = "(eq (len (slice $.Messages $i)) 1)"
+        system, moved = "{{ .Content }}" + literal(self.system_to_user), ""
+        if self.system_last:
+            system = "{{ $system = .Content }}"
+            moved = f"{{{{ if and $system {is_last} }}}}{{{{ $system }}}}{literal(self.system_to_user)}{{{{ end }}}}"
+        return ('{{- $system := "" }}{{- range $i, $_ := .Messages }}{{- if eq .Role "system" }}'
+                + literal(self.before_system) + system
+                + '{{- else if eq .Role "user" }}{{ if eq $i 0 }}' + literal(self.before_user) + "{{ end }}" + moved
+                + "{{ .Content }}{{ if " + is_last + " }}" + literal(self.end)
                 + "{{ else }}" + literal(self.user_to_assistant)
                 + '{{ end }}{{- else if eq .Role "assistant" }}{{ .Content }}' + literal(self.assistant_to_user)
                 + "{{- end }}{{- end }}")
@@ -106,13 +120,10 @@ def modelfile(template: Template, stops: list[str]) -> str:
     return "\n".join(lines + [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]) + "\n"
 
 
-def opened(run: Run, folder: Path, settings: Settings):
+def opened(run: Run, folder: Path, settings: Settings) -> gguf.Engine:
     """The GGUF in llama.cpp, with conversations as the Modelfile's template writes them."""
-    engine = gguf.opened(run, folder, settings)
     template = Template(**json.loads((folder / PIECES).read_text("utf-8")))
-    engine.render = lambda messages, tools: None if tools else template.render(messages)
-    engine.expresses_all = False
-    return engine
+    return gguf.Engine(run, folder / MODEL, render=template.render)
 
 
 def finish(folder: Path, name: str) -> str:
@@ -131,6 +142,21 @@ def _is_plain(messages: list[dict]) -> bool:
     turns = roles[1:] if roles[0] == "system" else roles
     alternate = turns == ["user", "assistant"] * (len(turns) // 2) + ["user"]
     return alternate and not any("tool_calls" in message for message in messages)
+
+
+def _is_spaced(message: dict) -> bool:
+    return message["content"] != message["content"].strip()
+
+
+def _trimmed(tokenizer: Tokenizer, messages: list[dict]) -> list[str]:
+    """Roles whose content loses the whitespace around it."""
+    spaced = [m | {"content": f"\n {m['content']} \n"} for m in messages]
+    try:
+        text = tokenizer.render(spaced, add_generation_prompt=True)
+    except RowProblem:  # a model without system messages
+        spaced = spaced[1:]
+        text = tokenizer.render(spaced, add_generation_prompt=True)
+    return sorted({m["role"] for m in spaced if m["content"] not in text})
 
 
 def _split(text: str, *contents: str) -> list[str]:

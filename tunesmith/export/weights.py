@@ -7,7 +7,7 @@ are stacked; `of_files` gives those of the model's files.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,10 +21,11 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (WeightConverter, convert_and_load_state_dict_in_model, rename_source_key,
                                              revert_weight_conversion)
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.quantizers import AutoHfQuantizer
 
 from tunesmith.errors import UserError
 from tunesmith.inputs import tokenizer_of
-from tunesmith.model.load import config_of, quieten
+from tunesmith.model.load import config_of, dequantising, quieten, stored_as
 from tunesmith.run import Run
 
 HEAD, EMBEDDING = "get_output_embeddings", "get_input_embeddings"
@@ -36,12 +37,12 @@ class Weights:
     def __init__(self, folder: Path, dtype: torch.dtype, adapter: Path | None = None, vocabulary: int = 0,
                  rounded=None):
         """`folder`: the base model's, or a whole one's. `vocabulary`: rows of the embedding, where the base has fewer.
-        `rounded(model, name, tensor)`: what a base weight became by quantisation, to merge into that. Raises UserError.
+        `rounded(model, name, tensor)`: what a base weight became by quantisation, to merge into that. A base in MXFP4
+        is dequantised as it is read. Raises UserError.
         """
         self.config = config_of(folder)
-        if getattr(self.config, "quantization_config", None) is not None:
-            raise UserError(f"{folder}: the base's own weights are quantised, so nothing can be merged into them; "
-                            "export --to adapter, or train over the base's version in full precision")
+        self._quantizer = _dequantizer(self.config, folder)
+        vars(self.config).pop("quantization_config", None)
         quieten()
         self.dtype, self._folder, self._rounded = dtype, folder, rounded or _as_it_is
         text = self.config.get_text_config()
@@ -53,7 +54,9 @@ class Weights:
         self._layers = _Merging(_hollow(_empty(self.config, dtype)), adapter) if adapter else None
         if tied and self._layers and self._layers.changes(tied | {self._name_of(EMBEDDING)}):
             tied, text.tie_word_embeddings = set(), False
-        self._conversions = get_model_conversion_mapping(self.model)
+        self._own = self._conversions = get_model_conversion_mapping(self.model)
+        if self._quantizer:
+            self._conversions = self._quantizer.update_weight_conversions(self._own, self.model)
         names = [name for name in self.model.state_dict() if name not in tied]
         self._groups = {layer: [n for n in names if _layer(n) == layer] for layer in dict.fromkeys(map(_layer, names))}
         shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
@@ -72,9 +75,13 @@ class Weights:
             found |= {name: self._tables[name] for name in names if name in self._tables}
             if self._layers:
                 found |= self._layers.merge(layer, found)
-            for name in names:
-                _put(self.model, name, torch.empty(self.shapes[name], dtype=self.dtype, device="meta"))
+            for name, tensor in self.empty(names).items():
+                _put(self.model, name, tensor)
             yield {name: found[name].to(self.dtype) for name in names}
+
+    def empty(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Some of the weights without storage."""
+        return {name: torch.empty(self.shapes[name], dtype=self.dtype, device="meta") for name in names}
 
     def of_files(self, group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The same weights as the model's files name and shape them."""
@@ -103,8 +110,11 @@ class Weights:
                 state |= {key: opened.get_tensor(key) for key, at in tensors.items() if at == file}
         if layer in (_layer(embedding), _layer(head)):
             state = {key: self._grown(tensor) for key, tensor in state.items()}
-        options = LoadStateDictConfig(dtype=self.dtype, weight_mapping=self._conversions, device_map={"": "cpu"})
+        options = LoadStateDictConfig(dtype=self.dtype, weight_mapping=self._conversions, device_map={"": "cpu"},
+                                      hf_quantizer=self._quantizer)
         convert_and_load_state_dict_in_model(self.model, state, options)
+        # By these `of_files` gives names: none of dequantisation, which would be those of blocks and scales.
+        self.model._weight_conversions = [c for c in self.model._weight_conversions if c in self._own]
         if not files[layer]:
             _put(self.model, head, _get(self.model, embedding).detach())
 
@@ -169,6 +179,16 @@ def _outermost(model) -> dict[str, nn.Module]:
 
 def _as_it_is(model, name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
+
+
+def _dequantizer(config, folder: Path):
+    """transformers' reader of a base in MXFP4, or None where the weights are whole. Raises UserError for others."""
+    if options := dequantising(config):
+        return AutoHfQuantizer.from_config(options["quantization_config"], pre_quantized=True)
+    if method := stored_as(config):
+        raise UserError(f"{folder}: the base's own weights are quantised ({method}), and nothing is merged into "
+                        "those; export --to adapter, or train over the base's version in full precision")
+    return None
 
 
 def _empty(config, dtype: torch.dtype):

@@ -61,10 +61,24 @@ def check_quantize(model: Model, config) -> None:
         return
     if find_spec("bitsandbytes") is None:
         raise UserError(f"model.quantize: {model.quantize} needs bitsandbytes: pip install 'tunesmith[bnb]'")
-    own = getattr(config, "quantization_config", None)
-    if own is not None:
-        method = own["quant_method"] if isinstance(own, dict) else own.quant_method
+    if method := stored_as(config):
         raise UserError(f"model.quantize: {model.path} is quantised already ({method}); say model.quantize: none")
+
+
+def stored_as(config) -> str | None:
+    """How the base's own weights are quantised, by the name that transformers has for it."""
+    own = getattr(config, "quantization_config", None)
+    if own is None:
+        return None
+    return own["quant_method"] if isinstance(own, dict) else own.quant_method.value
+
+
+def dequantising(config) -> dict:
+    """What from_pretrained needs so that a base in MXFP4 (gpt-oss as published) is read as full weights: what computes
+    with it in 4 bits has no backward pass. Nothing for others."""
+    from transformers import Mxfp4Config
+
+    return {"quantization_config": Mxfp4Config(dequantize=True)} if stored_as(config) == "mxfp4" else {}
 
 
 def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
@@ -77,8 +91,10 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
     config = config_of(folder)
     if model.initialize == "random":
         torch.manual_seed(seed)
+        vars(config).pop("quantization_config", None)  # of the weights that are not read
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    options = {}
+    whole = dequantising(config)
+    options = dict(whole)
     if model.quantize != "none":
         from tunesmith.model import quantize
 
@@ -89,7 +105,9 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
             **options)
     except (ValueError, OSError) as error:
         raise UserError(f"model.path: {folder}: transformers cannot load this model: {first_line(error)}") from None
-    if options:
+    if whole:  # else it would be saved under the names of what it was read from
+        vars(loaded).pop("_weight_conversions", None)
+    if model.quantize != "none":
         quantize.settle(loaded)
     return loaded
 

@@ -12,8 +12,10 @@ from tunesmith.data.template import accepted
 from tunesmith.errors import UserError
 from tunesmith.serve import constrain
 from tunesmith.serve.engine import Engine, Piece, Refused, Request, Sampling, Token
+from tunesmith.serve.formats import AnswerReader, find
 from tunesmith.serve.models import Served
-from tunesmith.serve.tools import Call, ToolReader, find_format, grammar
+from tunesmith.serve.reasoning import Thought
+from tunesmith.serve.tools import Call
 from tunesmith.serve.wire import Options, named_results
 
 COLDEST = 1e-3  # a lower temperature takes the likeliest token
@@ -41,6 +43,15 @@ class Asked:
     n: int = 1
     stream: bool = False
 
+    @property
+    def demands_call(self) -> bool:
+        return bool(self.tools) and self.tool_choice not in ("auto", "none")
+
+    @property
+    def begins(self) -> bool:
+        """Whether the answer itself comes at once: one that is held to a form, or begun already, has no reasoning."""
+        return self.demands_call or self.schema is not None or bool(self.prefill)
+
 
 @dataclass
 class Said:
@@ -55,6 +66,7 @@ class Answer:
     """An answer that is complete. `finish`: stop, length or tool_calls."""
 
     text: str = ""
+    reasoning: str = ""
     tokens: list[Token] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     finish: str = ""
@@ -66,10 +78,11 @@ class Answer:
 class Answers:
     """The answers to one HTTP request, computed at once. `prompt_tokens` counts their prompts."""
 
-    def __init__(self, engine: Engine, requests: list[Request], readers: list[ToolReader | None]):
+    def __init__(self, engine: Engine, requests: list[Request], readers: list[AnswerReader]):
         self.prompt_tokens = sum(len(ids) for ids in {id(r.ids): r.ids for r in requests}.values())
         self.done = [Answer() for _ in requests]
         self._readers = readers
+        self._tokenizer = engine.models[requests[0].model].tokenizer
         self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._tickets = []
@@ -88,11 +101,16 @@ class Answers:
     def cached(self) -> int:
         return max(answer.cached for answer in self.done)
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """Counted on the reasoning's text, so without its marks."""
+        return sum(len(self._tokenizer.encode(answer.reasoning)[0]) for answer in self.done if answer.reasoning)
+
     def cancel(self) -> None:
         for ticket in self._tickets:
             ticket.cancel()
 
-    async def events(self) -> AsyncIterator[tuple[int, Said | Call | Answer]]:
+    async def events(self) -> AsyncIterator[tuple[int, Said | Thought | Call | Answer]]:
         """(number of the answer, what it grew by), in the end of each the Answer. Computing stops when this does."""
         left = len(self._tickets)
         try:
@@ -131,24 +149,21 @@ class Answers:
             if not self._loop.is_closed():  # else the server has ended; nobody waits
                 raise
 
-    def _read(self, index: int, piece: Piece) -> list[Said | Call | Answer]:
+    def _read(self, index: int, piece: Piece) -> list[Said | Thought | Call | Answer]:
         answer, reader = self.done[index], self._readers[index]
-        parts: list[str | Call] = [piece.text] if reader is None else reader.push(piece.text)
-        if piece.finish is not None and reader is not None:
-            parts += reader.finish()
-        events: list[Said | Call | Answer] = []
-        tokens = piece.tokens
-        for part in parts:
-            events.append(part if isinstance(part, Call) else Said(part, []))
-        if tokens:
+        parts = reader.push(piece.text) + (reader.finish() if piece.finish is not None else [])
+        events: list = [Said(part, []) if isinstance(part, str) else part for part in parts]
+        if piece.tokens:
             first = next((e for e in events if isinstance(e, Said)), None)
             if first is None:
                 events.insert(0, first := Said("", []))
-            first.tokens = tokens
+            first.tokens = piece.tokens
         events = [e for e in events if isinstance(e, Call) or e.text or e.tokens]
         for event in events:
             if isinstance(event, Call):
                 answer.calls.append(event)
+            elif isinstance(event, Thought):
+                answer.reasoning += event.text
             else:
                 answer.text += event.text
                 answer.tokens += event.tokens
@@ -173,7 +188,7 @@ class Service:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self.formats = {name: find_format(served.tokenizer) for name, served in engine.models.items()}
+        self.formats = {name: find(served.tokenizer) for name, served in engine.models.items()}
 
     def served(self, name: str | None) -> Served:
         """A model by its name, the first without one. Raises Refused."""
@@ -187,12 +202,14 @@ class Service:
     def prompt(self, asked: Asked) -> tuple[str, list[int]]:
         """The conversation as the template writes it, and its ids, as the data path makes them. Raises Refused."""
         served = self.served(asked.model)
+        format = self.formats[served.name]
         if wrong := sorted(OURS & set(asked.template)):
             raise Refused(f"chat_template_kwargs: {wrong[0]} is set by the server", parameter="chat_template_kwargs")
         try:
-            messages, _ = accepted(served.tokenizer, Chat(named_results(asked.messages), asked.tools or None))
+            given = [format.message(message) for message in named_results(asked.messages)]
+            messages, _ = accepted(served.tokenizer, Chat(given, asked.tools or None))
             text = served.tokenizer.render(messages, asked.tools or None, add_generation_prompt=True, **asked.template)
-            text += asked.prefill
+            text += format.begin(text, asked.demands_call) + asked.prefill if asked.begins else ""
             return text, served.tokenizer.encode(text)[0]
         except (RowProblem, UserError) as problem:
             detail = getattr(problem, "detail", None) or str(problem)
@@ -201,24 +218,22 @@ class Service:
 
     async def answers(self, asked: Asked) -> Answers:
         """Submits a conversation. Raises Refused."""
-        requests = await run_in_threadpool(self._requests, asked)
-        format = self.formats[self.served(asked.model).name]
-        names = {tool["function"]["name"] for tool in asked.tools}
-        readers = [ToolReader(format, names) if asked.tools and asked.tool_choice != "none" else None
-                   for _ in requests]
+        requests, readers = await run_in_threadpool(self._requests, asked)
         return Answers(self.engine, requests, readers)
 
-    def _requests(self, asked: Asked) -> list[Request]:
+    def _requests(self, asked: Asked) -> tuple[list[Request], list[AnswerReader]]:
         served = self.served(asked.model)
         format = self.formats[served.name]
         if asked.tool_choice == "none":
             asked.tools = []
-        if asked.tools and format is None:
+        if asked.tools and not format.writes_calls:
             raise Refused(f"the template of {served.name} does not write tool calls in a form this server reads",
                           code="tools_unsupported", parameter="tools")
-        _, ids = self.prompt(asked)
-        shown = format.shown if asked.tools else frozenset()
-        return self.requests(served, ids, asked, shown, self._constraint(served, asked))
+        text, ids = self.prompt(asked)
+        constraint = self._constraint(served, asked)
+        requests = self.requests(served, ids, asked, format.shown(bool(asked.tools)), constraint)
+        begun = asked.begins and not asked.demands_call
+        return requests, [format.reader(text, begun, asked.tools) for _ in requests]
 
     def requests(self, served: Served, ids: list[int], asked: Asked, shown=frozenset(), constraint=None,
                  default_tokens: int | None = None) -> list[Request]:
@@ -234,11 +249,11 @@ class Service:
                         asked.logprobs, shown, asked.stream, constraint) for number in range(asked.n)]
 
     def _constraint(self, served: Served, asked: Asked):
-        if asked.tools and asked.tool_choice != "auto":
+        if asked.demands_call:
             chosen = [t for t in asked.tools if asked.tool_choice in ("required", t["function"]["name"])]
             if not chosen:
                 raise Refused(f"tool_choice: no tool {asked.tool_choice!r} is given", parameter="tool_choice")
-            lark = grammar(served.tokenizer, self.formats[served.name], chosen, asked.parallel)
+            lark = self.formats[served.name].grammar(served.tokenizer, chosen, asked.parallel)
             return constrain.from_lark(served.tokenizer, served.stop_ids, lark)
         if asked.schema is not None:
             return constrain.from_schema(served.tokenizer, served.stop_ids, asked.schema)

@@ -14,12 +14,14 @@ from pydantic import Field
 from tunesmith.serve.answering import Answer, Answers, Asked, Service
 from tunesmith.serve.engine import Refused
 from tunesmith.serve.openai_api import AnswerStream
+from tunesmith.serve.reasoning import Thought
 from tunesmith.serve.tools import Call
 from tunesmith.serve.wire import STREAMED, Options, Wire, frame, text_of, tool, tool_call
 
-SKIPPED = ("thinking", "redacted_thinking")
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
          413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}
+TEXT = {"type": "text", "text": ""}
+THINKING = {"type": "thinking", "thinking": "", "signature": ""}  # there is nobody to sign it
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -41,12 +43,26 @@ class ToolChoice(Wire):
     disable_parallel_tool_use: bool | None = None
 
 
+class Thinking(Wire):
+    type: str
+    display: str | None = None
+
+
 class CountRequest(Wire):
     model: str | None = None
     messages: list[Message] = Field(min_length=1)
     system: str | list[dict] | None = None
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+
+    @property
+    def thinks(self) -> bool:
+        return self.thinking is not None and self.thinking.type != "disabled"
+
+    @property
+    def shows_thinking(self) -> bool:
+        return self.thinks and self.thinking.display != "omitted"
 
 
 class MessagesRequest(CountRequest):
@@ -71,9 +87,10 @@ def routes(service: Service) -> APIRouter:
         head = {"id": "msg_" + uuid.uuid4().hex, "type": "message", "role": "assistant",
                 "model": service.served(body.model).name}
         if body.stream:
-            return AnswerStream(answers, _stream(answers, head))
+            return AnswerStream(answers, _stream(answers, head, body.shows_thinking))
         answer, = await answers.collect(http)
-        return JSONResponse({**head, "content": _blocks(answer), **_end(answer), "usage": _usage(answers)})
+        blocks = _blocks(answer, body.shows_thinking)
+        return JSONResponse({**head, "content": blocks, **_end(answer), "usage": _usage(answers)})
 
     @router.post("/v1/messages/count_tokens")
     async def count_tokens(body: CountRequest):
@@ -102,15 +119,17 @@ def _asked(body: CountRequest) -> Asked:
     if choice.type == "tool" and not choice.name:
         raise Refused("tool_choice of type tool: give its name", parameter="tool_choice")
     names = {"auto": "auto", "none": "none", "any": "required", "tool": choice.name}
+    # Who does not ask for thinking waits for an answer, and does not expect that its tokens go elsewhere.
+    template = {} if body.thinks else {"enable_thinking": False}
     return Asked(body.model, messages, Options(), tools, names[choice.type], not choice.disable_parallel_tool_use,
-                 prefill=prefill)
+                 template=template, prefill=prefill)
 
 
 def _messages(message: Message) -> list[dict]:
     """One message as the template's: results of tools are messages of their own. Raises Refused."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
-    found, text, calls = [], "", []
+    found, text, reasoning, calls = [], "", "", []
     for block in message.content:
         kind = block.get("type")
         if kind == "tool_use" and message.role == "assistant":
@@ -118,15 +137,19 @@ def _messages(message: Message) -> list[dict]:
         elif kind == "tool_result" and message.role == "user":
             found.append({"role": "tool", "content": text_of(block.get("content")),
                           "tool_call_id": str(block.get("tool_use_id"))})
-        elif kind not in SKIPPED:
+        elif kind == "thinking":
+            reasoning += str(block.get("thinking") or "")
+        elif kind != "redacted_thinking":
             text += text_of([block])
     if text or calls or not found:
-        found.append({"role": message.role, "content": text, **({"tool_calls": calls} if calls else {})})
+        more = {"reasoning_content": reasoning, "tool_calls": calls}
+        found.append({"role": message.role, "content": text, **{key: value for key, value in more.items() if value}})
     return found
 
 
-def _blocks(answer: Answer) -> list[dict]:
-    blocks = [{"type": "text", "text": answer.text}] if answer.text or not answer.calls else []
+def _blocks(answer: Answer, with_thinking: bool) -> list[dict]:
+    blocks = [{**THINKING, "thinking": answer.reasoning}] if answer.reasoning and with_thinking else []
+    blocks += [{**TEXT, "text": answer.text}] if answer.text or not answer.calls else []
     return blocks + [_use(call) for call in answer.calls]
 
 
@@ -149,35 +172,60 @@ def _usage(answers: Answers) -> dict:
             "cache_read_input_tokens": answers.cached, "cache_creation_input_tokens": 0}
 
 
-async def _stream(answers: Answers, head: dict) -> AsyncIterator[str]:
-    def event(kind: str, **values) -> str:
-        return frame({"type": kind, **values}, kind)
-
+async def _stream(answers: Answers, head: dict, with_thinking: bool) -> AsyncIterator[str]:
     start = {"input_tokens": answers.prompt_tokens, "output_tokens": 0}
-    yield event("message_start", message={**head, "content": [], "stop_reason": None, "stop_sequence": None,
-                                          "usage": start})
-    index, open_text = 0, False
+    yield _event("message_start", message={**head, "content": [], "stop_reason": None, "stop_sequence": None,
+                                           "usage": start})
+    blocks = _Blocks()
     try:
         async for _, said in answers.events():
-            if open_text and isinstance(said, Call):
-                yield event("content_block_stop", index=index)
-                index, open_text = index + 1, False
             if isinstance(said, Call):
-                block = {**_use(said), "input": {}}
-                yield event("content_block_start", index=index, content_block=block)
-                delta = {"type": "input_json_delta", "partial_json": said.arguments}
-                yield event("content_block_delta", index=index, delta=delta)
-                yield event("content_block_stop", index=index)
-                index += 1
-            elif not isinstance(said, Answer):
-                if not open_text:
-                    yield event("content_block_start", index=index, content_block={"type": "text", "text": ""})
-                    open_text = True
-                yield event("content_block_delta", index=index, delta={"type": "text_delta", "text": said.text})
-        if open_text:
-            yield event("content_block_stop", index=index)
+                made = blocks.whole({**_use(said), "input": {}},
+                                    {"type": "input_json_delta", "partial_json": said.arguments})
+            elif isinstance(said, Answer):
+                made = blocks.close()
+            elif not isinstance(said, Thought):
+                made = blocks.grow(TEXT, {"type": "text_delta", "text": said.text})
+            elif with_thinking:
+                made = blocks.grow(THINKING, {"type": "thinking_delta", "thinking": said.text})
+            else:
+                continue
+            for event in made:
+                yield event
         answer, = answers.done
-        yield event("message_delta", delta=_end(answer), usage=_usage(answers))
-        yield event("message_stop")
+        yield _event("message_delta", delta=_end(answer), usage=_usage(answers))
+        yield _event("message_stop")
     except Refused as error:
         yield frame(problem(error), "error")
+
+
+class _Blocks:
+    """The events of a message's blocks, one block after the other. Each method gives those that are due."""
+
+    def __init__(self):
+        self._index = 0
+        self._open: dict | None = None
+
+    def grow(self, block: dict, delta: dict) -> list[str]:
+        """A delta of a block of this type, the one that is open or a new one."""
+        begun = []
+        if self._open is not block:
+            begun = [*self.close(), _event("content_block_start", index=self._index, content_block=block)]
+            self._open = block
+        return [*begun, _event("content_block_delta", index=self._index, delta=delta)]
+
+    def whole(self, block: dict, delta: dict) -> list[str]:
+        return [*self.grow(block, delta), *self.close()]
+
+    def close(self) -> list[str]:
+        if self._open is None:
+            return []
+        signed = {"type": "signature_delta", "signature": ""}
+        events = [_event("content_block_delta", index=self._index, delta=signed)] if self._open is THINKING else []
+        events.append(_event("content_block_stop", index=self._index))
+        self._index, self._open = self._index + 1, None
+        return events
+
+
+def _event(kind: str, **values) -> str:
+    return frame({"type": kind, **values}, kind)

@@ -16,6 +16,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.websockets import WebSocketClose
 
 from tunesmith.serve import anthropic_api, openai_api, responses_api
 from tunesmith.serve.answering import Service
@@ -25,6 +26,24 @@ from tunesmith.serve.engine import Engine, Refused
 PAGE = Path(__file__).parent / "page"
 GAUGES = ("running", "waiting", "kv_bytes", "kv_limit_bytes", "prefix_bytes")
 RETRY_SECONDS = "1"
+# The page has its policy as well, but only a header can say who may frame it.
+PAGE_HEADERS = {"Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; "
+                                           "form-action 'none'; frame-ancestors 'none'",
+                "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+
+class Page(StaticFiles):
+    """The chat page, which loads nothing but itself."""
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "websocket":  # none is offered anywhere, and everything else here comes to the page
+            return await WebSocketClose()(scope, receive, send)
+        await super().__call__(scope, receive, send)
+
+    async def get_response(self, path, scope):
+        response = await super().get_response(path, scope)
+        response.headers.update(PAGE_HEADERS)
+        return response
 
 
 class Problem(BaseModel):
@@ -60,7 +79,7 @@ def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (
     if hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
+        app.mount("/", Page(directory=PAGE, html=True))
     return app
 
 

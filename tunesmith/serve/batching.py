@@ -34,13 +34,15 @@ class Pool:
 
     def __init__(self, weights: Weights, share: float, context: int, batch: int):
         """`share` of the memory that is free; `context`: most tokens of each of `batch` sequences."""
-        self.limit_tokens, computes = weights.reserve(
-            int(weights.free_bytes() * share), tokens=context * batch, sequences=batch + prefix.MOST + 1,
-            step=CHUNK + batch)
+        self.limit_tokens, self._computes = weights.reserve(
+            int(weights.free_bytes() * share), context, sequences=batch + prefix.MOST + 1, step=CHUNK + batch)
         self.limit_bytes = self.limit_tokens * weights.bytes_per_token
         self.prefixes = PrefixCache(int(self.limit_bytes * PREFIX_SHARE))
-        self.description = (f"{computes}; keys and values of up to {self.limit_tokens:,} tokens in "
-                            f"{self.limit_bytes / 1e9:.1f} GB")
+
+    def describe(self, names: list[str]) -> str:
+        """For people; `names` are the models of these weights."""
+        return (f"{self._computes} ({', '.join(names)}); keys and values of up to {self.limit_tokens:,} tokens in "
+                f"{self.limit_bytes / 1e9:.1f} GB")
 
 
 class Sequence:
@@ -86,7 +88,8 @@ class BatchingEngine:
         self.pools = {key: Pool(served.weights, share, served.context, batch) for key, served in copies.items()}
         self.models = {name: replace(served, context=min(served.context, self._pool(served).limit_tokens))
                        for name, served in models.items()}
-        self.description = [pool.description for pool in self.pools.values()]
+        self.description = [pool.describe([name for name, served in models.items() if self._pool(served) is pool])
+                            for pool in self.pools.values()]
         self.counts: Counter[str] = Counter()
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []

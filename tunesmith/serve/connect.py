@@ -222,6 +222,18 @@ def _chat(question: str) -> dict:
             "tools": [{"type": "function", "function": {**TOOL, "parameters": CITY}}]}
 
 
+def _chat_streamed(events: list[dict]) -> dict:
+    message = {"content": "", "tool_calls": []}
+    for delta in (event["choices"][0]["delta"] for event in events if event["choices"]):
+        message["content"] += delta.get("content") or ""
+        for piece in delta.get("tool_calls") or []:
+            if piece["index"] == len(message["tool_calls"]):
+                message["tool_calls"].append({"function": {"name": piece["function"]["name"], "arguments": ""}})
+            function = message["tool_calls"][piece["index"]]["function"]
+            function["arguments"] += piece["function"].get("arguments") or ""
+    return {"choices": [{"message": message}]}
+
+
 def _chat_answer(reply: dict) -> tuple[list, str]:
     message = reply["choices"][0]["message"]
     calls = [call["function"] for call in message.get("tool_calls") or []]
@@ -231,6 +243,10 @@ def _chat_answer(reply: dict) -> tuple[list, str]:
 def _responses(question: str) -> dict:
     return {"input": question, "max_output_tokens": 256, "store": False,
             "tools": [{"type": "function", **TOOL, "parameters": CITY}]}
+
+
+def _responses_streamed(events: list[dict]) -> dict:
+    return {"output": [event["item"] for event in events if event["type"] == "response.output_item.done"]}
 
 
 def _responses_answer(reply: dict) -> tuple[list, str]:
@@ -244,33 +260,57 @@ def _messages(question: str) -> dict:
             "tools": [{**TOOL, "input_schema": CITY}]}
 
 
+def _messages_streamed(events: list[dict]) -> dict:
+    blocks, written = {}, {}
+    for event in events:
+        if event["type"] == "content_block_start":
+            blocks[event["index"]], written[event["index"]] = event["content_block"], ""
+        elif event["type"] == "content_block_delta":
+            delta = event["delta"]
+            written[event["index"]] += delta.get("text") or delta.get("partial_json") or ""
+    whole = {"text": lambda text: {"text": text}, "tool_use": lambda text: {"input": json.loads(text or "{}")}}
+    return {"content": [block | whole[block["type"]](written[index]) for index, block in blocks.items()
+                        if block["type"] in whole]}
+
+
 def _messages_answer(reply: dict) -> tuple[list, str]:
     calls = [(item["name"], json.dumps(item["input"])) for item in reply["content"] if item["type"] == "tool_use"]
     return calls, "".join(item["text"] for item in reply["content"] if item["type"] == "text")
 
 
-APIS = {"chat": ("/v1/chat/completions", _chat, _chat_answer),
-        "responses": ("/v1/responses", _responses, _responses_answer),
-        "messages": ("/v1/messages", _messages, _messages_answer)}
+APIS = {"chat": ("/v1/chat/completions", _chat, _chat_answer, _chat_streamed),
+        "responses": ("/v1/responses", _responses, _responses_answer, _responses_streamed),
+        "messages": ("/v1/messages", _messages, _messages_answer, _messages_streamed)}
 
 
 def try_out(api: str, target: Target) -> str:
-    """What came of one question through an API: the result line."""
-    path, ask, answer = APIS[api]
+    """What came of one question through an API, whole and, if a tool was called, streamed: the result line."""
+    path, ask, _, _ = APIS[api]
     body = {"model": target.model, "temperature": 0, **ask(QUESTION if target.tools else PLAIN_QUESTION)}
     if not target.tools:
         del body["tools"]
+    calls, text = _try(api, target, body)
+    if not calls:
+        said = f"it answered “{_one_line(text)}”"
+        if target.tools:
+            return f"Test: {target.model} answers through {path}, but no tool call came back; {said}."
+        return f"Test passed without a tool: {target.model} answers through {path}; {said}."
+    streamed, text = _try(api, target, body | {"stream": True})
+    (name, arguments), *_ = calls
+    called = f"{target.model} called {_one_line(name)} with {_one_line(arguments)} through {path}"
+    if not streamed:
+        return f"Test: {called}, but streamed no tool call came back; it answered “{_one_line(text)}”."
+    return f"Test passed: {called}, whole and streamed."
+
+
+def _try(api: str, target: Target, body: dict) -> tuple[list, str]:
+    """(tool calls as (name, arguments), text) of the answer to a request."""
+    path, _, answer, gather = APIS[api]
     reply = _ask(target.url + path, target.key, body)
     try:
-        calls, text = answer(reply)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        return answer(gather(reply) if body.get("stream") else reply)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{target.url}{path}: an answer that is not of this API: {json.dumps(reply)[:200]}") from error
-    for name, arguments in calls:
-        return f"Test passed: {target.model} called {_one_line(name)} with {_one_line(arguments)} through {path}."
-    said = f"it answered “{_one_line(text)}”"
-    if target.tools:
-        return f"Test: {target.model} answers through {path}, but no tool call came back; {said}."
-    return f"Test passed without a tool: {target.model} answers through {path}; {said}."
 
 
 def _one_line(text: str) -> str:
@@ -278,8 +318,8 @@ def _one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:100]
 
 
-def _ask(url: str, key: str | None, body: dict | None = None) -> dict:
-    """JSON from the server, never through a proxy."""
+def _ask(url: str, key: str | None, body: dict | None = None):
+    """JSON from the server, or a list of it if a stream was asked for, never through a proxy."""
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--url {url}: begins with neither http:// nor https://")
     headers = {"Content-Type": "application/json", "anthropic-version": "2023-06-01"}
@@ -288,7 +328,8 @@ def _ask(url: str, key: str | None, body: dict | None = None) -> dict:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=SECONDS_TO_ANSWER) as reply:
-            return json.loads(reply.read())
+            text = reply.read()
+        return _events(text) if body and body.get("stream") else json.loads(text)
     except urllib.error.HTTPError as error:
         raise UserError(_refusal(url, error)) from error
     except TimeoutError as error:
@@ -298,6 +339,11 @@ def _ask(url: str, key: str | None, body: dict | None = None) -> dict:
                         f"serve RUN`, or say --url") from error
     except (http.client.HTTPException, ValueError) as error:
         raise UserError(f"{url}: a server, but not one of tunesmith serve; say --url") from error
+
+
+def _events(text: bytes) -> list[dict]:
+    lines = [line[5:].strip() for line in text.splitlines() if line.startswith(b"data:")]
+    return [json.loads(line) for line in lines if line != b"[DONE]"]
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> str:

@@ -16,7 +16,8 @@ class GgufTokenizer:
 
     def __init__(self, model: Model):
         self.model = model
-        self.vocab_size = model.vocab_size
+        used = ~llama_cpp().LLAMA_TOKEN_ATTR_UNUSED
+        self.vocab_size = 1 + max(self._with(used), default=model.vocab_size - 1)  # the embedding may have more rows
         # Not llama.cpp's own answer: it has a bos for vocabularies that have none.
         said = {name: model.metadata(f"tokenizer.ggml.{key}_token_id") for name, key in NAMED.items()}
         ids = {name: int(id) for name, id in said.items() if id is not None}
@@ -71,7 +72,7 @@ class GgufTokenizer:
     def _with(self, attributes: int) -> frozenset[int]:
         """The tokens that have one of these attributes."""
         attribute = llama_cpp().llama_vocab_get_attr
-        return frozenset(i for i in range(self.vocab_size) if attribute(self.model.vocabulary, i) & attributes)
+        return frozenset(i for i in range(self.model.vocab_size) if attribute(self.model.vocabulary, i) & attributes)
 
     def _text(self, token: int) -> str:
         return self.model.piece(token).decode("utf-8", "replace")

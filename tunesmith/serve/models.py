@@ -101,8 +101,8 @@ def describe_folder(folder: Path, own: int | None, context: int | None) -> Serve
     """A model folder, whose own context is `own`, without its weights."""
     tokenizer = Tokenizer.load(folder)
     stops = frozenset({tokenizer.eos_id, *eos_ids(folder)} - {None})
-    return Served(folder.name, "base", folder.name, tokenizer, stops, defaults_of(folder),
-                  context_of(folder.name, own, context))
+    name, kind, base = _identity(folder)
+    return Served(name, kind, base, tokenizer, stops, defaults_of(folder), context_of(name, own, context))
 
 
 def _open_files(files: Sequence[Path], context: int | None) -> list[Served]:
@@ -113,23 +113,28 @@ def _open_files(files: Sequence[Path], context: int | None) -> list[Served]:
             raise UserError(f"{file}: no such file")
         if not is_adapter(file):
             weights = LlamaWeights(file)
-            name, stops = _name_of(file), frozenset(weights.model.stop_ids)
-            base = Served(name, "base", name, GgufTokenizer(weights.model), stops, {},
+            (name, kind, base_name), stops = _identity(file), frozenset(weights.model.stop_ids)
+            base = Served(name, kind, base_name, GgufTokenizer(weights.model), stops, {},
                           context_of(name, weights.context, context), weights)
             found.append(base)
         elif base is None:
             raise UserError(f"{file}: an adapter; name the GGUF of its base before it")
         else:
             adapter = base.weights.add(file)
-            tuned = replace(base, name=_name_of(file), kind="tuned", adapter=adapter)
+            tuned = replace(base, name=_identity(file)[0], kind="tuned", base=base.name, adapter=adapter)
             found.insert(found.index(base), tuned)
     return found
 
 
-def _name_of(file: Path) -> str:
-    """A file's own name; of an export, which are all called alike, the run's and the form's."""
-    form = file.resolve().parent
-    return f"{Run(form.parent).name}-{form.name}" if Run(form.parent).exists else file.stem
+def _identity(path: Path) -> tuple[str, str, str]:
+    """Name, kind and base of a model folder or file. An export has its run's name with the form's, as all exports are
+    called alike."""
+    form = path.resolve() if path.is_dir() else path.resolve().parent
+    run = Run(form.parent)
+    if run.exists:
+        return f"{run.name}-{form.name}", "tuned", run.base.name
+    name = path.name if path.is_dir() else path.stem
+    return name, "base", name
 
 
 def context_of(name: str, own: int | None, asked: int | None) -> int:

@@ -12,6 +12,7 @@ from tunesmith.machine import memory
 from tunesmith.serve.weights import Part
 
 BYTES_PER_VALUE = 2  # keys and values are kept in float16
+CONTEXTS = 8  # as many whole ones have room; the memory is taken at the start
 
 
 class LlamaWeights:
@@ -39,17 +40,17 @@ class LlamaWeights:
     def free_bytes(self) -> int:
         return torch.cuda.mem_get_info()[0] if self._on_card else memory()[1]
 
-    def reserve(self, limit_bytes: int, tokens: int, sequences: int, step: int) -> tuple[int, str]:
+    def reserve(self, limit_bytes: int, context: int, sequences: int, step: int) -> tuple[int, str]:
         most = llama_cpp().llama_max_parallel_sequences()
         if sequences > most:
             raise UserError(f"--batch: llama.cpp keeps {most} sequences at most, those of prefixes with them; "
                             f"take {sequences - most} less")
-        tokens = min(tokens, limit_bytes // self.bytes_per_token)
+        tokens = min(CONTEXTS * context, limit_bytes // self.bytes_per_token)
         # A step may go over the limit, which is looked at between steps.
         self._computing = Context(self.model, tokens + step, sequences, step)
         self._free = list(range(sequences))
         where = "a card" if self._on_card else "cpu"
-        return tokens, f"llama.cpp in this process, {where}, {self.model.metadata('general.name') or self.model.path}"
+        return tokens, f"llama.cpp in this process, {where}, {self.model.description}"
 
     def new_kv(self) -> "Slot":
         return Slot(self, self._free.pop())

@@ -54,7 +54,7 @@ class TorchWeights:
     def free_bytes(self) -> int:
         return torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else memory()[1]
 
-    def reserve(self, limit_bytes: int, tokens: int, sequences: int, step: int) -> tuple[int, str]:
+    def reserve(self, limit_bytes: int, context: int, sequences: int, step: int) -> tuple[int, str]:
         precision = str(self.inner.dtype).removeprefix("torch.")
         with torch.inference_mode():
             self.bytes_per_token = self._prepare()

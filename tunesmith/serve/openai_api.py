@@ -17,8 +17,10 @@ from pydantic import Field
 from tunesmith.serve.answering import Answer, Answers, Asked, Service
 from tunesmith.serve.constrain import ANY_OBJECT
 from tunesmith.serve.engine import Refused, Token
+from tunesmith.serve.formats import Reader
+from tunesmith.serve.reasoning import Thought
 from tunesmith.serve.tools import Call
-from tunesmith.serve.wire import STREAMED, Options, ToolCall, Wire, frame, text_of, tool, tool_call
+from tunesmith.serve.wire import STREAMED, Options, ToolCall, Wire, frame, text_of, thinking_of, tool, tool_call
 
 Stop = str | list[str] | None
 
@@ -51,6 +53,7 @@ class ChatRequest(Options):
     tools: list[dict] | None = None
     tool_choice: str | dict | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
     chat_template_kwargs: dict | None = None
 
 
@@ -106,7 +109,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/completions", responses=STREAMED)
     async def completions(body: CompletionRequest, http: HttpRequest):
         served, requests, echoes = await run_in_threadpool(_completion_requests, service, body)
-        answers = Answers(service.engine, requests, [None] * len(requests))
+        answers = Answers(service.engine, requests, [Reader() for _ in requests])
         head = {**_head("cmpl-", served.name), "object": "text_completion"}
         if body.stream:
             return AnswerStream(answers, _completion_stream(answers, head, echoes, _wants_usage(body), body.logprobs))
@@ -191,7 +194,8 @@ def choice_of(choice: str | dict | None) -> str:
 def usage(answers: Answers) -> dict:
     return {"prompt_tokens": answers.prompt_tokens, "completion_tokens": answers.generated,
             "total_tokens": answers.prompt_tokens + answers.generated,
-            "prompt_tokens_details": {"cached_tokens": answers.cached}}
+            "prompt_tokens_details": {"cached_tokens": answers.cached},
+            "completion_tokens_details": {"reasoning_tokens": answers.reasoning_tokens}}
 
 
 class AnswerStream(StreamingResponse):
@@ -219,13 +223,14 @@ def _model(service: Service, name: str) -> dict:
     served = service.engine.models[name]
     return {"id": name, "object": "model", "created": 0, "owned_by": "tunesmith",
             "tunesmith": {"kind": served.kind, "base": served.base, "context": served.context,
-                          "tools": service.formats[name] is not None}}
+                          "tools": service.formats[name].writes_calls}}
 
 
 def _asked(body: ChatRequest) -> Asked:
     return Asked(
         body.model, messages_of(body.messages), body, tools_of(body.tools), choice_of(body.tool_choice),
-        body.parallel_tool_calls is not False, schema_of(body.response_format), body.chat_template_kwargs or {},
+        body.parallel_tool_calls is not False, schema_of(body.response_format),
+        thinking_of(body.reasoning_effort) | (body.chat_template_kwargs or {}),
         max_new_tokens=body.max_completion_tokens or body.max_tokens, stop=stops_of(body.stop),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None, n=body.n or 1, stream=bool(body.stream))
 
@@ -241,6 +246,8 @@ def _wants_usage(body) -> bool:
 def _message(answer: Answer) -> dict:
     message = {"role": "assistant", "content": answer.text if answer.text or not answer.calls else None,
                "refusal": None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
     if answer.calls:
         message["tool_calls"] = [_call(call) for call in answer.calls]
     return message
@@ -283,6 +290,8 @@ async def _chat_stream(answers: Answers, head: dict, with_usage: bool, logprobs:
                 yield chunk([choice(index, {"tool_calls": [first]})])
                 rest = {"index": number, "function": {"arguments": arguments}}
                 yield chunk([choice(index, {"tool_calls": [rest]})])
+            elif isinstance(event, Thought):
+                yield chunk([choice(index, {"reasoning_content": event.text})])
             else:
                 told = _logprobs(event.tokens) if logprobs is not None else None
                 yield chunk([choice(index, {"content": event.text}, told=told)])

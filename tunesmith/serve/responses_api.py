@@ -1,4 +1,7 @@
-"""OpenAI's Responses API, without state: every request brings the whole conversation."""
+"""OpenAI's Responses API, without state: every request brings the whole conversation.
+
+Responses and events have the fields that openresponses.org demands, and OpenAI's names for the events of reasoning.
+"""
 
 import time
 import uuid
@@ -9,14 +12,23 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from tunesmith.serve.answering import Answer, Answers, Asked, Said, Service
+from tunesmith.serve.answering import Answer, Answers, Asked, Service, sampling_of
 from tunesmith.serve.engine import Refused
+from tunesmith.serve.models import Served
 from tunesmith.serve.openai_api import AnswerStream, choice_of, schema_of
+from tunesmith.serve.reasoning import Thought
 from tunesmith.serve.tools import Call
-from tunesmith.serve.wire import STREAMED, Options, frame, text_of, tool, tool_call
+from tunesmith.serve.wire import STREAMED, Options, Wire, frame, text_of, thinking_of, tool, tool_call
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 STATE = ("previous_response_id", "conversation", "prompt")
+ONLY_REASONING = {"role", "reasoning_content"}
+TEXT, REASONING = "output_text", "reasoning_text"  # types of parts
+
+
+class ReasoningOptions(Wire):
+    effort: str | None = None
+    summary: str | None = None
 
 
 class ResponsesRequest(Options):
@@ -29,6 +41,7 @@ class ResponsesRequest(Options):
     tool_choice: str | dict | None = None
     parallel_tool_calls: bool | None = None
     text: dict | None = None
+    reasoning: ReasoningOptions | None = None
     metadata: dict | None = None
     background: bool | None = None
     previous_response_id: str | None = None
@@ -44,13 +57,11 @@ def routes(service: Service) -> APIRouter:
     async def responses(body: ResponsesRequest, http: HttpRequest):
         asked = _asked(body)
         answers = await service.answers(asked)
-        head = _head(body, asked, service.served(body.model).name)
+        head = _head(body, asked, service.served(body.model))
         if body.stream:
             return AnswerStream(answers, _stream(answers, head))
         answer, = await answers.collect(http)
-        output = ([_message(answer.text)] if answer.text or not answer.calls else []) + [
-            _call(call) for call in answer.calls]
-        return JSONResponse(_complete(head, answers, output))
+        return JSONResponse(_complete(head, answers, _output(answer)))
 
     return router
 
@@ -66,13 +77,15 @@ def _asked(body: ResponsesRequest) -> Asked:
     given = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     for item in given:
         _add(messages, item)
+    messages = [message for message in messages if message.keys() != ONLY_REASONING]
     if not messages:
         raise Refused("input: empty", parameter="input")
     tools = [tool(t["name"], t.get("description"), t.get("parameters")) for t in body.tools or []
              if t.get("type") == "function" and isinstance(t.get("name"), str)]
     return Asked(body.model, messages, body, tools, choice_of(body.tool_choice),
                  body.parallel_tool_calls is not False, schema_of((body.text or {}).get("format")),
-                 body.chat_template_kwargs or {}, max_new_tokens=body.max_output_tokens, stream=bool(body.stream))
+                 thinking_of(body.reasoning and body.reasoning.effort) | (body.chat_template_kwargs or {}),
+                 max_new_tokens=body.max_output_tokens, stream=bool(body.stream))
 
 
 def _add(messages: list[dict], item: dict) -> None:
@@ -82,127 +95,183 @@ def _add(messages: list[dict], item: dict) -> None:
         role, content = ROLES.get(str(item.get("role"))), item.get("content")
         if role is None or not isinstance(content, list | str):
             raise Refused(f"input: a message of role {item.get('role')!r} needs a role and content", parameter="input")
-        messages.append({"role": role, "content": text_of(content)})
+        said = {"role": role, "content": text_of(content)}
+        messages.append(said if role != "assistant" else _reasoned(messages) | said)
     elif kind == "function_call":
         call = tool_call(str(item.get("name")), item.get("arguments") or "{}", str(item.get("call_id")))
-        if messages and messages[-1]["role"] == "assistant":
-            messages[-1]["tool_calls"] = [*messages[-1].get("tool_calls", []), call]
-        else:
-            messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        if not messages or messages[-1]["role"] != "assistant" or messages[-1].keys() == ONLY_REASONING:
+            messages.append(_reasoned(messages) | {"role": "assistant", "content": ""})
+        messages[-1]["tool_calls"] = [*messages[-1].get("tool_calls", []), call]
     elif kind == "function_call_output":
         messages.append({"role": "tool", "content": text_of(item.get("output")),
                          "tool_call_id": str(item.get("call_id"))})
-    elif kind != "reasoning":
+    elif kind == "reasoning":
+        texts = [_reasoned(messages).get("reasoning_content"), *_reasoning_texts(item)]
+        if reasoning := "\n\n".join(text for text in texts if text):
+            messages.append({"role": "assistant", "reasoning_content": reasoning})
+    else:
         raise Refused(f"input: an item of type {kind!r} cannot be read here", parameter="input")
 
 
-def _head(body: ResponsesRequest, asked: Asked, model: str) -> dict:
+def _reasoning_texts(item: dict) -> list[str]:
+    parts = item.get("content") or item.get("summary")
+    return [str(part.get("text") or "") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+
+
+def _reasoned(messages: list[dict]) -> dict:
+    """Takes back reasoning that stands last, for the assistant's message that it led to."""
+    return messages.pop() if messages and messages[-1].keys() == ONLY_REASONING else {}
+
+
+def _head(body: ResponsesRequest, asked: Asked, served: Served) -> dict:
+    sampling = sampling_of(served, asked.options)
     return {
-        "id": "resp_" + uuid.uuid4().hex, "object": "response", "created_at": int(time.time()), "model": model,
-        "status": "in_progress", "output": [], "error": None, "incomplete_details": None, "usage": None,
-        "instructions": body.instructions, "metadata": body.metadata or {}, "temperature": body.temperature,
-        "top_p": body.top_p, "max_output_tokens": body.max_output_tokens, "tool_choice": body.tool_choice or "auto",
+        "id": "resp_" + uuid.uuid4().hex, "object": "response", "created_at": int(time.time()), "completed_at": None,
+        "model": served.name, "status": "in_progress", "output": [], "error": None, "incomplete_details": None,
+        "usage": None, "instructions": body.instructions, "metadata": body.metadata or {},
+        "temperature": sampling.temperature, "top_p": sampling.top_p, "top_logprobs": 0,
+        "presence_penalty": sampling.presence_penalty, "frequency_penalty": sampling.frequency_penalty,
+        "max_output_tokens": body.max_output_tokens, "max_tool_calls": None, "parallel_tool_calls": asked.parallel,
         "tools": [{"type": "function", "strict": False, **t["function"]} for t in asked.tools],
-        "parallel_tool_calls": asked.parallel, "text": body.text or {"format": {"type": "text"}},
-        "previous_response_id": None, "store": False, "truncation": "disabled", "background": False}
+        "tool_choice": body.tool_choice or "auto", "text": _text_options(body.text or {}),
+        "reasoning": {"effort": None, "summary": None} | (body.reasoning.model_dump() if body.reasoning else {}),
+        "previous_response_id": None, "store": False, "truncation": "disabled", "background": False,
+        "service_tier": "default", "user": None, "safety_identifier": None, "prompt_cache_key": None}
 
 
-def _message(text: str, identity: str | None = None, status: str = "completed") -> dict:
-    return {"type": "message", "id": identity or "msg_" + uuid.uuid4().hex, "role": "assistant", "status": status,
-            "content": [_part(text)]}
+def _text_options(asked: dict) -> dict:
+    """What was asked of the text, with the fields that may be left out."""
+    form = asked.get("format") or {}
+    form = {"type": form} if isinstance(form, str) else {"type": "text", **form}
+    if form["type"] == "json_schema":
+        form = {"name": "answer", "description": None, "strict": True, **form}
+    return {**asked, "format": form}
 
 
-def _part(text: str) -> dict:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _item(kind: str, identity: str, text: str | None, status: str) -> dict:
+    """A message or, of the kind REASONING, reasoning; without text one that is begun."""
+    content = [] if text is None else [_part(kind, text)]
+    if kind == REASONING:
+        return {"type": "reasoning", "id": identity, "status": status, "summary": [], "content": content}
+    return {"type": "message", "id": identity, "role": "assistant", "status": status, "content": content}
 
 
-def _call(call: Call, identity: str | None = None) -> dict:
-    return {"type": "function_call", "id": identity or "fc_" + uuid.uuid4().hex, "call_id": call.id,
-            "name": call.name, "arguments": call.arguments, "status": "completed"}
+def _part(kind: str, text: str) -> dict:
+    return {"type": kind, "text": text, **({"annotations": [], "logprobs": []} if kind == TEXT else {})}
+
+
+def _new_id(kind: str) -> str:
+    return ("rs_" if kind == REASONING else "msg_") + uuid.uuid4().hex
+
+
+def _call(call: Call) -> dict:
+    return {"type": "function_call", "id": "fc_" + uuid.uuid4().hex, "call_id": call.id, "name": call.name,
+            "arguments": call.arguments, "status": "completed"}
+
+
+def _output(answer: Answer) -> list[dict]:
+    texts = [(REASONING, answer.reasoning)] if answer.reasoning else []
+    texts += [(TEXT, answer.text)] if answer.text or not (answer.calls or answer.reasoning) else []
+    items = [_item(kind, _new_id(kind), text, "completed") for kind, text in texts]
+    if items and not answer.calls:
+        items[-1]["status"] = _status(answer)
+    return items + [_call(call) for call in answer.calls]
+
+
+def _status(answer: Answer) -> str:
+    return "incomplete" if answer.finish == "length" else "completed"
 
 
 def _complete(head: dict, answers: Answers, output: list[dict]) -> dict:
-    cut = answers.done[0].finish == "length"
+    answer, = answers.done
+    cut = answer.finish == "length"
     usage = {"input_tokens": answers.prompt_tokens,
              "input_tokens_details": {"cached_tokens": answers.cached, "cache_write_tokens": 0},
-             "output_tokens": answers.generated, "output_tokens_details": {"reasoning_tokens": 0},
+             "output_tokens": answers.generated,
+             "output_tokens_details": {"reasoning_tokens": answers.reasoning_tokens},
              "total_tokens": answers.prompt_tokens + answers.generated}
-    return {**head, "status": "incomplete" if cut else "completed", "output": output, "usage": usage,
+    return {**head, "status": _status(answer), "output": output, "usage": usage,
+            "completed_at": None if cut else int(time.time()),
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None}
 
 
 class _Events:
-    """The events of one response, numbered."""
+    """The events of one response, numbered. Each method gives those that are due; text and reasoning go on in the item
+    that is open."""
 
     def __init__(self):
-        self._number = 0
         self.output: list[dict] = []
+        self._number = 0
+        self._kind, self._identity, self._text = "", "", ""  # of the item that is open
 
-    def __call__(self, kind: str, **values) -> str:
-        data = {"type": kind, "sequence_number": self._number, **values}
+    def event(self, kind: str, **values) -> str:
+        data = {"type": f"response.{kind}", "sequence_number": self._number, **values}
         self._number += 1
-        return frame(data, kind)
+        return frame(data, data["type"])
 
-    def begin_text(self, identity: str) -> list[str]:
-        at = len(self.output)
-        item = {**_message("", identity, "in_progress"), "content": []}
-        return [self("response.output_item.added", output_index=at, item=item),
-                self("response.content_part.added", output_index=at, item_id=identity, content_index=0,
-                     part=_part(""))]
+    def grow(self, kind: str, text: str) -> list[str]:
+        """More text of a kind: TEXT or REASONING."""
+        frames = [] if kind == self._kind else [*self.close(), *self._begin(kind)]
+        self._text += text
+        more = {"logprobs": []} if kind == TEXT else {}
+        return frames + [self.event(f"{kind}.delta", **self._where, content_index=0, delta=text, **more)]
 
-    def text(self, identity: str, text: str) -> str:
-        return self("response.output_text.delta", output_index=len(self.output), item_id=identity, content_index=0,
-                    delta=text, logprobs=[])
-
-    def end_text(self, identity: str, text: str) -> list[str]:
-        where = {"output_index": len(self.output), "item_id": identity, "content_index": 0}
-        item = _message(text, identity)
-        frames = [self("response.output_text.done", **where, text=text, logprobs=[]),
-                  self("response.content_part.done", **where, part=_part(text)),
-                  self("response.output_item.done", output_index=len(self.output), item=item)]
+    def close(self, status: str = "completed") -> list[str]:
+        if not self._kind:
+            return []
+        kind, text, where = self._kind, self._text, {**self._where, "content_index": 0}
+        item = _item(kind, self._identity, text, status)
+        more = {"logprobs": []} if kind == TEXT else {}
+        frames = [self.event(f"{kind}.done", **where, text=text, **more),
+                  self.event("content_part.done", **where, part=_part(kind, text)),
+                  self.event("output_item.done", output_index=len(self.output), item=item)]
         self.output.append(item)
+        self._kind = ""
         return frames
 
     def call(self, call: Call) -> list[str]:
-        item = _call(call)
-        where = {"output_index": len(self.output), "item_id": item["id"]}
+        frames, item = self.close(), _call(call)
+        self._identity = item["id"]
         begun = {**item, "arguments": "", "status": "in_progress"}
-        frames = [self("response.output_item.added", output_index=len(self.output), item=begun),
-                  self("response.function_call_arguments.delta", **where, delta=call.arguments),
-                  self("response.function_call_arguments.done", **where, arguments=call.arguments, name=call.name),
-                  self("response.output_item.done", output_index=len(self.output), item=item)]
+        frames += [self.event("output_item.added", output_index=len(self.output), item=begun),
+                   self.event("function_call_arguments.delta", **self._where, delta=call.arguments),
+                   self.event("function_call_arguments.done", **self._where, arguments=call.arguments, name=call.name),
+                   self.event("output_item.done", output_index=len(self.output), item=item)]
         self.output.append(item)
         return frames
+
+    def end(self, answer: Answer) -> list[str]:
+        empty = not (self.output or self._kind)  # an empty answer is a message too
+        return (self._begin(TEXT) if empty else []) + self.close(_status(answer))
+
+    @property
+    def _where(self) -> dict:
+        return {"output_index": len(self.output), "item_id": self._identity}
+
+    def _begin(self, kind: str) -> list[str]:
+        self._kind, self._identity, self._text = kind, _new_id(kind), ""
+        item = _item(kind, self._identity, None, "in_progress")
+        return [self.event("output_item.added", output_index=len(self.output), item=item),
+                self.event("content_part.added", **self._where, content_index=0, part=_part(kind, ""))]
 
 
 async def _stream(answers: Answers, head: dict) -> AsyncIterator[str]:
     events = _Events()
-    yield events("response.created", response=head)
-    yield events("response.in_progress", response=head)
-    identity, text = None, ""
+    yield events.event("created", response=head)
+    yield events.event("in_progress", response=head)
     try:
         async for _, said in answers.events():
-            if isinstance(said, Said):
-                if identity is None:
-                    identity, text = "msg_" + uuid.uuid4().hex, ""
-                    for made in events.begin_text(identity):
-                        yield made
-                text += said.text
-                yield events.text(identity, said.text)
-                continue
-            if isinstance(said, Answer) and identity is None and not events.output:  # an empty answer is a message too
-                identity = "msg_" + uuid.uuid4().hex
-                for made in events.begin_text(identity):
-                    yield made
-            if identity is not None:
-                for made in events.end_text(identity, text):
-                    yield made
-                identity = None
             if isinstance(said, Call):
-                for made in events.call(said):
-                    yield made
+                made = events.call(said)
+            elif isinstance(said, Answer):
+                made = events.end(said)
+            else:
+                made = events.grow(REASONING if isinstance(said, Thought) else TEXT, said.text)
+            for event in made:
+                yield event
         done = _complete(head, answers, events.output)
-        yield events(f"response.{done['status']}", response=done)
+        yield events.event(done["status"], response=done)
     except Refused as error:
         failed = {"code": "server_error", "message": error.message}
-        yield events("response.failed", response={**head, "status": "failed", "error": failed})
+        yield events.event("failed", response={**head, "status": "failed", "error": failed})
+    yield frame("[DONE]")

@@ -1,17 +1,24 @@
 """Tool calls: how a model's template writes them, found by letting it write one, and read out of its answers.
 
-A call is JSON with a name and arguments, alone or in a list, behind a mark and before another. Qwen and Hermes write
-`<tool_call>` {…} `</tool_call>`, Mistral `[TOOL_CALLS]` [{…}], Llama 3 only {…}.
+A call stands behind a mark and before another. It is JSON with a name and arguments, alone or in a list, or tags:
+
+| who | mark | call | mark |
+|---|---|---|---|
+| Qwen, Hermes | `<tool_call>` | {…} | `</tool_call>` |
+| Mistral | `[TOOL_CALLS]` | [{…}] | |
+| Llama 3 | | {…} | |
+| Qwen3-Coder | `<tool_call>` | <function=…>…</function> (tags.py) | `</tool_call>` |
 """
 
 import json
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os.path import commonprefix
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.serve import tags
 from tunesmith.serve.constrain import SPACES
 from tunesmith.serve.decoding import tail_of
 
@@ -28,14 +35,16 @@ JSON = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """`opening` and `closing` are what stands before and after the JSON, whitespace included; `many` whether the JSON
-    is a list; `arguments` the key under which arguments stand; `shown` the opening's special token, if it is one."""
+    """`opening` and `closing` are the marks before and after a call, whitespace included; `shown` the opening's
+    special token, if it is one. `tags` says whether a call is tags; of JSON, `many` says whether it is a list, and
+    `arguments` is the key under which arguments stand."""
 
     opening: str
     closing: str
-    many: bool
-    arguments: str
     shown: frozenset[int] = frozenset()
+    tags: bool = False
+    many: bool = False
+    arguments: str = "arguments"
 
 
 @dataclass(frozen=True)
@@ -44,11 +53,11 @@ class Call:
 
     name: str
     arguments: str
-    id: str
+    id: str = field(default_factory=lambda: secrets.token_hex(5)[:9])
 
 
 def find_format(tokenizer: Tokenizer) -> ToolFormat | None:
-    """How the template writes a call, or None where it writes none, or none in JSON."""
+    """How the template writes a call, or None where it writes none, or none in these forms."""
     try:
         text = tokenizer.render(PROBE_TALK, PROBE_TOOLS)
         prompt = tokenizer.render(PROBE_TALK[:1], PROBE_TOOLS, add_generation_prompt=True)
@@ -64,21 +73,24 @@ def find_format(tokenizer: Tokenizer) -> ToolFormat | None:
             continue
         calls = _calls(value)
         if len(calls) == 1 and calls[0][0] == PROBE:
-            return _format(tokenizer, turn[:start], turn[end:], value)
+            one = value[0] if isinstance(value, list) else value
+            one = one.get("function", one)
+            arguments = next((key for key in ("parameters", "arguments") if isinstance(one, dict) and key in one),
+                             "arguments")
+            return _format(tokenizer, turn[:start], turn[end:], many=isinstance(value, list), arguments=arguments)
+    if (start := turn.find("<function=")) >= 0 and (found := tags.read(turn[start:], {})) and found[0][0][0] == PROBE:
+        return _format(tokenizer, turn[:start], turn[start + found[1]:], tags=True)
     return None
 
 
-def _format(tokenizer: Tokenizer, before: str, after: str, value) -> ToolFormat:
+def _format(tokenizer: Tokenizer, before: str, after: str, **facts) -> ToolFormat:
+    """What the template writes around a call as its marks."""
     mark = (before.split() or [""])[-1]
     opening = before[before.rfind(mark):] if mark else ""
     ends = [at for token in tokenizer.special_tokens if (at := after.find(token)) >= 0]
     closing = after[:min(ends, default=len(after))]
     special = {tokenizer.encode(mark)[0][0]} if mark in tokenizer.special_tokens else set()
-    one = value[0] if isinstance(value, list) else value
-    one = one.get("function", one)
-    arguments = next((key for key in ("parameters", "arguments") if isinstance(one, dict) and key in one), "arguments")
-    return ToolFormat(opening, closing if closing.strip() else "", isinstance(value, list), arguments,
-                      frozenset(special))
+    return ToolFormat(opening, closing if closing.strip() else "", frozenset(special), **facts)
 
 
 def _calls(value) -> list[tuple[str, str]]:
@@ -96,10 +108,11 @@ def _calls(value) -> list[tuple[str, str]]:
 
 
 class ToolReader:
-    """Give it an answer's text as it comes; it gives back text (str) and calls (Call), in order."""
+    """Give it an answer's text as it comes; it gives back text (str) and calls (Call), in order. `tools`: their
+    parameters' schemas by name."""
 
-    def __init__(self, format: ToolFormat, names: set[str]):
-        self._format, self._names = format, names
+    def __init__(self, format: ToolFormat, tools: dict[str, dict]):
+        self._format, self._tools = format, tools
         self._mark, self._close = format.opening.strip(), format.closing.strip()
         self._text = ""
         self._state = "text" if self._mark else "bare"
@@ -116,7 +129,7 @@ class ToolReader:
         """The rest. What began like a call and is none is text."""
         if self._state == "bare" and (calls := self._bare_calls()):
             return calls
-        rest = (self._mark if self._state == "json" else "") + self._text
+        rest = (self._mark if self._state == "call" else "") + self._text
         self._text = ""
         return [rest] if rest and not (self._called and (self._state == "after" or not rest.strip())) else []
 
@@ -131,22 +144,29 @@ class ToolReader:
             self._text = self._text[end:]
             at -= end
         if at >= 0:
-            self._text, self._state = self._text[at + len(self._mark):], "json"
+            self._text, self._state = self._text[at + len(self._mark):], "call"
         return at >= 0
 
-    def _in_json(self, said: list) -> bool:
+    def _in_call(self, said: list) -> bool:
         text = self._text.lstrip()
-        if not text.endswith(("}", "]")) and self._close not in text:
+        found = tags.read(text, self._tools) if self._format.tags else self._read_json(text)
+        if found is None:
             return False
-        try:
-            value, end = JSON.raw_decode(text)
-        except ValueError:
-            return False
-        calls = _calls(value)
-        said += [Call(name, arguments, _id()) for name, arguments in calls] or [self._mark + text[:end]]
+        calls, end = found
+        said += [Call(name, arguments) for name, arguments in calls] or [self._mark + text[:end]]
         self._called |= bool(calls)
         self._text, self._state = text[end:], "after"
         return True
+
+    def _read_json(self, text: str) -> tuple[list[tuple[str, str]], int] | None:
+        """(calls, where they end); None if the JSON is not complete."""
+        if not text.endswith(("}", "]")) and self._close not in text:
+            return None
+        try:
+            value, end = JSON.raw_decode(text)
+        except ValueError:
+            return None
+        return _calls(value), end
 
     def _in_after(self, said: list) -> bool:
         text = self._text.lstrip()
@@ -174,15 +194,21 @@ class ToolReader:
             except ValueError:
                 return []
             calls = _calls(value)
-            if not calls or any(name not in self._names for name, _ in calls):
+            if not calls or any(name not in self._tools for name, _ in calls):
                 return []
-            found += [Call(name, arguments, _id()) for name, arguments in calls]
+            found += [Call(name, arguments) for name, arguments in calls]
             text = text[end:].lstrip(" \n;")
         return found
 
 
-def grammar(tokenizer: Tokenizer, format: ToolFormat, tools: list[dict], parallel: bool) -> str:
+def tool_grammar(tokenizer: Tokenizer, format: ToolFormat, tools: list[dict], parallel: bool) -> str:
     """A Lark grammar of answers that are calls of these tools and nothing else."""
+    parts = [*written(tokenizer, format.opening), "call", *written(tokenizer, format.closing)]
+    call = tags.call_rules(tools) if format.tags else f"call: {json_rule(_call_schema(format, tools, parallel))}"
+    return f"start: {' '.join(parts)}\n{call}\n"
+
+
+def _call_schema(format: ToolFormat, tools: list[dict], parallel: bool) -> dict:
     schemas = []
     for tool in tools:
         function = tool["function"]
@@ -192,18 +218,17 @@ def grammar(tokenizer: Tokenizer, format: ToolFormat, tools: list[dict], paralle
     call = {"anyOf": schemas}
     if format.many:
         call = {"type": "array", "items": call, "minItems": 1, **({} if parallel else {"maxItems": 1})}
-    call["x-guidance"] = SPACES
-    parts = [*_written(tokenizer, format.opening), "call", *_written(tokenizer, format.closing)]
-    return f"start: {' '.join(parts)}\ncall: %json {json.dumps(call)}\n"
+    return call
 
 
-def _written(tokenizer: Tokenizer, text: str) -> list[str]:
+def json_rule(schema: dict) -> str:
+    """What keeps to a JSON Schema, in Lark's notation."""
+    return f"%json {json.dumps(schema | {'x-guidance': SPACES})}"
+
+
+def written(tokenizer: Tokenizer, text: str) -> list[str]:
     """Text in Lark's notation; added tokens as their ids, since a model writes them as such."""
     added = tokenizer.added_ids
     marks = "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True))
     pieces = re.split(f"({marks})", text) if marks else [text]
     return [f"<[{added[piece]}]>" if piece in added else json.dumps(piece) for piece in pieces if piece]
-
-
-def _id() -> str:
-    return secrets.token_hex(5)[:9]

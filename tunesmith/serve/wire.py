@@ -70,6 +70,13 @@ def named_results(messages: list[dict]) -> list[dict]:
     return [{"name": names.get(m.get("tool_call_id")), **m} if m["role"] == "tool" else m for m in messages]
 
 
+def thinking_of(effort: str | None) -> dict:
+    """How much to reason, as the variables that templates know: `enable_thinking` or `reasoning_effort`."""
+    if effort is None:
+        return {}
+    return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
+
+
 def tool(name, description, parameters) -> dict:
     """A tool as templates want it."""
     function = {"name": name, "description": description or "",

@@ -10,17 +10,17 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.gguf import quantize
 from tunesmith.export.gguf.engine import LlamaCpp
+from tunesmith.export.gguf.importance import importance_of
 from tunesmith.export.gguf.write import write_gguf
 from tunesmith.export.parity import BOUNDS
 from tunesmith.export.settle import copy_settings
 from tunesmith.export.weights import Weights, weights_of
-from tunesmith.inputs import dataset_of, plan_of, tokenizer_of
+from tunesmith.inputs import plan_of
+from tunesmith.model.load import config_of
 from tunesmith.recipe import Section
-from tunesmith.result import trained_model
 from tunesmith.run import Run
 
 FILE = "model.gguf"
-ROWS_OF_IMPORTANCE = 128
 Precision = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
 
 
@@ -44,7 +44,9 @@ def write(run: Run, folder: Path, settings: Settings) -> list[str]:
     kind = ("f32" if run.plan["weights"] == "float32" else "bf16") if small else settings.precision
     notes = write_model(run, weights_of(run, settings.into), whole, kind)
     if small:
-        vectors = _importance(run, folder) if settings.importance else None
+        vectors = folder / "importance.safetensors" if settings.importance else None  # stays, so that others can use it
+        if vectors:
+            quantize.save_importance(config_of(run.base), importance_of(run), vectors)
         quantize.quantize(whole, folder / FILE, settings.precision, vectors)
         whole.unlink()
     return notes
@@ -53,29 +55,19 @@ def write(run: Run, folder: Path, settings: Settings) -> list[str]:
 def write_model(run: Run, weights: Weights, target: Path, kind: str) -> list[str]:
     """Writes the GGUF of some weights with what else the run's result holds; returns notes."""
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
-        copy_settings(run, Path(name))
-        return write_gguf(weights, Path(name), target, kind, tuple(run.plan["stop_ids"]))
-
-
-def _importance(run: Run, folder: Path) -> Path:
-    """Stays beside the model, so that others can use it."""
-    model = trained_model(run, quantize="none")
-    if run.recipe.adapter.kind == "lora":
-        model = model.merge_and_unload()
-    learned = dataset_of(run, tokenizer_of(run), plan_of(run).sequence_length).train
-    rows = (list(map(int, learned[n][0])) for n in range(min(ROWS_OF_IMPORTANCE, len(learned))))
-    file = folder / "importance.safetensors"
-    quantize.save_importance(quantize.importance(model, rows), file)
-    return file
+        folder = Path(name) / run.name  # the model's name in the file is its folder's
+        folder.mkdir()
+        copy_settings(run, folder)
+        return write_gguf(weights, folder, target, kind, tuple(run.plan["stop_ids"]))
 
 
 class Engine(LlamaCpp):
-    """llama.cpp with the chat template that the file carries."""
+    """llama.cpp with the chat template that the file carries, or what writes conversations in its place."""
 
-    expresses_all = True
-
-    def __init__(self, run: Run, path: Path, adapter: Path | None = None):
+    def __init__(self, run: Run, path: Path, adapter: Path | None = None, render=None):
+        """`render(messages, tools)`: as Engine.render, for conversations that it expresses."""
         super().__init__(path, adapter, plan_of(run).sequence_length + run.recipe.evaluate.max_new_tokens)
+        self.expresses_all, self._render = render is None, render
         with tempfile.NamedTemporaryFile("w", suffix=".jinja", encoding="utf-8") as file:
             file.write(self.chat_template)
             file.flush()
@@ -86,6 +78,8 @@ class Engine(LlamaCpp):
         return unicodedata.normalize("NFC", text) != text or any(c.isupper() and not c.isascii() for c in text)
 
     def render(self, messages: list[dict], tools: list[dict] | None) -> str | None:
+        if self._render:
+            return self._render(messages, tools)
         try:
             return self._tokenizer.render(messages, tools, add_generation_prompt=True)
         except RowProblem:

@@ -14,9 +14,9 @@ from tokenizers import Regex, pre_tokenizers
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
-from tunesmith.model.load import eos_ids
-from tunesmith.export.gguf.samples import LEADING, TEXTS, conversations
 from tunesmith.export.gguf.sentencepiece import SPACE, SentencePiece
+from tunesmith.export.samples import CAPITALS, LEADING, TEXTS, written
+from tunesmith.model.load import eos_ids
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's kinds of token
 
@@ -56,8 +56,8 @@ _CAPITALS = "llama.cpp splits words in capitals outside ASCII (ÉCOLE) otherwise
 _MARKS = "llama.cpp splits words with combining marks (नमस्ते) otherwise than the tokenizer: they get other ids"
 NEARLY = {"granite-embed-multi-97m": [_CAPITALS], "gpt-4o": [_CAPITALS, _MARKS], "tekken": [_CAPITALS, _MARKS]}
 
-# Phi-3's tokens that take no whitespace along; llama.cpp looks each of them up.
-PHI3_PLAIN = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
+# What llama.cpp has for Phi-3: these of its tokens take no whitespace along, all others do. It looks each of them up.
+PHI3_PLAIN, PHI3_TAKING = {"<unk>", "<s>", "<|endoftext|>"}, {"</s>"}
 
 # Tokens at which llama.cpp stops by their text, whatever the file says.
 STOPS = {"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
@@ -139,13 +139,14 @@ def _strips(folder: Path, file: dict) -> bool:
     every = {t["content"] for t in file["added_tokens"]}
     taking = {t["content"] for t in file["added_tokens"] if t["rstrip"]}
     odd = next((t["content"] for t in file["added_tokens"] if t["lstrip"] or t["single_word"]), None)
-    if odd or (taking and (every - taking - PHI3_PLAIN or not PHI3_PLAIN <= every)):
+    as_phi3 = every - taking == PHI3_PLAIN and PHI3_TAKING <= taking
+    if odd or (taking and not as_phi3):
         raise _refused(folder, f"its token {odd or min(taking)} takes whitespace along in a way llama.cpp has not")
     return bool(taking)
 
 
 def _byte_level(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) -> tuple[dict, list[str]]:
-    texts = [*TEXTS, *LEADING, *conversations(own)]
+    texts = [*TEXTS, *CAPITALS, *LEADING, *written(own)]
     expected = [own.encode(text)[0] for text in texts]
     as_the_file_splits = tokenizers.Tokenizer.from_str(json.dumps({**file, "model": {"type": "BPE", "vocab": {},
                                                                                      "merges": []}})).pre_tokenizer
@@ -202,7 +203,7 @@ def _sentencepiece(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) ->
     scores = _scores(file, ids, len(tokens.texts))
     stripping = frozenset(t["id"] for t in file["added_tokens"] if t["rstrip"])
     there = SentencePiece(ids, scores, tokens.special, stripping)
-    plain, chats = [*TEXTS, *_doubtful(file, ids, tokens)], conversations(own)
+    plain, chats = [*TEXTS, *CAPITALS, *_doubtful(file, ids, tokens)], written(own)
     wrong = {prefix: {kind: _first_wrong(own, there, texts, prefix)
                       for kind, texts in (("plain", plain), ("leading", LEADING), ("chat", chats))}
              for prefix in (True, False)}

@@ -14,7 +14,7 @@ export async function render(model, messages) {
   return (await call("render", { model, messages })).json();
 }
 
-/** Yields {text, finish, usage} as they come; `body` is that of OpenAI's chat completions. */
+/** Yields {text, thought, finish, usage} as they come; `body` is that of OpenAI's chat completions. */
 export async function* chat(body, signal) {
   const response = await call("v1/chat/completions",
     { ...body, stream: true, stream_options: { include_usage: true } }, signal);
@@ -23,7 +23,8 @@ export async function* chat(body, signal) {
     const part = JSON.parse(data);
     if (part.error) throw new ServerError(part.error.message);
     const choice = part.choices?.[0];
-    yield { text: choice?.delta?.content ?? "", finish: choice?.finish_reason, usage: part.usage };
+    const { content, reasoning_content } = choice?.delta ?? {};
+    yield { text: content ?? "", thought: reasoning_content ?? "", finish: choice?.finish_reason, usage: part.usage };
   }
   throw new ServerError("The server broke the answer off.");
 }

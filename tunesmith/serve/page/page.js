@@ -29,7 +29,7 @@ function regenerate() {
 }
 
 function begin(model) {
-  return { model, text: "", state: "running", note: "" };
+  return { model, text: "", thought: "", state: "running", note: "" };
 }
 
 /** Lets all models of the last turn answer at once. */
@@ -56,11 +56,12 @@ async function receive(turn, answer, update) {
     for await (const piece of chat(body, running.signal)) {
       usage = piece.usage ?? usage;
       if (piece.finish === "length") answer.note = "Cut off: the answer reached the longest length.";
-      if (!piece.text) continue;
+      if (!piece.text && !piece.thought) continue;
       last = performance.now();
       first ??= last;
       pieces += 1;
       answer.text += piece.text;
+      answer.thought += piece.thought;
       followed(update);
     }
     answer.state = "done";

@@ -1,7 +1,7 @@
 // What stays in this browser: the conversation and the settings. The API key stays only as long as the tab.
 //
 // A turn is {question, system, seed, kept, answers}; the conversation goes on from the answer with the index `kept`.
-// An answer is {model, text, state, note, figures}; `state` is "running", "done", "stopped" or "failed".
+// An answer is {model, text, thought, state, note, figures}; `state` is "running", "done", "stopped" or "failed".
 
 const PLACE = "tunesmith-chat";
 const KEY_PLACE = "tunesmith-key";

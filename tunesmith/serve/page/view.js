@@ -18,9 +18,13 @@ export function turnView(turn, { name, asMarkdown, last, does }) {
 function answerView(turn, index, { name, asMarkdown, last, does }) {
   const answer = turn.answers[index];
   const body = make("div", { className: "body" });
+  const thought = make("pre");
+  const thoughts = make("details", { className: "thoughts" }, make("summary", {}, "Reasoning"), thought);
   const element = make("section", { className: "answer", ariaLabel: `Answer of ${answer.model}` },
-    make("header", {}, make("h2", {}, ...name(answer.model)), ...keepButton(turn, index, last, does)), body);
+    make("header", {}, make("h2", {}, ...name(answer.model)), ...keepButton(turn, index, last, does)), thoughts, body);
   const draw = () => {
+    thoughts.hidden = !answer.thought;
+    thought.textContent = answer.thought ?? "";
     body.className = asMarkdown ? "body markdown" : "body plain";
     body.replaceChildren(asMarkdown ? markdown(answer.text) : answer.text);
   };

@@ -1,0 +1,85 @@
+"""Which inputs of a model's matrices are large, by rows of the training data: where rounding must lose least."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from tunesmith.inputs import dataset_of, plan_of, tokenizer_of
+from tunesmith.result import trained_model
+from tunesmith.run import Run
+
+ROWS = 128
+PRODUCTS = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+
+
+def importance_of(run: Run) -> dict[str, torch.Tensor]:
+    """Of the trained model, over ROWS of what it learned from; as `importance`. Holds the model in memory."""
+    model = trained_model(run, quantize="none")
+    if run.recipe.adapter.kind == "lora":
+        model = model.merge_and_unload()
+    learned = dataset_of(run, tokenizer_of(run), plan_of(run).sequence_length).train
+    return importance(model, (list(map(int, learned[n][0])) for n in range(min(ROWS, len(learned)))))
+
+
+def importance(model, rows: Iterable[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Mean squared inputs of each matrix by its name, over all tokens of `rows`: (experts, in) float64, one expert
+    where there are none.
+
+    An expert that no token reached gets the mean of the others. `model`: without adapter.
+    """
+    seen = _Inputs(model)
+    with torch.inference_mode(), _one_expert_at_a_time(model), seen:
+        for row in rows:
+            model(torch.tensor([list(row)], device=model.device), use_cache=False)
+    found = {}
+    for name, sums in seen.sums.items():
+        reached = seen.counts[name] > 0
+        means = sums / seen.counts[name].clamp(min=1)[:, None]
+        means[~reached] = means[reached].mean(0)
+        found[name] = means.cpu()
+    return found
+
+
+class _Inputs(TorchFunctionMode):
+    """Sums the squares of what is multiplied with a model's matrices."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, torch.Tensor] = {}
+        matrices = ((name, p) for name, p in model.named_parameters() if p.ndim > 1)
+        self._weights = {p.untyped_storage().data_ptr(): (name, p) for name, p in matrices}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in PRODUCTS and len(args) > 1:
+            known = self._weights.get(args[1].untyped_storage().data_ptr())
+            if known:
+                self._add(args[0], args[1], *known)
+        return function(*args, **(kwargs or {}))
+
+    def _add(self, inputs: torch.Tensor, used: torch.Tensor, name: str, whole: torch.Tensor) -> None:
+        squares = inputs.detach().flatten(0, -2).double().square()
+        stacked = whole.ndim == 3
+        expert = (used.storage_offset() - whole.storage_offset()) // whole.stride(0) if stacked else 0
+        if name not in self.sums:
+            experts = whole.shape[0] if stacked else 1
+            self.sums[name] = squares.new_zeros(experts, squares.shape[1])
+            self.counts[name] = squares.new_zeros(experts)
+        self.sums[name][expert] += squares.sum(0)
+        self.counts[name][expert] += len(squares)
+
+
+@contextmanager
+def _one_expert_at_a_time(model):
+    """So that each product is of one expert's weight."""
+    before = model.config._experts_implementation
+    if before is None:
+        yield
+        return
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
