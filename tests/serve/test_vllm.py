@@ -289,7 +289,7 @@ def test_vllm_answers_as_the_engine_in_this_process(installed, opened, long_runs
             return float(re.search(r"^vllm:generation_tokens_total.* (\S+)$", said, re.M)[1])
 
         before = computed()
-        never = Sampling(logit_bias={i: -100.0 for i in served.stop_ids})
+        never = Sampling(1.0, seed=1, logit_bias={i: -100.0 for i in served.stop_ids})
         running = Collector(engine, Request("base", [50, 51], LONG, never))
         until(lambda: running.text)
         running.ticket.cancel()
@@ -314,7 +314,7 @@ def test_vllm_opens_the_fp8_form(installed, opened, long_runs, tmp_path):
     assert answer.last.finish in ("length", "stop") and answer.last.generated
     # And when the process that computes ends, all hear of it.
     leader = leader_of(engine)
-    never = Sampling(logit_bias={i: -100.0 for i in engine.models["fp8"].stop_ids})
+    never = Sampling(1.0, seed=1, logit_bias={i: -100.0 for i in engine.models["fp8"].stop_ids})
     running = Collector(engine, Request("fp8", [50, 51], LONG, never))
     until(lambda: running.text)
     for pid in set(members(leader)) - {leader}:
