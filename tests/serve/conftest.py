@@ -24,8 +24,12 @@ KEY = "a secret"
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """The folders of two LoRA runs over one base."""
-    folder = tmp_path_factory.mktemp("served")
-    base = tiny.save("qwen3", folder / "small", head_dim=32)  # with 16 vLLM fails on a CPU
+    return two_runs(tmp_path_factory.mktemp("served"))
+
+
+def two_runs(folder, **changes):
+    """`changes`: of the base's config."""
+    base = tiny.save("qwen3", folder / "small", **changes)
     data = write_rows(folder / "rows.jsonl", sums(48))
     made = []
     with pytest.MonkeyPatch.context() as patch:

@@ -20,7 +20,7 @@ from openai import APIStatusError, OpenAI
 
 from tests import tiny
 from tests.serve import standin_vllm
-from tests.serve.conftest import Collector
+from tests.serve.conftest import Collector, two_runs
 from tests.serve.standin_vllm import DIES, FAILS, GOES_ON
 from tests.serve.test_engine import prompts
 from tunesmith import train
@@ -36,6 +36,7 @@ from tunesmith.serve.vllm import open_vllm
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"enum": ["x", "y"]}},
           "required": ["a", "b"], "additionalProperties": False}
 PYTHON = sys.executable
+LONG = 8000
 
 
 @pytest.fixture
@@ -228,6 +229,12 @@ def test_full_fine_tunes_and_folders(recipe, family):
     assert (own.stop_ids, own.defaults) == (served["llama3"].stop_ids, served["llama3"].defaults)
 
 
+@pytest.fixture(scope="module")
+def long_runs(tmp_path_factory):
+    """With heads as large as vLLM needs on a CPU, and a context in which an answer takes long."""
+    return two_runs(tmp_path_factory.mktemp("long"), head_dim=32, max_position_embeddings=LONG + 200)
+
+
 @pytest.fixture
 def installed(monkeypatch):
     places = os.pathsep.join([os.environ.get("TUNESMITH_TEST_VLLM", ""), os.environ["PATH"]]).strip(os.pathsep)
@@ -238,8 +245,8 @@ def installed(monkeypatch):
 
 
 @pytest.mark.slow
-def test_vllm_answers_as_the_engine_in_this_process(installed, opened, runs):
-    engine, own = opened(*runs), BatchingEngine(open_models(runs))
+def test_vllm_answers_as_the_engine_in_this_process(installed, opened, long_runs):
+    engine, own = opened(*long_runs), BatchingEngine(open_models(long_runs))
     try:
         served = engine.models["base"]
 
@@ -282,14 +289,14 @@ def test_vllm_answers_as_the_engine_in_this_process(installed, opened, runs):
             return float(re.search(r"^vllm:generation_tokens_total.* (\S+)$", said, re.M)[1])
 
         before = computed()
-        never = Sampling(logit_bias={i: -100.0 for i in served.stop_ids})
-        running = Collector(engine, Request("base", [50, 51], 400, never))
-        until(lambda: engine.metrics()["running"] == 1 and running.text)
+        never = Sampling(1.0, seed=1, logit_bias={i: -100.0 for i in served.stop_ids})
+        running = Collector(engine, Request("base", [50, 51], LONG, never))
+        until(lambda: running.text)
         running.ticket.cancel()
         assert running.wait().last.finish == "cancelled"
         assert Collector(engine, Request("base", [50, 52], 400, never)).wait().last.generated == 400
-        assert computed() - before < 800  # what was cancelled did not go on beside it
-        left = Collector(engine, Request("base", [50, 51], 400, never))
+        assert computed() - before < LONG  # what was cancelled did not go on beside it
+        left = Collector(engine, Request("base", [50, 51], LONG, never))
         leader = leader_of(engine)
         assert len(members(leader)) > 2
     finally:
@@ -300,15 +307,15 @@ def test_vllm_answers_as_the_engine_in_this_process(installed, opened, runs):
 
 
 @pytest.mark.slow
-def test_vllm_opens_the_fp8_form(installed, opened, runs, tmp_path):
-    export(Run(runs[0]), "fp8", tmp_path / "fp8")
+def test_vllm_opens_the_fp8_form(installed, opened, long_runs, tmp_path):
+    export(Run(long_runs[0]), "fp8", tmp_path / "fp8")
     engine = opened(tmp_path / "fp8")
     answer = ask(engine, model="fp8").wait()
     assert answer.last.finish in ("length", "stop") and answer.last.generated
     # And when the process that computes ends, all hear of it.
     leader = leader_of(engine)
-    never = Sampling(logit_bias={i: -100.0 for i in engine.models["fp8"].stop_ids})
-    running = Collector(engine, Request("fp8", [50, 51], 400, never))
+    never = Sampling(1.0, seed=1, logit_bias={i: -100.0 for i in engine.models["fp8"].stop_ids})
+    running = Collector(engine, Request("fp8", [50, 51], LONG, never))
     until(lambda: running.text)
     for pid in set(members(leader)) - {leader}:
         os.kill(pid, signal.SIGKILL)
