@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 
 import httpx
 import pytest
@@ -17,9 +18,9 @@ from tunesmith.export.command import export
 from tunesmith.export.gguf.engine import LlamaCpp
 from tunesmith.export.samples import CAPITALS, LEADING, TEXTS, written
 from tunesmith.export.gguf.write import write_gguf
-from tunesmith.llama import Model
+from tunesmith.llama import Context, Model
 from tunesmith.run import Run
-from tunesmith.serve import batching
+from tunesmith.serve import batching, on_llama
 from tunesmith.serve.batching import BatchingEngine
 from tunesmith.serve.constrain import from_schema
 from tunesmith.serve.engine import Request
@@ -45,9 +46,12 @@ def exported(runs):
 
 @pytest.fixture(scope="module")
 def gguf_engine(exported):
-    engine = BatchingEngine(open_models(exported), batch=16, queue=64)
-    yield engine
-    engine.close()
+    """Keys and values in float32, as those of whom it is compared with: in float16 who else asks may decide a tie."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(on_llama, "Context", partial(Context, exact=True))
+        engine = BatchingEngine(open_models(exported), batch=16, queue=64)
+        yield engine
+        engine.close()
 
 
 def alone(exported, adapter: bool, prompts: list[list[int]]) -> list[list[int]]:
