@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self.event({"error": {"message": "no memory is left", "code": 400}})
             if body["seed"] == DIES:
                 print("(EngineCore pid=1) ERROR 11-25 01:17:22 [core.py:1] RuntimeError: the card is gone", flush=True)
-                print("(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.", flush=True)
+                print("(APIServer pid=1) RuntimeError: Engine core failed. See root cause above.", flush=True)
                 os._exit(1)
             if body["seed"] == GOES_ON:
                 time.sleep(0.02)

@@ -288,14 +288,19 @@ def test_vllm_answers_as_the_engine_in_this_process(installed, opened, long_runs
             said = httpx.get(f"http://127.0.0.1:{engine.child.port}/metrics").text
             return float(re.search(r"^vllm:generation_tokens_total.* (\S+)$", said, re.M)[1])
 
-        before = computed()
         never = Sampling(1.0, seed=1, logit_bias={i: -100.0 for i in served.stop_ids})
         running = Collector(engine, Request("base", [50, 51], LONG, never))
         until(lambda: running.text)
         running.ticket.cancel()
         assert running.wait().last.finish == "cancelled"
-        assert Collector(engine, Request("base", [50, 52], 400, never)).wait().last.generated == 400
-        assert computed() - before < LONG  # what was cancelled did not go on beside it
+
+        def alone() -> bool:
+            """Whether nothing is computed beside an answer."""
+            before = computed()
+            assert Collector(engine, Request("base", [50, 52], 400, never)).wait().last.generated == 400
+            return computed() == before + 400
+
+        assert any(alone() for _ in range(3))  # vLLM may take a moment to see that the other has gone
         left = Collector(engine, Request("base", [50, 51], LONG, never))
         leader = leader_of(engine)
         assert len(members(leader)) > 2
@@ -316,7 +321,6 @@ def test_vllm_opens_the_fp8_form(installed, opened, long_runs, tmp_path):
     leader = leader_of(engine)
     never = Sampling(1.0, seed=1, logit_bias={i: -100.0 for i in engine.models["fp8"].stop_ids})
     running = Collector(engine, Request("fp8", [50, 51], LONG, never))
-    until(lambda: running.text)
     for pid in set(members(leader)) - {leader}:
         os.kill(pid, signal.SIGKILL)
     assert running.wait().last.finish == "error"
