@@ -26,9 +26,11 @@ from tests.serve.test_engine import prompts
 from tunesmith import train
 from tunesmith.errors import UserError
 from tunesmith.export.command import export
+from tunesmith.export.engine import Transformers
 from tunesmith.run import Run
 from tunesmith.serve import constrain, vllm
 from tunesmith.serve.batching import BatchingEngine
+from tunesmith.serve.decoding import Writer
 from tunesmith.serve.engine import Refused, Request, Sampling
 from tunesmith.serve.models import open_models
 from tunesmith.serve.vllm import open_vllm
@@ -309,6 +311,18 @@ def test_vllm_answers_as_the_engine_in_this_process(installed, opened, long_runs
         engine.close()
     assert left.wait().last.finish == "cancelled"
     until(lambda: not members(leader))
+
+
+@pytest.mark.slow
+def test_vllm_opens_the_int4_form(installed, opened, long_runs, tmp_path):
+    export(Run(long_runs[0]), "int4", tmp_path / "int4")
+    engine = opened(tmp_path / "int4")
+    own = Transformers.load(tmp_path / "int4")
+    for ids in ([50, 51, 52], list(range(60, 100))):
+        expected, _ = own.generate(ids, 4)
+        writer = Writer(engine.models["int4"].tokenizer)
+        text = "".join(map(writer.push, expected)) + writer.finish()
+        assert ask(engine, ids, 4, model="int4").wait().text == text
 
 
 @pytest.mark.slow

@@ -104,8 +104,11 @@ def _of_run(run: Run, base: str, own: int | None, context: int | None) -> Served
 
 
 def _precision(folder: Path) -> str:
-    """That of the weights as they are saved."""
-    return str(config_of(folder).dtype or "auto").removeprefix("torch.")
+    """That of the weights as they are saved; of quantised ones vLLM's choice, as not all its kernels have float32."""
+    config = config_of(folder)
+    if getattr(config, "quantization_config", None):
+        return "auto"
+    return str(config.dtype or "auto").removeprefix("torch.")
 
 
 def _adapters(runs: Sequence[Run]) -> list[str]:
