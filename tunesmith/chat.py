@@ -12,8 +12,8 @@ from tunesmith.errors import first_line
 from tunesmith.inputs import tokenizer_of
 from tunesmith.result import base_model
 from tunesmith.run import Run
+from tunesmith.serve.engines.on_transformers import TorchWeights
 from tunesmith.serve.models import open_result
-from tunesmith.serve.on_transformers import TorchWeights
 
 HELP = "/base and /tuned switch the model, /new starts over, /quit ends"
 

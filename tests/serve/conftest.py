@@ -13,9 +13,9 @@ from tests.serve import templates
 from tunesmith import Recipe, train
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.serve.app import make_app
-from tunesmith.serve.batching import BatchingEngine
-from tunesmith.serve.decoding import Writer
 from tunesmith.serve.engine import Piece, Request
+from tunesmith.serve.engines.batching import BatchingEngine
+from tunesmith.serve.engines.decoding import Writer
 from tunesmith.serve.models import Served, open_models
 
 KEY = "a secret"

@@ -14,12 +14,12 @@ from tests import tiny
 from tests.serve.conftest import Collector
 from tunesmith import train
 from tunesmith.errors import UserError
-from tunesmith.serve import batching
-from tunesmith.serve.batching import BatchingEngine
-from tunesmith.serve.decoding import Writer
 from tunesmith.serve.engine import Refused, Request, Sampling
+from tunesmith.serve.engines import batching
+from tunesmith.serve.engines.batching import BatchingEngine
+from tunesmith.serve.engines.decoding import Writer
+from tunesmith.serve.engines.sampling import Sampler
 from tunesmith.serve.models import open_models
-from tunesmith.serve.sampling import Sampler
 
 NEW = 12
 

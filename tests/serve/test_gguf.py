@@ -16,15 +16,15 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.command import export
 from tunesmith.export.gguf.engine import LlamaCpp
-from tunesmith.export.samples import CAPITALS, LEADING, TEXTS, written
 from tunesmith.export.gguf.write import write_gguf
+from tunesmith.export.samples import CAPITALS, LEADING, TEXTS, written
 from tunesmith.llama import Context, Model
 from tunesmith.run import Run
-from tunesmith.serve import batching, on_llama
-from tunesmith.serve.batching import BatchingEngine
-from tunesmith.serve.constrain import from_schema
 from tunesmith.serve.engine import Request
-from tunesmith.serve.gguf_tokenizer import GgufTokenizer
+from tunesmith.serve.engines import batching, on_llama
+from tunesmith.serve.engines.batching import BatchingEngine
+from tunesmith.serve.engines.constrain import from_schema
+from tunesmith.serve.engines.gguf_tokenizer import GgufTokenizer
 from tunesmith.serve.models import open_models
 
 NEW = 12

@@ -28,12 +28,12 @@ from tunesmith.errors import UserError
 from tunesmith.export.command import export
 from tunesmith.export.engine import Transformers
 from tunesmith.run import Run
-from tunesmith.serve import constrain, vllm
-from tunesmith.serve.batching import BatchingEngine
-from tunesmith.serve.decoding import Writer
 from tunesmith.serve.engine import Refused, Request, Sampling
+from tunesmith.serve.engines import constrain, vllm
+from tunesmith.serve.engines.batching import BatchingEngine
+from tunesmith.serve.engines.decoding import Writer
+from tunesmith.serve.engines.vllm import open_vllm
 from tunesmith.serve.models import open_models
-from tunesmith.serve.vllm import open_vllm
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"enum": ["x", "y"]}},
           "required": ["a", "b"], "additionalProperties": False}

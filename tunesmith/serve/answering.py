@@ -10,13 +10,13 @@ from fastapi.concurrency import run_in_threadpool
 from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.data.template import accepted
 from tunesmith.errors import UserError
-from tunesmith.serve import constrain
+from tunesmith.serve.apis.wire import Options, named_results
 from tunesmith.serve.engine import Engine, Piece, Refused, Request, Sampling, Token
-from tunesmith.serve.formats import AnswerReader, find
+from tunesmith.serve.engines import constrain
 from tunesmith.serve.models import Served
-from tunesmith.serve.reasoning import Thought
-from tunesmith.serve.tools import Call
-from tunesmith.serve.wire import Options, named_results
+from tunesmith.serve.writing.formats import AnswerReader, find
+from tunesmith.serve.writing.reasoning import Thought
+from tunesmith.serve.writing.tools import Call
 
 COLDEST = 1e-3  # a lower temperature takes the likeliest token
 OURS = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}

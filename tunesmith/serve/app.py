@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.websockets import WebSocketClose
 
-from tunesmith.serve import anthropic_api, openai_api, responses_api
 from tunesmith.serve.answering import Service
+from tunesmith.serve.apis import anthropic_api, openai_api, responses_api
 from tunesmith.serve.binding import is_loopback
 from tunesmith.serve.engine import Engine, Refused
 

@@ -38,10 +38,10 @@ def run(paths: Sequence[Path], host: str, port: int, api_key: str | None, cors: 
 
 def _open(engine: str, paths: Sequence[Path], context: int | None, batch: int, queue: int, say):
     if engine == "vllm":
-        from tunesmith.serve.vllm import open_vllm
+        from tunesmith.serve.engines.vllm import open_vllm
 
         return open_vllm(paths, context, batch, queue, say)
-    from tunesmith.serve.batching import BatchingEngine
+    from tunesmith.serve.engines.batching import BatchingEngine
     from tunesmith.serve.models import open_models
 
     return BatchingEngine(open_models(paths, context), batch, queue)

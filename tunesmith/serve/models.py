@@ -11,10 +11,10 @@ from tunesmith.model.load import eos_ids, load, resolve
 from tunesmith.recipe import Model
 from tunesmith.result import base_model, require_result, trained_model
 from tunesmith.run import Run, read_json
-from tunesmith.serve.gguf_tokenizer import GgufTokenizer
-from tunesmith.serve.on_llama import LlamaWeights, is_adapter
-from tunesmith.serve.on_transformers import TorchWeights
-from tunesmith.serve.weights import Weights
+from tunesmith.serve.engines.gguf_tokenizer import GgufTokenizer
+from tunesmith.serve.engines.on_llama import LlamaWeights, is_adapter
+from tunesmith.serve.engines.on_transformers import TorchWeights
+from tunesmith.serve.engines.weights import Weights
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from tunesmith.errors import UserError
 from tunesmith.llama import Context, Model, gguf_package, llama_cpp
 from tunesmith.llama import Part as Tokens
 from tunesmith.machine import memory
-from tunesmith.serve.weights import Part
+from tunesmith.serve.engines.weights import Part
 
 BYTES_PER_VALUE = 2  # keys and values are kept in float16
 CONTEXTS = 8  # as many whole ones have room; the memory is taken at the start

@@ -16,13 +16,13 @@ from threading import Condition, Thread
 import torch
 
 from tunesmith.errors import first_line
-from tunesmith.serve import prefix
-from tunesmith.serve.decoding import Delivery
 from tunesmith.serve.engine import Piece, Refused, Request, Token
+from tunesmith.serve.engines import prefix
+from tunesmith.serve.engines.decoding import Delivery
+from tunesmith.serve.engines.prefix import PrefixCache
+from tunesmith.serve.engines.sampling import Sampler
+from tunesmith.serve.engines.weights import KV, Part, Weights
 from tunesmith.serve.models import Served
-from tunesmith.serve.prefix import PrefixCache
-from tunesmith.serve.sampling import Sampler
-from tunesmith.serve.weights import KV, Part, Weights
 
 CHUNK = 512
 MEMORY_SHARE = 0.5  # of the memory that is free once the models are there, for keys and values

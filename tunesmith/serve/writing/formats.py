@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.serve.harmony import FINAL, Harmony, HarmonyReader, channel_grammar, find_harmony
-from tunesmith.serve.reasoning import Reasoning, ReasoningReader, Thought, find_reasoning
-from tunesmith.serve.tools import Call, ToolFormat, ToolReader, find_format, tool_grammar
+from tunesmith.serve.writing.harmony import FINAL, Harmony, HarmonyReader, channel_grammar, find_harmony
+from tunesmith.serve.writing.reasoning import Reasoning, ReasoningReader, Thought, find_reasoning
+from tunesmith.serve.writing.tools import Call, ToolFormat, ToolReader, find_format, tool_grammar
 
 Part = str | Thought | Call
 

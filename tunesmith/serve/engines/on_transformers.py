@@ -6,8 +6,8 @@ import torch
 
 from tunesmith.errors import UserError
 from tunesmith.machine import memory
-from tunesmith.serve.attention import KV, NAME, Segment, packed
-from tunesmith.serve.weights import Part
+from tunesmith.serve.engines.attention import KV, NAME, Segment, packed
+from tunesmith.serve.engines.weights import Part
 
 # Largest difference of logits over their spread between one packed pass and transformers' own attention. A model that
 # mixes sequences or positions differs by the spread itself.

@@ -18,9 +18,9 @@ from os.path import commonprefix
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.serve import tags
-from tunesmith.serve.constrain import SPACES
-from tunesmith.serve.decoding import tail_of
+from tunesmith.serve.engines.constrain import SPACES
+from tunesmith.serve.engines.decoding import tail_of
+from tunesmith.serve.writing import tags
 
 PROBE = "tunesmith_probe"
 ARGUMENTS = {"probe": "a b"}

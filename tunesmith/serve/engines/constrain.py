@@ -11,7 +11,7 @@ import torch
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import first_line
 from tunesmith.serve.engine import Refused
-from tunesmith.serve.gguf_tokenizer import GgufTokenizer
+from tunesmith.serve.engines.gguf_tokenizer import GgufTokenizer
 
 ANY_OBJECT = {"type": "object"}
 # Between what is in JSON: a model that begins to write spaces may never stop.

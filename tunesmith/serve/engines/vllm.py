@@ -29,8 +29,8 @@ from tunesmith.model.load import config_of, resolve
 from tunesmith.recipe import Model
 from tunesmith.result import require_result
 from tunesmith.run import Run, read_json
-from tunesmith.serve.decoding import Delivery
 from tunesmith.serve.engine import Piece, Refused, Request, Token
+from tunesmith.serve.engines.decoding import Delivery
 from tunesmith.serve.models import Served, by_name, context_of, defaults_of, describe_folder
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes

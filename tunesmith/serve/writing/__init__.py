@@ -1,0 +1,1 @@
+"""How a model writes what is not plain text: reasoning and tool calls."""
