@@ -1,6 +1,9 @@
 """The command line as a user meets it: init, train, look, export, with right and wrong input."""
 
+import functools
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +13,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import sums, write_rows
+from tunesmith.cli import app
 
 
 def tunesmith(*arguments, cwd, said: str = "") -> subprocess.CompletedProcess:
@@ -109,3 +113,14 @@ def test_a_mistake_gets_one_line_and_changes_nothing(trained, arguments, said):
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("tunesmith: ") and said in lines[0]
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["train", "resume", "eval", "export", "chat", "serve", "connect", "runs", "demo",
+                                     "init", "data check", "data show"])
+def test_help_says_what_every_flag_is(command):
+    parts = command.split()
+    shown = subprocess.run([sys.executable, "-m", "tunesmith.cli", *parts, "--help"], capture_output=True, text=True,
+                           env={**os.environ, "COLUMNS": "400"}).stdout
+    function = functools.reduce(lambda app, part: app[part], parts, app).default_command
+    said = re.findall(r"^        (\w+): (\S.{10})", function.__doc__, re.MULTILINE)
+    assert said and [name for name, text in said if text not in shown] == []

@@ -27,12 +27,11 @@ DEFAULT_OUTPUT = Path("runs")
 def init(*, model: str, data: str, output: Path = Path("recipe.yaml"), force: bool = False) -> None:
     """Write a short commented recipe that runs as it is.
 
-    Parameters
-    ----------
-    model: Folder or hub id of the base model.
-    data: File, folder, glob or hub:org/name of the examples.
-    output: The file to write.
-    force: Overwrite it if it exists.
+    Args:
+        model: Folder or hub id of the base model.
+        data: File, folder, glob or hub:org/name of the examples.
+        output: The file to write.
+        force: Overwrite it if it exists.
     """
     from tunesmith.init import recipe_text
     from tunesmith.run import write_atomic
@@ -51,10 +50,9 @@ app.command("tunesmith.flags:train", name="train", help="Train as a recipe says.
 def resume(run: Path, *, as_json: Json = False) -> None:
     """Continue a run from its last checkpoint.
 
-    Parameters
-    ----------
-    run: The run's folder.
-    as_json: Print the run's summary as JSON at the end.
+    Args:
+        run: The run's folder.
+        as_json: Print the run's summary as JSON at the end.
     """
     from tunesmith import job
     from tunesmith.screen import finished
@@ -66,10 +64,9 @@ def resume(run: Path, *, as_json: Json = False) -> None:
 def evaluate(run: Path, *, as_json: Json = False) -> None:
     """Show what came of a run: before and after on the held-out rows.
 
-    Parameters
-    ----------
-    run: The run's folder.
-    as_json: Print eval.json.
+    Args:
+        run: The run's folder.
+        as_json: Print eval.json.
     """
     from tunesmith.run import Run, read_json
     from tunesmith.screen import show_run
@@ -87,18 +84,18 @@ def export(run: Path, *, to: str, precision: str | None = None, into: Literal["f
            as_json: Json = False) -> None:
     """Write a run's result in the form in which it is used, and compare that with the trained model.
 
-    Parameters
-    ----------
-    run: The run's folder.
-    to: adapter, merged (a model folder for transformers and vLLM), fp8 and int4 (the same in 8 and 4 bits), gguf,
-        gguf-adapter, ollama, or a form that a package adds.
-    precision: Of gguf and ollama: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m or q2_k.
-    into: Of a base trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them, rounded.
-    importance: Of K-quants: lose least where inputs of the training rows are large.
-    output: The folder to write; RUN/FORM by default.
-    parity: --no-parity writes without comparing, and records that.
-    push: Also upload it to this repository of the hub, e.g. name/model, made private if there is none.
-    as_json: Print what was compared as JSON.
+    Args:
+        run: The run's folder.
+        to: adapter, merged (a model folder for transformers and vLLM), fp8 and int4 (the same in 8 and 4 bits), gguf,
+            gguf-adapter, ollama, or a form that a package adds.
+        precision: Of gguf and ollama: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m or q2_k.
+        into: Of a base trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them,
+            rounded.
+        importance: Of K-quants: lose least where inputs of the training rows are large.
+        output: The folder to write; RUN/FORM by default.
+        parity: --no-parity writes without comparing, and records that.
+        push: Also upload it to this repository of the hub, e.g. name/model, made private if there is none.
+        as_json: Print what was compared as JSON.
     """
     from tunesmith.export.command import export as write
     from tunesmith.run import Run
@@ -114,13 +111,12 @@ def export(run: Path, *, to: str, precision: str | None = None, into: Literal["f
 def chat(run: Path, *, base: bool = False, max_new_tokens: int = 512, temperature: float = 0.0, seed: int = 0) -> None:
     """Talk to a run's result. `/base` and `/tuned` switch the model, `/new` starts over, `/quit` ends.
 
-    Parameters
-    ----------
-    run: The run's folder.
-    base: Start with the base model.
-    max_new_tokens: Longest answer, in tokens.
-    temperature: 0 always gives the likeliest answer.
-    seed: Of the sampling.
+    Args:
+        run: The run's folder.
+        base: Start with the base model.
+        max_new_tokens: Longest answer, in tokens.
+        temperature: 0 always gives the likeliest answer.
+        seed: Of the sampling.
     """
     from tunesmith.chat import talk
     from tunesmith.run import Run
@@ -139,17 +135,16 @@ def serve(*models: Path, host: str = "127.0.0.1", port: int = 8383,
           queue: int = 256, engine: Literal["here", "vllm"] = "here") -> None:
     """Serve runs and models over the APIs of OpenAI and Anthropic; a run with its base, on one copy of the weights.
 
-    Parameters
-    ----------
-    models: Folders of runs and models, hub ids, or GGUF files, adapters among them after their base.
-    host: The address to listen at. Any but this machine's own needs --api-key.
-    port: The port to listen at.
-    api_key: What clients must send as key.
-    cors: Origins, like http://localhost:3000, whose pages may call the server.
-    context: Most tokens of prompt and answer together, if fewer than the model takes.
-    batch: Most requests computed at once.
-    queue: Most requests that may wait; more are answered with 429.
-    engine: What computes: this process (here), or vllm, a program of its own.
+    Args:
+        models: Folders of runs and models, hub ids, or GGUF files, adapters among them after their base.
+        host: The address to listen at. Any but this machine's own needs --api-key.
+        port: The port to listen at.
+        api_key: What clients must send as key.
+        cors: Origins, like http://localhost:3000, whose pages may call the server.
+        context: Most tokens of prompt and answer together, if fewer than the model takes.
+        batch: Most requests computed at once.
+        queue: Most requests that may wait; more are answered with 429.
+        engine: What computes: this process (here), or vllm, a program of its own.
     """
     from tunesmith.serve.command import run
 
@@ -163,12 +158,11 @@ def runs(action: Literal["list", "show", "compare"] = "list", *folders: Path, ou
          as_json: Json = False) -> None:
     """List runs, show one, or compare some.
 
-    Parameters
-    ----------
-    action: What to do.
-    folders: The runs' folders; for list all in `output`.
-    output: Where runs are.
-    as_json: Print summaries as JSON.
+    Args:
+        action: What to do.
+        folders: The runs' folders; for list all in `output`.
+        output: Where runs are.
+        as_json: Print summaries as JSON.
     """
     from rich import print as show
 
@@ -195,10 +189,9 @@ def runs(action: Literal["list", "show", "compare"] = "list", *folders: Path, ou
 def demo(*, model: str | None = None, output: Path = DEFAULT_OUTPUT) -> None:
     """The main job on real data, offline: a small model learns facts about Python's standard library.
 
-    Parameters
-    ----------
-    model: Folder or hub id of a model of yours, instead of the small one that is made from the documentation.
-    output: Where runs are.
+    Args:
+        model: Folder or hub id of a model of yours, instead of the small one that is made from the documentation.
+        output: Where runs are.
     """
     from tunesmith.demo.command import demonstrate
 
@@ -209,12 +202,11 @@ def demo(*, model: str | None = None, output: Path = DEFAULT_OUTPUT) -> None:
 def check(file: str, *, model: str | None = None, format: str = "auto", as_json: Json = False) -> None:
     """Say what a file holds: format, counts, reasons, and with a model lengths and supervised share.
 
-    Parameters
-    ----------
-    file: File, folder, glob or hub:org/name.
-    model: Folder or hub id of the model whose tokenizer and template count.
-    format: The format, if it is not to be recognised.
-    as_json: Print the findings as JSON.
+    Args:
+        file: File, folder, glob or hub:org/name.
+        model: Folder or hub id of the model whose tokenizer and template count.
+        format: The format, if it is not to be recognised.
+        as_json: Print the findings as JSON.
     """
     from tunesmith.data.check import check as look
     from tunesmith.data.check import report
@@ -227,13 +219,12 @@ def check(file: str, *, model: str | None = None, format: str = "auto", as_json:
 def show(file: str, *, model: str, rows: int = 3, format: str = "auto", mask: str = "assistant") -> None:
     """Show rows as the model will see them, supervised tokens in colour.
 
-    Parameters
-    ----------
-    file: File, folder, glob or hub:org/name.
-    model: Folder or hub id of the model.
-    rows: How many.
-    format: The format, if it is not to be recognised.
-    mask: assistant, last or all.
+    Args:
+        file: File, folder, glob or hub:org/name.
+        model: Folder or hub id of the model.
+        rows: How many.
+        format: The format, if it is not to be recognised.
+        mask: assistant, last or all.
     """
     from tunesmith.data.check import show as draw
 

@@ -44,10 +44,9 @@ def train(recipe: Path | None = None, *, flags: Annotated[RecipeFlags | None, Pa
           as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
     """Train as a recipe says. Every field of the recipe is also a flag, and a flag wins.
 
-    Parameters
-    ----------
-    recipe: The recipe, a YAML file. Without one, the flags are the whole recipe.
-    as_json: Print the run's summary as JSON at the end.
+    Args:
+        recipe: The recipe, a YAML file. Without one, the flags are the whole recipe.
+        as_json: Print the run's summary as JSON at the end.
     """
     from tunesmith import job
     from tunesmith.screen import finished

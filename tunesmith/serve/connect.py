@@ -162,14 +162,13 @@ def connect(client: Literal[*CLIENTS], *, url: str = "http://127.0.0.1:8383", mo
             test: bool = True) -> None:
     """Print or write a client's configuration for a running server, and try it with a tool call.
 
-    Parameters
-    ----------
-    client: The program to connect.
-    url: Where `tunesmith serve` listens.
-    model: Id of the model; the first tuned one by default.
-    api_key: The server's key, if it has one.
-    write: Put the configuration into the client's file instead of printing it; the old file is kept as .bak.
-    test: Ask the model for a tool call.
+    Args:
+        client: The program to connect.
+        url: Where `tunesmith serve` listens.
+        model: Id of the model; the first tuned one by default.
+        api_key: The server's key, if it has one.
+        write: Put the configuration into the client's file instead of printing it; the old file is kept as .bak.
+        test: Ask the model for a tool call.
     """
     chosen = CLIENTS[client]
     target = find_target(url, model, api_key)
