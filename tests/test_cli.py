@@ -123,4 +123,4 @@ def test_help_says_what_every_flag_is(command):
                            env={**os.environ, "COLUMNS": "400"}).stdout
     function = functools.reduce(lambda app, part: app[part], parts, app).default_command
     said = re.findall(r"^        (\w+): (\S.{10})", function.__doc__, re.MULTILINE)
-    assert said and [name for name, text in said if text not in shown] == []
+    assert said and [name for name, text in said if text.replace("`", "") not in shown] == []
