@@ -52,7 +52,7 @@ def _page(run: Run) -> dict:
         "chart_notes": _chart_notes(steps, evals),
         "comparison": _comparison(evaluation) if evaluation else [],
         "rows": evaluation["rows"] if evaluation else 0,
-        "samples": _samples(run, evaluation),
+        "samples": [{key: _seen(text) for key, text in s.items()} for s in _samples(run, evaluation)],
         "ledger": _ledger(plan.get("ledger")),
         "warnings": warnings(run),
         "recipe": run.recipe_file.read_text("utf-8"),
@@ -151,7 +151,7 @@ def _percents(share: dict) -> dict:
 def _samples(run: Run, evaluation: dict | None) -> list[dict]:
     """Those of the final evaluation or, without one, the first and the latest answers to each prompt."""
     if evaluation:
-        return [{key: _seen(text) for key, text in sample.items()} for sample in evaluation["samples"]]
+        return evaluation["samples"]
     rounds = [event["samples"] for event in run.events("samples")]
     if not rounds:
         return []
