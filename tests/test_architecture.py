@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up; a folder may import those before it, and its own files.
 FLOORS = ["errors", "recipe", "run", "machine", "llama", "data", "method", "model", "provenance", "plan", "training", "evaluate",
-          "screen", "inputs", "result", "init", "worker", "measure", "job", "export", "serve", "chat", "demo", "flags",
+          "screen", "inputs", "result", "vllm", "init", "worker", "measure", "job", "export", "serve", "chat", "demo", "flags",
           "cli"]
 
 

@@ -133,27 +133,36 @@ def exported(found: dict) -> None:
         print_rich(f"\n{found['folder']}: written, not compared with the trained model")
         return
     print_rich(_parity_table(found))
+    for name, there in found["elsewhere"].items():
+        if there["passed"] is None:
+            note(f"note    not compared in {name}: {there['problem']}")
     print_rich(f"\n{found['folder']}: the trained model, as far as its format can be")
 
 
 def _parity_table(found: dict) -> Table:
+    """A column for each engine that was asked."""
+    asked = [found, *(there for there in found["elsewhere"].values() if there["passed"] is not None)]
     shown = Table(title=f"exported beside trained, {found['rows']} {found['rows_from']}", title_justify="left")
-    for column in ("", "found", "bound"):
+    for column in ("", *(f"in {one['engine']}" for one in asked), "bound"):
         shown.add_column(column)
-    logits, bound, ends = found["logits"], found["bound"], found["answers"]
-    tokens = found["tokens"]
-    shown.add_row("token ids", f"{tokens['texts']} texts, {tokens['conversations']} conversations", "identical")
+
+    def row(what: str, bound: str, value) -> None:
+        shown.add_row(what, *map(value, asked), bound)
+
+    tokens, bound = found["tokens"], found["bound"]
+    row(f"ids of {tokens['texts']} texts, {tokens['conversations']} conversations", "identical", lambda one: "identical")
     for key, what in (("excused", "other ids, as noted"), ("not_expressed", "cannot be written")):
-        if tokens[key]:
-            shown.add_row(what, ", ".join(map(repr, tokens[key])), "")
-    shown.add_row("mean KL of logits", f"{logits['mean_kl']:.2e} nats", f"{bound['kl']:g}")
-    shown.add_row("same first choice", f"{logits['top1_agreement']:.1%}", f"{bound['top1']:.0%}")
-    shown.add_row("largest drift of a logit", f"{logits['largest_drift']:.2e} of the spread", "")
-    shown.add_row("answers that stop", f"{ends['stopped_of_them']} of {ends['stopped_trained']}",
-                  f"{ends['bound']:.0%}")
-    shown.add_row("answers word for word the same", f"{ends['identical']} of {ends['asked']}", "")
+        if any(one["tokens"][key] for one in asked):
+            row(what, "", lambda one: ", ".join(map(repr, one["tokens"][key])))
+    row("mean KL of logits", f"{bound['kl']:g}", lambda one: f"{one['logits']['mean_kl']:.2e} nats")
+    row("same first choice", f"{bound['top1']:.0%}", lambda one: f"{one['logits']['top1_agreement']:.1%}")
+    row("largest drift of a logit, of the spread", "", lambda one: f"{one['logits']['largest_drift']:.2e}")
+    row("answers that stop", f"{found['answers']['bound']:.0%}",
+        lambda one: f"{one['answers']['stopped_of_them']} of {one['answers']['stopped_trained']}")
+    row("answers word for word the same", "", lambda one: f"{one['answers']['identical']} of {one['answers']['asked']}")
     for name, values in found["measure"].items():
-        shown.add_row(name.replace("_", " "), f"{values['exported']:.4f}, trained {values['trained']:.4f}", "")
+        row(f"{name.replace('_', ' ')}, trained {values['trained']:.4f}", "",
+            lambda one: f"{one['measure'][name]['exported']:.4f}")
     return shown
 
 

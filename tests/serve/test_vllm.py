@@ -212,7 +212,7 @@ def test_what_it_will_not_do_is_said(notes, runs, mistral, family, recipe, tmp_p
     refuses("one name", runs[0], runs[0])
     made = train(recipe(name="more", tokens=("<a>",), train={"max_steps": 1}, adapter={"dora": True}))
     refuses("no adapter with DoRA and new tokens; `tunesmith export .*more --to merged`", made.folder)
-    monkeypatch.setattr(vllm, "_precision", lambda folder: "not-a-dtype")
+    monkeypatch.setattr(vllm, "precision_of", lambda folder: "not-a-dtype")
     refuses("did not start: ValueError: no such dtype", mistral)
     until(lambda: not members(int((notes / "pid").read_text())))
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -2,7 +2,8 @@
 
 A form is a file of this folder with `Settings`, `write(run, folder, settings)` (it may return notes for the user),
 `opened(run, folder, settings)` (an engine), `precision(run, settings)` (whose bound of parity holds) and, where there
-is more to do once it is done, `finish(folder, name)`.
+is more, `elsewhere(run, folder, settings, say)` (what else opens it here: engines by name, each made by a call) and
+`finish(folder, name)` (what is to do once it is done).
 """
 
 import os
@@ -89,27 +90,40 @@ def _settings(form, to: str, given: dict):
 
 
 def _checked(run: Run, form, settings, folder: Path, say) -> dict:
-    """What parity.json says. Of a run over a quantised base also `over_quantized`: how the export stands beside the
-    model as training had it."""
+    """What parity.json says. `elsewhere` has the same of other engines. Of a run over a quantised base also
+    `over_quantized`: how the export stands beside the model as training had it."""
     probes, tokenizer = probes_of(run), tokenizer_of(run)
     stop_ids = set(run.plan["stop_ids"])
 
     def asked(engine, who: str) -> Observation:
-        say(f"parity  asking the {who} model")
+        say(f"parity  asking the {who}")
         try:
             return observe(engine, probes, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
         finally:
             engine.close()
 
+    def compared(opener) -> tuple[Observation, dict]:
+        engine = opener()
+        exported = asked(engine, f"exported model in {engine.name}")
+        return exported, {"engine": engine.name} | compare(trained, exported, probes, form.precision(run, settings))
+
     as_trained = getattr(settings, "into", "full") == "dequantised"
-    trained = asked(Trained(trained_model(run, None if as_trained else "none"), tokenizer, stop_ids), "trained")
-    exported = asked(form.opened(run, folder, settings), "exported")
-    found = compare(trained, exported, probes, form.precision(run, settings))
+    trained = asked(Trained(trained_model(run, None if as_trained else "none"), tokenizer, stop_ids), "trained model")
+    exported, found = compared(lambda: form.opened(run, folder, settings))
+    found["elsewhere"] = {}
+    for name, opener in (form.elsewhere(run, folder, settings, say) if hasattr(form, "elsewhere") else {}).items():
+        try:
+            _, there = compared(opener)
+        except UserError as error:  # of the engine, not of what was exported
+            there = {"passed": None, "problem": str(error)}
+        found["elsewhere"][name] = there
+        if found["passed"] and there["passed"] is False:
+            found |= {"passed": False, "problem": f"in {name}, {there['problem']}"}
     if as_trained or run.recipe.model.quantize == "none":
         return found
     kind = run.recipe.model.quantize
-    seen = asked(Trained(trained_model(run), tokenizer, stop_ids), f"trained {kind}")
-    return found | {"over_quantized": {"base": kind, "logits": distance(seen.logits, exported.logits),
+    seen = asked(Trained(trained_model(run), tokenizer, stop_ids), f"trained {kind} model")
+    return found | {"over_quantized": {"base": kind, "logits": distance(seen.log_probs, exported.log_probs),
                                        "measure": measures(seen, exported)}}
 
 

@@ -16,6 +16,8 @@ from tunesmith.model.load import eos_ids, quieten
 class Engine(Protocol):
     """An opened model: T tokens in, V tokens to choose from."""
 
+    name: str
+    """What computes it."""
     stop_ids: set[int]
     """Tokens at which it stops."""
     expresses_all: bool
@@ -27,11 +29,12 @@ class Engine(Protocol):
     def encode(self, text: str) -> list[int]:
         """Ids of a text; what spells a special token is that token. Adds none."""
 
-    def render(self, messages: list[dict], tools: list[dict] | None) -> str | None:
-        """A conversation up to where the model answers; None if the template refuses it."""
+    def conversation(self, messages: list[dict], tools: list[dict] | None) -> list[int] | None:
+        """Ids of a conversation up to where the model answers; None if the template refuses it."""
 
-    def logits(self, ids: list[int]) -> np.ndarray:
-        """(T, V), float32."""
+    def log_probs(self, ids: list[int]) -> np.ndarray:
+        """(T - 1, V), float32: of each token to come after the first, and so on. -inf for those it does not tell, whose
+        sum is what is missing from 1."""
 
     def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
         """The likeliest answer's ids without the token that stops it, and whether one did."""
@@ -43,6 +46,7 @@ class Engine(Protocol):
 class Transformers:
     """A model in this process with the tokenizer of a folder."""
 
+    name = "transformers"
     expresses_all = True
 
     def __init__(self, model, folder: Path, stop_ids: set[int]):
@@ -63,16 +67,18 @@ class Transformers:
     def excuses(self, text: str) -> bool:
         return False
 
-    def render(self, messages: list[dict], tools: list[dict] | None) -> str | None:
+    def conversation(self, messages: list[dict], tools: list[dict] | None) -> list[int] | None:
         try:
-            return self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False,
+            text = self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False,
                                                        add_generation_prompt=True)
         except Exception:  # whatever a template does; what counts is that both do it
             return None
+        return self.encode(text)
 
-    def logits(self, ids: list[int]) -> np.ndarray:
+    def log_probs(self, ids: list[int]) -> np.ndarray:
         with torch.inference_mode():
-            return self.model(torch.tensor([ids], device=self.model.device)).logits[0].float().cpu().numpy()
+            logits_TV = self.model(torch.tensor([ids], device=self.model.device)).logits[0, :-1]
+            return logits_TV.float().log_softmax(1).cpu().numpy()
 
     def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
         greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
@@ -92,14 +98,16 @@ class Transformers:
 class Trained(Transformers):
     """The model as training left it, with the very tokenizer that training used."""
 
+    name = "trained"
+
     def __init__(self, model, tokenizer: Tokenizer, stop_ids: set[int]):
         self.model, self._own, self.stop_ids = model, tokenizer, stop_ids
 
     def encode(self, text: str) -> list[int]:
         return self._own.encode(text)[0]
 
-    def render(self, messages: list[dict], tools: list[dict] | None) -> str | None:
+    def conversation(self, messages: list[dict], tools: list[dict] | None) -> list[int] | None:
         try:
-            return self._own.render(messages, tools, add_generation_prompt=True)
+            return self.encode(self._own.render(messages, tools, add_generation_prompt=True))
         except RowProblem:
             return None

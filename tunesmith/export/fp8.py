@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.export import compressed
+from tunesmith.export import compressed, on_vllm
 from tunesmith.export.engine import Transformers
 from tunesmith.export.weights import weights_of
 from tunesmith.recipe import Section
@@ -18,6 +18,7 @@ FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True}
 SCHEME = {"format": "float-quantized", "group": {
     "weights": FLOAT8 | {"strategy": "channel", "dynamic": False},
     "input_activations": FLOAT8 | {"strategy": "token", "dynamic": True}}}
+elsewhere = on_vllm.elsewhere
 
 
 class Settings(Section):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tunesmith.errors import UserError
-from tunesmith.export import compressed
+from tunesmith.export import compressed, on_vllm
 from tunesmith.export.engine import Transformers
 from tunesmith.export.weights import Weights, weights_of
 from tunesmith.recipe import Section
@@ -16,6 +16,7 @@ from tunesmith.run import Run
 
 GROUPS = (128, 64, 32)  # sizes that vLLM's kernels have; the largest that suits every layer
 LARGEST = 7.5  # of -8 to 7, so that both signs lose the same
+elsewhere = on_vllm.elsewhere
 
 
 class Settings(Section):

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
+from tunesmith.export import on_vllm
 from tunesmith.export.engine import Transformers
 from tunesmith.export.settle import copy_settings
 from tunesmith.export.weights import Weights, weights_of
@@ -14,6 +15,7 @@ from tunesmith.recipe import Section
 from tunesmith.run import Run, write_json
 
 SHARD_BYTES = 500_000_000
+elsewhere = on_vllm.elsewhere
 BY_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 

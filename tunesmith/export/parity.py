@@ -36,7 +36,7 @@ class Observation:
 
     texts: list[list[int]]
     conversations: list[list[int] | None]
-    logits: list[np.ndarray]  # (T, V) for each row, as long as POSITIONS lasts
+    log_probs: list[np.ndarray]  # (T - 1, V) for each row, as long as POSITIONS lasts
     loss: float  # nats a supervised token
     answers: list[list[int]]
     stopped: list[bool]
@@ -48,15 +48,15 @@ class Observation:
 
 def observe(engine: Engine, probes: Probes, decode, progress=lambda done, of: None) -> Observation:
     """Asks an engine everything. `decode(ids)` gives an answer's text."""
-    rendered = [engine.render(messages, tools) for _, messages, tools in probes.conversations]
-    conversations = [None if text is None else engine.encode(text) for text in rendered]
-    logits, nats, count, left = [], 0.0, 0, POSITIONS
+    conversations = [engine.conversation(messages, tools) for _, messages, tools in probes.conversations]
+    log_probs, nats, count, left = [], 0.0, 0, POSITIONS
     steps = len(probes.rows) + len(probes.prompts)
     for number, (ids, supervised) in enumerate(probes.rows):
-        row = engine.logits([int(i) for i in ids])
-        nats += _nats(row, ids, supervised)
-        count += int(supervised[1:].sum())
-        logits += [row[:left].copy()] if left else []
+        row = engine.log_probs([int(i) for i in ids])
+        learned = np.flatnonzero(supervised[1:])
+        nats -= float(row[learned, ids[1:][learned]].sum(dtype=np.float64))
+        count += len(learned)
+        log_probs += [row[:left].copy()] if left else []
         left -= min(left, len(row))
         progress(number + 1, steps)
     answers, stopped = [], []
@@ -66,7 +66,7 @@ def observe(engine: Engine, probes: Probes, decode, progress=lambda done, of: No
         stopped.append(ended)
         progress(len(probes.rows) + number + 1, steps)
     right = [decode(a) == r for a, r in zip(answers, probes.references)]
-    return Observation([engine.encode(text) for text in probes.texts], conversations, logits, nats / max(count, 1),
+    return Observation([engine.encode(text) for text in probes.texts], conversations, log_probs, nats / max(count, 1),
                        answers, stopped, set(engine.stop_ids), float(np.mean(right)) if probes.exact_match else None,
                        engine.expresses_all, [engine.excuses(text) for text in probes.texts])
 
@@ -77,7 +77,7 @@ def compare(trained: Observation, exported: Observation, probes: Probes, precisi
              "tokens": {"texts": len(probes.texts), "conversations": sum(c is not None for c in trained.conversations),
                         "not_expressed": _not_expressed(trained, exported, probes),
                         "excused": _excused(trained, exported, probes)},
-             "logits": distance(trained.logits, exported.logits), "bound": BOUNDS[precision]._asdict(),
+             "logits": distance(trained.log_probs, exported.log_probs), "bound": BOUNDS[precision]._asdict(),
              "answers": _endings(trained, exported) | {"bound": STOPPED_SHARE},
              "measure": measures(trained, exported)}
     problem = _first_difference(trained, exported, probes, found)
@@ -125,38 +125,41 @@ def _where(ours: list[int], theirs: list[int]) -> str:
     return f"token {at} is {one} in training, {other} here"
 
 
-def _nats(logits_TV: np.ndarray, ids: np.ndarray, supervised: np.ndarray) -> float:
-    """Summed loss of a row's supervised tokens."""
-    at = np.flatnonzero(supervised[1:])
-    log_NV = _log_softmax(logits_TV[at])
-    return float(-log_NV[np.arange(len(at)), ids[1:][at]].sum())
-
-
 def distance(trained: list[np.ndarray], exported: list[np.ndarray]) -> dict:
-    """Mean KL(trained, exported) in nats, share of equal first choices (ties of the trained model count as equal), and
-    the largest drift of a logit over the trained logits' standard deviation."""
+    """Of log probabilities: mean KL(trained, exported) in nats, share of equal first choices (ties of the trained model
+    count as equal), and the largest drift of one over the spread of the trained ones at a position.
+
+    Tokens that the exported model's engine does not tell count as one, which makes KL a lower bound."""
     kl, same, drift, count = 0.0, 0, 0.0, 0
     for ours, theirs in zip(trained, exported):
         width = min(ours.shape[1], theirs.shape[1])  # rows without a token may be missing
-        ours, theirs = ours[:, :width], theirs[:, :width]
-        p, q = _log_softmax(ours), _log_softmax(theirs)
-        kl += float((np.exp(p) * (p - q)).sum())
+        p, q = _of_first(ours, width), _of_first(theirs, width)
+        told = q > -np.inf
+        told |= np.isnan(q)  # which then is what comes out
+        kl += float((np.exp(p) * (p - q))[told].sum()) + _of_the_rest(p, q, told)
         same += int((p[np.arange(len(p)), q.argmax(1)] >= p.max(1) - TIE).sum())
-        drift = max(drift, float(np.abs(ours - theirs).max() / ours.std()))
-        count += len(ours)
+        drift = max(drift, float(np.abs(p - q)[told].max() / p.std(1).mean()))
+        count += len(p)
     return {"positions": count, "mean_kl": max(kl, 0.0) / count, "top1_agreement": same / count, "largest_drift": drift}
+
+
+def _of_first(log_TW: np.ndarray, width: int) -> np.ndarray:
+    """What they are when only the first tokens may come; float64."""
+    log_TV = log_TW[:, :width].astype(np.float64)
+    return log_TV - np.logaddexp.reduce(log_TV, 1, keepdims=True) if width < log_TW.shape[1] else log_TV
+
+
+def _of_the_rest(p: np.ndarray, q: np.ndarray, told: np.ndarray) -> float:
+    """Summed part in KL of all tokens together that are not told."""
+    some = ~told.all(1)
+    p, q = (np.clip(1 - (np.exp(log) * told).sum(1)[some], 1e-12, 1) for log in (p, q))
+    return float((p * np.log(p / q)).sum())
 
 
 def measures(trained: Observation, exported: Observation) -> dict:
     """The run's own measure of both."""
     return {name: {"trained": getattr(trained, name), "exported": getattr(exported, name)}
             for name in ("loss", "exact_match") if getattr(trained, name) is not None}
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    logits -= logits.max(1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
 
 
 def _endings(trained: Observation, exported: Observation) -> dict:

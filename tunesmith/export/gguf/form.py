@@ -2,8 +2,12 @@
 
 import tempfile
 import unicodedata
+from functools import partial
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
+import torch
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
@@ -64,26 +68,31 @@ def write_model(run: Run, weights: Weights, target: Path, kind: str) -> list[str
 class Engine(LlamaCpp):
     """llama.cpp with the chat template that the file carries, or what writes conversations in its place."""
 
+    name = "llama.cpp"
+
     def __init__(self, run: Run, path: Path, adapter: Path | None = None, render=None):
-        """`render(messages, tools)`: as Engine.render, for conversations that it expresses."""
+        """`render(messages, tools)`: the text of a conversation, None for one that it does not express."""
         super().__init__(path, adapter, plan_of(run).sequence_length + run.recipe.evaluate.max_new_tokens)
-        self.expresses_all, self._render = render is None, render
+        self.expresses_all = render is None
         with tempfile.NamedTemporaryFile("w", suffix=".jinja", encoding="utf-8") as file:
             file.write(self.chat_template)
             file.flush()
-            self._tokenizer = Tokenizer.load(run.result, file.name)
+            tokenizer = Tokenizer.load(run.result, file.name)
+        self._render = render or partial(tokenizer.render, add_generation_prompt=True)
 
     def excuses(self, text: str) -> bool:
         """It brings no text into Unicode's form NFC, and knows capitals in ASCII only (docs/gguf.md)."""
         return unicodedata.normalize("NFC", text) != text or any(c.isupper() and not c.isascii() for c in text)
 
-    def render(self, messages: list[dict], tools: list[dict] | None) -> str | None:
-        if self._render:
-            return self._render(messages, tools)
+    def log_probs(self, ids: list[int]) -> np.ndarray:
+        return torch.from_numpy(self.logits(ids)[:-1]).log_softmax(1).numpy()
+
+    def conversation(self, messages: list[dict], tools: list[dict] | None) -> list[int] | None:
         try:
-            return self._tokenizer.render(messages, tools, add_generation_prompt=True)
+            text = self._render(messages, tools)
         except RowProblem:
             return None
+        return None if text is None else self.encode(text)
 
 
 def opened(run: Run, folder: Path, settings: Settings) -> Engine:

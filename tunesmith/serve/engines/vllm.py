@@ -6,14 +6,6 @@ the same as with the engine in this process.
 
 import asyncio
 import json
-import os
-import re
-import secrets
-import shutil
-import signal
-import socket
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -24,7 +16,7 @@ from threading import Lock, Thread
 import httpx
 
 from tunesmith.errors import UserError, first_line
-from tunesmith.inputs import cache_folder, tokenizer_of
+from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import config_of, resolve
 from tunesmith.recipe import Model
 from tunesmith.result import require_result
@@ -32,35 +24,18 @@ from tunesmith.run import Run, read_json
 from tunesmith.serve.engine import Piece, Refused, Request, Token
 from tunesmith.serve.engines.decoding import Delivery
 from tunesmith.serve.models import Served, by_name, context_of, defaults_of, describe_folder
+from tunesmith.vllm import Child, precision_of
 
+ALWAYS = ("--generation-config", "vllm", "--structured-outputs-config", '{"backend": "guidance"}',
+          "--enable-prompt-tokens-details")
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
-SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-# The shell's child waits for the end of our standard input, which comes whatever way we end, and then kills the group.
-GUARDED = 'exec 3<&0; (read _ <&3; kill -KILL 0) & exec "$@" 3<&- </dev/null'
-PATIENCE = 15.0  # seconds for vLLM to end by itself
-SAID_EVERY = 10.0  # seconds
-LAST = 50_000  # bytes of the log that are looked at
-# What vLLM writes before each line: whose it is, and for those of its log the level, the time and the place.
-BEFORE = re.compile(r"^(\([^()]* pid=\d+\) )?([A-Z]+ [\d-]+ [\d:]+ \[[^]]*\] )?")
-ERROR = re.compile(r"[\w.]*(Error|Exception|error): ")
-VAGUE = re.compile("[Ss]ee (root cause|stack trace)")  # says only that the reason stands above
 
 
 def open_vllm(paths: Sequence[Path | str], context: int | None, batch: int, queue: int,
               say: Callable[[str], None]) -> "VllmEngine":
     """Starts vLLM on runs of one base, or on one model; `say` is told how it gets on. Raises UserError."""
-    program = find()
     models, arguments = described(paths, context)
-    return VllmEngine(models, [program, "serve", *arguments, "--max-num-seqs", str(batch)], batch, queue, say)
-
-
-def find() -> str:
-    """The program. Raises UserError."""
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    if found := shutil.which("vllm", path=places):
-        return found
-    raise UserError("--engine vllm: no program `vllm` beside this Python or on PATH; `uv tool install vllm` puts it "
-                    "there, with an environment of its own")
+    return VllmEngine(models, [*arguments, "--max-num-seqs", str(batch), *ALWAYS], batch, queue, say)
 
 
 def described(paths: Sequence[Path | str], context: int | None) -> tuple[dict[str, Served], list[str]]:
@@ -75,9 +50,9 @@ def described(paths: Sequence[Path | str], context: int | None) -> tuple[dict[st
     tuned = [run for run in runs if run.recipe.adapter.kind == "lora"]
     full = [run for run in runs if run not in tuned]
     bases = {(run.base.resolve(), run.plan["weights"]) for run in tuned}
-    bases |= {(run.result.resolve(), _precision(run.result)) for run in full}
+    bases |= {(run.result.resolve(), precision_of(run.result)) for run in full}
     covered = {folder for folder, _ in bases}
-    bases |= {(folder.resolve(), _precision(folder)) for folder in folders if folder.resolve() not in covered}
+    bases |= {(folder.resolve(), precision_of(folder)) for folder in folders if folder.resolve() not in covered}
     if len(bases) > 1:
         raise UserError("--engine vllm: one base model a server, in one precision, and its adapters; these are "
                         f"{', '.join(sorted(f'{folder.name} in {precision}' for folder, precision in bases))}: "
@@ -103,14 +78,6 @@ def _of_run(run: Run, base: str, own: int | None, context: int | None) -> Served
                   context_of(run.name, own, context))
 
 
-def _precision(folder: Path) -> str:
-    """That of the weights as they are saved; of quantised ones vLLM's choice, as not all its kernels have float32."""
-    config = config_of(folder)
-    if getattr(config, "quantization_config", None):
-        return "auto"
-    return str(config.dtype or "auto").removeprefix("torch.")
-
-
 def _adapters(runs: Sequence[Run]) -> list[str]:
     """vLLM's arguments for LoRA. Raises UserError for a run that is more than an adapter to vLLM."""
     ranks = [1]
@@ -130,67 +97,6 @@ def _adapters(runs: Sequence[Run]) -> list[str]:
     modules = [json.dumps({"name": run.name, "path": str(run.result.resolve())}) for run in runs]
     return ["--enable-lora", "--max-lora-rank", str(next(rank for rank in RANKS if rank >= max(ranks))),
             "--max-loras", str(len(runs)), "--lora-modules", *modules]
-
-
-class Child:
-    """The process, in a group of its own. `log` is the file of what it says; the last server's is kept."""
-
-    def __init__(self, command: Sequence[str]):
-        self.key = secrets.token_hex(16)
-        self.port = _free_port()
-        self.log = cache_folder() / "vllm.log"
-        self._command = [*command, "--host", "127.0.0.1", "--port", str(self.port), "--generation-config", "vllm",
-                         "--structured-outputs-config", '{"backend": "guidance"}', "--enable-prompt-tokens-details",
-                         "--disable-uvicorn-access-log"]
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.log.unlink(missing_ok=True)  # another server may be writing to it
-        self._file = open(self.log, "a+b")
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            "sh", "-c", GUARDED, "sh", *self._command, stdin=asyncio.subprocess.PIPE, stdout=self._file,
-            stderr=self._file, start_new_session=True, env=os.environ | SETTINGS | {"VLLM_API_KEY": self.key})
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def ended(self) -> bool:
-        return self._process.returncode is not None
-
-    async def wait(self) -> None:
-        await self._process.wait()
-
-    async def stop(self) -> None:
-        """Ends all its processes."""
-        self._signal(signal.SIGTERM)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), PATIENCE)
-        self._signal(signal.SIGKILL)
-        await self._process.wait()
-        self._process.stdin.close()
-
-    def close(self) -> None:
-        """Nothing is asked of it any more."""
-        self._file.close()
-
-    def lines(self) -> list[str]:
-        """The last it said."""
-        size = os.fstat(self._file.fileno()).st_size
-        text = os.pread(self._file.fileno(), LAST, max(0, size - LAST)).decode("utf-8", "replace")
-        return [line for line in (BEFORE.sub("", line).strip() for line in text.splitlines()) if line]
-
-    def reason(self) -> str:
-        """Its last error, else its last line."""
-        lines = self.lines()
-        errors = [line for line in lines if ERROR.match(line) and not VAGUE.search(line)]
-        return (errors or lines or ["it said nothing"])[-1]
-
-    def _signal(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
 
 
 class Answer:
@@ -215,8 +121,7 @@ class Answer:
         if task.cancelled():
             self.delivery.end("cancelled")
         elif error := task.exception():
-            said = first_line(error)
-            self.delivery.end("error", self.engine.child.reason() if VAGUE.search(said) else said)
+            self.delivery.end("error", self.engine.child.explained(first_line(error)))
         else:
             self.delivery.end(task.result())
 
@@ -280,18 +185,18 @@ class VllmEngine:
     """See engine.Engine. One thread talks to the process, and a task there to each of its answers; vLLM itself decides
     which it computes at once, `batch` at most. `queue` more may wait."""
 
-    def __init__(self, models: dict[str, Served], command: Sequence[str], batch: int, queue: int,
+    def __init__(self, models: dict[str, Served], arguments: Sequence[str], batch: int, queue: int,
                  say: Callable[[str], None]):
         """Waits until it serves. Raises UserError."""
         self.models, self._batch, self._queue = models, batch, queue
         self.counts: Counter[str] = Counter()
         self.answers: set[Answer] = set()
+        self.child = Child(arguments)
         self.loop = asyncio.new_event_loop()
         self._refusal: tuple[str, int, str] | None = None
         self._lock = Lock()
         self._closing = asyncio.Event()
         self._started: Future[str] = Future()
-        self.child = Child(command)
         self._thread = Thread(target=self._run, args=(say,), name="engine")
         self._thread.start()
         try:
@@ -337,31 +242,16 @@ class VllmEngine:
 
     async def _main(self, say: Callable[[str], None]) -> None:
         child = self.child
-        headers = {"Authorization": f"Bearer {child.key}"}
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{child.port}", headers=headers, timeout=None,
-                                     limits=httpx.Limits(max_connections=None), trust_env=False) as self.client:
+        async with child.client() as self.client:
             await child.start()
             try:
-                if await self._healthy(say):
+                if await child.healthy(self.client, say, self._closing.is_set):
                     version = (await self.client.get("/version")).json()["version"]
                     self._started.set_result(f"vLLM {version} in a process of its own ({child.pid}); its log is "
                                              f"{child.log}")
                     await self._over()
             finally:
                 await self._finish()
-
-    async def _healthy(self, say: Callable[[str], None]) -> bool:
-        """Waits until vLLM answers; False if it ends or we close first."""
-        said = time.monotonic()
-        while not (self.child.ended or self._closing.is_set()):
-            with suppress(httpx.TransportError):
-                if (await self.client.get("/health")).status_code == httpx.codes.OK:
-                    return True
-            if time.monotonic() - said > SAID_EVERY:
-                said = time.monotonic()
-                say(f"vLLM is starting: {(self.child.lines() or ['nothing said yet'])[-1]}")
-            await asyncio.sleep(0.1)
-        return False
 
     async def _over(self) -> None:
         """Waits until vLLM ends or we close."""
@@ -395,9 +285,3 @@ def _message(body: dict) -> str:
 def _id(name: str) -> int:
     """Of a token as vLLM names it for its id."""
     return int(name.removeprefix("token_id:"))
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
