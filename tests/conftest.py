@@ -1,6 +1,8 @@
 """What the tests share: small models made once a session, a cache of their own, small recipes."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,16 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TUNESMITH_CACHE", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return folder
+
+
+@pytest.fixture
+def real_vllm(monkeypatch):
+    """Skips where vLLM is not installed; `TUNESMITH_TEST_VLLM` may name the folder of its program, else it is on PATH."""
+    places = os.pathsep.join([os.environ.get("TUNESMITH_TEST_VLLM", ""), os.environ["PATH"]]).strip(os.pathsep)
+    if shutil.which("vllm", path=places) is None:
+        pytest.skip("vLLM is not installed; TUNESMITH_TEST_VLLM may name the folder of its program")
+    monkeypatch.setenv("PATH", places)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
 @pytest.fixture(scope="session")

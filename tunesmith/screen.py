@@ -149,20 +149,24 @@ def _parity_table(found: dict) -> Table:
     def row(what: str, bound: str, value) -> None:
         shown.add_row(what, *map(value, asked), bound)
 
-    tokens, bound = found["tokens"], found["bound"]
-    row(f"ids of {tokens['texts']} texts, {tokens['conversations']} conversations", "identical", lambda one: "identical")
-    for key, what in (("excused", "other ids, as noted"), ("not_expressed", "cannot be written")):
+    def of_logits(text):
+        return lambda one: text(one["logits"]) if one["logits"] else "not told"
+
+    bound = found["bound"]
+    row("ids of texts and conversations", "identical",
+        lambda one: f"{one['tokens']['texts']} and {one['tokens']['conversations']}")
+    for key, what in (("excused", "other ids, as noted"), ("not_expressed", "conversations not compared")):
         if any(one["tokens"][key] for one in asked):
             row(what, "", lambda one: ", ".join(map(repr, one["tokens"][key])))
-    row("mean KL of logits", f"{bound['kl']:g}", lambda one: f"{one['logits']['mean_kl']:.2e} nats")
-    row("same first choice", f"{bound['top1']:.0%}", lambda one: f"{one['logits']['top1_agreement']:.1%}")
-    row("largest drift of a logit, of the spread", "", lambda one: f"{one['logits']['largest_drift']:.2e}")
+    row("mean KL of logits, nats", f"{bound['kl']:g}", of_logits(lambda logits: f"{logits['mean_kl']:.2e}"))
+    row("same first choice", f"{bound['top1']:.0%}", of_logits(lambda logits: f"{logits['top1_agreement']:.1%}"))
+    row("largest drift of a logit, of the spread", "", of_logits(lambda logits: f"{logits['largest_drift']:.2e}"))
     row("answers that stop", f"{found['answers']['bound']:.0%}",
         lambda one: f"{one['answers']['stopped_of_them']} of {one['answers']['stopped_trained']}")
     row("answers word for word the same", "", lambda one: f"{one['answers']['identical']} of {one['answers']['asked']}")
     for name, values in found["measure"].items():
-        row(f"{name.replace('_', ' ')}, trained {values['trained']:.4f}", "",
-            lambda one: f"{one['measure'][name]['exported']:.4f}")
+        row(f"{name.replace('_', ' ')}, trained {values['trained']:.4f}", "", lambda one: (
+            "not told" if one["measure"][name]["exported"] is None else f"{one['measure'][name]['exported']:.4f}"))
     return shown
 
 

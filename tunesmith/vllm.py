@@ -48,15 +48,15 @@ def precision_of(folder: Path) -> str:
 class Child:
     """`vllm serve` in a process group of its own. `log` is the file of what it says; the last one's is kept."""
 
-    def __init__(self, arguments: Sequence[str], environment: dict[str, str] | None = None):
-        """Raises UserError if vLLM is not installed."""
+    def __init__(self, arguments: Sequence[str], log: str, environment: dict[str, str] | None = None):
+        """`log`: its name in the cache folder. Raises UserError if vLLM is not installed."""
         program = find()
         if program is None:
             raise UserError("--engine vllm: no program `vllm` beside this Python or on PATH; `uv tool install vllm` "
                             "puts it there, with an environment of its own")
         self.key = secrets.token_hex(16)
         self.port = _free_port()
-        self.log = cache_folder() / "vllm.log"
+        self.log = cache_folder() / log
         self._environment = os.environ | SETTINGS | {"VLLM_API_KEY": self.key} | (environment or {})
         self._command = [program, "serve", *arguments, "--host", "127.0.0.1", "--port", str(self.port),
                          "--disable-uvicorn-access-log"]
@@ -124,6 +124,10 @@ class Child:
         lines = self.lines()
         errors = [line for line in lines if ERROR.match(line) and not VAGUE.search(line)]
         return (errors or lines or ["it said nothing"])[-1]
+
+    def failure(self, what: str) -> str:
+        """A sentence about what vLLM did, with its reason."""
+        return f"vLLM {what}: {self.reason()} (its log is {self.log})"
 
     def explained(self, said: str) -> str:
         """What was said or, where that only points at what stands above, the reason."""

@@ -8,6 +8,8 @@ import torch
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from gguf import GGUFReader
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from tests import tiny
 from tunesmith import train
@@ -15,7 +17,7 @@ from tunesmith.errors import UserError
 from tunesmith.export.command import export
 from tunesmith.export.ollama import Template
 from tunesmith.export.samples import CAPITALS, DECOMPOSED
-from tunesmith.export.settle import defaults
+from tunesmith.inputs import tokenizer_of
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
 # As these small ones are configured llama.cpp has no such model; test_gguf.py has them as it takes them.
@@ -54,7 +56,16 @@ def test_training_without_thinking_is_what_others_get(recipe, tmp_path):
     assert run.plan["template_kwargs"] == {"enable_thinking": False}
     export(run, "gguf", tmp_path / "out", {"precision": "f32"})
     field = GGUFReader(tmp_path / "out/model.gguf").get_field("tokenizer.chat_template")
-    assert field.contents().startswith(defaults({"enable_thinking": False}))
+    assert field.contents().startswith("{%- set enable_thinking = false -%}")
+    messages = [{"role": "user", "content": "What is 1 plus 2?"}]
+    asked, _ = render_jinja_template(conversations=[messages], chat_template=field.contents(), enable_thinking=True,
+                                     add_generation_prompt=True)  # as llama.cpp's server and Ollama ask
+    assert asked == [tokenizer_of(run).render(messages, add_generation_prompt=True)]
+    export(run, "merged", tmp_path / "merged", parity=False)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    plain, thinking = (tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **more)
+                       for more in ({}, {"enable_thinking": True}))
+    assert plain == asked[0] != thinking
 
 
 def test_a_model_without_an_adapter(recipe, tmp_path):
@@ -122,6 +133,11 @@ def test_int4_groups_are_as_wide_as_the_layers_allow(recipe, tmp_path):
 def test_stacked_experts_are_refused(recipe, tmp_path, to):
     with pytest.raises(UserError, match="experts in one tensor"):
         export(train(recipe("gpt_oss", train=QUICK)), to, tmp_path / to)
+
+
+def test_ollama_of_a_template_without_system_messages(recipe, tmp_path):
+    found = export(train(recipe("gemma2", train=QUICK)), "ollama", tmp_path / "out", {"precision": "f32"})
+    assert found["passed"] and found["tokens"]["conversations"] >= 3
 
 
 @pytest.mark.parametrize("base", ["llama3", "mistral"])

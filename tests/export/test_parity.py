@@ -1,20 +1,26 @@
 """The parity gate lets a true export through and stops a false one, naming the first difference."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tunesmith import train
 from tunesmith.errors import NotTheSame, UserError
 from tunesmith.export import merged
 from tunesmith.export.command import export
+from tunesmith.export.engine import Transformers
 from tunesmith.export.ollama import Template
+from tunesmith.export.parity import distance
 from tunesmith.inputs import tokenizer_of
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
@@ -102,6 +108,67 @@ def test_a_false_export_fails_and_is_marked(run, tmp_path, monkeypatch, change, 
 def test_no_parity_is_recorded(run, tmp_path):
     export(run, "merged", tmp_path / "merged", parity=False)
     assert json.loads((tmp_path / "merged/parity.json").read_text())["passed"] is None
+
+
+def test_other_engines_are_asked_too(run, tmp_path, monkeypatch):
+    """All that the gate asks of one that is not there is shown by one that is."""
+    asked = []
+
+    class Another(Transformers):
+        name = "another 1.0"
+
+        def log_probs(self, ids):
+            asked.append(len(ids))
+            found = super().log_probs(ids)
+            return np.where(found >= np.sort(found, 1)[:, [-10]], found, -np.inf)  # tells ten
+
+        def close(self):
+            asked.append("closed")
+
+    def fails(*arguments):
+        raise UserError("another did not start: no card")
+
+    def elsewhere(opener):
+        monkeypatch.setattr(merged, "elsewhere", lambda run, folder, settings, say: {"another": lambda: opener(folder)})
+
+    elsewhere(Another.load)
+    found = export(run, "merged", tmp_path / "one")
+    there = found["elsewhere"]["another"]
+    assert there["passed"] and there["engine"] == "another 1.0" and there["logits"]["mean_kl"] < 1e-6
+    assert there["logits"]["positions"] == found["logits"]["positions"] and asked.count("closed") == 1
+
+    elsewhere(fails)
+    found = export(run, "merged", tmp_path / "two")
+    assert found["passed"] and found["elsewhere"]["another"] == {
+        "passed": None, "problem": "another did not start: no card"}
+
+    monkeypatch.setattr(Another, "generate", lambda self, ids, most: ([5] * most, False))
+    monkeypatch.setattr(Another, "log_probs", lambda self, ids: Transformers.log_probs(self, ids[::-1]))
+    elsewhere(Another.load)
+    with pytest.raises(NotTheSame, match="in another, logits: mean KL"):
+        export(run, "merged", tmp_path / "three")
+    assert json.loads((tmp_path / "three.failed/parity.json").read_text())["passed"] is False
+
+
+def divergence(p: np.ndarray, q: np.ndarray) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q) if a > 0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 12))
+def test_what_is_not_told_counts_as_one(seed, words, told):
+    """By the definition of KL over the tokens told and the rest together; no more than over all tokens."""
+    random = np.random.default_rng(seed)
+    p, q = (torch.from_numpy(random.normal(0, 2, (3, words)).astype(np.float32)).log_softmax(1).numpy() for _ in "pq")
+    whole = distance([p], [q])["mean_kl"]
+    expected = np.mean([divergence(np.exp(a), np.exp(b)) for a, b in zip(p.astype(float), q.astype(float))])
+    assert whole == pytest.approx(expected, abs=1e-6)
+    least = np.sort(q, 1)[:, [-min(told, words)]]
+    partly = distance([p], [np.where(q >= least, q, -np.inf)])
+    together = []
+    for a, b, of_row in zip(np.exp(p.astype(float)), np.exp(q.astype(float)), q >= least):
+        (a, b) = (np.append(one[of_row], one[~of_row].sum()) for one in (a, b))
+        together.append(divergence(a, b))
+    assert partly["mean_kl"] == pytest.approx(np.mean(together), abs=1e-5) and partly["mean_kl"] <= whole + 1e-6
 
 
 def test_what_breaks_off_leaves_nothing(run, tmp_path, monkeypatch):

@@ -131,6 +131,21 @@ def test_required_tool_calls_keep_to_the_schema(openai, claude, model):
         jsonschema.validate(json.loads(arguments), SCHEMA)
 
 
+@pytest.mark.parametrize("allowed", ["paint", "wash"])
+def test_of_allowed_tools_alone_one_is_called(openai, allowed):
+    pytest.importorskip("llguidance")
+    flat = [{"type": "function", "name": name, "parameters": SCHEMA} for name in ("paint", "wash")]
+    nested = [{"type": "function", "function": {"name": t["name"], "parameters": SCHEMA}} for t in flat]
+    only = {"mode": "required", "tools": [{"type": "function", "function": {"name": allowed}}]}
+    said = openai.chat.completions.create(
+        model="first", messages=ASK, tools=nested, max_tokens=300, parallel_tool_calls=False,
+        tool_choice={"type": "allowed_tools", "allowed_tools": only}).choices[0].message
+    item, = openai.responses.create(
+        model="first", input=ASK, tools=flat, parallel_tool_calls=False, tool_choice={
+            "type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": allowed}]}).output
+    assert said.tool_calls[0].function.name == item.name == allowed
+
+
 @pytest.mark.parametrize(("model", "says"), [
     ("qwen3", '<tool_call>\n{"name": "paint", "arguments": {"colour": "red", "count": 3}}\n</tool_call>'),
     ("coder", "<tool_call>\n<function=paint>\n<parameter=colour>\nred\n</parameter>\n<parameter=count>\n3\n</parameter>"
@@ -229,6 +244,10 @@ def test_a_prompt_can_be_looked_at(address, engine):
     ("chat/completions", {"temperature": 3}, 400, "temperature"),
     ("chat/completions", {"logit_bias": {"x": 1}}, 400, "logit_bias"),
     ("chat/completions", {"response_format": {"type": "xml"}}, 400, "response_format"),
+    ("chat/completions", {"tool_choice": {"type": "function", "name": 5}}, 400, "tool_choice"),
+    ("chat/completions", {"tool_choice": {"type": "allowed_tools", "tools": [None]}}, 400, "allowed_tools"),
+    ("chat/completions", {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [
+        {"type": "function", "name": "x"}]}}, 400, "none of the allowed"),
     ("completions", {"prompt": []}, 400, "prompt"),
     ("completions", {"prompt": [99999]}, 400, "token ids"),
     ("responses", {"input": "x", "background": True}, 400, "background"),

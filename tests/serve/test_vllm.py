@@ -1,12 +1,8 @@
-"""vLLM as the engine: with a small program in its place, and in slow tests with vLLM itself where it is installed.
-
-`TUNESMITH_TEST_VLLM` may name the folder of its program, else it is looked for on PATH.
-"""
+"""vLLM as the engine: with a small program in its place, and in slow tests with vLLM itself where it is installed."""
 
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -237,17 +233,8 @@ def long_runs(tmp_path_factory):
     return two_runs(tmp_path_factory.mktemp("long"), head_dim=32, max_position_embeddings=LONG + 200)
 
 
-@pytest.fixture
-def installed(monkeypatch):
-    places = os.pathsep.join([os.environ.get("TUNESMITH_TEST_VLLM", ""), os.environ["PATH"]]).strip(os.pathsep)
-    if shutil.which("vllm", path=places) is None:
-        pytest.skip("vLLM is not installed; TUNESMITH_TEST_VLLM may name the folder of its program")
-    monkeypatch.setenv("PATH", places)
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-
-
 @pytest.mark.slow
-def test_vllm_answers_as_the_engine_in_this_process(installed, opened, long_runs):
+def test_vllm_answers_as_the_engine_in_this_process(real_vllm, opened, long_runs):
     engine, own = opened(*long_runs), BatchingEngine(open_models(long_runs))
     try:
         served = engine.models["base"]
@@ -314,7 +301,7 @@ def test_vllm_answers_as_the_engine_in_this_process(installed, opened, long_runs
 
 
 @pytest.mark.slow
-def test_vllm_opens_the_int4_form(installed, opened, long_runs, tmp_path):
+def test_vllm_opens_the_int4_form(real_vllm, opened, long_runs, tmp_path):
     export(Run(long_runs[0]), "int4", tmp_path / "int4")
     engine = opened(tmp_path / "int4")
     own = Transformers.load(tmp_path / "int4")
@@ -326,7 +313,7 @@ def test_vllm_opens_the_int4_form(installed, opened, long_runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_vllm_opens_the_fp8_form(installed, opened, long_runs, tmp_path):
+def test_vllm_opens_the_fp8_form(real_vllm, opened, long_runs, tmp_path):
     export(Run(long_runs[0]), "fp8", tmp_path / "fp8")
     engine = opened(tmp_path / "fp8")
     answer = ask(engine, model="fp8").wait()
@@ -343,7 +330,7 @@ def test_vllm_opens_the_fp8_form(installed, opened, long_runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_vllm_dies_of_at_the_start_is_said(installed, tmp_path):
+def test_what_vllm_dies_of_at_the_start_is_said(real_vllm, tmp_path):
     folder = tiny.save("llama3", tmp_path / "broken")
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(UserError, match="did not start: .*(S|s)afetensor"):

@@ -8,6 +8,7 @@ is more, `elsewhere(run, folder, settings, say)` (what else opens it here: engin
 
 import os
 import shutil
+import time
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -98,7 +99,7 @@ def _checked(run: Run, form, settings, folder: Path, say) -> dict:
     def asked(engine, who: str) -> Observation:
         say(f"parity  asking the {who}")
         try:
-            return observe(engine, probes, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
+            return observe(engine, probes, lambda ids: tokenizer.decode(ids, skip_special_tokens=True), _heard(say))
         finally:
             engine.close()
 
@@ -111,7 +112,8 @@ def _checked(run: Run, form, settings, folder: Path, say) -> dict:
     trained = asked(Trained(trained_model(run, None if as_trained else "none"), tokenizer, stop_ids), "trained model")
     exported, found = compared(lambda: form.opened(run, folder, settings))
     found["elsewhere"] = {}
-    for name, opener in (form.elsewhere(run, folder, settings, say) if hasattr(form, "elsewhere") else {}).items():
+    others = form.elsewhere(run, folder, settings, say) if found["passed"] and hasattr(form, "elsewhere") else {}
+    for name, opener in others.items():
         try:
             _, there = compared(opener)
         except UserError as error:  # of the engine, not of what was exported
@@ -125,6 +127,20 @@ def _checked(run: Run, form, settings, folder: Path, say) -> dict:
     seen = asked(Trained(trained_model(run), tokenizer, stop_ids), f"trained {kind} model")
     return found | {"over_quantized": {"base": kind, "logits": distance(seen.log_probs, exported.log_probs),
                                        "measure": measures(seen, exported)}}
+
+
+def _heard(say, every: float = 10.0):
+    """Says now and then how far it is, and how many seconds are left."""
+    began = said = time.monotonic()
+
+    def progress(done: int, of: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said > every:
+            said = now
+            say(f"parity  {done} of {of}, about {(now - began) / done * (of - done):.0f} s left")
+
+    return progress
 
 
 @contextmanager

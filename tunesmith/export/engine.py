@@ -1,5 +1,6 @@
 """What parity asks of an engine, and the engine of transformers."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.model.load import eos_ids, quieten
+from tunesmith.model.load import eos_ids, on_best, quieten
 
 
 class Engine(Protocol):
@@ -18,6 +19,8 @@ class Engine(Protocol):
 
     name: str
     """What computes it."""
+    tells_likelihoods: bool
+    """Whether it has `excuses`, `encode` and `log_probs`; else conversations and answers are compared alone."""
     stop_ids: set[int]
     """Tokens at which it stops."""
     expresses_all: bool
@@ -47,11 +50,11 @@ class Transformers:
     """A model in this process with the tokenizer of a folder."""
 
     name = "transformers"
-    expresses_all = True
+    tells_likelihoods = expresses_all = True
 
     def __init__(self, model, folder: Path, stop_ids: set[int]):
         quieten()
-        self.model, self.stop_ids = model.eval(), stop_ids
+        self.model, self.stop_ids = on_best(model.eval()), stop_ids
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._tokenizer.model_max_length = sys.maxsize  # it would warn of texts that no model reads here
 
@@ -76,23 +79,38 @@ class Transformers:
         return self.encode(text)
 
     def log_probs(self, ids: list[int]) -> np.ndarray:
-        with torch.inference_mode():
-            logits_TV = self.model(torch.tensor([ids], device=self.model.device)).logits[0, :-1]
-            return logits_TV.float().log_softmax(1).cpu().numpy()
+        def compute() -> torch.Tensor:
+            return self.model(torch.tensor([ids], device=self.model.device)).logits[0, :-1].cpu()
+
+        return self._where_it_fits(compute).float().log_softmax(1).numpy()
 
     def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
         greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
                                   no_repeat_ngram_size=0, eos_token_id=sorted(self.stop_ids),
                                   pad_token_id=min(self.stop_ids, default=0))
-        given = torch.tensor([ids], device=self.model.device)
-        with torch.inference_mode():
-            out = self.model.generate(given, attention_mask=torch.ones_like(given), generation_config=greedy)
-        answer = out[0, len(ids):].tolist()
+
+        def compute() -> torch.Tensor:
+            given = torch.tensor([ids], device=self.model.device)
+            return self.model.generate(given, attention_mask=torch.ones_like(given), generation_config=greedy)
+
+        answer = self._where_it_fits(compute)[0, len(ids):].tolist()
         stopped = bool(answer) and answer[-1] in self.stop_ids
         return answer[:-1] if stopped else answer, stopped
 
     def close(self) -> None:
         self.model = None
+        _give_back()
+
+    def _where_it_fits(self, compute) -> torch.Tensor:
+        """On the card, or from now on beside it if it does not fit there."""
+        try:
+            with torch.inference_mode():
+                return compute()
+        except torch.OutOfMemoryError:
+            self.model = self.model.to("cpu")
+        _give_back()
+        with torch.inference_mode():
+            return compute()
 
 
 class Trained(Transformers):
@@ -101,7 +119,7 @@ class Trained(Transformers):
     name = "trained"
 
     def __init__(self, model, tokenizer: Tokenizer, stop_ids: set[int]):
-        self.model, self._own, self.stop_ids = model, tokenizer, stop_ids
+        self.model, self._own, self.stop_ids = on_best(model), tokenizer, stop_ids
 
     def encode(self, text: str) -> list[int]:
         return self._own.encode(text)[0]
@@ -111,3 +129,10 @@ class Trained(Transformers):
             return self.encode(self._own.render(messages, tools, add_generation_prompt=True))
         except RowProblem:
             return None
+
+
+def _give_back() -> None:
+    """What is free of a card, to others: the next engine may be of another process."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -6,18 +6,19 @@ shown on conversations (parity). Not expressed in it: tools, and that whitespace
 """
 
 import json
-import shutil
-import subprocess
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.gguf import form as gguf
+from tunesmith.export.on_ollama import Ollama, create, installed
+from tunesmith.export.probes import most_tokens
 from tunesmith.inputs import tokenizer_of
-from tunesmith.run import Run, write_atomic, write_json
+from tunesmith.run import Run, read_json, write_atomic, write_json
 
 Settings = gguf.Settings
 precision = gguf.precision
@@ -122,19 +123,39 @@ def modelfile(template: Template, stops: list[str]) -> str:
 
 def opened(run: Run, folder: Path, settings: Settings) -> gguf.Engine:
     """The GGUF in llama.cpp, with conversations as the Modelfile's template writes them."""
-    template = Template(**json.loads((folder / PIECES).read_text("utf-8")))
-    return gguf.Engine(run, folder / MODEL, render=template.render)
+    return gguf.Engine(run, folder / MODEL, render=_writer(run, folder))
+
+
+def elsewhere(run: Run, folder: Path, settings: Settings, say) -> dict:
+    """Ollama, where it is installed."""
+    ask = partial(Ollama, folder, tokenizer_of(run), _writer(run, folder), most_tokens(run))
+    return {"Ollama": ask} if installed() else {}
 
 
 def finish(folder: Path, name: str) -> str:
-    """`ollama create` where Ollama is installed; says what to do or what was done."""
-    command = ["ollama", "create", name, "-f", "Modelfile"]
-    if not shutil.which("ollama"):
-        return f"Ollama is not installed here; where it is: cd {folder} && {' '.join(command)}"
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"ollama create failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+    """Makes the model in Ollama where that is installed; says what was done or what is to do."""
+    command = f"ollama create {name} -f Modelfile"
+    if not installed():
+        return f"Ollama is not installed here; where it is: cd {folder} && {command}"
+    try:
+        create(folder, name)
+    except UserError as error:
+        return f"{error}; once it is mended: cd {folder} && {command}"
     return f"made in Ollama; `ollama run {name}` talks to it"
+
+
+def _writer(run: Run, folder: Path):
+    """Gives conversations as the Modelfile's template writes them; None for those that it or the chat template is not
+    for."""
+    template, tokenizer = Template(**read_json(folder / PIECES)), tokenizer_of(run)
+
+    def write_(messages: list[dict], tools: list[dict] | None) -> str | None:
+        with suppress(RowProblem):
+            tokenizer.render(messages, tools, add_generation_prompt=True)
+            return template.render(messages, tools)
+        return None
+
+    return write_
 
 
 def _is_plain(messages: list[dict]) -> bool:

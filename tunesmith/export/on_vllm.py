@@ -7,9 +7,10 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import torch
 
 from tunesmith.errors import UserError
-from tunesmith.inputs import plan_of
+from tunesmith.export.probes import most_tokens
 from tunesmith.model.load import config_of, eos_ids
 from tunesmith.run import Run
 from tunesmith.vllm import Child, find, precision_of
@@ -22,21 +23,21 @@ SETTINGS = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
 
 def elsewhere(run: Run, folder: Path, settings, say: Callable[[str], None]) -> dict[str, Callable[[], "Vllm"]]:
     """What else opens a model folder: vLLM where it is installed."""
-    context = plan_of(run).sequence_length + run.recipe.evaluate.max_new_tokens + 1
-    return {"vLLM": lambda: Vllm(folder, context, say)} if find() else {}
+    return {"vLLM": lambda: Vllm(folder, most_tokens(run) + 1, say)} if find() else {}
 
 
 class Vllm:
     """See engine.Engine. T tokens in, V tokens to choose from; of log probabilities it tells those of TOLD tokens."""
 
-    expresses_all = True
+    tells_likelihoods = expresses_all = True
 
     def __init__(self, folder: Path, context: int, say: Callable[[str], None] = lambda line: None):
         """`context`: most tokens of a text and its answer. Raises UserError if vLLM does not start."""
         config = config_of(folder).get_text_config()
         self._words, self._context = config.vocab_size, context
         self._child = Child([str(folder), "--served-model-name", NAME, "--dtype", precision_of(folder),
-                             "--max-model-len", str(context), "--max-logprobs", str(TOLD), "--enforce-eager"], SETTINGS)
+                             "--max-model-len", str(context), "--max-logprobs", str(TOLD), "--enforce-eager",
+                             *_share_of_card()], "vllm-parity.log", SETTINGS)
         self._loop = asyncio.new_event_loop()
         self._client = self._child.client()
         try:
@@ -51,7 +52,7 @@ class Vllm:
     async def _start(self, say: Callable[[str], None]) -> None:
         await self._child.start()
         if not await self._child.healthy(self._client, say):
-            raise UserError(f"vLLM did not start: {self._child.reason()} (its log is {self._child.log})")
+            raise UserError(self._child.failure("did not start"))
 
     def excuses(self, text: str) -> bool:
         return False
@@ -103,20 +104,29 @@ class Vllm:
         try:
             response = self._loop.run_until_complete(self._client.request(method, path, json=body))
         except httpx.TransportError:
-            raise UserError(f"vLLM has broken off: {self._child.reason()} (its log is {self._child.log})") from None
+            raise UserError(self._child.failure("has broken off")) from None
         if response.status_code == httpx.codes.BAD_REQUEST:
-            raise _Refused(response.text)
-        response.raise_for_status()
+            raise _Refused(f"vLLM does not take what it is asked: {response.text}")
+        if response.is_error:
+            raise UserError(self._child.failure(f"answers with {response.status_code}"))
         return response.json()
 
 
-class _Refused(Exception):
+class _Refused(UserError):
     """vLLM does not take what it was sent."""
 
 
 def _in_json(message: dict) -> dict:
     """As clients send it: the arguments of calls are text."""
-    calls = [call | {"id": f"call_{number}", "function": call["function"] | {
+    calls = [call | {"function": call["function"] | {
         "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}}
-        for number, call in enumerate(message.get("tool_calls", ()))]
+        for call in message.get("tool_calls", ())]
     return message | ({"tool_calls": calls} if calls else {})
+
+
+def _share_of_card() -> list[str]:
+    """vLLM does not start where less is free of a card than it is to take: something else may be on it."""
+    if not torch.cuda.is_available():
+        return []
+    free, whole = torch.cuda.mem_get_info()
+    return ["--gpu-memory-utilization", f"{min(0.9, 0.95 * free / whole):.2f}"]

@@ -32,12 +32,12 @@ STOPPED_SHARE = 0.9  # of the answers that the trained model ended, that the exp
 
 @dataclass
 class Observation:
-    """What an engine made of the probes."""
+    """What an engine made of the probes; of one that tells no likelihoods, `texts` and `log_probs` are empty."""
 
     texts: list[list[int]]
     conversations: list[list[int] | None]
     log_probs: list[np.ndarray]  # (T - 1, V) for each row, as long as POSITIONS lasts
-    loss: float  # nats a supervised token
+    loss: float | None  # nats a supervised token
     answers: list[list[int]]
     stopped: list[bool]
     stop_ids: set[int]
@@ -50,8 +50,9 @@ def observe(engine: Engine, probes: Probes, decode, progress=lambda done, of: No
     """Asks an engine everything. `decode(ids)` gives an answer's text."""
     conversations = [engine.conversation(messages, tools) for _, messages, tools in probes.conversations]
     log_probs, nats, count, left = [], 0.0, 0, POSITIONS
-    steps = len(probes.rows) + len(probes.prompts)
-    for number, (ids, supervised) in enumerate(probes.rows):
+    texts, rows = (probes.texts, probes.rows) if engine.tells_likelihoods else ([], [])
+    steps = len(rows) + len(probes.prompts)
+    for number, (ids, supervised) in enumerate(rows):
         row = engine.log_probs([int(i) for i in ids])
         learned = np.flatnonzero(supervised[1:])
         nats -= float(row[learned, ids[1:][learned]].sum(dtype=np.float64))
@@ -64,20 +65,23 @@ def observe(engine: Engine, probes: Probes, decode, progress=lambda done, of: No
         answer, ended = engine.generate(prompt, probes.max_new_tokens)
         answers.append(answer)
         stopped.append(ended)
-        progress(len(probes.rows) + number + 1, steps)
+        progress(len(rows) + number + 1, steps)
     right = [decode(a) == r for a, r in zip(answers, probes.references)]
-    return Observation([engine.encode(text) for text in probes.texts], conversations, log_probs, nats / max(count, 1),
-                       answers, stopped, set(engine.stop_ids), float(np.mean(right)) if probes.exact_match else None,
-                       engine.expresses_all, [engine.excuses(text) for text in probes.texts])
+    return Observation([engine.encode(text) for text in texts], conversations, log_probs,
+                       nats / max(count, 1) if rows else None, answers, stopped, set(engine.stop_ids),
+                       float(np.mean(right)) if probes.exact_match else None, engine.expresses_all,
+                       [engine.excuses(text) for text in texts])
 
 
 def compare(trained: Observation, exported: Observation, probes: Probes, precision: str) -> dict:
-    """parity.json: `passed`, `problem` (the first difference, or None) and what was measured."""
+    """parity.json: `passed`, `problem` (the first difference, or None) and what was measured; `logits` None if the
+    exported model's engine tells no likelihoods."""
     found = {"precision": precision, "rows": len(probes.rows), "rows_from": probes.source,
-             "tokens": {"texts": len(probes.texts), "conversations": sum(c is not None for c in trained.conversations),
+             "tokens": {"texts": len(exported.texts), "conversations": sum(c is not None for c in exported.conversations),
                         "not_expressed": _not_expressed(trained, exported, probes),
                         "excused": _excused(trained, exported, probes)},
-             "logits": distance(trained.log_probs, exported.log_probs), "bound": BOUNDS[precision]._asdict(),
+             "logits": distance(trained.log_probs, exported.log_probs) if exported.log_probs else None,
+             "bound": BOUNDS[precision]._asdict(),
              "answers": _endings(trained, exported) | {"bound": STOPPED_SHARE},
              "measure": measures(trained, exported)}
     problem = _first_difference(trained, exported, probes, found)
@@ -96,9 +100,9 @@ def _first_difference(trained: Observation, exported: Observation, probes: Probe
     if missing:
         return f"generation does not stop at token {min(missing)}, which ends answers of the trained model"
     logits, bound = found["logits"], found["bound"]
-    if not logits["mean_kl"] <= bound["kl"]:
+    if logits and not logits["mean_kl"] <= bound["kl"]:
         return f"logits: mean KL {logits['mean_kl']:.2e} nats, bound {bound['kl']:g}"
-    if logits["top1_agreement"] < bound["top1"]:
+    if logits and logits["top1_agreement"] < bound["top1"]:
         return f"logits: the first choice is the same at {logits['top1_agreement']:.1%}, bound {bound['top1']:.0%}"
     ends = found["answers"]
     if ends["stopped_of_them"] < STOPPED_SHARE * ends["stopped_trained"]:

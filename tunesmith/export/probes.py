@@ -28,6 +28,11 @@ class Probes:
     exact_match: bool
 
 
+def most_tokens(run: Run) -> int:
+    """Of a row or a prompt and its answer."""
+    return plan_of(run).sequence_length + run.recipe.evaluate.max_new_tokens
+
+
 def probes_of(run: Run) -> Probes:
     """From the run's held-out rows, or from those it learned where none are held out."""
     tokenizer, recipe = tokenizer_of(run), run.recipe

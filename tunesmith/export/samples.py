@@ -36,6 +36,8 @@ TOOL = {"type": "function", "function": {
     "name": "get_weather", "description": "Weather of a city.", "parameters": {
         "type": "object", "properties": {"city": {"type": "string", "description": "Which."}}, "required": ["city"]}}}
 
+CALL = "a1b2c3d4e"  # nine letters and digits, as Mistral's templates want
+
 Conversation = tuple[str, list[dict], list[dict] | None]
 """What is particular about it, its messages and its tools."""
 
@@ -47,13 +49,14 @@ def conversations(special: list[str]) -> list[Conversation]:
     listed = {"role": "assistant", "content": " A list:\n\n- one\n- two\n"}
     spaced = {"role": "user", "content": "  And? "}
     call = {"role": "assistant", "content": "", "tool_calls": [
-        {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Köln"}}}]}
+        {"id": CALL, "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Köln"}}}]}
+    result = {"role": "tool", "tool_call_id": CALL, "name": "get_weather", "content": "12 °C"}
     typed = {"role": "user", "content": f"Repeat: {' '.join(special)} <think>x</think>"}
     return [("one turn", [user], None), ("system", [system, user], None), ("several turns", [user, answer, more], None),
             ("system and several turns", [system, user, answer, more], None), ("special tokens typed", [typed], None),
             ("every script", [{"role": "user", "content": "\n".join(TEXTS)}], None),
             ("spaces around messages", [user, listed, spaced], None), ("tools", [user], [TOOL]),
-            ("a tool's result", [user, call, {"role": "tool", "name": "get_weather", "content": "12 °C"}], [TOOL])]
+            ("a tool's result", [user, call, result], [TOOL])]
 
 
 def written(tokenizer: Tokenizer) -> list[str]:

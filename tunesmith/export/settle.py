@@ -9,22 +9,24 @@ from tunesmith.run import Run, write_atomic
 OF_WEIGHTS = ("adapter_*", "README.md", "*.safetensors", "*.safetensors.index.json")
 
 
-def copy_settings(run: Run, folder: Path, without: tuple[str, ...] = OF_WEIGHTS) -> None:
+def copy_settings(run: Run, folder: Path, without: tuple[str, ...] = OF_WEIGHTS, fixed: bool = False) -> None:
     """Copies tokenizer, generation settings and chat templates of the run's result into `folder`, which exists.
 
-    Where training rendered with variables of its own, such as `enable_thinking`, the templates get them as defaults:
-    those who use the model do not know them.
+    Where training rendered with variables of its own, such as `enable_thinking`, the templates get them as defaults, or
+    `fixed`, whatever the caller says: those who use the model do not know them.
     """
     shutil.copytree(run.result, folder, ignore=shutil.ignore_patterns(*without), dirs_exist_ok=True)
     for file in (folder / "chat_template.jinja", *(folder / "additional_chat_templates").glob("*.jinja")):
         if file.exists():
-            write_atomic(file, defaults(run.plan["template_kwargs"]) + file.read_text("utf-8"))
+            write_atomic(file, beginning(run.plan["template_kwargs"], fixed) + file.read_text("utf-8"))
 
 
-def defaults(variables: dict) -> str:
-    """Jinja that gives variables their values where the caller does not."""
-    return "".join(f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif -%}}"
-                   for name, value in variables.items())
+def beginning(variables: dict, fixed: bool) -> str:
+    """Jinja that gives variables their values, unless `fixed` only where the caller does not."""
+    found = {name: f"{{%- set {name} = {_literal(value)} -%}}" for name, value in variables.items()}
+    if fixed:
+        return "".join(found.values())
+    return "".join(f"{{%- if {name} is not defined -%}}{text}{{%- endif -%}}" for name, text in found.items())
 
 
 def _literal(value) -> str:

@@ -112,6 +112,17 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
     return loaded
 
 
+def on_best(model):
+    """The model on the card, if there is one with room for its weights and a quarter more; else where it is."""
+    import torch
+
+    if torch.cuda.is_available() and model.device.type == "cpu":
+        bytes_ = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        if 1.25 * bytes_ < torch.cuda.mem_get_info()[0]:
+            return model.to("cuda")
+    return model
+
+
 def quieten() -> None:
     """The screen is Tunesmith's: no progress bars of transformers, nor what it tells PEFT about an old name, nor what
     bitsandbytes tells about each layer."""

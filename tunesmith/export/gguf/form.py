@@ -17,9 +17,9 @@ from tunesmith.export.gguf.engine import LlamaCpp
 from tunesmith.export.gguf.importance import importance_of
 from tunesmith.export.gguf.write import write_gguf
 from tunesmith.export.parity import BOUNDS
+from tunesmith.export.probes import most_tokens
 from tunesmith.export.settle import copy_settings
 from tunesmith.export.weights import Weights, weights_of
-from tunesmith.inputs import plan_of
 from tunesmith.model.load import config_of
 from tunesmith.recipe import Section
 from tunesmith.run import Run
@@ -61,7 +61,7 @@ def write_model(run: Run, weights: Weights, target: Path, kind: str) -> list[str
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
         folder = Path(name) / run.name  # the model's name in the file is its folder's
         folder.mkdir()
-        copy_settings(run, folder)
+        copy_settings(run, folder, fixed=True)  # llama.cpp has its own idea of enable_thinking where nobody says
         return write_gguf(weights, folder, target, kind, tuple(run.plan["stop_ids"]))
 
 
@@ -69,10 +69,11 @@ class Engine(LlamaCpp):
     """llama.cpp with the chat template that the file carries, or what writes conversations in its place."""
 
     name = "llama.cpp"
+    tells_likelihoods = True
 
     def __init__(self, run: Run, path: Path, adapter: Path | None = None, render=None):
         """`render(messages, tools)`: the text of a conversation, None for one that it does not express."""
-        super().__init__(path, adapter, plan_of(run).sequence_length + run.recipe.evaluate.max_new_tokens)
+        super().__init__(path, adapter, most_tokens(run))
         self.expresses_all = render is None
         with tempfile.NamedTemporaryFile("w", suffix=".jinja", encoding="utf-8") as file:
             file.write(self.chat_template)

@@ -180,15 +180,32 @@ def schema_of(form: dict | None) -> dict | None:
     return schema
 
 
-def choice_of(choice: str | dict | None) -> str:
-    """tool_choice as auto, none, required or a tool's name. Raises Refused."""
+def choice_of(choice: str | dict | None, tools: list[dict]) -> tuple[str, list[dict]]:
+    """tool_choice as auto, none, required or a tool's name, and which of the tools may be called. Raises Refused."""
     if choice is None or choice in ("auto", "none", "required"):
-        return choice or "auto"
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        function = choice.get("function", choice)
-        if isinstance(function, dict) and isinstance(function.get("name"), str):
-            return function["name"]
-    raise Refused("tool_choice: give auto, none, required or a function", parameter="tool_choice")
+        return choice or "auto", tools
+    try:
+        if choice["type"] == "function":
+            return _name_of(choice), tools
+        if choice["type"] == "allowed_tools":
+            allowed = choice.get("allowed_tools", choice)
+            names = {_name_of(one) for one in allowed["tools"] if one["type"] == "function"}
+            found = [t for t in tools if t["function"]["name"] in names]
+            if not found:
+                raise Refused("tool_choice: none of the allowed tools is given", parameter="tool_choice")
+            if allowed["mode"] in ("auto", "required"):
+                return allowed["mode"], found
+    except (AttributeError, KeyError, TypeError):
+        pass  # not in this form
+    raise Refused("tool_choice: give auto, none, required, a function or allowed_tools", parameter="tool_choice")
+
+
+def _name_of(function: dict) -> str:
+    """Of a function as Chat Completions name it, or Responses."""
+    name = function.get("function", function)["name"]
+    if not isinstance(name, str):
+        raise TypeError(name)
+    return name
 
 
 def usage(answers: Answers) -> dict:
@@ -227,8 +244,9 @@ def _model(service: Service, name: str) -> dict:
 
 
 def _asked(body: ChatRequest) -> Asked:
+    choice, tools = choice_of(body.tool_choice, tools_of(body.tools))
     return Asked(
-        body.model, messages_of(body.messages), body, tools_of(body.tools), choice_of(body.tool_choice),
+        body.model, messages_of(body.messages), body, tools, choice,
         body.parallel_tool_calls is not False, schema_of(body.response_format),
         thinking_of(body.reasoning_effort) | (body.chat_template_kwargs or {}),
         max_new_tokens=body.max_completion_tokens or body.max_tokens, stop=stops_of(body.stop),

@@ -80,12 +80,16 @@ def _asked(body: ResponsesRequest) -> Asked:
     messages = [message for message in messages if message.keys() != ONLY_REASONING]
     if not messages:
         raise Refused("input: empty", parameter="input")
-    tools = [tool(t["name"], t.get("description"), t.get("parameters")) for t in body.tools or []
-             if t.get("type") == "function" and isinstance(t.get("name"), str)]
-    return Asked(body.model, messages, body, tools, choice_of(body.tool_choice),
+    choice, tools = choice_of(body.tool_choice, _tools(body))
+    return Asked(body.model, messages, body, tools, choice,
                  body.parallel_tool_calls is not False, schema_of((body.text or {}).get("format")),
                  thinking_of(body.reasoning and body.reasoning.effort) | (body.chat_template_kwargs or {}),
                  max_new_tokens=body.max_output_tokens, stream=bool(body.stream))
+
+
+def _tools(body: ResponsesRequest) -> list[dict]:
+    return [tool(t["name"], t.get("description"), t.get("parameters")) for t in body.tools or []
+            if t.get("type") == "function" and isinstance(t.get("name"), str)]
 
 
 def _add(messages: list[dict], item: dict) -> None:
@@ -132,7 +136,7 @@ def _head(body: ResponsesRequest, asked: Asked, served: Served) -> dict:
         "temperature": sampling.temperature, "top_p": sampling.top_p, "top_logprobs": 0,
         "presence_penalty": sampling.presence_penalty, "frequency_penalty": sampling.frequency_penalty,
         "max_output_tokens": body.max_output_tokens, "max_tool_calls": None, "parallel_tool_calls": asked.parallel,
-        "tools": [{"type": "function", "strict": False, **t["function"]} for t in asked.tools],
+        "tools": [{"type": "function", "strict": False, **t["function"]} for t in _tools(body)],
         "tool_choice": body.tool_choice or "auto", "text": _text_options(body.text or {}),
         "reasoning": {"effort": None, "summary": None} | (body.reasoning.model_dump() if body.reasoning else {}),
         "previous_response_id": None, "store": False, "truncation": "disabled", "background": False,

@@ -191,7 +191,7 @@ class VllmEngine:
         self.models, self._batch, self._queue = models, batch, queue
         self.counts: Counter[str] = Counter()
         self.answers: set[Answer] = set()
-        self.child = Child(arguments)
+        self.child = Child(arguments, "vllm.log")
         self.loop = asyncio.new_event_loop()
         self._refusal: tuple[str, int, str] | None = None
         self._lock = Lock()
@@ -263,6 +263,7 @@ class VllmEngine:
     async def _finish(self) -> None:
         """Ends everything: answers are cancelled if we close, else they fail as their connections do."""
         closing, reason = self._closing.is_set(), self.child.reason()
+        failure = self.child.failure("did not start")
         with self._lock:
             self._refusal = ("the server is stopping", 503, "stopping") if closing else (
                 f"vLLM has ended: {reason}", 503, "engine_ended")
@@ -273,8 +274,7 @@ class VllmEngine:
         await self.child.stop()
         await asyncio.gather(*tasks, return_exceptions=True)
         if not self._started.done():
-            self._started.set_exception(UserError(f"--engine vllm: vLLM did not start: {reason} (its log is "
-                                                  f"{self.child.log})"))
+            self._started.set_exception(UserError(f"--engine vllm: {failure}"))
 
 
 def _message(body: dict) -> str:
