@@ -1,7 +1,9 @@
 """Tunesmith: fine-tune language models on the workstation you own.
 
     from tunesmith import Recipe, train
-    run = train(Recipe.load("recipe.yaml"))
+
+    if __name__ == "__main__":  # Tunesmith starts processes, which import the script
+        run = train(Recipe.load("recipe.yaml"))
 """
 
 from typing import TYPE_CHECKING

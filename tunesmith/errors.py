@@ -40,6 +40,10 @@ class NotTheSame(Ending):
     """An export that is not the trained model."""
 
 
+CHILD_DIED = ("a process begun for it was ended from outside: for want of memory, or because a script calls Tunesmith "
+              "outside of `if __name__ == \"__main__\":`")
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says, without the rest that it says beside."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

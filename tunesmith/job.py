@@ -5,6 +5,7 @@ training process, which is given the run's folder and nothing else.
 """
 
 import logging
+import multiprocessing
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,8 @@ UNKNOWN_POSITIONS = 2**17  # of a model that does not say, such as one without p
 
 def train(recipe: Recipe) -> Run:
     """Trains from a recipe and returns the run. Raises UserError, leaving nothing behind, where that cannot be."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a process of ours that imports the script
+        raise UserError("a script calls tunesmith.train outside of `if __name__ == \"__main__\":`")
     run = Run.create(recipe)
     with run.held():
         try:

@@ -97,16 +97,27 @@ def _cards() -> tuple[str | None, list[Card]]:
         return None, []  # no NVIDIA driver: a machine without a card
     try:
         cards = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            if not _is_visible(index, pynvml.nvmlDeviceGetUUID(handle)):
-                continue
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            cards.append(Card(index, pynvml.nvmlDeviceGetName(handle), memory.total, memory.free,
+        for index, handle in _visible(pynvml):
+            try:
+                found = pynvml.nvmlDeviceGetMemoryInfo(handle)
+                total, free = found.total, found.free
+            except pynvml.NVMLError_NotSupported:  # a card that shares the memory of the machine (GB10)
+                total, free = memory()
+            cards.append(Card(index, pynvml.nvmlDeviceGetName(handle), total, free,
                               tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))))
         return pynvml.nvmlSystemGetDriverVersion(), cards
     finally:
         pynvml.nvmlShutdown()
+
+
+def _visible(pynvml) -> list[tuple[int, object]]:
+    """(index, handle) of the cards, or parts of cards (MIG), that a program may use."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if parts := [name.strip() for name in asked.split(",") if name.strip().startswith("MIG-")]:
+        return [(index, pynvml.nvmlDeviceGetHandleByUUID(name)) for index, name in enumerate(parts)]
+    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+    return [(index, handle) for index, handle in enumerate(handles)
+            if _is_visible(index, pynvml.nvmlDeviceGetUUID(handle))]
 
 
 def _is_visible(index: int, uuid: str) -> bool:

@@ -2,13 +2,14 @@
 
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from tunesmith.errors import UserError
+from tunesmith.errors import CHILD_DIED, UserError
 from tunesmith.plan.choose import Plan, layers_for
 from tunesmith.run import Run
 
@@ -50,9 +51,13 @@ def fitted(run: Run, plan: Plan, base: Path, longest: int) -> tuple[Plan, Measur
     data, train = run.recipe.data, run.recipe.train
     if data.sequence_length != "max" and train.micro_batch != "auto":
         return plan, None
-    plan, found = _largest(run, plan, base, longest)
-    layers, reasons = layers_for(train, plan.sequence_length, plan.micro_batch_tokens)
-    others = [name for name, value in layers.items() if value != getattr(plan, name)]
+    asked, (plan, found) = plan, _largest(run, plan, base, longest)
+    if not plan.micro_batch_tokens and train.gradient_checkpointing == "auto" and plan.gradient_checkpointing == "off":
+        plan, found = _largest(run, replace(asked, gradient_checkpointing="on"), base, longest)
+        layers, reasons, others = {}, {"gradient_checkpointing": "otherwise not one row fits"}, []
+    else:
+        layers, reasons = layers_for(train, plan.sequence_length, plan.micro_batch_tokens)
+        others = [name for name, value in layers.items() if value != getattr(plan, name)]
     if others:
         second, found_second = _largest(run, replace(plan, **layers), base, longest)
         if second.micro_batch_tokens >= plan.micro_batch_tokens:
@@ -70,7 +75,11 @@ def _largest(run: Run, plan: Plan, base: Path, longest: int) -> tuple[Plan, Meas
     """The plan with as long or as many rows as fit, 0 tokens if none."""
     shapes = _shapes(run, plan, longest)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        found = pool.submit(measure, run.folder, plan, base, shapes).result()
+        try:
+            found = pool.submit(measure, run.folder, plan, base, shapes).result()
+        except BrokenProcessPool:
+            raise UserError(f"what fits cannot be measured: {CHILD_DIED}; or give data.sequence_length and "
+                            "train.micro_batch as numbers") from None
     why = f"as fits in {found.budget_bytes / 1e9:.1f} GB, measured up to {max(found.points, default=(0,))[0]:,} tokens"
     if run.recipe.data.sequence_length == "max":
         rows = shapes[0][0]
@@ -115,7 +124,13 @@ def measure(folder: Path, plan: Plan, base: Path, shapes: list[tuple[int, int]])
 
     began, device = time.monotonic(), parallel.join(plan.device)
     torch.set_num_threads(plan.threads)
-    trial = build(Run(folder), plan, base, device, log=lambda *_, **__: None)
+    there = free_bytes(device)
+    try:
+        trial = build(Run(folder), plan, base, device, log=lambda *_, **__: None)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return Measured([], int(there * USED_SHARE), time.monotonic() - began)
     trial.model.train()
     reset_peak(device)
     sharing = 1 if device.type == "cuda" else plan.processes
@@ -141,6 +156,8 @@ def measure(folder: Path, plan: Plan, base: Path, shapes: list[tuple[int, int]])
 
 def learn(trial, rows: int, length: int, device) -> None:
     """One step from random tokens, all of them supervised."""
+    import torch
+
     from tunesmith.training.batch import collate
     from tunesmith.training.loss import autocast, token_losses
 
@@ -151,3 +168,5 @@ def learn(trial, rows: int, length: int, device) -> None:
     (total / length).backward()
     trial.optimizer.step()
     trial.optimizer.zero_grad(set_to_none=True)
+    if device.type == "cuda":  # it is timed
+        torch.cuda.synchronize(device)

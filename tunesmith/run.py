@@ -112,6 +112,8 @@ class Run:
             except BlockingIOError:
                 raise UserError(f"{self.folder}: this run is going on in another process; stop that one first, or wait "
                                 "for its end") from None
+            except OSError:
+                self.log("warning", message="this file system has no locks: take care that nothing else trains here")
             yield
 
     @property
@@ -124,6 +126,8 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
+            except OSError:  # a file system without locks
+                pass
         return False
 
     def log(self, event: str, **values) -> None:

@@ -1,8 +1,8 @@
 """One training process: from a prepared run folder to the trained result."""
 
+import gc
 import os
 import shutil
-import signal
 import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
 from tunesmith.training import attention, checkpoint, layers, parallel
 from tunesmith.training.experts import Routing
+from tunesmith.training.ladder import no_room_is_said
 from tunesmith.training.loop import Job, loop
 from tunesmith.training.loss import Head, autocast, find_head
 from tunesmith.training.optimizer import build_optimizer
@@ -48,8 +49,9 @@ def work(folder: Path) -> None:
             screen.show(event, values)
 
     with closing(screen), stop_on_signal() as stop_asked:
-        job, state = _job(run, plan, device, log, stop_asked)
-        _before(job, run)
+        with no_room_is_said("the model", "a smaller one does, or model.quantize: nf4, or an adapter (adapter.kind: lora)"):
+            job, state = _job(run, plan, device, log, stop_asked)
+        _before(job, run, state)
         with job.saver:
             reason = loop(job, state)
         log("stop", step=state.step, reason=reason)
@@ -58,7 +60,11 @@ def work(folder: Path) -> None:
             raise Interrupted(f"stopped at step {state.step}; `tunesmith resume {run.folder}` goes on")
         if run.recipe.train.result == "best" and state.best_step:
             _load_best(job, state)
-        _finish(job, run)
+        _finish(job, run, state)
+        job = None  # it holds itself, by what it evaluates with
+        gc.collect()
+        if device.type == "cuda":  # to others, as after a run in a notebook
+            torch.cuda.empty_cache()
 
 
 @dataclass
@@ -141,11 +147,18 @@ def trainable_model(run: Run, plan: Plan, base: Path):
     return adapt.adapt(model, recipe.adapter, new_ids, tokenizer.vocab_size if new_ids else 0)
 
 
-def _measure(job: Job) -> dict:
+def _losses(job: Job, state: checkpoint.State) -> np.ndarray:
+    """Of the held-out rows, in passes as large as steps have."""
+    plan = replace(job.plan, micro_batch_tokens=state.micro_batch_tokens)
+    with no_room_is_said("the loss of held-out rows", "train.micro_batch: 1 needs the least, or lower "
+                         "data.sequence_length"):
+        return heldout.row_losses(job.model, job.head, job.held_out, plan, job.device)
+
+
+def _measure(job: Job, state: checkpoint.State) -> dict:
     """Losses of the held-out rows and answers to their prompts: to all for exact match, else to the samples'."""
     settings = job.run.recipe.evaluate
-    losses = heldout.row_losses(job.model, job.head, job.held_out, job.plan, job.device)
-    found = {"losses": losses.tolist()}
+    found = {"losses": _losses(job, state).tolist()}
     rows = list(range(len(job.held_out))) if settings.exact_match else _sampled(job)
     found["answers"] = _answers(job, rows)
     if settings.exact_match:
@@ -165,7 +178,8 @@ def _answers(job: Job, rows: list[int]) -> dict[str, str]:
     """{row: answer}; each process asks for its share, and all get all."""
     mine = rows[parallel.rank() :: parallel.world()]
     prompts = [job.held_out.prompt_and_answer(row)[0] for row in mine]
-    with autocast(job.plan):
+    remedy = "lower evaluate.max_new_tokens, or set evaluate.samples: 0"
+    with autocast(job.plan), no_room_is_said("answering held-out prompts", remedy):
         answers = generate.answers(job.model, job.tokenizer, prompts, job.run.recipe.evaluate.max_new_tokens,
                                    job.run.plan["stop_ids"])
     found = {row: answer for share in parallel.gather(dict(zip(mine, answers))) for row, answer in share.items()}
@@ -184,7 +198,7 @@ def _evaluate(job: Job, state: checkpoint.State) -> float | None:
     if not len(job.held_out):
         return None
     began = time.monotonic()
-    losses = heldout.row_losses(job.model, job.head, job.held_out, job.plan, job.device)
+    losses = _losses(job, state)
     loss = heldout.mean_loss(losses)
     job.log("eval", step=state.step, loss=loss, rows=len(losses), seconds=round(time.monotonic() - began, 3))
     return loss
@@ -197,11 +211,11 @@ def _sample(job: Job, state: checkpoint.State) -> None:
         job.log("samples", step=state.step, samples=[_shown(job, r) | {"answer": answers[str(r)]} for r in rows])
 
 
-def _before(job: Job, run: Run) -> None:
+def _before(job: Job, run: Run, state: checkpoint.State) -> None:
     """Measures the untrained model, once; a resumed run has it already."""
     if not len(job.held_out) or run.before_file.exists():
         return
-    found = _measure(job)
+    found = _measure(job, state)
     if parallel.rank() == 0:
         write_json(run.before_file, found)
         job.log("eval", step=0, loss=heldout.mean_loss(np.array(found["losses"])), rows=len(found["losses"]),
@@ -209,11 +223,12 @@ def _before(job: Job, run: Run) -> None:
     parallel.wait()
 
 
-def _finish(job: Job, run: Run) -> None:
+def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
     """Measures the trained model as it will be saved, writes eval.json, the report and the result."""
     if run.recipe.adapter.kind == "full":
-        job.model.to(_saved_dtype(run))
-    after = _measure(job) if len(job.held_out) else None
+        for parameter in job.model.parameters():  # not buffers: frequencies of positions stay in float32
+            parameter.data = parameter.data.to(_saved_dtype(run))
+    after = _measure(job, state) if len(job.held_out) else None
     if parallel.rank() == 0:
         if after:
             before = read_json(run.before_file)
@@ -264,20 +279,12 @@ def _base_name(run: Run) -> str:
 
 @contextmanager
 def stop_on_signal():
-    """Yields a function that tells whether SIGINT or SIGTERM came. A second one ends the process at once."""
-    came: list[float] = []
+    """Yields a function that tells whether a signal to stop came. A second one ends the process at once."""
+    came = parallel.Came()
 
     def note(number, frame) -> None:
-        if came and time.monotonic() - came[0] > parallel.SECOND_SIGNAL_AFTER_SECONDS:
+        if came.again():
             os._exit(128 + number)
-        came.append(time.monotonic())
 
-    try:
-        previous = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # a notebook's thread: signals belong to the main thread
-        previous = {}
-    try:
+    with parallel.on_signals(note):
         yield lambda: bool(came)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """A mixture of experts: adapters reach the experts and not the routers, open plainly and merge; routing is seen."""
 
+import numpy as np
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
@@ -14,8 +15,9 @@ from tunesmith.errors import UserError
 from tunesmith.export.command import export
 from tunesmith.inputs import plan_of
 from tunesmith.model.experts import routers
-from tunesmith.training.batch import Batch
+from tunesmith.training.batch import Batch, collate
 from tunesmith.training.experts import Routing
+from tunesmith.training.layers import checkpoint_layers
 from tunesmith.worker import trainable_model
 
 IDS = torch.arange(5, 29)[None]
@@ -58,6 +60,23 @@ def test_checkpointing_activations_changes_no_loss(recipe):
     runs = [train(recipe("qwen3_moe", mode, model={"quantize": "nf4"}, train=QUICK | {"gradient_checkpointing": mode}))
             for mode in ("on", "off")]
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), abs=1e-6)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.01])
+def test_recomputing_keeps_nothing_of_the_routers(family, coefficient):
+    """What a router gives has with it, by its graph, all that came before it in the layer."""
+    model = AutoModelForCausalLM.from_pretrained(family("qwen3_moe")).train()
+    checkpoint_layers(model, "on")
+    routing = Routing(model, coefficient)
+    ids = torch.arange(40)[None]
+    batch = collate([(ids[0].numpy(), np.ones(40, bool))], np.arange(1), True)
+    seen = []
+    for module, _ in routers(model).values():
+        module.register_forward_hook(lambda module, inputs, out: seen.append(torch._C._current_graph_task_id()))
+    loss = model(input_ids=ids, labels=ids).loss
+    (loss + routing.loss(batch, 40)).backward()
+    assert max(seen) >= 0 and not routing._logits  # they were recomputed
+    assert len(routing.load()["expert_load"]) == len(routers(model))
 
 
 @pytest.mark.parametrize(("changes", "said"), [

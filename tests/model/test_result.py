@@ -1,12 +1,14 @@
 """What is saved opens in plain transformers and PEFT as the model that was trained, whatever was trained."""
 
+import shutil
+
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
-from tunesmith import train
+from tunesmith import train, worker
 from tunesmith.export.command import export
 from tunesmith.inputs import plan_of
 from tunesmith.training.checkpoint import complete, load
@@ -69,3 +71,21 @@ def test_checkpointing_activations_changes_no_loss(recipe):
     runs = [train(recipe(name=mode, train=QUICK | {"gradient_checkpointing": mode})) for mode in ("on", "off")]
     first, second = ([e["loss"] for e in run.events("step")] for run in runs)
     assert first == pytest.approx(second, abs=1e-6)
+
+
+def test_frequencies_of_positions_stay_in_float32_when_the_result_is_measured(recipe, family, tmp_path, monkeypatch):
+    base = tmp_path / "bfloat16"
+    shutil.copytree(family("llama3"), base)
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    measured, measure = {}, worker._measure
+
+    def note(job, state):
+        measured.update(job.model.named_buffers())
+        return measure(job, state)
+
+    monkeypatch.setattr(worker, "_measure", note)
+    run = train(recipe(model={"path": str(base)}, data={"eval_share": 0.1}, adapter={"kind": "full"}, train=QUICK))
+    model = AutoModelForCausalLM.from_pretrained(run.result)
+    assert model.dtype == torch.bfloat16 and measured
+    for name, buffer in model.named_buffers():
+        assert measured[name].dtype == torch.float32 and torch.equal(measured[name], buffer)

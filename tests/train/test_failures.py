@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
 import resource
 import shutil
+import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -17,8 +19,9 @@ from rich.console import Console
 
 from tests.conftest import sums, write_rows
 from tunesmith import cli, job, worker
-from tunesmith.errors import UserError
-from tunesmith.evaluate import overview
+from tunesmith.errors import NotEnoughMemory, UserError
+from tunesmith.evaluate import generate, heldout, overview
+from tunesmith.model import load
 from tunesmith.run import Run
 from tunesmith.training import checkpoint
 from tunesmith.training import loop as training
@@ -129,6 +132,33 @@ def no_memory(monkeypatch):
     monkeypatch.setattr(training, "token_losses", fail)
 
 
+def no_memory_for_the_model(monkeypatch):
+    monkeypatch.setattr(load, "load", no_memory_to)
+
+
+def no_memory_to_evaluate(monkeypatch):
+    monkeypatch.setattr(heldout, "row_losses", no_memory_to)
+
+
+def no_memory_to_answer(monkeypatch):
+    monkeypatch.setattr(generate, "answers", no_memory_to)
+
+
+def no_memory_to(*_):
+    raise torch.AcceleratorError("CUDA error: out of memory") if torch.cuda.is_available() else torch.OutOfMemoryError("")
+
+
+@pytest.mark.parametrize("break_it, said", [
+    (no_memory_for_the_model, "the model does not fit in memory; .*nf4"),
+    (no_memory_to_evaluate, "the loss of held-out rows does not fit"), (no_memory_to_answer, "answering held-out prompts")])
+def test_no_memory_outside_of_a_step_is_said(recipe, monkeypatch, capsys, break_it, said):
+    asked = recipe(data={"eval_share": 0.1}, train={"max_steps": 3}, evaluate={"samples": 2})
+    break_it(monkeypatch)
+    with pytest.raises(NotEnoughMemory, match=said):
+        job.train(asked)
+    assert [stop["reason"] for stop in Run(asked.output / "run").events("stop")] == ["out_of_memory"]
+
+
 def fault_in_a_step(monkeypatch):
     learning_rate = training.learning_rate
     monkeypatch.setattr(training, "learning_rate",
@@ -224,6 +254,27 @@ def test_resume_refuses_what_is_no_run_or_is_finished(recipe, tmp_path, monkeypa
     status, [line] = command(monkeypatch, capsys, "resume", run.folder)
     assert status == 2 and "is finished" in line
     assert contents(run.folder) == before
+
+
+def test_a_file_system_without_locks(recipe, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    run = job.train(recipe(train={"max_steps": 1}))
+    assert "no locks" in run.events("warning")[0]["message"] and not run.is_held
+    assert overview.summary(run)["status"] == "done"
+
+
+def test_a_script_without_a_guard_is_told(tmp_path, recipe):
+    """Processes of ours import it, and would train too."""
+    asked = recipe(train={"micro_batch": "auto", "max_steps": 1})
+    (tmp_path / "recipe.yaml").write_text(asked.dump())
+    script = tmp_path / "script.py"
+    script.write_text(f"from tunesmith import Recipe, train\ntrain(Recipe.load({str(tmp_path / 'recipe.yaml')!r}))\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode and 'a script calls Tunesmith outside of `if __name__ == "__main__":`' in done.stderr
+    assert not (asked.output / "run").exists()
 
 
 def test_the_screen_is_tunesmiths(recipe, capfd):

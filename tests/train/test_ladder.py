@@ -3,14 +3,20 @@
 import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tunesmith import resume, train
+from tunesmith.data.pack import micro_batches
 from tunesmith.errors import NotEnoughMemory
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, parallel
 from tunesmith.training import loop as training
+from tunesmith.training.batch import collate
+from tunesmith.training.ladder import step_down
 from tunesmith.training.layers import _Checkpointed, decoder_layers
 from tunesmith.worker import work
 
@@ -91,6 +97,24 @@ def test_then_activations_are_recomputed_and_then_it_is_said(recipe, limited):
     limited(lambda model, batch: True)
     with pytest.raises(NotEnoughMemory, match="step 1: a row of [0-9]+ tokens does not fit"):
         train(recipe(name="never", train={"max_steps": 5}))
+
+
+@given(st.lists(st.lists(st.integers(1, 3000), min_size=1, max_size=9), min_size=1, max_size=4), st.integers(1, 4000),
+       st.booleans())
+def test_every_rung_is_one_down_and_the_last_is_said(rows, tokens, packed):
+    """However long the rows, also where one alone is as long as a pass holds."""
+    lengths = np.array([length for some in rows for length in some])
+    state = checkpoint.State(micro_batch_tokens=max(tokens, lengths.max()))
+    seen = set()
+    with pytest.raises(NotEnoughMemory):
+        while True:
+            made = [collate([(np.zeros(n, int), np.ones(n, bool)) for n in lengths[chosen]], np.arange(len(chosen)), packed)
+                    for chosen in micro_batches(np.arange(len(lengths)), lengths, state.micro_batch_tokens, packed)]
+            now = state.micro_batch_tokens, state.checkpointing
+            assert now not in seen
+            seen.add(now)
+            step_down(state, made, "step 1")
+    assert state.checkpointing and all(len(batch.rows) == 1 for batch in made)
 
 
 @pytest.mark.parametrize("step", [1, 3])

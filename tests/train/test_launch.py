@@ -25,6 +25,19 @@ def wait_for(is_so) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_hangup_that_is_ignored_stays_so(ignored):
+    came = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)  # as nohup does
+    try:
+        with parallel.on_signals(lambda number, frame: came.append(number)):
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert came == ([signal.SIGTERM] if ignored else [signal.SIGHUP, signal.SIGTERM])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def saves_when_told(folder: Path) -> None:
     """Asked to stop, it takes until a file is there, and ends well, as a run does that was at its end already."""
     asked = []

@@ -98,6 +98,12 @@ def test_what_was_measured_is_what_runs(planned, budget, longest, rows, length, 
     assert "4,096" not in plan.reasons["gradient_checkpointing"] + plan.reasons["tiled_mlp"]
 
 
+def test_where_not_one_row_fits_activations_are_recomputed(planned):
+    plan, seen = planned(100 * 256, train={"micro_batch": "auto"})
+    assert (plan.gradient_checkpointing, plan.micro_batch_tokens) == ("on", 256) and len(seen) == 2
+    assert plan.reasons["gradient_checkpointing"] == "otherwise not one row fits"
+
+
 def test_no_room_for_a_row_is_said(planned):
     for budget, sections in ((700, {"data": {"sequence_length": "max"}}), (800, {"train": {"micro_batch": "auto"}})):
         with pytest.raises(UserError, match="data.sequence_length: no room for 1 row of"):

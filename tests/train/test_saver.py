@@ -77,6 +77,15 @@ def test_without_room_for_a_copy_training_waits(made, tmp_path, monkeypatch):
     assert values["stall_seconds"] >= values["seconds"] >= 0
 
 
+def test_without_room_for_what_is_on_a_card_it_is_said(made, tmp_path, monkeypatch):
+    """Writing it would need as much memory as a copy. What is on no device stands for it."""
+    writer, events, model, optimizer = made
+    monkeypatch.setattr(saver, "memory", lambda: (2**40, 2**29))
+    with writer:
+        writer.save(model.to("meta"), optimizer, checkpoint.State(step=1))
+    assert not list(tmp_path.iterdir()) and "not saved: it needs" in events[0][1]["message"]
+
+
 def test_a_fault_in_the_thread_is_not_lost(made, monkeypatch):
     writer, _, model, optimizer = made
     monkeypatch.setattr(checkpoint, "save", lambda folder, contents: 1 / 0)

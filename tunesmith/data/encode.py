@@ -13,6 +13,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ from tunesmith.data.rows import Row, RowProblem, Text, Where, digest, prompt_dig
 from tunesmith.data.source import format_of, to_row
 from tunesmith.data.template import Example
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import CHILD_DIED, UserError
 from tunesmith.recipe import Method, Source
 from tunesmith.run import write_json
 
@@ -108,12 +110,15 @@ def _chunks(lines: Iterator, encoder: "Encoder", parallel: bool) -> Iterator[Chu
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (encoder,)) as pool:
         waiting: deque[Future] = deque()
-        for piece in pieces:
-            waiting.append(pool.submit(_work, piece))
-            if len(waiting) >= 2 * workers:
+        try:
+            for piece in pieces:
+                waiting.append(pool.submit(_work, piece))
+                if len(waiting) >= 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(f"rows cannot be encoded: {CHILD_DIED}") from None
 
 
 def _start_worker(encoder: "Encoder") -> None:

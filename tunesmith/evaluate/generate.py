@@ -6,7 +6,7 @@ from transformers import GenerationConfig
 
 from tunesmith.training.attention import generating
 
-PROMPTS_AT_ONCE = 64
+PROMPTS_AT_ONCE, TOKENS_AT_ONCE = 64, 16384  # tokens with answers, for which keys and values are kept
 
 
 def answers(model, tokenizer, prompts: list[np.ndarray], max_new_tokens: int, stop_ids: list[int]) -> list[str]:
@@ -18,13 +18,22 @@ def answers(model, tokenizer, prompts: list[np.ndarray], max_new_tokens: int, st
     found: dict[int, str] = {}
     shortest_first = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with torch.inference_mode(), generating(model):
-        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-            chosen = shortest_first[start : start + PROMPTS_AT_ONCE]
+        for chosen in _together(shortest_first, [len(p) + max_new_tokens for p in prompts]):
             ids_BT, mask_BT = _left_padded([prompts[i] for i in chosen], tokenizer.pad_id, model.device)
             out_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=greedy)
             for i, out in zip(chosen, out_BT[:, ids_BT.shape[1]:].tolist()):
                 found[i] = tokenizer.decode(_until(out, stop_ids), skip_special_tokens=True)
     return [found[i] for i in range(len(prompts))]
+
+
+def _together(order: list[int], tokens: list[int]) -> list[list[int]]:
+    """Splits prompts, shortest first, into those that are answered at once."""
+    groups: list[list[int]] = []
+    for i in order:
+        if not groups or len(groups[-1]) == PROMPTS_AT_ONCE or (len(groups[-1]) + 1) * tokens[i] > TOKENS_AT_ONCE:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
 
 
 def _left_padded(prompts: list[np.ndarray], pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -55,6 +55,10 @@ class Contents:
     def nbytes(self) -> int:
         return sum(t.nbytes for t in (*self.trained.values(), *self.moments.values()))
 
+    @property
+    def on_card(self) -> bool:
+        return any(t.device.type != "cpu" for t in self.trained.values())
+
     def copied(self) -> "Contents":
         """A copy in memory, which training does not change."""
         trained, moments = ({k: t.detach().to("cpu", copy=True) for k, t in tensors.items()}

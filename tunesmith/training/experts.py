@@ -29,7 +29,8 @@ class Routing:
             module.register_forward_hook(partial(self._note, name, index))
 
     def _note(self, name: str, index: int, module, inputs, outputs) -> None:
-        if module.training and torch.is_grad_enabled():  # recomputed ones are replaced by the next forward pass
+        recomputing = torch._C._current_graph_task_id() != -1  # whose logits would keep what was recomputed before them
+        if module.training and torch.is_grad_enabled() and not recomputing:
             self._logits[name] = outputs[index] if isinstance(outputs, tuple) else outputs
 
     def loss(self, batch: Batch, step_tokens: float) -> torch.Tensor | float:

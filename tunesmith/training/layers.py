@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.attention.varlen  # what defines its operation
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -26,7 +27,7 @@ EXPENSIVE = [  # what `selective` keeps: matrix products and attention, in every
     aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default,
     aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_cudnn_attention.default,
-    attention_kernels.CHUNKED]
+    aten._grouped_mm.default, torch.ops.torch_attn._varlen_attn.default, attention_kernels.CHUNKED]
 
 
 def apply(model: nn.Module, plan: Plan, settings: Train, compile_cache: Path) -> list[str]:

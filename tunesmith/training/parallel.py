@@ -47,13 +47,12 @@ def _waiting_on_signals():
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    others, came = active_children(), []
+    others, came = active_children(), Came()
 
     def stop(number, frame) -> None:
         processes = [process for process in active_children() if process not in others]
-        again = bool(came) and time.monotonic() - came[0] > SECOND_SIGNAL_AFTER_SECONDS
-        if not came:
-            came.append(time.monotonic())
+        first, again = not came, came.again()
+        if first:
             print("stopping: what was learned is saved first, however long it takes; a second signal stops at once",
                   file=sys.stderr, flush=True)
             for process in processes:
@@ -65,18 +64,38 @@ def _waiting_on_signals():
             raise SignalException(f"signal {number}", signal.Signals(number))
 
     try:
-        previous = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    except ValueError:  # a notebook's thread: signals belong to the main thread
-        previous = {}
-    try:
-        yield
+        with on_signals(stop):
+            yield
     except ChildFailedError:
         if came:
             raise SignalException("stopped", signal.SIGTERM) from None
         raise
+
+
+class Came(list):
+    """When signals to stop came."""
+
+    def again(self) -> bool:
+        """Notes one more; whether it is a second one, and not the same by another way."""
+        self.append(time.monotonic())
+        return self[-1] - self[0] > SECOND_SIGNAL_AFTER_SECONDS
+
+
+@contextmanager
+def on_signals(handler):
+    """While this holds, what asks a run to stop goes to `handler`. A hangup does not where it is ignored (nohup)."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    try:
+        previous = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:  # a notebook's thread: signals belong to the main thread
+        previous = {}
+    try:
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 def join(device_type: str) -> torch.device:

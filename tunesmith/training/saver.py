@@ -37,7 +37,12 @@ class Saver:
         self._wait()
         contents = checkpoint.Contents.of(model, optimizer, state)
         _, free = memory()
-        if contents.nbytes + MEMORY_MARGIN_BYTES > free:
+        short = contents.nbytes + MEMORY_MARGIN_BYTES > free
+        if short and contents.on_card:  # writing would copy all of it, too
+            self._log("warning", message=f"checkpoint at step {state.step} not saved: it needs "
+                      f"{contents.nbytes / 1e9:.1f} GB of the machine's memory, {free / 1e9:.1f} GB are free; training "
+                      "goes on")
+        elif short:
             self._write(contents, began)
         else:
             copy = contents.copied()
