@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -45,6 +46,8 @@ class StandIn(BaseHTTPRequestHandler):
     """As much of the hub as its client asks for: listings, files with a commit and an ETag, and commits of others."""
 
     repositories: dict[str, dict[str, bytes]] = {}
+    head = COMMIT
+    """What the main branch is."""
     mode = "regular"
     """How files are to be sent: regular, within the commit, or lfs, each by itself and then named in it."""
     sent: list[str] = []
@@ -64,9 +67,9 @@ class StandIn(BaseHTTPRequestHandler):
     def body(self, path: str) -> bytes | None:
         for name, files in self.repositories.items():
             listing, place = f"/api{name}", name.removeprefix("/models") + "/resolve/"
-            if path in (listing, f"{listing}/revision/main"):
+            if path in (listing, f"{listing}/revision/main", f"{listing}/revision/{COMMIT}"):
                 siblings = [{"rfilename": file} for file in files]
-                return json.dumps({"id": name.split("/", 2)[2], "sha": COMMIT, "siblings": siblings}).encode()
+                return json.dumps({"id": name.split("/", 2)[2], "sha": self.head, "siblings": siblings}).encode()
             if path.startswith(f"{listing}/tree/"):
                 return json.dumps([{"type": "file", "path": file, "size": len(body), "oid": "0"}
                                    for file, body in files.items()]).encode()
@@ -128,7 +131,7 @@ class StandIn(BaseHTTPRequestHandler):
     def answer(self, body: bytes | None, status: int = 200):
         self.send_response(404 if body is None else status)
         self.send_header("Content-Length", str(len(body or b"")))
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", COMMIT if f"/{COMMIT}/" in self.path else self.head)
         self.send_header("ETag", f'"{hashlib.sha1(body or b"").hexdigest()}"')
         self.end_headers()
         if self.command != "HEAD":
@@ -138,15 +141,18 @@ class StandIn(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_run_from_the_hub_and_another_one_offline(hub, tmp_path):
+def test_a_run_from_the_hub_and_another_one_offline(hub, tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text(json.dumps({
         "model": {"path": "org/tiny", "dtype": "float32"}, "data": {"train": "hub:org/sums", "sequence_length": 256},
         "train": {"max_steps": 2}, "evaluate": {"samples": 0}}))
 
-    def train(name: str, *more: str, **environment: str) -> subprocess.CompletedProcess:
+    def tunesmith(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         settings = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", **environment}
-        return subprocess.run([sys.executable, "-m", "tunesmith.cli", "train", "recipe.yaml", "--name", name, *more],
-                              cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True, check=False)
+        return subprocess.run([sys.executable, "-m", "tunesmith.cli", *arguments], cwd=tmp_path,
+                              env=os.environ | settings, capture_output=True, text=True, check=False)
+
+    def train(name: str, *more: str, **environment: str) -> subprocess.CompletedProcess:
+        return tunesmith("train", "recipe.yaml", "--name", name, *more, **environment)
 
     online, offline = train("online"), train("offline", HF_HUB_OFFLINE="1")
     assert (online.returncode, offline.returncode) == (0, 0), online.stderr + offline.stderr
@@ -156,6 +162,11 @@ def test_a_run_from_the_hub_and_another_one_offline(hub, tmp_path):
     assert not list((tmp_path / "hf").rglob("*trap*")) and not list((tmp_path / "hf").rglob("*.bin"))
     config = json.loads((tmp_path / "runs" / "online" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/tiny"
+    assert yaml.safe_load((tmp_path / "runs/online/recipe.yaml").read_text())["data"]["train"][0]["revision"] == COMMIT
+    monkeypatch.setattr(StandIn, "head", "b" * 40)  # upstream goes on; the run does not care
+    shutil.rmtree(tmp_path / "runs/online/adapter")
+    done = tunesmith("resume", "runs/online")
+    assert done.returncode == 0, done.stderr
     for more in (["--model.path", "org/none"], ["--data.train", "hub:org/none"]):
         refused = train("refused", *more)
         assert refused.returncode == 2

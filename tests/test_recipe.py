@@ -37,6 +37,8 @@ def test_every_field_is_read_and_documented(key):
     ({"train": {"learning_rte": 1}}, "did you mean `train.learning_rate`?"),
     ({"modle": {}}, "did you mean `model`?"),
     ({"data": {"train": [{"path": "a", "wieght": 1}]}}, "did you mean `data.train.0.weight`?"),
+    ({"data": {"train": "a", "format": "alpaca"}}, "unknown key `data.format`; it is a source's: `data.train: [{path:"),
+    ({"format": "alpaca"}, "it is a source's"),
     ({"train": {"learning_rate": -1}}, "`train.learning_rate`"),
     ({"name": "a/b"}, "name must be a plain folder name"),
 ])

@@ -84,7 +84,7 @@ def _answer(console: Console, models: Models, base: bool, messages: list[dict], 
     answer = ""
     for piece in streamer:
         answer += piece
-        console.print(piece, end="", markup=False)
+        console.print(piece, end="", markup=False, emoji=False)
     thread.join()
     console.print()
     if failures:

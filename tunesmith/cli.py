@@ -3,6 +3,7 @@
 Exit status: 0 done, 2 the user's mistake, 1 ours, 130 interrupted.
 """
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ recipe_app = App(name="recipe", help="About recipes.")
 app.command(data)
 app.command(recipe_app)
 
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # what only the user can mend
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 DEFAULT_OUTPUT = Path("runs")
 
@@ -36,6 +38,8 @@ def init(*, model: str, data: str, output: Path = Path("recipe.yaml"), force: bo
     from tunesmith.init import recipe_text
     from tunesmith.run import write_atomic
 
+    if not output.parent.is_dir():
+        raise UserError(f"{output}: there is no folder {output.parent}")
     if output.exists() and not force:
         raise UserError(f"{output}: exists already; say --force to overwrite it, or --output for another file")
     write_atomic(output, recipe_text(model, data))
@@ -199,24 +203,29 @@ def demo(*, model: str | None = None, output: Path = DEFAULT_OUTPUT) -> None:
 
 
 @data.command
-def check(file: str, *, model: str | None = None, format: str = "auto", as_json: Json = False) -> None:
+def check(file: str, *, model: str | None = None, format: str = "auto", subset: str | None = None,
+          split: str | None = None, as_json: Json = False) -> None:
     """Say what a file holds: format, counts, reasons, and with a model lengths and supervised share.
 
     Args:
         file: File, folder, glob or hub:org/name.
         model: Folder or hub id of the model whose tokenizer and template count.
         format: The format, if it is not to be recognised.
+        subset: Of a hub dataset.
+        split: Of a hub dataset; train if there is one.
         as_json: Print the findings as JSON.
     """
     from tunesmith.data.check import check as look
     from tunesmith.data.check import report
 
-    found = look(file, format, _model_folder(model))
+    found = look(_source(file, format, subset, split), _model_folder(model))
     print_json(found) if as_json else report(found)
 
 
 @data.command
-def show(file: str, *, model: str, rows: int = 3, format: str = "auto", mask: str = "assistant") -> None:
+def show(file: str, *, model: str, rows: int = 3, format: str = "auto",
+         mask: Literal["assistant", "last", "all"] = "assistant", subset: str | None = None,
+         split: str | None = None) -> None:
     """Show rows as the model will see them, supervised tokens in colour.
 
     Args:
@@ -225,10 +234,23 @@ def show(file: str, *, model: str, rows: int = 3, format: str = "auto", mask: st
         rows: How many.
         format: The format, if it is not to be recognised.
         mask: assistant, last or all.
+        subset: Of a hub dataset.
+        split: Of a hub dataset; train if there is one.
     """
     from tunesmith.data.check import show as draw
 
-    draw(file, format, _model_folder(model), rows, mask)
+    draw(_source(file, format, subset, split), _model_folder(model), rows, mask)
+
+
+def _source(path: str, format: str, subset: str | None, split: str | None):
+    from pydantic import ValidationError
+
+    from tunesmith.recipe import Source, first_problem
+
+    try:
+        return Source(path=path, format=format, subset=subset, split=split)
+    except ValidationError as error:
+        raise UserError(f"{path}: {first_problem(error)}") from None
 
 
 @recipe_app.command
@@ -253,6 +275,10 @@ def main() -> None:
         _fail(_misused(error), UserError.status)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except OSError as error:
+        if error.filename is None or error.errno not in DENIED:
+            raise
+        _fail(f"{error.filename}: {error.strerror}", UserError.status)
 
 
 def _misused(error: CycloptsError) -> str:

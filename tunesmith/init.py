@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import yaml
+
 from tunesmith.data.source import rows_of
 from tunesmith.data.rows import Text
 from tunesmith.errors import UserError
@@ -43,7 +45,7 @@ def recipe_text(model: str, data: str) -> str:
     longest = getattr(config, "max_position_embeddings", None) or 2048
     length = min(longest, 2048, max(256, _power_of_two(characters // CHARACTERS_PER_TOKEN)))
     text = TEXT.format(
-        model=model, data=data, length=length if not is_text else min(longest, 2048), share=0.05,
+        model=_yaml(model), data=_yaml(data), length=length if not is_text else min(longest, 2048), share=0.05,
         method="cpt" if is_text else "sft",
         method_note="continued pretraining on text" if is_text else "answers to prompts",
         kind="full" if small else "lora",
@@ -51,6 +53,11 @@ def recipe_text(model: str, data: str) -> str:
         rank="" if small else "  rank: 16\n  alpha: 32\n", epochs=1 if is_text else 3,
         batch=16 if rows < 1000 else 32, rate="5e-4" if small else "2e-4")
     return _aligned(text)
+
+
+def _yaml(text: str) -> str:
+    """Quoted where YAML would read it otherwise."""
+    return yaml.safe_dump(text, allow_unicode=True, width=2**20).removesuffix("...\n").strip()
 
 
 def _look(source: Source) -> tuple[int, int, bool]:

@@ -8,9 +8,11 @@ import logging
 import multiprocessing
 import shutil
 from contextlib import contextmanager, suppress
+from datetime import date
 from pathlib import Path
 
 from tunesmith import provenance
+from tunesmith.data import hub
 from tunesmith.data.dataset import Dataset
 from tunesmith.data.source import has_reasoning
 from tunesmith.data.template import thinking_kwargs
@@ -33,13 +35,13 @@ def train(recipe: Recipe) -> Run:
     """Trains from a recipe and returns the run. Raises UserError, leaving nothing behind, where that cannot be."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a process of ours that imports the script
         raise UserError("a script calls tunesmith.train outside of `if __name__ == \"__main__\":`")
-    run = Run.create(recipe)
+    run = Run.create(_pinned(recipe))
     with run.held():
         try:
             prepare(run)
             _start(run)
         except BaseException as error:
-            if isinstance(error, UserError) or run.plan is None:
+            if run.plan is None or isinstance(error, UserError) and not run.events("step"):
                 shutil.rmtree(run.folder)
             raise
     return run
@@ -73,13 +75,20 @@ def prepare(run: Run) -> None:
     plan, measured = fitted(run, plan, base, _positions(config))
     if measured:
         screen.measured(measured)
-    dataset = dataset_of(run, tokenizer, plan.sequence_length, run.ledger_file, screen.encoding)
+    day = date.today().isoformat()
+    dataset = dataset_of(run, tokenizer, plan.sequence_length, run.ledger_file, screen.encoding, day)
     screen.data(dataset)
     _check_fit(recipe, dataset, config)
     write_json(run.provenance_file, provenance.collect(recipe, base, machine))
     write_json(run.plan_file, plan.as_dict() | {
-        "ledger": dataset.ledger, "formats": dataset.formats, "base": str(base), "template": tokenizer.template_name,
+        "ledger": dataset.ledger, "formats": dataset.formats, "base": str(base.resolve()), "day": day, "template": tokenizer.template_name,
         "template_kwargs": kwargs, "stop_ids": _stop_ids(dataset, tokenizer, base)})
+
+
+def _pinned(recipe: Recipe) -> Recipe:
+    """Names the commits of its hub datasets, so that a run, also a resumed one, has the same rows throughout."""
+    sources = {key: [hub.pinned(source) for source in getattr(recipe.data, key)] for key in ("train", "eval")}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=sources)})
 
 
 def _positions(config) -> int:

@@ -65,12 +65,13 @@ class Source(Section):
     """Subset (configuration) of a hub dataset."""
     split: str | None = None
     """Split of a hub dataset; train if there is one."""
-
+    revision: str | None = None
+    """Branch, tag or commit of a hub dataset. The recipe that a run keeps names the commit."""
 
     @model_validator(mode="after")
     def _is_of_the_hub(self) -> "Source":
-        if (self.split or self.subset) and not self.path.startswith("hub:"):
-            raise ValueError("split and subset are of hub datasets; give the file itself as path")
+        if (self.split or self.subset or self.revision) and not self.path.startswith("hub:"):
+            raise ValueError("split, subset and revision are of hub datasets; give the file itself as path")
         return self
 
 
@@ -316,8 +317,11 @@ def first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = known_keys() + [f"{key.rpartition('.')[0]}.{name}" for name in Source.model_fields]
-        near = difflib.get_close_matches(key, known, 1, 0.0)[0]
+        parent, _, name = key.rpartition(".")
+        if name in Source.model_fields and parent in ("data", ""):
+            return f"unknown key `{key}`; it is a source's: `data.train: [{{path: …, {name}: …}}]`"
+        of_source = [f"{parent}.{field}" for field in Source.model_fields] if parent[-1:].isdigit() else []
+        near = difflib.get_close_matches(key, known_keys() + of_source, 1, 0.0)[0]
         return f"unknown key `{key}`; did you mean `{near}`?"
     if problem["type"] == "missing":
         return f"`{key}` is missing"

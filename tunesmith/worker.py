@@ -106,9 +106,11 @@ def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint
     recipe, settings = run.recipe, run.recipe.train
     tokenizer = tokenizer_of(run)
     dataset = dataset_of(run, tokenizer, plan.sequence_length)
+    done = checkpoint.complete(run.checkpoints)
+    if run.events("start"):  # before anything else is logged, as what is between was a pause
+        log("resume", step=checkpoint.read_state(done[-1]).step if done else 0)
     built = build(run, plan, run.base, device, log)
     model, plan = built.model, built.plan
-    done = checkpoint.complete(run.checkpoints)
     state = checkpoint.load(done[-1], model, built.optimizer) if done else checkpoint.State(
         micro_batch_tokens=plan.micro_batch_tokens, checkpointing=plan.gradient_checkpointing == "on")
     if state.checkpointing and plan.gradient_checkpointing != "on":
@@ -118,8 +120,6 @@ def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint
               tokenizer=tokenizer, schedule=schedule, saver=Saver(run.checkpoints, settings.keep_checkpoints, log),
               device=device, stop_asked=stop_asked, evaluate=lambda: _evaluate(job, state),
               sample=lambda: _sample(job, state), seed=recipe.seed, log=log)
-    if run.events("start"):
-        log("resume", step=state.step)
     trained, everything = adapt.parameter_counts(model)
     log("start", step=state.step, steps=schedule.steps, rows=len(dataset.train), eval_rows=len(dataset.eval),
         trainable_parameters=trained, parameters=everything)
@@ -226,8 +226,9 @@ def _before(job: Job, run: Run, state: checkpoint.State) -> None:
 def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
     """Measures the trained model as it will be saved, writes eval.json, the report and the result."""
     if run.recipe.adapter.kind == "full":
+        dtype = _saved_dtype(run)
         for parameter in job.model.parameters():  # not buffers: frequencies of positions stay in float32
-            parameter.data = parameter.data.to(_saved_dtype(run))
+            parameter.data = parameter.data.to(dtype)
     after = _measure(job, state) if len(job.held_out) else None
     if parallel.rank() == 0:
         if after:

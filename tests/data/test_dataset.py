@@ -98,6 +98,18 @@ def test_many_processes_encode_as_one_does(tokenizer, tmp_path, monkeypatch):
     assert ledger_alone == ledger_together
 
 
+@given(st.lists(st.integers(0, 40), max_size=60))
+def test_pieces_are_small_and_lose_nothing(sizes):
+    lines = [(number, b"x" * size) for number, size in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "CHUNK_ROWS", 8)
+        patch.setattr(encode, "CHUNK_CHARACTERS", 100)
+        pieces = list(encode._pieces(iter(lines)))
+    assert [line for piece in pieces for line in piece] == lines
+    for piece in pieces:
+        assert 0 < len(piece) <= 8 and sum(len(payload) for _, payload in piece[:-1]) < 100
+
+
 def test_tokens_come_from_the_cache_until_something_changes(tokenizer, tmp_path, monkeypatch):
     file = write_rows(tmp_path / "rows.jsonl", sums(20))
     first, _ = prepared(tokenizer, tmp_path, train=str(file))
@@ -108,6 +120,16 @@ def test_tokens_come_from_the_cache_until_something_changes(tokenizer, tmp_path,
     write_rows(file, sums(21))
     with pytest.raises(pytest.fail.Exception):
         prepared(tokenizer, tmp_path, train=str(file))
+
+
+def test_a_column_that_the_first_rows_have_not(tokenizer, tmp_path):
+    rows = [{"q": "1+1", "reply": "2"}] * 30 + [{"q": "1+2", "reply": "3", "passage": "Sums."}]
+    file = write_rows(tmp_path / "late.jsonl", rows)
+    columns = {"question": "q", "answer": "reply", "context": "passage"}
+    dataset, _ = prepared(tokenizer, tmp_path, train=[{"path": str(file), "columns": columns}], eval_share=0)
+    assert len(dataset.train) == 2
+    with pytest.raises(UserError, match="no column 'none'"):
+        prepared(tokenizer, tmp_path, train=[{"path": str(file), "columns": {"answer": "none"}}])
 
 
 def test_weights_and_a_column_mapping(tokenizer, tmp_path):

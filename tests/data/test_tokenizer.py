@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from datetime import date
 
 import pytest
 from hypothesis import assume, given, settings
@@ -80,6 +81,18 @@ def test_fingerprint_follows_template_and_variables(folders, tmp_path):
     assert len({t.fingerprint for t in tokenizers}) == 4
     assert [t.template_name for t in tokenizers] == ["own", "chatml", str(other), "own"]
     assert Tokenizer.load(folder).fingerprint == tokenizers[0].fingerprint
+
+
+def test_the_date_that_a_template_writes(folders, tmp_path):
+    template = tmp_path / "dated.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}")
+    today, plain = Tokenizer.load(folders["qwen3"], str(template)), Tokenizer.load(folders["qwen3"])
+    then = today.on("2024-07-26")
+    asked = [{"role": "user", "content": "Hello"}]
+    assert then.render(asked) == pickle.loads(pickle.dumps(then)).render(asked) == "26 Jul 2024: Hello"
+    assert today.render(asked).startswith(f"{date.today():%d %b %Y}")
+    assert len({t.fingerprint for t in (today, then, today.on("2024-07-27"))}) == 3
+    assert plain.on("2024-07-26") is plain
 
 
 def test_older_layouts_of_templates_and_tokens(folders, tmp_path):

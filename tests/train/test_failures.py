@@ -256,6 +256,36 @@ def test_resume_refuses_what_is_no_run_or_is_finished(recipe, tmp_path, monkeypa
     assert contents(run.folder) == before
 
 
+def test_a_mistake_that_shows_late_costs_no_training(recipe, monkeypatch):
+    def gone(run):
+        raise UserError("model.path: the base is gone")
+
+    asked = recipe(adapter={"kind": "full"}, train={"max_steps": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_saved_dtype", gone)
+        with pytest.raises(UserError, match="is gone"):
+            job.train(asked)
+    run = Run(asked.output / "run")
+    assert checkpoint.complete(run.checkpoints)
+    assert job.resume(run.folder).result.is_dir()
+
+
+def test_a_pause_ends_with_the_resume_whatever_is_warned_of(recipe, monkeypatch):
+    monkeypatch.setattr("tunesmith.training.attention.keeps_apart", lambda model: False)
+    run = job.train(recipe(train={"max_steps": 2}))
+    shutil.rmtree(run.result)
+    job.resume(run.folder)
+    names = [event["event"] for event in run.events()]
+    assert names[names.index("stop") + 1] == "resume" and names.count("warning") == 2
+
+
+def test_a_source_of_which_nothing_can_be_read(recipe, tmp_path, capfd):
+    (tmp_path / "empty.jsonl").write_text("")
+    rows = write_rows(tmp_path / "rows.jsonl", sums(20))
+    job.train(recipe(data={"train": [str(rows), str(tmp_path / "empty.jsonl")]}, train={"max_steps": 1}))
+    assert "(messages)" in capfd.readouterr().err
+
+
 def test_a_file_system_without_locks(recipe, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -19,9 +19,8 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
-def check(path: str, format: str, model: Path | None) -> dict:
+def check(source: Source, model: Path | None) -> dict:
     """What a source holds. Raises UserError if nothing in it is usable."""
-    source = Source(path=path, format=format)
     tokenizer = _tokenizer(source, model) if model else None
     ledger, seen, examples, first = Ledger(), set(), [], []
     for where, row in rows_of(source):
@@ -42,8 +41,8 @@ def check(path: str, format: str, model: Path | None) -> dict:
             ledger.dropped(where, problem.reason, problem.detail)
             if len(first) < 5:
                 first.append({"where": str(where), "reason": problem.reason, "detail": problem.detail})
-    ledger.refuse_if_empty(path)
-    found = {"path": path, "format": format_of(source), **ledger.summary(), "first_problems": first}
+    ledger.refuse_if_empty(source.path)
+    found = {"path": source.path, "format": format_of(source), **ledger.summary(), "first_problems": first}
     return found | (_lengths(np.array(examples)) if examples else {})
 
 
@@ -60,7 +59,7 @@ def _lengths(examples: np.ndarray) -> dict:
 
 def report(found: dict) -> None:
     """Prints what `check` found."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(f"{found['path']}: format {found['format']}, {found['read']:,} rows read, {found['kept']:,} usable")
     for action in ("dropped", "changed"):
         for reason, count in found[action].items():
@@ -80,10 +79,9 @@ def report(found: dict) -> None:
     console.print(lengths, lost)
 
 
-def show(path: str, format: str, model: Path, rows: int, mask: str) -> None:
+def show(source: Source, model: Path, rows: int, mask: str) -> None:
     """Prints the first rows as the model sees them: what it learns in green, the rest dim."""
-    source = Source(path=path, format=format)
-    tokenizer, console = _tokenizer(source, model), Console(highlight=False)
+    tokenizer, console = _tokenizer(source, model), Console(highlight=False, markup=False, emoji=False)
     for where, row in islice(rows_of(source), rows):
         try:
             if isinstance(row, RowProblem):
@@ -94,7 +92,7 @@ def show(path: str, format: str, model: Path, rows: int, mask: str) -> None:
             continue
         for example in examples:
             learned = sum(example.supervised)
-            console.rule(f"{where}  {len(example.ids)} tokens, {learned} supervised", align="left")
+            console.rule(Styled(f"{where}  {len(example.ids)} tokens, {learned} supervised"), align="left")
             console.print(_coloured(tokenizer, example))
 
 

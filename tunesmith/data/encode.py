@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from tunesmith.recipe import Method, Source
 from tunesmith.run import write_json
 
 VERSION = 4  # raise when the same input must give other tokens
-CHUNK_ROWS = 512
+CHUNK_ROWS, CHUNK_CHARACTERS = 512, 4 * 2**20
 PARALLEL_FROM_BYTES = 4 * 2**20  # smaller sources are done before the worker processes have started
 
 # start, length: where the example's tokens are. answer: its last answer, as token numbers within it. row: the number
@@ -103,7 +102,7 @@ def _encode(source: Source, files: list[Path], settings: Settings, shard: Path, 
 
 def _chunks(lines: Iterator, encoder: "Encoder", parallel: bool) -> Iterator[Chunk]:
     """Encodes in order; in parallel at most a few chunks wait, so that memory does not grow with the file."""
-    pieces = iter(lambda: list(islice(lines, CHUNK_ROWS)), [])
+    pieces = _pieces(lines)
     if not parallel:
         yield from map(encoder.chunk, pieces)
         return
@@ -119,6 +118,19 @@ def _chunks(lines: Iterator, encoder: "Encoder", parallel: bool) -> Iterator[Chu
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise UserError(f"rows cannot be encoded: {CHILD_DIED}") from None
+
+
+def _pieces(lines: Iterator) -> Iterator[list]:
+    """Lists of CHUNK_ROWS lines, or of fewer that are long."""
+    piece, size = [], 0
+    for where, payload in lines:
+        piece.append((where, payload))
+        size += len(payload) if isinstance(payload, bytes) else len(str(payload))
+        if len(piece) == CHUNK_ROWS or size >= CHUNK_CHARACTERS:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
 
 
 def _start_worker(encoder: "Encoder") -> None:

@@ -5,7 +5,9 @@ data/train-00000-of-00001.parquet, subset/validation.jsonl, test.csv.
 """
 
 import re
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -26,16 +28,42 @@ def download(source: Source, endings: tuple[str, ...]) -> list[Path]:
     """The files of the source's subset and split, in the hub's cache; honours HF_ENDPOINT and HF_HUB_OFFLINE.
     Raises UserError if the dataset, the subset or the split cannot be had."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, HTTPError
 
     name = source.path.removeprefix("hub:")
-    try:
-        names = _list(name)
-        readme = _readme(hf_hub_download(name, "README.md", repo_type="dataset")) if "README.md" in names else {}
+    with _hub_errors(source.path):
+        fetch = partial(hf_hub_download, name, repo_type="dataset", revision=source.revision)
+        names = _list(name, source.revision)
+        readme = _readme(fetch("README.md")) if "README.md" in names else {}
         chosen = choose(source, [n for n in names if _is_data(n, endings)], readme)
-        return [Path(hf_hub_download(name, file, repo_type="dataset")) for file in chosen]
+        return [Path(fetch(file)) for file in chosen]
+
+
+def pinned(source: Source) -> Source:
+    """The source with the commit that its revision, by default the main branch, is now. Raises UserError."""
+    if not source.path.startswith("hub:"):
+        return source
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    name = source.path.removeprefix("hub:")
+    with _hub_errors(source.path):
+        if HF_HUB_OFFLINE:
+            return source.model_copy(update={"revision": _cached(name, source.revision).name})
+        now = HfApi().dataset_info(name, revision=source.revision)
+        if small := {".gitattributes", "README.md"} & {file.rfilename for file in now.siblings}:
+            # Asked for by the branch, so that the cache knows offline what the branch was.
+            hf_hub_download(name, min(small), repo_type="dataset", revision=source.revision)
+    return source.model_copy(update={"revision": now.sha})
+
+
+@contextmanager
+def _hub_errors(path: str):
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    try:
+        yield
     except (HFValidationError, HTTPError, OSError) as error:
-        raise UserError(f"{source.path}: cannot get it from the hub: {first_line(error)}") from None
+        raise UserError(f"{path}: cannot get it from the hub: {first_line(error)}") from None
 
 
 def choose(source: Source, names: list[str], readme: dict) -> list[str]:
@@ -52,15 +80,22 @@ def choose(source: Source, names: list[str], readme: dict) -> list[str]:
     return sorted(splits[_pick(source.path, "split", source.split, splits, "train")])
 
 
-def _list(name: str) -> list[str]:
+@cache
+def _list(name: str, revision: str | None) -> list[str]:
     """Paths of the dataset's files, from the hub or, offline, from the cache."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if not HF_HUB_OFFLINE:
-        return HfApi().list_repo_files(name, repo_type="dataset")
-    folder = Path(snapshot_download(name, repo_type="dataset", local_files_only=True))
+        return HfApi().list_repo_files(name, repo_type="dataset", revision=revision)
+    folder = _cached(name, revision)
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def _cached(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
 
 
 def _is_data(name: str, endings: tuple[str, ...]) -> bool:

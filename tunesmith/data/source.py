@@ -1,7 +1,7 @@
 """A source's rows: its records read, its format recognised, each record turned into a Row."""
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 
 from tunesmith.data import formats
 from tunesmith.data.read import read
@@ -10,6 +10,7 @@ from tunesmith.errors import UserError
 from tunesmith.recipe import Source
 
 SAMPLES = 20  # readable records from which a format is recognised
+MORE = 10_000  # in which a column is looked for that those have not; null ones may be left out
 
 
 def rows_of(source: Source) -> Iterator[tuple[Where, Row | RowProblem]]:
@@ -22,9 +23,14 @@ def rows_of(source: Source) -> Iterator[tuple[Where, Row | RowProblem]]:
 
 def format_of(source: Source) -> str | None:
     """The format that the source names, or that its first readable records have; None if none can be read."""
-    samples = list(islice((raw.value for raw in read(source) if raw.value is not None), SAMPLES))
-    for standard, column in source.columns.items():
-        if samples and not any(column in sample for sample in samples):
+    readable = (raw.value for raw in read(source) if raw.value is not None)
+    samples = list(islice(readable, SAMPLES))
+    missing = {column: standard for standard, column in source.columns.items()}
+    for value in chain(samples, islice(readable, MORE) if missing else ()):
+        if not (missing := {column: name for column, name in missing.items() if column not in value}):
+            break
+    if samples:
+        for column, standard in missing.items():
             raise UserError(f"columns: {source.path} has no column {column!r} to read as {standard}; its columns are "
                             f"{', '.join(map(str, samples[0]))}")
     if source.format != "auto":

@@ -6,6 +6,7 @@ Text becomes the same ids as with transformers' `apply_chat_template`; tests com
 import hashlib
 import json
 import re
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -23,8 +24,8 @@ BUILT_IN = {name: Path(__file__).parent / "templates" / f"{name}.jinja" for name
 class Tokenizer:
     """Use `Tokenizer.load`. Pickles as its folder and settings, so sending one to a worker is cheap."""
 
-    def __init__(self, folder: Path, chat_template: str, template_kwargs: dict):
-        self.folder = folder
+    def __init__(self, folder: Path, chat_template: str, template_kwargs: dict, day: str | None = None):
+        self.folder, self._day = folder, day
         self.template_kwargs = template_kwargs
         """Extra variables for every render, e.g. `{"enable_thinking": False}`."""
         self._asked_template = chat_template
@@ -46,7 +47,13 @@ class Tokenizer:
         return cls(Path(folder), chat_template, dict(template_kwargs or {}))
 
     def __reduce__(self):
-        return Tokenizer.load, (self.folder, self._asked_template, self.template_kwargs)
+        return Tokenizer, (self.folder, self._asked_template, self.template_kwargs, self._day)
+
+    def on(self, day: str | None) -> "Tokenizer":
+        """One whose templates take it to be that day (ISO 8601), if they write the date at all."""
+        if day and any("strftime_now" in template for template in self._templates.values()):
+            return Tokenizer(self.folder, self._asked_template, self.template_kwargs, day)
+        return self
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and, for each, where in `text` it stands (characters). Adds no special token."""
@@ -68,6 +75,8 @@ class Tokenizer:
                **kwargs) -> str:
         """The conversation as the chat template writes it. Raises RowProblem if the template refuses it."""
         variables = {**self.named_tokens, **self.template_kwargs, **kwargs}
+        if self._day:
+            variables["strftime_now"] = datetime.fromisoformat(self._day).strftime
         return rendered(self._templates, self.template_name, messages, tools, add_generation_prompt, variables)
 
     @property
@@ -141,7 +150,7 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """Changes when anything changes that ids depend on."""
-        settings = [self.named_tokens, self._templates, self.template_kwargs]
+        settings = [self.named_tokens, self._templates, self.template_kwargs] + [self._day] * bool(self._day)
         text = json.dumps(settings, sort_keys=True, default=str)
         return hashlib.blake2b(self._file + text.encode(), digest_size=16).hexdigest()
 

@@ -55,7 +55,7 @@ class Transformers:
     def __init__(self, model, folder: Path, stop_ids: set[int]):
         quieten()
         self.model, self.stop_ids = on_best(model.eval()), stop_ids
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False)
         self._tokenizer.model_max_length = sys.maxsize  # it would warn of texts that no model reads here
 
     @classmethod

@@ -19,11 +19,11 @@ def resolve(model: Model) -> Path:
     if model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
         raise UserError(f"model.path: no folder {model.path}, and it is not a hub id like org/name")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HFValidationError, HTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"model.path: cannot get {model.path} from the hub: {first_line(error)}") from None
     _check(folder, model)
     return folder
@@ -144,7 +144,7 @@ def save_tokenizer(model: Model, folder: Path, target: Path) -> None:
     from tunesmith.data.tokenizer import Tokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, mistral_format=False)
     except (ValueError, OSError) as error:
         raise UserError(f"model.path: {folder}: transformers cannot read its tokenizer: {first_line(error)}") from None
     tokenizer.add_tokens(model.new_tokens)
