@@ -57,7 +57,7 @@ def recipe_text(model: str, data: str) -> str:
 
 def _yaml(text: str) -> str:
     """Quoted where YAML would read it otherwise."""
-    return yaml.safe_dump(text, allow_unicode=True, width=2**20).removesuffix("...\n").strip()
+    return yaml.safe_dump(text, allow_unicode=True, width=2**20).removesuffix("\n").removesuffix("\n...")
 
 
 def _look(source: Source) -> tuple[int, int, bool]:

@@ -81,8 +81,8 @@ def prepare(run: Run) -> None:
     _check_fit(recipe, dataset, config)
     write_json(run.provenance_file, provenance.collect(recipe, base, machine))
     write_json(run.plan_file, plan.as_dict() | {
-        "ledger": dataset.ledger, "formats": dataset.formats, "base": str(base.resolve()), "day": day, "template": tokenizer.template_name,
-        "template_kwargs": kwargs, "stop_ids": _stop_ids(dataset, tokenizer, base)})
+        "ledger": dataset.ledger, "formats": dataset.formats, "base": str(base.resolve()), "day": day,
+        "template": tokenizer.template_name, "template_kwargs": kwargs, "stop_ids": _stop_ids(dataset, tokenizer, base)})
 
 
 def _pinned(recipe: Recipe) -> Recipe:

@@ -39,7 +39,8 @@ class Screen:
     def data(self, dataset) -> None:
         """What became of the rows."""
         ledger = dataset.ledger
-        self.console.print(f"data    {ledger['read']:,} rows read ({', '.join(sorted(set(filter(None, dataset.formats))))}): "
+        formats = ", ".join(sorted(set(filter(None, dataset.formats))))  # a source without readable rows has none
+        self.console.print(f"data    {ledger['read']:,} rows read ({formats}): "
                            f"{len(dataset.train):,} examples to learn from, {len(dataset.eval):,} held out")
         if dataset.eval_unused:
             self.console.print(f"        {dataset.eval_unused:,} more held-out examples are not evaluated: "

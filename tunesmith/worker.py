@@ -49,7 +49,7 @@ def work(folder: Path) -> None:
             screen.show(event, values)
 
     with closing(screen), stop_on_signal() as stop_asked:
-        with no_room_is_said("the model", "a smaller one does, or model.quantize: nf4, or an adapter (adapter.kind: lora)"):
+        with no_room_is_said("the model", "a smaller one may, or model.quantize: nf4, or adapter.kind: lora"):
             job, state = _job(run, plan, device, log, stop_asked)
         _before(job, run, state)
         with job.saver:

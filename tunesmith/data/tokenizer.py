@@ -18,6 +18,7 @@ from tunesmith.data.rows import RowProblem
 from tunesmith.errors import UserError
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+NOW = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
 BUILT_IN = {name: Path(__file__).parent / "templates" / f"{name}.jinja" for name in ("plain", "chatml")}
 
 
@@ -38,7 +39,8 @@ class Tokenizer:
         self.named_tokens = _named_tokens({**_settings(folder / "special_tokens_map.json"), **config})
         self.adds_bos = self.bos_id is not None and plain[:1] == [self.bos_id]
         """Whether the tokenizer by itself puts bos before plain text."""
-        self.template_name, self._templates = _templates(folder, config, chat_template)
+        self.template_name, templates = _templates(folder, config, chat_template)
+        self._templates = {name: _dated(text, day) if day else text for name, text in templates.items()}
 
     @classmethod
     def load(cls, folder: str | Path, chat_template: str = "auto", template_kwargs: dict | None = None) -> "Tokenizer":
@@ -75,8 +77,6 @@ class Tokenizer:
                **kwargs) -> str:
         """The conversation as the chat template writes it. Raises RowProblem if the template refuses it."""
         variables = {**self.named_tokens, **self.template_kwargs, **kwargs}
-        if self._day:
-            variables["strftime_now"] = datetime.fromisoformat(self._day).strftime
         return rendered(self._templates, self.template_name, messages, tools, add_generation_prompt, variables)
 
     @property
@@ -150,7 +150,7 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """Changes when anything changes that ids depend on."""
-        settings = [self.named_tokens, self._templates, self.template_kwargs] + [self._day] * bool(self._day)
+        settings = [self.named_tokens, self._templates, self.template_kwargs]
         text = json.dumps(settings, sort_keys=True, default=str)
         return hashlib.blake2b(self._file + text.encode(), digest_size=16).hexdigest()
 
@@ -242,6 +242,12 @@ def _templates(folder: Path, config: dict, asked: str) -> tuple[str, dict[str, s
     if "default" in templates:
         return "own", templates
     return "plain", {"default": _template_text(BUILT_IN["plain"])}
+
+
+def _dated(template: str, day: str) -> str:
+    """A template that writes that day where it would write today: transformers takes no other clock."""
+    then = datetime.fromisoformat(day)
+    return NOW.sub(lambda call: json.dumps(then.strftime(call[2])), template)
 
 
 def _template_text(path: Path) -> str:

@@ -38,7 +38,7 @@ class Observation:
     conversations: list[list[int] | None]
     log_probs: list[np.ndarray]  # (T - 1, V) for each row, as long as POSITIONS lasts
     loss: float | None  # nats a supervised token
-    answers: list[list[int]]
+    answers: list[str]
     stopped: list[bool]
     stop_ids: set[int]
     exact_match: float | None
@@ -63,10 +63,10 @@ def observe(engine: Engine, probes: Probes, decode, progress=lambda done, of: No
     answers, stopped = [], []
     for number, prompt in enumerate(probes.prompts):
         answer, ended = engine.generate(prompt, probes.max_new_tokens)
-        answers.append(answer)
+        answers.append(decode(answer))
         stopped.append(ended)
         progress(len(rows) + number + 1, steps)
-    right = [decode(a) == r for a, r in zip(answers, probes.references)]
+    right = [a == r for a, r in zip(answers, probes.references)]
     return Observation([engine.encode(text) for text in texts], conversations, log_probs,
                        nats / max(count, 1) if rows else None, answers, stopped, set(engine.stop_ids),
                        float(np.mean(right)) if probes.exact_match else None, engine.expresses_all,
@@ -77,7 +77,8 @@ def compare(trained: Observation, exported: Observation, probes: Probes, precisi
     """parity.json: `passed`, `problem` (the first difference, or None) and what was measured; `logits` None if the
     exported model's engine tells no likelihoods."""
     found = {"precision": precision, "rows": len(probes.rows), "rows_from": probes.source,
-             "tokens": {"texts": len(exported.texts), "conversations": sum(c is not None for c in exported.conversations),
+             "tokens": {"texts": len(exported.texts),
+                        "conversations": sum(ids is not None for ids in exported.conversations),
                         "not_expressed": _not_expressed(trained, exported, probes),
                         "excused": _excused(trained, exported, probes)},
              "logits": distance(trained.log_probs, exported.log_probs) if exported.log_probs else None,
