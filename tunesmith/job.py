@@ -82,7 +82,8 @@ def prepare(run: Run) -> None:
     write_json(run.provenance_file, provenance.collect(recipe, base, machine))
     write_json(run.plan_file, plan.as_dict() | {
         "ledger": dataset.ledger, "formats": dataset.formats, "base": str(base.resolve()), "day": day,
-        "template": tokenizer.template_name, "template_kwargs": kwargs, "stop_ids": _stop_ids(dataset, tokenizer, base)})
+        "template": tokenizer.template_name, "template_kwargs": kwargs,
+        "stop_ids": _stop_ids(dataset, tokenizer, base)})
 
 
 def _pinned(recipe: Recipe) -> Recipe:
