@@ -27,7 +27,8 @@ EXPENSIVE = [  # what `selective` keeps: matrix products and attention, in every
     aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default,
     aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_cudnn_attention.default,
-    aten._grouped_mm.default, torch.ops.torch_attn._varlen_attn.default, attention_kernels.CHUNKED]
+    torch.ops.torch_attn._varlen_attn.default, attention_kernels.CHUNKED]
+# Not aten._grouped_mm: gpt-oss adds to its result in place.
 
 
 def apply(model: nn.Module, plan: Plan, settings: Train, compile_cache: Path) -> list[str]:
