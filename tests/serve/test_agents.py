@@ -13,16 +13,19 @@ from tests.serve.conftest import Scripted
 
 pytestmark = pytest.mark.slow
 
+ASKED = "Make the file"
 # The program, how it is asked, and its tool for the shell with what the call is to say.
 AGENTS = {
     "codex": ["codex", "exec", "--profile", "tunesmith", "--skip-git-repo-check",
-              "--dangerously-bypass-approvals-and-sandbox", "Make the file"],
-    "opencode": ["opencode", "run", "--model", "tunesmith/qwen3", "Make the file"],
+              "--dangerously-bypass-approvals-and-sandbox", ASKED],
+    "opencode": ["opencode", "run", "--model", "tunesmith/qwen3", ASKED],
     "claude-code": ["claude", "--settings", "{home}/.claude/tunesmith.json", "--allowedTools", "Bash", "-p",
-                    "Make the file"],
-    "continue": ["cn", "--config", "{home}/.continue/config.yaml", "--auto", "-p", "Make the file"],
+                    ASKED],
+    "openclaw": ["openclaw", "agent", "exec", "--model", "tunesmith/qwen3", "--no-auth-env-only", ASKED],
+    "continue": ["cn", "--config", "{home}/.continue/config.yaml", "--auto", "-p", ASKED],
 }
 SHELLS = {"exec_command": '{"cmd": "echo made > made.txt"}',
+          "exec": '{"command": "echo made > made.txt"}',
           "bash": '{"command": "echo made > made.txt", "description": "Make it"}',
           "Bash": '{"command": "echo made > made.txt", "description": "Make it"}'}
 ANSWER = "It is made, as the tool says."
@@ -34,7 +37,7 @@ class Agent(Scripted):
     def submit(self, request, deliver):
         prompt = self.models[request.model].tokenizer.decode(request.ids)
         tools = [name for name in re.findall(r'"name": ?"(\w+)"', prompt) if name in SHELLS]
-        answered = "<tool_response>" in prompt[prompt.rfind("<|im_start|>user"):]
+        answered = "<tool_response>" in prompt[prompt.rfind(ASKED):]
         if tools and not answered:
             self.says = f'<tool_call>\n{{"name": "{tools[0]}", "arguments": {SHELLS[tools[0]]}}}\n</tool_call><|im_end|>'
         else:
