@@ -28,6 +28,7 @@ from tunesmith.recipe import first_problem
 from tunesmith.result import require_result, trained_model
 from tunesmith.run import Run, write_atomic, write_json
 
+SAID_EVERY = 10.0  # seconds
 FORMS = {"adapter": "tunesmith.export.adapter", "merged": "tunesmith.export.merged",
          "gguf": "tunesmith.export.gguf.form", "ollama": "tunesmith.export.ollama", "fp8": "tunesmith.export.fp8",
          "int4": "tunesmith.export.int4", "gguf-adapter": "tunesmith.export.gguf.lora"}
@@ -129,14 +130,14 @@ def _checked(run: Run, form, settings, folder: Path, say) -> dict:
                                        "measure": measures(seen, exported)}}
 
 
-def _heard(say, every: float = 10.0):
+def _heard(say):
     """Says now and then how far it is, and how many seconds are left."""
     began = said = time.monotonic()
 
     def progress(done: int, of: int) -> None:
         nonlocal said
         now = time.monotonic()
-        if now - said > every:
+        if now - said > SAID_EVERY:
             said = now
             say(f"parity  {done} of {of}, about {(now - began) / done * (of - done):.0f} s left")
 

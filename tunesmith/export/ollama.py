@@ -149,13 +149,13 @@ def _writer(run: Run, folder: Path):
     for."""
     template, tokenizer = Template(**read_json(folder / PIECES)), tokenizer_of(run)
 
-    def write_(messages: list[dict], tools: list[dict] | None) -> str | None:
+    def rendered(messages: list[dict], tools: list[dict] | None) -> str | None:
         with suppress(RowProblem):
             tokenizer.render(messages, tools, add_generation_prompt=True)
             return template.render(messages, tools)
         return None
 
-    return write_
+    return rendered
 
 
 def _is_plain(messages: list[dict]) -> bool:

@@ -93,9 +93,12 @@ class Vllm:
         return self._complete([token], 2, logit_bias={str(token): 100.0})["finish_reason"] == "stop"
 
     def _complete(self, ids: Sequence[int], max_tokens: int, **more) -> dict:
-        return self._answer("POST", "/v1/completions", {
+        choice = self._answer("POST", "/v1/completions", {
             "model": NAME, "prompt": list(ids), "max_tokens": max_tokens, "temperature": 0.0, "repetition_penalty": 1.0,
             "return_token_ids": True} | more)["choices"][0]
+        if choice.get("token_ids") is None:
+            raise UserError("this vLLM does not tell token ids; a newer one does")
+        return choice
 
     def _tokens(self, **what) -> list[int]:
         return self._answer("POST", "/tokenize", {"model": NAME, "add_special_tokens": False} | what)["tokens"]
