@@ -61,5 +61,7 @@ def write_compressed(run: Run, weights: Weights, folder: Path, chosen: set[str],
 
 def opened(folder: Path) -> Transformers:
     """As transformers opens it: weights are decompressed."""
-    with redirect_stderr(io.StringIO()):  # compressed-tensors draws four progress bars
-        return Transformers.load(folder)
+    with redirect_stderr(io.StringIO()):  # compressed-tensors draws progress bars, also in the first pass
+        engine = Transformers.load(folder)
+        engine.log_probs([0, 0])
+    return engine
