@@ -61,9 +61,9 @@ def work(folder: Path) -> None:
         if run.recipe.train.result == "best" and state.best_step:
             _load_best(job, state)
         _finish(job, run, state)
-        job = None  # it holds itself, by what it evaluates with
-        gc.collect()
-        if device.type == "cuda":  # to others, as after a run in a notebook
+        if device.type == "cuda":  # given back, as a notebook goes on
+            job = None  # it holds itself, by what it evaluates with
+            gc.collect()
             torch.cuda.empty_cache()
 
 

@@ -158,10 +158,10 @@ def test_killed_at_random_moments(started, uninterrupted, tmp_path, seed):
     for _ in range(6):
         time.sleep(moments.uniform(0, 6))
         command.send(signal.SIGKILL)
-        if command.status() == 0:
+        if command.status() == 0 or run.result.exists():  # killed, perhaps, when all was done
             break
         command = Command(tmp_path, "resume", run.folder)
-    assert command.status() == 0, command.text()
+    assert command.status() == 0 or run.result.exists(), command.text()
     assert happened(run) == expected
 
 
