@@ -54,7 +54,7 @@ def fitted(run: Run, plan: Plan, base: Path, longest: int) -> tuple[Plan, Measur
     asked, (plan, found) = plan, _largest(run, plan, base, longest)
     if not plan.micro_batch_tokens and train.gradient_checkpointing == "auto" and plan.gradient_checkpointing == "off":
         plan, found = _largest(run, replace(asked, gradient_checkpointing="on"), base, longest)
-        layers, reasons, others = {}, {"gradient_checkpointing": "otherwise not one row fits"}, []
+        reasons, others = {"gradient_checkpointing": "otherwise not one row fits"}, []
     else:
         layers, reasons = layers_for(train, plan.sequence_length, plan.micro_batch_tokens)
         others = [name for name, value in layers.items() if value != getattr(plan, name)]

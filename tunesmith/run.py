@@ -23,6 +23,7 @@ eval.json holds `rows`; `before` and `after`, each with `loss`, `perplexity` and
 and `samples`: [{prompt, reference, before, after}].
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -33,6 +34,8 @@ from pathlib import Path
 
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe, Source
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without them say
 
 
 class Run:
@@ -107,13 +110,12 @@ class Run:
         """While this holds, no other process may work on the run; the kernel lets go of it when this process dies.
         Raises UserError if another one has it."""
         with open(self.lock_file, "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.folder}: this run is going on in another process; stop that one first, or wait "
-                                "for its end") from None
-            except OSError:
+            locked = _lock(file, fcntl.LOCK_EX)
+            if locked is None:
                 self.log("warning", message="this file system has no locks: take care that nothing else trains here")
+            elif not locked:
+                raise UserError(f"{self.folder}: this run is going on in another process; stop that one first, or wait "
+                                "for its end")
             yield
 
     @property
@@ -122,13 +124,7 @@ class Run:
         if not self.lock_file.exists():
             return False
         with open(self.lock_file, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            except OSError:  # a file system without locks
-                pass
-        return False
+            return _lock(file, fcntl.LOCK_SH) is False
 
     def log(self, event: str, **values) -> None:
         """Appends one event. A line is written in one call, so a reader never sees half of one but the last."""
@@ -184,6 +180,19 @@ def write_atomic(path: Path, text: str) -> None:
     """Writes a file so that readers see the old or the new one, never half."""
     with replacing(path) as file:
         file.write(text)
+
+
+def _lock(file, kind: int) -> bool | None:
+    """Whether the file is locked now, which it is not where another process has it; None where there are no locks."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    return True
 
 
 def _ends_line(file) -> bool:

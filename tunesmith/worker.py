@@ -1,6 +1,5 @@
 """One training process: from a prepared run folder to the trained result."""
 
-import gc
 import os
 import shutil
 import time
@@ -28,6 +27,7 @@ from tunesmith.training.experts import Routing
 from tunesmith.training.ladder import no_room_is_said
 from tunesmith.training.loop import Job, loop
 from tunesmith.training.loss import Head, autocast, find_head
+from tunesmith.training.memory import give_back
 from tunesmith.training.optimizer import build_optimizer
 from tunesmith.training.saver import Saver
 
@@ -61,10 +61,8 @@ def work(folder: Path) -> None:
         if run.recipe.train.result == "best" and state.best_step:
             _load_best(job, state)
         _finish(job, run, state)
-        if device.type == "cuda":  # given back, as a notebook goes on
-            job = None  # it holds itself, by what it evaluates with
-            gc.collect()
-            torch.cuda.empty_cache()
+        job = None
+        give_back()
 
 
 @dataclass

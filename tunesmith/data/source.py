@@ -29,10 +29,10 @@ def format_of(source: Source) -> str | None:
     for value in chain(samples, islice(readable, MORE) if missing else ()):
         if not (missing := {column: name for column, name in missing.items() if column not in value}):
             break
-    if samples:
-        for column, standard in missing.items():
-            raise UserError(f"columns: {source.path} has no column {column!r} to read as {standard}; its columns are "
-                            f"{', '.join(map(str, samples[0]))}")
+    if samples and missing:
+        column, standard = next(iter(missing.items()))
+        raise UserError(f"columns: {source.path} has no column {column!r} to read as {standard}; its columns are "
+                        f"{', '.join(map(str, samples[0]))}")
     if source.format != "auto":
         formats.get(source.format)
         return source.format

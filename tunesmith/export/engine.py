@@ -1,6 +1,5 @@
 """What parity asks of an engine, and the engine of transformers."""
 
-import gc
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.model.load import eos_ids, on_best, quieten
+from tunesmith.training.memory import give_back
 
 
 class Engine(Protocol):
@@ -99,7 +99,7 @@ class Transformers:
 
     def close(self) -> None:
         self.model = None
-        _give_back()
+        give_back()
 
     def _where_it_fits(self, compute) -> torch.Tensor:
         """On the card, or from now on beside it if it does not fit there."""
@@ -108,7 +108,7 @@ class Transformers:
                 return compute()
         except torch.OutOfMemoryError:
             self.model = self.model.to("cpu")
-        _give_back()
+        give_back()
         with torch.inference_mode():
             return compute()
 
@@ -129,10 +129,3 @@ class Trained(Transformers):
             return self.encode(self._own.render(messages, tools, add_generation_prompt=True))
         except RowProblem:
             return None
-
-
-def _give_back() -> None:
-    """What is free of a card, to others: the next engine may be of another process."""
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()

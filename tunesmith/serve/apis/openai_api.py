@@ -195,9 +195,10 @@ def choice_of(choice: str | dict | None, tools: list[dict]) -> tuple[str, list[d
                 raise Refused("tool_choice: none of the allowed tools is given", parameter="tool_choice")
             if allowed["mode"] in ("auto", "required"):
                 return allowed["mode"], found
-    except (AttributeError, KeyError, TypeError):
-        pass  # not in this form
-    raise Refused("tool_choice: give auto, none, required, a function or allowed_tools", parameter="tool_choice")
+        raise TypeError(choice)
+    except (AttributeError, KeyError, TypeError):  # in none of these forms
+        raise Refused("tool_choice: give auto, none, required, a function or allowed_tools",
+                      parameter="tool_choice") from None
 
 
 def _name_of(function: dict) -> str:
