@@ -1,0 +1,245 @@
+"""A card that the processor plays, for machines that have none.
+
+Tensors that are moved to it are computed by the processor, but say that they are on `cuda:0`, and do not meet tensors
+that are not: an operation on both fails, as it would on a card. What a card alone has (streams, pinned memory, flash
+attention, counts of its memory) is played too. So what runs here shows that every tensor is where it must be and that
+the results are those of the processor; of kernels, time and memory it shows nothing.
+"""
+
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import torch
+from torch.utils._device import _device_constructors
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tunesmith.training import attention_kernels
+
+CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
+BYTES = 2**33
+ANY_DEVICE = ("aten.copy_", "aten._to_copy")
+MAKERS = ("arange", "empty", "full", "linspace", "ones", "rand", "randint", "randn", "tensor", "zeros")
+INDICES_FROM_ANYWHERE = ("aten.index", "aten._index_put_impl_", "aten.index_put_", "aten.index_put")
+
+
+class WrongDevice(AssertionError):
+    """Not one of those that the product takes for an answer."""
+
+
+class OnCard(torch.Tensor):
+    """A tensor on the card; `inner` holds its numbers. For torch's C++ it is on the CPU, where it is computed."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor, requires_grad: bool = False):
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
+            layout=inner.layout, device=CPU, requires_grad=requires_grad)
+        made.inner = inner
+        return made
+
+    device, is_cuda, is_cpu = (property(lambda _, value=value: value) for value in (CARD, True, False))
+
+    @property
+    def data(self) -> torch.Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: torch.Tensor) -> None:
+        torch.Tensor.data.__set__(self, other)
+        self.inner = other.inner
+
+    def tolist(self) -> list:
+        return self.inner.tolist()
+
+    def untyped_storage(self):
+        return self.inner.untyped_storage()
+
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
+
+    def get_device(self) -> int:
+        return CARD.index
+
+    def numpy(self, **_):
+        raise WrongDevice("a tensor on the card has no array")
+
+    def record_stream(self, _) -> None:
+        pass
+
+    def __repr__(self, **_) -> str:
+        return f"OnCard({self.inner!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return _compute(func, args, kwargs or {})
+
+
+def _compute(func, args: tuple, kwargs: dict):
+    """An operation, by the CPU. Its result is on the card if its arguments are, or if that is asked for."""
+    name = str(func).rpartition(".")[0]
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    if name in INDICES_FROM_ANYWHERE:
+        tensors = [x for x in tensors if x is args[0]] if args[0].device == CARD else tensors
+    on_card = [x for x in tensors if isinstance(x, OnCard)]
+    if on_card and len(on_card) < len([x for x in tensors if x.ndim]) and name not in ANY_DEVICE:
+        where = ", ".join(f"{tuple(x.shape)} on {x.device.type}" for x in tensors)
+        raise WrongDevice(f"{func}: {where}")
+    found = PLAYED.get(name, func)(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+    if name == "aten.copy_":
+        return args[0]
+    asked = kwargs.get("device")  # beside a tensor on the card it is torch's C++ that asks, for the CPU it knows of
+    if not on_card and (asked is None or torch.device(asked).type != "cuda"):
+        return found
+    same = {id(x.inner): x for x in on_card}  # what was changed in place
+    return tree_map(lambda x: same[id(x)] if id(x) in same else OnCard(x) if isinstance(x, torch.Tensor) else x, found)
+
+
+def _inner(x):
+    return x.inner if isinstance(x, OnCard) else CPU if isinstance(x, torch.device) and x.type == "cuda" else x
+
+
+def _to(tensor: torch.Tensor, *args, copy: bool = False, **kwargs) -> torch.Tensor:
+    """`Tensor.to`, whose C++ would ask a driver."""
+    given = [*args, *kwargs.values()]
+    like = next((x for x in given if isinstance(x, torch.Tensor)), tensor)
+    device = next((torch.device(x) for x in given if isinstance(x, (str, torch.device))), like.device)
+    dtype = next((x for x in given if isinstance(x, torch.dtype)), like.dtype)
+    device = CARD if device.type == "cuda" else device
+    if CARD not in (device, tensor.device):
+        return torch._C.TensorBase.to(tensor, *args, copy=copy, **kwargs)
+    if (device, dtype) == (tensor.device, tensor.dtype) and not copy:
+        return tensor
+    return (_Moved.apply if tensor.requires_grad else _copied)(tensor, device, dtype)
+
+
+class _Moved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, device, dtype):
+        ctx.before = tensor.device, tensor.dtype
+        return _copied(tensor, device, dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _copied(gradient, *ctx.before), None, None
+
+
+def _copied(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    inner = torch.ops.aten._to_copy(_inner(tensor), dtype=dtype)
+    return OnCard(inner) if device == CARD else inner
+
+
+def _probabilities(query_THD, key_THD, ends, scale: float, window_size) -> torch.Tensor:
+    """(H, T, T): causal, within documents, in float32."""
+    query, key = (x.transpose(0, 1).float() for x in (query_THD, key_THD))
+    at = torch.arange(query.shape[1])
+    document, behind = torch.bucketize(at, ends[1:], right=True), at[:, None] - at
+    window = window_size[0] if window_size[0] >= 0 else len(at)
+    seen = (document[:, None] == document) & (behind >= 0) & (behind <= window)
+    return (query @ key.mT * scale).masked_fill(~seen, -torch.inf).softmax(-1)
+
+
+def _flash(query, key, value, ends, ends_k, longest, longest_k, is_causal, scale, window_size, *_):
+    assert torch.equal(ends, ends_k) and longest == longest_k == int(ends.diff().max()) and window_size[1] == 0
+    assert query.dtype == key.dtype == value.dtype and query.dtype in (torch.bfloat16, torch.float16)
+    assert ends.dtype == torch.int32 and query.shape == key.shape == value.shape
+    probabilities = _probabilities(query, key, ends, scale, window_size)
+    out = (probabilities @ value.transpose(0, 1).float()).transpose(0, 1).to(query.dtype)
+    return out, torch.zeros(query.shape[1], query.shape[0]), torch.zeros(2, dtype=torch.int64)
+
+
+def _flash_backward(by_out, query, key, value, out, lse, ends, ends_k, longest, longest_k, is_causal, state, scale,
+                    window_size):
+    q, k, v, by_out = (x.transpose(0, 1).float() for x in (query, key, value, by_out))
+    probabilities = _probabilities(query, key, ends, scale, window_size)
+    by_probabilities = by_out @ v.mT
+    by_scores = probabilities * (by_probabilities - (by_probabilities * probabilities).sum(-1, keepdim=True)) * scale
+    found = by_scores @ k, by_scores.mT @ q, probabilities.mT @ by_out
+    return tuple(x.transpose(0, 1).to(query.dtype) for x in found)
+
+
+def _flex(query, key, value, score_mod, block_mask, scale, enable_gqa, return_aux):
+    """FlexAttention, with all scores there are."""
+    assert block_mask.kv_indices.device == CARD and return_aux.lse and enable_gqa == (query.shape[1] > key.shape[1])
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1).float() for x in (key, value))
+    at = torch.arange(query.shape[2], device=CARD)
+    place = 0, 0, at[:, None], at
+    scores = query.float() @ key.mT * scale
+    scores = score_mod(scores, *place) if score_mod else scores
+    scores = scores.masked_fill(~block_mask.mask_mod(*place), -torch.inf)
+    out = (scores.softmax(-1) @ value).to(query.dtype)
+    return out, SimpleNamespace(lse=scores.logsumexp(-1))
+
+
+def _one_hot(index: torch.Tensor, count: int) -> torch.Tensor:
+    return torch.zeros(*index.shape, count, dtype=torch.int64, device=index.device).scatter_(-1, index[..., None], 1)
+
+
+def _anywhere(make):
+    """A function that makes tensors, which also makes them on the card."""
+    def made(*args, device=None, pin_memory: bool = False, requires_grad: bool = False, **kwargs) -> torch.Tensor:
+        if device is None or torch.device(device).type != "cuda":
+            return make(*args, device=device, requires_grad=requires_grad, **kwargs)
+        found = make(*args, **kwargs).to(device)
+        return found.requires_grad_() if requires_grad else found
+    return made
+
+
+PLAYED = {"torch_attn._varlen_attn": _flash, "torch_attn._varlen_attn_backward": _flash_backward,
+          "aten.histc": lambda x, *args: torch.histc(x.float(), *args)}  # the CPU counts no integers
+
+
+class _Stream:
+    def __init__(self, *_):
+        pass
+
+    def wait_stream(self, _) -> None:
+        pass
+
+    wait_event = wait_stream
+
+    def record_event(self) -> str:
+        return "an event"
+
+
+@contextmanager
+def played(processor=(9, 0)):
+    """Within it there is a card, to torch and what is built on it."""
+    _device_constructors()  # which torch remembers, must be its own
+    autocast, enabled, of_autocast = torch.autocast.__init__, torch.is_autocast_enabled, torch.get_autocast_dtype
+    cuda = dict(
+        _lazy_init=lambda: None, is_available=lambda: True, is_initialized=lambda: True, device_count=lambda: 1,
+        current_device=lambda: 0, set_device=lambda _: None, device=lambda *_: nullcontext(),
+        get_device_capability=lambda *_: processor, get_device_properties=lambda *_: SimpleNamespace(
+            major=processor[0], minor=processor[1], total_memory=BYTES, name="a card"),
+        is_bf16_supported=lambda *_, **__: True, mem_get_info=lambda *_: (BYTES, BYTES),
+        max_memory_allocated=lambda *_: 2**20, memory_allocated=lambda *_: 2**20, memory_reserved=lambda *_: 2**20,
+        reset_peak_memory_stats=lambda *_: None, empty_cache=lambda: None, synchronize=lambda *_: None,
+        get_rng_state=lambda *_: torch.get_rng_state(), set_rng_state=lambda state, *_: torch.set_rng_state(state),
+        manual_seed_all=lambda _: None, Stream=_Stream, current_stream=_Stream, stream=lambda _: nullcontext())
+
+    def as_cpu(self, device_type, *args, **kwargs):
+        autocast(self, "cpu", *args, **kwargs)
+
+    with (patch.multiple(torch.cuda, **cuda), patch.object(torch.autocast, "__init__", as_cpu),
+          patch.object(torch, "is_autocast_enabled", lambda *_: enabled("cpu")),
+          patch.object(torch, "get_autocast_dtype", lambda *_: of_autocast("cpu")),
+          patch.object(torch, "inference_mode", torch.no_grad),  # torch knows no views of our kind in it
+          patch.multiple(torch.Tensor, to=_to, cpu=lambda x: x.to(CPU), cuda=lambda x, *_: x.to(CARD),
+                         pin_memory=lambda x: x, create=True),
+          patch.multiple(torch, **{name: _anywhere(getattr(torch, name)) for name in MAKERS}),
+          patch.object(attention_kernels, "_flex_attention", lambda _: _flex),
+          patch.object(torch.nn.functional, "one_hot", _one_hot),  # torch's asks for the device from C++
+          _swapping_parameters()):
+        yield CARD
+
+
+@contextmanager
+def _swapping_parameters():
+    """So that modules that are moved get parameters of our kind."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        yield
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)

@@ -1,0 +1,128 @@
+"""Whole runs on a card that the processor plays (tests/card.py): each tensor is where it must be, and what is learned
+is what is learned on the CPU."""
+
+import shutil
+
+import pytest
+import torch
+
+from tests import card, tiny
+from tests.serve.conftest import Collector
+from tunesmith import measure, resume, train
+from tunesmith.export.command import export
+from tunesmith.machine import Card, Machine
+from tunesmith.plan.choose import Plan
+from tunesmith.serve.engine import Request
+from tunesmith.serve.engines.batching import BatchingEngine
+from tunesmith.serve.models import open_models
+from tunesmith.training import checkpoint, loop
+
+MACHINE = Machine("", "", 2, 2**34, 2**34, 2**40, True, cards=[Card(0, "a card", card.BYTES, card.BYTES, (9, 0))])
+BOUND = 1e-5
+ROUNDING = 2**-8  # of bfloat16
+
+
+@pytest.fixture
+def on_card(monkeypatch):
+    """Calls a function on a machine with a card."""
+    def call(function, *args, **kwargs):
+        with monkeypatch.context() as patch, card.played():
+            patch.setattr("tunesmith.job.probe", lambda folder: MACHINE)
+            return function(*args, **kwargs)
+    return call
+
+
+@pytest.fixture
+def quick(recipe):
+    """Small recipes of four steps, evaluated and sampled."""
+    def build(base: str, name: str, train: dict = {}, **sections):
+        return recipe(base, name, data={"eval_share": 0.1}, evaluate={"samples": 2},
+                      train={"max_steps": 4, "eval_every": 2, "sample_every": 2} | train, **sections)
+    return build
+
+
+def losses(run) -> list[float]:
+    return [event["loss"] for event in run.events("step")]
+
+
+def warnings(run) -> list[str]:
+    return [event["message"] for event in run.events("warning")]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("lora", "bfloat16"), ("full", "float32")])
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_every_family_learns_the_same(quick, on_card, name, kind, dtype):
+    asked = dict(model={"dtype": dtype}, adapter={"kind": kind})
+    expected = train(quick(name, "cpu", **asked))
+    found = on_card(train, quick(name, "card", **asked))
+    assert found.plan["device"] == "cuda" and warnings(found) == warnings(expected)
+    # A router that is rounded otherwise chooses other experts, and from then on all is otherwise.
+    alike = 1 if name in tiny.MIXTURES and dtype == "bfloat16" else 4
+    bound = dict(abs=BOUND) if dtype == "float32" else dict(rel=ROUNDING)
+    assert losses(found)[:alike] == pytest.approx(losses(expected)[:alike], **bound)
+    assert [e["loss"] for e in found.events("eval")][:alike] == pytest.approx(
+        [e["loss"] for e in expected.events("eval")][:alike], **bound)
+
+
+@pytest.mark.parametrize("settings", [
+    {"gradient_checkpointing": "on", "activation_offload": True},
+    {"gradient_checkpointing": 0.5, "activation_offload": True},
+    {"gradient_checkpointing": "selective"},
+    {"tiled_mlp": "on"},
+    {"optimizer": "adafactor"},
+    {"optimizer": "muon"},
+    {"weights": "bfloat16"},
+], ids=str)
+def test_every_switch_learns_the_same(quick, on_card, settings):
+    rounded = "weights" in settings
+    asked = dict(adapter={"kind": "full"}, model={"dtype": "auto" if rounded else "float32"})
+    found = on_card(train, quick("qwen3", "card", settings, **asked))
+    expected = train(quick("qwen3", "cpu", settings | {"activation_offload": False}, **asked))
+    bound = dict(rel=ROUNDING) if rounded else dict(abs=BOUND)
+    assert losses(found) == pytest.approx(losses(expected), **bound)
+
+
+def test_a_resumed_run_is_the_same_run(quick, on_card):
+    run = on_card(train, quick("llama3", "card", {"max_steps": 6, "save_every": 2}, tokens=("<new>",)))
+    whole = losses(run)
+    for folder in (run.result, *checkpoint.complete(run.checkpoints)[1:]):
+        shutil.rmtree(folder)
+    on_card(resume, run.folder)
+    assert losses(run)[-4:] == whole[2:]
+
+
+def test_a_step_that_does_not_fit_is_done_again(quick, on_card, monkeypatch):
+    expected = train(quick("llama3", "cpu"))
+    token_losses = loop.token_losses
+
+    def limited(model, batch, head):
+        if model.training and batch.input_ids_BT.numel() > 100:
+            raise torch.OutOfMemoryError("injected")
+        return token_losses(model, batch, head)
+
+    monkeypatch.setattr(loop, "token_losses", limited)
+    found = on_card(train, quick("llama3", "card"))
+    assert warnings(found) and losses(found) == pytest.approx(losses(expected), abs=BOUND)
+
+
+def test_what_fits_is_measured(quick, on_card):
+    run = on_card(train, quick("llama3", "card"))
+    plan = Plan(**{name: run.plan[name] for name in Plan.__dataclass_fields__})
+    found = on_card(measure.measure, run.folder, plan, run.base, [(1, 64), (2, 64)])
+    assert [tokens for tokens, _ in found.points] == [64, 128]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_an_export_is_compared_there_and_the_run_is_served_from_there(quick, on_card, kind):
+    run = train(quick("llama3", kind, adapter={"kind": kind}))
+    assert on_card(export, run, "merged")["passed"]
+    ids = list(range(20, 60))
+
+    def answer() -> str:
+        engine = BatchingEngine(open_models([run.folder]))
+        try:
+            return Collector(engine, Request(kind, ids, 12)).wait().text
+        finally:
+            engine.close()
+
+    assert on_card(answer) == answer()
