@@ -11,13 +11,16 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
-from torch.utils._device import _device_constructors
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext, _device_constructors
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tunesmith.machine import Card, Machine
 from tunesmith.training import attention_kernels
 
 CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
 BYTES = 2**33
+MACHINE = Machine("", "", 2, 2**34, 2**34, 2**40, True, cards=[Card(0, "a card", BYTES, BYTES, (9, 0))])
 ANY_DEVICE = ("aten.copy_", "aten._to_copy")
 MAKERS = ("arange", "empty", "full", "linspace", "ones", "rand", "randint", "randn", "tensor", "zeros")
 INDICES_FROM_ANYWHERE = ("aten.index", "aten._index_put_impl_", "aten.index_put_", "aten.index_put")
@@ -175,12 +178,18 @@ def _one_hot(index: torch.Tensor, count: int) -> torch.Tensor:
     return torch.zeros(*index.shape, count, dtype=torch.int64, device=index.device).scatter_(-1, index[..., None], 1)
 
 
+def _default_device() -> torch.device:
+    """Of a `with device:` around."""
+    return next((mode.device for mode in reversed(_get_current_function_mode_stack())
+                 if isinstance(mode, DeviceContext)), CPU)
+
+
 def _anywhere(make):
     """A function that makes tensors, which also makes them on the card."""
     def made(*args, device=None, pin_memory: bool = False, requires_grad: bool = False, **kwargs) -> torch.Tensor:
-        if device is None or torch.device(device).type != "cuda":
+        if torch.device(device or _default_device()).type != "cuda":
             return make(*args, device=device, requires_grad=requires_grad, **kwargs)
-        found = make(*args, **kwargs).to(device)
+        found = make(*args, device=CPU, **kwargs).to(CARD)
         return found.requires_grad_() if requires_grad else found
     return made
 
@@ -203,17 +212,18 @@ class _Stream:
 
 
 @contextmanager
-def played(processor=(9, 0)):
+def played():
     """Within it there is a card, to torch and what is built on it."""
     _device_constructors()  # which torch remembers, must be its own
     autocast, enabled, of_autocast = torch.autocast.__init__, torch.is_autocast_enabled, torch.get_autocast_dtype
     cuda = dict(
         _lazy_init=lambda: None, is_available=lambda: True, is_initialized=lambda: True, device_count=lambda: 1,
-        current_device=lambda: 0, set_device=lambda _: None, device=lambda *_: nullcontext(),
-        get_device_capability=lambda *_: processor, get_device_properties=lambda *_: SimpleNamespace(
-            major=processor[0], minor=processor[1], total_memory=BYTES, name="a card"),
+        current_device=lambda: CARD, set_device=lambda _: None, device=lambda *_: nullcontext(),
+        get_device_capability=lambda *_: MACHINE.cards[0].capability,
+        get_device_properties=lambda *_: SimpleNamespace(major=9, minor=0, total_memory=BYTES, name="a card"),
         is_bf16_supported=lambda *_, **__: True, mem_get_info=lambda *_: (BYTES, BYTES),
         max_memory_allocated=lambda *_: 2**20, memory_allocated=lambda *_: 2**20, memory_reserved=lambda *_: 2**20,
+        max_memory_reserved=lambda *_: 2**20,
         reset_peak_memory_stats=lambda *_: None, empty_cache=lambda: None, synchronize=lambda *_: None,
         get_rng_state=lambda *_: torch.get_rng_state(), set_rng_state=lambda state, *_: torch.set_rng_state(state),
         manual_seed_all=lambda _: None, Stream=_Stream, current_stream=_Stream, stream=lambda _: nullcontext())

@@ -1,6 +1,7 @@
 """What the card benchmark counts and searches, and that its models are those whose names they have."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests import card
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import shapes
@@ -69,18 +72,23 @@ def test_a_search_without_time_says_so():
     assert tokens == shapes_trial.CONTEXT_PROBES[-1] and "no time" in why
 
 
-@pytest.mark.parametrize("shape,kind", [("Qwen3-8B", "lora"), ("Qwen3-30B-A3B", "qlora")])
-def test_a_tiny_point_runs_in_the_product_s_loop(monkeypatch, shape, kind):
+@pytest.mark.parametrize("shape,kind,device", [
+    ("Qwen3-8B", "lora", "cpu"), ("Qwen3-30B-A3B", "qlora", "cpu"), ("Llama-3.1-8B", "full", "cuda"),
+    ("Qwen3-8B", "lora", "cuda"), ("Qwen3-30B-A3B", "lora", "cuda")])
+def test_a_tiny_point_runs_in_the_product_s_loop(monkeypatch, shape, kind, device):
     monkeypatch.setattr(shapes_trial, "SECONDS", 0)
-    monkeypatch.setattr(shapes_trial, "CPU_TOKENS", 256)
+    monkeypatch.setattr(shapes_trial, f"{'CPU' if device == 'cpu' else 'CARD'}_TOKENS", 256)
     threads = torch.get_num_threads()
-    point = Point(shape, kind, 64, device="cpu", tiny=True)
+    point = Point(shape, kind, 64, device=device, tiny=True)
     try:
-        found = shapes_trial.steps(point)
+        if device == "cuda":
+            monkeypatch.setattr(shapes_trial, "probe", lambda: card.MACHINE)
+        with card.played() if device == "cuda" else nullcontext():
+            found = shapes_trial.steps(point)
     finally:
         torch.set_num_threads(threads)
     assert found["steps"] == shapes_trial.FEWEST and found["said"] == []
-    assert found["operations_per_token"] == per_token(point.config(), 64, False)
+    assert found["operations_per_token"] == per_token(point.config(), 64, kind == "full")
 
 
 def test_what_was_not_run_is_in_the_table():

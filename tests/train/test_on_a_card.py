@@ -10,14 +10,12 @@ from tests import card, tiny
 from tests.serve.conftest import Collector
 from tunesmith import measure, resume, train
 from tunesmith.export.command import export
-from tunesmith.machine import Card, Machine
 from tunesmith.plan.choose import Plan
 from tunesmith.serve.engine import Request
 from tunesmith.serve.engines.batching import BatchingEngine
 from tunesmith.serve.models import open_models
 from tunesmith.training import checkpoint, loop
 
-MACHINE = Machine("", "", 2, 2**34, 2**34, 2**40, True, cards=[Card(0, "a card", card.BYTES, card.BYTES, (9, 0))])
 BOUND = 1e-5
 ROUNDING = 2**-8  # of bfloat16
 
@@ -27,7 +25,7 @@ def on_card(monkeypatch):
     """Calls a function on a machine with a card."""
     def call(function, *args, **kwargs):
         with monkeypatch.context() as patch, card.played():
-            patch.setattr("tunesmith.job.probe", lambda folder: MACHINE)
+            patch.setattr("tunesmith.job.probe", lambda folder: card.MACHINE)
             return function(*args, **kwargs)
     return call
 
@@ -39,6 +37,15 @@ def quick(recipe):
         return recipe(base, name, data={"eval_share": 0.1}, evaluate={"samples": 2},
                       train={"max_steps": 4, "eval_every": 2, "sample_every": 2} | train, **sections)
     return build
+
+
+def test_what_is_not_on_the_card_does_not_meet_what_is(on_card):
+    def meet(where):
+        return torch.ones(2, device="cuda") + torch.ones(2, device=where)
+
+    assert on_card(meet, "cuda").device == card.CARD and not torch.cuda.is_available()
+    with pytest.raises(card.WrongDevice, match="on cuda, .* on cpu"):
+        on_card(meet, "cpu")
 
 
 def losses(run) -> list[float]:
