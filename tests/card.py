@@ -85,7 +85,8 @@ def _compute(func, args: tuple, kwargs: dict):
     if name in INDICES_FROM_ANYWHERE:
         tensors = [x for x in tensors if x is args[0]] if args[0].device == CARD else tensors
     on_card = [x for x in tensors if isinstance(x, OnCard)]
-    if on_card and len(on_card) < len([x for x in tensors if x.ndim]) and name not in ANY_DEVICE:
+    beside = [x for x in tensors if x.ndim and not isinstance(x, OnCard)]  # a number may come from anywhere
+    if on_card and beside and name not in ANY_DEVICE:
         where = ", ".join(f"{tuple(x.shape)} on {x.device.type}" for x in tensors)
         raise WrongDevice(f"{func}: {where}")
     found = PLAYED.get(name, func)(*tree_map(_inner, args), **tree_map(_inner, kwargs))
