@@ -145,7 +145,7 @@ def draw(found: dict[str, list[tuple[Point, dict]]], file: Path) -> None:
             axes[1][column].plot(x, [r["peak_bytes"] / 1e9 for _, r in line], marker="o", label=label)
         for row, title in enumerate(("tokens/s", "peak memory, GB")):
             axes[row][column].set(xscale="log", xlabel=name, ylabel=title if column == 0 else None)
-            axes[row][column].set_ylim(bottom=0)
+            axes[row][column].set_ylim(0, 1.1 * axes[row][column].get_ylim()[1])
             axes[row][column].set_xticks(list(ticks), list(ticks.values()))
             axes[row][column].minorticks_off()
         axes[0][column].legend(frameon=False, fontsize=8)

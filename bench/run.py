@@ -62,7 +62,9 @@ def speed(folder: Path, cases, peers: list[str], repeats: int, device: str):
     tried = []
     for case in cases:
         found = _compared(folder, case, peers, repeats, device)
-        tried += [_tried(case, tool, results) for tool, (_, results, _) in found.items() if results]
+        lines = [_tried(case, tool, results) for tool, (_, results, _) in found.items() if results]
+        print(*lines, sep="\n", file=sys.stderr, flush=True)  # below the table they come only when all is done
+        tried += lines
         for tool, (best, results, repeated) in found.items():
             if repeated:
                 yield _row(folder, case, tool, best, results, repeated, found["tunesmith"][2], rates)

@@ -1,10 +1,11 @@
 """Talking to a run's result in the terminal."""
 
+from queue import SimpleQueue
 from threading import Thread
 
 import torch
 from rich.console import Console
-from transformers import TextIteratorStreamer
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from tunesmith.data.rows import RowProblem
@@ -12,8 +13,11 @@ from tunesmith.errors import first_line
 from tunesmith.inputs import tokenizer_of
 from tunesmith.result import base_model
 from tunesmith.run import Run
+from tunesmith.serve.engines.decoding import Writer
 from tunesmith.serve.engines.on_transformers import TorchWeights
 from tunesmith.serve.models import open_result
+from tunesmith.serve.writing.formats import AnswerReader, find
+from tunesmith.serve.writing.reasoning import Thought
 
 HELP = "/base and /tuned switch the model, /new starts over, /quit ends"
 
@@ -52,6 +56,7 @@ class Models:
     def __init__(self, run: Run):
         self.run = run
         self.tokenizer = tokenizer_of(run)
+        self.format = find(self.tokenizer)
         self._tuned, self._adapter = open_result(run)
         self._base: TorchWeights | None = None
         self.device = self._tuned.device
@@ -67,34 +72,29 @@ class Models:
 
 def _answer(console: Console, models: Models, base: bool, messages: list[dict], sampling: dict) -> list[dict]:
     """Prints the answer as it comes and returns the conversation with it."""
-    tokenizer = models.tokenizer
+    tokenizer, format = models.tokenizer, models.format
     try:
-        ids, _ = tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True))
+        text = tokenizer.render(list(map(format.message, messages)), add_generation_prompt=True)
+        ids, _ = tokenizer.encode(text)
     except RowProblem as problem:
         console.print(f"the model's template refuses this: {problem.detail}", style="red")
         return messages[:-1]
-    streamer = TextIteratorStreamer(Decoder(tokenizer), skip_prompt=True, skip_special_tokens=True)
-    input_ids = torch.tensor([ids], device=models.device)
-    stop_ids = models.run.plan["stop_ids"]
-    options = dict(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), streamer=streamer,
-                   eos_token_id=stop_ids, pad_token_id=tokenizer.pad_id, **sampling)
+    input_ids, tokens = torch.tensor([ids], device=models.device), Tokens()
+    options = dict(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), streamer=tokens,
+                   eos_token_id=models.run.plan["stop_ids"], pad_token_id=tokenizer.pad_id, **sampling)
     failures: list[Exception] = []
     thread = Thread(target=_generate, args=(models, base, options, failures), daemon=True)
     thread.start()
-    answer = ""
-    for piece in streamer:
-        answer += piece
-        console.print(piece, end="", markup=False, emoji=False)
+    answer = show(console, tokens, Writer(tokenizer, shown=format.shown(False)), format.reader(text, False, []))
     thread.join()
-    console.print()
     if failures:
         console.print(f"generation failed: {first_line(failures[0])}", style="red")
         return messages[:-1]
-    return [*messages, {"role": "assistant", "content": answer}]
+    return [*messages, answer]
 
 
 def _generate(models: Models, base: bool, options: dict, failures: list[Exception]) -> None:
-    """Runs in a thread; whatever happens, the reader of the streamer is told that it is over."""
+    """Runs in a thread; whatever happens, the reader of the tokens is told that it is over."""
     try:
         models.generate(base, **options)
     except Exception as error:  # torch and transformers raise many kinds
@@ -102,11 +102,41 @@ def _generate(models: Models, base: bool, options: dict, failures: list[Exceptio
         options["streamer"].end()
 
 
-class Decoder:
-    """Our tokenizer as transformers' streamer wants one."""
+class Tokens(BaseStreamer):
+    """An answer's token ids as `generate` makes them in another thread."""
 
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
+    def __init__(self):
+        self._queue: SimpleQueue[int | None] = SimpleQueue()
+        self._prompt = True
 
-    def decode(self, ids, skip_special_tokens: bool = True, **_) -> str:
-        return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens)
+    def put(self, value: torch.Tensor) -> None:
+        if not self._prompt:  # which comes first
+            self._queue.put(int(value))
+        self._prompt = False
+
+    def end(self) -> None:
+        self._queue.put(None)
+
+    def __iter__(self):
+        return iter(self._queue.get, None)
+
+
+def show(console: Console, tokens, writer: Writer, reader: AnswerReader) -> dict:
+    """Prints an answer as its tokens come, reasoning dimmed; the message that it is."""
+    answer = {"role": "assistant", "content": ""}
+
+    def take(parts: list) -> None:
+        for part in parts:
+            thought = isinstance(part, Thought)
+            text = part.text if thought else part
+            if not thought and "reasoning_content" in answer and not answer["content"]:
+                console.print("\n")
+            key = "reasoning_content" if thought else "content"
+            answer[key] = answer.get(key, "") + text
+            console.print(text, end="", markup=False, emoji=False, style="dim" if thought else None)
+
+    for token in tokens:
+        take(reader.push(writer.push(token)))
+    take(reader.push(writer.finish()) + reader.finish())
+    console.print()
+    return answer

@@ -6,6 +6,7 @@ import torch
 
 from tunesmith.errors import UserError
 from tunesmith.machine import memory
+from tunesmith.model.load import on_best
 from tunesmith.serve.engines.attention import KV, NAME, Segment, packed
 from tunesmith.serve.engines.weights import Part
 
@@ -19,8 +20,8 @@ class TorchWeights:
     what to call `generate` of."""
 
     def __init__(self, model):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.inner = self.module = model.to(self.device).eval()
+        self.inner = self.module = on_best(model).eval()
+        self.device = self.inner.device
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.bytes_per_token = 0
         self._adapters = 0
