@@ -15,7 +15,9 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 # Measured on a CPU by bench/attention_trial.py.
 CHUNK_QUERIES = 256
 CHUNK_SCORES = 2**21  # a few MB: they stay in the cache
-KEPT_LENGTH = 256  # up to here probabilities are about as large as queries, keys and values, so they are kept
+# Probabilities are kept for the backward pass, which is faster than to compute them again, up to a length at which
+# they are about as large as queries, keys and values, and of few documents, which stay in the cache, up to twice that.
+KEPT_LENGTH, KEPT_SCORES = 256, 2**22
 BFLOAT16_LENGTH = 2048  # beyond, float32 is as fast
 BLOCK = 128  # FlexAttention's own
 
@@ -45,8 +47,9 @@ def by_document(query_HTD, key_HTD, value_HTD, ends, scaling: float, window: int
 
 
 def _by_scores(q_BLD, k_BLD, v_BLD, sinks_B, scaling, window, cap, dropout):
-    length = q_BLD.shape[1]
-    if length > KEPT_LENGTH and not dropout:  # which chunks would draw anew
+    count, length, _ = q_BLD.shape
+    few = length <= 2 * KEPT_LENGTH and count * length**2 <= KEPT_SCORES
+    if length > KEPT_LENGTH and not few and not dropout:  # which chunks would draw anew
         return _chunked(q_BLD, k_BLD, v_BLD, sinks_B, scaling, window, cap)
     kept_BLS = _probabilities(q_BLD, k_BLD, sinks_B, scaling, window, cap)
     return torch.bmm(torch.dropout(kept_BLS, dropout, train=True), v_BLD)
