@@ -28,7 +28,8 @@ TINY_EXPERTS = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=
 
 @dataclass(frozen=True)
 class Point:
-    """`kind`: full, lora or qlora, at rows of `length` tokens; context: the longest row within `cap_bytes`."""
+    """`kind`: full, lora or qlora, at rows of `length` tokens; context: the longest row within `cap_bytes`.
+    `variant`: how, else as the planner decides."""
 
     shape: str
     kind: str
@@ -63,6 +64,7 @@ def points(device: str, tiny: bool) -> list[Point]:
         *grid(llama, ("full", "lora")),
         *(Point(llama, "lora", lengths[0], tool=tool, variant=variant, **at)
           for tool in ("unsloth", "trl") for variant in ("kept", "recomputed")),
+        *(Point(llama, kind, lengths[0], variant="compiled", **at) for kind in ("lora", "full")),
         *grid(llama, ("qlora",)),
         *(Point(llama, "context", cap_bytes=cap, **at) for cap in caps),
         *grid(mixture, ("qlora", "lora", "full")),

@@ -23,7 +23,7 @@ from trials import heading, in_process, results_file
 
 from tunesmith.machine import probe
 
-POINT_SECONDS, CONTEXT_SECONDS = 60, 100  # at most
+POINT_SECONDS, LONG_SECONDS = 60, 100  # at most
 LEAST_SECONDS = 15  # left, or a point is not begun
 PUBLISHED_CONTEXT = 78475  # Unsloth's, of an 8B QLoRA of rank 32 in 24 GB
 
@@ -45,9 +45,10 @@ class Starter:
         if point.tool != "tunesmith":
             return in_process(self._anew, "shapes_peers", "main", point, limit_seconds=min(seconds, POINT_SECONDS))
         if point.kind == "context":
-            limit = min(seconds, CONTEXT_SECONDS)
+            limit = min(seconds, LONG_SECONDS)
             return in_process(self._ours, "shapes_trial", "context", point, limit - 5, limit_seconds=limit)
-        return in_process(self._ours, "shapes_trial", "steps", point, limit_seconds=min(seconds, POINT_SECONDS))
+        limit = min(seconds, LONG_SECONDS if point.variant == "compiled" else POINT_SECONDS)
+        return in_process(self._ours, "shapes_trial", "steps", point, limit_seconds=limit)
 
 
 def missing(point: Point) -> str | None:
@@ -119,8 +120,8 @@ def aims(results: dict[Point, dict], rate: dict):
     yield f"- full training of 8B at 60 % of the matmul rate or more: {', '.join(full) or 'not measured'}"
     for peer, aim in (("unsloth", " (1.2 aimed at)"), ("trl", "")):
         theirs = {p: r["tokens_per_second"] for p, r in done.items() if p.tool == peer}
-        ours = {done[q]["tokens_per_second"] for q in (replace(p, tool="tunesmith", variant="") for p in theirs)
-                if q in done}
+        ours = {r["tokens_per_second"] for q, r in done.items() if q.tool == "tunesmith"
+                and any(replace(q, tool=p.tool, variant=p.variant) == p for p in theirs)}
         ratio = f"{max(ours) / max(theirs.values()):.2f}" if ours else "not measured"
         yield f"- LoRA beside {peer}{aim}: {ratio}"
     longest = [f"{r['tokens']:,}" for p, r in done.items() if p.kind == "context" and p.cap_bytes == 24 * 10**9]

@@ -108,7 +108,8 @@ def recipe_of(point: Point) -> Recipe:
     full, pass_tokens = point.kind == "full", CARD_TOKENS if point.device == "cuda" else CPU_TOKENS
     length = point.length or CONTEXT_PROBES[0]
     train = {"batch": max(1, pass_tokens * (2 if full else 1) // length), "max_steps": WARMUP * 2 + STEPS,
-             "eval_every": 10**6, "save_every": 10**6, "learning_rate": 1e-5}
+             "eval_every": 10**6, "save_every": 10**6, "learning_rate": 1e-5,
+             "compile": "on" if point.variant == "compiled" else "auto"}
     if full:  # float32 weights and moments of 8B parameters take 128 GB
         train |= {"weights": "bfloat16", "optimizer": "adamw_8bit" if find_spec("bitsandbytes") else "adafactor"}
     return Recipe.build({
@@ -182,7 +183,8 @@ def _how(recipe: Recipe, plan: Plan, state: State) -> str:
              else f"rank {recipe.adapter.rank}"]
     parts.append("activations recomputed" if state.checkpointing else "activations kept")
     parts.append(f"{state.micro_batch_tokens:,} tokens a pass")
-    return ", ".join(parts + ["tiled MLP"] * plan.tiled_mlp + ["padded"] * (not plan.packing))
+    parts += ["compiled"] * plan.compile + ["tiled MLP"] * plan.tiled_mlp + ["padded"] * (not plan.packing)
+    return ", ".join(parts)
 
 
 def context(point: Point, seconds: float) -> dict:

@@ -144,9 +144,11 @@ def _probabilities(query_THD, key_THD, ends, scale: float, window_size) -> torch
 
 
 def _flash(query, key, value, ends, ends_k, longest, longest_k, is_causal, scale, window_size, *_):
+    """torch's flash attention over documents, with all scores there are."""
     assert torch.equal(ends, ends_k) and longest == longest_k == int(ends.diff().max()) and window_size[1] == 0
     assert query.dtype == key.dtype == value.dtype and query.dtype in (torch.bfloat16, torch.float16)
-    assert ends.dtype == torch.int32 and query.shape == key.shape == value.shape
+    assert ends.dtype == torch.int32 and key.shape == value.shape
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     probabilities = _probabilities(query, key, ends, scale, window_size)
     out = (probabilities @ value.transpose(0, 1).float()).transpose(0, 1).to(query.dtype)
     return out, torch.zeros(query.shape[1], query.shape[0]), torch.zeros(2, dtype=torch.int64)
@@ -154,12 +156,14 @@ def _flash(query, key, value, ends, ends_k, longest, longest_k, is_causal, scale
 
 def _flash_backward(by_out, query, key, value, out, lse, ends, ends_k, longest, longest_k, is_causal, state, scale,
                     window_size):
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     q, k, v, by_out = (x.transpose(0, 1).float() for x in (query, key, value, by_out))
     probabilities = _probabilities(query, key, ends, scale, window_size)
     by_probabilities = by_out @ v.mT
     by_scores = probabilities * (by_probabilities - (by_probabilities * probabilities).sum(-1, keepdim=True)) * scale
-    found = by_scores @ k, by_scores.mT @ q, probabilities.mT @ by_out
-    return tuple(x.transpose(0, 1).to(query.dtype) for x in found)
+    by_k, by_v = (x.unflatten(0, (-1, groups)).sum(1) for x in (by_scores.mT @ q, probabilities.mT @ by_out))
+    return tuple(x.transpose(0, 1).to(query.dtype) for x in (by_scores @ k, by_k, by_v))
 
 
 def _flex(query, key, value, score_mod, block_mask, scale, enable_gqa, return_aux):

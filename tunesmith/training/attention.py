@@ -37,15 +37,15 @@ def documents(module, query_BHTD, key_BHTD, value_BHTD, attention_mask, dropout=
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     fused = device == "cuda" and dtype in (torch.bfloat16, torch.float16) and not dropout
     with torch.autocast(device, enabled=False):
-        if fused and (softcap or s_aux is not None):
+        if not fused:
+            groups = getattr(module, "num_key_value_groups", 1)
+            out_HTD = by_document(query[0], repeat_kv(key, groups)[0], repeat_kv(value, groups)[0], cu_seq_lens_q,
+                                  scaling, sliding_window, softcap, s_aux, dropout)
+        elif softcap or s_aux is not None:
             out_HTD = flexible(query[0], key[0], value[0], cu_seq_lens_q, scaling, sliding_window, softcap, s_aux)
-            return out_HTD.transpose(0, 1)[None], None
-        groups = getattr(module, "num_key_value_groups", 1)
-        pieces = query[0], repeat_kv(key, groups)[0], repeat_kv(value, groups)[0]
-        if fused:
-            out_HTD = variable_length(*pieces, cu_seq_lens_q, max_length_q, scaling, sliding_window)
         else:
-            out_HTD = by_document(*pieces, cu_seq_lens_q, scaling, sliding_window, softcap, s_aux, dropout)
+            out_HTD = variable_length(query[0], key[0], value[0], cu_seq_lens_q, max_length_q, scaling,
+                                      sliding_window)
     return out_HTD.transpose(0, 1)[None], None
 
 

@@ -7,6 +7,7 @@ dropped (Xiao et al. 2023, "Efficient streaming language models with attention s
 """
 
 from functools import lru_cache
+from inspect import signature
 from itertools import groupby
 
 import torch
@@ -130,14 +131,20 @@ _chunked.register_autograd(_chunked_backward, setup_context=_keep)
 CHUNKED = torch.ops.tunesmith.attention.default
 
 
-def variable_length(query_HTD, key_HTD, value_HTD, ends, longest: int, scaling, window=None) -> torch.Tensor:
+def variable_length(query_HTD, key_KTD, value_KTD, ends, longest: int, scaling, window=None) -> torch.Tensor:
     """(H, T, D) by torch's flash attention over documents, in bfloat16 or float16 on a card."""
     from torch.nn.attention.varlen import varlen_attn
 
-    query, key, value = (x.transpose(0, 1) for x in (query_HTD, key_HTD, value_HTD))
+    grouped = {}
+    if len(query_HTD) > len(key_KTD):
+        if "enable_gqa" in signature(varlen_attn).parameters:
+            grouped = {"enable_gqa": True}
+        else:  # torch 2.11
+            key_KTD, value_KTD = (x.repeat_interleave(len(query_HTD) // len(x), dim=0) for x in (key_KTD, value_KTD))
+    query, key, value = (x.transpose(0, 1) for x in (query_HTD, key_KTD, value_KTD))
     window_size = (window - 1 if window else -1, 0)  # flash's does not count the token itself
-    return varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling,
-                       window_size=window_size).transpose(0, 1)
+    return varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling, window_size=window_size,
+                       **grouped).transpose(0, 1)
 
 
 def flexible(query_HTD, key_KTD, value_KTD, ends, scaling, window=None, cap=None, sinks_H=None) -> torch.Tensor:
