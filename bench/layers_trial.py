@@ -48,13 +48,12 @@ def trial(switch: str, dtype: str, cache: Path) -> dict:
     head = find_head(model, packed=True)
     SWITCHES[switch](model, cache)
     random, watch = np.random.default_rng(0), CompileWatch()
-    began = {}
+    began, before = {}, peak_bytes(torch.device("cpu"))
     for step in range(WARMUP + STEPS):
         if step == WARMUP:
             began = {"seconds": time.process_time(), "tokens": 0}
         rows = [(random.integers(0, 2000, n), np.ones(n, bool)) for n in random.integers(200, 480, 6)]
         batch = collate(rows, np.arange(6), packed=True)
-        before = peak_bytes(torch.device("cpu")) if step == 0 else before
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
             token_losses(model, batch, head)[0].backward()
         model.zero_grad()

@@ -46,7 +46,7 @@ def steps(point: Point) -> dict:
     watch = Watch(device, said)
     rows = Rows(point.length, recipe.train.batch * recipe.train.max_steps, built.model.config.vocab_size)
     schedule = Schedule(rows.weights, recipe.train.batch, 1, recipe.seed)
-    loop(Job(run=None, settings=recipe.train, **vars(built), tokens=rows, held_out=rows, tokenizer=None,
+    loop(Job(run=None, settings=recipe.train, **vars(built), tokens=rows, held_out=rows, tokenizer=None, plain=str,
              schedule=schedule, saver=SimpleNamespace(save=lambda *_: None), device=device, stop_asked=watch.enough,
              evaluate=lambda: None, sample=lambda: None, seed=recipe.seed, log=watch.log), state)
     operations = per_token(point.config(), point.length, point.kind == "full")

@@ -9,7 +9,6 @@ import json
 import sys
 import tempfile
 
-import torch
 from datasets import Dataset
 from measure import (ALPHA, LEARNING_RATE, RANK, SEQUENCE_LENGTH, Case, TrainerMarks, held_out_loss, ordered_rows,
                      summary)

@@ -9,7 +9,7 @@ from rich.console import Console
 from tunesmith.chat import Tokens, show
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.serve.engines.decoding import Writer
-from tunesmith.serve.writing.formats import find
+from tunesmith.writing.formats import find
 
 ASK = [{"role": "user", "content": "What are two and two?"}]
 WRITTEN = {
@@ -34,5 +34,8 @@ def test_an_answer_is_shown_as_what_it_says(family, name):
     thought = {} if name == "llama3" else {"reasoning_content": "Two and two."}
     assert answer == {"role": "assistant", "content": "Four."} | thought
     assert screen.getvalue().split() == " ".join([*thought.values(), "Four."]).split()
+    plain = format.plain(tokenizer, tokenizer.encode(WRITTEN[name])[0])
+    assert plain == ("Four." if name == "llama3" else "Two and two.\n\nFour." if name == "gpt_oss" else
+                     WRITTEN[name].removesuffix("<|im_end|>"))
     following = [*ASK, format.message(answer), *ASK]
     assert "Four." in tokenizer.render(following, add_generation_prompt=True)

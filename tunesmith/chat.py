@@ -16,8 +16,8 @@ from tunesmith.run import Run
 from tunesmith.serve.engines.decoding import Writer
 from tunesmith.serve.engines.on_transformers import TorchWeights
 from tunesmith.serve.models import open_result
-from tunesmith.serve.writing.formats import AnswerReader, find
-from tunesmith.serve.writing.reasoning import Thought
+from tunesmith.writing.formats import AnswerReader, find
+from tunesmith.writing.reasoning import Thought
 
 HELP = "/base and /tuned switch the model, /new starts over, /quit ends"
 

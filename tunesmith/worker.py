@@ -5,6 +5,7 @@ import shutil
 import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from tunesmith.training.loss import Head, autocast, find_head
 from tunesmith.training.memory import give_back
 from tunesmith.training.optimizer import build_optimizer
 from tunesmith.training.saver import Saver
+from tunesmith.writing.formats import find
 
 
 def work(folder: Path) -> None:
@@ -115,9 +117,9 @@ def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint
         layers.checkpoint_layers(model, "on")
     schedule = Schedule(dataset.train.weights, settings.batch, settings.epochs, recipe.seed, settings.max_steps)
     job = Job(run=run, settings=settings, **vars(built), tokens=dataset.train, held_out=dataset.eval,
-              tokenizer=tokenizer, schedule=schedule, saver=Saver(run.checkpoints, settings.keep_checkpoints, log),
-              device=device, stop_asked=stop_asked, evaluate=lambda: _evaluate(job, state),
-              sample=lambda: _sample(job, state), seed=recipe.seed, log=log)
+              tokenizer=tokenizer, plain=partial(find(tokenizer).plain, tokenizer), schedule=schedule,
+              saver=Saver(run.checkpoints, settings.keep_checkpoints, log), device=device, stop_asked=stop_asked,
+              evaluate=lambda: _evaluate(job, state), sample=lambda: _sample(job, state), seed=recipe.seed, log=log)
     trained, everything = adapt.parameter_counts(model)
     log("start", step=state.step, steps=schedule.steps, rows=len(dataset.train), eval_rows=len(dataset.eval),
         trainable_parameters=trained, parameters=everything)
@@ -178,14 +180,15 @@ def _answers(job: Job, rows: list[int]) -> dict[str, str]:
     prompts = [job.held_out.prompt_and_answer(row)[0] for row in mine]
     remedy = "lower evaluate.max_new_tokens, or set evaluate.samples: 0"
     with autocast(job.plan), no_room_is_said("answering held-out prompts", remedy):
-        answers = generate.answers(job.model, job.tokenizer, prompts, job.run.recipe.evaluate.max_new_tokens,
-                                   job.run.plan["stop_ids"])
-    found = {row: answer for share in parallel.gather(dict(zip(mine, answers))) for row, answer in share.items()}
+        answers = generate.answers(job.model, prompts, job.run.recipe.evaluate.max_new_tokens,
+                                   job.run.plan["stop_ids"], job.tokenizer.pad_id)
+    texts = dict(zip(mine, map(job.plain, answers)))
+    found = {row: answer for share in parallel.gather(texts) for row, answer in share.items()}
     return {str(row): found[row] for row in rows}
 
 
 def _reference(job: Job, row: int) -> str:
-    return job.tokenizer.decode(job.held_out.prompt_and_answer(row)[1].tolist(), skip_special_tokens=True)
+    return job.plain(job.held_out.prompt_and_answer(row)[1].tolist())
 
 
 def _shown(job: Job, row: int) -> dict:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.serve.engines import constrain
-from tunesmith.serve.writing.formats import find
-from tunesmith.serve.writing.reasoning import Thought
-from tunesmith.serve.writing.tools import Call, ToolFormat, ToolReader, find_format
+from tunesmith.writing.formats import find
+from tunesmith.writing.reasoning import Thought
+from tunesmith.writing.tools import Call, ToolFormat, ToolReader, find_format
 
 ENDS = {"qwen2": "<|im_end|>", "mistral": "</s>", "llama": "<|eot_id|>", "coder": "<|im_end|>", "gpt_oss": "<|call|>"}
 OBJECT = lambda values: st.dictionaries(st.text(max_size=5), values, max_size=3)  # noqa: E731

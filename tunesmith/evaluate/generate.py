@@ -9,20 +9,20 @@ from tunesmith.training.attention import generating
 PROMPTS_AT_ONCE, TOKENS_AT_ONCE = 64, 16384  # tokens with answers, for which keys and values are kept
 
 
-def answers(model, tokenizer, prompts: list[np.ndarray], max_new_tokens: int, stop_ids: list[int]) -> list[str]:
-    """The model's greedy answer to each prompt (token ids), in order."""
+def answers(model, prompts: list[np.ndarray], max_new_tokens: int, stop_ids: list[int], pad_id: int) -> list[list[int]]:
+    """The ids of the model's greedy answer to each prompt (token ids), in order, without what ends it."""
     model.eval()
     # What is not said here comes from the base's own settings, and would bend the answers.
     greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
-                              no_repeat_ngram_size=0, eos_token_id=stop_ids, pad_token_id=tokenizer.pad_id)
-    found: dict[int, str] = {}
+                              no_repeat_ngram_size=0, eos_token_id=stop_ids, pad_token_id=pad_id)
+    found: dict[int, list[int]] = {}
     shortest_first = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with torch.inference_mode(), generating(model):
         for chosen in _together(shortest_first, [len(p) + max_new_tokens for p in prompts]):
-            ids_BT, mask_BT = _left_padded([prompts[i] for i in chosen], tokenizer.pad_id, model.device)
+            ids_BT, mask_BT = _left_padded([prompts[i] for i in chosen], pad_id, model.device)
             out_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=greedy)
             for i, out in zip(chosen, out_BT[:, ids_BT.shape[1]:].tolist()):
-                found[i] = tokenizer.decode(_until(out, stop_ids), skip_special_tokens=True)
+                found[i] = _until(out, stop_ids)
     return [found[i] for i in range(len(prompts))]
 
 

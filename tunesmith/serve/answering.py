@@ -14,9 +14,9 @@ from tunesmith.serve.apis.wire import Options, named_results
 from tunesmith.serve.engine import Engine, Piece, Refused, Request, Sampling, Token
 from tunesmith.serve.engines import constrain
 from tunesmith.serve.models import Served
-from tunesmith.serve.writing.formats import AnswerReader, find
-from tunesmith.serve.writing.reasoning import Thought
-from tunesmith.serve.writing.tools import Call
+from tunesmith.writing.formats import AnswerReader, find
+from tunesmith.writing.reasoning import Thought
+from tunesmith.writing.tools import Call
 
 COLDEST = 1e-3  # a lower temperature takes the likeliest token
 OURS = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}

@@ -44,6 +44,7 @@ class Job:
     tokens: TokenStore
     held_out: TokenStore
     tokenizer: Tokenizer
+    plain: Callable[[list[int]], str]  # an answer's ids as text
     schedule: Schedule
     saver: Saver
     device: torch.device

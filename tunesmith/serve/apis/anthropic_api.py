@@ -15,8 +15,8 @@ from tunesmith.serve.answering import Answer, Answers, Asked, Service
 from tunesmith.serve.apis.openai_api import AnswerStream
 from tunesmith.serve.apis.wire import STREAMED, Options, Wire, frame, text_of, tool, tool_call
 from tunesmith.serve.engine import Refused
-from tunesmith.serve.writing.reasoning import Thought
-from tunesmith.serve.writing.tools import Call
+from tunesmith.writing.reasoning import Thought
+from tunesmith.writing.tools import Call
 
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
          413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}

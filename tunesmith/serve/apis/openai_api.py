@@ -18,9 +18,9 @@ from tunesmith.serve.answering import Answer, Answers, Asked, Service
 from tunesmith.serve.apis.wire import STREAMED, Options, ToolCall, Wire, frame, text_of, thinking_of, tool, tool_call
 from tunesmith.serve.engine import Refused, Token
 from tunesmith.serve.engines.constrain import ANY_OBJECT
-from tunesmith.serve.writing.formats import Reader
-from tunesmith.serve.writing.reasoning import Thought
-from tunesmith.serve.writing.tools import Call
+from tunesmith.writing.formats import Reader
+from tunesmith.writing.reasoning import Thought
+from tunesmith.writing.tools import Call
 
 Stop = str | list[str] | None
 

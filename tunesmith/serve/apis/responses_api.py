@@ -17,8 +17,8 @@ from tunesmith.serve.apis.openai_api import AnswerStream, choice_of, schema_of
 from tunesmith.serve.apis.wire import STREAMED, Options, Wire, frame, text_of, thinking_of, tool, tool_call
 from tunesmith.serve.engine import Refused
 from tunesmith.serve.models import Served
-from tunesmith.serve.writing.reasoning import Thought
-from tunesmith.serve.writing.tools import Call
+from tunesmith.writing.reasoning import Thought
+from tunesmith.writing.tools import Call
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 STATE = ("previous_response_id", "conversation", "prompt")

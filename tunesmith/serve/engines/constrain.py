@@ -12,10 +12,9 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import first_line
 from tunesmith.serve.engine import Refused
 from tunesmith.serve.engines.gguf_tokenizer import GgufTokenizer
+from tunesmith.writing.marks import SPACES
 
 ANY_OBJECT = {"type": "object"}
-# Between what is in JSON: a model that begins to write spaces may never stop.
-SPACES = {"whitespace_pattern": r"\n?[ \t]{0,16}"}
 
 
 class Grammar:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.serve.engine import Piece, Request, Token
+from tunesmith.writing.marks import tail_of
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_WAIT = 64
@@ -105,9 +106,3 @@ class Delivery:
         self._piece.generated, self._piece.cached = self.generated, self.cached
         piece, self._piece = self._piece, Piece()
         self._deliver(piece)
-
-
-def tail_of(text: str, mark: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `mark`."""
-    longest = min(len(mark) - 1, len(text))
-    return next((n for n in range(longest, 0, -1) if text.endswith(mark[:n])), 0)

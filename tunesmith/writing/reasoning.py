@@ -9,7 +9,7 @@ from typing import Literal
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.serve.engines.decoding import tail_of
+from tunesmith.writing.marks import tail_of
 
 KEYS = ("reasoning_content", "thinking", "reasoning")  # where templates look for it in a message
 THOUGHT, ANSWER = "Tunesmith9Thinks", "Tunesmith9Says"

@@ -8,9 +8,9 @@ from os.path import commonprefix
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.serve.engines.decoding import tail_of
-from tunesmith.serve.writing.reasoning import ASK, KEYS, THOUGHT, Thought
-from tunesmith.serve.writing.tools import PROBE, PROBE_TALK, PROBE_TOOLS, Call, json_rule, written
+from tunesmith.writing.marks import tail_of
+from tunesmith.writing.reasoning import ASK, KEYS, THOUGHT, Thought
+from tunesmith.writing.tools import PROBE, PROBE_TALK, PROBE_TOOLS, Call, json_rule, written
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>", START)

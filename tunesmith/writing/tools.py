@@ -18,9 +18,8 @@ from os.path import commonprefix
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.serve.engines.constrain import SPACES
-from tunesmith.serve.engines.decoding import tail_of
-from tunesmith.serve.writing import tags
+from tunesmith.writing import tags
+from tunesmith.writing.marks import SPACES, tail_of
 
 PROBE = "tunesmith_probe"
 ARGUMENTS = {"probe": "a b"}

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.serve.writing.harmony import FINAL, Harmony, HarmonyReader, channel_grammar, find_harmony
-from tunesmith.serve.writing.reasoning import Reasoning, ReasoningReader, Thought, find_reasoning
-from tunesmith.serve.writing.tools import Call, ToolFormat, ToolReader, find_format, tool_grammar
+from tunesmith.writing.harmony import FINAL, Harmony, HarmonyReader, channel_grammar, find_harmony
+from tunesmith.writing.reasoning import Reasoning, ReasoningReader, Thought, find_reasoning
+from tunesmith.writing.tools import Call, ToolFormat, ToolReader, find_format, tool_grammar
 
 Part = str | Thought | Call
 
@@ -77,6 +77,16 @@ class Format:
                                        "text" if begun else "start")
         schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
         return Reader(thoughts, ToolReader(self.tools, schemas) if tools else None)
+
+    def plain(self, tokenizer: Tokenizer, ids: list[int]) -> str:
+        """A whole answer as people read it: without special tokens, and of channels what is said in them."""
+        if self.harmony is None:
+            return tokenizer.decode(ids, skip_special_tokens=True)
+        hidden = tokenizer.special_ids - self.harmony.shown
+        reader = HarmonyReader(begun=False, calls=True)
+        parts = reader.push(tokenizer.decode([i for i in ids if i not in hidden])) + reader.finish()
+        return "\n\n".join(f"{part.name}({part.arguments})" if isinstance(part, Call) else
+                           part.text if isinstance(part, Thought) else part for part in parts)
 
     def grammar(self, tokenizer: Tokenizer, chosen: list[dict], parallel: bool) -> str:
         """A Lark grammar of answers that are calls of these tools and nothing else."""

@@ -1,0 +1,10 @@
+"""Marks in text that comes in pieces, and the spaces between what is in JSON."""
+
+# In llguidance's words: a model that begins to write spaces may never stop.
+SPACES = {"whitespace_pattern": r"\n?[ \t]{0,16}"}
+
+
+def tail_of(text: str, mark: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `mark`."""
+    longest = min(len(mark) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if text.endswith(mark[:n])), 0)
