@@ -23,7 +23,7 @@ from trials import heading, in_process, results_file
 
 from tunesmith.machine import probe
 
-POINT_SECONDS, LONG_SECONDS = 60, 100  # at most
+POINT_SECONDS, PEER_SECONDS, LONG_SECONDS = 60, 120, 100  # at most
 LEAST_SECONDS = 15  # left, or a point is not begun
 PUBLISHED_CONTEXT = 78475  # Unsloth's, of an 8B QLoRA of rank 32 in 24 GB
 
@@ -34,7 +34,8 @@ class Starter:
     def __init__(self, device: str):
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a process that touched the card cannot be forked
         self._ours, self._anew = get_context("forkserver"), get_context("spawn")
-        self._ours.set_forkserver_preload(["tunesmith.worker", "transformers.models.llama.modeling_llama"])
+        # Not what imports PEFT, and with it bitsandbytes, which touches the card.
+        self._ours.set_forkserver_preload(["tunesmith.training.attention", "transformers.models.llama.modeling_llama"])
         self.rate = in_process(self._ours, "trials", "matmul_rates", device, limit_seconds=POINT_SECONDS)
         if "problem" in self.rate:
             print(f"{self.rate['problem']}: points are started anew, which takes longer", flush=True)
@@ -43,7 +44,7 @@ class Starter:
 
     def run(self, point: Point, seconds: float) -> dict:
         if point.tool != "tunesmith":
-            return in_process(self._anew, "shapes_peers", "main", point, limit_seconds=min(seconds, POINT_SECONDS))
+            return in_process(self._anew, "shapes_peers", "main", point, limit_seconds=min(seconds, PEER_SECONDS))
         if point.kind == "context":
             limit = min(seconds, LONG_SECONDS)
             return in_process(self._ours, "shapes_trial", "context", point, limit - 5, limit_seconds=limit)

@@ -212,8 +212,8 @@ class _Stream:
 
     wait_event = wait_stream
 
-    def record_event(self) -> str:
-        return "an event"
+    def record_event(self) -> SimpleNamespace:
+        return SimpleNamespace(synchronize=lambda: None)
 
 
 @contextmanager
@@ -227,7 +227,7 @@ def played():
         get_device_capability=lambda *_: MACHINE.cards[0].capability,
         get_device_properties=lambda *_: SimpleNamespace(major=9, minor=0, total_memory=BYTES, name="a card"),
         is_bf16_supported=lambda *_, **__: True, mem_get_info=lambda *_: (BYTES, BYTES),
-        max_memory_allocated=lambda *_: 2**20, memory_allocated=lambda *_: 2**20, memory_reserved=lambda *_: 2**20,
+        memory_stats=lambda *_: {"active_bytes.all.peak": 2**20}, memory_allocated=lambda *_: 2**20, memory_reserved=lambda *_: 2**20,
         max_memory_reserved=lambda *_: 2**20,
         reset_peak_memory_stats=lambda *_: None, empty_cache=lambda: None, synchronize=lambda *_: None,
         get_rng_state=lambda *_: torch.get_rng_state(), set_rng_state=lambda state, *_: torch.set_rng_state(state),

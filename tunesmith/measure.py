@@ -21,7 +21,7 @@ MULTIPLE = 8  # a length is a multiple of
 
 @dataclass(frozen=True)
 class Measured:
-    """(tokens, peak bytes) of each pass, and the bytes there are."""
+    """(tokens, peak bytes): of none, between two passes, and of each pass; and the bytes there are."""
 
     points: list[tuple[int, int]]
     budget_bytes: int
@@ -122,7 +122,7 @@ def measure(folder: Path, plan: Plan, base: Path, shapes: list[tuple[int, int]])
     from tunesmith.training.memory import free_bytes, peak_bytes, reset_peak
     from tunesmith.worker import build
 
-    began, device = time.monotonic(), parallel.join(plan.device)
+    started, device = time.monotonic(), parallel.join(plan.device)
     torch.set_num_threads(plan.threads)
     there = free_bytes(device)
     try:
@@ -130,12 +130,13 @@ def measure(folder: Path, plan: Plan, base: Path, shapes: list[tuple[int, int]])
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return Measured([], int(there * USED_SHARE), time.monotonic() - began)
+        return Measured([], int(there * USED_SHARE), time.monotonic() - started)
     trial.model.train()
     reset_peak(device)
     sharing = 1 if device.type == "cuda" else plan.processes
     budget = int((peak_bytes(device) + free_bytes(device) / sharing) * USED_SHARE)
     points: list[tuple[int, int]] = []
+    began = time.monotonic()  # anew, as loading a large model may take longer than SECONDS
     for rows, length in shapes:
         tokens = rows * length
         reset_peak(device)
@@ -148,10 +149,13 @@ def measure(folder: Path, plan: Plan, base: Path, shapes: list[tuple[int, int]])
             budget = min(budget, points[-1][1]) if points else budget
             break
         points.append((tokens, peak_bytes(device)))
+        if not points[1:]:  # what stays after a step, the optimizer's moments among it
+            reset_peak(device)
+            points.insert(0, (0, peak_bytes(device)))
         now = time.monotonic()
         if now - began + 3 * (now - pass_began) > SECONDS or 2 * tokens > Measured(points, budget, 0).tokens:
             break
-    return Measured(points, budget, time.monotonic() - began)
+    return Measured(points, budget, time.monotonic() - started)
 
 
 def learn(trial, rows: int, length: int, device) -> None:

@@ -88,11 +88,11 @@ def ready(model, recipe: Recipe, plan: Plan, log) -> Trainable:
     if problem := attention.use_flash_attention_3(model.device):
         log("warning", message=problem)
     with autocast(plan):
-        packs = plan.packing and attention.keeps_apart(model)
-    if plan.packing and not packs:
+        mixed = attention.why_not_packed(model) if plan.packing else None
+    if mixed:
         plan = replace(plan, packing=False)
         attention.use_default(model)
-        log("warning", message="this model does not keep packed documents apart: examples are padded instead")
+        log("warning", message=f"{mixed}: examples are padded instead")
     head = find_head(model, plan.packing)
     if not head:
         log("warning", message="this model's output layer is not seen from outside: its logits are computed whole")

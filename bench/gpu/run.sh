@@ -3,7 +3,7 @@
 # together take less than ten minutes. Not yet run on a card.
 #
 # Nothing is downloaded. Wheels in bench/gpu/wheels are installed into bench/gpu/site, for these commands alone.
-# PYTHON: the interpreter, else .venv-bench's, else python3. MINUTES: of shapes, 8 by default. RESULT: its file.
+# PYTHON: the interpreter, else .venv-bench's, else python3. MINUTES: of shapes, 7 by default. RESULT: its file.
 set -u
 cd "$(dirname "$0")/../.."
 here=bench/gpu status=0
@@ -17,8 +17,8 @@ if ls $here/wheels/*.whl > /dev/null 2>&1; then
 fi
 for part in ${*:-tests shapes}; do
     case $part in
-    tests) timeout 60 "$python" -m pytest tests/train -k "card or cuda" -rs ;;
-    shapes) "$python" bench/shapes.py --minutes "${MINUTES:-8}" ${RESULT:+--out "$RESULT"} ;;
+    tests) timeout 150 "$python" -m pytest tests/train/test_attention.py tests/train/test_layers.py -k on_a_card -rs ;;
+    shapes) "$python" bench/shapes.py --minutes "${MINUTES:-7}" ${RESULT:+--out "$RESULT"} ;;
     growth) "$python" bench/growth.py --device cuda ;;
     speed) "$python" bench/run.py --device cuda --quick --only speed ;;
     *) echo "$part is none of tests, shapes, growth, speed" >&2; exit 2 ;;

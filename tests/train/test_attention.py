@@ -19,7 +19,7 @@ from tunesmith import train
 from tunesmith.model.load import load
 from tunesmith.recipe import Model
 from tunesmith.training import attention_kernels as kernels
-from tunesmith.training.attention import NAME, documents, keeps_apart
+from tunesmith.training.attention import NAME, documents, why_not_packed
 from tunesmith.training.batch import collate
 from tunesmith.training.loss import forward
 
@@ -49,7 +49,7 @@ def other(tmp_path):
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_families_keep_documents_apart(family, name):
-    assert keeps_apart(load(Model(path="m"), family(name), torch.float32, NAME, 0))
+    assert why_not_packed(load(Model(path="m"), family(name), torch.float32, NAME, 0)) is None
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -16,7 +16,7 @@ from tunesmith.run import Run
 from tunesmith.training import checkpoint, parallel
 from tunesmith.training import loop as training
 from tunesmith.training.batch import collate
-from tunesmith.training.ladder import step_down
+from tunesmith.training.ladder import is_out_of_memory, step_down
 from tunesmith.training.layers import _Checkpointed, decoder_layers
 from tunesmith.worker import work
 
@@ -53,6 +53,12 @@ def limited(monkeypatch):
         monkeypatch.setattr(training, "token_losses", losses)
 
     return limit
+
+
+@pytest.mark.parametrize("words", ["CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "out of memory"])
+def test_no_memory_is_told_from_other_errors(words):
+    assert is_out_of_memory(RuntimeError(f"CUDA error: {words}"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
 
 
 def out_of_memory():

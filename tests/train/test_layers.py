@@ -100,6 +100,16 @@ def test_offload_sends_the_hidden_states_alone(build):
     assert offload.sent_bytes == 4 * tokens * width * len(decoder_layers(model))
 
 
+def test_offload_in_pieces_gives_the_same_gradients(build, monkeypatch):
+    monkeypatch.setattr("tunesmith.training.offload.PIECE_BYTES", 1000)  # no whole number of rows
+    [batch] = batches(1)
+    plain, changed = build("llama3"), build("llama3")
+    checkpoint_layers(plain, "on")
+    checkpoint_layers(changed, "on", Offload(CPU))
+    expected, found = gradients(plain, batch), gradients(changed, batch)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
 def test_offload_on_a_card_gives_the_same_gradients(build):
     card = torch.device("cuda")

@@ -65,7 +65,7 @@ def gradients(model, total) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_loss_and_gradients_are_those_of_the_plain_loss(name, change, monkeypatch):
     monkeypatch.setattr(loss, "LEAST_ROWS", 1)
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", {"cpu": 90 * 5})  # five positions at a time
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", {"cpu": (90 * 5, 90 * 5)})  # five positions at a time
     model, batch = change(model_of(name)), collate(ROWS, np.array([0, 1]), packed=False)
     head = loss.find_head(model, packed=False)
     assert head

@@ -1,6 +1,6 @@
 """Plan: what is decided from the recipe and the machine before anything runs."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 
 from tunesmith.errors import UserError
@@ -68,6 +68,16 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
         sequence_length=length, micro_batch_tokens=tokens,
         packing=recipe.data.packing, threads=max(1, machine.cores // processes), reasons=reasons | why,
         **layers)
+
+
+def for_experts(plan: Plan, recipe: Recipe) -> Plan:
+    """The plan for a mixture of experts. Their adapters make its weights anew in each pass, which the backward pass
+    needs: a card keeps those of one layer, not of all, where activations are recomputed."""
+    adapter, asked = recipe.adapter, recipe.train.gradient_checkpointing
+    if plan.device != "cuda" or adapter.kind != "lora" or not adapter.experts or asked != "auto":
+        return plan
+    why = {"gradient_checkpointing": "adapters of experts make their weights anew, which recomputing does not keep"}
+    return replace(plan, gradient_checkpointing="on", reasons=plan.reasons | why)
 
 
 def layers_for(settings: Train, length: int, tokens: int) -> tuple[dict, dict]:

@@ -13,8 +13,10 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from tunesmith.errors import first_line
 from tunesmith.training.attention_kernels import by_document, flexible, variable_length
 from tunesmith.training.batch import collate
+from tunesmith.training.ladder import is_out_of_memory
 from tunesmith.training.loss import forward
 
 NAME = "documents"
@@ -72,8 +74,9 @@ def use_flash_attention_3(device: torch.device) -> str | None:
     return None
 
 
-def keeps_apart(model) -> bool:
-    """Whether packed documents do not see each other in this model, nor later tokens earlier ones.
+def why_not_packed(model) -> str | None:
+    """Why examples of this model cannot be packed; None if packed documents do not see each other, nor later tokens
+    earlier ones. Raises RuntimeError where there is no memory to find out.
 
     Shown on the model itself: the logits of a document must stay as they are when the one before it changes, and its
     own last token; and be about what they are alone, so positions restart.
@@ -84,18 +87,24 @@ def keeps_apart(model) -> bool:
     training = model.training
     model.eval()
     try:
+        if model.device.type == "cuda":  # whose kernels may lack a backward pass alone
+            _packed_logits(model, first, second).sum().backward()
         with torch.inference_mode():
             packed, changed = (_packed_logits(model, a, b)[6:-1] for a, b in
                                ((first, second), (other_first, other_second)))
             alone = _packed_logits(model, second)[:-1]
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError):
-        return False  # a model whose code knows no such attention
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        return f"this model's attention does not take packed documents ({first_line(error)})"
     finally:
+        model.zero_grad(set_to_none=True)
         model.train(training)
     scale = alone.std()
     exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
     rounding = 1e-3 if exact else 2e-2  # experts see other batches, so not bit for bit
-    return bool((packed - changed).abs().max() < rounding * scale and (packed - alone).abs().max() < 0.2 * scale)
+    apart = (packed - changed).abs().max() < rounding * scale and (packed - alone).std() < 0.2 * scale
+    return None if apart else "this model does not keep packed documents apart"
 
 
 def _packed_logits(model, *documents: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,10 @@ from tunesmith.errors import NotEnoughMemory
 from tunesmith.training.batch import Batch
 from tunesmith.training.checkpoint import State
 
+# As others than torch's allocator say it: the host, the driver, what makes a handle for matmuls, Triton's kernels.
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+             "Triton Error [CUDA]: out of memory")
+
 
 def step_down(state: State, batches: list[Batch], where: str) -> str:
     """One rung down from how `batches` were made; returns what is different now.
@@ -34,9 +38,7 @@ def step_down(state: State, batches: list[Batch], where: str) -> str:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """On a card, or on the host where it refuses memory, pinned or not, rather than ending the process."""
-    said = str(error)
-    return (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said
-            or "CUDA error: out of memory" in said)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from tunesmith.model.adapt import base_of
 from tunesmith.training.batch import IGNORED, Batch, collate
 
-# Logits of a chunk. On a CPU larger chunks are no faster; on a card (not measured yet) each one costs a pass over the
-# gradient of the output layer.
-CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**28}
+# Logits of a chunk where the output layer is frozen, and where it trains: then, on a card, each chunk costs a pass over
+# the layer's gradient (not measured yet). On a CPU larger chunks are no faster.
+CHUNK_LOGITS = {"cpu": (2**24, 2**24), "cuda": (2**26, 2**28)}
 CACHED_LOGITS = 2**19  # made float32 at a time on a CPU, which is twice as fast while they stay in its cache
 LEAST_ROWS = 256  # of a chunk: fewer make the matmul slow
 
@@ -87,7 +87,8 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _chunks(head: Head, hidden_NE: torch.Tensor, targets_N: torch.Tensor):
-    size = max(LEAST_ROWS, CHUNK_LOGITS[hidden_NE.device.type] // head.vocabulary)
+    trains = any(p.requires_grad for p in head.layer.parameters())
+    size = max(LEAST_ROWS, CHUNK_LOGITS[hidden_NE.device.type][trains] // head.vocabulary)
     for start in range(0, len(targets_N), size):
         rows = slice(start, start + size)
         yield rows, hidden_NE[rows], targets_N[rows]

@@ -12,8 +12,8 @@ from tunesmith.machine import memory
 
 def peak_bytes(device: torch.device) -> int:
     """Of the card if the device is one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type == "cuda":  # with what another stream still uses, as in offload
+        return torch.cuda.memory_stats(device).get("active_bytes.all.peak", 0)
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024

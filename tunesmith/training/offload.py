@@ -5,16 +5,22 @@ backward pass. Without a card the same code makes plain copies, which is how the
 """
 
 import weakref
+from collections import deque
 from dataclasses import dataclass
 
 import torch
 
+PIECE_BYTES = 2**26  # pinned memory comes in powers of two, and is kept: pieces waste little and serve any length
+AHEAD = 2  # layers that the processor may be ahead of the card, whose memory is not free before the card is there
+
 
 @dataclass(eq=False)
 class _Kept:
-    """A tensor in host memory; `before` is the one kept just before it, which the backward pass needs next."""
+    """A tensor in host memory, in pieces; `before` is the one kept just before it, which the backward pass needs
+    next."""
 
-    host: torch.Tensor
+    host: list[torch.Tensor]
+    shape: torch.Size
     before: weakref.ref | None
     back: torch.Tensor | None = None
     arrived: torch.cuda.Event | None = None
@@ -27,6 +33,7 @@ class Offload:
         self._device = device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._last: weakref.ref | None = None
+        self._passed: deque[torch.cuda.Event] = deque()
         self.sent_bytes = 0
 
     def hooks(self):
@@ -35,26 +42,31 @@ class Offload:
     def _pack(self, tensor: torch.Tensor) -> _Kept | torch.Tensor:
         if tensor.device != self._device or not tensor.is_floating_point():
             return tensor
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._side is not None)
+        pieces = tensor.flatten().split(PIECE_BYTES // tensor.itemsize)
+        host = [torch.empty(piece.shape, dtype=piece.dtype, pin_memory=self._side is not None) for piece in pieces]
         if self._side:
             self._side.wait_stream(torch.cuda.current_stream(self._device))
-            tensor.record_stream(self._side)  # its memory is not used anew before the copy is made
+            for piece in pieces:
+                piece.record_stream(self._side)  # its memory is not used anew before the copy is made
         with torch.cuda.stream(self._side):
-            host.copy_(tensor, non_blocking=True)
-        kept = _Kept(host, self._last)
+            for there, piece in zip(host, pieces):
+                there.copy_(piece, non_blocking=True)
+            self._wait_for(self._side)
+        kept = _Kept(host, tensor.shape, self._last)
         self._last = weakref.ref(kept)
-        self.sent_bytes += host.nbytes
+        self.sent_bytes += tensor.nbytes
         return kept
 
     def _unpack(self, kept: _Kept | torch.Tensor) -> torch.Tensor:
         if isinstance(kept, torch.Tensor):
             return kept
+        here = torch.cuda.current_stream(self._device) if self._side else None
+        self._wait_for(here)
         self._fetch(kept)
         before = kept.before() if kept.before else None
         if before:
             self._fetch(before)
-        if self._side:
-            here = torch.cuda.current_stream(self._device)
+        if here:
             here.wait_event(kept.arrived)
             kept.back.record_stream(here)
         tensor, kept.back = kept.back, None
@@ -65,5 +77,14 @@ class Offload:
         if kept.back is not None:
             return
         with torch.cuda.stream(self._side):
-            kept.back = kept.host.to(self._device, non_blocking=True, copy=True)
+            kept.back = torch.empty(kept.shape, dtype=kept.host[0].dtype, device=self._device)
+            for piece, host in zip(kept.back.view(-1).split(PIECE_BYTES // kept.back.itemsize), kept.host):
+                piece.copy_(host, non_blocking=True)
             kept.arrived = self._side.record_event() if self._side else None
+
+    def _wait_for(self, stream) -> None:
+        """Until a card has done what `stream` was given AHEAD calls ago."""
+        if stream:
+            self._passed.append(stream.record_event())
+            if len(self._passed) > AHEAD:
+                self._passed.popleft().synchronize()

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from tunesmith.errors import UserError
 
 BUCKET_BYTES = 32 * 2**20
+ALLOCATOR = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}  # settings of torch's, read when a card is first used
 SECOND_SIGNAL_AFTER_SECONDS = 1.0  # sooner it is the same one: Ctrl-C comes from the terminal and from the launcher
 
 
@@ -103,6 +104,8 @@ def join(device_type: str) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device(device_type, local) if device_type == "cuda" else torch.device("cpu")
     if device.type == "cuda":
+        if not ALLOCATOR & os.environ.keys():  # passes of ever other sizes would leave gaps that none fits
+            os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
         if torch.cuda.device_count() <= local:
             raise UserError(f"this torch ({torch.__version__}) sees {torch.cuda.device_count()} cards; install its "
                             "CUDA build, or set CUDA_VISIBLE_DEVICES= to train on the CPU")
@@ -130,6 +133,9 @@ def add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
     for bucket in _buckets([p.grad for p in parameters]):
+        if len(bucket) == 1 and bucket[0].is_contiguous():  # maybe a large one, of which a copy may not fit
+            dist.all_reduce(bucket[0])
+            continue
         flat = torch.cat([g.flatten() for g in bucket])
         dist.all_reduce(flat)
         for g, part in zip(bucket, flat.split([g.numel() for g in bucket])):

@@ -108,6 +108,9 @@ def attend(query_HTD, key_KSD, value_KSD, scale: float, window: int | None, cap:
         out = scaled_dot_product_attention(query, key_KSD[None], value_KSD[None], scale=scale)
         return out.reshape(heads, 1, -1)
     causal = length == count and not (window and count > window)
+    if not causal and query_HTD.is_cuda:  # where a mask and heads that share keys have no fast kernel
+        key_KSD, value_KSD = (x.repeat_interleave(heads // kv_heads, 0) for x in (key_KSD, value_KSD))
+        kv_heads = heads
     mask = None if causal else _mask(count, length, window, query_HTD.device)
     return scaled_dot_product_attention(query_HTD[None], key_KSD[None], value_KSD[None], attn_mask=mask,
                                         is_causal=causal, scale=scale, enable_gqa=heads != kv_heads)[0]
