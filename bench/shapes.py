@@ -34,8 +34,9 @@ class Starter:
     def __init__(self, device: str):
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a process that touched the card cannot be forked
         self._ours, self._anew = get_context("forkserver"), get_context("spawn")
-        # Not what imports PEFT, and with it bitsandbytes, which touches the card.
-        self._ours.set_forkserver_preload(["tunesmith.training.attention", "transformers.models.llama.modeling_llama"])
+        # Nothing that imports PEFT, and with it bitsandbytes, which touches the card.
+        self._ours.set_forkserver_preload([f"transformers.models.{name}.modeling_{name}"
+                                           for name in ("llama", "qwen3", "qwen3_moe")])
         self.rate = in_process(self._ours, "trials", "matmul_rates", device, limit_seconds=POINT_SECONDS)
         if "problem" in self.rate:
             print(f"{self.rate['problem']}: points are started anew, which takes longer", flush=True)

@@ -227,9 +227,9 @@ def played():
         get_device_capability=lambda *_: MACHINE.cards[0].capability,
         get_device_properties=lambda *_: SimpleNamespace(major=9, minor=0, total_memory=BYTES, name="a card"),
         is_bf16_supported=lambda *_, **__: True, mem_get_info=lambda *_: (BYTES, BYTES),
-        memory_stats=lambda *_: {"active_bytes.all.peak": 2**20}, memory_allocated=lambda *_: 2**20, memory_reserved=lambda *_: 2**20,
-        max_memory_reserved=lambda *_: 2**20,
-        reset_peak_memory_stats=lambda *_: None, empty_cache=lambda: None, synchronize=lambda *_: None,
+        memory_stats=lambda *_: {"active_bytes.all.peak": 2**20}, memory_allocated=lambda *_: 2**20,
+        memory_reserved=lambda *_: 2**20, max_memory_reserved=lambda *_: 2**20, reset_peak_memory_stats=lambda *_: None,
+        empty_cache=lambda: None, synchronize=lambda *_: None,
         get_rng_state=lambda *_: torch.get_rng_state(), set_rng_state=lambda state, *_: torch.set_rng_state(state),
         manual_seed_all=lambda _: None, Stream=_Stream, current_stream=_Stream, stream=lambda _: nullcontext())
 
