@@ -63,7 +63,8 @@ def speed(folder: Path, cases, peers: list[str], repeats: int, device: str):
     for case in cases:
         found = _compared(folder, case, peers, repeats, device)
         lines = [_tried(case, tool, results) for tool, (_, results, _) in found.items() if results]
-        print(*lines, sep="\n", file=sys.stderr, flush=True)  # below the table they come only when all is done
+        for line in lines:  # below the table they come only when all is done
+            print(line, file=sys.stderr, flush=True)
         tried += lines
         for tool, (best, results, repeated) in found.items():
             if repeated:

@@ -20,7 +20,7 @@ from tunesmith.errors import NotEnoughMemory
 from tunesmith.machine import probe
 from tunesmith.measure import MULTIPLE, Measured, learn
 from tunesmith.model import adapt, load
-from tunesmith.plan.choose import CARD_TOKENS, CPU_TOKENS, Plan, choose, for_experts
+from tunesmith.plan.choose import CARD_TOKENS, CPU_TOKENS, Plan, choose, for_model
 from tunesmith.recipe import Model, Recipe
 from tunesmith.training import attention, parallel
 from tunesmith.training.checkpoint import State
@@ -133,8 +133,7 @@ def check_size(point: Point) -> None:
 def build(point: Point, recipe: Recipe, **decided) -> tuple[Trainable, torch.device, list[str]]:
     """The model ready to train as the planner decides, but for what is `decided` here; and what was said of it."""
     said: list[str] = []
-    plan = choose(recipe, probe())
-    plan = replace(for_experts(plan, recipe) if load.is_mixture(point.config()) else plan, **decided)
+    plan = replace(for_model(choose(recipe, probe()), recipe, point.config()), **decided)
     device = parallel.join(plan.device)
     torch.set_num_threads(plan.threads)
     base = random_base(point.config(), plan, recipe, device)

@@ -21,8 +21,8 @@ from tunesmith.errors import Ending, Interrupted, NotEnoughMemory, NotFinite, Pr
 from tunesmith.inputs import dataset_of, plan_of
 from tunesmith.machine import probe
 from tunesmith.measure import fitted
-from tunesmith.model.load import check_quantize, config_of, eos_ids, is_mixture, resolve, save_tokenizer
-from tunesmith.plan.choose import Plan, choose, for_experts
+from tunesmith.model.load import check_quantize, config_of, eos_ids, resolve, save_tokenizer
+from tunesmith.plan.choose import Plan, choose, for_model
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, write_json
 from tunesmith.screen import Screen
@@ -68,8 +68,7 @@ def prepare(run: Run) -> None:
     plan = choose(recipe, machine)
     base = resolve(recipe.model)
     config = config_of(base)
-    if is_mixture(config):
-        plan = for_experts(plan, recipe)
+    plan = for_model(plan, recipe, config)
     check_quantize(recipe.model, config)
     save_tokenizer(recipe.model, base, run.tokenizer)
     kwargs = thinking_kwargs(Tokenizer.load(run.tokenizer), any(map(has_reasoning, recipe.data.train)))

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine
+from tunesmith.model.load import is_mixture
 from tunesmith.recipe import Recipe, Train
 
 # Tokens of one forward pass where nothing else is asked for: enough to fill a device, small enough for its memory.
@@ -70,11 +71,14 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
         **layers)
 
 
-def for_experts(plan: Plan, recipe: Recipe) -> Plan:
-    """The plan for a mixture of experts. Their adapters make its weights anew in each pass, which the backward pass
-    needs: a card keeps those of one layer, not of all, where activations are recomputed."""
+def for_model(plan: Plan, recipe: Recipe, config) -> Plan:
+    """The plan for a model with this configuration of transformers. Adapters of experts make their weights anew in each
+    pass, which the backward pass needs: a card keeps those of one layer, not of all, where activations are recomputed.
+    """
     adapter, asked = recipe.adapter, recipe.train.gradient_checkpointing
-    if plan.device != "cuda" or adapter.kind != "lora" or not adapter.experts or asked != "auto":
+    adapts_experts = (is_mixture(config) and adapter.kind == "lora" and adapter.experts
+                      and adapter.targets == "all-linear")
+    if plan.device != "cuda" or asked != "auto" or not adapts_experts:
         return plan
     why = {"gradient_checkpointing": "adapters of experts make their weights anew, which recomputing does not keep"}
     return replace(plan, gradient_checkpointing="on", reasons=plan.reasons | why)

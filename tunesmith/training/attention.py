@@ -103,7 +103,8 @@ def why_not_packed(model) -> str | None:
     scale = alone.std()
     exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
     rounding = 1e-3 if exact else 2e-2  # experts see other batches, so not bit for bit
-    apart = (packed - changed).abs().max() < rounding * scale and (packed - alone).std() < 0.2 * scale
+    otherwise = (packed - alone).abs().max() if exact else (packed - alone).std()  # rounded, a few of many are far off
+    apart = (packed - changed).abs().max() < rounding * scale and otherwise < 0.2 * scale
     return None if apart else "this model does not keep packed documents apart"
 
 

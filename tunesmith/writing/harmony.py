@@ -8,7 +8,7 @@ from os.path import commonprefix
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.marks import tail_of
+from tunesmith.writing.marks import ByState, tail_of
 from tunesmith.writing.reasoning import ASK, KEYS, THOUGHT, Thought
 from tunesmith.writing.tools import PROBE, PROBE_TALK, PROBE_TOOLS, Call, json_rule, written
 
@@ -55,7 +55,7 @@ def channel_grammar(tokenizer: Tokenizer, harmony: Harmony, tools: list[dict]) -
     return "\n".join(rules) + "\n"
 
 
-class HarmonyReader:
+class HarmonyReader(ByState):
     """Give it an answer's text as it comes; it gives back reasoning (Thought), text (str) and calls (Call), in order.
 
     `begun`: whether the prompt holds the beginning of what is said; `calls`: whether there are tools to call.
@@ -68,13 +68,6 @@ class HarmonyReader:
         self._said: set[str] = set()  # kinds of messages that said something
         self._first = True  # of this message
 
-    def push(self, text: str) -> list[str | Thought | Call]:
-        self._text += text
-        said: list[str | Thought | Call] = []
-        while getattr(self, f"_in_{self._state}")(said):
-            pass
-        return said
-
     def finish(self) -> list[str | Thought | Call]:
         """The rest. A call that is not complete is text."""
         said: list[str | Thought | Call] = []
@@ -86,7 +79,7 @@ class HarmonyReader:
         self._text = ""
         return said
 
-    def _in_header(self, said: list) -> bool:  # each of these: whether the next state has something to read
+    def _in_header(self, said: list) -> bool:
         header, found, rest = self._text.partition(MESSAGE)
         if not found:
             return False

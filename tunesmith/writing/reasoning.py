@@ -9,7 +9,7 @@ from typing import Literal
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.marks import tail_of
+from tunesmith.writing.marks import ByState, tail_of
 
 KEYS = ("reasoning_content", "thinking", "reasoning")  # where templates look for it in a message
 THOUGHT, ANSWER = "Tunesmith9Thinks", "Tunesmith9Says"
@@ -78,7 +78,7 @@ def _reasoning(tokenizer: Tokenizer, opening: str, closing: str, key: str | None
     return Reasoning(opening.strip(), closing, key, frozenset(ids) - {None})
 
 
-class ReasoningReader:
+class ReasoningReader(ByState):
     """Give it an answer's text as it comes; it gives back reasoning (Thought) and the rest (str), in order.
 
     `state`: thought if the prompt opened it, start if the answer may, text if the prompt holds the answer's beginning.
@@ -89,13 +89,6 @@ class ReasoningReader:
         self._text, self._state = "", state
         self._thought = False
 
-    def push(self, text: str) -> list[str | Thought]:
-        self._text += text
-        said: list[str | Thought] = []
-        while getattr(self, f"_in_{self._state}")(said):
-            pass
-        return said
-
     def finish(self) -> list[str | Thought]:
         """The rest. Reasoning that is not closed is reasoning."""
         rest, self._text = self._text, ""
@@ -103,7 +96,7 @@ class ReasoningReader:
             return [Thought(rest)] if rest.strip() else []
         return [rest] if rest else []
 
-    def _in_start(self, said: list) -> bool:  # each of these: whether the next state has something to read
+    def _in_start(self, said: list) -> bool:
         text = self._text.lstrip()
         if text.startswith(self._opening):
             self._text, self._state = text[len(self._opening):], "thought"

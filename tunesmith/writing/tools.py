@@ -19,7 +19,7 @@ from os.path import commonprefix
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.writing import tags
-from tunesmith.writing.marks import SPACES, tail_of
+from tunesmith.writing.marks import SPACES, ByState, tail_of
 
 PROBE = "tunesmith_probe"
 ARGUMENTS = {"probe": "a b"}
@@ -106,7 +106,7 @@ def _calls(value) -> list[tuple[str, str]]:
     return found
 
 
-class ToolReader:
+class ToolReader(ByState):
     """Give it an answer's text as it comes; it gives back text (str) and calls (Call), in order. `tools`: their
     parameters' schemas by name."""
 
@@ -117,13 +117,6 @@ class ToolReader:
         self._state = "text" if self._mark else "bare"
         self._called = False
 
-    def push(self, text: str) -> list[str | Call]:
-        self._text += text
-        said: list[str | Call] = []
-        while getattr(self, f"_in_{self._state}")(said):
-            pass
-        return said
-
     def finish(self) -> list[str | Call]:
         """The rest. What began like a call and is none is text."""
         if self._state == "bare" and (calls := self._bare_calls()):
@@ -132,7 +125,7 @@ class ToolReader:
         self._text = ""
         return [rest] if rest and not (self._called and (self._state == "after" or not rest.strip())) else []
 
-    def _in_text(self, said: list) -> bool:  # each of these: whether the next state has something to read
+    def _in_text(self, said: list) -> bool:
         at = self._text.find(self._mark)
         end = at if at >= 0 else len(self._text) - tail_of(self._text, self._mark)
         text = self._text[:end]
