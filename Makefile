@@ -1,11 +1,14 @@
 # make demo   install into .venv and run the demonstration
-# make test   install into .venv and run the tests; make test-all runs the long ones too
+# make test   install into .venv and run the tests, the same every time
+# make test-all  run the long tests too, and property tests on random examples; SEED=N repeats a run, N being printed
 # make bench  install into .venv-bench, with TRL, and compare; after make bench-peers also with LLaMA-Factory and Axolotl
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Two at a time, each on one thread, as the models are too small for more; those that wait do not spin.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+
+SEED ?= $(strip $(shell od -An -N4 -tu4 /dev/urandom))
 
 demo: $(VENV)/installed
 	$(BIN)/tunesmith demo
@@ -14,7 +17,7 @@ test: $(VENV)/installed-test
 	$(PYTEST)
 
 test-all: $(VENV)/installed-test
-	$(PYTEST) -m ''
+	$(PYTEST) -m '' --hypothesis-profile=random --hypothesis-seed=$(SEED)
 
 bench: .venv-bench/installed
 	.venv-bench/bin/python bench/run.py
