@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	$(BIN)/tunesmith demo
 
 test: $(VENV)/installed-test
-	$(PYTEST)
+	$(PYTEST) $(PYTEST_OPTIONS)
 
 test-all: $(VENV)/installed-test
 	$(PYTEST) -m '' --hypothesis-profile=random --hypothesis-seed=$(SEED)

@@ -18,6 +18,23 @@ settings.register_profile("random", deadline=None, print_blob=True)
 settings.load_profile("fixed")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--allow-skip", action="append", metavar="REASON",
+                     help="fail if a test is skipped for a reason that begins otherwise; may be given repeatedly")
+
+
+def pytest_sessionfinish(session):
+    allowed, reporter = session.config.option.allow_skip, session.config.pluginmanager.get_plugin("terminalreporter")
+    if not allowed or not reporter:  # a worker of pytest-xdist has no reporter
+        return
+    skips = {report.nodeid: report.longrepr[2].removeprefix("Skipped: ") for report in reporter.stats.get("skipped", [])}
+    others = {test: reason for test, reason in skips.items() if not reason.startswith(tuple(allowed))}
+    for test, reason in others.items():
+        reporter.write_line(f"\nERROR {test} must not be skipped here: {reason}", red=True)
+    if others and not session.exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's cache; all share one."""
@@ -32,7 +49,7 @@ def real_vllm(monkeypatch):
     """Skips where vLLM is not installed; `TUNESMITH_TEST_VLLM` may name the folder of its program, else it is on PATH."""
     places = os.pathsep.join([os.environ.get("TUNESMITH_TEST_VLLM", ""), os.environ["PATH"]]).strip(os.pathsep)
     if shutil.which("vllm", path=places) is None:
-        pytest.skip("vLLM is not installed; TUNESMITH_TEST_VLLM may name the folder of its program")
+        pytest.skip("needs vLLM: install it, or name the folder of its program in TUNESMITH_TEST_VLLM")
     monkeypatch.setenv("PATH", places)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
 

@@ -49,7 +49,7 @@ class Agent(Scripted):
 def test_an_agent_uses_a_tool(tokenizers, served, tmp_path, name):
     command = [part.format(home=tmp_path) for part in AGENTS[name]]
     if shutil.which(command[0]) is None:
-        pytest.skip(f"no {command[0]} on PATH")
+        pytest.skip(f"needs {command[0]} on PATH")
     engine = Agent({"qwen3": tokenizers["qwen3"]})
     engine.models = {key: replace(model, context=131072) for key, model in engine.models.items()}
     project = tmp_path / "project"

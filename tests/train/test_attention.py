@@ -190,7 +190,7 @@ def test_block_masks_are_those_of_torch(lengths, window):
         assert torch.equal(places[used], getattr(expected, f"{kind}kv_indices")[used])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("window", [None, 5, 150])
 @pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("sinks", [False, True])

@@ -110,7 +110,7 @@ def test_offload_in_pieces_gives_the_same_gradients(build, monkeypatch):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_offload_on_a_card_gives_the_same_gradients(build):
     card = torch.device("cuda")
     [batch] = [b.to(card) for b in batches(1)]

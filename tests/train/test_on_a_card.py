@@ -21,7 +21,7 @@ BOUND = 1e-5
 ROUNDING = 2**-8  # of bfloat16
 
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="has a card of its own, which both runs would take")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU, as both runs would use it")
 
 
 @pytest.fixture
