@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
 from tunesmith.evaluate import overview
 
@@ -48,6 +49,8 @@ class Screen:
         for action in ("dropped", "shortened", "changed"):
             for reason, count in ledger[action].items():
                 self.console.print(f"        {count:,} {action}: {REASONS[reason]}", style="yellow")
+        if ledger["unread"]:
+            self.console.print(f"        columns not read: {describe(ledger['unread'])}", style="yellow", markup=False)
 
     def show(self, event: str, values: dict) -> None:
         """Shows one event."""

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data import formats
-from tunesmith.data.rows import REASONS, Chat, RowProblem, Text, digest
+from tunesmith.data import formats, records
+from tunesmith.data.rows import REASONS, Chat, Raw, RowProblem, Text, Where, digest
+from tunesmith.data.source import to_row
 from tunesmith.errors import UserError
 
 
@@ -23,6 +24,8 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
 CALLED = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "", "tool_calls": [CALL]},
           {"role": "tool", "content": "4"}, {"role": "assistant", "content": "It is 4"}]
 PARTS = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
+PERSONS = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
+LONGER = say("user: hi", "assistant: ho", "user: 2+2?", "assistant: 4")
 SQUAD = {"text": ["4", "four"], "answer_start": [0, 1]}
 
 KNOWN = [
@@ -50,6 +53,35 @@ KNOWN = [
     ("prompt_completion", {"prompt": "2+2?", "completion": "4"}, QA),
     ("prompt_completion", {"prompt": QA[:1], "chosen": QA[1:], "rejected": "5"}, QA),
     ("prompt_completion", {"prompt": "2+2?", "chosen": QA}, QA),
+    ("messages", {"messages": [*LONGER[:1], LONGER[1] | {"train": False}, LONGER[2] | {"train": False}, LONGER[3]]},
+     [LONGER[0], LONGER[1] | {"weight": 0}, *LONGER[2:]]),
+    ("messages", {"messages": [QA[0], {"role": "function_call", "content": json.dumps(CALL["function"])}, *CALLED[2:]]},
+     CALLED),
+    ("messages", {"messages": [QA[0], {"role": "tool_call", "content": json.dumps([CALL])},
+                               {"role": "ipython", "content": "4"}, CALLED[3]]}, CALLED),
+    ("messages", {"messages": [QA[0], {"role": "assistant", "tool_calls": [{"name": "add", "parameters": {"a": 2}}]},
+                               *CALLED[2:]]}, CALLED),
+    ("messages", {"messages": str(QA)}, QA),
+    ("messages", {"messages": str([QA[0] | {"content": "a\\d 'x'"}, QA[1]])}, say("user: a\\d 'x'", "assistant: 4")),
+    ("messages", {"system_prompt": "s", "messages": QA}, [*say("system: s"), *QA]),
+    ("messages", {"system": "s", "messages": [*say("system: s\n"), *QA]}, [*say("system: s\n"), *QA]),
+    ("messages", {"system": "s", "messages": [*say("system: t"), *QA]}, [*say("system: s", "system: t"), *QA]),
+    ("messages", {"messages": QA[:1], "chosen": QA[1], "rejected": say("assistant: 5")[0]}, QA),
+    ("sharegpt", {"conversations": PERSONS[:1], "chosen": PERSONS[1], "rejected": PERSONS[0]}, QA),
+    ("sharegpt", {"conversations": [PERSONS[0], PERSONS[1] | {"masked": True, "reasoning": "hm"}]},
+     [QA[0], QA[1] | {"weight": 0, "reasoning_content": "hm"}]),
+    ("alpaca", {"instruction": "Add", "context": "Sums", "input": "2 2", "chosen": "4", "rejected": "5"},
+     say("user: Add\n\nSums\n\n2 2", "assistant: 4")),
+    ("alpaca", {"instruction": "2+2?", "output": "4", "history": LONGER[:2], "label": False}, LONGER),
+    ("prompt_completion", {"prompt": "2+2?", "completion": "4", "history": json.dumps([["hi", "ho"]]), "label": True},
+     LONGER),
+    ("prompt_completion", {"prompt": "2+2?", "response": "4", "system_prompt": "s", "reasoning_content": "hm"},
+     [*say("system: s"), QA[0], QA[1] | {"reasoning_content": "hm"}]),
+    ("prompt_completion", {"chosen": QA, "rejected": say("user: 2+2?", "assistant: 5")}, QA),
+    ("question_answer", {"query": "2+2?", "response": "4", "history": [["hi", "ho"]]}, LONGER),
+    ("question_answer", {"instruction": "Add", "context": "Sums", "question": "2 2", "answer": "4"},
+     say("user: Add\n\nSums\n\n2 2", "assistant: 4")),
+    ("question_answer", {"query": "2+2?", "answers": json.dumps([CALL["function"]])}, CALLED[:2]),
     ("question_answer", {"question": "2+2?", "answers": SQUAD}, QA),
     ("question_answer", {"question": "2+2?", "answer": "4", "context": "Sums"},
      say("user: Sums\n\n2+2?", "assistant: 4")),
@@ -65,8 +97,62 @@ def test_each_spelling_is_recognised_and_read(name, raw, messages):
 
 @pytest.mark.parametrize("tools", [[TOOL], [TOOL["function"]], json.dumps([TOOL])])
 def test_tools_are_functions_in_one_shape(tools):
-    for name, raw in (("messages", {"messages": CALLED}), ("prompt_completion", {"prompt": "a", "completion": "b"})):
-        assert formats.get(name).to_row(raw | {"tools": tools}).tools == [TOOL]
+    for raw in ({"messages": CALLED}, {"prompt": "a", "completion": "b"}, {"question": "a", "answer": "b"},
+                {"instruction": "a", "output": "b"}, {"conversations": PERSONS}):
+        for column in ("tools", "functions"):
+            assert formats.get(formats.recognise([raw], "a")).to_row(raw | {column: tools}).tools == [TOOL]
+
+
+ROW_SHAPES = {"messages": {"messages": QA}, "sharegpt": {"conversations": PERSONS}, "text": {"text": "a"},
+              "alpaca": {"instruction": "2+2?", "output": "4"}, "prompt_completion": {"prompt": "2+2?", "chosen": "4"},
+              "question_answer": {"question": "2+2?", "answer": "4"}}
+
+
+@pytest.mark.parametrize("name", ROW_SHAPES)
+def test_what_a_format_does_not_read_is_named(name):
+    """Columns that hold something, a column that `columns` replaces, and the keys of turns; not what was read."""
+    def unread(raw: dict, columns: dict) -> dict:
+        found = {}
+        row = to_row(Raw(Where("a", 1), raw), name, columns, found)
+        assert not isinstance(row, RowProblem)
+        return found
+
+    raw = ROW_SHAPES[name]
+    assert unread(raw, {}) == {}
+    assert unread(raw | {"source": "x", "score": 0, "none": None, "empty": ""}, {}) == {"source": 1, "score": 1}
+    first = next(iter(raw))
+    assert unread({"mine": raw[first], first: "old", "other": "x"} | {k: raw[k] for k in raw if k != first},
+                  {first: "mine", "unknown": "other"}) == {first: 1, "other": 1}
+
+
+def test_keys_of_turns_that_are_not_read_are_named():
+    turns = [QA[0] | {"name": "Ann", "train": True}, QA[1] | {"refusal": False, "weight": 1}]
+    for messages in (turns, json.dumps(turns), str(turns)):
+        found = {}
+        to_row(Raw(Where("a", 1), {"messages": messages}), "messages", {}, found)
+        assert found == {"messages[].name": 1, "messages[].train": 1, "messages[].refusal": 1}
+
+
+def test_a_key_of_its_own_in_each_row_does_not_fill_memory():
+    found = {}
+    for number in range(2000):
+        records.count(found, [f"key{number}"])
+    assert len(found) <= records.MOST_NAMES + 1 and sum(found.values()) == 2000
+    assert records.describe({"b": 1, "a": 1, "c\n": 1200}, most=2) == r"'c\n' (1,200 rows), a (1 row), and 1 more"
+
+
+@pytest.mark.parametrize("name, raw", [
+    ("prompt_completion", {"prompt": "a", "completion": "b", "label": False}),
+    ("prompt_completion", {"prompt": "a", "completion": "b", "label": "False"}),
+    ("messages", {"messages": QA, "label": False}),
+    ("sharegpt", {"conversations": PERSONS, "kto_tag": "false"}),
+    ("alpaca", {"instruction": "a", "output": "b", "kto_tag": False}),
+    ("question_answer", {"question": "a", "answer": "b", "rejected": True}),
+])
+def test_answers_that_are_marked_as_bad_are_not_learned(name, raw):
+    with pytest.raises(RowProblem) as problem:
+        formats.get(name).to_row(raw)
+    assert problem.value.reason == "marked_bad"
 
 
 def test_text_is_text_and_not_stripped():
@@ -90,6 +176,8 @@ def test_text_is_text_and_not_stripped():
     ("not a list", "wrong_shape"),
     ([{"role": "user", "content": [{"type": "image"}]}, QA[1]], "wrong_shape"),
     ([QA[0], QA[1] | {"weight": 0.5}], "wrong_shape"),
+    ([QA[0], QA[1] | {"train": "perhaps"}], "wrong_shape"),
+    ([QA[0], {"role": "function_call", "content": "add(2)"}], "wrong_shape"),
     ([QA[0], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "wrong_shape"),
 ])
 def test_a_conversation_that_makes_none_says_why(messages, reason):
@@ -115,7 +203,7 @@ def test_unknown_columns_and_formats_are_refused_with_a_way_out():
 KEYS = st.sampled_from("messages conversations conversation role content from value tool_calls function_call function "
                        "name arguments id type text tools functions system weight reasoning thinking tool_call_id "
                        "instruction input output response history prompt completion chosen question answer answers "
-                       "context".split()) | st.text(max_size=3)
+                       "context system_prompt kto_tag label rejected train masked query".split()) | st.text(max_size=3)
 LEAVES = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
           | st.sampled_from(["user", "assistant", "system", "tool", "human", "gpt", "function_call", "[{", "[]", "{}",
                              '{"name": "f"}', '[{"role": "user"}]', '{"a": "\\ud800"}', "text", "null", "1"]))

@@ -254,7 +254,7 @@ def test_the_ledger_counts_and_writes_what_it_is_told(tmp_path):
     assert json.loads(written[0]) | {"detail": ""} == {"file": "a.jsonl", "line": 7, "action": "dropped",
                                                       "reason": "broken_json", "detail": ""}
     assert ledger.summary() == {"read": 4, "kept": 3, "dropped": {"broken_json": 1}, "changed": {},
-                                "shortened": {"too_long": 1}}
+                                "shortened": {"too_long": 1}, "unread": {}}
 
 
 def test_an_empty_ledger_names_the_first_reasons():

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text as Styled
 
 from tunesmith.data.ledger import Ledger
+from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS, Chat, Row, RowProblem, digest
 from tunesmith.data.source import format_of, has_reasoning, rows_of
 from tunesmith.data.template import Example, encode_chat, encode_text, thinking_kwargs
@@ -23,7 +24,7 @@ def check(source: Source, model: Path | None) -> dict:
     """What a source holds. Raises UserError if nothing in it is usable."""
     tokenizer = _tokenizer(source, model) if model else None
     ledger, seen, examples, first = Ledger(), set(), [], []
-    for where, row in rows_of(source):
+    for where, row in rows_of(source, ledger.unread):
         try:
             if isinstance(row, RowProblem):
                 raise row
@@ -64,6 +65,8 @@ def report(found: dict) -> None:
     for action in ("dropped", "changed"):
         for reason, count in found[action].items():
             console.print(f"  {count:,} {action}: {REASONS[reason]}", style="yellow")
+    if found["unread"]:
+        console.print(f"  columns not read: {describe(found['unread'])}", style="yellow", soft_wrap=True)
     for problem in found["first_problems"]:
         detail = f" ({problem['detail']})" if problem["detail"] else ""
         console.print(f"  {problem['where']}: {REASONS[problem['reason']]}{detail}", style="dim", soft_wrap=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tunesmith.data import read
+from tunesmith.data import read, records
 from tunesmith.data.encode import ROW, Settings, encode_source
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.rows import Where
@@ -28,6 +28,7 @@ class Shard:
     def __init__(self, folder: Path):
         facts = json.loads((folder / "shard.json").read_text())
         self.folder, self.format, self.read, self.files = folder, facts["format"], facts["read"], facts["files"]
+        self.unread: dict[str, int] = facts["unread"]
         self.rows = _map(folder / "rows.bin", ROW)
         self.ids = _map(folder / "ids.bin", np.dtype("i4"))
         self.supervised = _map(folder / "supervised.bin", np.dtype("?"))
@@ -179,6 +180,8 @@ def _limited(shards: list[Shard], held_out: list[np.ndarray], limit: int) -> lis
 
 def _account(ledger: Ledger, shard: Shard, repeated: np.ndarray, leaked: np.ndarray, data: Data) -> None:
     """Writes what happened to each row of a shard that is not used as it stood."""
+    for name, rows in shard.unread.items():
+        records.count(ledger.unread, [name], rows)
     noting = {"dropped": ledger.dropped, "changed": ledger.changed, "shortened": ledger.shortened}
     for problem in shard.problems():
         where = Where(problem["file"], problem["line"])

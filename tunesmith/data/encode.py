@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tunesmith.data import read
-from tunesmith.data.rows import Row, RowProblem, Text, Where, digest, prompt_digest
+from tunesmith.data import read, records
+from tunesmith.data.rows import Raw, Row, RowProblem, Text, Where, digest, prompt_digest
 from tunesmith.data.source import format_of, to_row
 from tunesmith.data.template import Example
 from tunesmith.data.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ from tunesmith.errors import CHILD_DIED, UserError
 from tunesmith.recipe import Method, Source
 from tunesmith.run import write_json
 
-VERSION = 4  # raise when the same input must give other tokens
+VERSION = 5  # raise when the same input must give other tokens
 CHUNK_ROWS, CHUNK_CHARACTERS = 512, 4 * 2**20
 PARALLEL_FROM_BYTES = 4 * 2**20  # smaller sources are done before the worker processes have started
 
@@ -67,6 +67,7 @@ class Chunk:
     asked: list[str | None] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
     problems: list[dict] = field(default_factory=list)
+    unread: dict[str, int] = field(default_factory=dict)
     read: int = 0
 
 
@@ -92,8 +93,8 @@ def _encode(source: Source, files: list[Path], settings: Settings, shard: Path, 
             for chunk in _chunks(read.read_lines(source), encoder, large):
                 writer.add(chunk)
                 progress(writer.read, writer.examples)
-        write_json(draft / "shard.json",
-                   {"format": encoder.format, "read": writer.read, "files": list(writer.files)})
+        write_json(draft / "shard.json", {"format": encoder.format, "read": writer.read,
+                                          "files": list(writer.files), "unread": writer.unread})
         shutil.rmtree(shard, ignore_errors=True)
         os.rename(draft, shard)
     finally:
@@ -156,7 +157,7 @@ class Encoder:
         chunk = Chunk(read=len(lines))
         for number, (where, payload) in enumerate(lines):
             try:
-                row, examples, notes = self._examples(read.parse(where, payload))
+                row, examples, notes = self._examples(read.parse(where, payload), chunk.unread)
             except RowProblem as problem:
                 examples, notes = [], [("dropped", problem.reason, problem.detail)]
             chunk.problems += [dict(file=where.file, line=where.line, action=action, reason=reason, detail=detail)
@@ -178,9 +179,9 @@ class Encoder:
                            chunk.files.setdefault(where.file, len(chunk.files)), where.line, -1, prompt,
                            np.frombuffer(identity, "u8")))
 
-    def _examples(self, raw) -> tuple[Row, list[Example], list[tuple]]:
+    def _examples(self, raw: Raw, unread: dict[str, int]) -> tuple[Row, list[Example], list[tuple]]:
         """The row, its examples, and (action, reason, detail) of what was changed. Raises RowProblem."""
-        row = to_row(raw, self.format, self.columns)
+        row = to_row(raw, self.format, self.columns, unread)
         if isinstance(row, RowProblem):
             raise row
         examples = self.settings.encode(self.settings.tokenizer, row, self.settings.method)
@@ -215,6 +216,7 @@ class Writer:
     def __init__(self, folder: Path):
         self.folder, self.read, self.examples = folder, 0, 0
         self.files: dict[str, int] = {}
+        self.unread: dict[str, int] = {}
         self._tokens = 0
 
     def __enter__(self):
@@ -231,6 +233,8 @@ class Writer:
             self._add_examples(chunk)
         for problem in chunk.problems:
             self._open["problems.jsonl"].write(_line(problem))
+        for name, rows in chunk.unread.items():
+            records.count(self.unread, [name], rows)
         self.read += chunk.read
 
     def _add_examples(self, chunk: Chunk) -> None:

@@ -1,4 +1,4 @@
-"""The ledger: every row that was not used as it stood, and why."""
+"""The ledger: every row that was not used as it stood, and why; and the columns that were not read."""
 
 import json
 from collections import Counter
@@ -18,6 +18,7 @@ class Ledger:
 
     def __init__(self, path: Path | None = None):
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.unread: dict[str, int] = {}  # rows for each key that their format did not read
         self.first: list[dict] = []
         self.kept_rows = 0
         self._path, self._file = path, None
@@ -51,9 +52,9 @@ class Ledger:
         return self.kept_rows + sum(self._reasons("dropped").values())
 
     def summary(self) -> dict:
-        """{read, kept, and for dropped, changed and shortened the number of rows per reason}."""
+        """{read, kept, for dropped, changed and shortened the number of rows per reason, and unread: rows per key}."""
         actions = {action: self._reasons(action) for action in ("dropped", "changed", "shortened")}
-        return {"read": self.read, "kept": self.kept_rows, **actions}
+        return {"read": self.read, "kept": self.kept_rows, **actions, "unread": dict(self.unread)}
 
     def refuse_if_empty(self, what: str) -> None:
         """Raises UserError if no row of `what` was kept."""

@@ -52,6 +52,7 @@ REASONS = {
     "empty_answer": "an assistant turn is empty",
     "unknown_role": "unknown role",
     "wrong_role_order": "roles in an order that makes no conversation",
+    "marked_bad": "marked as an answer not to give",
     "no_supervised_token": "no token to learn from",
     "template_refused": "the model's chat template refuses it",
     "mask_unproved": "its supervised tokens do not decode to the assistant's text",

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from itertools import chain, islice
 
-from tunesmith.data import formats
+from tunesmith.data import formats, records
 from tunesmith.data.read import read
+from tunesmith.data.records import Record
 from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Where
 from tunesmith.errors import UserError
 from tunesmith.recipe import Source
@@ -13,12 +14,12 @@ SAMPLES = 20  # readable records from which a format is recognised
 MORE = 10_000  # in which a column is looked for that those have not; null ones may be left out
 
 
-def rows_of(source: Source) -> Iterator[tuple[Where, Row | RowProblem]]:
-    """Every record of a source in order, as a Row or as the problem with it. Raises UserError for a source that
-    cannot be opened or whose format is not known."""
+def rows_of(source: Source, unread: dict[str, int] | None = None) -> Iterator[tuple[Where, Row | RowProblem]]:
+    """Every record of a source in order, as a Row or as the problem with it. Counts the keys that no format read in
+    `unread`. Raises UserError for a source that cannot be opened or whose format is not known."""
     format = format_of(source)
     for raw in read(source):
-        yield raw.where, to_row(raw, format, source.columns)
+        yield raw.where, to_row(raw, format, source.columns, unread)
 
 
 def format_of(source: Source) -> str | None:
@@ -40,14 +41,21 @@ def format_of(source: Source) -> str | None:
     return formats.recognise(renamed, source.path) if samples else None
 
 
-def to_row(raw: Raw, format: str | None, columns: dict[str, str]) -> Row | RowProblem:
-    """One record as a Row of the given format, or the problem with it."""
+def to_row(raw: Raw, format: str | None, columns: dict[str, str],
+           unread: dict[str, int] | None = None) -> Row | RowProblem:
+    """One record as a Row of the given format, or the problem with it. Counts in `unread`, by the names that the file
+    has for them, the keys of the record and of its turns that the format did not read."""
     if raw.value is None:
         return raw.problem
+    record = Record(formats.rename(raw.value, columns))
     try:
-        return formats.get(format).to_row(formats.rename(raw.value, columns))
+        row = formats.get(format).to_row(record)
     except RowProblem as problem:
         return problem
+    if unread is not None:
+        replaced = [column for column in columns if column in raw.value and column not in columns.values()]
+        records.count(unread, replaced + [columns.get(name, name) for name in record.unread()])
+    return row
 
 
 def has_reasoning(source: Source, rows: int = 200) -> bool:

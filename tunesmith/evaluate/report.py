@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
 from tunesmith.evaluate.charts import Point, Series, line_chart, thin
 from tunesmith.evaluate.overview import (
@@ -172,7 +173,8 @@ def _ledger(ledger: dict | None) -> dict | None:
     happened = [(verb, REASONS.get(reason, reason), count) for verb in ("dropped", "shortened", "changed")
                 for reason, count in sorted(ledger.get(verb, {}).items(), key=lambda item: -item[1])]
     return {"read": ledger["read"], "kept": ledger["kept"], "dropped": sum(ledger.get("dropped", {}).values()),
-            "share": 100 * ledger["kept"] / max(1, ledger["read"]), "happened": happened}
+            "share": 100 * ledger["kept"] / max(1, ledger["read"]), "happened": happened,
+            "unread": describe(ledger.get("unread", {}), most=100)}
 
 
 def _facts(values: dict) -> list[tuple[str, str]]:

@@ -1,6 +1,9 @@
-"""messages: OpenAI's chat format, `messages` (or `conversation`, `conversations`) of role and content, and `tools`."""
+"""messages: OpenAI's chat format, `messages` (or `conversation`, `conversations`) of role and content, and `tools`.
 
-from tunesmith.data.formats._chat import CHAT_COLUMNS, chat, is_turns, turns_in
+The answer to a conversation that ends with the user may stand beside it as `chosen` (or `completion`, `response`).
+"""
+
+from tunesmith.data.formats._chat import CHAT_COLUMNS, conversation, is_turns
 from tunesmith.data.rows import Chat
 
 
@@ -9,4 +12,4 @@ def recognises(sample: dict) -> bool:
 
 
 def to_row(raw: dict) -> Chat:
-    return chat(turns_in(raw), raw.get("tools") or raw.get("functions"))
+    return conversation(raw)

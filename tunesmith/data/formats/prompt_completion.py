@@ -1,40 +1,29 @@
 """prompt_completion: `prompt` and `completion` (or `response`, `chosen`), each text or a list of messages, and optional
-`system` and `tools`.
+`system`, `history` and `tools`.
 
-A completion whose messages begin with another turn than an assistant's is taken for the whole conversation.
+A completion whose messages begin with another turn than an assistant's is taken for the whole conversation; it needs
+no prompt. `label: false` beside them marks an answer not to give (KTO).
 """
 
-from typing import Any
-
-from tunesmith.data.formats._chat import ROLES, chat, has_turns, is_turns, optional, shown, turns_of
-from tunesmith.data.rows import Chat, RowProblem
+from tunesmith.data.formats._chat import (chat, exchange, has_turns, history, is_turns, optional, refuse_bad, role_of,
+                                          turns_or_text)
+from tunesmith.data.rows import Chat
 
 ANSWERS = ("completion", "response", "chosen")
 
 
 def recognises(sample: dict) -> bool:
-    return "prompt" in sample and any(column in sample for column in ANSWERS) and not has_turns(sample)
+    answered = "prompt" in sample and any(column in sample for column in ANSWERS)
+    return (answered or is_turns(sample.get("chosen"))) and not has_turns(sample)
 
 
 def to_row(raw: dict) -> Chat:
-    prompt = _messages(raw.get("prompt"), "user", "prompt")
+    refuse_bad(raw, "label")
     column = next((column for column in ANSWERS if raw.get(column) is not None), ANSWERS[0])
-    completion = _messages(raw.get(column), "assistant", column)
-    if _role(completion[0]) != "assistant":
-        prompt = []
-    system = optional(raw, "system")
-    start = [{"role": "system", "content": system}] if system else []
-    return chat(start + prompt + completion, raw.get("tools"))
-
-
-def _messages(value: Any, role: str, column: str) -> list[dict]:
-    if is_turns(value, "role"):
-        return turns_of(value)
-    if not isinstance(value, str):
-        raise RowProblem("wrong_shape", f"{column}: text or messages expected, found {shown(value)}")
-    return [{"role": role, "content": value}]
-
-
-def _role(message: dict) -> str | None:
-    role = message.get("role")
-    return ROLES.get(role) if isinstance(role, str) else None
+    completion = turns_or_text(raw, column, "assistant")
+    if role_of(completion[0]) != "assistant":
+        return chat(raw, completion)
+    prompt = [*history(raw), *turns_or_text(raw, "prompt", "user")]
+    if reasoning := optional(raw, "reasoning_content"):
+        completion[0].setdefault("reasoning_content", reasoning)
+    return chat(raw, prompt + completion)

@@ -1,6 +1,8 @@
-"""question_answer: `question` and `answer` (or `answers`, `response`), and optional `context` and `system`.
+"""question_answer: `question` (or `query`) and `answer` (or `answers`, `response`, `chosen`), and optional `instruction`,
+`context`, `system`, `history` and `tools`.
 
-The context comes before the question. Of several answers, also in SQuAD's {text: [...]}, the first is learned.
+Instruction and context come before the question. Of several answers, also in SQuAD's {text: [...]}, the first is
+learned; answers that are calls of tools, {name, arguments}, are called in one turn.
 """
 
 from typing import Any
@@ -8,23 +10,26 @@ from typing import Any
 from tunesmith.data.formats._chat import exchange, from_json, has_turns, optional, shown, string
 from tunesmith.data.rows import Chat, RowProblem
 
-ANSWERS = ("answer", "answers", "response")
+QUESTIONS = ("question", "query")
+ANSWERS = ("answer", "answers", "response", "chosen")
 
 
 def recognises(sample: dict) -> bool:
-    return "question" in sample and any(column in sample for column in ANSWERS) and not has_turns(sample)
+    asks, answers = (any(column in sample for column in columns) for columns in (QUESTIONS, ANSWERS))
+    return asks and answers and not has_turns(sample)
 
 
 def to_row(raw: dict) -> Chat:
-    question, context = string(raw, "question"), optional(raw, "context")
-    prompt = f"{context}\n\n{question}" if context else question
+    parts = [optional(raw, "instruction"), optional(raw, "context"), string(raw, *QUESTIONS)]
     column = next((column for column in ANSWERS if raw.get(column) is not None), ANSWERS[0])
-    return exchange(optional(raw, "system"), [], prompt, _first(raw.get(column), column))
+    return exchange(raw, "\n\n".join(filter(None, parts)), _answer(raw.get(column), column))
 
 
-def _first(answer: Any, column: str) -> str:
+def _answer(answer: Any, column: str) -> str | dict:
     if column == "answers" and isinstance(answer, str) and answer.lstrip()[:1] in ("[", "{"):
         answer = from_json(answer)
+    if isinstance(answer, list) and answer and all(map(_is_call, answer)):
+        return {"tool_calls": answer}
     if isinstance(answer, dict):
         answer = answer.get("text")
     if isinstance(answer, list):
@@ -32,3 +37,7 @@ def _first(answer: Any, column: str) -> str:
     if not isinstance(answer, str):
         raise RowProblem("wrong_shape", f"{column}: text expected, found {shown(answer)}")
     return answer
+
+
+def _is_call(value: Any) -> bool:
+    return isinstance(value, dict) and "name" in value and bool({"arguments", "parameters"} & value.keys())
