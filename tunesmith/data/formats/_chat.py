@@ -156,8 +156,8 @@ def from_json(value: Any) -> Any:
 
 
 def _python_literal(text: str) -> Any:
-    """What Python prints for a list or a mapping, [{'role': …}], as tables hold it. None for any other text, and where
-    JSON could not hold it."""
+    """The list or mapping that Python printed as [{'role': …}], as tables hold it. None for any other text, and for
+    what JSON cannot hold."""
     with warnings.catch_warnings(action="ignore"):  # of "\\d", which Python reads as it is
         try:
             value = ast.literal_eval(text)
