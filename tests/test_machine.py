@@ -1,49 +1,148 @@
-"""What the driver says of cards, with a stand-in for NVML: no card is at hand."""
+"""Which GPUs the driver lists, with a stand-in for NVML: the machine that runs the tests has none."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from tunesmith.machine import _cards, memory
+from tunesmith.errors import UserError
+from tunesmith.machine import gpus, memory
+from tunesmith.training import parallel
+
+# By PCI bus: a slow GPU first, a fast one second, as a used pair may be plugged in. CUDA's own order is the other way.
+SLOW, FAST = "GPU-06a1", "GPU-0c42"
 
 
 class NotSupported(Exception):
     pass
 
 
-@pytest.fixture
-def driver(monkeypatch):
-    """Two cards and a part of the second; the first shares the machine's memory, of which NVML tells nothing."""
-    known = {"GPU-a": ("GB10", None, (12, 1)), "GPU-b": ("H100", (80, 70), (9, 0)), "MIG-c": ("H100 MIG", (20, 19), (9, 0))}
+class Driver:
+    """NVML's functions over {UUID: (name, (total, free) or None, capability)}; a handle is the UUID. `parts`: MIG devices
+    by GPU, where MIG mode is on."""
 
-    def told(uuid):
-        if known[uuid][1] is None:
+    NVMLError, NVMLError_NotSupported = Exception, NotSupported
+
+    def __init__(self, known: dict, parts: dict[str, list[str]]):
+        self.known, self.parts = known, parts
+        self.gpus = [uuid for uuid in known if uuid.startswith("GPU-")]
+
+    def nvmlInit(self): pass
+    def nvmlShutdown(self): pass
+    def nvmlSystemGetDriverVersion(self): return "600"
+    def nvmlDeviceGetCount(self): return len(self.gpus)
+    def nvmlDeviceGetHandleByIndex(self, number): return self.gpus[number]
+    def nvmlDeviceGetHandleByUUID(self, uuid): return {each: each for each in self.known}[uuid]
+    def nvmlDeviceGetUUID(self, uuid): return uuid
+    def nvmlDeviceGetIndex(self, uuid): return self.gpus.index(uuid)
+    def nvmlDeviceGetName(self, uuid): return self.known[uuid][0]
+    def nvmlDeviceGetCudaComputeCapability(self, uuid): return self.known[uuid][2]
+    def nvmlDeviceIsMigDeviceHandle(self, uuid): return uuid.startswith("MIG-")
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, uuid, number): return self.parts[uuid][number]
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, part):
+        return next(gpu for gpu, parts in self.parts.items() if part in parts)
+
+    def nvmlDeviceGetMigMode(self, uuid):
+        if "RTX" in self.known[uuid][0]:
             raise NotSupported
-        return SimpleNamespace(total=known[uuid][1][0], free=known[uuid][1][1])
+        return [uuid in self.parts, uuid in self.parts]
 
-    nvml = SimpleNamespace(
-        NVMLError=Exception, NVMLError_NotSupported=NotSupported, nvmlInit=lambda: None, nvmlShutdown=lambda: None,
-        nvmlDeviceGetCount=lambda: 2, nvmlDeviceGetHandleByIndex=["GPU-a", "GPU-b"].__getitem__,
-        nvmlDeviceGetHandleByUUID=lambda uuid: uuid, nvmlDeviceGetUUID=lambda uuid: uuid, nvmlDeviceGetMemoryInfo=told,
-        nvmlDeviceGetName=lambda uuid: known[uuid][0], nvmlSystemGetDriverVersion=lambda: "600",
-        nvmlDeviceGetCudaComputeCapability=lambda uuid: known[uuid][2])
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    def nvmlDeviceGetMemoryInfo(self, uuid):
+        if self.known[uuid][1] is None:
+            raise NotSupported
+        return SimpleNamespace(total=self.known[uuid][1][0], free=self.known[uuid][1][1])
+
+
+def install(monkeypatch, known: dict, parts: dict | None = None):
+    monkeypatch.setitem(sys.modules, "pynvml", Driver(known, parts or {}))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return monkeypatch
 
 
-def names() -> list[str]:
-    return [card.name for card in _cards()[1]]
+@pytest.fixture
+def mixed_pair(monkeypatch):
+    return install(monkeypatch, {SLOW: ("RTX 2060", (12, 11), (7, 5)), FAST: ("RTX 3090", (24, 23), (8, 6))})
 
 
-def test_which_cards_there_are(driver):
-    assert names() == ["GB10", "H100"]
-    for asked, found in (("1", ["H100"]), ("GPU-b", ["H100"]), ("MIG-c", ["H100 MIG"]), ("", [])):
-        driver.setenv("CUDA_VISIBLE_DEVICES", asked)
-        assert names() == found
+@pytest.fixture
+def split(monkeypatch):
+    """A whole GPU, and one that is split in two."""
+    return install(monkeypatch, {"GPU-a1": ("A100", (80, 70), (8, 0)), "GPU-b2": ("H100", (80, 70), (9, 0)),
+                                 "MIG-c3": ("H100 MIG", (20, 19), (9, 0)), "MIG-d4": ("H100 MIG", (40, 39), (9, 0))},
+                   {"GPU-b2": ["MIG-c3", "MIG-d4"]})
 
 
-def test_a_card_that_shares_the_machine_s_memory(driver):
-    card = _cards()[1][0]
+def uuids() -> list[str]:
+    return [card.uuid for card in gpus()[1]]
+
+
+def test_numbers_go_by_bus(mixed_pair):
+    assert [(card.index, card.name, card.uuid, card.total_bytes, card.fast_bf16) for card in gpus()[1]] == [
+        (0, "RTX 2060", SLOW, 12, False), (1, "RTX 3090", FAST, 24, True)]
+
+
+@pytest.mark.parametrize("asked, found", [
+    ("1", [FAST]), ("0", [SLOW]), ("1,0", [FAST, SLOW]), (" 0 , 1 ", [SLOW, FAST]), (FAST, [FAST]), ("GPU-0c", [FAST]),
+    (f"{FAST},0", [FAST, SLOW]), ("", []), ("-1", []), ("1,-1,0", [FAST]), ("NoDevFiles", [])])
+def test_cuda_visible_devices(mixed_pair, asked, found):
+    mixed_pair.setenv("CUDA_VISIBLE_DEVICES", asked)
+    assert uuids() == found
+
+
+@pytest.mark.parametrize("asked, said", [
+    ("2", "2 names none"), ("GPU-ff", "GPU-ff names none"), ("GPU-0", "GPU-0 names more than one"),
+    ("1,1", "1 is named twice"), (f"1,{FAST}", "is named twice"), ("MIG-9", "MIG-9 names none")])
+def test_a_gpu_that_is_not_there(mixed_pair, asked, said):
+    """CUDA would go on with fewer GPUs, or with none, without a word."""
+    mixed_pair.setenv("CUDA_VISIBLE_DEVICES", asked)
+    with pytest.raises(UserError, match=f"CUDA_VISIBLE_DEVICES: .*{said}"):
+        gpus()
+
+
+@pytest.mark.parametrize("asked, found", [
+    (None, ["MIG-c3"]), ("0", ["GPU-a1"]), ("1", ["MIG-c3"]), ("0,1", ["MIG-c3"]), ("GPU-b2", ["MIG-c3"]),
+    ("MIG-d4", ["MIG-d4"]), ("MIG-d4,MIG-c3", ["MIG-d4"])])
+def test_a_process_has_one_mig_device(split, asked, found):
+    if asked is not None:
+        split.setenv("CUDA_VISIBLE_DEVICES", asked)
+    assert uuids() == found
+    assert {"GPU-a1": 0, "MIG-c3": 1, "MIG-d4": 1}[found[0]] == gpus()[1][0].index
+
+
+def test_a_gpu_that_shares_the_machine_s_memory(monkeypatch):
+    install(monkeypatch, {"GPU-a": ("GB10", None, (12, 1))})
+    [card] = gpus()[1]
     assert card.total_bytes == memory()[0] and 0 < card.free_bytes <= card.total_bytes and card.fast_bf16
+
+
+@pytest.mark.parametrize("before, after", [(None, "PCI_BUS_ID"), ("FASTEST_FIRST", "FASTEST_FIRST")])
+def test_every_process_numbers_gpus_by_bus(monkeypatch, before, after):
+    """Whatever module comes first, and in processes that it starts; unless the user set another order."""
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    if before:
+        monkeypatch.setenv("CUDA_DEVICE_ORDER", before)
+    code = ("import tunesmith.machine, os, subprocess, sys; assert 'torch' not in sys.modules; "
+            "subprocess.run([sys.executable, '-c', 'import os; print(os.environ[\"CUDA_DEVICE_ORDER\"])'])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == after
+
+
+@pytest.mark.parametrize("visible, order, agrees", [
+    (None, [SLOW, FAST], True), (None, [FAST, SLOW], False), ("1", [FAST], True), ("1", [SLOW], False)])
+def test_a_process_trains_on_the_gpu_that_was_planned(mixed_pair, visible, order, agrees):
+    """`order`: as CUDA has them, by speed where CUDA was started before Tunesmith came."""
+    if visible:
+        mixed_pair.setenv("CUDA_VISIBLE_DEVICES", visible)
+    mixed_pair.setattr(torch.cuda, "get_device_properties",
+                       lambda device: SimpleNamespace(uuid=order[device.index].removeprefix("GPU-")))
+    mixed_pair.setattr(torch.cuda, "device_count", lambda: len(order))
+    mixed_pair.setattr(torch.cuda, "set_device", lambda device: None)
+    mixed_pair.setenv("PYTORCH_ALLOC_CONF", "")  # so that none is set
+    if agrees:
+        assert parallel.join("cuda") == torch.device("cuda", 0)
+    else:
+        with pytest.raises(UserError, match=f"CUDA_DEVICE_ORDER: CUDA's GPU 0 is {order[0]}"):
+            parallel.join("cuda")

@@ -7,16 +7,22 @@ import sysconfig
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from tunesmith.errors import UserError
+
+NO_GPU = ("-1", "none", "void", "NoDevFiles")  # what programs write into CUDA_VISIBLE_DEVICES to hide every GPU
+
 
 @dataclass(frozen=True)
 class Card:
-    """One CUDA device. `fast_bf16`: it computes bfloat16 in hardware (compute capability 8.0 and later)."""
+    """One CUDA device: a GPU, or a MIG device of one. `index` is the GPU's number in nvidia-smi. `fast_bf16`: it computes
+    bfloat16 in hardware (compute capability 8.0 and later)."""
 
     index: int
     name: str
     total_bytes: int
     free_bytes: int
     capability: tuple[int, int]
+    uuid: str = ""
 
     @property
     def fast_bf16(self) -> bool:
@@ -42,7 +48,7 @@ class Machine:
 
 def probe(folder: Path = Path(".")) -> Machine:
     """Looks at this machine; disk is that of `folder`."""
-    driver, cards = _cards()
+    driver, cards = gpus()
     total, free = memory()
     return Machine(
         system=platform.platform(),
@@ -88,42 +94,83 @@ def memory() -> tuple[int, int]:
     return kilobytes["MemTotal"] * 1024, kilobytes["MemAvailable"] * 1024
 
 
-def _cards() -> tuple[str | None, list[Card]]:
+def gpus() -> tuple[str | None, list[Card]]:
+    """The driver's version, and the GPUs that CUDA gives to this process, in CUDA's order. Raises UserError if
+    CUDA_VISIBLE_DEVICES names a GPU that this machine does not have."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return None, []  # no NVIDIA driver: a machine without a card
+        return None, []  # no NVIDIA driver: a machine without a GPU
     try:
-        cards = []
-        for index, handle in _visible(pynvml):
-            try:
-                found = pynvml.nvmlDeviceGetMemoryInfo(handle)
-                total, free = found.total, found.free
-            except pynvml.NVMLError_NotSupported:  # a card that shares the memory of the machine (GB10)
-                total, free = memory()
-            cards.append(Card(index, pynvml.nvmlDeviceGetName(handle), total, free,
-                              tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))))
-        return pynvml.nvmlSystemGetDriverVersion(), cards
+        return pynvml.nvmlSystemGetDriverVersion(), [_card(pynvml, handle) for handle in _visible(pynvml)]
     finally:
         pynvml.nvmlShutdown()
 
 
-def _visible(pynvml) -> list[tuple[int, object]]:
-    """(index, handle) of the cards, or parts of cards (MIG), that a program may use."""
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if parts := [name.strip() for name in asked.split(",") if name.strip().startswith("MIG-")]:
-        return [(index, pynvml.nvmlDeviceGetHandleByUUID(name)) for index, name in enumerate(parts)]
-    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-    return [(index, handle) for index, handle in enumerate(handles)
-            if _is_visible(index, pynvml.nvmlDeviceGetUUID(handle))]
+def _card(pynvml, handle) -> Card:
+    try:
+        found = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        total, free = found.total, found.free
+    except pynvml.NVMLError_NotSupported:  # a GPU that shares the memory of the machine (GB10)
+        total, free = memory()
+    is_part = pynvml.nvmlDeviceIsMigDeviceHandle(handle)
+    gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_part else handle
+    return Card(pynvml.nvmlDeviceGetIndex(gpu), pynvml.nvmlDeviceGetName(handle), total, free,
+                tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)), pynvml.nvmlDeviceGetUUID(handle))
 
 
-def _is_visible(index: int, uuid: str) -> bool:
-    """Whether CUDA_VISIBLE_DEVICES, which names cards by number or the start of their UUID, lets a program use it."""
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if asked is None:
-        return True
-    names = [name.strip() for name in asked.split(",") if name.strip()]
-    return str(index) in names or any(uuid.startswith(name) for name in names if not name.isdigit())
+def _visible(pynvml) -> list:
+    """The handles of those GPUs, in the order of the PCI bus or of CUDA_VISIBLE_DEVICES.
+
+    A GPU that is split into MIG devices stands for the first of them. CUDA gives a process one MIG device at most,
+    and no whole GPU beside it.
+    """
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    chosen = handles if names is None else _selected(pynvml, handles, names)
+    parts = [part for part in (_mig_device(pynvml, handle) for handle in chosen) if part is not None]
+    return parts[:1] or chosen
+
+
+def _selected(pynvml, handles: list, names: str) -> list:
+    """The GPUs and MIG devices that CUDA_VISIBLE_DEVICES names, by number or by the start of a UUID."""
+    known = {pynvml.nvmlDeviceGetUUID(handle): handle for handle in handles}
+    chosen: dict[str, object] = {}
+    for name in filter(None, map(str.strip, names.split(","))):
+        if name in NO_GPU:
+            break
+        if name.isdigit():
+            found = list(known.items())[int(name):][:1]
+        elif name.startswith("MIG-"):
+            found = _by_uuid(pynvml, name)
+        else:
+            found = [(uuid, handle) for uuid, handle in known.items() if uuid.startswith(name)]
+        if len(found) != 1:
+            there = ", ".join(f"{number} ({uuid})" for number, uuid in enumerate(known))
+            raise UserError(f"CUDA_VISIBLE_DEVICES: {name} names {'more than one' if found else 'none'} of this "
+                            f"machine's GPUs; they are {there}")
+        [(uuid, handle)] = found
+        if uuid in chosen:
+            raise UserError(f"CUDA_VISIBLE_DEVICES: {name} is named twice, and CUDA then gives no GPU at all")
+        chosen[uuid] = handle
+    return list(chosen.values())
+
+
+def _by_uuid(pynvml, name: str) -> list[tuple[str, object]]:
+    try:
+        return [(name, pynvml.nvmlDeviceGetHandleByUUID(name))]
+    except pynvml.NVMLError:
+        return []
+
+
+def _mig_device(pynvml, handle):
+    """The handle itself if it is a MIG device, the GPU's first MIG device if it is split, else None."""
+    if pynvml.nvmlDeviceIsMigDeviceHandle(handle):
+        return handle
+    try:
+        split = pynvml.nvmlDeviceGetMigMode(handle)[0]
+        return pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, 0) if split else None
+    except pynvml.NVMLError:  # a GPU that cannot be split, or is to be but has no part yet
+        return None

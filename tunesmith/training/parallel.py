@@ -11,6 +11,7 @@ from multiprocessing import active_children
 import torch
 import torch.distributed as dist
 
+from tunesmith import machine
 from tunesmith.errors import UserError
 
 BUCKET_BYTES = 32 * 2**20
@@ -110,10 +111,22 @@ def join(device_type: str) -> torch.device:
             raise UserError(f"this torch ({torch.__version__}) sees {torch.cuda.device_count()} cards; install its "
                             "CUDA build, or set CUDA_VISIBLE_DEVICES= to train on the CPU")
         torch.cuda.set_device(device)
+        _check_order(device)
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
         # A process that dies ends the others through the launcher, so waiting long for a slow one does no harm.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     return device
+
+
+def _check_order(device: torch.device) -> None:
+    """That CUDA's GPU of this number is the one that was planned with. Raises UserError."""
+    _, planned = machine.gpus()
+    if device.index >= len(planned) or planned[device.index].uuid.startswith("MIG-"):
+        return  # no NVML; or a MIG device, the only one that CUDA gives
+    expected, found = planned[device.index].uuid, f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    if found != expected:
+        raise UserError(f"CUDA_DEVICE_ORDER: CUDA's GPU {device.index} is {found}, nvidia-smi's is {expected}; set "
+                        "CUDA_DEVICE_ORDER=PCI_BUS_ID, or import tunesmith before CUDA starts")
 
 
 def add_up(values: list[float], device: torch.device) -> list[float]:
