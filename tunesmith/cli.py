@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 
 from tunesmith.errors import Ending, UserError
 
@@ -22,6 +23,7 @@ app.command(recipe_app)
 
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # what only the user can mend
 Json = Annotated[bool, Parameter(name="--json", negative="")]
+AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
 DEFAULT_OUTPUT = Path("runs")
 
 
@@ -112,20 +114,23 @@ def export(run: Path, *, to: str, precision: str | None = None, into: Literal["f
 
 
 @app.command
-def chat(run: Path, *, base: bool = False, max_new_tokens: int = 512, temperature: float = 0.0, seed: int = 0) -> None:
-    """Talk to a run's result. `/base` and `/tuned` switch the model, `/new` starts over, `/quit` ends.
+def chat(run: Path, *, base: bool = False, system: str | None = None, max_new_tokens: AtLeastOne = 512,
+         temperature: Annotated[float, Parameter(validator=Number(gte=0, lte=2))] = 0.0, seed: int = 0) -> None:
+    """Talk to a run's result. `/base` and `/tuned` switch the model, `/system` sets the system prompt, `/new` starts
+    over, `/quit` ends. Ctrl-C stops an answer.
 
     Args:
         run: The run's folder.
         base: Start with the base model.
+        system: The system prompt, or none; by default the one that most training rows had.
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 always gives the likeliest answer.
         seed: Of the sampling.
     """
-    from tunesmith.chat import talk
+    from tunesmith.chat.session import talk
     from tunesmith.run import Run
 
-    talk(Run.open(run), base, max_new_tokens, temperature, seed)
+    talk(Run.open(run), base, system, max_new_tokens, temperature, seed)
 
 
 app.command("tunesmith.serve.connect:connect", name="connect", help="Print or write another program's configuration "

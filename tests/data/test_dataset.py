@@ -169,3 +169,17 @@ def test_a_long_text_is_learned_to_its_last_token(tokenizer, tmp_path):
         ids = [int(i) for n in range(len(store)) for i in store[n][0]]
         assert tokenizer.decode(ids, skip_special_tokens=True) == text and ids[-1] == tokenizer.eos_id
         assert len(store) > 257 and store.lengths.min() >= 2 and store.lengths.max() <= length
+
+
+@pytest.mark.parametrize("workers", [False, True])
+def test_the_system_prompts_of_rows_are_counted(tokenizer, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(encode, "PARALLEL_FROM_BYTES", 0 if workers else 10**9)
+    monkeypatch.setattr(encode, "CHUNK_ROWS", 7)
+    systems = ["Be brief."] * 20 + [None] * 10 + ["Be kind."] * 6 + ["Be bold.", "Be sad.", "Be glad.", "Be odd."]
+    rows = [row(f"{number}?", "yes") for number in range(40)]
+    for one, system in zip(rows, systems):
+        one["messages"][:0] = [{"role": "system", "content": system}] if system else []
+    random.Random(0).shuffle(rows)
+    rows.append({"messages": [{"role": "system", "content": "Be lost."}]})  # dropped, so not counted
+    dataset, _ = prepared(tokenizer, tmp_path, train=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_share=0.2)
+    assert dataset.system_prompts == {"Be brief.": 0.5, "": 0.25, "Be kind.": 0.15}

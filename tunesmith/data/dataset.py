@@ -5,6 +5,7 @@ the same are on one side whatever their order. Every row that is not used as it 
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.data import read, records
-from tunesmith.data.encode import ROW, Settings, encode_source
+from tunesmith.data.encode import ROW, SYSTEM_PROMPTS_KEPT, Settings, encode_source
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.rows import Where
 from tunesmith.errors import UserError
@@ -29,6 +30,7 @@ class Shard:
         facts = json.loads((folder / "shard.json").read_text())
         self.folder, self.format, self.read, self.files = folder, facts["format"], facts["read"], facts["files"]
         self.unread: dict[str, int] = facts["unread"]
+        self.chats, self.system_prompts = facts["chats"], facts["system_prompts"]
         self.rows = _map(folder / "rows.bin", ROW)
         self.ids = _map(folder / "ids.bin", np.dtype("i4"))
         self.supervised = _map(folder / "supervised.bin", np.dtype("?"))
@@ -94,6 +96,7 @@ class Dataset:
     formats: list[str | None]
     ledger: dict  # the ledger's summary
     eval_unused: int  # held-out examples beyond data.eval_limit
+    system_prompts: dict[str, float]  # the most common ones ("" for none) and their share of the conversations
 
 
 def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | None, progress: Callable) -> Dataset:
@@ -123,7 +126,15 @@ def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | Non
     measured = _limited(shards, held_out, data.eval_limit)
     return Dataset(learned, TokenStore(shards, list(map(np.flatnonzero, measured)), weights),
                    [s.format for s in train], ledger.summary(),
-                   int(sum(h.sum() - m.sum() for h, m in zip(held_out, measured))))
+                   int(sum(h.sum() - m.sum() for h, m in zip(held_out, measured))), _system_prompts(train))
+
+
+def _system_prompts(train: list[Shard]) -> dict[str, float]:
+    counts: Counter[str] = Counter()
+    for shard in train:
+        counts.update(shard.system_prompts)
+    chats = sum(shard.chats for shard in train)
+    return {prompt: round(rows / chats, 3) for prompt, rows in counts.most_common(SYSTEM_PROMPTS_KEPT)}
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:

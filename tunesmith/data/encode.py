@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.data import read, records
-from tunesmith.data.rows import Raw, Row, RowProblem, Text, Where, digest, prompt_digest
+from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Text, Where, digest, prompt_digest
 from tunesmith.data.source import format_of, to_row
 from tunesmith.data.template import Example
 from tunesmith.data.tokenizer import Tokenizer
@@ -28,8 +28,9 @@ from tunesmith.errors import CHILD_DIED, UserError
 from tunesmith.recipe import Method, Source
 from tunesmith.run import write_json
 
-VERSION = 5  # raise when the same input must give other tokens
+VERSION = 6  # raise when the same input must give other tokens
 CHUNK_ROWS, CHUNK_CHARACTERS = 512, 4 * 2**20
+SYSTEM_PROMPTS_COUNTED, SYSTEM_PROMPTS_KEPT = 1000, 3  # different ones: rows may each have their own
 PARALLEL_FROM_BYTES = 4 * 2**20  # smaller sources are done before the worker processes have started
 
 # start, length: where the example's tokens are. answer: its last answer, as token numbers within it. row: the number
@@ -68,6 +69,7 @@ class Chunk:
     files: dict[str, int] = field(default_factory=dict)
     problems: list[dict] = field(default_factory=list)
     unread: dict[str, int] = field(default_factory=dict)
+    system_prompts: Counter[str] = field(default_factory=Counter)  # of its conversations; "" counts those without one
     read: int = 0
 
 
@@ -93,8 +95,10 @@ def _encode(source: Source, files: list[Path], settings: Settings, shard: Path, 
             for chunk in _chunks(read.read_lines(source), encoder, large):
                 writer.add(chunk)
                 progress(writer.read, writer.examples)
-        write_json(draft / "shard.json", {"format": encoder.format, "read": writer.read,
-                                          "files": list(writer.files), "unread": writer.unread})
+        write_json(draft / "shard.json",
+                   {"format": encoder.format, "read": writer.read, "files": list(writer.files),
+                    "unread": writer.unread, "chats": writer.chats,
+                    "system_prompts": dict(writer.system_prompts.most_common(SYSTEM_PROMPTS_KEPT))})
         shutil.rmtree(shard, ignore_errors=True)
         os.rename(draft, shard)
     finally:
@@ -164,6 +168,9 @@ class Encoder:
                                for action, reason, detail in notes]
             for part, example in enumerate(examples):
                 self._add(chunk, number, where, row, part, example)
+            if examples and isinstance(row, Chat):
+                first = row.messages[0]
+                chunk.system_prompts[first["content"] if first["role"] == "system" else ""] += 1
         return chunk
 
     def _add(self, chunk: Chunk, number: int, where: Where, row: Row, part: int, example: Example) -> None:
@@ -214,9 +221,10 @@ class Writer:
     """Appends chunks to a shard's files."""
 
     def __init__(self, folder: Path):
-        self.folder, self.read, self.examples = folder, 0, 0
+        self.folder, self.read, self.examples, self.chats = folder, 0, 0, 0
         self.files: dict[str, int] = {}
         self.unread: dict[str, int] = {}
+        self.system_prompts: Counter[str] = Counter()
         self._tokens = 0
 
     def __enter__(self):
@@ -235,6 +243,10 @@ class Writer:
             self._open["problems.jsonl"].write(_line(problem))
         for name, rows in chunk.unread.items():
             records.count(self.unread, [name], rows)
+        for prompt, rows in chunk.system_prompts.items():
+            if prompt in self.system_prompts or len(self.system_prompts) < SYSTEM_PROMPTS_COUNTED:
+                self.system_prompts[prompt] += rows
+        self.chats += chunk.system_prompts.total()
         self.read += chunk.read
 
     def _add_examples(self, chunk: Chunk) -> None:
