@@ -14,8 +14,7 @@ from pathlib import Path
 from tunesmith import provenance
 from tunesmith.data import hub
 from tunesmith.data.dataset import Dataset
-from tunesmith.data.source import has_reasoning
-from tunesmith.data.template import thinking_kwargs
+from tunesmith.data.source import template_variables
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import Ending, Interrupted, NotEnoughMemory, NotFinite, ProcessDied, UserError, first_line
 from tunesmith.inputs import dataset_of, plan_of
@@ -71,7 +70,8 @@ def prepare(run: Run) -> None:
     plan = for_model(plan, recipe, config)
     check_quantize(recipe.model, config)
     save_tokenizer(recipe.model, base, run.tokenizer)
-    kwargs = thinking_kwargs(Tokenizer.load(run.tokenizer), any(map(has_reasoning, recipe.data.train)))
+    given = recipe.model.chat_template_kwargs
+    kwargs = template_variables(Tokenizer.load(run.tokenizer, template_kwargs=given), recipe.data.train, given)
     tokenizer = Tokenizer.load(run.tokenizer, template_kwargs=kwargs)
     plan, measured = fitted(run, plan, base, _positions(config))
     if measured:

@@ -44,6 +44,9 @@ class Model(Section):
     """Precision of the frozen weights under LoRA. nf4: 4 bits, doubly quantised (QLoRA). int8: LLM.int8."""
     chat_template: str = "auto"
     """auto: the model's own, or `plain` if it has none. Else `plain`, `chatml`, or the path of a Jinja file."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables for the chat template, e.g. `{enable_thinking: true}`. By default what switches reasoning follows the
+    data: on if a row has reasoning, else off."""
     initialize: Literal["pretrained", "random"] = "pretrained"
     """random: only the folder's config is used and the weights are drawn anew, to pretrain from nothing."""
     new_tokens: list[str] = []

@@ -11,8 +11,8 @@ from rich.text import Text as Styled
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS, Chat, Row, RowProblem, digest
-from tunesmith.data.source import format_of, has_reasoning, rows_of
-from tunesmith.data.template import Example, encode_chat, encode_text, thinking_kwargs
+from tunesmith.data.source import format_of, rows_of, template_variables
+from tunesmith.data.template import Example, encode_chat, encode_text
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.recipe import Source
 
@@ -116,4 +116,4 @@ def _encode(tokenizer: Tokenizer, row: Row, mask: str = "assistant") -> list[Exa
 
 
 def _tokenizer(source: Source, model: Path) -> Tokenizer:
-    return Tokenizer.load(model, template_kwargs=thinking_kwargs(Tokenizer.load(model), has_reasoning(source)))
+    return Tokenizer.load(model, template_kwargs=template_variables(Tokenizer.load(model), [source], {}))

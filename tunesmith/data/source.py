@@ -1,12 +1,13 @@
 """A source's rows: its records read, its format recognised, each record turned into a Row."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
-from tunesmith.data import formats, records
+from tunesmith.data import formats, reasoning, records
 from tunesmith.data.read import read
 from tunesmith.data.records import Record
 from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Where
+from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.recipe import Source
 
@@ -58,7 +59,16 @@ def to_row(raw: Raw, format: str | None, columns: dict[str, str],
     return row
 
 
-def has_reasoning(source: Source, rows: int = 200) -> bool:
-    """Whether the first rows have reasoning of the assistant's."""
-    return any(m.get("reasoning_content") for _, row in islice(rows_of(source), rows) if isinstance(row, Chat)
-               for m in row.messages)
+def template_variables(tokenizer: Tokenizer, sources: Iterable[Source], given: dict) -> dict:
+    """The variables for the chat template under which prompts ask for what the rows hold, reasoning or none; those that
+    are `given` win."""
+    switch = reasoning.switch(tokenizer)
+    if switch is None or switch in given:
+        return dict(given)
+    return reasoning.switched(tokenizer, switch, any(map(has_reasoning, sources))) | given
+
+
+def has_reasoning(source: Source) -> bool:
+    """Whether any row has reasoning of the assistant's, in a field of its own or between marks in its text."""
+    return any(m.get("reasoning_content") or any(reasoning.split(m["content"]) or ())
+               for _, row in rows_of(source) if isinstance(row, Chat) for m in row.messages if m["role"] == "assistant")

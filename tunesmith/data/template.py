@@ -1,19 +1,21 @@
-"""Which tokens are learned: worked out from the chat template, and proved.
+"""A conversation as token sequences, and which of their tokens are learned.
 
-Nothing here knows a model family. Each assistant turn is rendered as the end of its conversation, once as it is, once
-with a sentinel for its content, once as a generation prompt; what differs is what the model has to write.
+`conversation.py` finds the form of a conversation that the chat template writes, `learned_turn.py` what the model has
+to write behind the generation prompt. Here both become tokens, and the learned ones are proved to be the answers.
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from tunesmith.data.conversation import Part, accepted
+from tunesmith.data.learned_turn import learned_turn
 from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 
 Mask = Literal["assistant", "last", "all"]
-SENTINEL = "Tunesmith9Answer4Goes7Here"
 
 
 @dataclass
@@ -69,127 +71,90 @@ def encode_text(tokenizer: Tokenizer, text: str) -> Example:
     return Example(ids, [True] * len(ids))
 
 
-def thinking_kwargs(tokenizer: Tokenizer, has_reasoning: bool) -> dict:
-    """Template variables under which the generation prompt is what training on this data saw."""
-    return {"enable_thinking": False} if not has_reasoning and "enable_thinking" in tokenizer.chat_template else {}
-
-
 def _drafts(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Draft]:
-    messages, changes = accepted(tokenizer, chat)
+    chat, changes = _without_end_tokens(tokenizer, chat)
+    messages, forms, unwritten = accepted(tokenizer, chat)
     turns = _learned(messages, "last" if mask == "all" else mask)
     if not turns:
         raise RowProblem("no_supervised_token", "no assistant turn to learn from")
-    drafts = [_draft(tokenizer, messages[:turn + 1], chat.tools, changes) for turn in turns]
+    changes += forms + _unwritten_context(unwritten, range(len(messages)) if mask == "all" else turns)
+    drafts = [_draft(tokenizer, messages[:turn + 1], chat.tools) for turn in turns]
     if mask == "all":
-        return [_everything(tokenizer, tokenizer.render(messages, chat.tools), drafts[-1])]
+        return [_noted(_everything(tokenizer, tokenizer.render(messages, chat.tools), drafts[-1]), changes)]
     if turns[-1] < len(messages) - 1:
         changes.append("turns_unused")
-    if any(_loses_reasoning(messages[turn], draft) for turn, draft in zip(turns, drafts)):
-        changes.append("reasoning_dropped")
-    whole = drafts[-1].text
-    if all(whole.startswith(draft.text[:draft.spans[0][1]]) for draft in drafts):
-        return [drafts[-1]._replace(spans=[draft.answer for draft in drafts])]
-    return [draft._replace(changes=[*changes, "history_split"]) for draft in drafts]
+    whole = drafts[-1]
+    if all(whole.text.startswith(draft.text[:draft.answer[1]]) for draft in drafts):
+        changes += [change for draft in drafts for change in draft.changes]
+        return [_noted(whole._replace(spans=[draft.answer for draft in drafts]), changes)]
+    return [_noted(draft, [*changes, *draft.changes, "history_split"]) for draft in drafts]
 
 
-def _draft(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, changes: list[str]) -> Draft:
+def _noted(draft: Draft, changes: list[str]) -> Draft:
+    return draft._replace(changes=list(dict.fromkeys(changes)))
+
+
+def _draft(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None) -> Draft:
     """Of a conversation whose last turn is learned."""
-    text, spans = _answer(tokenizer, messages, tools)
+    prompt, written, rest, changes = learned_turn(tokenizer, messages, tools)
+    answer = (len(prompt), len(prompt) + len(written))
     asked = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-    return Draft(text, spans, changes, spans[0], asked)
+    return Draft(prompt + written + rest, [answer], changes, answer, asked)
 
 
 def _everything(tokenizer: Tokenizer, text: str, last: Draft) -> Draft:
     """All of a conversation learned but bos; its last answer is where it is when only that is learned."""
-    answer = last.answer if text.startswith(last.text[:last.answer[1]]) else (0, 0)
-    return last._replace(text=text, spans=[(_bos_length(tokenizer, text), len(text))], answer=answer)
+    spans = [(_bos_length(tokenizer, text), len(text))]
+    if text.startswith(last.text[:last.answer[1]]):
+        return last._replace(text=text, spans=spans)
+    return last._replace(text=text, spans=spans, answer=(0, 0), changes=["prompt_differs"])
 
 
-def _loses_reasoning(message: dict, draft: Draft) -> bool:
-    return message.get("reasoning_content", "").strip() not in draft.text[slice(*draft.answer)]
+def _unwritten_context(unwritten: list[Part], learned: Sequence[int]) -> list[str]:
+    """What is to be noted of the parts that the template does not write. Raises RowProblem if one is to be learned."""
+    for part in unwritten:
+        if part.message in learned:
+            raise RowProblem("part_unwritten", str(part))
+    notes = ["tools_unwritten" if part.message is None else "context_unwritten" for part in unwritten
+             if part.message is None or part.message < max(learned)]
+    return list(dict.fromkeys(notes))
 
 
-def accepted(tokenizer: Tokenizer, chat: Chat) -> tuple[list[dict], list[str]]:
-    """The messages, with the system turn merged where the template has no place for it, and what was changed."""
-    if [m["role"] for m in chat.messages[:2]] != ["system", "user"] or _keeps_system(tokenizer, chat):
-        return chat.messages, []
-    system, user, *rest = chat.messages
-    return [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest], ["system_merged"]
+def _without_end_tokens(tokenizer: Tokenizer, chat: Chat) -> tuple[Chat, list[str]]:
+    """The conversation without end-of-turn tokens that its answers end with; the template writes its own. Raises
+    RowProblem if its texts hold other tokens that the template writes around turns: they would begin or end some."""
+    messages, changes = [], []
+    for number, message in enumerate(chat.messages, 1):
+        for key in ("content", "reasoning_content"):
+            text = message.get(key) or ""
+            ends = [token for token in _turn_tokens(tokenizer) if text.rstrip().endswith(token)]
+            if key == "content" and ends and message["role"] == "assistant":
+                text = text.rstrip().removesuffix(max(ends, key=len))
+                message, changes = {**message, key: text}, ["end_token_removed"]
+                if not text.strip() and not message.get("tool_calls"):
+                    raise RowProblem("empty_answer", f"message {number} is {ends[0]} alone")
+            if found := next((token for token in _turn_tokens(tokenizer) if token in text), None):
+                raise RowProblem("control_tokens", f"{found} in message {number}")
+        messages.append(message)
+    return Chat(messages, chat.tools), changes
 
 
-def _keeps_system(tokenizer: Tokenizer, chat: Chat) -> bool:
-    """Whether the template writes the system turn; some refuse one, some skip it without a word."""
-    system, *others = chat.messages
+@lru_cache(maxsize=64)
+def _turn_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The special tokens that the template writes in a plain conversation."""
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     try:
-        text = tokenizer.render(chat.messages, chat.tools)
+        text = tokenizer.render(talk, add_generation_prompt=True) + tokenizer.render(talk[:2])
     except RowProblem:
-        return False
-    return system["content"].strip() in text or text != tokenizer.render(others, chat.tools)
+        return ()
+    return tuple(sorted(token for token in tokenizer.special_tokens if token and token in text))
 
 
 def _learned(messages: list[dict], mask: Mask) -> list[int]:
-    turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1) != 0]
+    """The numbers of the turns to learn. What stands before the first question is context."""
+    first = next((i for i, m in enumerate(messages) if m["role"] in ("user", "tool")), len(messages))
+    turns = [i for i, m in enumerate(messages) if i > first and m["role"] == "assistant" and m.get("weight", 1) != 0]
     return turns[-1:] if mask == "last" else turns
-
-
-def _answer(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation as text, and the span of its last turn that the model has to write."""
-    text = tokenizer.render(messages, tools)
-    prompt = tokenizer.render(messages[:-1], tools, add_generation_prompt=True)
-    if messages[-1].get("tool_calls"):
-        return text, [(_after(text, prompt), _last_special_end(tokenizer, text))]
-    before, after = _around(tokenizer, messages, tools)
-    content_end = len(text) - len(after)
-    end = content_end + len(_closing(tokenizer, after))
-    led = text.startswith(prompt)
-    exact = text.startswith(before) and text.endswith(after) and content_end >= len(before)
-    if exact and _is_trimmed(text[len(before):content_end], messages[-1]["content"]):
-        if not led and messages[-1].get("reasoning_content"):
-            raise RowProblem("mask_unproved", "the generation prompt leaves no place for reasoning")
-        return text, [(len(prompt) if led else len(before), end)]
-    # Templates take `<think>` out of the content and write it anew, with other whitespace.
-    if led and text.endswith(after) and _squeezed(text[len(prompt):content_end]) == _squeezed(messages[-1]["content"]):
-        return text, [(len(prompt), end)]
-    raise RowProblem("mask_unproved", "the template does not write the assistant's text as it stands")
-
-
-def _around(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None) -> tuple[str, str]:
-    """What the template writes before and after the content of the last turn."""
-    before, *after = tokenizer.render([*messages[:-1], {**messages[-1], "content": SENTINEL}], tools).split(SENTINEL)
-    if len(after) != 1:
-        raise RowProblem("mask_unproved", f"the template writes the assistant's text {len(after)} times")
-    return before, after[0]
-
-
-def _after(text: str, prompt: str) -> int:
-    if not text.startswith(prompt):
-        raise RowProblem("mask_unproved", "the turn with tool calls does not go on from the generation prompt")
-    return len(prompt)
-
-
-def _last_special_end(tokenizer: Tokenizer, text: str) -> int:
-    text = text.rstrip()
-    if not text.endswith(tuple(tokenizer.special_tokens)):
-        raise RowProblem("mask_unproved", f"no special token ends the turn, only {text[-20:]!r}")
-    return len(text)
-
-
-@lru_cache(maxsize=1024)
-def _closing(tokenizer: Tokenizer, after: str) -> str:
-    """The end-of-turn token that `after` begins with, whitespace before it included."""
-    rest = after.lstrip()
-    token = max((t for t in tokenizer.special_tokens if rest.startswith(t)), key=len, default=None)
-    if token is None or token == tokenizer.bos_token != tokenizer.eos_token:
-        raise RowProblem("mask_unproved", f"no special token ends the assistant's turn, only {after[:20]!r}")
-    return after[:len(after) - len(rest) + len(token)]
-
-
-def _is_trimmed(written: str, content: str) -> bool:
-    return written in content and written.strip() == content.strip()
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
 
 
 def _bos_length(tokenizer: Tokenizer, text: str) -> int:

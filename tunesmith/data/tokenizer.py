@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tokenizers
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import _get_template_variables, render_jinja_template
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.errors import UserError
@@ -82,6 +82,14 @@ class Tokenizer:
     @property
     def chat_template(self) -> str:
         return self._templates["default"]
+
+    @cached_property
+    def template_variables(self) -> frozenset[str]:
+        """The variables that the chat templates ask for, such as `enable_thinking`."""
+        try:
+            return frozenset().union(*map(_get_template_variables, self._templates.values()))
+        except TemplateSyntaxError:
+            return frozenset()  # rendering says what is wrong
 
     @property
     def eos_token(self) -> str | None:
@@ -178,8 +186,9 @@ def rendered(templates: dict[str, str], name: str, messages: list[dict], tools: 
              add_generation_prompt: bool, variables: dict) -> str:
     """A conversation as one of a model's templates writes it: `tool_use`, if there is one, where there are tools, else
     `default`. Raises RowProblem if the template refuses it, UserError with its `name` if it is no template."""
-    # As in apply_chat_template: many templates write "None" for a key that is there without a value.
-    messages = [{key: value for key, value in m.items() if value is not None} for m in messages]
+    # As in apply_chat_template: many templates write "None" for a key that is there without a value. Some of them ask
+    # whether the content is none, so that stays.
+    messages = [{key: value for key, value in m.items() if value is not None or key == "content"} for m in messages]
     template = templates.get("tool_use", templates["default"]) if tools else templates["default"]
     try:
         written, _ = render_jinja_template(conversations=[messages], tools=tools or None, chat_template=template,

@@ -3,6 +3,7 @@
 import ast
 import json
 import warnings
+from itertools import pairwise
 from typing import Any
 
 from tunesmith.data.containers import parse_json
@@ -28,12 +29,6 @@ LEARN = {"weight": True, "train": True, "training": True, "train_on_turn": True,
          "loss_weight": True, "loss_scale": True, "masked": False}  # a turn's flags: does yes mean that it is learned?
 YES, NO = (True, 1, "true", "True", "1"), (False, 0, "false", "False", "0")
 
-# Which roles may follow: "" is the start, "call" an assistant turn that calls tools.
-FOLLOWS = {
-    "": ("system", "user"), "system": ("system", "user"), "user": ("assistant",), "assistant": ("user",),
-    "call": ("tool",), "tool": ("tool", "assistant"),
-}
-
 
 def conversation(raw: dict) -> Chat:
     """The Chat of a record that holds a conversation, which the answer that was preferred may stand beside."""
@@ -55,14 +50,15 @@ def exchange(raw: dict, prompt: str, answer: str | dict) -> Chat:
 
 
 def chat(raw: dict, messages: list[dict]) -> Chat:
-    """A Chat of messages in any of the known spellings, behind the record's system prompt and with its tools.
+    """A Chat of messages in any of the known spellings, behind the record's system prompt and with its tools. In which
+    order roles may stand is for the model's chat template to say.
     Raises RowProblem: wrong_shape, unknown_role, wrong_role_order, empty_answer."""
-    turns = [_message(message) for message in messages]
+    turns = _answers_joined([_message(message) for message in messages])
     if system := optional(raw, *SYSTEM):
         first = turns[0] if turns else {}
         if first.get("role") != "system" or first["content"].strip() != system.strip():  # often it stands in both
             turns.insert(0, {"role": "system", "content": system})
-    _check_order(turns)
+    _check_results(turns)
     if all(turn["role"] != "assistant" for turn in turns):
         raise RowProblem("empty_answer", "no assistant turn")
     return Chat(turns, _tools(next((raw[column] for column in TOOLS if raw.get(column)), None)))
@@ -216,8 +212,9 @@ def _assistant(raw: dict, content: Any, is_call: bool) -> dict:
         found = from_json(content)
         calls += [_tool_call(call) for call in (found if isinstance(found, list) else [found])]
         content = None
+    thoughts, content = _thoughts_apart(content)
     message = {"role": "assistant", "content": _content(content)}
-    if reasoning := optional(raw, *REASONING):
+    if reasoning := optional(raw, *REASONING) or thoughts:
         message["reasoning_content"] = reasoning
     if calls:
         message["tool_calls"] = calls
@@ -234,6 +231,20 @@ def _says_learn(key: str, value: Any) -> bool:
     if value not in YES and value not in NO:
         raise RowProblem("wrong_shape", f"{key}: 0 or 1 expected, found {shown(value)}")
     return (value in YES) == LEARN[key]
+
+
+def _thoughts_apart(content: Any) -> tuple[str, Any]:
+    """The reasoning among the parts of a content, such as {type: thinking, thinking: …}, and the content without it."""
+    if not isinstance(content, list):
+        return "", content
+    thoughts, rest = [], []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("thinking", "reasoning"):
+            thoughts.append(string(part, kind, "text"))
+        else:
+            rest.append(part)
+    return "\n\n".join(thoughts), rest
 
 
 def _content(content: Any) -> str:
@@ -288,9 +299,28 @@ def _jsonable(value: Any, name: str) -> Any:
     return value
 
 
-def _check_order(turns: list[dict]) -> None:
-    before = ""
-    for number, turn in enumerate(turns, 1):
-        if turn["role"] not in FOLLOWS[before]:
-            raise RowProblem("wrong_role_order", f"message {number}: {turn['role']} after {before or 'the start'}")
-        before = "call" if "tool_calls" in turn else turn["role"]
+def _check_results(turns: list[dict]) -> None:
+    """Raises RowProblem for a tool's result without a call before it, or a call with something else behind it."""
+    for number, (before, turn) in enumerate(pairwise([{"role": "the start"}, *turns]), 1):
+        if turn["role"] == "tool" and before["role"] not in ("assistant", "tool"):
+            raise RowProblem("wrong_role_order", f"message {number}: tool after {before['role']}")
+        if turn["role"] != "tool" and "tool_calls" in before:
+            raise RowProblem("wrong_role_order", f"message {number}: {turn['role']} after a tool call without result")
+
+
+def _answers_joined(turns: list[dict]) -> list[dict]:
+    """Neighbouring assistant turns as one, such as text and the call that follows it: a model ends its turn once."""
+    joined: list[dict] = []
+    for turn in turns:
+        before = joined[-1] if joined else {}
+        same = before.get("role") == turn["role"] == "assistant" and before.get("weight", 1) == turn.get("weight", 1)
+        if same and not ("tool_calls" in before and turn["content"]):
+            texts = {key: "\n\n".join(filter(None, (before.get(key), turn.get(key))))
+                     for key in ("content", "reasoning_content")}
+            calls = [*before.get("tool_calls", ()), *turn.get("tool_calls", ())]
+            joined[-1] = {**before, "content": texts["content"]}
+            joined[-1] |= {"reasoning_content": texts["reasoning_content"]} if texts["reasoning_content"] else {}
+            joined[-1] |= {"tool_calls": calls} if calls else {}
+        else:
+            joined.append(turn)
+    return joined
