@@ -241,7 +241,8 @@ def _written(family: str, text: str) -> str:
     """What a model of the family should write for an answer, from its documentation."""
     if family in ("llama3", "gemma3", "gemma2", "mistral", "mixtral"):
         indentation = text[:len(text) - len(text.lstrip())].rpartition("\n")[2]
-        text = (indentation if len(indentation) > 1 or "\t" in indentation else "") + text.strip()
+        is_code = re.fullmatch(r"[ \t]{2,}|\t", indentation) and text.strip()
+        text = (indentation if is_code else "") + text.strip()
     elif family in ("qwen3", "qwen3_moe", "smollm3"):
         text = text.lstrip("\n")
     end = {"plain": "</s>", "chatml": "<|im_end|>"}.get(family) or ENDS[family]

@@ -18,14 +18,17 @@ from tunesmith.data.tokenizer import Tokenizer
 
 SENTINEL = "Tunesmith9Answer4Goes7Here"
 NEXT = "Tunesmith9Next4Turn7Here"
+INDENTATION = re.compile(r"[ \t]{2,}|\t")
 
 
 class Turn(NamedTuple):
-    """`written` is what the model has to write behind `prompt`; `rest` what the template puts behind it."""
+    """`written` is what the model has to write behind `prompt`, `rest` what the template puts behind that. `head` is
+    what `written` begins with, up to the content: there reasoning stands."""
 
     prompt: str
     written: str
     rest: str
+    head: str
     changes: list[str]
 
 
@@ -37,8 +40,10 @@ def learned_turn(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] |
         turn = _calls(tokenizer, messages, tools, prompt)
     else:
         turn = _answer(tokenizer, messages, tools, prompt)
-    written = _with_reasoning(tokenizer, turn.prompt, turn.written, messages[-1].get("reasoning_content") or "")
-    return turn._replace(written=written)
+    thought = (messages[-1].get("reasoning_content") or "").strip()
+    if thought and thought in turn.head:
+        return turn
+    return turn._replace(written=_with_reasoning(tokenizer, turn.prompt, turn.written, thought))
 
 
 def _answer(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, prompt: str) -> Turn:
@@ -63,7 +68,8 @@ def _answer(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None
     if end is None:
         followed = tokenizer.render([*probe, {"role": "user", "content": NEXT}], tools)
         end = _end_by_next_turn(tokenizer, followed.partition(SENTINEL)[2], after[0])
-    return Turn(prompt, head + content + end, after[0][len(end):] if after[0].startswith(end) else "", changes)
+    rest = after[0][len(end):] if after[0].startswith(end) else ""
+    return Turn(prompt, head + content + end, rest, head, changes)
 
 
 def _calls(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, prompt: str) -> Turn:
@@ -74,13 +80,13 @@ def _calls(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None,
     _prove_calls(behind, messages[-1])
     written = behind.rstrip()
     if written.endswith(tuple(tokenizer.special_tokens)):
-        return Turn(prompt, written, behind[len(written):], [])
+        return Turn(prompt, written, behind[len(written):], written, [])
     results = [{"role": "tool", "content": NEXT} | ({"tool_call_id": call["id"]} if call.get("id") else {})
                for call in messages[-1]["tool_calls"]]
     followed = tokenizer.render([*messages, *results], tools)
     last = written[-40:]
     after = followed[followed.rfind(last) + len(last):] if last in followed else ""
-    return Turn(prompt, written + _end_by_next_turn(tokenizer, after, written[-20:]), "", [])
+    return Turn(prompt, written + _end_by_next_turn(tokenizer, after, written[-20:]), "", written, [])
 
 
 def _behind(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, prompt: str) -> str | None:
@@ -113,15 +119,17 @@ def _end_of_same(asked: str, told: str) -> int | None:
 
 
 def _whole_marks(text: str) -> str:
-    """Text without a mark such as <think> that it ends within."""
+    """Text without a mark that it ends within, or with which reasoning begins at its end."""
     at = max(text.rfind("<"), text.rfind("["))
-    return text if at < 0 or ">" in text[at:] or "]" in text[at:] else text[:at]
+    is_cut = at >= 0 and ">" not in text[at:] and "]" not in text[at:]
+    return text[:at] if at >= 0 and (is_cut or reasoning.opened(text) is not None) else text
 
 
 def _trimmed_indentation(written: str, content: str) -> str:
     """The indentation of the first line, as code has it, if the template does not write it."""
     before = content[:len(content) - len(content.lstrip())].rpartition("\n")[2]
-    return before if (len(before) > 1 or "\t" in before) and not written.startswith((" ", "\t", "\n")) else ""
+    is_code = INDENTATION.fullmatch(before) and content.strip()
+    return before if is_code and not written[:1].isspace() else ""
 
 
 @lru_cache(maxsize=1024)
@@ -148,11 +156,8 @@ def _end_by_next_turn(tokenizer: Tokenizer, followed: str, alone: str) -> str:
 
 
 def _with_reasoning(tokenizer: Tokenizer, prompt: str, written: str, thought: str) -> str:
-    """A turn with its reasoning, where the template does not write that itself: R1's open it in the prompt, and leave
+    """A turn with its reasoning, where the template does not write that itself: R1's opens it in the prompt, and leaves
     it out of turns that are over."""
-    thought = thought.strip()
-    if thought and thought in written:
-        return written
     closing = reasoning.opened(prompt)
     if closing is not None:
         is_closed = written.lstrip().startswith(closing.strip())

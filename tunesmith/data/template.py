@@ -80,7 +80,8 @@ def _drafts(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Draft]:
     changes += forms + _unwritten_context(unwritten, range(len(messages)) if mask == "all" else turns)
     drafts = [_draft(tokenizer, messages[:turn + 1], chat.tools) for turn in turns]
     if mask == "all":
-        return [_noted(_everything(tokenizer, tokenizer.render(messages, chat.tools), drafts[-1]), changes)]
+        everything = _everything(tokenizer, tokenizer.render(messages, chat.tools), drafts[-1])
+        return [_noted(everything, [*changes, *everything.changes])]
     if turns[-1] < len(messages) - 1:
         changes.append("turns_unused")
     whole = drafts[-1]
@@ -96,10 +97,10 @@ def _noted(draft: Draft, changes: list[str]) -> Draft:
 
 def _draft(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None) -> Draft:
     """Of a conversation whose last turn is learned."""
-    prompt, written, rest, changes = learned_turn(tokenizer, messages, tools)
-    answer = (len(prompt), len(prompt) + len(written))
+    turn = learned_turn(tokenizer, messages, tools)
+    answer = (len(turn.prompt), len(turn.prompt) + len(turn.written))
     asked = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-    return Draft(prompt + written + rest, [answer], changes, answer, asked)
+    return Draft(turn.prompt + turn.written + turn.rest, [answer], turn.changes, answer, asked)
 
 
 def _everything(tokenizer: Tokenizer, text: str, last: Draft) -> Draft:
