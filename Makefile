@@ -46,7 +46,7 @@ $(VENV)/installed-test: $(VENV)/installed
 
 .venv-llama_factory/installed: bench/peers/llama_factory.txt
 	$(PYTHON) -m venv .venv-llama_factory
-	.venv-llama_factory/bin/pip install -q 'torch>=2.11,<2.14' -r $<
+	.venv-llama_factory/bin/pip install -q 'torch>=2.11,<2.16' -r $<
 	.venv-llama_factory/bin/python -c 'import torch; exit(torch.version.cuda is None)' || \
 		.venv-llama_factory/bin/pip uninstall -q -y torchvision torchaudio
 	touch $@

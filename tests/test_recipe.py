@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from tunesmith.errors import UserError
 from tunesmith.flags import RecipeFlags, chosen
 from tunesmith.recipe import Recipe, Source, known_keys
+from tunesmith.wording import FOREIGN_KEYS, VALUE_HINTS
 
 PACKAGE = Path(__file__).parent.parent / "tunesmith"
 SMALL = {"model": {"path": "m"}, "data": {"train": "d.jsonl"}}
@@ -41,10 +42,50 @@ def test_every_field_is_read_and_documented(key):
     ({"format": "alpaca"}, "it is a source's"),
     ({"train": {"learning_rate": -1}}, "`train.learning_rate`"),
     ({"name": "a/b"}, "name must be a plain folder name"),
+    ({"adapter": {"kind": "qlora"}}, "must be lora or full, not 'qlora'; QLoRA is adapter.kind: lora with model.quan"),
+    ({"adapter": {"kind": "Full"}}, "did you mean full?"),
+    ({"train": {"batch": "many"}}, "`train.batch` must be a whole number, not 'many'"),
+    ({"train": {"batch": 0}}, "`train.batch` must be a number greater than 0, not 0"),
+    ({"train": {"epochs": None}}, "`train.epochs` is empty: it must be a number"),
+    ({"train": {"gradient_checkpointing": 3}}, "must be auto, on, off, selective or a number of at most 1, not 3"),
+    ({"data": {"train": []}}, "`data.train` is empty"),
+    ({"model": 3}, "`model` must be a mapping"),
 ])
 def test_a_wrong_value_is_named(changes, said):
     with pytest.raises(UserError, match=re.escape(said)):
         Recipe.build(SMALL | changes)
+
+
+@pytest.mark.parametrize("section", [None, {}])
+def test_short_forms_and_empty_sections_are_read(section):
+    full = Recipe.build(SMALL)
+    assert Recipe.build({"model": "m", "data": "d.jsonl", "train": section, "evaluate": section}) == full
+    assert Recipe.build({"model": "m", "data": ["d.jsonl"]}) == full
+
+
+def test_flags_change_one_field_of_a_short_form(tmp_path):
+    (tmp_path / "r.yaml").write_text("model: m\ndata: d.jsonl\n")
+    loaded = Recipe.load(tmp_path / "r.yaml", {"model": {"dtype": "float32"}})
+    assert (loaded.model.path, loaded.model.dtype) == ("m", "float32")
+
+
+@pytest.mark.parametrize(("text", "known", "unknown"), [
+    ("base_model: m\ndatasets: [{path: d, type: alpaca}]\nsequence_len: 512\nadapter: qlora\nload_in_4bit: true\n",
+     ["base_model is model.path", "datasets is data.train", "load_in_4bit is model.quantize: nf4"], None),
+    ("model_name_or_path: m\nstage: sft\ndataset: d\ncutoff_len: 512\nflash_attn: auto\n",
+     ["model_name_or_path is model.path", "cutoff_len is data.sequence_length"], "flash_attn"),
+])
+def test_the_recipe_of_another_tool_is_translated(tmp_path, text, known, unknown):
+    (tmp_path / "other.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        Recipe.load(tmp_path / "other.yaml")
+    assert [name for name in known if name not in str(error.value)] == [] and "\n" not in str(error.value)
+    assert unknown is None or f"unknown: {unknown}" in str(error.value)
+
+
+def test_the_names_for_other_tools_keys_exist():
+    targets = {re.split("[: ]", name)[0] for name in FOREIGN_KEYS.values()}
+    assert targets <= set(known_keys()) and set(VALUE_HINTS) <= set(known_keys())
 
 
 def test_yaml_comes_back_as_it_was(tmp_path):

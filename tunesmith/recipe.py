@@ -6,12 +6,14 @@ become its flag, its help and its entry in the schema.
 
 import difflib
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from tunesmith import wording
 from tunesmith.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -80,7 +82,7 @@ class Source(Section):
 
 def _as_sources(value: Any) -> Any:
     """One path, one mapping, or a list of either."""
-    items = value if isinstance(value, list) else [value]
+    items = value if isinstance(value, list) else [] if value is None else [value]
     return [{"path": item} if isinstance(item, str) else item for item in items]
 
 
@@ -250,7 +252,7 @@ class Recipe(Section):
     def build(cls, values: dict, where: str = "recipe") -> "Recipe":
         """Validates plain values. Raises UserError naming the first wrong key and the nearest known one."""
         try:
-            return cls.model_validate(merge({"model": {}, "data": {}}, values))
+            return cls.model_validate(merge({"model": {}, "data": {}}, _in_full(values)))
         except ValidationError as error:
             raise UserError(f"{where}: {first_problem(error)}") from None
 
@@ -258,7 +260,7 @@ class Recipe(Section):
     def load(cls, path: str | Path, overrides: dict | None = None) -> "Recipe":
         """Reads a YAML file; `overrides` (nested like the recipe) win over it. Raises UserError."""
         values = read_yaml(Path(path))
-        return cls.build(merge(values, overrides or {}), str(path))
+        return cls.build(merge(_in_full(values), overrides or {}), str(path))
 
     def dump(self) -> str:
         """The complete recipe as YAML, defaults written out."""
@@ -267,10 +269,15 @@ class Recipe(Section):
 
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file. Raises UserError with file:line."""
+    if path.is_file() and {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt"} & set(path.suffixes):
+        raise UserError(f"{path}: data, not a recipe; `tunesmith init --model MODEL --data {shlex.quote(str(path))}` "
+                        "writes a recipe")
     try:
         values = yaml.load(path.read_text("utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; `tunesmith init` writes one") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: a folder, not a recipe; name the YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -295,6 +302,22 @@ for _class in (_Loader, _Dumper):
                                  list("-+0123456789"))
 
 
+def _in_full(values: dict) -> dict:
+    """A recipe without short forms: `model: X` means its path, `data: X` its training rows, an empty section its
+    defaults."""
+    full = {key: {} if value is None and _is_section(Recipe, key) else value for key, value in values.items()}
+    if isinstance(full.get("model"), str):
+        full["model"] = {"path": full["model"]}
+    if isinstance(full.get("data"), str | list):
+        full["data"] = {"train": full["data"]}
+    return full
+
+
+def _is_section(owner: type[BaseModel], name: str) -> bool:
+    kind = owner.model_fields[name].annotation if name in owner.model_fields else None
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
 def merge(base: dict, over: dict) -> dict:
     """`base` with the values of `over`, mapping by mapping."""
     merged = dict(base)
@@ -309,24 +332,28 @@ def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys += known_keys(inner, f"{prefix}{name}.")
+        if _is_section(section, name):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
     return keys
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first mistake that pydantic found, in one line that names its key."""
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        parent, _, name = key.rpartition(".")
-        if name in Source.model_fields and parent in ("data", ""):
-            return f"unknown key `{key}`; it is a source's: `data.train: [{{path: …, {name}: …}}]`"
-        of_source = [f"{parent}.{field}" for field in Source.model_fields] if parent[-1:].isdigit() else []
-        near = difflib.get_close_matches(key, known_keys() + of_source, 1, 0.0)[0]
-        return f"unknown key `{key}`; did you mean `{near}`?"
-    if problem["type"] == "missing":
+    """The first mistake that pydantic found, in one line that names its key. Unknown keys come first, as they explain
+    what is missing."""
+    problems = error.errors()
+    unknown = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "extra_forbidden"]
+    if unknown:
+        return len(unknown) > 1 and wording.foreign(unknown) or _unknown_key(unknown[0])
+    key = wording.key_of(problems[0])
+    if problems[0]["type"] == "missing":
         return f"`{key}` is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"`{key}`: {message}, got {problem['input']!r}" if key else message
+    return wording.wrong_value(key, [p for p in problems if wording.key_of(p) == key])
+
+
+def _unknown_key(key: str) -> str:
+    parent, _, name = key.rpartition(".")
+    if name in Source.model_fields and parent in ("data", ""):
+        return f"unknown key `{key}`; it is a source's: `data.train: [{{path: …, {name}: …}}]`"
+    of_source = [f"{parent}.{field}" for field in Source.model_fields] if parent[-1:].isdigit() else []
+    near = difflib.get_close_matches(key, known_keys() + of_source, 1, 0.0)[0]
+    return f"unknown key `{key}`; did you mean `{near}`?"

@@ -1,0 +1,103 @@
+"""A recipe's mistakes in its user's words: what pydantic finds, and what other tools call the same settings."""
+
+import difflib
+import re
+
+# Keys of Axolotl, LLaMA-Factory and the Transformers Trainer, and what they are called here.
+FOREIGN_KEYS = {
+    "base_model": "model.path", "model_name_or_path": "model.path", "model_name": "model.path",
+    "datasets": "data.train", "dataset": "data.train", "test_datasets": "data.eval", "eval_dataset": "data.eval",
+    "val_set_size": "data.eval_share", "val_size": "data.eval_share",
+    "sequence_len": "data.sequence_length", "cutoff_len": "data.sequence_length", "max_length": "data.sequence_length",
+    "max_seq_length": "data.sequence_length", "sample_packing": "data.packing", "packing": "data.packing",
+    "load_in_4bit": "model.quantize: nf4", "load_in_8bit": "model.quantize: int8",
+    "quantization_bit": "model.quantize", "chat_template": "model.chat_template", "template": "model.chat_template",
+    "finetuning_type": "adapter.kind", "lora_r": "adapter.rank", "lora_rank": "adapter.rank",
+    "lora_alpha": "adapter.alpha", "lora_dropout": "adapter.dropout", "lora_target": "adapter.targets",
+    "lora_target_modules": "adapter.targets", "peft_use_dora": "adapter.dora", "use_dora": "adapter.dora",
+    "stage": "method.name", "num_epochs": "train.epochs", "num_train_epochs": "train.epochs",
+    "max_steps": "train.max_steps", "learning_rate": "train.learning_rate", "lr_scheduler": "train.schedule",
+    "lr_scheduler_type": "train.schedule", "optim": "train.optimizer", "warmup_ratio": "train.warmup_ratio",
+    "weight_decay": "train.weight_decay", "micro_batch_size": "train.micro_batch",
+    "per_device_train_batch_size": "train.micro_batch",
+    "gradient_accumulation_steps": "train.batch (the batch of a whole step)", "max_grad_norm": "train.max_grad_norm",
+    "eval_steps": "train.eval_every", "save_steps": "train.save_every", "output_dir": "output",
+}
+
+# What people write for a key, and how it is written here.
+VALUE_HINTS = {
+    "adapter.kind": {"qlora": "QLoRA is adapter.kind: lora with model.quantize: nf4",
+                     "dora": "DoRA is adapter.kind: lora with adapter.dora: true",
+                     "rslora": "rsLoRA is adapter.kind: lora with adapter.rslora: true"},
+    "model.quantize": {"4bit": "4 bits are nf4", "int4": "4 bits are nf4", "8bit": "8 bits are int8",
+                       "int8bit": "8 bits are int8"},
+    "method.name": {"pt": "continued pretraining is cpt", "pretrain": "continued pretraining is cpt"},
+    "model.dtype": {"bf16": "bf16 is bfloat16", "fp32": "fp32 is float32",
+                    "fp16": "float16 is not offered, as its gradients overflow", "float16": "float16 is not offered, as "
+                    "its gradients overflow"},
+}
+
+KINDS = {
+    "int": "a whole number", "float": "a number", "finite": "a finite number", "bool": "true or false",
+    "string": "text", "path": "a path", "list": "a list", "dict": "a mapping",
+    "model": "a mapping with keys of its own",
+}
+BOUNDS = {"greater_than": ("a number greater than {}", "gt"), "greater_than_equal": ("a number of at least {}", "ge"),
+          "less_than": ("a number less than {}", "lt"), "less_than_equal": ("a number of at most {}", "le"),
+          "too_short": ("a list of {} or more", "min_length")}
+UNION_MEMBERS = ("int", "float", "str", "bool")  # parts of pydantic's locations that are no keys
+
+
+def key_of(problem: dict) -> str:
+    """The dotted key that a finding of pydantic's is about, without the members of a union that it tried."""
+    parts = []
+    for part in problem["loc"]:
+        if isinstance(part, str) and (part in UNION_MEMBERS or not part.isidentifier()):
+            break
+        parts.append(str(part))
+    return ".".join(parts)
+
+
+def wrong_value(key: str, problems: list[dict]) -> str:
+    """What is wrong with the value of a key, from all findings about it: one for each member of a union."""
+    value = problems[0]["input"]
+    own = [p["msg"].removeprefix("Value error, ") for p in problems if p["type"] == "value_error"]
+    if own:
+        return f"`{key}`: {own[0]}, got {value!r}" if key else own[0]
+    choices = list(dict.fromkeys(choice for problem in problems for choice in _wanted(problem)))
+    wanted = " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
+    if value is None or value == []:
+        return f"`{key}` is empty: it must be {wanted}; give a value or remove the line"
+    return f"`{key}` must be {wanted}, not {value!r}" + _hint(key, value, problems)
+
+
+def foreign(keys: list[str]) -> str | None:
+    """What the keys of another tool's file are called here, or None if none is known."""
+    names = [f"{key} is {FOREIGN_KEYS[key]}" for key in keys if key in FOREIGN_KEYS]
+    if not names:
+        return None
+    others = [key for key in keys if key not in FOREIGN_KEYS]
+    unknown = f"; unknown: {', '.join(others)}" if others else ""
+    return f"not in the form of a Tunesmith recipe. Here {', '.join(names)}{unknown}"
+
+
+def _wanted(problem: dict) -> list[str]:
+    """What the value may be, each choice apart."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "literal_error":
+        return [choice.strip("'") for choice in re.split(", | or ", context["expected"])]
+    if kind in BOUNDS:
+        words, name = BOUNDS[kind]
+        return [words.format(int(context[name]) if context[name] == int(context[name]) else context[name])]
+    return [KINDS.get(kind.partition("_")[0]) or problem["msg"].removeprefix("Input should be ")]
+
+
+def _hint(key: str, value, problems: list[dict]) -> str:
+    if not isinstance(value, str):
+        return ""
+    text = value.lower().replace("-", "").replace("_", "")
+    if text in VALUE_HINTS.get(key, {}):
+        return f"; {VALUE_HINTS[key][text]}"
+    choices = [choice for problem in problems for choice in _wanted(problem)]
+    near = difflib.get_close_matches(value.lower(), choices, 1, 0.6)
+    return f"; did you mean {near[0]}?" if near else ""
