@@ -33,8 +33,7 @@ VALUE_HINTS = {
                        "int8bit": "8 bits are int8"},
     "method.name": {"pt": "continued pretraining is cpt", "pretrain": "continued pretraining is cpt"},
     "model.dtype": {"bf16": "bf16 is bfloat16", "fp32": "fp32 is float32",
-                    "fp16": "float16 is not offered, as its gradients overflow", "float16": "float16 is not offered, as "
-                    "its gradients overflow"},
+                    "fp16": "float16 is not offered", "float16": "float16 is not offered"},
 }
 
 KINDS = {
