@@ -8,8 +8,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from tunesmith.chat.message_input import MessageInput
+from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
-from tunesmith.data.template import accepted
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError, first_line
 from tunesmith.inputs import tokenizer_of
@@ -189,8 +189,7 @@ class Session:
         tokenizer, format = self.models.tokenizer, self.models.format
         system = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*system, *(message for exchange in exchanges for message in exchange), asked]
-        messages, _ = accepted(tokenizer, Chat(list(map(format.message, messages))))
-        text = tokenizer.render(messages, add_generation_prompt=True)
+        text = generation_prompt(tokenizer, Chat(list(map(format.message, messages))))
         return text, tokenizer.encode(text)[0]
 
     def _generate(self, ids: list[int], limit: int, answer: "Answer") -> bool | None:

@@ -46,6 +46,15 @@ def accepted(tokenizer: Tokenizer, chat: Chat) -> Accepted:
     return Accepted(messages, changes, list(unwritten))
 
 
+def generation_prompt(tokenizer: Tokenizer, chat: Chat, **variables) -> str:
+    """The text that an answer to a conversation stands behind, as training saw it. Raises RowProblem if the template
+    refuses the conversation or does not write a part of it: the answer would be to something else."""
+    messages, _, unwritten = accepted(tokenizer, chat)
+    if unwritten:
+        raise RowProblem("part_unwritten", f"it does not write {', '.join(map(str, unwritten))}")
+    return tokenizer.render(messages, chat.tools, add_generation_prompt=True, **variables)
+
+
 def _reasoning_placed(tokenizer: Tokenizer, messages: list[dict]) -> tuple[list[dict], list[str]]:
     """Reasoning where the template looks for it: a field of its own, or in the answer's text if it has no place."""
     own, placed, changes = reasoning.has_place(tokenizer), [], []

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from fastapi import Request as HttpRequest
 from fastapi.concurrency import run_in_threadpool
 
+from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
-from tunesmith.data.conversation import accepted
 from tunesmith.errors import UserError
 from tunesmith.serve.apis.wire import Options, named_results
 from tunesmith.serve.engine import Engine, Piece, Refused, Request, Sampling, Token
@@ -207,10 +207,7 @@ class Service:
             raise Refused(f"chat_template_kwargs: {wrong[0]} is set by the server", parameter="chat_template_kwargs")
         try:
             given = [format.message(message) for message in named_results(asked.messages)]
-            messages, _, unwritten = accepted(served.tokenizer, Chat(given, asked.tools or None))
-            if unwritten:
-                raise RowProblem("part_unwritten", f"it does not write {', '.join(map(str, unwritten))}")
-            text = served.tokenizer.render(messages, asked.tools or None, add_generation_prompt=True, **asked.template)
+            text = generation_prompt(served.tokenizer, Chat(given, asked.tools or None), **asked.template)
             text += format.begin(text, asked.demands_call) + asked.prefill if asked.begins else ""
             return text, served.tokenizer.encode(text)[0]
         except (RowProblem, UserError) as problem:
