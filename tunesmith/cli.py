@@ -138,18 +138,23 @@ app.command("tunesmith.serve.connect:connect", name="connect", help="Print or wr
 
 
 @app.command
-def serve(*models: Path, host: str = "127.0.0.1", port: int = 8383,
+def serve(*models: Path, host: str = "127.0.0.1",
+          port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8383,
           api_key: Annotated[str | None, Parameter(env_var="TUNESMITH_API_KEY")] = None,
-          cors: Annotated[tuple[str, ...], Parameter(negative="")] = (), context: int | None = None, batch: int = 64,
-          queue: int = 256, engine: Literal["here", "vllm"] = "here") -> None:
+          cors: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+          allow_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+          context: Annotated[int | None, Parameter(validator=Number(gte=2))] = None, batch: AtLeastOne = 64,
+          queue: Annotated[int, Parameter(validator=Number(gte=0))] = 256,
+          engine: Literal["here", "vllm"] = "here") -> None:
     """Serve runs and models over the APIs of OpenAI and Anthropic; a run with its base, on one copy of the weights.
 
     Args:
         models: Folders of runs and models, hub ids, or GGUF files, adapters among them after their base.
         host: The address to listen at. Any but this machine's own needs --api-key.
-        port: The port to listen at.
+        port: The port to listen at; 0 takes a free one.
         api_key: What clients must send as key.
         cors: Origins, like http://localhost:3000, whose pages may call the server.
+        allow_host: More names that requests may be addressed to, such as this machine's name in your network.
         context: Most tokens of prompt and answer together, if fewer than the model takes.
         batch: Most requests computed at once.
         queue: Most requests that may wait; more are answered with 429.
@@ -159,7 +164,7 @@ def serve(*models: Path, host: str = "127.0.0.1", port: int = 8383,
 
     if not models:
         raise UserError("serve: name a run or a model")
-    run(models, host, port, api_key, cors, context, batch, queue, engine)
+    run(models, host, port, api_key, cors, allow_host, context, batch, queue, engine)
 
 
 @app.command

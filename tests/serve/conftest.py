@@ -124,7 +124,7 @@ def tokenizers(tmp_path_factory):
 class Scripted:
     """An engine whose models say what a test sets as `says`, through the real decoding, token by token."""
 
-    description = ["scripted"]
+    description, capacity = ["scripted"], 16
 
     def __init__(self, tokenizers: dict):
         ends = {name: tokenizer.special_ids for name, tokenizer in tokenizers.items()}

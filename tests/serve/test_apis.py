@@ -11,6 +11,8 @@ import pytest
 from anthropic import Anthropic
 
 from tests.serve.conftest import KEY
+from tunesmith.errors import UserError
+from tunesmith.serve.binding import check_callers, own_names
 
 ASK = [{"role": "user", "content": "What is 1 plus 2?"}]
 SCHEMA = {"type": "object", "additionalProperties": False, "required": ["colour", "count"],
@@ -265,6 +267,98 @@ def test_what_is_wrong_is_said_in_the_api_s_shape(address, path, body, status, s
     assert (error.get("type") == "error") == (path == "messages")
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "embeddings", "responses", "messages"])
+@pytest.mark.parametrize(("content", "kind", "status", "said"), [
+    (b'{"model": "first"}', None, 415, "the Content-Type is none; send JSON with the header 'Content-Type: "),
+    (b'{"model": "first"}', "application/x-www-form-urlencoded", 415, "send JSON with the header"),  # curl -d
+    (b'{"model": "first"}', "text/plain", 415, "the Content-Type is text/plain"),
+    (b'{"model": "first" "n": 1}', "application/json", 400, "not valid JSON: Expecting ',' delimiter at character 18"),
+    (b'{"model": "\xff"}', "application/json", 400, "parsing the body"),
+    (b"[" * 100_000, "application/json", 400, ""),
+    (b"", "application/json", 400, "no body"),
+    (b"", None, 400, "no body"),
+    (b"[]", "application/json", 400, "dictionary"),
+])
+def test_a_body_that_is_no_json_gets_the_api_s_shape(address, path, content, kind, status, said):
+    response = httpx.post(f"{address}/v1/{path}", content=content, headers={"Content-Type": kind} if kind else {})
+    error = response.json()
+    assert response.status_code == status and said in error["error"]["message"]
+    assert (error.get("type") == "error") == (path == "messages")
+
+
+@pytest.mark.parametrize(("method", "path", "said"), [
+    ("POST", "/chat/completions", "this server has no POST /chat/completions; the APIs are below /v1"),
+    ("GET", "/v1/nothing", "this server has no GET /v1/nothing"),
+    ("DELETE", "/v1/models", "this server has no DELETE /v1/models"),
+])
+def test_a_path_that_is_not_there(address, method, path, said):
+    response = httpx.request(method, address + path)
+    assert response.status_code in (404, 405) and response.json()["error"]["message"] == said
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/v1/models", "/v1/models/first", "/health", "/metrics"])
+def test_head_is_get_without_a_body(address, path):
+    got, head = httpx.get(address + path), httpx.head(address + path)
+    assert head.status_code == got.status_code == 200 and head.content == b""
+    assert head.headers["Content-Type"] == got.headers["Content-Type"]
+
+
+def test_more_answers_than_the_server_ever_takes_are_no_matter_of_waiting(openai, engine):
+    at_once = engine.capacity
+    with pytest.raises(sdk.BadRequestError, match=f"{at_once + 1} answers in one request.*takes {at_once} at once"):
+        openai.completions.create(model="first", prompt=["Hello"] * (at_once + 1), max_tokens=1)
+    whole = openai.completions.create(model="first", prompt=["Hello"] * at_once, max_tokens=1)
+    assert len(whole.choices) == at_once
+
+
+@pytest.mark.parametrize(("host", "allowed", "answered"), [
+    ("127.0.0.1", (), {"127.0.0.1:80", "localhost:8383", "LOCALHOST", "[::1]:8383"}),
+    ("127.0.0.1", ("box.lan",), {"127.0.0.1", "localhost", "box.lan:8383", "[::1]"}),
+    ("0.0.0.0", ("box.lan",), {"127.0.0.1", "localhost", "box.lan", "[::1]"}),
+])
+def test_only_own_names_are_answered(scripted, served, host, allowed, answered):
+    address = served(scripted, hosts=own_names(host, allowed))
+    foreign = {"evil.example", "evil.example:8383", "box.lan.evil.example", "127.0.0.1.evil.example", "[::1",
+               "", "localhost@evil.example"} | ({"box.lan"} - set(allowed))
+    for name in answered | foreign:
+        for path in ("/v1/models", "/v1/messages", "/"):
+            response = httpx.get(address + path, headers={"Host": name})
+            assert (response.status_code == 403) == (name in foreign), (name, path)
+            if name in foreign:
+                error = response.json()
+                assert f"host {name!r}" in error["error"]["message"] and "--allow-host" in error["error"]["message"]
+                assert (error.get("type") == "error") == (path == "/v1/messages")
+
+
+def test_names_are_free_where_others_reach_the_server():
+    assert own_names("0.0.0.0", ()) == []
+
+
+@pytest.mark.parametrize(("api_key", "cors", "allow_host", "said"), [
+    ("", (), (), "--api-key"),
+    ("clé", (), (), "--api-key"),
+    ("two\nlines", (), (), "--api-key"),
+    (" a", (), (), "--api-key"),
+    (None, ("localhost:3000",), (), "--cors localhost:3000"),
+    (None, ("http://localhost:3000/",), (), "--cors"),
+    (None, ("http://LocalHost:3000",), (), "--cors"),
+    (None, ("http://localhost:80",), (), "--cors"),
+    (None, ("https://x:port",), (), "--cors"),
+    (None, (), ("http://box",), "--allow-host http://box"),
+    (None, (), ("box:8383",), "--allow-host"),
+    (None, (), ("Box",), "--allow-host"),
+    (None, (), ("",), "--allow-host"),
+])
+def test_a_value_that_no_client_could_send_is_refused(api_key, cors, allow_host, said):
+    with pytest.raises(UserError, match=said):
+        check_callers(api_key, cors, allow_host)
+
+
+def test_values_that_clients_send_are_taken():
+    check_callers("a key", ("*", "null", "http://localhost:3000", "https://x.example"), ("box", "box.lan", "10.0.0.1",
+                                                                                         "fe80::1"))
+
+
 def test_nobody_may_frame_the_page(address):
     for path in ("/", "/page.js"):
         answer = httpx.get(address + path)
@@ -284,4 +378,4 @@ def test_a_key_is_asked_for(engine, served):
     assert len(sdk.OpenAI(base_url=f"{address}/v1", api_key=KEY).models.list().data) == 4
     assert Anthropic(base_url=address, api_key=KEY).messages.create(model="first", max_tokens=1, messages=ASK).content
     assert httpx.get(f"{address}/health").status_code == 200
-    assert httpx.get(f"{address}/health", headers={"Host": "evil.example"}).status_code == 400
+    assert httpx.get(f"{address}/health", headers={"Host": "evil.example"}).status_code == 403

@@ -131,7 +131,7 @@ def test_a_cancelled_request_stops_and_frees_its_memory(small_engine):
     while not engine.metrics()["running"]:
         pass
     waiting = Collector(engine, Request("llama3", [50, 52], 400))
-    with pytest.raises(Refused, match="1 requests are waiting") as refused:
+    with pytest.raises(Refused, match="2 requests are here already") as refused:
         Collector(engine, Request("llama3", [50, 53], 400))
     assert refused.value.status == 429
     waiting.ticket.cancel()

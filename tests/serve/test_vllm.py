@@ -147,7 +147,7 @@ def test_one_who_leaves_stops_its_computing_and_the_queue_has_an_end(notes, open
     engine = opened(*runs, batch=1, queue=1)
     asked = [ask(engine, new=900, seed=GOES_ON), ask(engine, new=900, seed=GOES_ON)]
     assert (engine.metrics()["running"], engine.metrics()["waiting"]) == (1, 1)
-    with pytest.raises(Refused, match="1 requests are waiting") as refused:
+    with pytest.raises(Refused, match="2 requests are here already") as refused:
         ask(engine)
     assert refused.value.status == 429
     until(lambda: all(one.text for one in asked))

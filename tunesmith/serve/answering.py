@@ -79,6 +79,9 @@ class Answers:
     """The answers to one HTTP request, computed at once. `prompt_tokens` counts their prompts."""
 
     def __init__(self, engine: Engine, requests: list[Request], readers: list[AnswerReader]):
+        if len(requests) > engine.capacity:
+            raise Refused(f"{len(requests):,} answers in one request; this server takes {engine.capacity:,} at once "
+                          "(--batch and --queue): ask for fewer", code="too_many_answers")
         self.prompt_tokens = sum(len(ids) for ids in {id(r.ids): r.ids for r in requests}.values())
         self.done = [Answer() for _ in requests]
         self._readers = readers

@@ -1,31 +1,29 @@
-"""The server: routes, errors, the key, the page, start and stop."""
+"""The server: routes, the key, the page, start and stop."""
 
 import hmac
+import logging
 import socket
-from collections.abc import Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import uvicorn
-from fastapi import Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.middleware.trustedhost import TrustedHostMiddleware
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from fastapi.security import APIKeyHeader, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from tunesmith.serve.answering import Service
 from tunesmith.serve.apis import anthropic_api, openai_api, responses_api
-from tunesmith.serve.binding import is_loopback
 from tunesmith.serve.engine import Engine, Refused
+from tunesmith.serve.problems import OwnNames, add_handlers
 
 PAGE = Path(__file__).parent / "page"
 GAUGES = ("running", "waiting", "kv_bytes", "kv_limit_bytes", "prefix_bytes")
-RETRY_SECONDS = "1"
 # The page has its policy as well, but only a header can say who may frame it.
 PAGE_HEADERS = {"Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; "
                                            "form-action 'none'; frame-ancestors 'none'",
@@ -44,6 +42,18 @@ class Page(StaticFiles):
         response = await super().get_response(path, scope)
         response.headers.update(PAGE_HEADERS)
         return response
+
+
+class HeadAsGet:
+    """Answers HEAD as GET; uvicorn leaves the body out."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self.app(scope, receive, send)
 
 
 class Problem(BaseModel):
@@ -70,30 +80,42 @@ def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (
     app.add_api_route("/health", _health, methods=["GET"])
     app.add_api_route("/metrics", lambda: _metrics(engine), methods=["GET"], dependencies=guarded,
                       response_class=PlainTextResponse)
-    app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _failed)
+    add_handlers(app)
+    app.add_middleware(HeadAsGet)
     if cors:
         app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
     if hosts:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+        app.add_middleware(OwnNames, names=hosts)
     if PAGE.is_dir():
         app.mount("/", Page(directory=PAGE, html=True))
     return app
 
 
-def serve(engine: Engine, bound: socket.socket, host: str, api_key: str | None, cors: Sequence[str]) -> None:
-    """Serves until SIGINT or SIGTERM; then answers what it has begun, and ends. A second Ctrl-C ends it at once."""
-    # A page on the web could make a name of its own point here, and then read what is answered.
-    hosts = ["localhost", "127.0.0.1", "[::1]", host] if is_loopback(host) else []
-    try:
-        config = uvicorn.Config(make_app(engine, api_key, cors, hosts), log_level="warning")
-        uvicorn.Server(config).run(sockets=[bound])
-    except KeyboardInterrupt:
-        pass  # uvicorn hands on the signal that ended it
-    finally:
-        engine.close()
+def serve(engine: Engine, bound: socket.socket, api_key: str | None, cors: Sequence[str], hosts: Sequence[str],
+          say: Callable[[str], None]) -> None:
+    """Serves until SIGINT or SIGTERM; then finishes the answers it has begun. A second Ctrl-C ends it at once. `say` is
+    told what it waits for."""
+    config = uvicorn.Config(make_app(engine, api_key, cors, hosts), log_level="warning")
+    with suppress(KeyboardInterrupt):  # uvicorn hands on the signal that ended it
+        Server(config, engine, say).run(sockets=[bound])
+
+
+class Server(uvicorn.Server):
+    """Says what it waits for when it is stopped."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, say: Callable[[str], None]):
+        super().__init__(config)
+        self._engine, self._say = engine, say
+
+    def handle_exit(self, sig: int, frame) -> None:
+        if self.should_exit:  # at once: the answers that this breaks off are no errors to report
+            logging.disable()
+        else:
+            count = sum(self._engine.metrics().get(name, 0) for name in ("running", "waiting"))
+            if count:
+                self._say(f"stopping when {count:,} {'answer is' if count == 1 else 'answers are'} finished; Ctrl-C "
+                          "again stops at once")
+        super().handle_exit(sig, frame)
 
 
 def _key_check(api_key: str):
@@ -120,30 +142,3 @@ def _metrics(engine: Engine) -> str:
         full = f"tunesmith_{name}" + ("" if kind == "gauge" else "_total")
         lines += [f"# TYPE {full} {kind}", f"{full} {value}"]
     return "\n".join(lines) + "\n"
-
-
-def _respond(request: Request, error: Refused) -> JSONResponse:
-    shape = anthropic_api if request.url.path.startswith("/v1/messages") else openai_api
-    headers = {"Retry-After": RETRY_SECONDS} if error.status in (429, 503) else None
-    return JSONResponse(shape.problem(error), error.status, headers)
-
-
-async def _refused(request: Request, error: Refused) -> JSONResponse:
-    return _respond(request, error)
-
-
-async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    message = f"{where}: {first['msg']}" if where else first["msg"]
-    return _respond(request, Refused(message, 400, "invalid_request", where or None))
-
-
-async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
-    response = _respond(request, Refused(str(error.detail), error.status_code))
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _failed(request: Request, error: Exception) -> JSONResponse:
-    return _respond(request, Refused(f"the server failed: {type(error).__name__}", 500, "internal_error"))

@@ -1,14 +1,21 @@
-"""The address to listen at, and whether others can reach it."""
+"""The address to listen at, and who may call."""
 
+import errno
 import ipaddress
+import re
 import socket
+from collections.abc import Sequence
+from urllib.parse import urlsplit
 
-from tunesmith.errors import UserError, first_line
+from tunesmith.errors import UserError
+
+HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
+USUAL_PORTS = {"http": 80, "https": 443}  # which browsers leave out
 
 
-def bind(host: str, port: int, api_key: str | None) -> socket.socket:
-    """A socket that does not listen yet. Raises UserError where it cannot be, or others would reach it without a
-    key."""
+def listen(host: str, port: int, api_key: str | None) -> socket.socket:
+    """A socket that listens, so that no second server starts on its port; who connects waits for the first answer.
+    Raises UserError where it cannot be, or others would reach it without a key."""
     if not api_key and not is_loopback(host):
         raise UserError(f"--host {host}: others can reach it, so it needs --api-key (or TUNESMITH_API_KEY)")
     try:
@@ -16,15 +23,53 @@ def bind(host: str, port: int, api_key: str | None) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--host {host} --port {port}: {first_line(error)}; give another") from None
+        bound.listen()
+    except OSError as error:
+        why = "in use, perhaps by another server" if error.errno == errno.EADDRINUSE else error.strerror
+        raise UserError(f"--host {host} --port {port}: {why}; give another") from None
     return bound
+
+
+def check_callers(api_key: str | None, cors: Sequence[str], allow_host: Sequence[str]) -> None:
+    """Raises UserError for a value that no client could send."""
+    if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or api_key.strip() != api_key
+                                or not api_key):
+        raise UserError("--api-key (or TUNESMITH_API_KEY): give letters, digits and signs of ASCII, without a space "
+                        "around them; nothing else can be sent as a header")
+    for origin in cors:
+        if origin not in ("*", "null") and not _is_origin(origin):
+            raise UserError(f"--cors {origin}: not an origin as browsers send it, like http://localhost:3000 (lower "
+                            "case, no path)")
+    for name in allow_host:
+        if not HOST_NAME.fullmatch(name) and not _is_address(name):
+            raise UserError(f"--allow-host {name}: not a host name; give it in lower case, without scheme and port")
+
+
+def own_names(host: str, allow_host: Sequence[str]) -> list[str]:
+    """The names that requests must be addressed to; none where any will do, as others reach the server anyway."""
+    if not is_loopback(host) and not allow_host:
+        return []
+    return ["localhost", "127.0.0.1", "::1", host.lower(), *allow_host]
 
 
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
+    return _is_address(host) and ipaddress.ip_address(host).is_loopback
+
+
+def _is_address(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
         return False
+    return True
+
+
+def _is_origin(origin: str) -> bool:
+    try:
+        parts = urlsplit(origin)
+        usual = parts.port is not None and USUAL_PORTS.get(parts.scheme) == parts.port
+    except ValueError:
+        return False
+    return bool(parts.hostname) and not usual and origin == f"{parts.scheme}://{parts.netloc}".lower()

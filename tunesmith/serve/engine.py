@@ -102,6 +102,8 @@ class Engine(Protocol):
     description: list[str]
     """What computes, where, in what precision and how much it holds, for people: a line for each copy of weights."""
     models: dict
+    capacity: int
+    """Most requests that may be in the engine at once, computed or waiting."""
 
     def submit(self, request: Request, deliver: Callable[[Piece], None]) -> Ticket:
         """Raises Refused: 429 where the queue is full."""

@@ -15,7 +15,7 @@ from threading import Condition, Thread
 
 import torch
 
-from tunesmith.errors import first_line
+from tunesmith.errors import UserError, first_line
 from tunesmith.serve.engine import Piece, Refused, Request, Token
 from tunesmith.serve.engines import prefix
 from tunesmith.serve.engines.decoding import Delivery
@@ -82,12 +82,14 @@ class BatchingEngine:
     """See engine.Engine. `batch` sequences at most are computed at once, `queue` more may wait."""
 
     def __init__(self, models: dict[str, Served], batch: int = 64, queue: int = 256):
-        self._batch, self._queue = batch, queue
+        self._batch, self.capacity = batch, batch + queue
         copies = {id(served.weights): served for served in models.values()}
         share = MEMORY_SHARE / len(copies)
         self.pools = {key: Pool(served.weights, share, served.context, batch) for key, served in copies.items()}
         self.models = {name: replace(served, context=min(served.context, self._pool(served).limit_tokens))
                        for name, served in models.items()}
+        if small := [name for name, served in self.models.items() if served.context < 2]:
+            raise UserError(f"{small[0]}: there is no memory left for keys and values; serve fewer or smaller models")
         self.description = [pool.describe([name for name, served in models.items() if self._pool(served) is pool])
                             for pool in self.pools.values()]
         self.counts: Counter[str] = Counter()
@@ -106,9 +108,9 @@ class BatchingEngine:
         with self._changed:
             if self._closing:
                 raise Refused("the server is stopping", 503, "stopping")
-            if len(self._waiting) >= self._queue:
+            if len(self._waiting) + len(self._running) >= self.capacity:
                 self.counts["refused"] += 1
-                raise Refused(f"{self._queue} requests are waiting already; try again later", 429, "queue_full")
+                raise Refused(f"{self.capacity} requests are here already; try again later", 429, "queue_full")
             self._waiting.append(sequence)
             self._changed.notify()
         return sequence
@@ -125,7 +127,7 @@ class BatchingEngine:
                     found.set_exception(error)
 
         with self._changed:
-            if self._closing or len(self._jobs) >= self._queue:
+            if self._closing or len(self._jobs) >= self.capacity:
                 raise Refused("too many requests are waiting", 429, "queue_full")
             self._jobs.append(job)
             self._changed.notify()

@@ -188,7 +188,7 @@ class VllmEngine:
     def __init__(self, models: dict[str, Served], arguments: Sequence[str], batch: int, queue: int,
                  say: Callable[[str], None]):
         """Waits until it serves. Raises UserError."""
-        self.models, self._batch, self._queue = models, batch, queue
+        self.models, self._batch, self.capacity = models, batch, batch + queue
         self.counts: Counter[str] = Counter()
         self.answers: set[Answer] = set()
         self.child = Child(arguments, "vllm.log")
@@ -210,9 +210,9 @@ class VllmEngine:
         with self._lock:
             if self._refusal is not None:
                 raise Refused(*self._refusal)
-            if len(self.answers) >= self._batch + self._queue:
+            if len(self.answers) >= self.capacity:
                 self.counts["refused"] += 1
-                raise Refused(f"{self._queue} requests are waiting already; try again later", 429, "queue_full")
+                raise Refused(f"{self.capacity} requests are here already; try again later", 429, "queue_full")
             self.answers.add(answer)
             self.loop.call_soon_threadsafe(answer.start)
         return answer

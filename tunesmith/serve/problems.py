@@ -1,0 +1,95 @@
+"""Requests that are not answered: each error in the shape of the API that was called, with what to do about it."""
+
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tunesmith.serve.apis import anthropic_api, openai_api
+from tunesmith.serve.engine import Refused
+
+RETRY_SECONDS = "1"
+
+
+def add_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _failed)
+
+
+class OwnNames:
+    """Refuses requests addressed to another name than `names`: a page on the web could point a name of its own here,
+    and then read the answers."""
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]):
+        self.app, self.names = app, frozenset(names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] == "http":
+            request = Request(scope)
+            given = request.headers.get("host", "")
+            if _name_in(given) not in self.names:
+                app = _respond(request, Refused(
+                    f"requests to the host {given!r} are not answered; if it is a name of this machine, start the "
+                    "server with --allow-host NAME", 403, "host_not_allowed"))
+        await app(scope, receive, send)
+
+
+def _name_in(host: str) -> str | None:
+    """The name in a Host header, without its port and, for IPv6, the brackets."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def _respond(request: Request, error: Refused) -> JSONResponse:
+    shape = anthropic_api if request.url.path.startswith("/v1/messages") else openai_api
+    headers = {"Retry-After": RETRY_SECONDS} if error.status in (429, 503) else None
+    return JSONResponse(shape.problem(error), error.status, headers)
+
+
+async def _refused(request: Request, error: Refused) -> JSONResponse:
+    return _respond(request, error)
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    if first["loc"] == ("body",) and first["type"] == "missing":
+        return _respond(request, Refused("the request has no body; send JSON", 400, "invalid_request"))
+    if first["loc"] == ("body",) and not _is_json(request):  # FastAPI then takes the body for a text
+        sent = request.headers.get("content-type", "none")
+        return _respond(request, Refused(f"the Content-Type is {sent}; send JSON with the header "
+                                         "'Content-Type: application/json'", 415, "unsupported_media_type"))
+    if first["type"] == "json_invalid":
+        return _respond(request, Refused(f"the body is not valid JSON: {first['ctx']['error']} at character "
+                                         f"{first['loc'][1]}", 400, "invalid_json"))
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    message = f"{where}: {first['msg']}" if where else first["msg"]
+    return _respond(request, Refused(message, 400, "invalid_request", where or None))
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    return kind.startswith("application/") and (kind == "application/json" or kind.endswith("+json"))
+
+
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    message = str(error.detail)
+    if error.status_code in (404, 405):
+        path = request.url.path
+        message = f"this server has no {request.method} {path}"
+        message += "" if path.startswith("/v1") else "; the APIs are below /v1"
+    response = _respond(request, Refused(message, error.status_code))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _failed(request: Request, error: Exception) -> JSONResponse:
+    return _respond(request, Refused(f"the server failed: {type(error).__name__}", 500, "internal_error"))
