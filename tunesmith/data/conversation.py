@@ -313,13 +313,13 @@ def _unwritten(tokenizer: Tokenizer, messages: list[dict], tools: list[dict]) ->
         return None
     lost = []
     for number, message in enumerate(messages):
-        if message["content"] and message["content"].strip() and message["content"] not in text:
-            lost += [Part(number, f"the {message['role']}'s text" if message["role"] != "system" else "the system text")
-                     for marker in message["content"].split("\n\n") if marker not in text]
+        for marker in (message["content"] or "").split("\n\n"):  # of turns that were joined, each its own
+            if marker.strip() not in text:
+                lost.append(Part(number, f"the {message['role']} text"))
         for call in message.get("tool_calls", ()):
             if not all(marker in text for marker in leaves(call["function"])):
                 lost.append(Part(number, "a tool call"))
-    if not all(marker in text for tool in tools for marker in [tool.get("function", {}).get("name", "")]):
+    if not all(tool.get("function", {}).get("name", "") in text for tool in tools):
         lost.append(Part(None, "the tools"))
     return lost
 
