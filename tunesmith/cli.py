@@ -221,8 +221,8 @@ def check(file: str, *, model: str | None = None, format: str = "auto", subset: 
         file: File, folder, glob or hub:org/name.
         model: Folder or hub id of the model whose tokenizer and template count.
         format: The format, if it is not to be recognised.
-        subset: Of a hub dataset.
-        split: Of a hub dataset; train if there is one.
+        subset: Of a hub dataset or a folder.
+        split: Of a hub dataset or a folder; train if there is one.
         as_json: Print the findings as JSON.
     """
     from tunesmith.data.check import check as look
@@ -244,8 +244,8 @@ def show(file: str, *, model: str, rows: int = 3, format: str = "auto",
         rows: How many.
         format: The format, if it is not to be recognised.
         mask: assistant, last or all.
-        subset: Of a hub dataset.
-        split: Of a hub dataset; train if there is one.
+        subset: Of a hub dataset or a folder.
+        split: Of a hub dataset or a folder; train if there is one.
     """
     from tunesmith.data.check import show as draw
 

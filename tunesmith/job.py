@@ -83,7 +83,8 @@ def prepare(run: Run) -> None:
     write_json(run.provenance_file, provenance.collect(recipe, base, machine))
     write_json(run.plan_file, plan.as_dict() | {
         "ledger": dataset.ledger, "formats": dataset.formats, "base": str(base.resolve()), "day": day,
-        "template": tokenizer.template_name, "template_kwargs": kwargs, "system_prompts": dataset.system_prompts,
+        "left_out": dataset.left_out, "template": tokenizer.template_name, "template_kwargs": kwargs,
+        "system_prompts": dataset.system_prompts,
         "stop_ids": _stop_ids(dataset, tokenizer, base)})
 
 

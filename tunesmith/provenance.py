@@ -5,7 +5,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from tunesmith.data import read
+from tunesmith.data.files import content_hash, files
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine
 from tunesmith.recipe import Recipe
@@ -40,13 +40,13 @@ def check_unchanged(run: Run) -> None:
 
 
 def _data(recipe: Recipe) -> dict[str, str]:
-    return {str(file): read.content_hash(file)
-            for source in (*recipe.data.train, *recipe.data.eval) for file in read.files(source)}
+    return {str(file): content_hash(file)
+            for source in (*recipe.data.train, *recipe.data.eval) for file in files(source)}
 
 
 def _model(base: Path) -> dict[str, str]:
-    files = sorted((*base.glob("*.safetensors"), base / "config.json", base / "tokenizer.json"))
-    return {file.name: read.content_hash(file) for file in files if file.exists()}
+    parts = sorted((*base.glob("*.safetensors"), base / "config.json", base / "tokenizer.json"))
+    return {file.name: content_hash(file) for file in parts if file.exists()}
 
 
 def _version(name: str) -> str | None:

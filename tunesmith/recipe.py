@@ -67,16 +67,16 @@ class Source(Section):
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How often its rows are seen per epoch: 0.5 half of them, 2 each twice."""
     subset: str | None = None
-    """Subset (configuration) of a hub dataset."""
+    """Subset (configuration) of a hub dataset or a folder."""
     split: str | None = None
-    """Split of a hub dataset; train if there is one."""
+    """Split of a hub dataset or a folder; train if there is one."""
     revision: str | None = None
     """Branch, tag or commit of a hub dataset. The recipe that a run keeps names the commit."""
 
     @model_validator(mode="after")
     def _is_of_the_hub(self) -> "Source":
-        if (self.split or self.subset or self.revision) and not self.path.startswith("hub:"):
-            raise ValueError("split, subset and revision are of hub datasets; give the file itself as path")
+        if self.revision and not self.path.startswith("hub:"):
+            raise ValueError("revision is for hub datasets")
         return self
 
 

@@ -46,6 +46,8 @@ class Screen:
         if dataset.eval_unused:
             self.console.print(f"        {dataset.eval_unused:,} more held-out examples are not evaluated: "
                                "data.eval_limit", style="yellow")
+        for path, left_out in dataset.left_out.items():
+            self.console.print(f"        left out of {path}: {', '.join(left_out)}", style="yellow", markup=False)
         for action in ("dropped", "shortened", "changed"):
             for reason, count in ledger[action].items():
                 self.console.print(f"        {count:,} {action}: {REASONS[reason]}", style="yellow")

@@ -191,7 +191,7 @@ def test_columns_are_renamed():
 def test_unknown_columns_and_formats_are_refused_with_a_way_out():
     with pytest.raises(UserError, match="a.csv.*columns q, a; known formats are alpaca.*text.*`columns:"):
         formats.recognise([{"q": "1", "a": "2"}], "a.csv")
-    with pytest.raises(UserError, match="fit alpaca and question_answer; say which with `format:`"):
+    with pytest.raises(UserError, match="fit alpaca and question_answer; choose with `format:`"):
         formats.recognise([{"instruction": "1", "output": "2", "question": "3", "answer": "4"}], "a.csv")
     with pytest.raises(UserError, match="unknown format 'mesages'.*messages"):
         formats.get("mesages")

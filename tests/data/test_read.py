@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import ipc, parquet
 
-from tunesmith.data import hub
 from tunesmith.data.ledger import Ledger
-from tunesmith.data.read import content_hash, files, parse, read, read_lines
+from tunesmith.data.files import content_hash, files, select
+from tunesmith.data.read import parse, read, read_lines
 from tunesmith.data.rows import REASONS, Chat, RowProblem, Where
-from tunesmith.data.source import rows_of
+from tunesmith.data.source import formats_of, rows_of
+from tunesmith.data.splits import choose
 from tunesmith.errors import UserError
 from tunesmith.recipe import Source
 
@@ -199,6 +200,129 @@ def test_which_files_a_source_has(tmp_path):
         names("notes.docx")
 
 
+def saved(folder: Path, names: list[str], state: dict | None = None) -> None:
+    """A dataset as `save_to_disk` of the datasets library lays it out, each file with a row that names it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        write_ipc(folder / name, [{"question": "?", "answer": f"{folder.name}/{name}"}], ipc.new_stream)
+    listed = [{"filename": name} for name in names if name.startswith("data-")]
+    values = {"_data_files": listed, "_fingerprint": "f", "_format_columns": None, "_split": None}
+    (folder / "state.json").write_text(json.dumps(values if state is None else state))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": {}, "splits": {}}))
+
+
+SHARDS = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
+CACHE = "cache-0123456789abcdef.arrow"
+
+
+def answers(asked: Source) -> list[str]:
+    return [row.messages[1]["content"] for _, row in rows_of(asked)]
+
+
+def test_a_saved_dataset_is_what_its_state_names(tmp_path):
+    saved(tmp_path / "one", [CACHE, *SHARDS])
+    saved(tmp_path / "old", [CACHE, *SHARDS], state={})
+    for name in ("one", "old"):
+        asked = source(tmp_path / name)
+        assert answers(asked) == [f"{name}/{shard}" for shard in SHARDS]
+        assert select(asked).left_out == [CACHE]
+    assert sorted(answers(source(tmp_path))) == sorted(f"{n}/{shard}" for n in ("one", "old") for shard in SHARDS)
+    assert sorted(answers(source(tmp_path / "*"))) == sorted(answers(source(tmp_path)))
+    (tmp_path / "one" / SHARDS[1]).unlink()
+    with pytest.raises(UserError, match=f"one: has no file '{SHARDS[1]}', which its state.json names"):
+        answers(source(tmp_path / "one"))
+    saved(tmp_path / "index", SHARDS, {"_data_files": [{"filename": SHARDS[0]}], "_indices_data_files": [{}]})
+    with pytest.raises(UserError, match="index: an old version of datasets"):
+        answers(source(tmp_path / "index"))
+
+
+def test_a_saved_dataset_of_splits_gives_the_one_asked_for(tmp_path):
+    for split in ("train", "test", "odd"):
+        saved(tmp_path / "d" / split, [CACHE, SHARDS[0]])
+    (tmp_path / "d" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test", "odd"]}))
+    folder = tmp_path / "d"
+    assert answers(source(folder)) == [f"train/{SHARDS[0]}"]
+    assert select(source(folder)).left_out == ["split test", "split odd", CACHE]
+    assert answers(source(folder, split="odd")) == [f"odd/{SHARDS[0]}"]
+    with pytest.raises(UserError, match="d: has no split 'dev'; set `split:` to one of odd, test, train"):
+        select(source(folder, split="dev"))
+    (folder / "dataset_dict.json").write_text('{"splits": ["test", "odd"]}')
+    with pytest.raises(UserError, match="d: has several splits; set"):
+        select(source(folder))
+    (folder / "dataset_dict.json").write_text('{"splits": ["../../secret"]}')
+    with pytest.raises(UserError, match="dataset_dict.json: names no splits"):
+        select(source(folder))
+    (folder / "dataset_dict.json").write_text("{")
+    with pytest.raises(UserError, match="dataset_dict.json: cannot be read"):
+        select(source(folder))
+
+
+CLONE = ["data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl", "extra/rows.csv", "dataset_infos.json"]
+CONFIGS = {"configs": [
+    {"config_name": "main", "default": True, "data_files": [{"split": split, "path": f"data/{split}-*"}
+                                                            for split in ("train", "test")]},
+    {"config_name": "more", "data_files": "extra/*"}]}
+
+
+@pytest.mark.parametrize("readme, asked, chosen, left_out", [
+    ({}, {}, [CLONE[0], CLONE[2]], ["split test (1 file)", CLONE[3]]),
+    ({}, {"split": "test"}, [CLONE[1]], ["split train (2 files)", CLONE[3]]),
+    ({}, {"subset": "extra"}, [CLONE[2]], ["files of other subsets (2)", CLONE[3]]),
+    (CONFIGS, {}, [CLONE[0]], ["split test (1 file)", "files of other subsets (1)", CLONE[3]]),
+    (CONFIGS, {"split": "test"}, [CLONE[1]], ["split train (1 file)", "files of other subsets (1)", CLONE[3]]),
+    (CONFIGS, {"subset": "more"}, [CLONE[2]], ["files of other subsets (2)", CLONE[3]]),
+    (CONFIGS, {"split": "dev"}, "no split 'dev'.*test, train", None),
+    (CONFIGS, {"subset": "less"}, "no subset 'less'.*main, more", None),
+])
+def test_a_clone_gives_the_files_of_its_subset_and_split(tmp_path, readme, asked, chosen, left_out):
+    for name in CLONE:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "README.md").write_text(f"---\n{json.dumps(readme)}\n---\n# Rows")
+    if isinstance(chosen, str):
+        with pytest.raises(UserError, match=f"{tmp_path}: has {chosen}"):
+            select(source(tmp_path, **asked))
+        return
+    found = select(source(tmp_path, **asked))
+    assert [str(path.relative_to(tmp_path)) for path in found.files] == chosen
+    assert found.left_out == left_out
+
+
+def test_splits_are_of_folders_with_data(tmp_path):
+    (tmp_path / "test_code.py").write_text("x = 1")
+    (tmp_path / "code.py").write_text("x = 2")
+    assert len(select(source(tmp_path)).files) == 2  # text is of no split, whatever its name
+    with pytest.raises(UserError, match="has no data files to choose a split"):
+        select(source(tmp_path, split="test"))
+    write_jsonl(tmp_path / "a.jsonl", [])
+    for path in ("a.jsonl", "*.jsonl"):
+        with pytest.raises(UserError, match="leave them out for a single file"):
+            select(source(tmp_path / path, split="train"))
+
+
+def test_each_file_has_a_format_of_its_own(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"question": "1", "answer": "2"}])
+    write_jsonl(tmp_path / "b.jsonl", [{"messages": [{"role": "user", "content": "3"},
+                                                     {"role": "assistant", "content": "4"}]}])
+    write_jsonl(tmp_path / "c.jsonl", [{"x": "5"}])
+    write_jsonl(tmp_path / "d.jsonl", [])
+    found = {Path(where.file).name: row for where, row in rows_of(source(tmp_path))}
+    assert [m["content"] for name in ("a.jsonl", "b.jsonl") for m in found[name].messages] == ["1", "2", "3", "4"]
+    assert found["c.jsonl"].reason == "wrong_shape" and "no known format has the columns 'x'" in found["c.jsonl"].detail
+    assert set(formats_of(source(tmp_path)).values()) == {"question_answer", "messages", None}
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").unlink()
+    with pytest.raises(UserError, match="c.jsonl: no known format has the columns x"):
+        list(rows_of(source(tmp_path)))
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path):
+    for name in ("a.jsonl", "b.parquet"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+        with pytest.raises(UserError, match=f"{name}: is a git-lfs pointer.*git lfs pull"):
+            list(read(source(tmp_path / name)))
+
+
 def test_content_hash_is_that_of_sha256sum(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert content_hash(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -237,10 +361,11 @@ HUB = ["README.md", "data/train-00000-of-00002.parquet", "data/train-00001-of-00
 def test_files_of_a_hub_dataset(subset, split, readme, chosen):
     asked = Source(path="hub:org/name", subset=subset, split=split)
     if isinstance(chosen, list):
-        assert hub.choose(asked, HUB[1:], readme) == chosen
+        split, splits = choose(asked, HUB[1:], readme)
+        assert sorted(splits[split]) == chosen
     else:
         with pytest.raises(UserError, match="hub:org/name: .*" + chosen):
-            hub.choose(asked, HUB[1:], readme)
+            choose(asked, HUB[1:], readme)
 
 
 def test_the_ledger_counts_and_writes_what_it_is_told(tmp_path):

@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text as Styled
 
+from tunesmith.data.files import select
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS, Chat, Row, RowProblem, digest
-from tunesmith.data.source import format_of, rows_of, template_variables
+from tunesmith.data.source import formats_of, named, rows_of, template_variables
 from tunesmith.data.template import Example, encode_chat, encode_text
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.recipe import Source
@@ -43,7 +44,8 @@ def check(source: Source, model: Path | None) -> dict:
             if len(first) < 5:
                 first.append({"where": str(where), "reason": problem.reason, "detail": problem.detail})
     ledger.refuse_if_empty(source.path)
-    found = {"path": source.path, "format": format_of(source), **ledger.summary(), "first_problems": first}
+    found = {"path": source.path, "format": named(formats_of(source)),
+             "left_out": select(source).left_out, **ledger.summary(), "first_problems": first}
     return found | (_lengths(np.array(examples)) if examples else {})
 
 
@@ -62,6 +64,8 @@ def report(found: dict) -> None:
     """Prints what `check` found."""
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(f"{found['path']}: format {found['format']}, {found['read']:,} rows read, {found['kept']:,} usable")
+    if found["left_out"]:
+        console.print(f"  left out: {', '.join(found['left_out'])}", style="yellow", soft_wrap=True)
     for action in ("dropped", "changed"):
         for reason, count in found[action].items():
             console.print(f"  {count:,} {action}: {REASONS[reason]}", style="yellow")

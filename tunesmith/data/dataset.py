@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tunesmith.data import read, records
+from tunesmith.data import records
 from tunesmith.data.encode import ROW, SYSTEM_PROMPTS_KEPT, Settings, encode_source
+from tunesmith.data.files import files, select
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.rows import Where
 from tunesmith.errors import UserError
@@ -97,6 +98,7 @@ class Dataset:
     ledger: dict  # the ledger's summary
     eval_unused: int  # held-out examples beyond data.eval_limit
     system_prompts: dict[str, float]  # the most common ones ("" for none) and their share of the conversations
+    left_out: dict[str, list[str]]  # by source: what lies beside its files and is not read, for people
 
 
 def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | None, progress: Callable) -> Dataset:
@@ -124,9 +126,11 @@ def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | Non
                         "asks what evaluation rows ask (data.eval, data.eval_share)")
     held_out = [u & e for u, e in zip(usable, is_eval)]
     measured = _limited(shards, held_out, data.eval_limit)
+    beside = {source.path: select(source).left_out for source in (*data.train, *data.eval)}
     return Dataset(learned, TokenStore(shards, list(map(np.flatnonzero, measured)), weights),
                    [s.format for s in train], ledger.summary(),
-                   int(sum(h.sum() - m.sum() for h, m in zip(held_out, measured))), _system_prompts(train))
+                   int(sum(h.sum() - m.sum() for h, m in zip(held_out, measured))), _system_prompts(train),
+                   {path: left_out for path, left_out in beside.items() if left_out})
 
 
 def _system_prompts(train: list[Shard]) -> dict[str, float]:
@@ -145,7 +149,7 @@ def _candidate_share(data: Data, source: Source) -> float:
     """Small sources keep every row as a candidate, so that a share of few rows is still some."""
     if data.eval or not data.eval_share:
         return 0.0
-    small = sum(f.stat().st_size for f in read.files(source)) < SMALL_BYTES
+    small = sum(f.stat().st_size for f in files(source)) < SMALL_BYTES
     return 1.0 if small else min(1.0, 2 * data.eval_share)
 
 

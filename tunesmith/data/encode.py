@@ -20,15 +20,16 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.data import read, records
+from tunesmith.data.files import content_hash, files
 from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Text, Where, digest, prompt_digest
-from tunesmith.data.source import format_of, to_row
+from tunesmith.data.source import formats_of, named, to_row
 from tunesmith.data.template import Example
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import CHILD_DIED, UserError
 from tunesmith.recipe import Method, Source
 from tunesmith.run import write_json
 
-VERSION = 6  # raise when the same input must give other tokens
+VERSION = 9  # raise when the same input must give other tokens
 CHUNK_ROWS, CHUNK_CHARACTERS = 512, 4 * 2**20
 SYSTEM_PROMPTS_COUNTED, SYSTEM_PROMPTS_KEPT = 1000, 3  # different ones: rows may each have their own
 PARALLEL_FROM_BYTES = 4 * 2**20  # smaller sources are done before the worker processes have started
@@ -75,28 +76,28 @@ class Chunk:
 
 def encode_source(source: Source, settings: Settings, cache: Path, progress: Callable[[int, int], None]) -> Path:
     """The shard of a source, from the cache if its content was encoded before. `progress(rows, examples)`."""
-    files = read.files(source)
-    parts = [settings.key(), source.format, repr(sorted(source.columns.items())), *map(read.content_hash, files),
-             *map(str, files)]
+    paths = files(source)
+    parts = [settings.key(), source.format, repr(sorted(source.columns.items())), *map(content_hash, paths),
+             *map(str, paths)]
     shard = cache / hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
     if not (shard / "shard.json").exists():
-        _encode(source, files, settings, shard, progress)
+        _encode(source, paths, settings, shard, progress)
     return shard
 
 
-def _encode(source: Source, files: list[Path], settings: Settings, shard: Path, progress) -> None:
-    encoder = Encoder(settings, format_of(source), source.columns)
+def _encode(source: Source, paths: list[Path], settings: Settings, shard: Path, progress) -> None:
+    encoder = Encoder(settings, formats_of(source), source.columns)
     draft = shard.with_name(f".{shard.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        large = sum(f.stat().st_size for f in files) >= PARALLEL_FROM_BYTES
+        large = sum(f.stat().st_size for f in paths) >= PARALLEL_FROM_BYTES
         with Writer(draft) as writer:
             for chunk in _chunks(read.read_lines(source), encoder, large):
                 writer.add(chunk)
                 progress(writer.read, writer.examples)
         write_json(draft / "shard.json",
-                   {"format": encoder.format, "read": writer.read, "files": list(writer.files),
+                   {"format": named(encoder.formats), "read": writer.read, "files": list(writer.files),
                     "unread": writer.unread, "chats": writer.chats,
                     "system_prompts": dict(writer.system_prompts.most_common(SYSTEM_PROMPTS_KEPT))})
         shutil.rmtree(shard, ignore_errors=True)
@@ -153,7 +154,7 @@ class Encoder:
     """What a process needs to encode chunks."""
 
     settings: Settings
-    format: str | None
+    formats: dict[str, str | None]  # by file
     columns: dict[str, str]
 
     def chunk(self, lines: list) -> Chunk:
@@ -188,7 +189,7 @@ class Encoder:
 
     def _examples(self, raw: Raw, unread: dict[str, int]) -> tuple[Row, list[Example], list[tuple]]:
         """The row, its examples, and (action, reason, detail) of what was changed. Raises RowProblem."""
-        row = to_row(raw, self.format, self.columns, unread)
+        row = to_row(raw, self.formats[raw.where.file], self.columns, unread)
         if isinstance(row, RowProblem):
             raise row
         examples = self.settings.encode(self.settings.tokenizer, row, self.settings.method)

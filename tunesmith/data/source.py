@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
+from pathlib import Path
 
 from tunesmith.data import formats, reasoning, records
-from tunesmith.data.read import read
+from tunesmith.data.file_types import TEXT_ENDINGS, ending
+from tunesmith.data.files import files
+from tunesmith.data.read import lines_of, parse, read
 from tunesmith.data.records import Record
 from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Where
 from tunesmith.data.tokenizer import Tokenizer
@@ -12,34 +15,68 @@ from tunesmith.errors import UserError
 from tunesmith.recipe import Source
 
 SAMPLES = 20  # readable records from which a format is recognised
-MORE = 10_000  # in which a column is looked for that those have not; null ones may be left out
+MORE = 10_000  # of each file, in which a column is looked for that those have not; null ones may be left out
 
 
 def rows_of(source: Source, unread: dict[str, int] | None = None) -> Iterator[tuple[Where, Row | RowProblem]]:
     """Every record of a source in order, as a Row or as the problem with it. Counts the keys that no format read in
     `unread`. Raises UserError for a source that cannot be opened or whose format is not known."""
-    format = format_of(source)
+    by_file = formats_of(source)
     for raw in read(source):
-        yield raw.where, to_row(raw, format, source.columns, unread)
+        yield raw.where, to_row(raw, by_file[raw.where.file], source.columns, unread)
 
 
-def format_of(source: Source) -> str | None:
-    """The format that the source names, or that its first readable records have; None if none can be read."""
-    readable = (raw.value for raw in read(source) if raw.value is not None)
-    samples = list(islice(readable, SAMPLES))
-    missing = {column: standard for standard, column in source.columns.items()}
-    for value in chain(samples, islice(readable, MORE) if missing else ()):
-        if not (missing := {column: name for column, name in missing.items() if column not in value}):
-            break
-    if samples and missing:
-        column, standard = next(iter(missing.items()))
-        raise UserError(f"columns: {source.path} has no column {column!r} to read as {standard}; its columns are "
-                        f"{', '.join(map(str, samples[0]))}")
+def formats_of(source: Source) -> dict[str, str | None]:
+    """The format of each of a source's files: the one that the source names, or that the file's first readable records
+    have; None for a file that has none. Raises UserError if no file has one."""
+    samples = {str(path): _samples(path) for path in files(source)}
+    _check_columns(source, samples)
     if source.format != "auto":
         formats.get(source.format)
-        return source.format
-    renamed = [formats.rename(sample, source.columns) for sample in samples]
-    return formats.recognise(renamed, source.path) if samples else None
+        return dict.fromkeys(samples, source.format)
+    found, problem = {}, None
+    for path, values in samples.items():
+        renamed = [formats.rename(value, source.columns) for value in values]
+        try:
+            found[path] = formats.recognise(renamed, path) if values else None
+        except formats.Unknown as error:
+            found[path], problem = None, problem or error
+    if problem and not any(found.values()):
+        raise problem
+    return found
+
+
+def named(formats: dict[str, str | None]) -> str | None:
+    """The formats of a source's files, for people; None if none could be read."""
+    return ", ".join(sorted({name for name in formats.values() if name})) or None
+
+
+def _samples(path: Path) -> list[dict]:
+    """The first readable records of a file."""
+    if ending(path) in TEXT_ENDINGS:
+        return [{"text": ""}]  # which such a file holds, whatever else it does
+    return list(islice(_readable(path), SAMPLES))
+
+
+def _readable(path: Path) -> Iterator[dict]:
+    raws = (parse(where, payload) for where, payload in lines_of(path))
+    return (raw.value for raw in raws if raw.value is not None)
+
+
+def _check_columns(source: Source, samples: dict[str, list[dict]]) -> None:
+    """Raises UserError if no record that is looked at has a column that `columns` names."""
+    there = {column for values in samples.values() for value in values for column in value}
+    missing = {column: standard for standard, column in source.columns.items() if column not in there}
+    first = next((value for values in samples.values() for value in values), None)
+    if not missing or first is None:
+        return
+    for value in chain.from_iterable(islice(_readable(Path(path)), MORE) for path in samples):
+        missing = {column: standard for column, standard in missing.items() if column not in value}
+        if not missing:
+            return
+    column, standard = next(iter(missing.items()))
+    raise UserError(f"columns: {source.path} has no column {column!r} to read as {standard}; its columns are "
+                    f"{', '.join(map(str, first))}")
 
 
 def to_row(raw: Raw, format: str | None, columns: dict[str, str],
@@ -48,6 +85,8 @@ def to_row(raw: Raw, format: str | None, columns: dict[str, str],
     has for them, the keys of the record and of its turns that the format did not read."""
     if raw.value is None:
         return raw.problem
+    if format is None:
+        return RowProblem("wrong_shape", f"no known format has the columns {', '.join(map(str, raw.value))[:200]!r}")
     record = Record(formats.rename(raw.value, columns))
     try:
         row = formats.get(format).to_row(record)

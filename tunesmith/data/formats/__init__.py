@@ -10,9 +10,14 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from types import ModuleType
 
+from tunesmith.data.formats._chat import CHAT_COLUMNS, shown
 from tunesmith.errors import UserError
 
 GROUP = "tunesmith.formats"
+
+
+class Unknown(UserError):
+    """No known format has the columns of a file."""
 
 
 @cache
@@ -34,17 +39,27 @@ def get(name: str) -> ModuleType:
 
 
 def recognise(samples: list[dict], path: str) -> str:
-    """The name of the format that most samples have. Raises UserError naming `path` if none has, or several do."""
+    """The name of the format that most samples have. Raises UserError naming `path` if several do, and Unknown if none
+    does."""
     votes = {name: sum(map(format.recognises, samples)) for name, format in known().items()}
     most = max(votes.values())
     best = [name for name, count in votes.items() if count == most]
     columns = _listed(dict.fromkeys(column for sample in samples for column in sample))
     if most == 0:
-        raise UserError(f"{path}: no known format has the columns {columns}; known formats are {', '.join(known())}; "
-                        "say `format:`, and `columns: {standard name: your column}`")
+        raise Unknown(f"{path}: no known format has the columns {columns}{_conversation_problem(samples)}; known "
+                      f"formats are {', '.join(known())}; set `format:`, and `columns: {{standard name: your column}}`")
     if len(best) > 1:
-        raise UserError(f"{path}: the columns {columns} fit {' and '.join(best)}; say which with `format:`")
+        raise UserError(f"{path}: the columns {columns} fit {' and '.join(best)}; choose with `format:`")
     return best[0]
+
+
+def _conversation_problem(samples: list[dict]) -> str:
+    """Why the first column that should hold a conversation holds none, for a message."""
+    column = next((column for column in CHAT_COLUMNS for sample in samples if sample.get(column)), None)
+    if column is None:
+        return ""
+    value = next(sample[column] for sample in samples if sample.get(column))
+    return f" ({column} is no list of messages: {shown(value)})"
 
 
 def _listed(columns: Iterable[str]) -> str:
