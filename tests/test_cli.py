@@ -106,7 +106,7 @@ def test_looking_commands_answer(trained, arguments):
     (("export", "runs/first", "--to", "merged", "--output", "model"), "exists already"),
     (("init", "--model", "model", "--data", "rows.jsonl", "--output", "none/recipe.yaml"), "there is no folder none"),
     (("train", "recipe.yaml", "--model.path", "models/my model"), "model.path: cannot get models/my model"),
-    (("data", "check", "rows.jsonl", "--split", "test"), "of hub datasets"),
+    (("data", "check", "rows.jsonl", "--split", "test"), "leave them out for a single file"),
     (("data", "show", "rows.jsonl", "--model", "model", "--mask", "bogus"), "mask"),
 ])
 def test_a_mistake_gets_one_line_and_changes_nothing(trained, arguments, said):
