@@ -108,14 +108,14 @@ class Server(uvicorn.Server):
         self._engine, self._say = engine, say
 
     def handle_exit(self, sig: int, frame) -> None:
-        if self.should_exit:  # at once: the answers that this breaks off are no errors to report
-            logging.disable()
-        else:
-            count = sum(self._engine.metrics().get(name, 0) for name in ("running", "waiting"))
-            if count:
-                self._say(f"stopping when {count:,} {'answer is' if count == 1 else 'answers are'} finished; Ctrl-C "
-                          "again stops at once")
-        super().handle_exit(sig, frame)
+        first = not self.should_exit
+        super().handle_exit(sig, frame)  # before anything is said, as the next signal may come meanwhile
+        count = sum(self._engine.metrics().get(name, 0) for name in ("running", "waiting"))
+        if not first:
+            logging.disable()  # the answers that are broken off now are no errors to report
+        elif count:
+            self._say(f"stopping when {count:,} {'answer is' if count == 1 else 'answers are'} finished; Ctrl-C again "
+                      "stops at once")
 
 
 def _key_check(api_key: str):

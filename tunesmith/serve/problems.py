@@ -13,6 +13,7 @@ from tunesmith.serve.apis import anthropic_api, openai_api
 from tunesmith.serve.engine import Refused
 
 RETRY_SECONDS = "1"
+PASSING = ("queue_full", "stopping")  # codes of what a later request may not meet
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -51,7 +52,7 @@ def _name_in(host: str) -> str | None:
 
 def _respond(request: Request, error: Refused) -> JSONResponse:
     shape = anthropic_api if request.url.path.startswith("/v1/messages") else openai_api
-    headers = {"Retry-After": RETRY_SECONDS} if error.status in (429, 503) else None
+    headers = {"Retry-After": RETRY_SECONDS} if error.code in PASSING else None
     return JSONResponse(shape.problem(error), error.status, headers)
 
 
