@@ -1,14 +1,14 @@
 """The recipe that `tunesmith init` writes: short, commented, and runs as it is."""
 
-from pathlib import Path
-
 import yaml
 
 from tunesmith.data.source import rows_of
 from tunesmith.data.rows import Text
 from tunesmith.errors import UserError
-from tunesmith.model.load import config_of, resolve
-from tunesmith.recipe import Model, Source
+from tunesmith.model.check import check_base
+from tunesmith.model.files import weight_bytes
+from tunesmith.model.load import config_of, resolve, stored_as
+from tunesmith.recipe import Adapter, Model, Source
 
 SMALL_PARAMETERS = 100e6  # below this, training every weight is cheap and learns more
 ROWS_LOOKED_AT = 1000
@@ -36,13 +36,15 @@ seed: 0
 
 
 def recipe_text(model: str, data: str) -> str:
-    """A recipe with sound defaults for this model and this data. Raises UserError if either is not to be had."""
-    folder = resolve(Model(path=model))
+    """A recipe with sound defaults for this model and this data. Raises UserError if either cannot be used."""
+    base = Model(path=model)
+    folder = resolve(base)
     config = config_of(folder)
+    small = weight_bytes(folder) < SMALL_PARAMETERS * 2 and not stored_as(config)
+    check_base(base, Adapter(kind="full" if small else "lora"), folder, config)
     source = Source(path=data)
     rows, characters, is_text = _look(source)
-    small = _weight_bytes(folder) < SMALL_PARAMETERS * 2
-    longest = getattr(config, "max_position_embeddings", None) or 2048
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
     length = min(longest, 2048, max(256, _power_of_two(characters // CHARACTERS_PER_TOKEN)))
     text = TEXT.format(
         model=_yaml(model), data=_yaml(data), length=length if not is_text else min(longest, 2048), share=0.05,
@@ -75,10 +77,6 @@ def _look(source: Source) -> tuple[int, int, bool]:
     if not rows:
         raise UserError(f"{source.path}: no usable row; `tunesmith data check {source.path}` says why")
     return rows, longest, is_text
-
-
-def _weight_bytes(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
 
 
 def _power_of_two(number: int) -> int:

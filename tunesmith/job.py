@@ -20,7 +20,8 @@ from tunesmith.errors import Ending, Interrupted, NotEnoughMemory, NotFinite, Pr
 from tunesmith.inputs import dataset_of, plan_of
 from tunesmith.machine import probe
 from tunesmith.measure import fitted
-from tunesmith.model.load import check_quantize, config_of, eos_ids, resolve, save_tokenizer
+from tunesmith.model.check import check_adapter, check_base
+from tunesmith.model.load import config_of, eos_ids, resolve, save_tokenizer
 from tunesmith.plan.choose import Plan, choose, for_model
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, write_json
@@ -68,11 +69,12 @@ def prepare(run: Run) -> None:
     base = resolve(recipe.model)
     config = config_of(base)
     plan = for_model(plan, recipe, config)
-    check_quantize(recipe.model, config)
+    check_base(recipe.model, recipe.adapter, base, config)
     save_tokenizer(recipe.model, base, run.tokenizer)
     given = recipe.model.chat_template_kwargs
     kwargs = template_variables(Tokenizer.load(run.tokenizer, template_kwargs=given), recipe.data.train, given)
     tokenizer = Tokenizer.load(run.tokenizer, template_kwargs=kwargs)
+    check_adapter(recipe.adapter, recipe.model.new_tokens, tokenizer, config)
     plan, measured = fitted(run, plan, base, _positions(config))
     if measured:
         screen.measured(measured)

@@ -93,7 +93,11 @@ def ready(model, recipe: Recipe, plan: Plan, log) -> Trainable:
         plan = replace(plan, packing=False)
         attention.use_default(model)
         log("warning", message=f"{mixed}: examples are padded instead")
-    head = find_head(model, plan.packing)
+    with autocast(plan):
+        attention.check_causal(model)
+    # Parts trained whole are in float32, between weights in bfloat16. Over float32 weights the head shows itself exactly.
+    with torch.autocast(plan.device, torch.bfloat16, enabled=plan.weights == "bfloat16"):
+        head = find_head(model, plan.packing)
     if not head:
         log("warning", message="this model's output layer is not seen from outside: its logits are computed whole")
     routing = Routing(model, recipe.method.router_loss)
@@ -142,7 +146,7 @@ def trainable_model(run: Run, plan: Plan, base: Path):
     how = attention.choose(config, plan.packing)
     model = load.load(recipe.model, base, getattr(torch, plan.weights), how, recipe.seed)
     tokenizer = Tokenizer.load(run.tokenizer)
-    new_ids = [tokenizer.encode(token)[0][0] for token in recipe.model.new_tokens]
+    new_ids = adapt.new_token_ids(tokenizer, recipe.model.new_tokens)
     torch.manual_seed(recipe.seed)
     return adapt.adapt(model, recipe.adapter, new_ids, tokenizer.vocab_size if new_ids else 0)
 
@@ -260,7 +264,8 @@ def save_result(run: Run, model) -> None:
         model.peft_config["default"].base_model_name_or_path = _base_name(run)
         model.peft_config["default"].revision = run.recipe.model.revision
     attention.use_default(model)
-    model.save_pretrained(draft)
+    # Rows of new tokens are saved alone, not with the matrices that they are part of.
+    model.save_pretrained(draft, **({} if full else {"save_embedding_layers": False}))
     inner.generation_config.save_pretrained(draft)
     shutil.copytree(run.tokenizer, draft, dirs_exist_ok=True)
     os.rename(draft, run.result)

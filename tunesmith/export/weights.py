@@ -50,7 +50,6 @@ class Weights:
         self.model = _empty(self.config, dtype)
         self.architecture = type(self.model).__name__
         tied = {self._name_of(HEAD)} if text.tie_word_embeddings else set()
-        self._tables = _tables(adapter, {self._name_of(HEAD), self._name_of(EMBEDDING)}) if adapter else {}
         self._layers = _Merging(_hollow(_empty(self.config, dtype)), adapter) if adapter else None
         if tied and self._layers and self._layers.changes(tied | {self._name_of(EMBEDDING)}):
             tied, text.tie_word_embeddings = set(), False
@@ -72,7 +71,6 @@ class Weights:
         for layer, names in self._groups.items():
             self._read(layer, files)
             found = {name: self._rounded(self.model, name, _get(self.model, name).detach()) for name in names}
-            found |= {name: self._tables[name] for name in names if name in self._tables}
             if self._layers:
                 found |= self._layers.merge(layer, found)
             for name, tensor in self.empty(names).items():
@@ -210,17 +208,6 @@ def _hollow(model):
         for name, tensor in [*module.named_buffers(recurse=False)]:
             setattr(module, name, filled(module, tensor))
     return model
-
-
-def _tables(adapter: Path, names: set[str]) -> dict[str, torch.Tensor]:
-    """Embedding and head where PEFT saved them whole with the adapter, as when they were grown for new tokens."""
-    found = {}
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        for key in file.keys():
-            name = re.sub(r"^base_model\.model\.|(\.token_adapter)?\.base_layer", "", key)
-            if name in names:
-                found[name] = file.get_tensor(key)
-    return found
 
 
 def _layer(name: str) -> str:

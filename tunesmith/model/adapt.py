@@ -1,5 +1,7 @@
 """What is trained: a LoRA adapter through PEFT, or every weight."""
 
+import difflib
+
 import torch
 
 from tunesmith.errors import UserError
@@ -13,14 +15,15 @@ V4_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 def adapt(model, adapter: Adapter, new_token_ids: list[int], vocabulary: int):
     """Makes an adapter's (in float32) or all parameters trainable and returns the model that trains.
 
-    New tokens: the embedding is grown to `vocabulary` rows where it has fewer. With LoRA only the new rows train.
+    New tokens: the embedding is grown to `vocabulary` rows where it has fewer. With LoRA only the new rows train, of
+    the embedding and of an output head that has its own.
     """
-    if vocabulary > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(vocabulary)
+    grow(model, new_token_ids, vocabulary)
     if adapter.kind == "full":
         return model
     from peft import get_peft_model
 
+    _check_names(model, adapter)
     _check_saved_whole(model, adapter.modules_to_save)
     try:
         adapted = get_peft_model(model, lora_config(model, adapter, new_token_ids))
@@ -34,15 +37,49 @@ def adapt(model, adapter: Adapter, new_token_ids: list[int], vocabulary: int):
     return adapted
 
 
+def new_token_ids(tokenizer, tokens: list[str]) -> list[int]:
+    return [tokenizer.encode(token)[0][0] for token in tokens]
+
+
+def grow(model, new_token_ids: list[int], vocabulary: int) -> None:
+    """Gives the embedding `vocabulary` rows where it has fewer. Raises UserError for a row of a token that is not
+    new: it would be drawn at random and not trained."""
+    rows = model.get_input_embeddings().num_embeddings
+    if vocabulary <= rows:
+        return
+    if unnamed := set(range(rows, vocabulary)) - set(new_token_ids):
+        raise UserError(f"model.new_tokens: the tokenizer has {len(unnamed)} further tokens without an embedding, e.g. "
+                        f"id {min(unnamed)}; name them too")
+    model.resize_token_embeddings(vocabulary)
+
+
 def lora_config(model, adapter: Adapter, new_token_ids: list[int]):
     from peft import LoraConfig
 
     modules, parameters = _targets(model, adapter)
+    rows, whole = _of_new_tokens(model, adapter, new_token_ids)
     return LoraConfig(
         r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, use_rslora=adapter.rslora,
         use_dora=adapter.dora, target_modules=modules, target_parameters=parameters or None,
-        modules_to_save=adapter.modules_to_save or None, trainable_token_indices=new_token_ids or None,
+        modules_to_save=[*adapter.modules_to_save, *whole] or None, trainable_token_indices=rows or None,
         task_type="CAUSAL_LM")
+
+
+def _of_new_tokens(model, adapter: Adapter, ids: list[int]) -> tuple[dict[str, list[int]], list[str]]:
+    """({module: rows that train}, modules to train whole): the embedding, and the output head unless it is tied. PEFT
+    forgets the bias of a head whose rows it trains, so such a head trains whole."""
+    if not ids:
+        return {}, []
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    own = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
+    names = {module: name for name, module in model.named_modules() if module in own}
+    for name in names.values():
+        if isinstance(adapter.targets, list) and any(_is_called(name, target) for target in adapter.targets):
+            raise UserError(f"adapter.targets: {name} cannot have LoRA beside the rows of model.new_tokens; leave it "
+                            "out, or name it in adapter.modules_to_save")
+    apart = [module for module in own if not any(names[module].endswith(part) for part in adapter.modules_to_save)]
+    rows = {names[module]: ids for module in apart if getattr(module, "bias", None) is None}
+    return rows, [names[module] for module in apart if names[module] not in rows]
 
 
 def _targets(model, adapter: Adapter) -> tuple[str | list[str], list[str]]:
@@ -75,6 +112,26 @@ def parameter_counts(model) -> tuple[int, int]:
 def base_of(model):
     """The causal language model under its adapter, or itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _check_names(model, adapter: Adapter) -> None:
+    """Raises UserError for a name in targets or modules_to_save that is no module's: PEFT leaves it out. The experts'
+    names of transformers 4 are those that PEFT moves to stacked experts."""
+    modules = [name for name, _ in model.named_modules()]
+    moved = V4_EXPERTS if experts.stacks(model) else set()
+    targets = [] if isinstance(adapter.targets, str) else adapter.targets
+    for key, names, matches in (("targets", targets, _is_called),
+                                ("modules_to_save", adapter.modules_to_save, str.endswith)):
+        for name in names:
+            if name.rpartition(".")[2] in moved or any(matches(module, name) for module in modules):
+                continue
+            near = difflib.get_close_matches(name, {module.rpartition(".")[2] for module in modules}, 1)
+            hint = f"did you mean {near[0]}?" if near else f"its linear modules: {', '.join(_linear_names(model))}"
+            raise UserError(f"adapter.{key}: no module of this model is called {name}; {hint}")
+
+
+def _is_called(module: str, name: str) -> bool:
+    return module == name or module.endswith(f".{name}")
 
 
 def _check_saved_whole(model, names: list[str]) -> None:

@@ -1,20 +1,25 @@
 """A base model from a folder or the hub: safetensors only, never remote code."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from tunesmith.errors import UserError, first_line
+from tunesmith.model.files import GGUF, check_folder
 from tunesmith.recipe import Model
 from tunesmith.run import read_json
 
+BITSANDBYTES, MXFP4 = "bitsandbytes", "mxfp4"  # as transformers calls them
+NAMES_SHOWN = 3
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 def resolve(model: Model) -> Path:
     """The base model's folder; a hub id is downloaded into the hub's cache first."""
     folder = Path(model.path).expanduser()
+    if folder.is_file():
+        what = GGUF if folder.suffix == ".gguf" else "give the folder of the model"
+        raise UserError(f"model.path: {folder} is a file: {what}")
     if folder.is_dir():
-        _check(folder, model)
+        check_folder(folder, model.initialize == "pretrained")
         return folder
     if model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
         raise UserError(f"model.path: no folder {model.path}, and it is not a hub id like org/name")
@@ -25,18 +30,8 @@ def resolve(model: Model) -> Path:
         folder = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=HUB_FILES))
     except (HFValidationError, HTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"model.path: cannot get {model.path} from the hub: {first_line(error)}") from None
-    _check(folder, model)
+    check_folder(folder, model.initialize == "pretrained")
     return folder
-
-
-def _check(folder: Path, model: Model) -> None:
-    if not (folder / "config.json").exists():
-        raise UserError(f"model.path: {folder} has no config.json, so it is not a model folder")
-    if model.initialize == "pretrained" and not any(folder.glob("*.safetensors")):
-        others = [f.name for f in folder.glob("*.bin")]
-        hint = f"only {others[0]}, which Tunesmith never unpickles; convert it first" if others else "no weights"
-        raise UserError(f"model.path: {folder} has no .safetensors: {hint}. To train from nothing: "
-                        "model.initialize: random")
 
 
 def config_of(folder: Path):
@@ -61,20 +56,10 @@ def eos_ids(folder: Path) -> list[int]:
     return found if isinstance(found, list) else [] if found is None else [found]
 
 
-def check_quantize(model: Model, config) -> None:
-    """That the base can be quantised as asked. Raises UserError."""
-    if model.quantize == "none":
-        return
-    if find_spec("bitsandbytes") is None:
-        raise UserError(f"model.quantize: {model.quantize} needs bitsandbytes: pip install 'tunesmith[bnb]'")
-    if method := stored_as(config):
-        raise UserError(f"model.quantize: {model.path} is quantised already ({method}); say model.quantize: none")
-
-
 def stored_as(config) -> str | None:
     """How the base's own weights are quantised, by the name that transformers has for it."""
-    own = getattr(config, "quantization_config", None)
-    if own is None:
+    own = getattr(config, "quantization_config", None) or getattr(config.get_text_config(), "quantization_config", None)
+    if not own:
         return None
     return own["quant_method"] if isinstance(own, dict) else own.quant_method.value
 
@@ -84,21 +69,22 @@ def dequantising(config) -> dict:
     with it in 4 bits has no backward pass. Nothing for others."""
     from transformers import Mxfp4Config
 
-    return {"quantization_config": Mxfp4Config(dequantize=True)} if stored_as(config) == "mxfp4" else {}
+    return {"quantization_config": Mxfp4Config(dequantize=True)} if stored_as(config) == MXFP4 else {}
 
 
 def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
-    """The causal language model, on the CPU, or on the card if it is quantised; `dtype` a torch dtype, `attention` as
-    transformers names it, or None for its own choice."""
+    """The language model, on the CPU, or on the GPU if it is quantised; `dtype` a torch dtype, `attention` as
+    transformers names it, or None for its own choice. Raises UserError unless the files hold all of its weights and
+    nothing else."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     quieten()
     config = config_of(folder)
+    opener = opener_of(config)
     if model.initialize == "random":
         torch.manual_seed(seed)
         vars(config).pop("quantization_config", None)  # of the weights that are not read
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        return opener.from_config(config, dtype=dtype, attn_implementation=attention)
     whole = dequantising(config)
     options = dict(whole)
     if model.quantize != "none":
@@ -106,16 +92,52 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
 
         options["quantization_config"] = quantize.settings(model.quantize, dtype)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded, info = opener.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False,
-            **options)
-    except (ValueError, OSError) as error:
+            output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except (ValueError, OSError, ImportError) as error:
         raise UserError(f"model.path: {folder}: transformers cannot load this model: {first_line(error)}") from None
+    check_complete(folder, loaded, info)
     if whole:  # else it would be saved under the names of what it was read from
         vars(loaded).pop("_weight_conversions", None)
-    if model.quantize != "none":
+    if model.quantize != "none" or stored_as(config) == BITSANDBYTES:
+        from tunesmith.model import quantize
+
         quantize.settle(loaded)
     return loaded
+
+
+def opener_of(config):
+    """The class of transformers' AutoModel family that opens the model as its config names it: as a causal language
+    model, or with what it sees beside text. Raises UserError if there is none."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    found = {opener._model_mapping[type(config)].__name__: opener
+             for opener in (AutoModelForImageTextToText, AutoModelForCausalLM) if type(config) in opener._model_mapping}
+    if not found:
+        raise UserError(f"model.path: transformers has no language model for model_type {config.model_type}; use a "
+                        "causal language model")
+    return found.get(next(iter(config.architectures or []), None), [*found.values()][-1])
+
+
+def check_complete(folder: Path, model, info: dict) -> None:
+    """Raises UserError where transformers' loading info names weights that the model lacks in its files, that it has no
+    place for, or that have another shape. What is tied, or known to be left over, is not in it."""
+    problems = {"missing": info["missing_keys"], "not part of it": info["unexpected_keys"],
+                "of another shape": {f"{name} {tuple(stored)} for {tuple(own)}"
+                                     for name, stored, own in info["mismatched_keys"]}}
+    listed = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
+    if listed:
+        raise UserError(f"model.path: {folder} does not hold the weights of {type(model).__name__}: {listed}. Its "
+                        "config.json and weights must be those of one causal language model")
+
+
+def _some(names: set[str]) -> str:
+    """The first names, layers in order, and how many more there are."""
+    ordered = sorted(names, key=lambda name: [(not part.isdigit(), int(part) if part.isdigit() else 0, part)
+                                              for part in name.split(".")])
+    more = len(ordered) - NAMES_SHOWN
+    return ", ".join(ordered[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def on_best(model):
@@ -130,8 +152,8 @@ def on_best(model):
 
 
 def quieten() -> None:
-    """The screen is Tunesmith's: no progress bars of transformers, nor what it tells PEFT about an old name, nor what
-    bitsandbytes tells about each layer."""
+    """The screen is Tunesmith's: no progress bars, load reports and warnings of transformers, nor what bitsandbytes
+    logs about each layer."""
     import warnings
     from logging import ERROR, getLogger
 
@@ -140,6 +162,7 @@ def quieten() -> None:
     getLogger("bitsandbytes").setLevel(ERROR)
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 

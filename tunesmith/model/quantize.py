@@ -32,19 +32,22 @@ def settings(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def settle(model) -> None:
-    """After loading: makes bitsandbytes compute right. Raises UserError where it cannot.
+    """After loading: makes bitsandbytes compute right, in the precision of the other weights. Raises UserError where it
+    cannot.
 
     Its CPU path for inference is switched off: it repacks the weights for bfloat16 products without a backward pass,
     so a model once evaluated would train wrongly. On a CPU, rows that end within a block get wrong scales (0.50).
     """
     if getattr(model, "is_loaded_in_8bit", False) and stacks(model):
-        raise UserError("model.quantize: int8 does not reach experts, which are no linear layers; say nf4")
+        raise UserError("model.quantize: int8 does not reach experts, which are not linear layers; say nf4")
     for name, module in model.named_modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+            module.compute_dtype, module.compute_type_is_set = model.dtype, True  # a base stored so has its own
             if module.weight.device.type == "cpu" and module.in_features % BLOCK:
-                raise UserError(f"model.quantize: nf4 on a CPU needs layers of a multiple of {BLOCK} inputs, {name} "
-                                f"has {module.in_features}; say model.quantize: int8, or none")
+                raise UserError(f"model.quantize: 4 bits on a CPU need layers of a multiple of {BLOCK} inputs, {name} "
+                                f"has {module.in_features}; say model.quantize: int8, or none, over a base in full "
+                                "precision")
 
 
 class Stack4bit(torch.Tensor):

@@ -13,7 +13,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from tunesmith.errors import first_line
+from tunesmith.errors import UserError, first_line
+from tunesmith.model.adapt import base_of
 from tunesmith.training.attention_kernels import by_document, flexible, variable_length
 from tunesmith.training.batch import collate
 from tunesmith.training.ladder import is_out_of_memory
@@ -79,7 +80,7 @@ def why_not_packed(model) -> str | None:
     earlier ones. Raises RuntimeError where there is no memory to find out.
 
     Shown on the model itself: the logits of a document must stay as they are when the one before it changes, and its
-    own last token; and be about what they are alone, so positions restart.
+    own last token; and be about what they are alone by the model's own attention, so positions restart.
     """
     ids = torch.arange(1, 13)
     first, second = ids[:6], ids[6:]
@@ -92,7 +93,7 @@ def why_not_packed(model) -> str | None:
         with torch.inference_mode():
             packed, changed = (_packed_logits(model, a, b)[6:-1] for a, b in
                                ((first, second), (other_first, other_second)))
-            alone = _packed_logits(model, second)[:-1]
+            alone = _logits_alone(model, second)[:-1]
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
@@ -108,11 +109,36 @@ def why_not_packed(model) -> str | None:
     return None if apart else "this model does not keep packed documents apart"
 
 
+def check_causal(model) -> None:
+    """Raises UserError for a model whose tokens see later ones, such as an encoder: it would learn to copy them. Shown
+    on the model itself: the last token must not change the logits before it."""
+    ids = torch.arange(1, 13)
+    others = torch.cat([ids[:-1], ids[:1]])
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            first, second = (_logits_alone(model, row)[:-1] for row in (ids, others))
+    finally:
+        model.train(training)
+    exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
+    if (first - second).abs().max() > (1e-3 if exact else 5e-2) * first.std():
+        raise UserError(f"model.path: a {type(base_of(model)).__name__} is not a causal language model here: its tokens "
+                        "see later ones")
+
+
 def _packed_logits(model, *documents: torch.Tensor) -> torch.Tensor:
     """(tokens, V) of documents laid end to end."""
     rows = [(ids.numpy(), np.zeros(len(ids), bool)) for ids in documents]
     batch = collate(rows, np.arange(len(rows)), packed=True).to(model.device)
     return forward(model, batch).logits[0].float()
+
+
+def _logits_alone(model, ids: torch.Tensor) -> torch.Tensor:
+    """(tokens, V) of one document, by transformers' own attention."""
+    batch = collate([(ids.numpy(), np.zeros(len(ids), bool))], np.array([0]), packed=False).to(model.device)
+    with generating(model):
+        return forward(model, batch).logits[0].float()
 
 
 @contextmanager
