@@ -74,7 +74,9 @@ def prepare(run: Run) -> None:
     given = recipe.model.chat_template_kwargs
     kwargs = template_variables(Tokenizer.load(run.tokenizer, template_kwargs=given), recipe.data.train, given)
     tokenizer = Tokenizer.load(run.tokenizer, template_kwargs=kwargs)
-    check_adapter(recipe.adapter, recipe.model.new_tokens, tokenizer, config)
+    for note in check_adapter(recipe.adapter, recipe.model.new_tokens, tokenizer, config):
+        run.log("warning", message=note)
+        screen.show("warning", {"message": note})
     plan, measured = fitted(run, plan, base, _positions(config))
     if measured:
         screen.measured(measured)

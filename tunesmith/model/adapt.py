@@ -92,15 +92,24 @@ def _targets(model, adapter: Adapter) -> tuple[str | list[str], list[str]]:
     if stacks and (adapter.dropout or adapter.dora):
         raise UserError(f"adapter.{'dora' if adapter.dora else 'dropout'}: PEFT has it for linear modules, not for "
                         "stacked experts; leave it out, or say adapter.experts: false")
+    modules = _linear_beside_experts(model) - set(left_out(model, adapter))
+    return sorted(modules), stacks + (routers if adapter.router else [])
+
+
+def left_out(model, adapter: Adapter) -> list[str]:
+    """Linear modules that all-linear does not reach: PEFT takes their names, such as those of shared experts, for the
+    experts."""
+    if adapter.targets != "all-linear" or not experts.router_weights(model):
+        return []
+    return sorted(name for name in _linear_beside_experts(model) if name.rpartition(".")[2] in V4_EXPERTS)
+
+
+def _linear_beside_experts(model) -> set[str]:
+    """Names within their layer, without routers and the output head."""
     head = model.get_output_embeddings()
     modules = {experts.within_layer(name) for name, module in model.named_modules()
                if isinstance(module, torch.nn.Linear) and module is not head}
-    modules -= {name.removesuffix(".weight") for name in routers}
-    unreached = sorted(name for name in modules if name.rpartition(".")[2] in V4_EXPERTS)
-    if unreached:
-        raise UserError(f"adapter.targets: PEFT takes {', '.join(unreached)} of this model for its experts; name the "
-                        "modules to adapt, e.g. [q_proj, k_proj, v_proj, o_proj]")
-    return sorted(modules), stacks + (routers if adapter.router else [])
+    return modules - {name.removesuffix(".weight") for name in experts.router_weights(model)}
 
 
 def parameter_counts(model) -> tuple[int, int]:

@@ -66,15 +66,21 @@ def _check_weights(folder: Path, config) -> None:
     check_complete(folder, empty, info)
 
 
-def check_adapter(adapter: Adapter, new_tokens: list[str], tokenizer, config) -> None:
-    """Raises UserError for an adapter that the model cannot have: it gets one here, without storage."""
+def check_adapter(adapter: Adapter, new_tokens: list[str], tokenizer, config) -> list[str]:
+    """What the adapter leaves out. Raises UserError for one that the model cannot have: it gets one here, without
+    storage."""
     import torch
 
-    from tunesmith.model.adapt import adapt, new_token_ids
+    from tunesmith.model.adapt import adapt, left_out, new_token_ids
 
-    if adapter.kind == "lora":
-        with torch.device("meta"):
-            adapt(_empty(config), adapter, new_token_ids(tokenizer, new_tokens), vocabulary=0)
+    if adapter.kind == "full":
+        return []
+    empty = _empty(config)
+    skipped = left_out(empty, adapter)
+    with torch.device("meta"):
+        adapt(empty, adapter, new_token_ids(tokenizer, new_tokens), vocabulary=0)
+    return [f"adapter.targets: all-linear leaves out {', '.join(skipped)}, whose names PEFT takes for the "
+            "experts'"] if skipped else []
 
 
 def _empty(config):

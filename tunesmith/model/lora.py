@@ -43,37 +43,39 @@ class _Fused:
         plain = type(base) is nn.Linear and not base.weight.requires_grad
         # A quantised layer computes its own part.
         weight, rest = (base.weight.to(dtype), base.bias) if plain else (None, base(x))
-        return _Lora.apply(x, weight, rest, a_rI, b_Or, layer.scaling["default"])
+        # Flattened and shaped outside: models may add to the output in place (Falcon, Gemma 3n), which autograd forbids
+        # for a view that was made within a Function.
+        out_NO = _Lora.apply(x.flatten(0, -2), weight, rest if plain else rest.flatten(0, -2), a_rI, b_Or,
+                             layer.scaling["default"])
+        return out_NO.view(*x.shape[:-1], -1)
 
 
 class _Lora(torch.autograd.Function):
     """`x W' + rest + s (x A') B'`; W is frozen. Without W, `rest` is all that W would give."""
 
     @staticmethod
-    def forward(ctx, x, weight_OI, rest, a_rI, b_Or, scaling: float):
-        x_NI = x.flatten(0, -2)
-        with torch.autocast(x.device.type, enabled=False):
-            low_Nr = x_NI @ a_rI.to(x.dtype).t()
+    def forward(ctx, x_NI, weight_OI, rest, a_rI, b_Or, scaling: float):
+        dtype = x_NI.dtype
+        with torch.autocast(x_NI.device.type, enabled=False):
+            low_Nr = x_NI @ a_rI.to(dtype).t()
             if weight_OI is None:
-                out_NO = rest.flatten(0, -2)
+                out_NO = rest
             else:
-                out_NO = F.linear(x_NI, weight_OI, None if rest is None else rest.to(x.dtype))
-            out_NO = torch.addmm(out_NO, low_Nr, b_Or.to(x.dtype).t(), alpha=scaling)
-        ctx.save_for_backward(x, weight_OI, a_rI, b_Or, low_Nr)
+                out_NO = F.linear(x_NI, weight_OI, None if rest is None else rest.to(dtype))
+            out_NO = torch.addmm(out_NO, low_Nr, b_Or.to(dtype).t(), alpha=scaling)
+        ctx.save_for_backward(x_NI, weight_OI, a_rI, b_Or, low_Nr)
         ctx.scaling = scaling
-        return out_NO.view(*x.shape[:-1], -1)
+        return out_NO
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, by_out):
-        x, weight_OI, a_rI, b_Or, low_Nr = ctx.saved_tensors
-        x_NI, by_NO = x.flatten(0, -2), by_out.flatten(0, -2)
-        by_low_Nr = by_NO @ b_Or.to(x.dtype) * ctx.scaling
+    def backward(ctx, by_NO):
+        x_NI, weight_OI, a_rI, b_Or, low_Nr = ctx.saved_tensors
+        by_low_Nr = by_NO @ b_Or.to(x_NI.dtype) * ctx.scaling
         by_a, by_b = by_low_Nr.t() @ x_NI, by_NO.t() @ low_Nr * ctx.scaling
         by_x = None
         if ctx.needs_input_grad[0]:
-            by_x = by_low_Nr @ a_rI.to(x.dtype)
+            by_x = by_low_Nr @ a_rI.to(x_NI.dtype)
             by_x = by_x if weight_OI is None else by_x.addmm_(by_NO, weight_OI)
-            by_x = by_x.view_as(x)
-        by_rest = by_out if weight_OI is None and ctx.needs_input_grad[2] else None
+        by_rest = by_NO if weight_OI is None and ctx.needs_input_grad[2] else None
         return by_x, None, by_rest, by_a.to(a_rI.dtype), by_b.to(b_Or.dtype), None
