@@ -4,6 +4,7 @@ import torch
 
 from tunesmith.errors import UserError
 from tunesmith.inputs import tokenizer_of
+from tunesmith.model.adapt import grow
 from tunesmith.model.load import load
 from tunesmith.run import Run
 
@@ -34,6 +35,5 @@ def base_model(run: Run, quantize: str | None = None):
     precision = run.plan["weights" if recipe.adapter.kind == "lora" else "compute"]
     base = load(model, run.base, getattr(torch, precision), None, recipe.seed)
     if recipe.model.new_tokens:
-        rows = max(tokenizer_of(run).vocab_size, base.get_input_embeddings().num_embeddings)
-        base.resize_token_embeddings(rows)
+        grow(base, tokenizer_of(run).vocab_size)
     return base.eval()

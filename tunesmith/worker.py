@@ -19,6 +19,7 @@ from tunesmith.evaluate import generate, heldout
 from tunesmith.evaluate.report import write_report
 from tunesmith.inputs import cache_folder, dataset_of, plan_of, tokenizer_of
 from tunesmith.model import adapt, load
+from tunesmith.model.text import base_of
 from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, read_json, write_json
@@ -258,7 +259,7 @@ def save_result(run: Run, model) -> None:
     draft = run.folder / ".result.tmp"
     shutil.rmtree(draft, ignore_errors=True)
     full = run.recipe.adapter.kind == "full"
-    inner = adapt.base_of(model)
+    inner = base_of(model)
     inner.generation_config = _generation_config(inner, run.plan["stop_ids"])
     if not full:
         model.peft_config["default"].base_model_name_or_path = _base_name(run)

@@ -18,7 +18,7 @@ from tunesmith.errors import UserError
 from tunesmith.export.command import export
 
 TAGS = [f"<tag{n}>" for n in range(3)]
-LEARN = {"max_steps": 60, "batch": 6, "learning_rate": 1e-2}
+LEARN = {"epochs": 80, "max_steps": 80, "batch": 6, "learning_rate": 1e-2}
 
 
 @pytest.fixture

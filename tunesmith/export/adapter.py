@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import UserError
 from tunesmith.export.engine import Transformers
 from tunesmith.export.merged import BY_DTYPE
 from tunesmith.export.settle import copy_settings
-from tunesmith.model.load import config_of, dequantising
+from tunesmith.inputs import tokenizer_of
+from tunesmith.model.adapt import grow
+from tunesmith.model.load import config_of, dequantising, eos_ids, opener_of, quieten
 from tunesmith.recipe import Section
 from tunesmith.run import Run
 
@@ -25,7 +28,14 @@ def write(run: Run, folder: Path, settings: Settings) -> None:
 
 
 def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
-    return Transformers.load(folder, AutoPeftModelForCausalLM, **dequantising(config_of(run.base)))
+    """As PEFT opens it: by itself, or over a multimodal base that others open."""
+    config = config_of(run.base)
+    if opener_of(config) is AutoModelForCausalLM:
+        return Transformers.load(folder, AutoPeftModelForCausalLM, **dequantising(config))
+    quieten()
+    base = opener_of(config).from_pretrained(run.base, dtype="auto", use_safetensors=True, **dequantising(config))
+    grow(base, tokenizer_of(run).vocab_size if run.recipe.model.new_tokens else 0)
+    return Transformers(PeftModel.from_pretrained(base, folder), folder, set(eos_ids(folder)))
 
 
 def precision(run: Run, settings: Settings) -> str:

@@ -1,7 +1,7 @@
 """Model folders in the compressed-tensors format, which vLLM and transformers open; a layer at a time.
 
-Which matrices are written small is the same for every kind: linear layers and experts. Output head, embeddings, norms
-and routers stay as they are.
+Which matrices are written small is the same for every kind: linear layers and experts of the text part. Output head,
+embeddings, norms, routers and vision towers stay as they are.
 """
 
 import io
@@ -17,6 +17,7 @@ from tunesmith.export.merged import write_model
 from tunesmith.export.settle import copy_settings
 from tunesmith.export.weights import Weights
 from tunesmith.model import experts
+from tunesmith.model.text import text_modules
 from tunesmith.run import Run
 
 
@@ -28,9 +29,9 @@ def matrices(weights: Weights, to: str) -> set[str]:
     if find_spec("compressed_tensors") is None:
         raise UserError(f"--to {to}: needs compressed-tensors: pip install 'tunesmith[fp8]'")
     model, head = weights.model, weights.model.get_output_embeddings()
-    linear = {f"{name}.weight" for name, module in model.named_modules()
+    linear = {f"{name}.weight" for name, module in text_modules(model)
               if isinstance(module, torch.nn.Linear) and module is not head}
-    stacks = {f"{name}.{key}" for name, module in model.named_modules()
+    stacks = {f"{name}.{key}" for name, module in text_modules(model)
               for key, _ in module.named_parameters(recurse=False) if experts.is_stack(module, key)}
     if any(tensor.ndim > 2 for tensor in weights.of_files(weights.empty(stacks)).values()):
         raise UserError(f"--to {to}: this model's files have a layer's experts in one tensor, which transformers does "
@@ -44,9 +45,12 @@ def write_compressed(run: Run, weights: Weights, folder: Path, chosen: set[str],
     copy_settings(run, folder)
     # Routers are of a class of their own to transformers, linear layers to vLLM.
     routers = weights.of_files(weights.empty(f"{name}.weight" for name in experts.routers(weights.model)))
+    linear = {f"{name}.weight" for name, module in weights.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    whole = weights.of_files(weights.empty(sorted((linear & weights.shapes.keys()) - chosen)))  # the head, a vision tower
     quantization = {
         "quant_method": "compressed-tensors", "quantization_status": "compressed", "format": scheme["format"],
-        "ignore": ["lm_head", *(name.removesuffix(".weight") for name in routers)],
+        "ignore": ["lm_head", *(name.removesuffix(".weight") for name in (*routers, *whole)
+                                if name != "lm_head.weight")],
         "config_groups": {"group_0": {"targets": ["Linear"]} | scheme["group"]}}
 
     def stored(layer: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

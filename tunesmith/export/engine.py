@@ -6,11 +6,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.model.load import eos_ids, on_best, quieten
+from tunesmith.model.load import config_of, eos_ids, on_best, opener_of, quieten
 from tunesmith.training.memory import give_back
 
 
@@ -59,9 +59,9 @@ class Transformers:
         self._tokenizer.model_max_length = sys.maxsize  # it would warn of texts that no model reads here
 
     @classmethod
-    def load(cls, folder: Path, opener=AutoModelForCausalLM, **options) -> "Transformers":
+    def load(cls, folder: Path, opener=None, **options) -> "Transformers":
         quieten()
-        model = opener.from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
+        model = (opener or opener_of(config_of(folder))).from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
         return cls(model, folder, set(eos_ids(folder)))
 
     def encode(self, text: str) -> list[int]:

@@ -16,7 +16,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (WeightConverter, convert_and_load_state_dict_in_model, rename_source_key,
                                              revert_weight_conversion)
@@ -25,7 +24,7 @@ from transformers.quantizers import AutoHfQuantizer
 
 from tunesmith.errors import UserError
 from tunesmith.inputs import tokenizer_of
-from tunesmith.model.load import config_of, dequantising, quieten, stored_as
+from tunesmith.model.load import config_of, dequantising, opener_of, quieten, stored_as
 from tunesmith.run import Run
 
 HEAD, EMBEDDING = "get_output_embeddings", "get_input_embeddings"
@@ -49,10 +48,11 @@ class Weights:
         text.vocab_size = max(text.vocab_size, vocabulary)
         self.model = _empty(self.config, dtype)
         self.architecture = type(self.model).__name__
-        tied = {self._name_of(HEAD)} if text.tie_word_embeddings else set()
+        embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        tied = {self._name_of(HEAD)} if head.weight is embedding.weight else set()
         self._layers = _Merging(_hollow(_empty(self.config, dtype)), adapter) if adapter else None
         if tied and self._layers and self._layers.changes(tied | {self._name_of(EMBEDDING)}):
-            tied, text.tie_word_embeddings = set(), False
+            tied, text.tie_word_embeddings, self.config.tie_word_embeddings = set(), False, False
         self._own = self._conversions = get_model_conversion_mapping(self.model)
         if self._quantizer:
             self._conversions = self._quantizer.update_weight_conversions(self._own, self.model)
@@ -191,7 +191,7 @@ def _dequantizer(config, folder: Path):
 
 def _empty(config, dtype: torch.dtype):
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return opener_of(config).from_config(config, dtype=dtype)
 
 
 def _hollow(model):

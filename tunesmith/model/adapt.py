@@ -6,6 +6,7 @@ import torch
 
 from tunesmith.errors import UserError
 from tunesmith.model import experts, lora
+from tunesmith.model.text import freeze_the_rest, is_multimodal, text_modules
 from tunesmith.recipe import Adapter
 
 # Linear modules of experts in transformers 4. PEFT moves adapters of these names to the stacked experts of 5.
@@ -16,10 +17,16 @@ def adapt(model, adapter: Adapter, new_token_ids: list[int], vocabulary: int):
     """Makes an adapter's (in float32) or all parameters trainable and returns the model that trains.
 
     New tokens: the embedding is grown to `vocabulary` rows where it has fewer. With LoRA only the new rows train, of
-    the embedding and of an output head that has its own.
+    the embedding and of an output head that has its own. Raises UserError for a row of a token that is not new: it
+    would be drawn at random and not trained.
     """
-    grow(model, new_token_ids, vocabulary)
+    rows = model.get_input_embeddings().num_embeddings
+    if unnamed := set(range(rows, vocabulary)) - set(new_token_ids):
+        raise UserError(f"model.new_tokens: the tokenizer has {len(unnamed)} further tokens without an embedding, e.g. "
+                        f"id {min(unnamed)}; name them too")
+    grow(model, vocabulary)
     if adapter.kind == "full":
+        freeze_the_rest(model)
         return model
     from peft import get_peft_model
 
@@ -41,16 +48,10 @@ def new_token_ids(tokenizer, tokens: list[str]) -> list[int]:
     return [tokenizer.encode(token)[0][0] for token in tokens]
 
 
-def grow(model, new_token_ids: list[int], vocabulary: int) -> None:
-    """Gives the embedding `vocabulary` rows where it has fewer. Raises UserError for a row of a token that is not
-    new: it would be drawn at random and not trained."""
-    rows = model.get_input_embeddings().num_embeddings
-    if vocabulary <= rows:
-        return
-    if unnamed := set(range(rows, vocabulary)) - set(new_token_ids):
-        raise UserError(f"model.new_tokens: the tokenizer has {len(unnamed)} further tokens without an embedding, e.g. "
-                        f"id {min(unnamed)}; name them too")
-    model.resize_token_embeddings(vocabulary)
+def grow(model, vocabulary: int) -> None:
+    """Gives the embedding `vocabulary` rows where it has fewer."""
+    if vocabulary > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(vocabulary)
 
 
 def lora_config(model, adapter: Adapter, new_token_ids: list[int]):
@@ -61,7 +62,7 @@ def lora_config(model, adapter: Adapter, new_token_ids: list[int]):
     return LoraConfig(
         r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, use_rslora=adapter.rslora,
         use_dora=adapter.dora, target_modules=modules, target_parameters=parameters or None,
-        modules_to_save=[*adapter.modules_to_save, *whole] or None, trainable_token_indices=rows or None,
+        modules_to_save=[*_in_text(model, adapter.modules_to_save, str.endswith), *whole] or None, trainable_token_indices=rows or None,
         task_type="CAUSAL_LM")
 
 
@@ -83,17 +84,27 @@ def _of_new_tokens(model, adapter: Adapter, ids: list[int]) -> tuple[dict[str, l
 
 
 def _targets(model, adapter: Adapter) -> tuple[str | list[str], list[str]]:
-    """Names of modules and of parameters that get an adapter. all-linear is spelt out for a mixture of experts, as PEFT
-    takes it to mean the routers too, and the experts with twice the rank."""
+    """Names of modules and of parameters that get an adapter. all-linear is spelt out where PEFT takes it to mean more:
+    the vision tower of a multimodal model, and of a mixture of experts the routers, and the experts with twice the
+    rank."""
+    if isinstance(adapter.targets, list):
+        return _in_text(model, adapter.targets, _is_called), []
     routers = experts.router_weights(model)
-    if adapter.targets != "all-linear" or not routers:
+    if adapter.targets != "all-linear" or not (routers or is_multimodal(model)):
         return adapter.targets, []
     stacks = experts.stacks(model) if adapter.experts else []
     if stacks and (adapter.dropout or adapter.dora):
         raise UserError(f"adapter.{'dora' if adapter.dora else 'dropout'}: PEFT has it for linear modules, not for "
                         "stacked experts; leave it out, or say adapter.experts: false")
-    modules = _linear_beside_experts(model) - set(left_out(model, adapter))
-    return sorted(modules), stacks + (routers if adapter.router else [])
+    modules = sorted(_linear_beside_experts(model) - set(left_out(model, adapter)))
+    return _in_text(model, modules, _is_called), stacks + (routers if adapter.router else [])
+
+
+def _in_text(model, names: list[str], matches) -> list[str]:
+    """Names that PEFT would also find in a multimodal model's vision tower, as the full names of the text part's."""
+    if not is_multimodal(model):
+        return names
+    return [module for module, _ in text_modules(model) if any(matches(module, name) for name in names)]
 
 
 def left_out(model, adapter: Adapter) -> list[str]:
@@ -107,7 +118,7 @@ def left_out(model, adapter: Adapter) -> list[str]:
 def _linear_beside_experts(model) -> set[str]:
     """Names within their layer, without routers and the output head."""
     head = model.get_output_embeddings()
-    modules = {experts.within_layer(name) for name, module in model.named_modules()
+    modules = {experts.within_layer(name) for name, module in text_modules(model)
                if isinstance(module, torch.nn.Linear) and module is not head}
     return modules - {name.removesuffix(".weight") for name in experts.router_weights(model)}
 
@@ -118,15 +129,10 @@ def parameter_counts(model) -> tuple[int, int]:
     return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
 
 
-def base_of(model):
-    """The causal language model under its adapter, or itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _check_names(model, adapter: Adapter) -> None:
     """Raises UserError for a name in targets or modules_to_save that is no module's: PEFT leaves it out. The experts'
     names of transformers 4 are those that PEFT moves to stacked experts."""
-    modules = [name for name, _ in model.named_modules()]
+    modules = [name for name, _ in text_modules(model)]
     moved = V4_EXPERTS if experts.stacks(model) else set()
     targets = [] if isinstance(adapter.targets, str) else adapter.targets
     for key, names, matches in (("targets", targets, _is_called),
@@ -152,4 +158,4 @@ def _check_saved_whole(model, names: list[str]) -> None:
 
 
 def _linear_names(model) -> list[str]:
-    return sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+    return sorted({n.rpartition(".")[2] for n, m in text_modules(model) if isinstance(m, torch.nn.Linear)})

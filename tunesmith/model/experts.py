@@ -5,6 +5,8 @@ The experts of a layer are one module with 3-D parameters, (expert, out, in) or 
 
 import re
 
+from tunesmith.model.text import text_modules
+
 
 def is_stack(module, parameter: str) -> bool:
     """Whether a module's parameter holds the stacked weights of experts."""
@@ -13,7 +15,7 @@ def is_stack(module, parameter: str) -> bool:
 
 def stacks(model) -> list[str]:
     """Names of the stacked expert weights, within their layer: the same in each."""
-    names = (f"{name}.{key}" for name, module in model.named_modules()
+    names = (f"{name}.{key}" for name, module in text_modules(model)
              for key, _ in module.named_parameters(recurse=False) if is_stack(module, key))
     return sorted({within_layer(name) for name in names})
 
@@ -36,4 +38,4 @@ def routers(model) -> dict:
         recorder = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits")
         if hasattr(recorder, "target_class"):
             kinds[recorder.target_class] = recorder.index
-    return {name: (module, kinds[type(module)]) for name, module in model.named_modules() if type(module) in kinds}
+    return {name: (module, kinds[type(module)]) for name, module in text_modules(model) if type(module) in kinds}

@@ -174,8 +174,10 @@ def save_tokenizer(model: Model, folder: Path, target: Path) -> None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, mistral_format=False)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # the tokenizers package raises nothing narrower for a damaged file
         raise UserError(f"model.path: {folder}: transformers cannot read its tokenizer: {first_line(error)}") from None
+    if tokenizer.chat_template is None and (of_processor := read_json(folder / "chat_template.json")):
+        tokenizer.chat_template = of_processor["chat_template"]  # where older multimodal bases have it
     tokenizer.add_tokens(model.new_tokens)
     tokenizer.save_pretrained(target)
     template = Tokenizer.load(target, model.chat_template).chat_template

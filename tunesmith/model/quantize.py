@@ -16,6 +16,7 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from tunesmith.errors import UserError
 from tunesmith.model.experts import is_stack, stacks
+from tunesmith.model.text import text_prefix
 
 BLOCK = 64  # weights that share a scale
 aten = torch.ops.aten
@@ -94,7 +95,7 @@ def rounded_by(kind: str):
     def rounded(model, name: str, tensor: torch.Tensor) -> torch.Tensor:
         module, parameter = get_module_from_name(model, name)
         linear = isinstance(module, torch.nn.Linear) and parameter == "weight"
-        if not (linear and module is not model.get_output_embeddings() or is_stack(module, parameter)):
+        if not name.startswith(text_prefix(model)) or not (linear and module is not model.get_output_embeddings() or is_stack(module, parameter)):
             return tensor
         if kind == "nf4":
             flat = tensor.contiguous().flatten() if tensor.ndim == 3 else tensor.contiguous()

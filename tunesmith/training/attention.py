@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from tunesmith.errors import UserError, first_line
-from tunesmith.model.adapt import base_of
+from tunesmith.model.load import opener_of
+from tunesmith.model.text import base_of
 from tunesmith.training.attention_kernels import by_document, flexible, variable_length
 from tunesmith.training.batch import collate
 from tunesmith.training.ladder import is_out_of_memory
@@ -57,10 +57,10 @@ AttentionInterface.register(NAME, documents)
 
 def choose(config, packing: bool) -> str | None:
     """The attention to load this model with; None lets transformers choose."""
-    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    known = opener_of(config)._model_mapping[type(config)]
     if packing and getattr(known, "_supports_attention_backend", False):
         return NAME
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else None  # sdpa has no capped scores
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None  # sdpa has no capped scores
 
 
 def use_flash_attention_3(device: torch.device) -> str | None:

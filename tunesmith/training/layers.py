@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from tunesmith.errors import UserError
-from tunesmith.model.adapt import base_of
+from tunesmith.model.text import base_of, text_decoder
 from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Train
 from tunesmith.training import attention_kernels
@@ -49,9 +49,9 @@ def apply(model: nn.Module, plan: Plan, settings: Train, compile_cache: Path) ->
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a causal language model of transformers, in order. Raises UserError for a model without any."""
+    """The text decoder's layers, in order. Raises UserError for a model without any."""
     count = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():  # from the outside in, so a layer's own lists come later
+    for module in text_decoder(model).modules():  # from the outside in, so a layer's own lists come later
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return list(module)
     raise UserError(f"{_name(model)} has no list of {count} layers; set train.gradient_checkpointing, "

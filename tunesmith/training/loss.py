@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tunesmith.model.adapt import base_of
+from tunesmith.model.text import base_of
 from tunesmith.training.batch import IGNORED, Batch, collate
 
 # Logits of a chunk where the output layer is frozen, and where it trains: then, on a card, each chunk costs a pass over
