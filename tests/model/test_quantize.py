@@ -7,7 +7,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests import tiny
 from tests.conftest import sums, write_rows
@@ -17,7 +17,7 @@ from tunesmith import resume, train
 from tunesmith.errors import UserError
 from tunesmith.export.command import export
 from tunesmith.result import trained_model
-from tunesmith.model import adapt, load
+from tunesmith.model import adapt, check, load
 from tunesmith.model.quantize import Stack4bit
 from tunesmith.recipe import Model
 
@@ -121,6 +121,48 @@ def test_merging_into_the_dequantised_base_gives_what_training_saw(recipe, tmp_p
     assert "over_quantized" not in found
 
 
+@pytest.fixture
+def stored(family, tmp_path):
+    """Gives a folder with a family's model whose weights are stored quantised by bitsandbytes."""
+    def make(name: str, **settings):
+        folder = shutil.copytree(family(name), tmp_path / f"{name}-stored")
+        (folder / "model.safetensors").unlink()
+        config = BitsAndBytesConfig(**settings)
+        AutoModelForCausalLM.from_pretrained(family(name), quantization_config=config).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+NF4_BFLOAT16 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+                "bnb_4bit_compute_dtype": torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen3"])
+def test_a_base_stored_in_4_bits_trains_as_one_quantised_on_loading_and_merges(recipe, stored, tmp_path, name):
+    here = train(recipe(name, "here", model={"quantize": "nf4"}))
+    there = train(recipe(name, "there", model={"path": str(stored(name, **NF4_BFLOAT16))}))
+    assert losses(there) == pytest.approx(losses(here), abs=BOUND)
+    norms = ([event["grad_norm"] for event in run.events("step")] for run in (here, there))
+    assert next(norms) == pytest.approx(next(norms), rel=1e-3)
+    assert export(there, "merged", tmp_path / "merged")["passed"]
+    ids = torch.arange(5, 29)[None]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not hasattr(merged.config, "quantization_config")
+    assert torch.allclose(logits(merged, ids), trained_logits(there, ids), atol=1e-3)
+
+
+def test_a_base_stored_in_8_bits_merges(recipe, stored, tmp_path):
+    run = train(recipe(model={"path": str(stored("llama3", load_in_8bit=True))}, train={"max_steps": 2}))
+    assert export(run, "merged", tmp_path / "merged")["passed"]
+
+
+def test_weights_stored_quantised_are_not_trained_whole(recipe, stored):
+    with pytest.raises(UserError, match="adapter.kind: full: the weights of .* are stored quantised"):
+        train(recipe(model={"path": str(stored("llama3", **NF4_BFLOAT16))}, adapter={"kind": "full"},
+                     data={"train": "no such file.jsonl"}))
+
+
 def test_parameters_are_counted_in_weights(family):
     full, small = (adapt.parameter_counts(m)[1] for m in (
         AutoModelForCausalLM.from_pretrained(family("qwen3_moe")), quantised(family("qwen3_moe"))))
@@ -167,7 +209,7 @@ def test_a_quantised_base_and_a_missing_package_are_refused(recipe, family, tmp_
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
     with pytest.raises(UserError, match="is quantised already .mxfp4."):
         train(recipe(model={"quantize": "nf4", "path": str(folder)}))
-    monkeypatch.setattr(load, "find_spec", lambda name: None)
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="tunesmith.bnb"):
         train(recipe(model={"quantize": "nf4"}))
 

@@ -24,7 +24,7 @@ from transformers.quantizers import AutoHfQuantizer
 
 from tunesmith.errors import UserError
 from tunesmith.inputs import tokenizer_of
-from tunesmith.model.load import config_of, dequantising, opener_of, quieten, stored_as
+from tunesmith.model.load import BITSANDBYTES, config_of, dequantising, opener_of, quieten, stored_as
 from tunesmith.run import Run
 
 HEAD, EMBEDDING = "get_output_embeddings", "get_input_embeddings"
@@ -37,10 +37,10 @@ class Weights:
                  rounded=None):
         """`folder`: the base model's, or a whole one's. `vocabulary`: rows of the embedding, where the base has fewer.
         `rounded(model, name, tensor)`: what a base weight became by quantisation, to merge into that. A base in MXFP4
-        is dequantised as it is read. Raises UserError.
+        or stored by bitsandbytes is dequantised as it is read. Raises UserError.
         """
         self.config = config_of(folder)
-        self._quantizer = _dequantizer(self.config, folder)
+        self._quantizer, self._packed = _dequantizer(self.config, folder), stored_as(self.config) == BITSANDBYTES
         vars(self.config).pop("quantization_config", None)
         quieten()
         self.dtype, self._folder, self._rounded = dtype, folder, rounded or _as_it_is
@@ -106,6 +106,10 @@ class Weights:
         for file in sorted(set(tensors.values())):
             with safe_open(file, "pt") as opened:
                 state |= {key: opened.get_tensor(key) for key, at in tensors.items() if at == file}
+        if self._packed:
+            from tunesmith.model.quantize import dequantized
+
+            state = dequantized(state)
         if layer in (_layer(embedding), _layer(head)):
             state = {key: self._grown(tensor) for key, tensor in state.items()}
         options = LoadStateDictConfig(dtype=self.dtype, weight_mapping=self._conversions, device_map={"": "cpu"},
@@ -183,7 +187,7 @@ def _dequantizer(config, folder: Path):
     """transformers' reader of a base in MXFP4, or None where the weights are whole. Raises UserError for others."""
     if options := dequantising(config):
         return AutoHfQuantizer.from_config(options["quantization_config"], pre_quantized=True)
-    if method := stored_as(config):
+    if (method := stored_as(config)) not in (None, BITSANDBYTES):
         raise UserError(f"{folder}: the base's own weights are quantised ({method}), and nothing is merged into "
                         "those; export --to adapter, or train over the base's version in full precision")
     return None
@@ -238,7 +242,7 @@ def weights_of(run: Run, into: str = "full") -> Weights:
         config = config_of(run.result)
         return Weights(run.result, config.dtype or torch.float32)
     rounded = None
-    if into == "dequantised":
+    if into == "dequantised" and recipe.model.quantize != "none":
         from tunesmith.model.quantize import rounded_by
 
         rounded = rounded_by(recipe.model.quantize)

@@ -5,7 +5,7 @@ Weights are quantised one after the other while they are read. Output head and e
 
 import bitsandbytes
 import torch
-from bitsandbytes.functional import (dequantize_4bit, int8_vectorwise_dequant, int8_vectorwise_quant,
+from bitsandbytes.functional import (QuantState, dequantize_4bit, int8_vectorwise_dequant, int8_vectorwise_quant,
                                          quantize_4bit)
 from torch.utils._pytree import tree_map_only
 from transformers import BitsAndBytesConfig
@@ -88,6 +88,23 @@ class Stack4bit(torch.Tensor):
             return first
         args, kwargs = tree_map_only(cls, cls.dequantized, (args, kwargs or {}))
         return function(*args, **kwargs)
+
+
+def dequantized(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a base stored in 4 or 8 bits, in full, without what is stored beside them. `stored` is whole: each
+    weight comes with its scales."""
+    found, beside = {}, set()
+    for name, tensor in stored.items():
+        own = {key: value for key, value in stored.items() if key.startswith(f"{name}.")}
+        scale_O = stored.get(f"{name.removesuffix('weight')}SCB") if tensor.dtype == torch.int8 else None
+        if own:
+            tensor = dequantize_4bit(tensor, QuantState.from_dict(own, tensor.device))
+        elif scale_O is not None:
+            tensor = int8_vectorwise_dequant(tensor, scale_O)
+        found[name] = tensor
+        beside |= own.keys()
+    return {name: tensor for name, tensor in found.items()
+            if name not in beside and not name.endswith((".SCB", ".weight_format"))}
 
 
 def rounded_by(kind: str):
