@@ -160,7 +160,7 @@ def random_base(config, plan: Plan, recipe: Recipe, device: torch.device):
         empty = AutoModelForCausalLM.from_config(config, dtype=dtype)
     weights = {name: Drawn(tensor.shape, dtype, device) for name, tensor in empty.state_dict().items()}
     model = type(empty).from_pretrained(None, config=config, state_dict=weights, dtype=dtype, attn_implementation=how,
-                                        quantization_config=quantize.settings(recipe.model.quantize, dtype))
+                                        quantization_config=quantize.settings(recipe.model.quantize, dtype, empty))
     quantize.settle(model)
     return model
 

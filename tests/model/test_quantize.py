@@ -140,8 +140,8 @@ NF4_BFLOAT16 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_us
 
 @pytest.mark.parametrize("name", ["llama3", "qwen3"])
 def test_a_base_stored_in_4_bits_trains_as_one_quantised_on_loading_and_merges(recipe, stored, tmp_path, name):
-    here = train(recipe(name, "here", model={"quantize": "nf4"}))
-    there = train(recipe(name, "there", model={"path": str(stored(name, **NF4_BFLOAT16))}))
+    here = train(recipe(name, "here", model={"quantize": "nf4"}, train={"max_steps": 5}))
+    there = train(recipe(name, "there", model={"path": str(stored(name, **NF4_BFLOAT16))}, train={"max_steps": 5}))
     assert losses(there) == pytest.approx(losses(here), abs=BOUND)
     norms = ([event["grad_norm"] for event in run.events("step")] for run in (here, there))
     assert next(norms) == pytest.approx(next(norms), rel=1e-3)

@@ -1,12 +1,11 @@
 """What of a base model or adapter cannot be trained, found from its config and the headers of its files."""
 
-import copy
 from importlib.util import find_spec
 from pathlib import Path
 
 from tunesmith.errors import UserError
 from tunesmith.model.files import shapes
-from tunesmith.model.load import BITSANDBYTES, MXFP4, check_complete, opener_of, quieten, stored_as
+from tunesmith.model.load import BITSANDBYTES, MXFP4, check_complete, empty, stored_as
 from tunesmith.recipe import Adapter, Model
 
 
@@ -54,16 +53,16 @@ def _check_weights(folder: Path, config) -> None:
     with the headers alone."""
     import torch
 
-    empty = _empty(config)
-    kind = type(empty)
+    hollow = empty(config)
+    kind = type(hollow)
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes(folder).items()}
     try:
-        _, info = kind.from_pretrained(None, config=empty.config, state_dict=state, device_map="meta",
+        _, info = kind.from_pretrained(None, config=hollow.config, state_dict=state, device_map="meta",
                                        ignore_mismatched_sizes=True, output_loading_info=True)
     except RuntimeError:
         raise UserError(f"model.path: {folder} does not hold the weights of {kind.__name__}: parts of those that it "
                         "stacks, such as experts, are missing or of another shape; download it again") from None
-    check_complete(folder, empty, info)
+    check_complete(folder, hollow, info)
 
 
 def check_adapter(adapter: Adapter, new_tokens: list[str], tokenizer, config) -> list[str]:
@@ -75,20 +74,9 @@ def check_adapter(adapter: Adapter, new_tokens: list[str], tokenizer, config) ->
 
     if adapter.kind == "full":
         return []
-    empty = _empty(config)
-    skipped = left_out(empty, adapter)
+    hollow = empty(config)
+    skipped = left_out(hollow, adapter)
     with torch.device("meta"):
-        adapt(empty, adapter, new_token_ids(tokenizer, new_tokens), vocabulary=0)
+        adapt(hollow, adapter, new_token_ids(tokenizer, new_tokens), vocabulary=0)
     return [f"adapter.targets: all-linear leaves out {', '.join(skipped)}, whose names PEFT takes for the "
             "experts'"] if skipped else []
-
-
-def _empty(config):
-    """The model without storage, in full precision."""
-    import torch
-
-    quieten()
-    config = copy.deepcopy(config)
-    vars(config).pop("quantization_config", None)
-    with torch.device("meta"):
-        return opener_of(config).from_config(config)

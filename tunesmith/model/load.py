@@ -1,5 +1,6 @@
 """A base model from a folder or the hub: safetensors only, never remote code."""
 
+import copy
 from pathlib import Path
 
 from tunesmith.errors import UserError, first_line
@@ -90,7 +91,7 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
     if model.quantize != "none":
         from tunesmith.model import quantize
 
-        options["quantization_config"] = quantize.settings(model.quantize, dtype)
+        options["quantization_config"] = quantize.settings(model.quantize, dtype, empty(config))
     try:
         loaded, info = opener.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False,
@@ -105,6 +106,17 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
 
         quantize.settle(loaded)
     return loaded
+
+
+def empty(config):
+    """The model without storage, in full precision."""
+    import torch
+
+    quieten()
+    config = copy.deepcopy(config)
+    vars(config).pop("quantization_config", None)
+    with torch.device("meta"):
+        return opener_of(config).from_config(config)
 
 
 def opener_of(config):

@@ -16,20 +16,32 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from tunesmith.errors import UserError
 from tunesmith.model.experts import is_stack, stacks
-from tunesmith.model.text import text_prefix
+from tunesmith.model.text import is_multimodal, text_modules, text_prefix
 
 BLOCK = 64  # weights that share a scale
 aten = torch.ops.aten
 
 
-def settings(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """What from_pretrained needs to quantise to `kind` (nf4 or int8) and compute in `dtype`."""
+def settings(kind: str, dtype: torch.dtype, empty) -> BitsAndBytesConfig:
+    """What from_pretrained needs to quantise to `kind` (nf4 or int8) and compute in `dtype`. `empty`: the model without
+    storage."""
+    whole = _left_whole(empty)
     if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
     found = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                               bnb_4bit_compute_dtype=dtype)
+                               bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=whole)
     found.quant_method = NF4
     return found
+
+
+def _left_whole(empty) -> list[str] | None:
+    """Linear modules that stay as they are; None leaves that to transformers, which keeps the output head. Of a
+    multimodal model also what is not text: nothing there is trained, and widths do not suit blocks."""
+    if not is_multimodal(empty):
+        return None
+    head = empty.get_output_embeddings()
+    text = {name for name, module in text_modules(empty) if module is not head}
+    return [name for name, module in empty.named_modules() if isinstance(module, torch.nn.Linear) and name not in text]
 
 
 def settle(model) -> None:
