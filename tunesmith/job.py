@@ -71,12 +71,12 @@ def prepare(run: Run) -> None:
     plan = for_model(plan, recipe, config)
     check_base(recipe.model, recipe.adapter, base, config)
     save_tokenizer(recipe.model, base, run.tokenizer)
+    for note in check_adapter(recipe.adapter, recipe.model.new_tokens, Tokenizer.load(run.tokenizer), config):
+        run.log("warning", message=note)
+        screen.show("warning", {"message": note})
     given = recipe.model.chat_template_kwargs
     kwargs = template_variables(Tokenizer.load(run.tokenizer, template_kwargs=given), recipe.data.train, given)
     tokenizer = Tokenizer.load(run.tokenizer, template_kwargs=kwargs)
-    for note in check_adapter(recipe.adapter, recipe.model.new_tokens, tokenizer, config):
-        run.log("warning", message=note)
-        screen.show("warning", {"message": note})
     plan, measured = fitted(run, plan, base, _positions(config))
     if measured:
         screen.measured(measured)
