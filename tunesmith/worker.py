@@ -96,7 +96,7 @@ def ready(model, recipe: Recipe, plan: Plan, log) -> Trainable:
         log("warning", message=f"{mixed}: examples are padded instead")
     with autocast(plan):
         attention.check_causal(model)
-    # Parts trained whole are in float32, between weights in bfloat16. Over float32 weights the head shows itself exactly.
+    # Modules trained whole are in float32 among weights in bfloat16. Over float32 weights the head is shown exactly.
     with torch.autocast(plan.device, torch.bfloat16, enabled=plan.weights == "bfloat16"):
         head = find_head(model, plan.packing)
     if not head:

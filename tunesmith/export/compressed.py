@@ -46,7 +46,7 @@ def write_compressed(run: Run, weights: Weights, folder: Path, chosen: set[str],
     # Routers are of a class of their own to transformers, linear layers to vLLM.
     routers = weights.of_files(weights.empty(f"{name}.weight" for name in experts.routers(weights.model)))
     linear = {f"{name}.weight" for name, module in weights.model.named_modules() if isinstance(module, torch.nn.Linear)}
-    whole = weights.of_files(weights.empty(sorted((linear & weights.shapes.keys()) - chosen)))  # the head, a vision tower
+    whole = weights.of_files(weights.empty(sorted((linear & weights.shapes.keys()) - chosen)))
     quantization = {
         "quant_method": "compressed-tensors", "quantization_status": "compressed", "format": scheme["format"],
         "ignore": ["lm_head", *(name.removesuffix(".weight") for name in (*routers, *whole)

@@ -61,7 +61,8 @@ class Transformers:
     @classmethod
     def load(cls, folder: Path, opener=None, **options) -> "Transformers":
         quieten()
-        model = (opener or opener_of(config_of(folder))).from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
+        opener = opener or opener_of(config_of(folder))
+        model = opener.from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
         return cls(model, folder, set(eos_ids(folder)))
 
     def encode(self, text: str) -> list[int]:

@@ -62,8 +62,8 @@ def lora_config(model, adapter: Adapter, new_token_ids: list[int]):
     return LoraConfig(
         r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, use_rslora=adapter.rslora,
         use_dora=adapter.dora, target_modules=modules, target_parameters=parameters or None,
-        modules_to_save=[*_in_text(model, adapter.modules_to_save, str.endswith), *whole] or None, trainable_token_indices=rows or None,
-        task_type="CAUSAL_LM")
+        modules_to_save=[*_in_text(model, adapter.modules_to_save, str.endswith), *whole] or None,
+        trainable_token_indices=rows or None, task_type="CAUSAL_LM")
 
 
 def _of_new_tokens(model, adapter: Adapter, ids: list[int]) -> tuple[dict[str, list[int]], list[str]]:

@@ -71,12 +71,15 @@ def check_adapter(adapter: Adapter, new_tokens: list[str], tokenizer, config) ->
     import torch
 
     from tunesmith.model.adapt import adapt, left_out, new_token_ids
+    from tunesmith.model.experts import unknown_stacks
 
     if adapter.kind == "full":
         return []
     hollow = empty(config)
     skipped = left_out(hollow, adapter)
+    stacked = unknown_stacks(hollow) if adapter.targets == "all-linear" and adapter.experts else []
     with torch.device("meta"):
         adapt(hollow, adapter, new_token_ids(tokenizer, new_tokens), vocabulary=0)
-    return [f"adapter.targets: all-linear leaves out {', '.join(skipped)}, whose names PEFT takes for the "
-            "experts'"] if skipped else []
+    notes = {"whose names PEFT takes for the experts'": skipped, "stacked weights of an unknown form": stacked}
+    return [f"adapter.targets: all-linear leaves out {', '.join(names)}, {why}"
+            for why, names in notes.items() if names]

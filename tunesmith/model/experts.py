@@ -5,6 +5,8 @@ The experts of a layer are one module with 3-D parameters, (expert, out, in) or 
 
 import re
 
+from torch import nn
+
 from tunesmith.model.text import text_modules
 
 
@@ -18,6 +20,14 @@ def stacks(model) -> list[str]:
     names = (f"{name}.{key}" for name, module in text_modules(model)
              for key, _ in module.named_parameters(recurse=False) if is_stack(module, key))
     return sorted({within_layer(name) for name in names})
+
+
+def unknown_stacks(model) -> list[str]:
+    """Names of a mixture's further 3-D weights, such as those of experts of another form, within their layer."""
+    names = {within_layer(f"{name}.{key}") for name, module in text_modules(model)
+             for key, parameter in module.named_parameters(recurse=False)
+             if parameter.ndim == 3 and not is_stack(module, key) and not isinstance(module, nn.modules.conv._ConvNd)}
+    return sorted(names) if routers(model) else []
 
 
 def router_weights(model) -> list[str]:

@@ -124,7 +124,8 @@ def rounded_by(kind: str):
     def rounded(model, name: str, tensor: torch.Tensor) -> torch.Tensor:
         module, parameter = get_module_from_name(model, name)
         linear = isinstance(module, torch.nn.Linear) and parameter == "weight"
-        if not name.startswith(text_prefix(model)) or not (linear and module is not model.get_output_embeddings() or is_stack(module, parameter)):
+        small = linear and module is not model.get_output_embeddings() or is_stack(module, parameter)
+        if not (small and name.startswith(text_prefix(model))):
             return tensor
         if kind == "nf4":
             flat = tensor.contiguous().flatten() if tensor.ndim == 3 else tensor.contiguous()
