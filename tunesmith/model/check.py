@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tunesmith.errors import UserError
 from tunesmith.model.files import shapes
-from tunesmith.model.load import BITSANDBYTES, MXFP4, check_complete, empty, stored_as
+from tunesmith.model.load import BITSANDBYTES, TRAINABLE, check_complete, empty, stored_as
 from tunesmith.recipe import Adapter, Model
 
 
@@ -22,7 +22,7 @@ def _check_stored(model: Model, adapter: Adapter, config) -> None:
     stored = stored_as(config) if model.initialize == "pretrained" else None
     if model.quantize != "none" and stored:
         raise UserError(f"model.quantize: {model.path} is quantised already ({stored}); say model.quantize: none")
-    if stored not in (None, BITSANDBYTES, MXFP4):
+    if stored not in (None, *TRAINABLE):
         raise UserError(f"model.path: {model.path} is quantised for inference ({stored}), which cannot be trained; use "
                         "the model in full precision, with model.quantize: nf4 if memory is short")
     if (model.quantize != "none" or stored == BITSANDBYTES) and find_spec("bitsandbytes") is None:

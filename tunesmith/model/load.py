@@ -8,7 +8,7 @@ from tunesmith.model.files import GGUF, check_folder
 from tunesmith.recipe import Model
 from tunesmith.run import read_json
 
-BITSANDBYTES, MXFP4 = "bitsandbytes", "mxfp4"  # as transformers calls them
+TRAINABLE = BITSANDBYTES, MXFP4 = "bitsandbytes", "mxfp4"  # as transformers calls them
 NAMES_SHOWN = 3
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
@@ -98,7 +98,8 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
             output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except (ValueError, OSError, ImportError) as error:
         raise UserError(f"model.path: {folder}: transformers cannot load this model: {first_line(error)}") from None
-    check_complete(folder, loaded, info)
+    if stored_as(config) in (None, *TRAINABLE):  # other forms name their parts otherwise
+        check_complete(folder, loaded, info)
     if whole:  # else it would be saved under the names of what it was read from
         vars(loaded).pop("_weight_conversions", None)
     if model.quantize != "none" or stored_as(config) == BITSANDBYTES:
