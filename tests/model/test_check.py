@@ -14,7 +14,8 @@ from tunesmith import Recipe, train
 from tunesmith.errors import UserError
 from tunesmith.init import recipe_text
 from tunesmith.model import load
-from tunesmith.recipe import Model
+from tunesmith.model.check import check_base
+from tunesmith.recipe import Adapter, Model
 
 
 @pytest.fixture
@@ -75,6 +76,16 @@ def test_missing_leftover_and_misshaped_tensors_are_named(copy, tmp_path, name, 
 @pytest.mark.parametrize("name", [*tiny.FAMILIES])
 def test_a_whole_base_passes_tied_or_not(family, name):
     assert load.load(Model(path=str(family(name))), family(name), torch.float32, None, 0)
+
+
+def test_masks_that_older_models_saved_do_not_count(copy):
+    def mask(tensors):
+        tensors["model.layers.0.self_attn.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+        tensors["model.layers.0.self_attn.masked_bias"] = torch.tensor(-1e9)
+
+    folder = copy("llama3", mask)
+    check_base(Model(path=str(folder)), Adapter(), folder, load.config_of(folder))
+    assert load.load(Model(path=str(folder)), folder, torch.float32, None, 0)
 
 
 def test_every_opener_of_a_damaged_folder_refuses_it(copy):

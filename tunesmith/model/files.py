@@ -1,6 +1,7 @@
 """A model folder's files, read no further than the headers of its safetensors: no torch, none of the weights."""
 
 import json
+import math
 from pathlib import Path
 
 from tunesmith.errors import UserError
@@ -45,7 +46,18 @@ def weight_bytes(folder: Path) -> int:
 
 def shapes(folder: Path) -> dict[str, list[int]]:
     """The shape of each tensor in the weight files. Raises UserError for a file that is damaged."""
-    return {name: entry["shape"] for file in weight_files(folder) for name, entry in _header(file).items()}
+    return {name: entry["shape"] for name, entry in _headers(folder).items()}
+
+
+def masks(folder: Path) -> set[str]:
+    """Tensors in the weight files that are no weights: of whole numbers or truth values, or a single number. Older
+    models saved their causal masks so."""
+    return {name for name, entry in _headers(folder).items()
+            if not entry["dtype"].startswith(("F", "BF")) or math.prod(entry["shape"]) == 1}
+
+
+def _headers(folder: Path) -> dict[str, dict]:
+    return {name: entry for file in weight_files(folder) for name, entry in _header(file).items()}
 
 
 def _header(file: Path) -> dict[str, dict]:

@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 from tunesmith.errors import UserError, first_line
-from tunesmith.model.files import GGUF, check_folder
+from tunesmith.model.files import GGUF, check_folder, masks
 from tunesmith.recipe import Model
 from tunesmith.run import read_json
 
@@ -135,8 +135,12 @@ def opener_of(config):
 
 def check_complete(folder: Path, model, info: dict) -> None:
     """Raises UserError where transformers' loading info names weights that the model lacks in its files, that it has no
-    place for, or that have another shape. What is tied, or known to be left over, is not in it."""
-    problems = {"missing": info["missing_keys"], "not part of it": info["unexpected_keys"],
+    place for, or that have another shape. What is tied, or known to be left over, is not in it; masks that older models
+    saved do not count."""
+    left_over = info["unexpected_keys"]
+    if left_over:  # there under the name in the file, or with the base model's prefix
+        left_over = {name for name in left_over if not any(f".{name}".endswith(f".{mask}") for mask in masks(folder))}
+    problems = {"missing": info["missing_keys"], "not part of it": left_over,
                 "of another shape": {f"{name} {tuple(stored)} for {tuple(own)}"
                                      for name, stored, own in info["mismatched_keys"]}}
     listed = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
