@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from tests.serve.standin import PAGE, StandIn
+from tunesmith.serve.apis.openai_api import ChatRequest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
@@ -254,6 +255,138 @@ def test_conversation_and_settings_stay_until_cleared(page, server):
     page.reload()
     page.wait_for_selector(".welcome")
     assert page.locator(".turn").count() == 0 and "Remember" not in page.evaluate("JSON.stringify(localStorage)")
+
+
+ORDERED = """1. Install it:
+
+```sh
+pip install thing
+```
+
+2. Run it:
+
+```sh
+thing --go
+```
+
+3. Look at the result.
+
+| item | price | note that is centred |
+|:-----|------:|:----:|
+| a | 1.50 | x |
+| b | 200.00 | y |
+"""
+
+
+@needs_browser
+def test_numbers_of_lists_and_alignment_of_tables_stay(page, server):
+    server.pieces["my-run"] = [ORDERED]
+    ask(page, "Show me")
+    lists = page.eval_on_selector_all(".body ol", "all => all.map(list => list.start)")
+    assert lists == [1, 2, 3]
+    aligned = page.eval_on_selector_all(".body tr:last-child td", "all => all.map(e => getComputedStyle(e).textAlign)")
+    assert aligned == ["left", "right", "center"]
+    page.focus(".scroller")  # the keyboard reaches a table, to scroll it
+    assert page.evaluate("document.activeElement.ariaLabel") == "Table"
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_cells_keep_room_beside_each_other(page, server, width):
+    words = "several words that stand in one cell of the table"
+    row = "|" + f" {words} |" * 5
+    server.pieces |= {name: [f"{row}\n|{'-|' * 5}\n{row}\n"] for name in ("my-run", "base-1b")}
+    page.set_viewport_size({"width": width, "height": 800})
+    page.check("#compare")
+    ask(page, "Show me")
+    widths = page.eval_on_selector_all(".body td", "all => all.map(e => e.getBoundingClientRect().width)")
+    assert len(widths) == 10 and min(widths) > 150
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # the table scrolls, not the page
+
+
+@needs_browser
+def test_tabs_keep_conversations_of_their_own(page, server):
+    other = page.context.new_page()
+    other.goto(server.url)
+    other.wait_for_selector("#model option", state="attached")
+    idle = page.context.new_page()
+    idle.goto(server.url)
+    for text in ("First here", "Second here"):
+        ask(page, text)
+    ask(other, "First there")
+    idle.goto("about:blank")
+    for tab, questions in ((page, ["First here", "Second here"]), (other, ["First there"])):
+        tab.reload()
+        tab.wait_for_selector(".again")
+        assert tab.locator(".question").all_inner_texts() == questions
+    latest = page.context.new_page()
+    latest.goto(server.url)
+    latest.wait_for_selector(".again")
+    assert latest.locator(".question").all_inner_texts() == ["First there"]
+
+
+@needs_browser
+@pytest.mark.parametrize(("full", "said"), [
+    ("localStorage", "The conversation is lost when this tab is closed."),
+    ("sessionStorage", "The conversation is lost when this page is reloaded or closed."),
+])
+def test_a_full_storage_is_said_where_it_can_be_seen(page, server, full, said):
+    page.evaluate(f"""() => {{
+        for (let size = 2 ** 24; size >= 1; size /= 2) {{
+            try {{ {full}.setItem("fill" + size, "x".repeat(size)); }} catch {{}}
+        }}
+    }}""")
+    ask(page, "Remember this")
+    assert said in page.inner_text("#notice") and page.is_visible("#notice")
+    page.evaluate(f"() => {full}.clear()")
+    ask(page, "And this")
+    assert not page.is_visible("#notice")
+
+
+@needs_browser
+def test_an_answer_that_a_reload_breaks_off_is_no_error(page, server):
+    server.endless = True
+    ask(page, "Go on", done=False)
+    page.wait_for_selector(".answer .body:has-text('more')")
+    page.reload()
+    page.wait_for_selector(".again")
+    assert page.inner_text(".answer .note") == "Stopped: the page was left." and "more" in page.inner_text(".body")
+    assert page.locator(".failed:visible").count() == 0
+
+
+@needs_browser
+def test_what_the_form_takes_the_server_takes(page, server):
+    page.click("#open-settings")
+    bounds = page.eval_on_selector_all(".numbers input", "all => all.map(e => [e.name, [e.min, e.max]])")
+    assert len(bounds) == 4
+    for name, ends in bounds:
+        for value in ends:
+            ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}], name: float(value)})
+    page.fill("[name=top_p]", "0")
+    page.click("#settings >> text='Close'")
+    assert page.is_visible("#settings")  # the browser says what is wrong with the value
+    page.fill("[name=top_p]", "0.5")
+    page.click("#settings >> text='Close'")
+    assert not page.is_visible("#settings")
+    ask(page, "Hi")
+    assert asked(server)[0]["top_p"] == 0.5
+
+
+@needs_browser
+def test_earlier_turns_are_not_drawn_again(page, server):
+    for text in ("One", "Two", "Three"):
+        ask(page, text)
+    page.evaluate("document.querySelectorAll('.turn').forEach((turn, at) => { turn.dataset.mark = at; })")
+    ask(page, "Four")
+    ask(page, "Five")
+    assert page.eval_on_selector_all(".turn", "all => all.map(e => e.dataset.mark)") == ["0", "1", None, None, None]
+    box, pane = page.locator(".turn:last-child").bounding_box(), page.locator("main").bounding_box()
+    assert box["y"] + box["height"] <= pane["y"] + pane["height"]  # the end is in sight
+    page.click("#open-settings")
+    page.uncheck("[name=markdown]")
+    page.click("#settings >> text='Close'")
+    page.wait_for_selector(".turn:first-child .body.plain")
+    assert page.locator(".body.plain").count() == 5
 
 
 @needs_browser

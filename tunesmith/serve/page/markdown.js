@@ -19,6 +19,7 @@ const ALLOWED = {
   ALLOWED_TAGS: ["a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol",
     "p", "pre", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"],
   ALLOWED_ATTR: ["align", "class", "href", "start"],
+  ADD_URI_SAFE_ATTR: ["align", "start"], // else their values would have to be addresses
   ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i,
   ALLOW_ARIA_ATTR: false,
   ALLOW_DATA_ATTR: false,
@@ -33,12 +34,17 @@ DOMPurify.addHook("afterSanitizeAttributes", node => {
   }
 });
 
+const LONG_CELL = 24; // characters; such a cell keeps room for a few words in a line, and the table is scrolled
+
 /** A DocumentFragment. */
 export function markdown(text) {
   const fragment = DOMPurify.sanitize(marked.parse(text), ALLOWED);
   for (const pre of fragment.querySelectorAll("pre")) frame(pre);
   for (const table of fragment.querySelectorAll("table")) {
-    const scroller = make("div", { className: "scroller" });
+    const scroller = make("div", { className: "scroller", tabIndex: 0, role: "region", ariaLabel: "Table" });
+    for (const cell of table.querySelectorAll("th, td")) {
+      cell.classList.toggle("long", cell.textContent.length > LONG_CELL);
+    }
     table.replaceWith(scroller);
     scroller.append(table);
   }

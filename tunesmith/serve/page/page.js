@@ -1,7 +1,7 @@
 // The chat page: what it holds, and what happens when something is pressed.
 
 import { chat, listModels } from "./api.js";
-import { load, loadKey, save, saveKey } from "./store.js";
+import { LEFT, load, loadKey, saveKey, saveSettings, saveTurns } from "./store.js";
 import { showTokens } from "./tokens.js";
 import { make } from "./dom.js";
 import { turnView } from "./view.js";
@@ -11,6 +11,8 @@ const state = load();
 const { settings } = state;
 let models = [];
 let running = null; // the AbortController of the answers that are coming
+let leaving = false; // the page is about to be left, which breaks off what is coming
+const drawn = new WeakMap(); // the view of each turn, and what it depends on beside the turn
 
 // ---- asking
 
@@ -42,7 +44,7 @@ async function run() {
   say(`${turn.answers.map(answer => answer.model).join(" and ")} answering`);
   await Promise.all(turn.answers.map((answer, index) => receive(turn, answer, view.answers[index].update)));
   running = null;
-  keep();
+  keepTurns();
   drawConversation();
   refocus("message");
   say(turn.answers.map(answer => `${answer.model}: ${answer.note || "done"}`).join(". "));
@@ -66,8 +68,9 @@ async function receive(turn, answer, update) {
     }
     answer.state = "done";
   } catch (error) {
-    answer.state = error.name === "AbortError" ? "stopped" : "failed";
-    answer.note = error.name === "AbortError" ? "Stopped." : error.message;
+    const stopped = error.name === "AbortError";
+    answer.state = stopped || leaving ? "stopped" : "failed";
+    answer.note = leaving ? LEFT : stopped ? "Stopped." : error.message;
   }
   if (first === undefined) return;
   const tokens = usage?.completion_tokens ?? pieces;
@@ -104,14 +107,7 @@ function newSeed(old) {
 
 /** Draws all turns; gives the view of the last one. */
 function drawConversation() {
-  const views = state.turns.map((turn, at) => turnView(turn, {
-    name, asMarkdown: settings.markdown, last: at === state.turns.length - 1,
-    does: {
-      regenerate,
-      keep: index => goOnFrom(turn, index),
-      tokens: index => showTokens(turn.answers[index].model, messages(turn)),
-    },
-  }));
+  const views = state.turns.map((turn, at) => viewOf(turn, at === state.turns.length - 1));
   part("conversation").replaceChildren(...(views.length ? views.map(view => view.element) : [welcome()]));
   part("send").hidden = Boolean(running);
   part("stop").hidden = !running;
@@ -121,9 +117,26 @@ function drawConversation() {
   return views.at(-1);
 }
 
+/** A turn before the last one does not change, so it is drawn once. */
+function viewOf(turn, last) {
+  const basis = JSON.stringify([last, settings.markdown, models]);
+  const known = drawn.get(turn);
+  if (!last && known?.basis === basis) return known.view;
+  const view = turnView(turn, {
+    name, asMarkdown: settings.markdown, last,
+    does: {
+      regenerate,
+      keep: index => goOnFrom(turn, index),
+      tokens: index => showTokens(turn.answers[index].model, messages(turn)),
+    },
+  });
+  drawn.set(turn, { basis, view });
+  return view;
+}
+
 function goOnFrom(turn, index) {
   turn.kept = index;
-  keep();
+  keepTurns();
   drawConversation();
 }
 
@@ -162,8 +175,20 @@ function say(text) {
   part("status").textContent = text;
 }
 
-function keep() {
-  if (!save(state)) say("This browser has no room to keep the conversation.");
+function keepTurns() {
+  const kept = saveTurns(state.turns);
+  const loss = kept.tab ? "when this tab is closed" : "when this page is reloaded or closed";
+  notice(kept.tab && kept.browser ? "" : `This browser has no room left. The conversation is lost ${loss}.`);
+}
+
+function keepSettings() {
+  if (!saveSettings(settings)) notice("This browser has no room left. The settings are lost when this page is closed.");
+}
+
+/** Says what must be seen above the message box; "" takes it away. */
+function notice(text) {
+  part("notice").textContent = text;
+  part("notice").hidden = !text;
 }
 
 // ---- models and settings
@@ -213,7 +238,7 @@ function changeChoice() {
   settings.compare = part("compare").checked;
   choosePartner(models.map(model => model.id));
   drawChoice();
-  keep();
+  keepSettings();
   drawConversation();
 }
 
@@ -229,7 +254,7 @@ function changeSetting({ target: field }) {
   if (!field.checkValidity()) return;
   if (field.name === "key") saveKey(field.value);
   else settings[field.name] = valueOf(field);
-  keep();
+  keepSettings();
 }
 
 function valueOf(field) {
@@ -278,9 +303,23 @@ function fit() {
 function clear() {
   if (!confirm("Clear the conversation?")) return;
   state.turns.length = 0;
-  keep();
+  keepTurns();
   drawConversation();
   part("message").focus();
+}
+
+/** Browsers say this before they break off requests. The page may stay after all. */
+function aboutToLeave() {
+  leaving = true;
+  setTimeout(() => { leaving = false; }, 5000);
+}
+
+/** What has come of an answer stays. A tab that is not answering has nothing to write. */
+function leave() {
+  if (!running) return;
+  leaving = true;
+  running.abort();
+  keepTurns();
 }
 
 part("composer").addEventListener("submit", event => { event.preventDefault(); send(); });
@@ -298,5 +337,7 @@ for (const dialog of document.querySelectorAll("dialog")) {
 document.addEventListener("keydown", event => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) running?.abort();
 });
-addEventListener("pagehide", () => save(state));
+addEventListener("beforeunload", aboutToLeave);
+addEventListener("pagehide", leave);
+addEventListener("pageshow", () => { leaving = false; });
 findModels();
