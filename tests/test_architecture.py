@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "tunesmith"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up; a folder may import those before it, and its own files.
-FLOORS = ["errors", "wording", "recipe", "run", "machine", "llama", "data", "writing", "method", "model", "provenance", "plan",
+FLOORS = ["errors", "terminal", "wording", "recipe", "run", "machine", "llama", "data", "writing", "method", "model", "provenance", "plan",
           "training", "evaluate", "screen", "inputs", "result", "vllm", "init", "worker", "measure", "job", "export",
           "serve", "chat", "demo", "flags", "cli"]
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import sums, write_rows
 from tunesmith.cli import app
+from tunesmith.recipe import Recipe
 
 
 def tunesmith(*arguments, cwd, said: str = "") -> subprocess.CompletedProcess:
@@ -66,7 +67,7 @@ def test_the_result_opens_in_plain_libraries_and_merged_is_the_same_model(traine
 
 def test_flags_alone_are_a_recipe(trained, tmp_path):
     folder, _ = trained
-    done = tunesmith("train", "--model.path", folder / "model", "--data.train", folder / "rows.jsonl",
+    done = tunesmith("train", "--model", folder / "model", "--data", folder / "rows.jsonl",
                      "--train.max-steps", "1", "--evaluate.max-new-tokens", "1", "--name", "bare", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/bare/adapter/adapter_model.safetensors").is_file()
@@ -91,7 +92,21 @@ def test_looking_commands_answer(trained, arguments):
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (("trian",), "train"),
-    (("train",), "model.path"),
+    (("train",), "no recipe. `tunesmith init"),
+    (("train", "rows.jsonl"), "data, not a recipe; `tunesmith init --model MODEL --data rows.jsonl`"),
+    (("train", "model"), "a folder, not a recipe"),
+    (("train", "runs/first"), "a run, not a recipe; `tunesmith resume runs/first`"),
+    (("train", "recipe.yaml", "--adapter.kind", "qlora"), "model.quantize: nf4"),
+    (("train", "--model", "weights.gguf", "--data", "rows.jsonl"), "a GGUF file cannot be trained"),
+    (("merge", "first"), 'Did you mean "export"?'),
+    (("init",), "MODEL is missing: tunesmith init MODEL DATA"),
+    (("chat",), "RUN is missing: tunesmith chat RUN"),
+    (("connect",), "CLIENT is openclaw, opencode, codex"),
+    (("export", "first", "second", "--to", "gguf"), "second is too much"),
+    (("runs", "show", "frist"), "frist: no such run; did you mean first?"),
+    (("serve", "runs/typo"), "runs/typo: no such run; runs has first"),
+    (("data", "check", "rows.jsonl", "--columns", "question"), "write name=column"),
+    (("data", "show", "rows.jsonl"), "pass --model"),
     (("train", "--train.learning-rat", "1"), "--train.learning-rate"),
     (("train", "recipe.yaml", "--train.max-steps", "many"), "train.max_steps"),
     (("train", "absent.yaml"), "absent.yaml: no such recipe"),
@@ -127,4 +142,35 @@ def test_help_says_what_every_flag_is(command):
                            env={**os.environ, "COLUMNS": "400"}).stdout
     function = functools.reduce(lambda app, part: app[part], parts, app).default_command
     said = re.findall(r"^        (\w+): (\S.{10})", function.__doc__, re.MULTILINE)
-    assert said and [name for name, text in said if text.replace("`", "") not in shown] == []
+    assert said and [name for name, text in said if text not in shown] == []
+
+
+def test_help_of_train_has_sections_and_defaults():
+    shown = subprocess.run([sys.executable, "-m", "tunesmith.cli", "train", "--help"], capture_output=True, text=True,
+                           env={**os.environ, "COLUMNS": "200"}).stdout
+    sections = re.findall(r"─ (\w+): ", shown)
+    assert sections == ["model", "data", "method", "adapter", "train", "evaluate"]
+    flags = dict(re.findall(r"(--[\w.-]+) .*?(?:\[default: (\S+)\])", shown.replace("\n", " ")))
+    assert flags["--train.batch"] == "32" and flags["--seed"] == "0"
+    assert "--model.path --model " in shown and "empty-" not in shown
+
+
+@pytest.mark.parametrize("columns", [["question=Frage", "answer=Antwort"], ["question=Frage,answer=Antwort"]])
+def test_columns_of_the_users_own_are_checked_and_started(trained, tmp_path, columns):
+    rows = "".join(f"Was ist {i}?,Das ist {i}.\n" for i in range(40))
+    (tmp_path / "rows.csv").write_text(f"Frage,Antwort\n{rows}")
+    model = trained[0] / "model"
+    checked = tunesmith("data", "check", "rows.csv", "--columns", *columns, "--json", cwd=tmp_path)
+    assert json.loads(checked.stdout)["kept"] == 40
+    made = tunesmith("init", model, "rows.csv", "--columns", *columns, "--output", "my own.yaml", cwd=tmp_path)
+    assert made.returncode == 0 and "tunesmith train 'my own.yaml'" in made.stdout
+    assert "tunesmith train 'my own.yaml'" in (tmp_path / "my own.yaml").read_text()
+    [source] = Recipe.load(tmp_path / "my own.yaml").data.train
+    assert source.columns == {"question": "Frage", "answer": "Antwort"}
+    by_recipe = tunesmith("data", "check", "my own.yaml", "--json", cwd=tmp_path)
+    assert json.loads(by_recipe.stdout)["kept"] == 40 and json.loads(by_recipe.stdout)["tokens"] > 0
+
+
+def test_a_run_is_found_by_its_name(trained):
+    by_name, by_folder = (tunesmith("runs", "show", run, "--json", cwd=trained[0]) for run in ("first", "runs/first"))
+    assert by_name.returncode == 0 and by_name.stdout == by_folder.stdout

@@ -9,31 +9,39 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import Number
 
-from tunesmith.errors import Ending, UserError
+from tunesmith.errors import Ending, UserError, quoted
 
+# Help in plain text: what draws Markdown takes longer to import than all else that help needs.
 app = App(name="tunesmith", help="Fine-tune language models on the workstation you own.", version_flags=["--version"],
-          help_flags=["--help", "-h"], exit_on_error=False, print_error=False)
-data = App(name="data", help="Look at data before training on it.")
-recipe_app = App(name="recipe", help="About recipes.")
+          help_flags=["--help", "-h"], help_format="plaintext", exit_on_error=False, print_error=False)
+PREPARE, TRAIN, USE, MORE = (Group(name, sort_key=place) for place, name in enumerate(
+    ("Prepare", "Train", "Use the result", "More")))
+data = App(name="data", group=PREPARE, sort_key=2, help="Check data, or show rows as the model will see them.")
+recipe_app = App(name="recipe", group=MORE, sort_key=2, help="Print the JSON Schema of recipes.")
 app.command(data)
 app.command(recipe_app)
+app["--help"].group = app["--version"].group = MORE
 
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # what only the user can mend
-Json = Annotated[bool, Parameter(name="--json", negative="")]
+Switch = Parameter(negative="", show_default=False)
+Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
+Columns = Annotated[list[str], Parameter(name="--columns", consume_multiple=True, negative="", show_default=False)]
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
 DEFAULT_OUTPUT = Path("runs")
 
 
-@app.command
-def init(*, model: str, data: str, output: Path = Path("recipe.yaml"), force: bool = False) -> None:
+@app.command(group=PREPARE, sort_key=1)
+def init(model: str, data: str, *, columns: Columns = [], output: Path = Path("recipe.yaml"),
+         force: Annotated[bool, Switch] = False) -> None:
     """Write a short commented recipe that runs as it is.
 
     Args:
         model: Folder or hub id of the base model.
         data: File, folder, glob or hub:org/name of the examples.
+        columns: The file's own names of columns, like question=Frage answer=Antwort.
         output: The file to write.
         force: Overwrite it if it exists.
     """
@@ -43,35 +51,38 @@ def init(*, model: str, data: str, output: Path = Path("recipe.yaml"), force: bo
     if not output.parent.is_dir():
         raise UserError(f"{output}: there is no folder {output.parent}")
     if output.exists() and not force:
-        raise UserError(f"{output}: exists already; say --force to overwrite it, or --output for another file")
-    write_atomic(output, recipe_text(model, data))
-    print(f"Wrote {output}. Next: tunesmith train {output}")
+        raise UserError(f"{output}: exists already; pass --force to overwrite it, or --output for another file")
+    write_atomic(output, recipe_text(model, data, _columns(columns), output))
+    print(f"Wrote {output}. Next:\n  tunesmith data check {quoted(output)}\n  tunesmith train {quoted(output)}")
 
 
-app.command("tunesmith.flags:train", name="train", help="Train as a recipe says. Every field of the recipe is also a "
-            "flag, and a flag wins.")  # by its path: only this command waits for the recipe's classes
+app.command("tunesmith.flags:train", name="train", group=TRAIN, sort_key=1, synonym=("finetune", "fine-tune", "sft"),
+            help="Train from a recipe, or from flags alone. Every field of a recipe is also a flag; flags win over the "
+                 "recipe.")  # by its path: only this command waits for the recipe's classes
 
 
-@app.command
+@app.command(group=TRAIN, sort_key=2)
 def resume(run: Path, *, as_json: Json = False) -> None:
     """Continue a run from its last checkpoint.
 
     Args:
-        run: The run's folder.
+        run: The run's name or folder.
         as_json: Print the run's summary as JSON at the end.
     """
-    from tunesmith import job
-    from tunesmith.screen import finished
+    from tunesmith.terminal import waiting
 
+    with waiting("loading"):
+        from tunesmith import job
+        from tunesmith.screen import finished
     finished(job.resume(run), as_json)
 
 
-@app.command(name="eval")
+@app.command(name="eval", group=TRAIN, sort_key=4, synonym=("evaluate", "test"))
 def evaluate(run: Path, *, as_json: Json = False) -> None:
     """Show what came of a run: before and after on the held-out rows.
 
     Args:
-        run: The run's folder.
+        run: The run's name or folder.
         as_json: Print eval.json.
     """
     from tunesmith.run import Run, read_json
@@ -84,14 +95,14 @@ def evaluate(run: Path, *, as_json: Json = False) -> None:
     print_json(found) if as_json else show_run(opened)
 
 
-@app.command
+@app.command(group=USE, sort_key=2, synonym=("merge", "convert", "quantize", "quantise", "push", "gguf"))
 def export(run: Path, *, to: str, precision: str | None = None, into: Literal["full", "dequantised"] | None = None,
-           importance: bool = False, output: Path | None = None, parity: bool = True, push: str | None = None,
-           as_json: Json = False) -> None:
+           importance: Annotated[bool, Switch] = False, output: Path | None = None, parity: bool = True,
+           push: str | None = None, as_json: Json = False) -> None:
     """Write a run's result in the form in which it is used, and compare that with the trained model.
 
     Args:
-        run: The run's folder.
+        run: The run's name or folder.
         to: adapter, merged (a model folder for transformers and vLLM), fp8 and int4 (the same in 8 and 4 bits), gguf,
             gguf-adapter, ollama, or a form that a package adds.
         precision: Of gguf and ollama: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m or q2_k.
@@ -113,14 +124,14 @@ def export(run: Path, *, to: str, precision: str | None = None, into: Literal["f
     print_json(found) if as_json else exported(found)
 
 
-@app.command
+@app.command(group=USE, sort_key=1, synonym=("run", "ask", "generate", "inference"))
 def chat(run: Path, *, base: bool = False, system: str | None = None, max_new_tokens: AtLeastOne = 512,
          temperature: Annotated[float, Parameter(validator=Number(gte=0, lte=2))] = 0.0, seed: int = 0) -> None:
     """Talk to a run's result. `/base` and `/tuned` switch the model, `/system` sets the system prompt, `/new` starts
     over, `/quit` ends. Ctrl-C stops an answer.
 
     Args:
-        run: The run's folder.
+        run: The run's name or folder.
         base: Start with the base model.
         system: The system prompt, or none; by default the one that most training rows had.
         max_new_tokens: Longest answer, in tokens.
@@ -133,11 +144,12 @@ def chat(run: Path, *, base: bool = False, system: str | None = None, max_new_to
     talk(Run.open(run), base, system, max_new_tokens, temperature, seed)
 
 
-app.command("tunesmith.serve.connect:connect", name="connect", help="Print or write another program's configuration "
-            "for a running server, and try it with a tool call.")  # by its path: its table gives the choices
+app.command("tunesmith.serve.connect:connect", name="connect", group=USE, sort_key=4,
+            help="Print or write another program's configuration for a running server, and try it with a tool "
+                 "call.")  # by its path: its table gives the choices
 
 
-@app.command
+@app.command(group=USE, sort_key=3, synonym=("server", "ui", "web", "studio"))
 def serve(*models: Path, host: str = "127.0.0.1",
           port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8383,
           api_key: Annotated[str | None, Parameter(env_var="TUNESMITH_API_KEY")] = None,
@@ -164,17 +176,17 @@ def serve(*models: Path, host: str = "127.0.0.1",
 
     if not models:
         raise UserError("serve: name a run or a model")
-    run(models, host, port, api_key, cors, allow_host, context, batch, queue, engine)
+    run([_served(model) for model in models], host, port, api_key, cors, allow_host, context, batch, queue, engine)
 
 
-@app.command
+@app.command(group=TRAIN, sort_key=3, synonym=("list", "show", "compare", "ls"))
 def runs(action: Literal["list", "show", "compare"] = "list", *folders: Path, output: Path = DEFAULT_OUTPUT,
          as_json: Json = False) -> None:
     """List runs, show one, or compare some.
 
     Args:
         action: What to do.
-        folders: The runs' folders; for list all in `output`.
+        folders: The runs' names or folders; for list all in `output`.
         output: Where runs are.
         as_json: Print summaries as JSON.
     """
@@ -183,7 +195,7 @@ def runs(action: Literal["list", "show", "compare"] = "list", *folders: Path, ou
     from tunesmith.evaluate import overview
     from tunesmith.run import Run, list_runs
 
-    chosen_runs = [Run.open(folder) for folder in folders] or list_runs(output)
+    chosen_runs = [Run.open(folder, output) for folder in folders] or list_runs(output)
     if action != "list" and len(folders) < (1 if action == "show" else 2):
         raise UserError(f"runs {action}: name {'a run' if action == 'show' else 'two runs or more'}")
     if as_json:
@@ -199,7 +211,7 @@ def runs(action: Literal["list", "show", "compare"] = "list", *folders: Path, ou
             show(overview.show(run))
 
 
-@app.command
+@app.command(group=MORE, sort_key=1)
 def demo(*, model: str | None = None, output: Path = DEFAULT_OUTPUT) -> None:
     """The main job on real data, offline: a small model learns facts about Python's standard library.
 
@@ -213,14 +225,15 @@ def demo(*, model: str | None = None, output: Path = DEFAULT_OUTPUT) -> None:
 
 
 @data.command
-def check(file: str, *, model: str | None = None, format: str = "auto", subset: str | None = None,
-          split: str | None = None, as_json: Json = False) -> None:
-    """Say what a file holds: format, counts, reasons, and with a model lengths and supervised share.
+def check(file: str, *, model: str | None = None, format: str = "auto", columns: Columns = [],
+          subset: str | None = None, split: str | None = None, as_json: Json = False) -> None:
+    """Say what a file, or each source of a recipe, holds: format, counts, problems, and with a model the lengths.
 
     Args:
-        file: File, folder, glob or hub:org/name.
+        file: File, folder, glob, hub:org/name, or a recipe (YAML), whose model and columns then count.
         model: Folder or hub id of the model whose tokenizer and template count.
         format: The format, if it is not to be recognised.
+        columns: The file's own names of columns, like question=Frage answer=Antwort.
         subset: Of a hub dataset or a folder.
         split: Of a hub dataset or a folder; train if there is one.
         as_json: Print the findings as JSON.
@@ -228,39 +241,64 @@ def check(file: str, *, model: str | None = None, format: str = "auto", subset: 
     from tunesmith.data.check import check as look
     from tunesmith.data.check import report
 
-    found = look(_source(file, format, subset, split), _model_folder(model))
-    print_json(found) if as_json else report(found)
+    sources, model, length = _sources(file, model, format, columns, subset, split)
+    folder = _model_folder(model)
+    found = [look(source, folder) for source in sources]
+    if as_json:
+        return print_json(found if len(found) > 1 else found[0])
+    for one in found:
+        report(one, length)
 
 
 @data.command
-def show(file: str, *, model: str, rows: int = 3, format: str = "auto",
+def show(file: str, *, model: str | None = None, rows: int = 3, format: str = "auto", columns: Columns = [],
          mask: Literal["assistant", "last", "all"] = "assistant", subset: str | None = None,
          split: str | None = None) -> None:
     """Show rows as the model will see them, supervised tokens in colour.
 
     Args:
-        file: File, folder, glob or hub:org/name.
+        file: File, folder, glob, hub:org/name, or a recipe (YAML), whose model and columns then count.
         model: Folder or hub id of the model.
         rows: How many.
         format: The format, if it is not to be recognised.
+        columns: The file's own names of columns, like question=Frage answer=Antwort.
         mask: assistant, last or all.
         subset: Of a hub dataset or a folder.
         split: Of a hub dataset or a folder; train if there is one.
     """
     from tunesmith.data.check import show as draw
 
-    draw(_source(file, format, subset, split), _model_folder(model), rows, mask)
+    sources, model, _ = _sources(file, model, format, columns, subset, split)
+    if not model:
+        raise UserError("data show: pass --model, whose template the rows are written with")
+    for source in sources:
+        draw(source, _model_folder(model), rows, mask)
 
 
-def _source(path: str, format: str, subset: str | None, split: str | None):
+def _sources(file: str, model: str | None, format: str, columns: list[str], subset: str | None, split: str | None):
+    """(sources, model, sequence length or None): those of a recipe, or the one that the flags describe."""
     from pydantic import ValidationError
 
-    from tunesmith.recipe import Source, first_problem
+    from tunesmith.recipe import Recipe, Source, first_problem
 
+    if Path(file).suffix in (".yaml", ".yml"):
+        recipe = Recipe.load(file)
+        length = recipe.data.sequence_length
+        return ([*recipe.data.train, *recipe.data.eval], model or recipe.model.path,
+                None if length == "max" else length)
     try:
-        return Source(path=path, format=format, subset=subset, split=split)
+        source = Source(path=file, format=format, columns=_columns(columns), subset=subset, split=split)
     except ValidationError as error:
-        raise UserError(f"{path}: {first_problem(error)}") from None
+        raise UserError(f"{file}: {first_problem(error)}") from None
+    return [source], model, None
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    """`question=Frage` as {"question": "Frage"}."""
+    parts = [pair.partition("=") for text in pairs for pair in text.split(",")]
+    if wrong := [name for name, equals, column in parts if not (name and equals and column)]:
+        raise UserError(f"--columns {wrong[0]}: write name=column, like question=Frage answer=Antwort")
+    return {name.strip(): column.strip() for name, _, column in parts}
 
 
 @recipe_app.command
@@ -277,6 +315,8 @@ def print_json(value) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:2] in (["train"], ["resume"]) and sys.stderr.isatty() and not {"--help", "-h"} & set(sys.argv):
+        print("loading …", end="\r", file=sys.stderr, flush=True)  # until `waiting` clears it
     try:
         app()
     except Ending as error:
@@ -293,17 +333,54 @@ def main() -> None:
 
 def _misused(error: CycloptsError) -> str:
     """What is wrong with the command line, in one line."""
+    from cyclopts import MissingArgumentError, UnknownCommandError, UnusedCliTokensError
     from pydantic import ValidationError
 
     from tunesmith.recipe import first_problem
 
-    cause = error.__cause__
-    return first_problem(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split())
+    if isinstance(error.__cause__, ValidationError):
+        return first_problem(error.__cause__)
+    command = " ".join(error.command_chain or ())
+    if isinstance(error, MissingArgumentError) and error.target and not error.keyword:
+        return f"{command}: {error.argument.name.lstrip('-').upper()} is missing: {_usage(command, error.target)}"
+    if isinstance(error, UnusedCliTokensError) and error.target:
+        return f"{command}: {' '.join(error.unused_tokens)} is too much: {_usage(command, error.target)}"
+    if isinstance(error, UnknownCommandError):  # its list of commands is cut off
+        return str(error).partition(" Available commands")[0] + f" `tunesmith {command} --help`".replace("  ", " ") + (
+            " lists the commands")
+    return " ".join(str(error).split())
+
+
+def _usage(command: str, function) -> str:
+    """How a command is called with what it requires, and the choices for its arguments."""
+    from inspect import Parameter as Signed
+    from inspect import signature
+    from typing import get_args
+
+    words, choices = ["tunesmith", command], ""
+    for name, parameter in signature(function).parameters.items():
+        if parameter.default is Signed.empty or parameter.kind is Signed.VAR_POSITIONAL:
+            words.append(f"--{name} {name.upper()}" if parameter.kind is Signed.KEYWORD_ONLY else name.upper())
+            if allowed := [word for word in get_args(parameter.annotation) if isinstance(word, str)]:
+                choices += f"; {name.upper()} is {', '.join(allowed)}"
+    return " ".join(words) + choices
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"tunesmith: {message}", file=sys.stderr)
+    print("\x1b[K" * sys.stderr.isatty() + f"tunesmith: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def _served(model: Path) -> Path:
+    """The folder of a run that is named, else the model as it is. Raises UserError for a folder that is not there,
+    before it is taken for a hub id."""
+    from tunesmith.run import Run
+
+    if run := Run.find(model):
+        return run.folder
+    if not model.exists() and (len(model.parts) == 1 or model.parent.is_dir()) and model.suffix != ".gguf":
+        Run.open(model)  # says what there is
+    return model
 
 
 def _model_folder(model: str | None) -> Path | None:

@@ -1,5 +1,8 @@
 """The ends of a command that are said in one line; any other exception is a fault of ours and is shown whole."""
 
+import shlex
+from pathlib import Path
+
 
 class Ending(Exception):
     """Its message is for the user; `status` is the command's exit status, `reason` that of a run's stop event."""
@@ -40,10 +43,17 @@ class NotTheSame(Ending):
     """An export that is not the trained model."""
 
 
-CHILD_DIED = ("a process begun for it was ended from outside: for want of memory, or because a script calls Tunesmith "
-              "outside of `if __name__ == \"__main__\":`")
+UNGUARDED = "a script calls tunesmith.train outside of `if __name__ == \"__main__\":`"
+UNGUARDED_STATUS = 78  # exit status of a process of ours that imports such a script
+CHILD_DIED = ("a process started for it ended unexpectedly: memory ran out, or a script calls Tunesmith outside of "
+              "`if __name__ == \"__main__\":`")
 
 
 def first_line(error: Exception) -> str:
     """What a library's error says, without the rest that it says beside."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def quoted(path: Path | str) -> str:
+    """A path as a shell takes it, for commands that a user may copy."""
+    return shlex.quote(str(path))

@@ -4,31 +4,49 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Union, get_args, get_origin
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from pydantic import BaseModel, Field, create_model
+from pydantic.fields import FieldInfo
 
+from tunesmith.errors import UserError, quoted
 from tunesmith.recipe import Recipe, Source
+from tunesmith.run import Run
 
 
-def _flags(section: type[BaseModel]) -> type[BaseModel]:
-    fields = {name: (_flag_type(field.annotation) | None, Field(None, description=field.description))
-              for name, field in section.model_fields.items()}
+SHORT_FORMS = {"model.path": "--model", "data.train": "--data"}
+
+
+def _flags(section: type[BaseModel], prefix: str = "", group: Group | None = None) -> type[BaseModel]:
+    """A class with every field of a section optional, each documented as a flag with its default."""
+    fields = {}
+    for place, (name, field) in enumerate(section.model_fields.items()):
+        inner, key = field.annotation, prefix + name
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            inside = _flags(inner, f"{key}.", Group(f"{name}: {inner.__doc__}", sort_key=place + 1))
+            flag = Annotated[inside | None, Parameter(name="*")]
+        else:
+            flag = Annotated[_flag_type(inner) | None, _flag(key, field, group)]
+        fields[name] = flag, Field(None, description=field.description)
     return create_model(f"{section.__name__}Flags", **fields)
 
 
+def _flag(key: str, field: FieldInfo, group: Group | None) -> Parameter:
+    names = [f"--{key.replace('_', '-')}", *filter(None, [SHORT_FORMS.get(key)])]
+    default = "" if field.is_required() or field.default in (None, [], {}) else str(field.default).lower()
+    return Parameter(name=names, group=group, show_default=default or False, negative_iterable="")
+
+
 def _flag_type(annotation):
-    """A section becomes its flags; a list of sources a list of paths; `X | list[X]` a list."""
+    """A list of sources becomes a list of paths; `X | list[X]` a list."""
     if annotation == list[Source]:
         return list[str]
     if get_origin(annotation) in (Union, UnionType):
         lists = [a for a in get_args(annotation) if get_origin(a) is list]
         return lists[0] if lists else annotation
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _flags(annotation)
     return annotation
 
 
-RecipeFlags = _flags(Recipe)
+RecipeFlags = _flags(Recipe, group=Group("Recipe", sort_key=0))
 
 
 def chosen(flags: BaseModel | None) -> dict:
@@ -41,15 +59,25 @@ def chosen(flags: BaseModel | None) -> dict:
 
 
 def train(recipe: Path | None = None, *, flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
-          as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
-    """Train as a recipe says. Every field of the recipe is also a flag, and a flag wins.
+          as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False) -> None:
+    """Train from a recipe, or from flags alone. Every field of a recipe is also a flag; flags win over the recipe.
 
     Args:
         recipe: The recipe, a YAML file. Without one, the flags are the whole recipe.
         as_json: Print the run's summary as JSON at the end.
     """
-    from tunesmith import job
-    from tunesmith.screen import finished
+    values = chosen(flags)
+    if not recipe and not values:
+        raise UserError("train: no recipe. `tunesmith init --model MODEL --data DATA` writes one; or name both "
+                        "here: tunesmith train --model MODEL --data DATA")
+    if recipe and Run.find(recipe):
+        raise UserError(f"{recipe}: a run, not a recipe; `tunesmith resume {quoted(recipe)}` continues it")
+    asked = Recipe.load(recipe, values) if recipe else Recipe.build(values, "train")
 
-    asked = Recipe.load(recipe, chosen(flags)) if recipe else Recipe.build(chosen(flags), "flags")
+    from tunesmith.terminal import waiting
+
+    with waiting("loading"):
+        from tunesmith import job
+        from tunesmith.screen import finished
+
     finished(job.train(asked), as_json)

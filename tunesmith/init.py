@@ -4,7 +4,7 @@ import yaml
 
 from tunesmith.data.source import rows_of
 from tunesmith.data.rows import Text
-from tunesmith.errors import UserError
+from tunesmith.errors import UserError, quoted
 from tunesmith.model.check import check_base
 from tunesmith.model.files import weight_bytes
 from tunesmith.model.load import config_of, resolve, stored_as
@@ -15,12 +15,13 @@ ROWS_LOOKED_AT = 1000
 CHARACTERS_PER_TOKEN = 3  # cautious for English, code and most scripts
 
 TEXT = """\
-# Run it with: tunesmith train recipe.yaml
+# Check the data with: tunesmith data check {file}
+# Run it with:         tunesmith train {file}
 # Every field, with its meaning: tunesmith train --help
 model:
   path: {model}
 data:
-  train: {data}
+  train:{data}{columns}
   sequence_length: {length}    # tokens; longer examples are dropped, and counted in the ledger
   eval_share: {share}          # rows set aside to measure what was learned
 method:
@@ -35,19 +36,22 @@ seed: 0
 """
 
 
-def recipe_text(model: str, data: str) -> str:
-    """A recipe with sound defaults for this model and this data. Raises UserError if either cannot be used."""
+def recipe_text(model: str, data: str, columns: dict[str, str], file: Path) -> str:
+    """A recipe with sound defaults for this model and this data, to be written as `file`. Raises UserError if either
+    cannot be used."""
     base = Model(path=model)
     folder = resolve(base)
     config = config_of(folder)
     small = weight_bytes(folder) < SMALL_PARAMETERS * 2 and not stored_as(config)
     check_base(base, Adapter(kind="full" if small else "lora"), folder, config)
-    source = Source(path=data)
+    source = Source(path=data, columns=columns)
     rows, characters, is_text = _look(source)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
     length = min(longest, 2048, max(256, _power_of_two(characters // CHARACTERS_PER_TOKEN)))
     text = TEXT.format(
-        model=_yaml(model), data=_yaml(data), length=length if not is_text else min(longest, 2048), share=0.05,
+        file=quoted(file), model=_yaml(model), data=f"\n    - path: {_yaml(data)}" if columns else f" {_yaml(data)}",
+        columns=f"\n      columns: {_yaml(columns)}" if columns else "",
+        length=length if not is_text else min(longest, 2048), share=0.05,
         method="cpt" if is_text else "sft",
         method_note="continued pretraining on text" if is_text else "answers to prompts",
         kind="full" if small else "lora",
@@ -57,9 +61,10 @@ def recipe_text(model: str, data: str) -> str:
     return _aligned(text)
 
 
-def _yaml(text: str) -> str:
-    """Quoted where YAML would read it otherwise."""
-    return yaml.safe_dump(text, allow_unicode=True, width=2**20).removesuffix("\n").removesuffix("\n...")
+def _yaml(value: str | dict) -> str:
+    """On one line, quoted where YAML would read it otherwise."""
+    text = yaml.safe_dump(value, allow_unicode=True, width=2**20, default_flow_style=True, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _look(source: Source) -> tuple[int, int, bool]:

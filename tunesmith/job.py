@@ -7,6 +7,7 @@ training process, which is given the run's folder and nothing else.
 import logging
 import multiprocessing
 import shutil
+import sys
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
@@ -14,9 +15,11 @@ from pathlib import Path
 from tunesmith import provenance
 from tunesmith.data import hub
 from tunesmith.data.dataset import Dataset
+from tunesmith.data.pack import Schedule
 from tunesmith.data.source import template_variables
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import Ending, Interrupted, NotEnoughMemory, NotFinite, ProcessDied, UserError, first_line
+from tunesmith.errors import (UNGUARDED, UNGUARDED_STATUS, Ending, Interrupted, NotEnoughMemory, NotFinite, ProcessDied,
+                              UserError, first_line, quoted)
 from tunesmith.inputs import dataset_of, plan_of
 from tunesmith.machine import probe
 from tunesmith.measure import fitted
@@ -34,7 +37,7 @@ UNKNOWN_POSITIONS = 2**17  # of a model that does not say, such as one without p
 def train(recipe: Recipe) -> Run:
     """Trains from a recipe and returns the run. Raises UserError, leaving nothing behind, where that cannot be."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a process of ours that imports the script
-        raise UserError("a script calls tunesmith.train outside of `if __name__ == \"__main__\":`")
+        sys.exit(UNGUARDED_STATUS)  # without a word: the process that the user started says it
     run = Run.create(_pinned(recipe))
     with run.held():
         try:
@@ -66,6 +69,7 @@ def prepare(run: Run) -> None:
     recipe, screen = run.recipe, Screen()
     machine = probe(run.folder)
     plan = choose(recipe, machine)
+    screen.waiting("reading the data")
     base = resolve(recipe.model)
     config = config_of(base)
     plan = for_model(plan, recipe, config)
@@ -84,6 +88,9 @@ def prepare(run: Run) -> None:
     dataset = dataset_of(run, tokenizer, plan.sequence_length, run.ledger_file, screen.encoding, day)
     screen.data(dataset)
     _check_fit(recipe, dataset, config)
+    settings = recipe.train
+    screen.plan(recipe, plan, machine, Schedule(dataset.train.weights, settings.batch, settings.epochs, recipe.seed,
+                                                settings.max_steps).steps)
     write_json(run.provenance_file, provenance.collect(recipe, base, machine))
     write_json(run.plan_file, plan.as_dict() | {
         "ledger": dataset.ledger, "formats": dataset.formats, "base": str(base.resolve()), "day": day,
@@ -153,7 +160,7 @@ def _start_many(run: Run, plan: Plan) -> None:
         with _silent_launcher():
             launch(work, plan.processes, run.folder)
     except SignalException:  # the processes have saved, or a second signal killed them
-        raise Interrupted(f"stopped; `tunesmith resume {run.folder}` goes on") from None
+        raise Interrupted(f"stopped; `tunesmith resume {quoted(run.folder)}` continues it") from None
     except ChildFailedError as error:
         raise _cause(plan, *error.get_first_failure()) from None
 
@@ -171,6 +178,8 @@ def _silent_launcher():
 
 def _cause(plan: Plan, rank: int, failure) -> Exception:
     """Why a training process ended: its own exception where that is for the user, else with its traceback, once."""
+    if failure.exitcode == UNGUARDED_STATUS:
+        return UserError(UNGUARDED)
     found = failure.message
     text, trace = (found["message"], found["extraInfo"]["py_callstack"]) if isinstance(found, dict) else (found, "")
     name, _, message = text.partition(": ")

@@ -6,7 +6,6 @@ become its flag, its help and its entry in the schema.
 
 import difflib
 import re
-import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tunesmith import wording
-from tunesmith.errors import UserError
+from tunesmith.errors import UserError, quoted
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -270,7 +269,7 @@ class Recipe(Section):
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file. Raises UserError with file:line."""
     if path.is_file() and {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt"} & set(path.suffixes):
-        raise UserError(f"{path}: data, not a recipe; `tunesmith init --model MODEL --data {shlex.quote(str(path))}` "
+        raise UserError(f"{path}: data, not a recipe; `tunesmith init --model MODEL --data {quoted(path)}` "
                         "writes a recipe")
     try:
         values = yaml.load(path.read_text("utf-8"), _Loader)

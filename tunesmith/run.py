@@ -23,6 +23,7 @@ eval.json holds `rows`; `before` and `after`, each with `loss`, `perplexity` and
 and `samples`: [{prompt, reference, before, after}].
 """
 
+import difflib
 import errno
 import fcntl
 import json
@@ -35,6 +36,7 @@ from pathlib import Path
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe, Source
 
+DEFAULT_OUTPUT: Path = Recipe.model_fields["output"].default
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without them say
 
 
@@ -76,12 +78,23 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Run":
-        """A run that exists. Raises UserError if the folder is none."""
-        run = cls(folder)
-        if not run.exists:
-            raise UserError(f"{folder}: not a run folder (recipe.yaml and checkpoints/); `tunesmith runs` lists runs")
-        return run
+    def find(cls, name: str | Path, output: Path = DEFAULT_OUTPUT) -> "Run | None":
+        """The run with this folder, or with this name in `output`; None if there is none."""
+        return next((run for run in (cls(name), cls(output / name)) if run.exists), None)
+
+    @classmethod
+    def open(cls, name: str | Path, output: Path = DEFAULT_OUTPUT) -> "Run":
+        """The run with this folder, or with this name in `output`. Raises UserError if there is none."""
+        run = cls.find(name, output)
+        if run:
+            return run
+        if Path(name).is_dir():
+            raise UserError(f"{name}: not a run folder (recipe.yaml and checkpoints/); `tunesmith runs` lists runs")
+        names = [run.name for run in list_runs(output)]
+        near = difflib.get_close_matches(Path(name).name, names, 1, 0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        there = f"{output} has {', '.join(names[-5:])}" if names else f"{output} has no runs"
+        raise UserError(f"{name}: no such run; {hint}{there}")
 
     @property
     def exists(self) -> bool:

@@ -2,15 +2,20 @@
 
 import json
 import time
+from pathlib import Path
 
 from rich import print as print_rich
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
+from tunesmith.errors import quoted
 from tunesmith.evaluate import overview
+from tunesmith.machine import Machine
+from tunesmith.plan.choose import Plan
+from tunesmith.recipe import Recipe
+from tunesmith.terminal import LiveLine, clock, fitting, size
 
 SECONDS_BETWEEN_LINES = 10
 
@@ -23,36 +28,56 @@ class Screen:
         self._began = time.monotonic()
         self._last_line = self._began
         self._steps = 0
-        self._progress: Progress | None = None
+        self._live = LiveLine(self.console)
 
     def encoding(self, rows: int, examples: int) -> None:
         """Progress of tokenising."""
         seconds = time.monotonic() - self._began
         if self._due():
-            self.console.print(f"tokenising: {rows:,} rows, {rows / seconds:,.0f} rows/s", style="dim")
+            self._say(f"tokenising: {rows:,} rows, {rows / seconds:,.0f} rows/s", style="dim")
 
     def measured(self, found) -> None:
         """`found`: what was measured to fit (measure.Measured)."""
-        sizes = ", ".join(f"{tokens:,} tokens in {peak / 1e9:.2f} GB" for tokens, peak in found.points)
-        self.console.print(f"memory  measured {sizes}; {found.tokens:,} fit in {found.budget_bytes / 1e9:.2f} GB "
+        sizes = ", ".join(f"{tokens:,} tokens in {size(peak)}" for tokens, peak in found.points)
+        self._say(f"memory  measured {sizes}; {found.tokens:,} fit in {size(found.budget_bytes)} "
                            f"({found.seconds:.0f} s)")
+
+    def plan(self, recipe: Recipe, plan: Plan, machine: Machine, steps: int) -> None:
+        """What was decided, before training starts."""
+        train, adapter = recipe.train, recipe.adapter
+        gpus = [f"{gpu.name}, {size(gpu.total_bytes)}" for gpu in machine.cards[:plan.processes]]
+        threads = plan.processes * plan.threads
+        where = "; ".join(gpus) or f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+        base = f" over {recipe.model.quantize} weights" if recipe.model.quantize != "none" else ""
+        what = "every weight" if adapter.kind == "full" else f"LoRA of rank {adapter.rank}{base}"
+        recomputed = {"on": "recomputing activations", "off": "keeping activations"}.get(
+            plan.gradient_checkpointing, f"recomputing activations: {plan.gradient_checkpointing}")
+        precision = plan.compute if plan.weights == plan.compute else f"{plan.compute}, weights in {plan.weights}"
+        length = ", limited by train.max_steps" if steps == train.max_steps else f": {train.epochs:g} epochs"
+        self._say(f"plan    on      {where}")
+        self._say(f"        in      {precision}"
+                  + (f" ({plan.reasons['compute']})" if "compute" in plan.reasons else ""))
+        self._say(f"        trains  {what}; {train.optimizer}, learning rate {train.learning_rate:g}, {train.schedule}")
+        self._say(f"        steps   {steps:,}, each of {train.batch} examples{length}")
+        self._say(f"        passes  up to {plan.micro_batch_tokens:,} tokens, "
+                  f"{'packed' if plan.packing else 'padded'}, {recomputed}")
 
     def data(self, dataset) -> None:
         """What became of the rows."""
         ledger = dataset.ledger
         formats = ", ".join(sorted(set(filter(None, dataset.formats))))  # a source without readable rows has none
-        self.console.print(f"data    {ledger['read']:,} rows read ({formats}): "
+        self._say(f"data    {ledger['read']:,} rows read ({formats}): "
                            f"{len(dataset.train):,} examples to learn from, {len(dataset.eval):,} held out")
         if dataset.eval_unused:
-            self.console.print(f"        {dataset.eval_unused:,} more held-out examples are not evaluated: "
+            self._say(f"        {dataset.eval_unused:,} more held-out examples are not evaluated: "
                                "data.eval_limit", style="yellow")
         for path, left_out in dataset.left_out.items():
             self.console.print(f"        left out of {path}: {', '.join(left_out)}", style="yellow", markup=False)
         for action in ("dropped", "shortened", "changed"):
             for reason, count in ledger[action].items():
-                self.console.print(f"        {count:,} {action}: {REASONS[reason]}", style="yellow")
+                self._say(f"        {count:,} {action}: {REASONS[reason]}", style="yellow")
         if ledger["unread"]:
-            self.console.print(f"        columns not read: {describe(ledger['unread'])}", style="yellow", markup=False)
+            self._say(f"        columns not read: {describe(ledger['unread'])}", style="yellow")
 
     def show(self, event: str, values: dict) -> None:
         """Shows one event."""
@@ -63,53 +88,53 @@ class Screen:
     def _show_start(self, steps, rows, trainable_parameters, parameters, **_) -> None:
         self._steps = steps
         share = trainable_parameters / parameters
-        self.console.print(f"model   {_count(parameters)} parameters, {_count(trainable_parameters)} trained "
-                           f"({share:.1%}); {steps:,} steps")
-        if self.console.is_terminal:
-            self._progress = Progress(
-                TextColumn("step {task.completed}/{task.total}"), BarColumn(24), TextColumn("{task.fields[facts]}"),
-                TimeRemainingColumn(), TextColumn("left,"), TimeElapsedColumn(), TextColumn("gone"),
-                console=self.console, transient=True)
-            self._task = self._progress.add_task("", total=steps, facts="")
-            self._progress.start()
+        self._say(f"model   {_count(parameters)} parameters, {_count(trainable_parameters)} trained ({share:.1%})")
         self._began = time.monotonic()
         self._first_step = None
 
     def _show_step(self, step, loss, tokens_per_second, memory_bytes, **_) -> None:
-        facts = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {memory_bytes / 2**30:.1f} GiB"
         self._first_step = self._first_step or step
-        if self._progress:
-            self._progress.update(self._task, completed=step, facts=facts)
+        elapsed = time.monotonic() - self._began
+        left = elapsed / (step - self._first_step + 1) * (self._steps - step)
+        parts = [(0, f"step {step}/{self._steps}"), (1, f"loss {loss:.4f}"), (3, f"{tokens_per_second:,.0f} tokens/s"),
+                 (5, size(memory_bytes)), (4, f"{clock(elapsed)} elapsed"), (2, f"{clock(left)} left")]
+        if self._live.is_shown:
+            self._live.show(lambda width: fitting(parts, step / self._steps, width), force=step == self._steps)
         elif self._due() or step == self._steps:
-            done = step - self._first_step + 1
-            left = (time.monotonic() - self._began) / done * (self._steps - step)
-            self.console.print(f"step {step}/{self._steps}  {facts}  {_clock(left)} left")
+            self._say("  ".join(text for priority, text in parts if priority != 4))
 
     def _show_eval(self, step, loss, rows, **_) -> None:
-        self.console.print(f"eval    step {step}: held-out loss {loss:.4f} over {rows:,} rows")
+        self._say(f"eval    step {step}: held-out loss {loss:.4f} over {rows:,} rows")
 
     def _show_checkpoint(self, step, bytes, seconds, best, **_) -> None:
         note = ", best so far" if best else ""
-        self.console.print(f"saved   step {step}: {bytes / 1e6:,.1f} MB in {seconds:.1f} s{note}", style="dim")
+        self._say(f"saved   step {step}: {size(bytes)} in {seconds:.1f} s{note}", style="dim")
 
     def _show_compile(self, step, graphs, recompiles, seconds) -> None:
-        self.console.print(f"compile step {step}: {graphs} graphs in {seconds:.1f} s"
+        self._say(f"compile step {step}: {graphs} graphs in {seconds:.1f} s"
                            + (", again as shapes changed" if recompiles else ""), style="dim")
 
     def _show_warning(self, message) -> None:
-        self.console.print(f"warning {message}", style="yellow")
+        self._say(f"warning {message}", style="yellow")
 
     def _show_resume(self, step) -> None:
-        self.console.print(f"resume  after step {step}")
+        self._say(f"resume  after step {step}")
 
     def close(self) -> None:
-        """Ends the live line."""
-        if self._progress:
-            self._progress.stop()
+        """Takes the live line away."""
+        self._live.clear()
+
+    def waiting(self, what: str) -> None:
+        """On a terminal, shows what goes on until the next line."""
+        self._live.show(lambda width: f"{what} …"[:width], force=True)
 
     def _show_stop(self, step, reason) -> None:
-        self.close()
-        self.console.print(f"stop    after step {step}: {reason.replace('_', ' ')}")
+        self._say(f"stop    after step {step}: {reason.replace('_', ' ')}")
+
+    def _say(self, line: str, style: str | None = None) -> None:
+        """Prints a line of its own; text of users and models is not markup."""
+        self._live.clear()
+        self.console.print(line, style=style, markup=False)
 
     def _due(self) -> bool:
         now = time.monotonic()
@@ -125,7 +150,9 @@ def finished(run, as_json: bool) -> None:
         print(json.dumps(overview.summary(run), indent=2, ensure_ascii=False))
     else:
         show_run(run)
-        print(f"\nresult  {run.result}\nreport  {run.report_file}\nnext    tunesmith chat {run.folder}")
+        folder = quoted(run.folder)
+        print(f"\nresult  {run.result}\nreport  {run.report_file}\nnext    tunesmith chat {folder}\n"
+              f"        tunesmith export {folder} --to gguf")
 
 
 def note(line: str) -> None:
@@ -135,20 +162,39 @@ def note(line: str) -> None:
 
 def exported(found: dict) -> None:
     """What came of an export: `found` as of export.command."""
+    console, folder, precision = Console(highlight=False), Path(found["folder"]), found["settings"].get("precision")
+    written = f"{folder}, {size(sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()))}"
     if found["passed"] is None:
-        print_rich(f"\n{found['folder']}: written, not compared with the trained model")
-        return
-    print_rich(_parity_table(found))
-    for name, there in found["elsewhere"].items():
-        if there["passed"] is None:
-            note(f"note    not compared in {name}: {there['problem']}")
-    print_rich(f"\n{found['folder']}: the trained model, as far as its format can be")
+        console.print(f"\n{written}: not verified, as --no-parity was passed", style="yellow", markup=False)
+    else:
+        console.print(_parity_table(found))
+        engines = [found["engine"], *(n for n, there in found["elsewhere"].items() if there["passed"])]
+        for name, there in found["elsewhere"].items():
+            if there["passed"] is None:
+                note(f"note    not compared in {name}: {there['problem']}")
+        within = f" within {precision} precision" if precision else ""
+        console.print(f"\n✓ {written}: verified in {' and '.join(engines)}; it matches the trained model{within}",
+                      style="green", markup=False, soft_wrap=True)
+    for command in _uses(found["form"], folder):
+        console.print(f"  {command}", markup=False, soft_wrap=True)
+
+
+def _uses(form: str, folder: Path) -> list[str]:
+    """Commands that use an export."""
+    files = sorted(folder.glob("*.gguf"))
+    if files and form == "gguf":
+        return [f"tunesmith serve {quoted(files[0])}", f"llama-server -m {quoted(files[0])}"]
+    if form in ("merged", "fp8", "int4"):
+        return [f"tunesmith serve {quoted(folder)}", f"vllm serve {quoted(folder)}"] if form == "merged" else [
+            f"vllm serve {quoted(folder)}"]
+    return []
 
 
 def _parity_table(found: dict) -> Table:
     """A column for each engine that was asked."""
     asked = [found, *(there for there in found["elsewhere"].values() if there["passed"] is not None)]
-    shown = Table(title=f"exported beside trained, {found['rows']} {found['rows_from']}", title_justify="left")
+    shown = Table(title=f"exported compared with trained, on {found['rows']} {found['rows_from']}",
+                  title_justify="left")
     for column in ("", *(f"in {one['engine']}" for one in asked), "bound"):
         shown.add_column(column)
 
@@ -185,9 +231,3 @@ def _count(number: int) -> str:
         if number >= size:
             return f"{number / size:.1f}{unit}"
     return str(number)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from tunesmith.data.pack import Schedule
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import Interrupted
+from tunesmith.errors import Interrupted, quoted
 from tunesmith.evaluate import generate, heldout
 from tunesmith.evaluate.report import write_report
 from tunesmith.inputs import cache_folder, dataset_of, plan_of, tokenizer_of
@@ -52,6 +52,8 @@ def work(folder: Path) -> None:
             screen.show(event, values)
 
     with closing(screen), stop_on_signal() as stop_asked:
+        if first:
+            screen.waiting("loading the model")
         with no_room_is_said("the model", "a smaller one may, or model.quantize: nf4, or adapter.kind: lora"):
             job, state = _job(run, plan, device, log, stop_asked)
         _before(job, run, state)
@@ -60,7 +62,7 @@ def work(folder: Path) -> None:
         log("stop", step=state.step, reason=reason)
         if reason == "interrupted":
             parallel.wait()  # the launcher ends the others when one has ended, and the first may still be saving
-            raise Interrupted(f"stopped at step {state.step}; `tunesmith resume {run.folder}` goes on")
+            raise Interrupted(f"stopped at step {state.step}; `tunesmith resume {quoted(run.folder)}` continues it")
         if run.recipe.train.result == "best" and state.best_step:
             _load_best(job, state)
         _finish(job, run, state)

@@ -129,7 +129,7 @@ def saves_slowly(folder: Path) -> None:
 def test_no_process_ends_while_another_saves(recipe, monkeypatch, capfd):
     monkeypatch.setattr("tunesmith.worker.work", saves_slowly)
     asked = recipe(train={"processes": 2})
-    with pytest.raises(Interrupted, match="goes on"):
+    with pytest.raises(Interrupted, match="continues it"):
         job.train(asked)
     run = Run(asked.output / "run")
     [stop] = run.events("stop")

@@ -174,7 +174,7 @@ def test_stopped_by_a_signal(started, uninterrupted, tmp_path, kind, number):
     *_, stop = run.events("stop")
     assert stop["reason"] == "interrupted"
     assert command.text().splitlines()[-1] == (
-        f"tunesmith: stopped at step {stop['step']}; `tunesmith resume {run.folder}` goes on")
+        f"tunesmith: stopped at step {stop['step']}; `tunesmith resume {run.folder}` continues it")
     assert "Traceback" not in command.text()
     assert checkpoint.complete(run.checkpoints)[-1].name == f"step-{stop['step']:06d}"
     resumed = Command(tmp_path, "resume", run.folder)
@@ -272,7 +272,7 @@ def test_two_processes_stop_on_a_signal(started, tmp_path):
     assert command.wait_for(run.checkpoints, "step-000001")
     command.send(signal.SIGTERM)
     assert command.status() == 130, command.text()
-    assert command.text().splitlines()[-1] == f"tunesmith: stopped; `tunesmith resume {run.folder}` goes on"
+    assert command.text().splitlines()[-1] == f"tunesmith: stopped; `tunesmith resume {run.folder}` continues it"
     assert "Traceback" not in command.text()
     resumed = Command(tmp_path, "resume", run.folder)
     assert resumed.status() == 0, resumed.text()

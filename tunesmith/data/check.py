@@ -5,26 +5,29 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text as Styled
 
 from tunesmith.data.files import select
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.records import describe
-from tunesmith.data.rows import REASONS, Chat, Row, RowProblem, digest
+from tunesmith.data.rows import REASONS, Chat, Row, RowProblem, Where, digest
 from tunesmith.data.source import formats_of, named, rows_of, template_variables
 from tunesmith.data.template import Example, encode_chat, encode_text
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.recipe import Source
+from tunesmith.terminal import bar
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+BOUNDS = tuple(sorted(bound for power in range(3, 22) for bound in (2**power, 3 * 2 ** (power - 1))))  # of the bars
+BAR = 30  # characters
+LARGE_SHARE = 0.25  # of all tokens in one row, which is then named
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
 def check(source: Source, model: Path | None) -> dict:
     """What a source holds. Raises UserError if nothing in it is usable."""
     tokenizer = _tokenizer(source, model) if model else None
-    ledger, seen, examples, first = Ledger(), set(), [], []
+    ledger, seen, examples, places, first = Ledger(), set(), [], [], []
     for where, row in rows_of(source, ledger.unread):
         try:
             if isinstance(row, RowProblem):
@@ -36,6 +39,7 @@ def check(source: Source, model: Path | None) -> dict:
             if tokenizer:
                 encoded = _encode(tokenizer, row)
                 examples += [(len(e.ids), sum(e.supervised)) for e in encoded]
+                places += [where] * len(encoded)
                 for reason in {r for e in encoded for r in e.changes}:
                     ledger.changed(where, reason)
             ledger.kept()
@@ -46,13 +50,17 @@ def check(source: Source, model: Path | None) -> dict:
     ledger.refuse_if_empty(source.path)
     found = {"path": source.path, "format": named(formats_of(source)),
              "left_out": select(source).left_out, **ledger.summary(), "first_problems": first}
-    return found | (_lengths(np.array(examples)) if examples else {})
+    return found | (_lengths(np.array(examples), places) if examples else {})
 
 
-def _lengths(examples: np.ndarray) -> dict:
-    """Figures of (examples, 2): tokens and supervised tokens."""
+def _lengths(examples: np.ndarray, places: list[Where]) -> dict:
+    """Figures of (examples, 2): tokens and supervised tokens. `histogram`: {tokens at most: examples}."""
     tokens = examples[:, 0]
+    counts = np.bincount(np.searchsorted(BOUNDS, tokens), minlength=len(BOUNDS) + 1)
+    used = np.flatnonzero(counts)
     return {
+        "histogram": {BOUNDS[i]: int(counts[i]) for i in range(used[0], min(used[-1] + 1, len(BOUNDS)))},
+        "longest": {"where": str(places[tokens.argmax()]), "tokens": int(tokens.max())},
         "tokens": int(tokens.sum()),
         "supervised_share": float(examples[:, 1].sum() / tokens.sum()),
         "length_percentiles": {p: int(np.percentile(tokens, p, method="higher")) for p in PERCENTILES},
@@ -60,8 +68,8 @@ def _lengths(examples: np.ndarray) -> dict:
     }
 
 
-def report(found: dict) -> None:
-    """Prints what `check` found."""
+def report(found: dict, sequence_length: int | None = None) -> None:
+    """Prints what `check` found; `sequence_length` is that of the recipe, where there is one."""
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(f"{found['path']}: format {found['format']}, {found['read']:,} rows read, {found['kept']:,} usable")
     if found["left_out"]:
@@ -71,19 +79,38 @@ def report(found: dict) -> None:
             console.print(f"  {count:,} {action}: {REASONS[reason]}", style="yellow")
     if found["unread"]:
         console.print(f"  columns not read: {describe(found['unread'])}", style="yellow", soft_wrap=True)
-    for problem in found["first_problems"]:
+    dropped, first = sum(found["dropped"].values()), found["first_problems"]
+    if first:
+        console.print(f"  The first {len(first)} of {dropped:,} dropped rows:" if dropped > len(first) else
+                      "  The dropped rows:", style="dim")
+    for problem in first:
         detail = f" ({problem['detail']})" if problem["detail"] else ""
         console.print(f"  {problem['where']}: {REASONS[problem['reason']]}{detail}", style="dim", soft_wrap=True)
     if "tokens" not in found:
-        console.print("  Say --model to see lengths and the share that is learned.")
+        console.print("  Add --model to see token lengths and how much is trained on.")
         return
+    _report_lengths(console, found, sequence_length)
+
+
+def _report_lengths(console: Console, found: dict, sequence_length: int | None) -> None:
     console.print(f"  {found['tokens']:,} tokens, {found['supervised_share']:.1%} of them supervised")
-    lengths, lost = Table("percentile", "tokens"), Table("sequence_length", "rows lost")
-    for percentile, tokens in found["length_percentiles"].items():
-        lengths.add_row(f"{percentile} %", f"{tokens:,}")
+    longest = found["longest"]
+    if len(found["histogram"]) > 1 and longest["tokens"] > LARGE_SHARE * found["tokens"]:
+        console.print(f"  {longest['where']} alone holds {longest['tokens'] / found['tokens']:.0%} of all tokens",
+                      style="yellow", soft_wrap=True)
+    most = max(found["histogram"].values())
+    console.print("\n  tokens    examples")
+    for bound, count in found["histogram"].items():
+        style = "red" if sequence_length and bound > sequence_length else "green"
+        console.print(Styled.assemble(f"  ≤ {bound:>7,} ", (bar(count / most, BAR), style), f" {count:,}"))
+    if sequence_length and longest["tokens"] > sequence_length:
+        console.print(f"  red: longer than the recipe's data.sequence_length, {sequence_length:,}", style="dim")
+    percentiles = found["length_percentiles"]
+    console.print(f"\n  half of the examples have at most {percentiles[50]:,} tokens, 95 % at most "
+                  f"{percentiles[95]:,}, the longest {longest['tokens']:,}")
     for length, share in found["lost_share"].items():
-        lost.add_row(f"{length:,}", f"{share:.1%}")
-    console.print(lengths, lost)
+        if share:
+            console.print(f"  data.sequence_length: {length:,} would lose {share:.1%} of them")
 
 
 def show(source: Source, model: Path, rows: int, mask: str) -> None:

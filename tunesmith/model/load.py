@@ -22,6 +22,11 @@ def resolve(model: Model) -> Path:
     if folder.is_dir():
         check_folder(folder, model.initialize == "pretrained")
         return folder
+    if folder.suffix == ".gguf":
+        raise UserError(f"model.path: {model.path}: a GGUF file cannot be trained; name the safetensors model it was "
+                        "made from")
+    if folder.is_file():
+        raise UserError(f"model.path: {model.path}: a file; name the model's folder")
     if model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
         raise UserError(f"model.path: no folder {model.path}, and it is not a hub id like org/name")
     from huggingface_hub import snapshot_download

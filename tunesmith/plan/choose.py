@@ -1,5 +1,6 @@
 """Plan: what is decided from the recipe and the machine before anything runs."""
 
+import os
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 
@@ -67,8 +68,14 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     return Plan(
         device=device, processes=processes, weights=weights, compute=compute,
         sequence_length=length, micro_batch_tokens=tokens,
-        packing=recipe.data.packing, threads=max(1, machine.cores // processes), reasons=reasons | why,
+        packing=recipe.data.packing, threads=_threads(machine.cores, processes), reasons=reasons | why,
         **layers)
+
+
+def _threads(cores: int, processes: int) -> int:
+    """Threads of each process: as OMP_NUM_THREADS says, else its share of the cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(asked) if asked.isdigit() and int(asked) else max(1, cores // processes)
 
 
 def for_model(plan: Plan, recipe: Recipe, config) -> Plan:

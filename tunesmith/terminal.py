@@ -1,0 +1,141 @@
+"""What the terminal shows: sizes and times in words, charts made of characters, and one live line."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.text import Text
+
+EIGHTHS = " ▏▎▍▌▋▊▉"
+MARKS = "●▲■◆○△□◇"
+COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "white", "bright_black")
+SECONDS_BETWEEN_REDRAWS = 0.1
+SHORTEST_BAR, LONGEST_BAR = 8, 24
+BEFORE_BAR = 3  # parts up to this priority are worth more than a bar
+CLEAR = "\r\x1b[J"  # to the start of the line, and all from there on away
+
+
+def size(bytes_: float) -> str:
+    """Bytes in the decimal unit that suits them."""
+    unit, divisor = next((pair for pair in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if bytes_ >= pair[1]), ("bytes", 1))
+    value = bytes_ / divisor
+    return f"{value:,.1f} {unit}" if unit != "bytes" else f"{value:.0f} {unit}"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+@contextmanager
+def waiting(what: str):
+    """While this holds, a terminal shows that something goes on; elsewhere nothing is written."""
+    shown = sys.stderr.isatty()
+    if shown:
+        print(f"{what} …", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print(CLEAR, end="", file=sys.stderr, flush=True)
+
+
+def fitting(parts: Sequence[tuple[int, str]], share: float, width: int) -> str:
+    """One line of at most `width` characters, made of parts that are each a (priority, text), with a bar that shows
+    `share` behind the first. What does not fit is left out, the highest number first."""
+    kept = sorted(range(len(parts)), key=lambda place: parts[place][0])
+
+    def missing() -> int:
+        bar_needs = SHORTEST_BAR + 2 if parts[kept[-1]][0] > BEFORE_BAR else 0
+        return len("  ".join(parts[place][1] for place in kept)) + bar_needs - width
+
+    while len(kept) > 1 and missing() > 0:
+        kept.pop()
+    texts = [parts[place][1] for place in sorted(kept)]
+    room = width - len("  ".join(texts)) - 2
+    if room >= SHORTEST_BAR:
+        length = min(LONGEST_BAR, room)
+        texts.insert(1, bar(share, length).ljust(length, "░"))
+    return "  ".join(texts)[:width]
+
+
+class LiveLine:
+    """The last line of a terminal, written again and again. Elsewhere nothing is shown."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._length = 0
+        self._shown_at = 0.0
+
+    @property
+    def is_shown(self) -> bool:
+        return self._console.is_terminal
+
+    def show(self, line: Callable[[int], str], force: bool = False) -> None:
+        """Shows the line that `line` gives for a width, but not more often than a person can read."""
+        if not self.is_shown or not force and time.monotonic() - self._shown_at < SECONDS_BETWEEN_REDRAWS:
+            return
+        text = line(self._console.width - 1)  # a full line would make some terminals start another
+        self._console.file.write(self._cleared() + text)
+        self._console.file.flush()
+        self._length, self._shown_at = len(text), time.monotonic()
+
+    def clear(self) -> None:
+        """Takes the line away, so that others can be printed."""
+        if self._length:
+            self._console.file.write(self._cleared())
+            self._console.file.flush()
+            self._length = 0
+
+    def _cleared(self) -> str:
+        """A terminal that became narrower has wrapped the line that is there."""
+        rows = max(0, self._length - 1) // max(1, self._console.width)
+        return (f"\x1b[{rows}A" if rows else "") + CLEAR
+
+
+def bar(share: float, width: int) -> str:
+    """A bar of up to `width` characters, in eighths of one; what is not 0 is seen."""
+    eighths = max(round(share * width * 8), share > 0)
+    return "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
+
+
+def line_chart(series: Sequence[Sequence[tuple[float, float]]], width: int, height: int,
+               show: Callable[[float], str]) -> Text:
+    """Points (x, y) of each series, in its own mark and colour, over axes that hold them all; `show` writes a y.
+    Points that are not finite are left out."""
+    finite = [[(x, y) for x, y in points if math.isfinite(y)] for points in series]
+    xs, ys = ([point[axis] for points in finite for point in points] for axis in (0, 1))
+    if not xs:
+        return Text("no finite values to draw")
+    low, high = min(ys), max(ys)
+    labels = [show(high), show((low + high) / 2), show(low)]
+    margin = max(map(len, labels))
+    columns, rows = max(10, width - margin - 2), max(3, height)
+    cells: dict[tuple[int, int], int] = {}
+    for number, points in enumerate(finite):
+        for x, y in points:
+            column = round((x - min(xs)) / ((max(xs) - min(xs)) or 1) * (columns - 1))
+            row = round((high - y) / ((high - low) or 1) * (rows - 1))
+            cells[row, column] = number
+    labelled = dict(zip((0, (rows - 1) // 2, rows - 1), labels))
+    chart = Text(no_wrap=True)
+    for row in range(rows):
+        chart.append(f"{labelled.get(row, ''):>{margin}} ┤", "dim")
+        for column in range(columns):
+            number = cells.get((row, column))
+            chart.append(" ") if number is None else chart.append(*mark(number))
+        chart.append("\n")
+    ends = f"{min(xs):,.0f}", f"{max(xs):,.0f}"
+    chart.append(" " * margin + f" └{'─' * columns}\n" + " " * (margin + 2), "dim")
+    chart.append(f"{ends[0]}{'step':^{columns - len(ends[0]) - len(ends[1])}}{ends[1]}", "dim")
+    return chart
+
+
+def mark(number: int) -> tuple[str, str]:
+    """The mark and the colour of a series."""
+    return MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)]
