@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up; a folder may import those before it, and its own files.
 FLOORS = ["errors", "terminal", "wording", "recipe", "run", "machine", "llama", "data", "writing", "method", "model", "provenance", "plan",
-          "training", "evaluate", "screen", "inputs", "result", "vllm", "init", "worker", "measure", "job", "export",
+          "training", "evaluate", "screen", "inputs", "result", "evaluation", "vllm", "init", "worker", "measure", "job", "export",
           "serve", "chat", "demo", "flags", "cli"]
 
 

@@ -94,6 +94,7 @@ def test_looking_commands_answer(trained, arguments):
     (("trian",), "train"),
     (("train",), "no recipe. `tunesmith init"),
     (("train", "rows.jsonl"), "data, not a recipe; `tunesmith init --model MODEL --data rows.jsonl`"),
+    (("train", "--data.packing", "false"), "--data.packing=false"),
     (("train", "model"), "a folder, not a recipe"),
     (("train", "runs/first"), "a run, not a recipe; `tunesmith resume runs/first`"),
     (("train", "recipe.yaml", "--adapter.kind", "qlora"), "model.quantize: nf4"),
@@ -104,7 +105,7 @@ def test_looking_commands_answer(trained, arguments):
     (("connect",), "CLIENT is openclaw, opencode, codex"),
     (("export", "first", "second", "--to", "gguf"), "second is too much"),
     (("runs", "show", "frist"), "frist: no such run; did you mean first?"),
-    (("serve", "runs/typo"), "runs/typo: no such run; runs has first"),
+    (("serve", "runs/typo"), "no folder runs/typo, and no such run: runs has first"),
     (("data", "check", "rows.jsonl", "--columns", "question"), "write name=column"),
     (("data", "show", "rows.jsonl"), "pass --model"),
     (("train", "--train.learning-rat", "1"), "--train.learning-rate"),
@@ -174,3 +175,53 @@ def test_columns_of_the_users_own_are_checked_and_started(trained, tmp_path, col
 def test_a_run_is_found_by_its_name(trained):
     by_name, by_folder = (tunesmith("runs", "show", run, "--json", cwd=trained[0]) for run in ("first", "runs/first"))
     assert by_name.returncode == 0 and by_name.stdout == by_folder.stdout
+
+
+@pytest.fixture(scope="module")
+def measured(trained):
+    """Two runs with the same held-out rows, one with others, and one with another tokenizer."""
+    from tests import tiny
+
+    folder, _ = trained
+    tiny.save("gemma3", folder / "other-model")
+    write_rows(folder / "held-out.jsonl", sums(9, 500))
+    write_rows(folder / "others.jsonl", sums(9, 700))
+    for name, model, kind, held_out in (("full", "model", "full", "held-out"), ("lora", "model", "lora", "held-out"),
+                                        ("elsewhere", "model", "lora", "others"),
+                                        ("gemma", "other-model", "lora", "held-out")):
+        done = tunesmith("train", "--model", model, "--data", "rows.jsonl", "--data.eval", f"{held_out}.jsonl",
+                         "--adapter.kind", kind, "--train.max-steps", "2", "--train.learning-rate", "1e-2",
+                         "--model.dtype", "float32", "--evaluate.max-new-tokens", "2", "--name", name, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert "kernels" not in done.stderr and "GiB" not in done.stderr and "plan    on      CPU" in done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "gemma"])
+def test_eval_measures_a_finished_run_on_other_rows(measured, name):
+    """On the run's own held-out rows it finds what training found."""
+    found = tunesmith("eval", name, "--data", "held-out.jsonl", "--json", cwd=measured)
+    assert found.returncode == 0, found.stderr
+    found, own = json.loads(found.stdout), json.loads((measured / f"runs/{name}/eval.json").read_text())
+    for side in ("before", "after"):
+        assert found[side]["loss"]["mean"] == pytest.approx(own[side]["loss"]["mean"], rel=1e-4)
+    assert found["rows"] == 9 and found["held_out"] == own["held_out"]
+    assert [sample["after"] for sample in found["samples"]] == [sample["after"] for sample in own["samples"]]
+
+
+def test_eval_on_other_rows_is_shown_and_leaves_the_run_as_it_was(measured):
+    before = sorted((f, f.stat().st_mtime_ns) for f in (measured / "runs/lora").rglob("*"))
+    shown = tunesmith("eval", "lora", "--data", "others.jsonl", cwd=measured)
+    assert "Held-out loss" in shown.stdout and "9 examples of others.jsonl" in shown.stdout
+    assert sorted((f, f.stat().st_mtime_ns) for f in (measured / "runs/lora").rglob("*")) == before
+
+
+@pytest.mark.parametrize(("runs", "said", "unsaid"), [
+    (("full", "lora"), [], ["do not compare"]),
+    (("lora", "elsewhere"), ["different held-out rows"], ["different tokenizers"]),
+    (("lora", "gemma"), ["different tokenizers"], ["different held-out rows"]),
+])
+def test_compare_says_what_cannot_be_compared_and_draws_curves(measured, runs, said, unsaid):
+    shown = " ".join(tunesmith("runs", "compare", *runs, cwd=measured).stdout.split())
+    assert [text for text in said if text not in shown] == [] and [text for text in unsaid if text in shown] == []
+    assert "held-out loss" in shown and "●" in shown and "▲" in shown and "step" in shown

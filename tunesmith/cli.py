@@ -78,21 +78,37 @@ def resume(run: Path, *, as_json: Json = False) -> None:
 
 
 @app.command(name="eval", group=TRAIN, sort_key=4, synonym=("evaluate", "test"))
-def evaluate(run: Path, *, as_json: Json = False) -> None:
-    """Show what came of a run: before and after on the held-out rows.
+def evaluate(run: Path, *, data: str | None = None, format: str = "auto", columns: Columns = [],
+             as_json: Json = False) -> None:
+    """Show how a run did on its held-out rows, before and after; with --data, measure it on other rows.
 
     Args:
         run: The run's name or folder.
-        as_json: Print eval.json.
+        data: File, folder, glob or hub:org/name of rows to measure the finished run on.
+        format: The format of --data, if it is not to be recognised.
+        columns: The file's own names of columns, like question=Frage answer=Antwort.
+        as_json: Print the numbers as JSON.
     """
     from tunesmith.run import Run, read_json
-    from tunesmith.screen import show_run
 
     opened = Run.open(run)
-    found = read_json(opened.eval_file)
-    if found is None:
-        raise UserError(f"{run}: not evaluated: it is not finished, or had no held-out rows")
-    print_json(found) if as_json else show_run(opened)
+    if data:
+        [source], _, _ = _sources(data, None, format, columns, None, None)
+        from tunesmith.terminal import waiting
+
+        with waiting(f"measuring {opened.name} on {data}"):
+            from tunesmith.evaluation import evaluate as measure
+
+            found = measure(opened, source)
+    elif (found := read_json(opened.eval_file)) is None:
+        raise UserError(f"{run}: not evaluated: it is not finished, or had no held-out rows; --data FILE measures a "
+                        "finished run on other rows")
+    if as_json:
+        return print_json(found)
+
+    from tunesmith.screen import evaluated, show_run
+
+    evaluated(found) if data else show_run(opened)
 
 
 @app.command(group=USE, sort_key=2, synonym=("merge", "convert", "quantize", "quantise", "push", "gguf"))
@@ -176,7 +192,8 @@ def serve(*models: Path, host: str = "127.0.0.1",
 
     if not models:
         raise UserError("serve: name a run or a model")
-    run([_served(model) for model in models], host, port, api_key, cors, allow_host, context, batch, queue, engine)
+    paths = [_served(model) for model in models]
+    run(paths, host, port, api_key, cors, allow_host, context, batch, queue, engine)
 
 
 @app.command(group=TRAIN, sort_key=3, synonym=("list", "show", "compare", "ls"))
@@ -374,12 +391,12 @@ def _fail(message: str, status: int) -> None:
 def _served(model: Path) -> Path:
     """The folder of a run that is named, else the model as it is. Raises UserError for a folder that is not there,
     before it is taken for a hub id."""
-    from tunesmith.run import Run
+    from tunesmith.run import Run, runs_there
 
     if run := Run.find(model):
         return run.folder
     if not model.exists() and (len(model.parts) == 1 or model.parent.is_dir()) and model.suffix != ".gguf":
-        Run.open(model)  # says what there is
+        raise UserError(f"no folder {model}, and no such run: {runs_there(model, DEFAULT_OUTPUT)}")
     return model
 
 

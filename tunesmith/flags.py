@@ -70,6 +70,9 @@ def train(recipe: Path | None = None, *, flags: Annotated[RecipeFlags | None, Pa
     if not recipe and not values:
         raise UserError("train: no recipe. `tunesmith init --model MODEL --data DATA` writes one; or name both "
                         "here: tunesmith train --model MODEL --data DATA")
+    if recipe and str(recipe).lower() in ("true", "false", "on", "off", "yes", "no"):
+        raise UserError(f"{recipe}: no recipe; the value of a flag that is on or off stands behind =, like "
+                        "--data.packing=false")
     if recipe and Run.find(recipe):
         raise UserError(f"{recipe}: a run, not a recipe; `tunesmith resume {quoted(recipe)}` continues it")
     asked = Recipe.load(recipe, values) if recipe else Recipe.build(values, "train")

@@ -18,7 +18,8 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
                 not_finite | out_of_memory | error (any other), these with the error's message; a run that was
                 killed has none
 
-eval.json holds `rows`; `before` and `after`, each with `loss`, `perplexity` and, where asked for, `exact_match` as
+eval.json holds `rows`; `held_out`, which is equal for the same rows whatever the tokenizer; `before` and `after`,
+each with `loss`, `perplexity` and, where asked for, `exact_match` as
 {mean, low, high} (95 % bootstrap over rows); `difference` (after minus before, paired) of `loss` and `exact_match`;
 and `samples`: [{prompt, reference, before, after}].
 """
@@ -57,6 +58,9 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.lock_file = self.folder / ".lock"
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
     @property
     def name(self) -> str:
         return self.folder.name
@@ -90,11 +94,7 @@ class Run:
             return run
         if Path(name).is_dir():
             raise UserError(f"{name}: not a run folder (recipe.yaml and checkpoints/); `tunesmith runs` lists runs")
-        names = [run.name for run in list_runs(output)]
-        near = difflib.get_close_matches(Path(name).name, names, 1, 0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
-        there = f"{output} has {', '.join(names[-5:])}" if names else f"{output} has no runs"
-        raise UserError(f"{name}: no such run; {hint}{there}")
+        raise UserError(f"{name}: no such run; {runs_there(name, output)}")
 
     @property
     def exists(self) -> bool:
@@ -162,6 +162,14 @@ class Run:
                     kept = [e for e in kept if e.get("step", 0) <= event["step"]]
                 kept.append(event)
         return [e for e in kept if not kinds or e["event"] in kinds]
+
+
+def runs_there(name: str | Path, output: Path) -> str:
+    """For a message about a run that is not there: the nearest name, and the last of those in `output`."""
+    names = [run.name for run in list_runs(output)]
+    near = difflib.get_close_matches(Path(name).name, names, 1, 0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return hint + (f"{output} has {', '.join(names[-5:])}" if names else f"{output} has no runs")
 
 
 def list_runs(output: Path) -> list[Run]:

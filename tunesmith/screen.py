@@ -199,14 +199,15 @@ def _parity_table(found: dict) -> Table:
         shown.add_column(column)
 
     def row(what: str, bound: str, value) -> None:
-        shown.add_row(what, *map(value, asked), bound)
+        """A bound, where there is one, holds: an export that is not the trained model is not shown."""
+        shown.add_row(what, *(f"✓ {value(one)}" if bound else value(one) for one in asked), bound)
 
     def of_logits(text):
         return lambda one: text(one["logits"]) if one["logits"] else "not told"
 
     bound = found["bound"]
-    row("ids of texts and conversations", "identical",
-        lambda one: f"{one['tokens']['texts']} and {one['tokens']['conversations']}")
+    row("token ids", "identical",
+        lambda one: f"of {one['tokens']['texts']} texts, {one['tokens']['conversations']} conversations")
     for key, what in (("excused", "other ids, as noted"), ("not_expressed", "conversations not compared")):
         if any(one["tokens"][key] for one in asked):
             row(what, "", lambda one: ", ".join(map(repr, one["tokens"][key])))
@@ -220,6 +221,20 @@ def _parity_table(found: dict) -> Table:
         row(f"{name.replace('_', ' ')}, trained {values['trained']:.4f}", "", lambda one: (
             "not told" if one["measure"][name]["exported"] is None else f"{one['measure'][name]['exported']:.4f}"))
     return shown
+
+
+def evaluated(found: dict) -> None:
+    """What a run answers on other data: `found` as of evaluation.evaluate."""
+    console, verdict = Console(highlight=False), overview.verdict_on(found)
+    console.print(verdict.text, style=overview.TONES[verdict.tone])
+    ledger = found["ledger"]
+    console.print(f"{found['rows']:,} examples of {found['path']}, {ledger['read']:,} rows read", markup=False)
+    for reason, count in ledger["dropped"].items():
+        console.print(f"  {count:,} dropped: {REASONS[reason]}", style="yellow", markup=False)
+    for sample in found["samples"]:
+        console.print(f"\n{sample['prompt']}", style="bold", markup=False)
+        for name in ("reference", "before", "after"):
+            console.print(f"  {name:10}{' '.join(sample[name].split())}", markup=False)
 
 
 def show_run(run) -> None:

@@ -116,19 +116,27 @@ def line_chart(series: Sequence[Sequence[tuple[float, float]]], width: int, heig
     labels = [show(high), show((low + high) / 2), show(low)]
     margin = max(map(len, labels))
     columns, rows = max(10, width - margin - 2), max(3, height)
-    cells: dict[tuple[int, int], int] = {}
+    cells: dict[tuple[int, int], tuple[str, str]] = {}
+
+    def place(x: float, y: float) -> tuple[int, int]:
+        """(row, column) of a point."""
+        return (round((high - y) / ((high - low) or 1) * (rows - 1)),
+                round((x - min(xs)) / ((max(xs) - min(xs)) or 1) * (columns - 1)))
+
     for number, points in enumerate(finite):
-        for x, y in points:
-            column = round((x - min(xs)) / ((max(xs) - min(xs)) or 1) * (columns - 1))
-            row = round((high - y) / ((high - low) or 1) * (rows - 1))
-            cells[row, column] = number
+        for (x, y), (next_x, next_y) in zip(points, points[1:]):
+            width_between = place(next_x, next_y)[1] - place(x, y)[1]
+            for part in range(1, width_between):
+                share = part / width_between
+                cells.setdefault(place(x + share * (next_x - x), y + share * (next_y - y)), ("·", mark(number)[1]))
+    for number, points in enumerate(finite):
+        cells |= {place(x, y): mark(number) for x, y in points}
     labelled = dict(zip((0, (rows - 1) // 2, rows - 1), labels))
     chart = Text(no_wrap=True)
     for row in range(rows):
         chart.append(f"{labelled.get(row, ''):>{margin}} ┤", "dim")
         for column in range(columns):
-            number = cells.get((row, column))
-            chart.append(" ") if number is None else chart.append(*mark(number))
+            chart.append(*cells.get((row, column), (" ", "")))
         chart.append("\n")
     ends = f"{min(xs):,.0f}", f"{max(xs):,.0f}"
     chart.append(" " * margin + f" └{'─' * columns}\n" + " " * (margin + 2), "dim")

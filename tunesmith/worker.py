@@ -241,7 +241,7 @@ def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
     if parallel.rank() == 0:
         if after:
             before = read_json(run.before_file)
-            found = heldout.compare(before, after)
+            found = heldout.compare(before, after) | {"held_out": job.held_out.fingerprint}
             found["samples"] = [_shown(job, row) | {"before": before["answers"][str(row)],
                                                     "after": after["answers"][str(row)]} for row in _sampled(job)]
             write_json(run.eval_file, found)

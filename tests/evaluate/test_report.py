@@ -263,6 +263,7 @@ def test_tables_show_results_and_what_differs(tmp_path):
     assert "0.0002" in cells["train.learning_rate"] and "0.001" in cells["train.learning_rate"]
     assert "train.epochs" not in cells and "name" not in cells
     assert "3.21 → 0.84" in cells["Held-out loss"]
+    assert "● A  " + one.name in rows[0] and "faster[red]" in rows[1]
     listed = printed(overview.list_table([one, two]), width=80)
     assert "faster[red]" in listed and "not started" in listed and "396/396" in listed
     assert one.name in listed and "Qwen3-0.6B, sft, lora" in listed

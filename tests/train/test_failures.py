@@ -296,14 +296,18 @@ def test_a_file_system_without_locks(recipe, monkeypatch):
     assert overview.summary(run)["status"] == "done"
 
 
-def test_a_script_without_a_guard_is_told(tmp_path, recipe):
-    """Processes of ours import it, and would train too."""
-    asked = recipe(train={"micro_batch": "auto", "max_steps": 1})
+@pytest.mark.parametrize("train", [{"micro_batch": "auto"}, {"processes": 2}])
+def test_a_script_without_a_guard_is_told(tmp_path, recipe, train):
+    """Processes of ours import it, and would train too. They end without a word, so that the reason is the last line
+    and stands below one traceback: that of the script."""
+    asked = recipe(train=train | {"max_steps": 1})
     (tmp_path / "recipe.yaml").write_text(asked.dump())
     script = tmp_path / "script.py"
     script.write_text(f"from tunesmith import Recipe, train\ntrain(Recipe.load({str(tmp_path / 'recipe.yaml')!r}))\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert done.returncode and 'a script calls Tunesmith outside of `if __name__ == "__main__":`' in done.stderr
+    assert done.returncode and done.stderr.count("Traceback") == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("tunesmith.errors.UserError") and 'outside of `if __name__ == "__main__":`' in last
     assert not (asked.output / "run").exists()
 
 

@@ -4,6 +4,7 @@ Duplicates go, and evaluation is kept apart: held-out rows are chosen by the has
 the same are on one side whatever their order. Every row that is not used as it stood is in the ledger.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -83,6 +84,15 @@ class TokenStore:
         return shard.asked(example)
 
     @property
+    def fingerprint(self) -> str:
+        """Equal for stores of the same rows, whatever tokenizer encoded them."""
+        digests = [shard.rows["digest"][self._example[self._shard == number]]
+                   for number, shard in enumerate(self._shards)]
+        rows = np.concatenate(digests)
+        ordered = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+        return hashlib.blake2b(ordered.tobytes(), digest_size=16).hexdigest()
+
+    @property
     def largest_id(self) -> int:
         return max((int(s.ids.max()) for s in self._shards if len(s.ids)), default=0)
 
@@ -139,6 +149,22 @@ def _system_prompts(train: list[Shard]) -> dict[str, float]:
         counts.update(shard.system_prompts)
     chats = sum(shard.chats for shard in train)
     return {prompt: round(rows / chats, 3) for prompt, rows in counts.most_common(SYSTEM_PROMPTS_KEPT)}
+
+
+def measured_only(data: Data, settings: Settings, cache: Path, progress: Callable) -> tuple[TokenStore, dict]:
+    """The rows of `data.eval` without duplicates, at most `data.eval_limit`, and the ledger's summary. Raises
+    UserError if none is usable."""
+    settings = replace(settings, candidate_share=1.0)
+    shards = [Shard(encode_source(source, settings, cache, progress)) for source in data.eval]
+    none = [np.zeros(len(s.rows), bool) for s in shards]
+    repeated = _repeated([s.rows["digest"] for s in shards], none)
+    with Ledger() as ledger:
+        for s, r, n in zip(shards, repeated, none):
+            _account(ledger, s, r, n, data)
+        ledger.kept(sum(s.read for s in shards) - sum(ledger.summary()["dropped"].values()))
+        ledger.refuse_if_empty(", ".join(s.path for s in data.eval))
+    limited = _limited(shards, [~r for r in repeated], data.eval_limit)
+    return TokenStore(shards, list(map(np.flatnonzero, limited)), [1.0] * len(shards)), ledger.summary()
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:

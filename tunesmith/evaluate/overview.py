@@ -1,17 +1,20 @@
 """What became of a run, in a few plain values and words: for `tunesmith runs` and for the report."""
 
+import hashlib
 import json
 import math
 from datetime import datetime
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.evaluate.charts import thin
 from tunesmith.recipe import read_yaml
 from tunesmith.run import Run, read_json
+from tunesmith.terminal import line_chart, mark
 
 # How a run ended. Key: its status; value: what follows "The run", with the place of its step.
 ENDINGS = {
@@ -27,6 +30,7 @@ ENDINGS = {
     "cut off": "was cut off{}, without saying why",
     "not started": "has not started",
 }
+TONES = {"better": "bold green", "worse": "bold red", "unclear": "bold yellow"}
 NO_VALUE = "–"
 FEW_ROWS = 8  # an interval from fewer says more than is known
 
@@ -80,7 +84,12 @@ def verdict(run: Run) -> Verdict:
     evaluation = read_json(run.eval_file)
     if not evaluation:
         return _not_compared(run)
-    return _compared(*_before_after(run), evaluation["difference"], evaluation["rows"])
+    return verdict_on(evaluation)
+
+
+def verdict_on(evaluation: dict) -> Verdict:
+    """What an evaluation like eval.json says, in one plain sentence."""
+    return _compared(*_means(evaluation), evaluation["difference"], evaluation["rows"])
 
 
 def ending(facts: dict) -> str:
@@ -99,7 +108,10 @@ def list_table(runs: list[Run]) -> Table:
     for facts in map(summary, runs):
         trained = f"{PurePath(facts['base_model'] or NO_VALUE).name}, {facts['method']}, {facts['adapter']}"
         name = Text.assemble(facts["name"], "\n", (trained, "dim"))
-        table.add_row(name, *_texts(*_results(facts).values()))
+        results = _results(facts)
+        worse = facts["loss_before"] is not None and (facts["loss_after"] or 0) > facts["loss_before"]
+        table.add_row(name, *(Text(value, style="red" if worse and key == "Held-out loss" else "")
+                              for key, value in results.items()))
     return table
 
 
@@ -115,25 +127,59 @@ def show(run: Run) -> RenderableType:
         table.add_row(*_texts(name, value))
     for message, times in warnings(run).items():
         table.add_row(*_texts("Warning", message if times == 1 else f"{message} ({times} times)"))
-    colour = {"better": "bold green", "worse": "bold red", "unclear": "bold yellow"}[found.tone]
-    return Group(Text(found.text, style=colour), Text(ending(facts)), Text(), table)
+    return Group(Text(found.text, style=TONES[found.tone]), Text(ending(facts)), Text(), table)
 
 
-def compare(runs: list[Run]) -> Table:
-    """Side by side: the recipe keys that differ, then the results."""
+def compare(runs: list[Run], width: int = 80) -> RenderableType:
+    """Side by side: the recipe keys that differ, then the results, what makes them incomparable, and the curves of
+    held-out loss (of training loss, where a run has no evaluations). Runs are lettered, so that many fit."""
     table = _table()
-    for run in runs:
-        table.add_column(Text(run.name), overflow="fold")
-    recipes = [flatten(read_yaml(run.recipe_file)) for run in runs]
+    letters = [chr(ord("A") + number % 26) for number in range(len(runs))]
+    for number, letter in enumerate(letters):
+        table.add_column(Text(letter, style=mark(number)[1]), overflow="fold")
+    recipes = [{key: value for key, value in flatten(read_yaml(run.recipe_file)).items() if value not in ("", None)}
+               for run in runs]
     for key in dict.fromkeys(key for recipe in recipes for key in recipe):
         values = [recipe.get(key) for recipe in recipes]
-        if key != "name" and any(value != values[0] for value in values):
+        if key not in ("name", "output") and any(value != values[0] for value in values):
             table.add_row(*_texts(key, *values))
     table.add_section()
     results = [_results(summary(run)) for run in runs]
     for name in results[0] if results else ():
         table.add_row(*_texts(name, *(result[name] for result in results)))
-    return table
+    legend = [Text.assemble((f"{mark(number)[0]} {letter}  ", mark(number)[1]), run.name)
+              for number, (letter, run) in enumerate(zip(letters, runs))]
+    notes = [Text(note, style="yellow") for note in incomparable(runs)]
+    return Group(*legend, Text(), table, *notes, Text(), *_curves(runs, width))
+
+
+def incomparable(runs: list[Run]) -> list[str]:
+    """Why losses of these runs do not compare, in a sentence each."""
+    notes = []
+    tokenizers = {_digest(run.tokenizer / "tokenizer.json") for run in runs}
+    if len(tokenizers) > 1:
+        notes.append("Losses do not compare: the runs have different tokenizers, so a token is not the same amount of "
+                     "text. Compare exact match, or answers.")
+    held_out = {(read_json(run.eval_file) or {}).get("held_out") for run in runs} - {None}
+    if len(held_out) > 1:
+        notes.append("Losses do not compare: the runs were measured on different held-out rows. Give them the same "
+                     "data.eval.")
+    return notes
+
+
+def _digest(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
+
+
+def _curves(runs: list[Run], width: int) -> list[RenderableType]:
+    evaluated = [[(e["step"], e["loss"]) for e in run.events("eval")] for run in runs]
+    if all(len(points) > 1 for points in evaluated):
+        return [Text("held-out loss", style="bold"), line_chart(evaluated, width, 12, number)]
+    stepped = [[(e["step"], e["loss"]) for e in run.events("step")] for run in runs]
+    if not any(stepped):
+        return []
+    return [Text("training loss", style="bold"), line_chart([thin(points, width)[0] for points in stepped], width, 12,
+                                                            number)]
 
 
 def warnings(run: Run) -> dict[str, int]:
@@ -246,10 +292,14 @@ def _before_after(run: Run) -> tuple[dict, dict]:
     """Means by measure: of the final evaluation or, without one, the evaluation at step 0 and the latest after it."""
     evaluation = read_json(run.eval_file)
     if evaluation:
-        return tuple({name: found["mean"] for name, found in evaluation[side].items()} for side in ("before", "after"))
+        return _means(evaluation)
     evals = run.events("eval")
     before = next((e for e in evals if e["step"] == 0), {})
     return before, next((e for e in reversed(evals) if e["step"] > 0), {})
+
+
+def _means(evaluation: dict) -> tuple[dict, dict]:
+    return tuple({name: found["mean"] for name, found in evaluation[side].items()} for side in ("before", "after"))
 
 
 def _last_word(events: list[dict]) -> dict:

@@ -4,7 +4,7 @@ import difflib
 
 import torch
 
-from tunesmith.errors import UserError
+from tunesmith.errors import UserError, first_line
 from tunesmith.model import experts, lora
 from tunesmith.model.text import freeze_the_rest, is_multimodal, text_modules
 from tunesmith.recipe import Adapter
@@ -35,7 +35,7 @@ def adapt(model, adapter: Adapter, new_token_ids: list[int], vocabulary: int):
     try:
         adapted = get_peft_model(model, lora_config(model, adapter, new_token_ids))
     except ValueError as error:
-        raise UserError(f"adapter.targets: {str(error).splitlines()[0]}; linear modules of this model: "
+        raise UserError(f"adapter.targets: {first_line(error).partition('. Please')[0]}; linear modules of this model: "
                         f"{', '.join(_linear_names(model))}") from None
     for parameter in adapted.parameters():
         if parameter.requires_grad:

@@ -23,6 +23,10 @@ from tunesmith.training import attention_kernels
 from tunesmith.training.offload import Offload
 
 aten = torch.ops.aten
+# What `selective` keeps stays on the GPU. Newer versions of torch can also pass it to the hooks that offload, and warn
+# unless they are told.
+HOOKS_OPTION = "respect_saved_tensors_hooks"
+ASIDE_FROM_HOOKS = {HOOKS_OPTION: False} if HOOKS_OPTION in inspect.signature(checkpoint).parameters else {}
 EXPENSIVE = [  # what `selective` keeps: matrix products and attention, in every way torch computes them
     aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default,
     aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_flash_attention_for_cpu.default,
@@ -81,6 +85,7 @@ class _Checkpointed:
         self.options = {"use_reentrant": False}
         if selective:
             self.options["context_fn"] = partial(create_selective_checkpoint_contexts, EXPENSIVE)
+            self.options |= ASIDE_FROM_HOOKS
 
     def __call__(self, hidden_BTC: torch.Tensor, *args, **kwargs):
         learns = hidden_BTC.requires_grad or any(p.requires_grad for p in self.layer.parameters())

@@ -1,0 +1,79 @@
+"""A finished run measured on data that it was not trained with: `tunesmith eval RUN --data FILE`."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from tunesmith import method
+from tunesmith.data.dataset import TokenStore, measured_only
+from tunesmith.data.encode import Settings
+from tunesmith.evaluate import generate, heldout
+from tunesmith.inputs import cache_folder, plan_of, tokenizer_of
+from tunesmith.model.load import on_best, quieten
+from tunesmith.recipe import Source
+from tunesmith.result import base_model, require_result, trained_model
+from tunesmith.run import Run
+from tunesmith.training.loss import autocast, find_head
+from tunesmith.writing.formats import find
+
+
+def evaluate(run: Run, source: Source, progress=lambda rows, examples: None) -> dict:
+    """The numbers of eval.json for the rows of `source`, before and after training, with `ledger`, `path` and the
+    `samples`. Raises UserError for a run without a result and for data without a usable row."""
+    require_result(run)
+    quieten()
+    tokens, ledger = _tokens(run, source, progress)
+    after, before = _measured(run, tokens)
+    plain = partial(find(tokenizer_of(run)).plain, tokenizer_of(run))
+    samples = [{"prompt": tokens.asked(row), "reference": plain(tokens.prompt_and_answer(row)[1].tolist()),
+                "before": before["answers"][row], "after": after["answers"][row]} for row in _sampled(run, tokens)]
+    return heldout.compare(before, after) | {"path": source.path, "held_out": tokens.fingerprint, "ledger": ledger,
+                                             "samples": samples}
+
+
+def _tokens(run: Run, source: Source, progress) -> tuple[TokenStore, dict]:
+    recipe, plan = run.recipe, plan_of(run)
+    chosen = method.get(recipe.method.name)
+    settings = Settings(
+        tokenizer=tokenizer_of(run).on(run.plan.get("day")), encode=chosen.encode, method=recipe.method,
+        splits=chosen.splits, sequence_length=plan.sequence_length, too_long=recipe.data.too_long, candidate_share=1.0)
+    data = recipe.data.model_copy(update={"eval": [source]})
+    return measured_only(data, settings, cache_folder() / "tokens", progress)
+
+
+def _measured(run: Run, tokens: TokenStore) -> tuple[dict, dict]:
+    """(after, before): an adapter is switched off for the second, a full fine-tune's base is loaded."""
+    tuned = on_best(trained_model(run))
+    after = _measure(run, tuned, tokens)
+    if run.recipe.adapter.kind == "lora":
+        with tuned.disable_adapter():
+            return after, _measure(run, tuned, tokens)
+    del tuned
+    return after, _measure(run, on_best(base_model(run)), tokens)
+
+
+def _measure(run: Run, model, tokens: TokenStore) -> dict:
+    """`losses`, `answers` by row and, where the recipe asks for exact match, `right`, as heldout.compare takes them."""
+    settings, device = run.recipe.evaluate, model.device
+    plan = replace(plan_of(run), packing=False, device=device.type)
+    found = {"losses": heldout.row_losses(model, find_head(model, False), tokens, plan, device)}
+    rows = range(len(tokens)) if settings.exact_match else _sampled(run, tokens)
+    tokenizer = tokenizer_of(run)
+    plain = partial(find(tokenizer).plain, tokenizer)
+    with autocast(plan):
+        answers = generate.answers(model, [tokens.prompt_and_answer(row)[0] for row in rows], settings.max_new_tokens,
+                                   run.plan["stop_ids"], tokenizer.pad_id)
+    found["answers"] = dict(zip(rows, map(plain, answers)))
+    if settings.exact_match:
+        found["right"] = [int(found["answers"][row].strip() == plain(tokens.prompt_and_answer(row)[1].tolist()).strip())
+                          for row in rows]
+    return found
+
+
+def _sampled(run: Run, tokens: TokenStore) -> list[int]:
+    """Rows whose answers are shown, spread over all."""
+    if run.recipe.method.name != "sft":
+        return []
+    count = min(run.recipe.evaluate.samples, len(tokens))
+    return np.linspace(0, len(tokens) - 1, count).astype(int).tolist()
