@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from tunesmith.errors import UserError
-from tunesmith.machine import gpus, memory
+from tunesmith.machine import Machine, gpus, memory
+from tunesmith.plan.choose import choose
+from tunesmith.recipe import Recipe
 from tunesmith.training import parallel
 
 # By PCI bus: a slow GPU first, a fast one second, as a used pair may be plugged in. CUDA's own order is the other way.
@@ -146,3 +148,15 @@ def test_a_process_trains_on_the_gpu_that_was_planned(mixed_pair, visible, order
     else:
         with pytest.raises(UserError, match=f"CUDA_DEVICE_ORDER: CUDA's GPU 0 is {order[0]}"):
             parallel.join("cuda")
+
+
+@pytest.mark.parametrize(("asked", "processes", "threads"), [
+    (None, 1, 8), (None, 2, 4), ("3", 1, 3), ("3", 2, 3), ("2,1", 1, 2), ("0", 1, 8), ("many", 1, 8)])
+def test_threads_are_those_of_omp_num_threads(monkeypatch, asked, processes, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    eight = Machine(system="", processor="", cores=8, memory_bytes=2**34, free_memory_bytes=2**34,
+                    free_disk_bytes=2**34, cpu_fast_bf16=False)
+    asked_for = Recipe.build({"model": "m", "data": "d", "train": {"processes": processes}})
+    assert choose(asked_for, eight).threads == threads

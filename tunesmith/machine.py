@@ -14,8 +14,8 @@ NO_GPU = ("-1", "none", "void", "NoDevFiles")  # what programs write into CUDA_V
 
 @dataclass(frozen=True)
 class Card:
-    """One CUDA device: a GPU, or a MIG device of one. `index` is the GPU's number in nvidia-smi. `fast_bf16`: it computes
-    bfloat16 in hardware (compute capability 8.0 and later)."""
+    """One CUDA device: a GPU, or a MIG device of one. `index` is the GPU's number in nvidia-smi. `fast_bf16`: it
+    computes bfloat16 in hardware (compute capability 8.0 and later)."""
 
     index: int
     name: str

@@ -40,7 +40,7 @@ class Screen:
         """`found`: what was measured to fit (measure.Measured)."""
         sizes = ", ".join(f"{tokens:,} tokens in {size(peak)}" for tokens, peak in found.points)
         self._say(f"memory  measured {sizes}; {found.tokens:,} fit in {size(found.budget_bytes)} "
-                           f"({found.seconds:.0f} s)")
+                  f"({found.seconds:.0f} s)")
 
     def plan(self, recipe: Recipe, plan: Plan, machine: Machine, steps: int) -> None:
         """What was decided, before training starts."""
@@ -67,12 +67,12 @@ class Screen:
         ledger = dataset.ledger
         formats = ", ".join(sorted(set(filter(None, dataset.formats))))  # a source without readable rows has none
         self._say(f"data    {ledger['read']:,} rows read ({formats}): "
-                           f"{len(dataset.train):,} examples to learn from, {len(dataset.eval):,} held out")
+                  f"{len(dataset.train):,} examples to learn from, {len(dataset.eval):,} held out")
         if dataset.eval_unused:
             self._say(f"        {dataset.eval_unused:,} more held-out examples are not evaluated: "
-                               "data.eval_limit", style="yellow")
+                      "data.eval_limit", style="yellow")
         for path, left_out in dataset.left_out.items():
-            self.console.print(f"        left out of {path}: {', '.join(left_out)}", style="yellow", markup=False)
+            self._say(f"        left out of {path}: {', '.join(left_out)}", style="yellow")
         for action in ("dropped", "shortened", "changed"):
             for reason, count in ledger[action].items():
                 self._say(f"        {count:,} {action}: {REASONS[reason]}", style="yellow")
@@ -112,7 +112,7 @@ class Screen:
 
     def _show_compile(self, step, graphs, recompiles, seconds) -> None:
         self._say(f"compile step {step}: {graphs} graphs in {seconds:.1f} s"
-                           + (", again as shapes changed" if recompiles else ""), style="dim")
+                  + (", again as shapes changed" if recompiles else ""), style="dim")
 
     def _show_warning(self, message) -> None:
         self._say(f"warning {message}", style="yellow")

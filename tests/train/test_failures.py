@@ -316,7 +316,7 @@ def test_the_screen_is_tunesmiths(recipe, capfd):
     job.train(recipe(train={"max_steps": 1}))
     shown = capfd.readouterr().err.splitlines()
     assert shown
-    known = ("data ", "  ", "model ", "step ", "saved ", "stop ", "tokenising: ", "eval ")
+    known = ("data ", "plan ", "  ", "model ", "step ", "saved ", "stop ", "tokenising: ", "eval ")
     assert [line for line in shown if not line.startswith(known)] == []
 
 
