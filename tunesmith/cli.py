@@ -207,6 +207,7 @@ def runs(action: Literal["list", "show", "compare"] = "list", *folders: Path, ou
         output: Where runs are.
         as_json: Print summaries as JSON.
     """
+    from rich import get_console
     from rich import print as show
 
     from tunesmith.evaluate import overview
@@ -222,7 +223,7 @@ def runs(action: Literal["list", "show", "compare"] = "list", *folders: Path, ou
     elif action == "list":
         show(overview.list_table(chosen_runs))
     elif action == "compare":
-        show(overview.compare(chosen_runs))
+        show(overview.compare(chosen_runs, get_console().width))
     else:
         for run in chosen_runs:
             show(overview.show(run))

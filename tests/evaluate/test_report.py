@@ -139,7 +139,7 @@ def test_numbers_on_the_page_are_those_of_the_files(tmp_path):
     page = Page(run)
     assert ("Held-out loss fell from 3.21 to 0.84 (−2.37, 95 % interval −2.45 … −2.29); 83 % of held-out answers "
             "are exactly right, before 0.9 %.") in page.text
-    assert "The run went to its end at step 396 of 396." in page.text
+    assert "The run finished at step 396 of 396." in page.text
     assert "24.86 22.67 … 27.49 2.32 2.19 … 2.46" in page.text
     assert "Exactly right, % 0.9 0.0 … 2.4 83.0 77.8 … 87.7 +82.1 +76.4 … +87.3" in page.text
     assert "On 212 held-out rows" in page.text

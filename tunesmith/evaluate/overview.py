@@ -18,7 +18,7 @@ from tunesmith.terminal import line_chart, mark
 
 # How a run ended. Key: its status; value: what follows "The run", with the place of its step.
 ENDINGS = {
-    "done": "went to its end{}",
+    "done": "finished{}",
     "max_minutes": "stopped{}, at its limit of minutes",
     "max_tokens": "stopped{}, at its limit of tokens",
     "early_stopping": "stopped early{}, as held-out loss no longer fell",
@@ -120,11 +120,12 @@ def show(run: Run) -> RenderableType:
     facts, found = summary(run), verdict(run)
     table = _table()
     rows = {"Run": facts["name"], "Base model": facts["base_model"],
-            "Method": f"{facts['method']}, {facts['adapter']}", "Started": facts["started"], **_results(facts)}
+            "Method": f"{facts['method']}, {facts['adapter']}", "Started": (facts["started"] or NO_VALUE)[:16].replace("T", " "), **_results(facts)}
     if facts["error"]:
         rows["Error"] = facts["error"]
     for name, value in rows.items():
-        table.add_row(*_texts(name, value))
+        if value != NO_VALUE:
+            table.add_row(*_texts(name, value))
     for message, times in warnings(run).items():
         table.add_row(*_texts("Warning", message if times == 1 else f"{message} ({times} times)"))
     return Group(Text(found.text, style=TONES[found.tone]), Text(ending(facts)), Text(), table)
@@ -146,7 +147,8 @@ def compare(runs: list[Run], width: int = 80) -> RenderableType:
     table.add_section()
     results = [_results(summary(run)) for run in runs]
     for name in results[0] if results else ():
-        table.add_row(*_texts(name, *(result[name] for result in results)))
+        if any(result[name] != NO_VALUE for result in results):
+            table.add_row(*_texts(name, *(result[name] for result in results)))
     legend = [Text.assemble((f"{mark(number)[0]} {letter}  ", mark(number)[1]), run.name)
               for number, (letter, run) in enumerate(zip(letters, runs))]
     notes = [Text(note, style="yellow") for note in incomparable(runs)]
