@@ -8,13 +8,18 @@ import subprocess
 import sys
 
 import pytest
+import rich
 import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import sums, write_rows
+from tunesmith import train
 from tunesmith.cli import app
-from tunesmith.recipe import Recipe
+from tunesmith.evaluate import overview
+from tunesmith.evaluation import evaluate
+from tunesmith.recipe import Recipe, Source
+from tunesmith.run import Run
 
 
 def tunesmith(*arguments, cwd, said: str = "") -> subprocess.CompletedProcess:
@@ -35,6 +40,8 @@ def trained(tmp_path_factory, request):
     done = tunesmith("train", "recipe.yaml", "--name", "first", "--adapter.kind", "lora", "--train.max-steps", "3",
                      "--model.dtype", "float32", "--evaluate.max-new-tokens", "4", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
+    assert "plan    on      CPU" in done.stderr
+    assert not {"kernels", "GiB"} & set(re.findall(r"\w+", done.stderr))
     return folder, json.loads(done.stdout)
 
 
@@ -151,8 +158,9 @@ def test_help_of_train_has_sections_and_defaults():
                            env={**os.environ, "COLUMNS": "200"}).stdout
     sections = re.findall(r"─ (\w+): ", shown)
     assert sections == ["model", "data", "method", "adapter", "train", "evaluate"]
-    flags = dict(re.findall(r"(--[\w.-]+) .*?(?:\[default: (\S+)\])", shown.replace("\n", " ")))
-    assert flags["--train.batch"] == "32" and flags["--seed"] == "0"
+    flags = {entry.split()[0]: entry for entry in shown.split("│ --")[1:]}
+    assert "[default: 32]" in flags["train.batch"] and "[default: 0]" in flags["seed"]
+    assert "default" not in flags["model.path"]
     assert "--model.path --model " in shown and "empty-" not in shown
 
 
@@ -189,20 +197,20 @@ def measured(trained):
     for name, model, kind, held_out in (("full", "model", "full", "held-out"), ("lora", "model", "lora", "held-out"),
                                         ("elsewhere", "model", "lora", "others"),
                                         ("gemma", "other-model", "lora", "held-out")):
-        done = tunesmith("train", "--model", model, "--data", "rows.jsonl", "--data.eval", f"{held_out}.jsonl",
-                         "--adapter.kind", kind, "--train.max-steps", "2", "--train.learning-rate", "1e-2",
-                         "--model.dtype", "float32", "--evaluate.max-new-tokens", "2", "--name", name, cwd=folder)
-        assert done.returncode == 0, done.stderr
-        assert "kernels" not in done.stderr and "GiB" not in done.stderr and "plan    on      CPU" in done.stderr
+        train(Recipe.build({
+            "model": {"path": str(folder / model), "dtype": "float32"},
+            "data": {"train": str(folder / "rows.jsonl"), "eval": str(folder / f"{held_out}.jsonl")},
+            "adapter": {"kind": kind}, "train": {"max_steps": 2, "learning_rate": 1e-2},
+            "evaluate": {"max_new_tokens": 2}, "name": name, "output": str(folder / "runs")}))
     return folder
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "gemma"])
 def test_eval_measures_a_finished_run_on_other_rows(measured, name):
     """On the run's own held-out rows it finds what training found."""
-    found = tunesmith("eval", name, "--data", "held-out.jsonl", "--json", cwd=measured)
-    assert found.returncode == 0, found.stderr
-    found, own = json.loads(found.stdout), json.loads((measured / f"runs/{name}/eval.json").read_text())
+    run = Run(measured / "runs" / name)
+    found = evaluate(run, Source(path=str(measured / "held-out.jsonl")))
+    own = json.loads(run.eval_file.read_text())
     for side in ("before", "after"):
         assert found[side]["loss"]["mean"] == pytest.approx(own[side]["loss"]["mean"], rel=1e-4)
     assert found["rows"] == 9 and found["held_out"] == own["held_out"]
@@ -221,7 +229,8 @@ def test_eval_on_other_rows_is_shown_and_leaves_the_run_as_it_was(measured):
     (("lora", "elsewhere"), ["different held-out rows"], ["different tokenizers"]),
     (("lora", "gemma"), ["different tokenizers"], ["different held-out rows"]),
 ])
-def test_compare_says_what_cannot_be_compared_and_draws_curves(measured, runs, said, unsaid):
-    shown = " ".join(tunesmith("runs", "compare", *runs, cwd=measured).stdout.split())
+def test_compare_says_what_cannot_be_compared_and_draws_curves(measured, capsys, runs, said, unsaid):
+    rich.print(overview.compare([Run(measured / "runs" / name) for name in runs], 80))
+    shown = " ".join(capsys.readouterr().out.split())
     assert [text for text in said if text not in shown] == [] and [text for text in unsaid if text in shown] == []
     assert "held-out loss" in shown and "●" in shown and "▲" in shown and "step" in shown

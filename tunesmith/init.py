@@ -1,5 +1,7 @@
 """The recipe that `tunesmith init` writes: short, commented, and runs as it is."""
 
+from pathlib import Path
+
 import yaml
 
 from tunesmith.data.source import rows_of

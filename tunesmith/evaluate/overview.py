@@ -120,7 +120,8 @@ def show(run: Run) -> RenderableType:
     facts, found = summary(run), verdict(run)
     table = _table()
     rows = {"Run": facts["name"], "Base model": facts["base_model"],
-            "Method": f"{facts['method']}, {facts['adapter']}", "Started": (facts["started"] or NO_VALUE)[:16].replace("T", " "), **_results(facts)}
+            "Method": f"{facts['method']}, {facts['adapter']}",
+            "Started": (facts["started"] or NO_VALUE)[:16].replace("T", " "), **_results(facts)}
     if facts["error"]:
         rows["Error"] = facts["error"]
     for name, value in rows.items():
