@@ -118,6 +118,12 @@ def tokenizers(tmp_path_factory):
         template = folder / f"{name}.jinja"
         template.write_text(getattr(templates, name.upper()))
         found[name] = Tokenizer.load(folder / base, str(template))
+    for name, (text, special) in templates.CALLS.items():
+        made = tiny.save_tokenizer("qwen3", folder / name)
+        made.add_special_tokens({"additional_special_tokens": list(special)})
+        made.chat_template = text
+        made.save_pretrained(folder / name)
+        found[name] = Tokenizer.load(folder / name)
     return found
 
 

@@ -11,12 +11,12 @@ from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.errors import UserError
 from tunesmith.serve.apis.wire import Options, named_results
-from tunesmith.serve.engine import Engine, Piece, Refused, Request, Sampling, Token
+from tunesmith.serve.engine import Engine, Form, Piece, Refused, Request, Sampling, Token
 from tunesmith.serve.engines import constrain
 from tunesmith.serve.models import Served
+from tunesmith.writing.calls import Call
 from tunesmith.writing.formats import AnswerReader, find
 from tunesmith.writing.reasoning import Thought
-from tunesmith.writing.tools import Call
 
 COLDEST = 1e-3  # a lower temperature takes the likeliest token
 OURS = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}
@@ -25,7 +25,7 @@ OURS = {"messages", "tools", "add_generation_prompt", "chat_template", "conversa
 @dataclass
 class Asked:
     """A conversation to go on with, whichever API it came by. `tool_choice` is auto, none, required or a tool's name;
-    `schema` a JSON Schema that the answer keeps to; `template` more variables for the chat template; `prefill` how the
+    `form` what the answer keeps to; `template` more variables for the chat template; `prefill` how the
     answer begins."""
 
     model: str | None
@@ -34,7 +34,7 @@ class Asked:
     tools: list[dict] = field(default_factory=list)
     tool_choice: str = "auto"
     parallel: bool = True
-    schema: dict | None = None
+    form: Form | None = None
     template: dict = field(default_factory=dict)
     prefill: str = ""
     max_new_tokens: int | None = None
@@ -50,7 +50,7 @@ class Asked:
     @property
     def begins(self) -> bool:
         """Whether the answer itself comes at once: one that is held to a form, or begun already, has no reasoning."""
-        return self.demands_call or self.schema is not None or bool(self.prefill)
+        return self.demands_call or self.form is not None or bool(self.prefill)
 
 
 @dataclass
@@ -76,15 +76,16 @@ class Answer:
 
 
 class Answers:
-    """The answers to one HTTP request, computed at once. `prompt_tokens` counts their prompts."""
+    """The answers to one HTTP request, computed at once. `prompt_tokens` counts their prompts. Without `parallel` an
+    answer ends with its first tool call."""
 
-    def __init__(self, engine: Engine, requests: list[Request], readers: list[AnswerReader]):
+    def __init__(self, engine: Engine, requests: list[Request], readers: list[AnswerReader], parallel: bool = True):
         if len(requests) > engine.capacity:
             raise Refused(f"{len(requests):,} answers in one request; this server takes {engine.capacity:,} at once "
                           "(--batch and --queue): ask for fewer", code="too_many_answers")
         self.prompt_tokens = sum(len(ids) for ids in {id(r.ids): r.ids for r in requests}.values())
         self.done = [Answer() for _ in requests]
-        self._readers = readers
+        self._readers, self._parallel = readers, parallel
         self._tokenizer = engine.models[requests[0].model].tokenizer
         self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -119,9 +120,11 @@ class Answers:
         try:
             while left:
                 index, piece = await self._queue.get()
+                if self.done[index].finish:  # it has ended with a call
+                    continue
                 for event in self._read(index, piece):
                     yield index, event
-                left -= piece.finish is not None
+                left -= bool(self.done[index].finish)
         finally:
             self.cancel()
 
@@ -162,6 +165,10 @@ class Answers:
                 events.insert(0, first := Said("", []))
             first.tokens = piece.tokens
         events = [e for e in events if isinstance(e, Call) or e.text or e.tokens]
+        first_call = next((n for n, e in enumerate(events) if isinstance(e, Call)), None)
+        ends = first_call is not None and not self._parallel
+        if ends:
+            events = events[:first_call + 1]
         for event in events:
             if isinstance(event, Call):
                 answer.calls.append(event)
@@ -171,7 +178,11 @@ class Answers:
                 answer.text += event.text
                 answer.tokens += event.tokens
         answer.generated, answer.cached = max(answer.generated, piece.generated), piece.cached
-        if piece.finish is not None:
+        if ends:
+            answer.finish = "tool_calls"
+            self._tickets[index].cancel()
+            events.append(answer)
+        elif piece.finish is not None:
             events.append(self._ended(answer, piece))
         return events
 
@@ -221,7 +232,7 @@ class Service:
     async def answers(self, asked: Asked) -> Answers:
         """Submits a conversation. Raises Refused."""
         requests, readers = await run_in_threadpool(self._requests, asked)
-        return Answers(self.engine, requests, readers)
+        return Answers(self.engine, requests, readers, asked.parallel)
 
     def _requests(self, asked: Asked) -> tuple[list[Request], list[AnswerReader]]:
         served = self.served(asked.model)
@@ -232,7 +243,7 @@ class Service:
             raise Refused(f"the template of {served.name} does not write tool calls in a form this server reads",
                           code="tools_unsupported", parameter="tools")
         text, ids = self.prompt(asked)
-        constraint = self._constraint(served, asked)
+        constraint = self.constraint(served, asked)
         requests = self.requests(served, ids, asked, format.shown(bool(asked.tools)), constraint)
         begun = asked.begins and not asked.demands_call
         return requests, [format.reader(text, begun, asked.tools) for _ in requests]
@@ -247,18 +258,20 @@ class Service:
             raise Refused(f"the prompt has {len(ids):,} tokens; {served.name} takes {served.context:,}, answer "
                           "included: shorten it", code="context_length_exceeded", parameter="messages")
         tokens = min(asked.max_new_tokens or default_tokens or room, room)
+        stream = asked.stream or bool(asked.tools) and not asked.parallel  # to stop after the first call
         return [Request(served.name, ids, tokens, sampling_of(served, asked.options, number), asked.stop,
-                        asked.logprobs, shown, asked.stream, constraint) for number in range(asked.n)]
+                        asked.logprobs, shown, stream, constraint) for number in range(asked.n)]
 
-    def _constraint(self, served: Served, asked: Asked):
+    def constraint(self, served: Served, asked: Asked):
+        """What answers keep to, None for no form. Raises Refused."""
         if asked.demands_call:
             chosen = [t for t in asked.tools if asked.tool_choice in ("required", t["function"]["name"])]
             if not chosen:
                 raise Refused(f"tool_choice: no tool {asked.tool_choice!r} is given", parameter="tool_choice")
             lark = self.formats[served.name].grammar(served.tokenizer, chosen, asked.parallel)
             return constrain.from_lark(served.tokenizer, served.stop_ids, lark)
-        if asked.schema is not None:
-            return constrain.from_schema(served.tokenizer, served.stop_ids, asked.schema)
+        if asked.form is not None:
+            return constrain.from_form(served.tokenizer, served.stop_ids, asked.form)
         return None
 
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from tunesmith.serve.answering import Service
-from tunesmith.serve.apis import anthropic_api, openai_api, responses_api
+from tunesmith.serve.apis import anthropic_api, completions_api, openai_api, responses_api
 from tunesmith.serve.engine import Engine, Refused
 from tunesmith.serve.problems import OwnNames, add_handlers
 
@@ -75,7 +75,7 @@ def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (
     app = FastAPI(title="Tunesmith", docs_url=None, redoc_url=None, lifespan=lifespan,
                   responses=problems)
     guarded = [Depends(_key_check(api_key))] if api_key else []
-    for api in (openai_api, responses_api, anthropic_api):
+    for api in (openai_api, completions_api, responses_api, anthropic_api):
         app.include_router(api.routes(service), dependencies=guarded)
     app.add_api_route("/health", _health, methods=["GET"])
     app.add_api_route("/metrics", lambda: _metrics(engine), methods=["GET"], dependencies=guarded,

@@ -6,7 +6,7 @@ called from the engine's own thread with pieces of the answer, the last of which
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 
 class Refused(Exception):
@@ -30,6 +30,15 @@ class Sampling:
     presence_penalty: float = 0.0
     logit_bias: dict[int, float] = field(default_factory=dict)
     seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an answer is asked to keep to. `value`: of json a JSON Schema, of choice a list of texts, else a regular
+    expression, or a grammar (GBNF or Lark), as text."""
+
+    kind: Literal["json", "regex", "choice", "grammar"]
+    value: Any
 
 
 class Constraint(Protocol):
@@ -67,10 +76,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of an answer, its natural log probability, and the likeliest in its place as (text, log probability)."""
+    """A token, its natural log probability (None for the first of a prompt, which has none), and the likeliest in its
+    place as (text, log probability)."""
 
     text: str
-    logprob: float
+    logprob: float | None
     top: list[tuple[str, float]]
 
 
@@ -110,6 +120,10 @@ class Engine(Protocol):
 
     def embed(self, model: str, inputs: list[list[int]]):
         """A Future of one vector (list of floats) for each input: its tokens' mean last hidden state, of length 1."""
+
+    def score(self, model: str, ids: list[int], logprobs: int):
+        """A Future of a Token for each id: how likely the model takes it to be after those before it, and so many of
+        the likeliest in its place."""
 
     def metrics(self) -> dict[str, float]:
         """Counters and gauges by name."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.writing.harmony import FINAL, Harmony, HarmonyReader, channel_grammar, find_harmony
 from tunesmith.writing.reasoning import Reasoning, ReasoningReader, Thought, find_reasoning
-from tunesmith.writing.tools import Call, ToolFormat, ToolReader, find_format, tool_grammar
+from tunesmith.writing.calls import Call
+from tunesmith.writing.tools import ToolFormat, ToolReader, find_format, tool_grammar
 
 Part = str | Thought | Call
 

@@ -1,16 +1,16 @@
 """Harmony, as gpt-oss writes: messages of an answer with a channel each, analysis being reasoning, final what is said,
 and commentary to=functions.NAME a tool call."""
 
-import json
 from dataclasses import dataclass
 from functools import reduce
 from os.path import commonprefix
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.writing.calls import (
+    PROBE, PROBE_TOOLS, Call, json_rule, object_text, parameters_of, probe_call, written)
 from tunesmith.writing.marks import ByState, tail_of
 from tunesmith.writing.reasoning import ASK, KEYS, THOUGHT, Thought
-from tunesmith.writing.tools import PROBE, PROBE_TALK, PROBE_TOOLS, Call, json_rule, written
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>", START)
@@ -30,15 +30,16 @@ class Harmony:
 
 def find_harmony(tokenizer: Tokenizer) -> Harmony | None:
     """How the template writes messages in channels, or None where it does not."""
+    turn = {"role": "assistant", "content": "", "tool_calls": [probe_call(PROBE, as_text=False)]}
     try:
         prompt = tokenizer.render(ASK, PROBE_TOOLS, add_generation_prompt=True)
-        text = tokenizer.render([*ASK, PROBE_TALK[1]], PROBE_TOOLS)
-        turn = text[len(commonprefix([text, prompt])):]
-        reasons = {key: tokenizer.render([*ASK, {**PROBE_TALK[1], key: THOUGHT}], PROBE_TOOLS) for key in KEYS}
+        text = tokenizer.render([*ASK, turn], PROBE_TOOLS)
+        told = text[len(commonprefix([text, prompt])):]
+        reasons = {key: tokenizer.render([*ASK, {**turn, key: THOUGHT}], PROBE_TOOLS) for key in KEYS}
     except RowProblem:
         return None
     key = next((key for key in KEYS if f"{CHANNEL}analysis{MESSAGE}{THOUGHT}{ENDS[0]}" in reasons[key]), None)
-    call = turn[:turn.find(MESSAGE) + len(MESSAGE)] if MESSAGE in turn else ""
+    call = told[:told.find(MESSAGE) + len(MESSAGE)] if MESSAGE in told else ""
     if key is None or f"to=functions.{PROBE}" not in call:
         return None
     return Harmony(call, key, frozenset(tokenizer.added_ids[mark] for mark in MARKS if mark in tokenizer.added_ids))
@@ -51,7 +52,7 @@ def channel_grammar(tokenizer: Tokenizer, harmony: Harmony, tools: list[dict]) -
         function = tool["function"]
         head = written(tokenizer, harmony.call.replace(PROBE, function["name"]))
         rules.append(f"call{n}: {' '.join(head)} arguments{n}")
-        rules.append(f"arguments{n}: {json_rule(function.get('parameters') or {'type': 'object'})}")
+        rules.append(f"arguments{n}: {json_rule(parameters_of(tool))}")
     return "\n".join(rules) + "\n"
 
 
@@ -121,8 +122,8 @@ class HarmonyReader(ByState):
         """The end of a message."""
         if self._kind != "call":
             self._say(rest, said)
-        elif _is_json(rest):
-            said.append(Call(self._name, rest.strip()))
+        elif rest.strip() and (arguments := object_text(rest)) is not None:
+            said.append(Call(self._name, arguments))
         else:
             self._kind = "text"
             self._say(rest, said)
@@ -136,10 +137,3 @@ class HarmonyReader(ByState):
         self._said.add(self._kind)
         said.append(Thought(text) if self._kind == "thought" else text)
 
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True

@@ -1,100 +1,168 @@
-"""Tool calls in tags, as Qwen3-Coder writes them: <function=NAME> <parameter=KEY> VALUE </parameter> </function>.
+"""Calls as a name and then arguments in tags: <function=NAME> <parameter=KEY> VALUE </parameter> </function>.
 
-A string stands there as it is, anything else as JSON, so that the tool's schema decides which of both a value is.
+A string stands there as it is, anything else as JSON, so that the tool's schema decides which of both a value is,
+unless the template says it beside the key.
 """
 
+import ast
 import json
 import re
+from dataclasses import dataclass
+from functools import cached_property
 
-HEAD = re.compile(r"\s*<function=([^>\n]+)>\s*")
-OPENING = re.compile(r"<parameter=([^>\n]+)>\n?")
-CLOSING = re.compile(r"\n?</parameter>\s*(?=<parameter=|</function>)")
-END = "</function>"
-ALL = frozenset(("string", "number", "integer", "boolean", "null", "array", "object"))
-KINDS = {str: {"string"}, int: {"integer", "number"}, float: {"number"}, bool: {"boolean"}, type(None): {"null"},
-         list: {"array"}, dict: {"object"}}
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.writing.calls import (
+    COUNT, FIRST, NAME, SECOND, TEXT, Found, any_of_rules, flexible, parameters_of, written)
+from tunesmith.writing.marks import MARK, common_end
+from tunesmith.writing.schemas import KINDS, choices, embedded, kinds, properties, required
+
 PYTHON = {"True": "true", "False": "false", "None": "null"}  # how some templates write them
-ANY_TEXT = r"/(.|\n)*\n<\/parameter>\n/"
+KEY = r"[^\s<>\"]+"
 
 
-def read(text: str, tools: dict[str, dict]) -> tuple[list[tuple[str, str]], int] | None:
-    """([(name, arguments as JSON text)], where it ends) of the call that `text` begins with, None if it is not there
-    or not complete. `tools`: their parameters' schemas by name."""
-    head = HEAD.match(text)
-    if END not in text or head is None:
-        return None
-    properties = _properties(tools.get(head[1]))
-    at, values = head.end(), {}
-    while not text.startswith(END, at):
-        opening = OPENING.match(text, at)
-        closing = opening and CLOSING.search(text, opening.end())
-        if closing is None:
+@dataclass(frozen=True)
+class Tags:
+    """What the template writes after the `name`, before a key (`opening`), between key and value (`text` before a
+    string, `other` before anything else), after a value (`closing`), and the mark that follows the last one (`end`)."""
+
+    name: str
+    opening: str
+    text: str
+    other: str
+    closing: str
+    end: str
+
+    @staticmethod
+    def find(turn: str, name: str) -> tuple[int, int, "Tags"] | None:
+        pattern = rf"{re.escape(name)}((?:(?!{re.escape(name)}).)*?){FIRST}(.*?){TEXT}(.*?){SECOND}(.*?){COUNT}"
+        if (found := re.search(pattern, turn, re.DOTALL)) is None:
             return None
-        values[opening[1]] = _json(text[opening.end():closing.start()], properties.get(opening[1]))
-        at = closing.end()
-    written = ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {value}" for key, value in values.items())
-    return [(head[1], f"{{{written}}}")], at + len(END)
+        head, text, between, other = found.groups()
+        opening = common_end(head, between)
+        closing = between.removesuffix(opening)
+        rest = turn[found.end():]
+        if not (opening.strip() and text.strip() and closing.strip()) or not rest.startswith(closing):
+            return None
+        end = MARK.match(rest[len(closing):].lstrip())
+        if end is None or len(text) > len(opening) + 80:
+            return None
+        form = Tags(head.removesuffix(opening), opening, text, other, closing, end[0])
+        return found.start(), found.end() + len(closing), form
+
+    def read(self, text: str, tools: dict[str, dict]) -> Found | None:
+        head = self._head.match(text)
+        if head is None:
+            return None
+        schema = tools.get(head[1])
+        found, at, values = properties(schema, schema), head.end(), {}
+        while (opening := self._opening.match(text, at)) is not None:
+            closing = self._closing.search(text, opening.end())
+            if closing is None:
+                return None
+            key, said = opening[1], text[opening.end():closing.start()]
+            as_text = self.text != self.other and re.fullmatch(flexible(self.text), opening[2].rstrip("\n")) is not None
+            values[key] = json.dumps(said, ensure_ascii=False) if as_text else _json(said, found.get(key), schema)
+            at = closing.end()
+        rest = text[at:].lstrip()
+        if not rest.startswith(self.end) or self.opening.lstrip().startswith(rest):
+            return None
+        arguments = ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {value}" for key, value in values.items())
+        return [(head[1], f"{{{arguments}}}")], at
+
+    def may_begin(self, text: str, tools: dict[str, dict]) -> bool:
+        return any(name.startswith(text) or text.startswith(name) for name in tools)
+
+    def rules(self, tokenizer: Tokenizer, tools: list[dict], parallel: bool) -> str:
+        """Of what a schema says of strings they keep to `enum` and `const`."""
+        rules = [any_of_rules(len(tools)), f"any_text{self._any_text(tokenizer)}"]
+        for n, tool in enumerate(tools):
+            schema, names = parameters_of(tool), []
+            needed = required(schema, schema)
+            for key, inner in properties(schema, schema).items():
+                value, is_text = self._value(tokenizer, inner, schema)
+                opening = written(tokenizer, self.opening + key + (self.text if is_text else self.other))
+                names.append(f"value{n}_{len(names)}" + ("" if key in needed else "?"))
+                rules.append(f"{names[-1].rstrip('?')}: {' '.join(opening)} {value}")
+            head = written(tokenizer, tool["function"]["name"] + self.name)
+            rules.append(f"call{n}: {' '.join([*head, *names])}")
+        return "\n".join(rules)
+
+    @property
+    def last(self) -> str:
+        return self.end[-1]
+
+    @cached_property
+    def _head(self) -> re.Pattern:
+        follows = f"(?={flexible(self.opening)}|{flexible(self.end)})"
+        return re.compile(rf"({NAME}){flexible(self.name)}\s*{follows}")
+
+    @cached_property
+    def _opening(self) -> re.Pattern:
+        """A key, and then what stands before its value, of whose whitespace no more than the template's is left out."""
+        between = flexible(self.text.rstrip())
+        if self.text != self.other:
+            between = rf"{between}|{flexible(self.other.rstrip())}|{_attributes(self.text, self.other)}"
+        return re.compile(rf"\s*{flexible(self.opening.lstrip())}({KEY})({between}){_newline(self.text, -1)}")
+
+    @cached_property
+    def _closing(self) -> re.Pattern:
+        follows = rf"(?=\s*(?:{flexible(self.opening.lstrip())}|{re.escape(self.end)}))"
+        return re.compile(rf"{_newline(self.closing, 0)}{flexible(self.closing.strip())}{follows}")
+
+    def _value(self, tokenizer: Tokenizer, schema, root: dict) -> tuple[str, bool]:
+        """The rule of a value and what closes it, and whether that is a string."""
+        texts, allowed = choices(schema, root), kinds(schema, root)
+        closing = " ".join(written(tokenizer, self.closing))
+        if texts and all(isinstance(text, str) for text in texts):
+            return f"({' | '.join(map(json.dumps, texts))}) {closing}", True
+        if "string" in allowed:
+            return "any_text", True
+        return f"%json {json.dumps(embedded(schema, root))} {closing}", False
+
+    def _any_text(self, tokenizer: Tokenizer) -> str:
+        """Any text up to what closes it, where text ends by itself if that is a token of its own."""
+        pieces = written(tokenizer, self.closing.lstrip())
+        if pieces[0].startswith("<["):
+            return rf": /(.|\n)*/ {' '.join(pieces)}"
+        return rf"[lazy]: /(.|\n)*{_regex(self.closing)}/"
 
 
-def call_rules(tools: list[dict]) -> str:
-    """The rule `call`, and those that it needs, in Lark's notation: one call of one of the tools. Of what a schema
-    says of strings it keeps to `enum` and `const`."""
-    rules = [f"call: {' | '.join(f'call{n}' for n in range(len(tools)))}", f"any_text[lazy]: {ANY_TEXT}"]
-    for n, tool in enumerate(tools):
-        function = tool["function"]
-        schema = function.get("parameters") or {}
-        required, names = schema.get("required"), []
-        for key, inner in _properties(schema).items():
-            names.append(f"value{n}_{len(names)}" + ("" if isinstance(required, list) and key in required else "?"))
-            opening = json.dumps(f"<parameter={key}>\n")
-            rules.append(f"{names[-1].rstrip('?')}: {opening} {_value_rule(inner, schema)}")
-        head = json.dumps(f"<function={function['name']}>\n")
-        rules.append(f"call{n}: {head} {' '.join(names)} {json.dumps(END)}")
-    return "\n".join(rules)
+def _regex(text: str) -> str:
+    """Text within a regular expression in Lark's notation."""
+    return re.escape(text).replace("/", r"\/").replace("\\\n", r"\n").replace(r"\ ", " ")
 
 
-def _value_rule(schema, root: dict) -> str:
-    closing = json.dumps("\n</parameter>\n")
-    if isinstance(schema, dict) and (texts := _choices(schema)) and all(isinstance(text, str) for text in texts):
-        return f"({' | '.join(map(json.dumps, texts))}) {closing}"
-    if "string" in _kinds(schema):
-        return "any_text"
-    shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
-    return f"%json {json.dumps(schema | shared)} {closing}"
+def _newline(text: str, at: int) -> str:
+    return r"\n?" if text[at].isspace() else ""
 
 
-def _json(text: str, schema) -> str:
+def _attributes(first: str, second: str) -> str:
+    """A pattern for what two texts of the same beginning and end have between: an attribute's value."""
+    before = next(i for i in range(len(first)) if first[:i + 1] != second[:i + 1])
+    after = next(i for i in range(len(first)) if first[len(first) - i - 1:] != second[len(second) - i - 1:])
+    return rf"{flexible(first[:before])}\w*{flexible(first[len(first) - after:].rstrip())}"
+
+
+def _json(text: str, schema, root) -> str:
     """A value as JSON text: what is JSON of a type that the schema allows, else the string that it is."""
     value = PYTHON.get(text, text)
     try:
-        kinds = KINDS[type(json.loads(value, parse_constant=_refuse))]
+        parsed = json.loads(value, parse_constant=_refuse, strict=False)
     except ValueError:
-        kinds = {"string"}
-    return json.dumps(text, ensure_ascii=False) if "string" in kinds or not kinds & _kinds(schema) else value
+        parsed = _literal(text)
+    allowed = KINDS[type(parsed)] & kinds(schema, root)
+    return json.dumps(text if isinstance(parsed, str) or not allowed else parsed, ensure_ascii=False)
+
+
+def _literal(text: str):
+    """Of a list or an object as Python writes it, which some templates do; any other text is itself."""
+    try:
+        value = ast.literal_eval(text) if text[:1] in ("[", "{") else text
+        json.dumps(value, allow_nan=False)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return text
+    return value if isinstance(value, list | dict) else text
 
 
 def _refuse(name: str):
     raise ValueError(f"{name} is no JSON")
-
-
-def _kinds(schema) -> set[str] | frozenset[str]:
-    """The JSON types that a schema allows; all where it does not say."""
-    if not isinstance(schema, dict):
-        return ALL
-    if texts := _choices(schema):
-        return set().union(*(KINDS[type(value)] for value in texts))
-    for key in ("anyOf", "oneOf"):
-        if isinstance(schema.get(key), list):
-            return set().union(*map(_kinds, schema[key]))
-    kind = schema.get("type")
-    return {kind} if isinstance(kind, str) else ALL.intersection(map(str, kind)) if isinstance(kind, list) else ALL
-
-
-def _choices(schema: dict) -> list:
-    """The only values that a schema allows, if it names them."""
-    return [schema["const"]] if "const" in schema else schema["enum"] if isinstance(schema.get("enum"), list) else []
-
-
-def _properties(schema) -> dict:
-    properties = schema.get("properties") if isinstance(schema, dict) else None
-    return properties if isinstance(properties, dict) else {}

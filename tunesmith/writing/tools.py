@@ -1,109 +1,107 @@
-"""Tool calls: how a model's template writes them, found by letting it write one, and read out of its answers.
+"""Tool calls: how a model's template writes them, found by letting it write some, and read out of its answers.
 
-A call stands behind a mark and before another. It is JSON with a name and arguments, alone or in a list, or tags:
+Calls stand between marks, and may do so together in a section with marks of its own. What stands between the marks of
+a call has one of these forms, each in a file of its own:
 
-| who | mark | call | mark |
+| who | section | mark | call |
 |---|---|---|---|
-| Qwen, Hermes | `<tool_call>` | {…} | `</tool_call>` |
-| Mistral | `[TOOL_CALLS]` | [{…}] | |
-| Llama 3 | | {…} | |
-| Qwen3-Coder | `<tool_call>` | <function=…>…</function> (tags.py) | `</tool_call>` |
+| Qwen, Hermes, Granite 4 | | `<tool_call>` | JSON: {"name": …, "arguments": {…}} |
+| Mistral to 2024, Cohere, Nemotron | | `[TOOL_CALLS]` | a list of such JSON |
+| Llama 3 | | | such JSON alone |
+| Mistral from 2025 | | `[TOOL_CALLS]` | a name and JSON: NAME[ARGS]{…} |
+| DeepSeek, Kimi K2 | `<｜tool▁calls▁begin｜>` | `<｜tool▁call▁begin｜>` | NAME<｜tool▁sep｜>{…} |
+| Qwen3-Coder, GLM, MiniMax, Seed-OSS | | `<tool_call>` | tags: <function=…><parameter=…>…</parameter></function> |
+| LFM2, Llama 4 | | `<|tool_call_start|>` | Python: [NAME(key="value")] |
+| Gemma 4 | | `<|tool_call>` | quoted strings: call:NAME{key:<|"|>value<|"|>} |
 """
 
-import json
 import re
-import secrets
-from dataclasses import dataclass, field
-from os.path import commonprefix
+from dataclasses import dataclass
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing import tags
-from tunesmith.writing.marks import SPACES, ByState, tail_of
+from tunesmith.writing.calls import OTHER, PROBE, PROBE_TOOLS, Call, CallForm, flexible, probe_call, written
+from tunesmith.writing.json_calls import JsonCalls
+from tunesmith.writing.marks import MARK, ByState, common_end, common_start, tail_of
+from tunesmith.writing.named_calls import NamedCalls
+from tunesmith.writing.python_calls import PythonCalls
+from tunesmith.writing.quoted_calls import QuotedCalls
+from tunesmith.writing.tags import Tags
 
-PROBE = "tunesmith_probe"
-ARGUMENTS = {"probe": "a b"}
-PROBE_TOOLS = [{"type": "function", "function": {
-    "name": PROBE, "description": "A probe.",
-    "parameters": {"type": "object", "properties": {"probe": {"type": "string"}}, "required": ["probe"]}}}]
-PROBE_TALK = [{"role": "user", "content": "Call it."},
-              {"role": "assistant", "content": "", "tool_calls": [
-                  {"id": "tunesmit1", "type": "function", "function": {"name": PROBE, "arguments": ARGUMENTS}}]}]
-JSON = json.JSONDecoder()
+FORMS = (JsonCalls, NamedCalls, Tags, PythonCalls, QuotedCalls)
+USER = {"role": "user", "content": "Call it."}
+SAID = "Tunesmith9Says"
+MOST_SPACES = 32  # that a model may write among the marks before a call
 
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """`opening` and `closing` are the marks before and after a call, whitespace included; `shown` the opening's
-    special token, if it is one. `tags` says whether a call is tags; of JSON, `many` says whether it is a list, and
-    `arguments` is the key under which arguments stand."""
+    """`opening` and `closing` are the marks before and after a call, `begins` and `ends` those of a section of calls,
+    whitespace included; `shown` the special tokens among them and within calls; `form` how a call is written."""
 
+    form: CallForm
     opening: str
     closing: str
+    begins: str = ""
+    ends: str = ""
     shown: frozenset[int] = frozenset()
-    tags: bool = False
-    many: bool = False
-    arguments: str = "arguments"
-
-
-@dataclass(frozen=True)
-class Call:
-    """A tool call as the model made it; `arguments` is JSON text. The id has nine characters, as Mistral demands."""
-
-    name: str
-    arguments: str
-    id: str = field(default_factory=lambda: secrets.token_hex(5)[:9])
 
 
 def find_format(tokenizer: Tokenizer) -> ToolFormat | None:
     """How the template writes a call, or None where it writes none, or none in these forms."""
     try:
-        text = tokenizer.render(PROBE_TALK, PROBE_TOOLS)
-        prompt = tokenizer.render(PROBE_TALK[:1], PROBE_TOOLS, add_generation_prompt=True)
+        prompt = tokenizer.render([USER], PROBE_TOOLS, add_generation_prompt=True)
         if PROBE not in prompt:
             return None
+        plain = tokenizer.render([USER, {"role": "assistant", "content": SAID}], PROBE_TOOLS)
     except RowProblem:
         return None
-    turn = text[len(commonprefix([text, prompt])):]
-    for start in (i for i, c in enumerate(turn) if c in "[{"):
-        try:
-            value, end = JSON.raw_decode(turn, start)
-        except ValueError:
-            continue
-        calls = _calls(value)
-        if len(calls) == 1 and calls[0][0] == PROBE:
-            one = value[0] if isinstance(value, list) else value
-            one = one.get("function", one)
-            arguments = next((key for key in ("parameters", "arguments") if isinstance(one, dict) and key in one),
-                             "arguments")
-            return _format(tokenizer, turn[:start], turn[end:], many=isinstance(value, list), arguments=arguments)
-    if (start := turn.find("<function=")) >= 0 and (found := tags.read(turn[start:], {})) and found[0][0][0] == PROBE:
-        return _format(tokenizer, turn[:start], turn[start + found[1]:], tags=True)
+    for content in ("", None):  # a template may want no content beside calls, or arguments as text
+        for as_text in (False, True):
+            one, two = (_turn(tokenizer, names, content, as_text, (plain, prompt))
+                        for names in ([PROBE], [PROBE, OTHER]))
+            if one and (found := _format(tokenizer, one, two, plain)):
+                return found
     return None
 
 
-def _format(tokenizer: Tokenizer, before: str, after: str, **facts) -> ToolFormat:
-    """What the template writes around a call as its marks."""
-    mark = (before.split() or [""])[-1]
-    opening = before[before.rfind(mark):] if mark else ""
-    ends = [at for token in tokenizer.special_tokens if (at := after.find(token)) >= 0]
-    closing = after[:min(ends, default=len(after))]
-    special = {tokenizer.encode(mark)[0][0]} if mark in tokenizer.special_tokens else set()
-    return ToolFormat(opening, closing if closing.strip() else "", frozenset(special), **facts)
+def _turn(tokenizer: Tokenizer, names: list[str], content: str | None, as_text: bool, others: tuple) -> str | None:
+    """What the template writes for calls of these tools, less what `others` begin with too; None if it refuses."""
+    calls = [probe_call(name, as_text) for name in names]
+    try:
+        text = tokenizer.render([USER, {"role": "assistant", "content": content, "tool_calls": calls}], PROBE_TOOLS)
+    except RowProblem:
+        return None
+    return text[max(len(common_start(text, other)) for other in others):]
 
 
-def _calls(value) -> list[tuple[str, str]]:
-    """(name, arguments as JSON text) of each call in a JSON value; none if it is something else."""
-    found = []
-    for one in value if isinstance(value, list) else [value]:
-        if isinstance(one, dict) and isinstance(one.get("function"), dict):
-            one = one["function"]
-        if not isinstance(one, dict) or not isinstance(one.get("name"), str):
-            return []
-        arguments = one.get("arguments", one.get("parameters", {}))
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        found.append((one["name"], text))
-    return found
+def _format(tokenizer: Tokenizer, one: str, two: str | None, plain: str) -> ToolFormat | None:
+    """From a turn with one call, one with two, and one with text."""
+    found = next((found for form in FORMS if (found := form.find(one, PROBE))), None)
+    if found is None:
+        return None
+    start, end, form = found
+    before, after = one[:start], _until_end(tokenizer, one[end:], plain)
+    if PROBE in before:
+        return None
+    places = [form.find(two, name) for name in (PROBE, OTHER)] if two else [None]
+    opening, closing = before, after
+    if None not in places and places[0][:2] != places[1][:2]:  # else one call, or a list of them
+        between = two[places[0][1]:places[1][0]]
+        opening = common_end(before, between)
+        rest = between.removesuffix(opening)
+        closing = common_start(rest, after) if rest.strip() else ""
+    begins, ends = before.removesuffix(opening), after.removeprefix(closing)
+    special = [token for token in tokenizer.special_tokens if token and token in before + one[start:end] + after]
+    ids = frozenset(tokenizer.added_ids[token] for token in special if token in tokenizer.added_ids)
+    return ToolFormat(form, opening.lstrip() if not begins.strip() else opening, closing, begins.lstrip(), ends, ids)
+
+
+def _until_end(tokenizer: Tokenizer, after: str, plain: str) -> str:
+    """What the template writes after a call, less what ends a turn."""
+    after = after.removesuffix(common_end(after, plain[plain.rfind(SAID) + len(SAID):]))
+    end = after.find(tokenizer.eos_token) if tokenizer.eos_token else -1
+    return after[:end if end >= 0 else len(after)].rstrip()
 
 
 class ToolReader(ByState):
@@ -111,81 +109,104 @@ class ToolReader(ByState):
     parameters' schemas by name."""
 
     def __init__(self, format: ToolFormat, tools: dict[str, dict]):
-        self._format, self._tools = format, tools
-        self._mark, self._close = format.opening.strip(), format.closing.strip()
+        self._form, self._tools = format.form, tools
+        opening, begins = format.opening.strip(), format.begins.strip()
+        self._marks = [MARK.match(text)[0] for text in (begins, opening) if text]
+        self._ends = [*format.closing.split(), *format.ends.split()]
+        section = f"(?:{flexible(begins)})" + ("?" if opening else "")
+        self._begin = re.compile(rf"\s*{section}\s*{flexible(opening)}\s*")
+        self._longest = len(begins + opening) + MOST_SPACES
+        self._bare_next = not opening and bool(begins)  # whether calls of a section follow one another without marks
         self._text = ""
-        self._state = "text" if self._mark else "bare"
+        self._state = "text" if self._marks else "bare"
         self._called = False
+        self._tried = 0  # characters of a call that were there at the last attempt to read it
 
     def finish(self) -> list[str | Call]:
         """The rest. What began like a call and is none is text."""
         if self._state == "bare" and (calls := self._bare_calls()):
             return calls
-        rest = (self._mark if self._state == "call" else "") + self._text
-        self._text = ""
-        return [rest] if rest and not (self._called and (self._state == "after" or not rest.strip())) else []
+        said: list[str | Call] = []
+        while self._state == "call":
+            if not self._read_call(said):
+                self._give_up(said)
+            said += self.push("")
+        rest, self._text = self._text, ""
+        return said + ([rest] if rest and not (self._called and (self._state == "after" or not rest.strip())) else [])
 
     def _in_text(self, said: list) -> bool:
-        at = self._text.find(self._mark)
-        end = at if at >= 0 else len(self._text) - tail_of(self._text, self._mark)
-        text = self._text[:end]
-        if at < 0:  # whitespace may belong to a call that comes
-            end = len(text.rstrip())
-        if text.strip():
-            said.append(self._text[:end] if at < 0 else text.rstrip())
-            self._text = self._text[end:]
-            at -= end
+        at = min((at for mark in self._marks if (at := self._text.find(mark)) >= 0), default=-1)
+        end = at if at >= 0 else len(self._text) - max(tail_of(self._text, mark) for mark in self._marks)
+        text = self._text[:end].rstrip()  # whitespace may belong to a call that comes
+        if text:
+            said.append(text)
+            self._text = self._text[len(text):]
         if at >= 0:
-            self._text, self._state = self._text[at + len(self._mark):], "call"
+            self._state, self._tried = "call", 0
         return at >= 0
 
     def _in_call(self, said: list) -> bool:
-        text = self._text.lstrip()
-        found = tags.read(text, self._tools) if self._format.tags else self._read_json(text)
+        new, self._tried = self._text[self._tried:], len(self._text)
+        return any(char in self._form.last for char in new) and self._read_call(said)
+
+    def _read_call(self, said: list) -> bool:
+        """Whether the call is complete, or is found to be none."""
+        begin = self._begin.match(self._text)
+        if begin is None:
+            if len(self._text.lstrip()) > self._longest:
+                self._give_up(said)
+            return self._state == "text"
+        found = self._form.read(self._text[begin.end():], self._tools)
         if found is None:
             return False
         calls, end = found
-        said += [Call(name, arguments) for name, arguments in calls] or [self._mark + text[:end]]
-        self._called |= bool(calls)
-        self._text, self._state = text[end:], "after"
+        if not calls:
+            self._give_up(said)
+            return True
+        said += [Call(name, arguments) for name, arguments in calls]
+        self._called = True
+        self._text, self._state = self._text[begin.end() + end:], "after"
         return True
 
-    def _read_json(self, text: str) -> tuple[list[tuple[str, str]], int] | None:
-        """(calls, where they end); None if the JSON is not complete."""
-        if not text.endswith(("}", "]")) and self._close not in text:
-            return None
-        try:
-            value, end = JSON.raw_decode(text)
-        except ValueError:
-            return None
-        return _calls(value), end
+    def _give_up(self, said: list) -> None:
+        """What began like a call is text, at least its first mark."""
+        at = min((at + len(mark) for mark in self._marks if (at := self._text.find(mark)) >= 0))
+        said.append(self._text[:at])
+        self._text, self._state = self._text[at:], "text"
 
     def _in_after(self, said: list) -> bool:
         text = self._text.lstrip()
-        if text.startswith(self._close):
-            text = text[len(self._close):].lstrip()
-        elif self._close.startswith(text):
+        for mark in self._ends:
+            if text.startswith(mark):
+                text = text[len(mark):].lstrip()
+            elif mark.startswith(text):
+                return False
+        if not text:
             return False
+        if self._bare_next and text == self._text.lstrip() and self._form.may_begin(text, self._tools):
+            return any(char in self._form.last for char in text) and self._read_next(text, said)
         self._text, self._state = text, "text"
-        return bool(text)
+        return True
+
+    def _read_next(self, text: str, said: list) -> bool:
+        """One more call of a section whose calls have no marks."""
+        calls, end = self._form.read(text, self._tools) or ([], 0)
+        said += [Call(name, arguments) for name, arguments in calls]
+        self._text = text[end:]
+        return bool(calls)
 
     def _in_bare(self, said: list) -> bool:
         text = self._text.lstrip()
-        if not text or text[0] in "{[":
-            return False
-        said.append(self._text)
-        self._text = ""
+        if text and not self._form.may_begin(text, self._tools):
+            said.append(self._text)
+            self._text = ""
         return False
 
     def _bare_calls(self) -> list[Call]:
         """The calls that all of the text is, by the names of tools that were given."""
         text, found = self._text.strip(), []
         while text:
-            try:
-                value, end = JSON.raw_decode(text)
-            except ValueError:
-                return []
-            calls = _calls(value)
+            calls, end = self._form.read(text, self._tools) or ([], 0)
             if not calls or any(name not in self._tools for name, _ in calls):
                 return []
             found += [Call(name, arguments) for name, arguments in calls]
@@ -195,32 +216,5 @@ class ToolReader(ByState):
 
 def tool_grammar(tokenizer: Tokenizer, format: ToolFormat, tools: list[dict], parallel: bool) -> str:
     """A Lark grammar of answers that are calls of these tools and nothing else."""
-    parts = [*written(tokenizer, format.opening), "call", *written(tokenizer, format.closing)]
-    call = tags.call_rules(tools) if format.tags else f"call: {json_rule(_call_schema(format, tools, parallel))}"
-    return f"start: {' '.join(parts)}\n{call}\n"
-
-
-def _call_schema(format: ToolFormat, tools: list[dict], parallel: bool) -> dict:
-    schemas = []
-    for tool in tools:
-        function = tool["function"]
-        schemas.append({"type": "object", "additionalProperties": False, "required": ["name", format.arguments],
-                        "properties": {"name": {"const": function["name"]},
-                                       format.arguments: function.get("parameters") or {"type": "object"}}})
-    call = {"anyOf": schemas}
-    if format.many:
-        call = {"type": "array", "items": call, "minItems": 1, **({} if parallel else {"maxItems": 1})}
-    return call
-
-
-def json_rule(schema: dict) -> str:
-    """What keeps to a JSON Schema, in Lark's notation."""
-    return f"%json {json.dumps(schema | {'x-guidance': SPACES})}"
-
-
-def written(tokenizer: Tokenizer, text: str) -> list[str]:
-    """Text in Lark's notation; added tokens as their ids, since a model writes them as such."""
-    added = tokenizer.added_ids
-    marks = "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True))
-    pieces = re.split(f"({marks})", text) if marks else [text]
-    return [f"<[{added[piece]}]>" if piece in added else json.dumps(piece) for piece in pieces if piece]
+    before, after = (written(tokenizer, text) for text in (format.begins + format.opening, format.closing + format.ends))
+    return f"start: {' '.join([*before, 'call', *after])}\n{format.form.rules(tokenizer, tools, parallel)}\n"

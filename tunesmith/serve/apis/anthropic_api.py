@@ -12,11 +12,12 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from tunesmith.serve.answering import Answer, Answers, Asked, Service
+from tunesmith.serve.apis.forms import form_of
 from tunesmith.serve.apis.openai_api import AnswerStream
-from tunesmith.serve.apis.wire import STREAMED, Options, Wire, frame, text_of, tool, tool_call
+from tunesmith.serve.apis.wire import STREAMED, Options, Wire, frame, text_of, thinking_of, tool, tool_call
 from tunesmith.serve.engine import Refused
+from tunesmith.writing.calls import Call
 from tunesmith.writing.reasoning import Thought
-from tunesmith.writing.tools import Call
 
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
          413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}
@@ -48,6 +49,11 @@ class Thinking(Wire):
     display: str | None = None
 
 
+class OutputConfig(Wire):
+    format: dict | None = None
+    effort: str | None = None
+
+
 class CountRequest(Wire):
     model: str | None = None
     messages: list[Message] = Field(min_length=1)
@@ -55,6 +61,8 @@ class CountRequest(Wire):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: dict | None = None
 
     @property
     def thinks(self) -> bool:
@@ -121,8 +129,12 @@ def _asked(body: CountRequest) -> Asked:
     names = {"auto": "auto", "none": "none", "any": "required", "tool": choice.name}
     # Who does not ask for thinking waits for an answer, and does not expect that its tokens go elsewhere.
     template = {} if body.thinks else {"enable_thinking": False}
-    return Asked(body.model, messages, Options(), tools, names[choice.type], not choice.disable_parallel_tool_use,
-                 template=template, prefill=prefill)
+    config = body.output_config or OutputConfig()
+    form = form_of(config.format or body.output_format, "output_config.format")
+    if body.thinks:
+        template |= thinking_of(config.effort)
+    return Asked(body.model, messages, Options(), tools, names[choice.type], not choice.disable_parallel_tool_use, form,
+                 template, prefill)
 
 
 def _messages(message: Message) -> list[dict]:
@@ -154,12 +166,7 @@ def _blocks(answer: Answer, with_thinking: bool) -> list[dict]:
 
 
 def _use(call: Call) -> dict:
-    try:
-        arguments = json.loads(call.arguments)
-    except ValueError:
-        arguments = None
-    return {"type": "tool_use", "id": call.id, "name": call.name,
-            "input": arguments if isinstance(arguments, dict) else {}}
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": json.loads(call.arguments)}
 
 
 def _end(answer: Answer) -> dict:

@@ -1,4 +1,4 @@
-"""OpenAI's API: models, chat completions, completions and embeddings; and /render, which shows a prompt."""
+"""OpenAI's API: models, chat completions and embeddings; and /render, which shows a prompt."""
 
 import base64
 import struct
@@ -15,12 +15,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
 from tunesmith.serve.answering import Answer, Answers, Asked, Service
+from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.wire import STREAMED, Options, ToolCall, Wire, frame, text_of, thinking_of, tool, tool_call
 from tunesmith.serve.engine import Refused, Token
-from tunesmith.serve.engines.constrain import ANY_OBJECT
-from tunesmith.writing.formats import Reader
+from tunesmith.writing.calls import Call
 from tunesmith.writing.reasoning import Thought
-from tunesmith.writing.tools import Call
 
 Stop = str | list[str] | None
 
@@ -32,13 +31,14 @@ class Message(Wire):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None
+    prefix: bool | None = None
 
 
 class StreamOptions(Wire):
     include_usage: bool | None = None
 
 
-class ChatRequest(Options):
+class ChatRequest(FormOptions):
     model: str | None = None
     messages: list[Message] = Field(min_length=1)
     stream: bool | None = None
@@ -49,25 +49,14 @@ class ChatRequest(Options):
     stop: Stop = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: dict | None = None
+    response_format: dict | str | None = None
     tools: list[dict] | None = None
     tool_choice: str | dict | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict | None = None
-
-
-class CompletionRequest(Options):
-    model: str | None = None
-    prompt: str | list[int] | list[str] | list[list[int]]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    n: int | None = Field(None, ge=1, le=16)
-    stop: Stop = None
-    logprobs: int | None = Field(None, ge=0, le=20)
-    echo: bool | None = None
-    suffix: str | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
 
 
 class EmbeddingRequest(Wire):
@@ -98,30 +87,18 @@ def routes(service: Service) -> APIRouter:
     async def chat(body: ChatRequest, http: HttpRequest):
         asked = _asked(body)
         answers = await service.answers(asked)
-        head = _head("chatcmpl-", service.served(asked.model).name)
+        head = heading("chatcmpl-", service.served(asked.model).name)
         if body.stream:
-            return AnswerStream(answers, _chat_stream(answers, head, _wants_usage(body), asked.logprobs))
+            return AnswerStream(answers, _chat_stream(answers, head, wants_usage(body), asked.logprobs))
         done = await answers.collect(http)
         choices = [{"index": i, "message": _message(answer), "finish_reason": answer.finish,
                     "logprobs": _logprobs(answer.tokens) if body.logprobs else None} for i, answer in enumerate(done)]
         return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": usage(answers)})
 
-    @router.post("/v1/completions", responses=STREAMED)
-    async def completions(body: CompletionRequest, http: HttpRequest):
-        served, requests, echoes = await run_in_threadpool(_completion_requests, service, body)
-        answers = Answers(service.engine, requests, [Reader() for _ in requests])
-        head = {**_head("cmpl-", served.name), "object": "text_completion"}
-        if body.stream:
-            return AnswerStream(answers, _completion_stream(answers, head, echoes, _wants_usage(body), body.logprobs))
-        done = await answers.collect(http)
-        choices = [_completion_choice(i, echo + answer.text, answer.tokens, answer.finish, body.logprobs, len(echo))
-                   for i, (answer, echo) in enumerate(zip(done, echoes))]
-        return JSONResponse({**head, "choices": choices, "usage": usage(answers)})
-
     @router.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest):
         served = service.served(body.model)
-        inputs = await run_in_threadpool(_token_lists, served, body.input, "input")
+        inputs = await run_in_threadpool(token_lists, served, body.input, "input")
         vectors = await wrap_future(service.engine.embed(served.name, inputs))
         count = sum(map(len, inputs))
         packed = body.encoding_format == "base64"
@@ -162,22 +139,6 @@ def tools_of(tools: list[dict] | None) -> list[dict]:
 
 def stops_of(stop: Stop) -> tuple[str, ...]:
     return tuple(s for s in ([stop] if isinstance(stop, str) else stop or []) if s)
-
-
-def schema_of(form: dict | None) -> dict | None:
-    """The JSON Schema that a response format asks for. Raises Refused."""
-    form = {"type": "text"} if form is None else form
-    kind = form.get("type", "text") if isinstance(form, dict) else form
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return ANY_OBJECT
-    around = form.get("json_schema", form) if kind == "json_schema" else None
-    schema = around.get("schema") if isinstance(around, dict) else None
-    if not isinstance(schema, dict):
-        raise Refused(f"response_format of type {kind!r}: give text, json_object, or json_schema with a schema",
-                      parameter="response_format")
-    return schema
 
 
 def choice_of(choice: str | dict | None, tools: list[dict]) -> tuple[str, list[dict]]:
@@ -246,19 +207,34 @@ def _model(service: Service, name: str) -> dict:
 
 def _asked(body: ChatRequest) -> Asked:
     choice, tools = choice_of(body.tool_choice, tools_of(body.tools))
+    messages, prefill = _prefilled(body)
     return Asked(
-        body.model, messages_of(body.messages), body, tools, choice,
-        body.parallel_tool_calls is not False, schema_of(body.response_format),
-        thinking_of(body.reasoning_effort) | (body.chat_template_kwargs or {}),
-        max_new_tokens=body.max_completion_tokens or body.max_tokens, stop=stops_of(body.stop),
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None, n=body.n or 1, stream=bool(body.stream))
+        body.model, messages, body, tools, choice, body.parallel_tool_calls is not False,
+        body.form(body.response_format), thinking_of(body.reasoning_effort) | (body.chat_template_kwargs or {}),
+        prefill, body.max_completion_tokens or body.max_tokens, stops_of(body.stop),
+        (body.top_logprobs or 0) if body.logprobs else None, body.n or 1, bool(body.stream))
 
 
-def _head(prefix: str, model: str) -> dict:
+def _prefilled(body: ChatRequest) -> tuple[list[dict], str]:
+    """The messages, and the beginning of the answer if the last of them is meant to be that. Raises Refused."""
+    messages, last = messages_of(body.messages), body.messages[-1]
+    wanted = body.continue_final_message or last.prefix
+    if body.add_generation_prompt is not None and body.add_generation_prompt == bool(wanted):
+        raise Refused("either add_generation_prompt or continue_final_message must be true, and the other false",
+                      parameter="continue_final_message")
+    if not wanted:
+        return messages, ""
+    if last.role != "assistant" or last.tool_calls or last.reasoning_content:
+        raise Refused("continue_final_message: the last message must be the assistant's, with text alone",
+                      parameter="continue_final_message")
+    return messages[:-1], messages[-1]["content"]
+
+
+def heading(prefix: str, model: str) -> dict:
     return {"id": prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
 
 
-def _wants_usage(body) -> bool:
+def wants_usage(body) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
 
@@ -322,23 +298,7 @@ async def _chat_stream(answers: Answers, head: dict, with_usage: bool, logprobs:
     yield frame("[DONE]")
 
 
-def _completion_requests(service: Service, body: CompletionRequest):
-    """(served, requests, the text that each answer begins with)."""
-    served = service.served(body.model)
-    if body.suffix:
-        raise Refused("suffix: not supported", parameter="suffix")
-    if body.echo and body.logprobs is not None:
-        raise Refused("logprobs of the prompt (echo with logprobs): not supported", parameter="echo")
-    asked = Asked(body.model, [], body, max_new_tokens=body.max_tokens, stop=stops_of(body.stop),
-                  logprobs=body.logprobs, n=body.n or 1, stream=bool(body.stream))
-    requests, echoes = [], []
-    for ids in _token_lists(served, body.prompt, "prompt"):
-        requests += service.requests(served, ids, asked, default_tokens=16)
-        echoes += [served.tokenizer.decode(ids, skip_special_tokens=True) if body.echo else ""] * asked.n
-    return served, requests, echoes
-
-
-def _token_lists(served, given, parameter: str) -> list[list[int]]:
+def token_lists(served, given, parameter: str) -> list[list[int]]:
     """Texts or ids as lists of ids, with bos where the tokenizer by itself puts one. Raises Refused."""
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         given = [given]
@@ -361,43 +321,6 @@ def _token_lists(served, given, parameter: str) -> list[list[int]]:
     if not found:
         raise Refused(f"{parameter}: empty", parameter=parameter)
     return found
-
-
-def _completion_choice(index: int, text: str, tokens: list[Token], finish: str | None, logprobs: int | None,
-                       offset: int) -> dict:
-    told = None
-    if logprobs is not None:
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token.text)
-        told = {"tokens": [t.text for t in tokens], "token_logprobs": [max(t.logprob, -9999.0) for t in tokens],
-                "top_logprobs": [{text: max(value, -9999.0) for text, value in t.top} for t in tokens],
-                "text_offset": offsets}
-    return {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
-
-
-async def _completion_stream(answers: Answers, head: dict, echoes: list[str], with_usage: bool,
-                             logprobs: int | None) -> AsyncIterator[str]:
-    more = {"usage": None} if with_usage else {}
-    offsets = [len(echo) for echo in echoes]
-    for index, echo in enumerate(echoes):
-        if echo:
-            yield frame({**head, "choices": [_completion_choice(index, echo, [], None, None, 0)], **more})
-    try:
-        async for index, event in answers.events():
-            if isinstance(event, Answer):
-                choice = _completion_choice(index, "", [], event.finish, None, 0)
-            else:
-                choice = _completion_choice(index, event.text, event.tokens, None, logprobs, offsets[index])
-                offsets[index] += len(event.text)
-            yield frame({**head, "choices": [choice], **more})
-    except Refused as error:
-        yield frame(problem(error))
-        return
-    if with_usage:
-        yield frame({**head, "choices": [], "usage": usage(answers)})
-    yield frame("[DONE]")
 
 
 def _base64(vector: list[float]) -> str:

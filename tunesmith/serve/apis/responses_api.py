@@ -13,12 +13,13 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from tunesmith.serve.answering import Answer, Answers, Asked, Service, sampling_of
-from tunesmith.serve.apis.openai_api import AnswerStream, choice_of, schema_of
-from tunesmith.serve.apis.wire import STREAMED, Options, Wire, frame, text_of, thinking_of, tool, tool_call
+from tunesmith.serve.apis.forms import FormOptions
+from tunesmith.serve.apis.openai_api import AnswerStream, choice_of
+from tunesmith.serve.apis.wire import STREAMED, Wire, frame, text_of, thinking_of, tool, tool_call
 from tunesmith.serve.engine import Refused
 from tunesmith.serve.models import Served
+from tunesmith.writing.calls import Call
 from tunesmith.writing.reasoning import Thought
-from tunesmith.writing.tools import Call
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 STATE = ("previous_response_id", "conversation", "prompt")
@@ -31,7 +32,7 @@ class ReasoningOptions(Wire):
     summary: str | None = None
 
 
-class ResponsesRequest(Options):
+class ResponsesRequest(FormOptions):
     model: str | None = None
     input: str | list[dict]
     instructions: str | None = None
@@ -82,7 +83,7 @@ def _asked(body: ResponsesRequest) -> Asked:
         raise Refused("input: empty", parameter="input")
     choice, tools = choice_of(body.tool_choice, _tools(body))
     return Asked(body.model, messages, body, tools, choice,
-                 body.parallel_tool_calls is not False, schema_of((body.text or {}).get("format")),
+                 body.parallel_tool_calls is not False, body.form((body.text or {}).get("format"), "text.format"),
                  thinking_of(body.reasoning and body.reasoning.effort) | (body.chat_template_kwargs or {}),
                  max_new_tokens=body.max_output_tokens, stream=bool(body.stream))
 

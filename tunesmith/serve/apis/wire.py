@@ -5,8 +5,10 @@ import json
 from pydantic import BaseModel, ConfigDict, Field
 
 from tunesmith.serve.engine import Refused
+from tunesmith.writing.calls import object_text
 
 STREAMED = {200: {"content": {"text/event-stream": {}}}}  # beside JSON, for the OpenAPI document
+INVALID = "invalid_json"
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -32,7 +34,7 @@ class Options(Wire):
 
 class Function(Wire):
     name: str
-    arguments: str = "{}"
+    arguments: str | dict | None = None
 
 
 class ToolCall(Wire):
@@ -52,16 +54,13 @@ def text_of(content) -> str:
     return "".join(part["text"] for part in content)
 
 
-def tool_call(name: str, arguments: str | dict, identity: str | None) -> dict:
-    """A call as templates want it: its arguments a mapping. Raises Refused."""
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError:
-            arguments = None
-    if not isinstance(arguments, dict):
-        raise Refused(f"tool call {name!r}: its arguments are no JSON object", parameter="messages")
-    return {"id": identity or "", "type": "function", "function": {"name": name, "arguments": arguments}}
+def tool_call(name: str, arguments: str | dict | None, identity: str | None) -> dict:
+    """A call as templates want it: its arguments a mapping. A conversation goes on after a call whose arguments were
+    cut off or are no JSON object; the model is shown them as text under the key INVALID."""
+    text = object_text(arguments)
+    shown = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    mapping = {INVALID: shown} if text is None else json.loads(text)
+    return {"id": identity or "", "type": "function", "function": {"name": name, "arguments": mapping}}
 
 
 def named_results(messages: list[dict]) -> list[dict]:

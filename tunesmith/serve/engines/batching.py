@@ -37,7 +37,7 @@ class Pool:
         self.limit_tokens, self._computes = weights.reserve(
             int(weights.free_bytes() * share), context, sequences=batch + prefix.MOST + 1, step=CHUNK + batch)
         self.limit_bytes = self.limit_tokens * weights.bytes_per_token
-        self.prefixes = PrefixCache(int(self.limit_bytes * PREFIX_SHARE))
+        self.prefixes = PrefixCache(int(self.limit_bytes * PREFIX_SHARE) if weights.divides else 0)
 
     def describe(self, names: list[str]) -> str:
         """For people; `names` are the models of these weights."""
@@ -116,13 +116,21 @@ class BatchingEngine:
         return sequence
 
     def embed(self, model: str, inputs: list[list[int]]) -> Future:
-        found: Future = Future()
         served = self.models[model]
+        return self._compute(lambda: [served.weights.embedding(served.adapter, ids) for ids in inputs])
+
+    def score(self, model: str, ids: list[int], logprobs: int) -> Future:
+        served = self.models[model]
+        return self._compute(lambda: _scored(served, ids, logprobs))
+
+    def _compute(self, work: Callable[[], object]) -> Future:
+        """Lets the engine's thread do something between two steps. Raises Refused."""
+        found: Future = Future()
 
         def job():
             if found.set_running_or_notify_cancel():
                 try:
-                    found.set_result([served.weights.embedding(served.adapter, ids) for ids in inputs])
+                    found.set_result(work())
                 except Exception as error:  # for whoever waits
                     found.set_exception(error)
 
@@ -231,9 +239,10 @@ class BatchingEngine:
         served = sequences[0].served
         room, chosen = CHUNK, []
         for sequence in sorted(sequences, key=lambda s: s.pending > 1):
-            count = 1 if sequence.pending == 1 else min(sequence.pending, room)
+            count = sequence.pending if room > 0 and not served.weights.divides else min(sequence.pending, room)
+            count = 1 if sequence.pending == 1 else count
             room -= count if sequence.pending > 1 else 0
-            if count:
+            if count > 0:
                 end = sequence.cached + count
                 part = Part(sequence.kv, sequence.cached, sequence.ids[sequence.cached:end], end == len(sequence.ids))
                 chosen.append((sequence, part))
@@ -280,6 +289,15 @@ class BatchingEngine:
             self._pool(sequence.served).prefixes.keep(sequence.request.model, sequence.ids[:sequence.cached], kv)
         sequence.forget()
         sequence.delivery.end(finish, error)
+
+
+def _scored(served: Served, ids: list[int], count: int) -> list[Token]:
+    """See engine.Engine.score."""
+    found = [Token(served.tokenizer.decode(ids[:1]), None, [])]
+    for logits in served.weights.prompt_logits(served.adapter, ids):
+        for logits_V, token in zip(logits[:, :served.tokenizer.vocab_size], ids[len(found):]):
+            found.append(_token(served.tokenizer, logits_V, token, count))
+    return found
 
 
 def _token(tokenizer, logits_V: torch.Tensor, token: int, count: int) -> Token:

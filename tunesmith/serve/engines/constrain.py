@@ -1,6 +1,7 @@
 """Answers held to a JSON Schema or a grammar, by llguidance, which is an extra."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,11 +11,11 @@ import torch
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import first_line
-from tunesmith.serve.engine import Refused
+from tunesmith.serve.engine import Form, Refused
 from tunesmith.serve.engines.gguf_tokenizer import GgufTokenizer
 from tunesmith.writing.marks import SPACES
 
-ANY_OBJECT = {"type": "object"}
+UNESCAPED_SLASH = re.compile(r"\\.|/", re.DOTALL)
 
 
 class Grammar:
@@ -57,16 +58,46 @@ def from_schema(tokenizer: Tokenizer, stop_ids: frozenset[int], schema: dict) ->
     return _grammars(library, tokenizer, stop_ids, grammar, lark)
 
 
-def from_lark(tokenizer: Tokenizer, stop_ids: frozenset[int], lark: str) -> Grammars:
-    """Constraints to a grammar in Lark's notation. Raises Refused."""
+def from_lark(tokenizer: Tokenizer, stop_ids: frozenset[int], lark: str, what: str = "JSON Schema") -> Grammars:
+    """Constraints to a grammar in Lark's notation, made from `what`. Raises Refused."""
     library = _library()
-    return _grammars(library, tokenizer, stop_ids, library.LLMatcher.grammar_from_lark(lark), lark)
+    return _grammars(library, tokenizer, stop_ids, library.LLMatcher.grammar_from_lark(lark), lark, what)
 
 
-def _grammars(library, tokenizer: Tokenizer, stop_ids: frozenset[int], grammar: str, lark: str) -> Grammars:
+def from_form(tokenizer: Tokenizer, stop_ids: frozenset[int], form: Form) -> Grammars:
+    """Constraints to what a request asks for. Raises Refused."""
+    if form.kind == "json":
+        return from_schema(tokenizer, stop_ids, form.value)
+    if form.kind == "choice":
+        lark = f"start: {' | '.join(map(json.dumps, form.value))}"
+    elif form.kind == "regex":
+        lark = f"start: TEXT\nTEXT: /{UNESCAPED_SLASH.sub(_escaped, form.value)}/"
+    else:
+        lark = _lark(form.value)
+    return from_lark(tokenizer, stop_ids, lark, form.kind)
+
+
+def _escaped(slash: re.Match) -> str:
+    return slash[0] if len(slash[0]) > 1 else r"\/"
+
+
+def _lark(text: str) -> str:
+    """A grammar in GBNF, or already in Lark's notation, in the latter. Raises Refused."""
+    _library()
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return any_to_lark(text)
+    except Exception as error:  # whatever its reader meets
+        raise Refused(f"the grammar cannot be used: {first_line(error)}", code="invalid_grammar") from None
+
+
+def _grammars(library, tokenizer: Tokenizer, stop_ids: frozenset[int], grammar: str, lark: str,
+              what: str = "JSON Schema") -> Grammars:
     first = library.LLMatcher(_vocabulary(tokenizer, stop_ids), grammar, log_level=0)
     if first.is_error():
-        raise Refused(f"the JSON Schema cannot be used: {first_line(first.get_error())}", code="invalid_json_schema")
+        code = f"invalid_{what.lower().replace(' ', '_')}"
+        raise Refused(f"the {what} cannot be used: {first_line(first.get_error())}", code=code)
     return Grammars(lark, first, tokenizer.vocab_size)
 
 

@@ -1,5 +1,6 @@
 """GGUF models computed by llama.cpp in this process, with adapters in GGUF laid over them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,22 @@ from tunesmith.machine import memory
 from tunesmith.serve.engines.weights import Part
 
 BYTES_PER_VALUE = 2  # keys and values are kept in float16
+SCORED = 128  # logits of so many tokens of a prompt are computed at once
 CONTEXTS = 8  # as many whole ones have room; the memory is taken at the start
 
 
 class LlamaWeights:
     """See weights.Weights."""
 
+    divides = True
+
     def __init__(self, path: Path):
         self.model = Model(path, on_card=True)
         library, handle = llama_cpp(), self.model.handle
         if library.llama_model_has_encoder(handle) or library.llama_model_is_recurrent(handle) \
                 or library.llama_model_is_hybrid(handle):
-            raise UserError(f"{path}: cannot be served: only models of attention over keys and values can")
+            raise UserError(f"{path}: only models of attention over keys and values are served from a GGUF here; "
+                            "llama.cpp's own llama-server takes this one, and `tunesmith serve` the model's folder")
         self.context = library.llama_model_n_ctx_train(handle)
         self.bytes_per_token = self.model.kv_values_per_token * BYTES_PER_VALUE
         self._on_card = bool(library.llama_supports_gpu_offload() and torch.cuda.is_available())
@@ -64,6 +69,16 @@ class LlamaWeights:
             context.use(self._adapters.get(adapter))
             mean = context.embeddings([Tokens(0, 0, ids, range(len(ids)))]).mean(0)
             return (mean / np.linalg.norm(mean)).tolist()
+        finally:
+            context.close()
+
+    def prompt_logits(self, adapter: str | None, ids: list[int]) -> Iterator[torch.Tensor]:
+        context = Context(self.model, len(ids), batch=SCORED)
+        try:
+            context.use(self._adapters.get(adapter))
+            for at in range(0, len(ids), SCORED):
+                part = ids[at:at + SCORED]
+                yield torch.from_numpy(context.logits([Tokens(0, at, part, range(len(part)))]))
         finally:
             context.close()
 

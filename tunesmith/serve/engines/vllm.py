@@ -221,6 +221,22 @@ class VllmEngine:
         raise Refused("vLLM gives no embeddings of a model that it answers with; serve it without --engine vllm",
                       code="embeddings_unsupported", parameter="model")
 
+    def score(self, model: str, ids: list[int], logprobs: int) -> Future:
+        return asyncio.run_coroutine_threadsafe(self._score(model, ids, logprobs), self.loop)
+
+    async def _score(self, model: str, ids: list[int], logprobs: int) -> list[Token]:
+        body = {"model": model, "prompt": ids, "max_tokens": 1, "prompt_logprobs": logprobs, "temperature": 0.0}
+        response = await self.client.post("/v1/completions", json=body)
+        if response.status_code != httpx.codes.OK:
+            raise Refused(_message(response.json()), 502, "engine_failed")
+        decode = self.models[model].tokenizer.decode
+        found = [Token(decode(ids[:1]), None, [])]
+        for token, told in zip(ids[1:], response.json()["choices"][0]["prompt_logprobs"][1:]):
+            likeliest = sorted(((int(one), value["logprob"]) for one, value in told.items()), key=lambda item: -item[1])
+            top = [(decode([one]), value) for one, value in likeliest[:logprobs]]
+            found.append(Token(decode([token]), told[str(token)]["logprob"], top))
+        return found
+
     def metrics(self) -> dict[str, float]:
         running = min(len(self.answers), self._batch)
         return {**self.counts, "running": running, "waiting": len(self.answers) - running}

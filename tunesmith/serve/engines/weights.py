@@ -1,5 +1,6 @@
 """What the engine asks of a copy of a model in memory, whichever code computes it."""
 
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -35,6 +36,9 @@ class Weights(Protocol):
     bytes_per_token: int
     """What keys and values of a token take; known once `reserve` was called."""
 
+    divides: bool
+    """Whether a prompt may be computed in pieces, and one sequence go on from another's beginning; known likewise."""
+
     def free_bytes(self) -> int:
         """Memory that is free where keys and values will be."""
 
@@ -53,6 +57,9 @@ class Weights(Protocol):
 
     def embedding(self, adapter: str | None, ids: list[int]) -> list[float]:
         """Mean of the last hidden states, of length 1."""
+
+    def prompt_logits(self, adapter: str | None, ids: list[int]) -> Iterator[torch.Tensor]:
+        """Logits [N, V] that follow each of the ids, in their order, some at a time."""
 
     def close(self) -> None:
         """Gives its memory back."""
