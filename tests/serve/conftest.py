@@ -114,7 +114,7 @@ def tokenizers(tmp_path_factory):
         tiny.save_tokenizer(name, folder / name)
     found = {name: Tokenizer.load(folder / name) for name in families}
     for name, base in (("llama", "llama3"), ("coder", "qwen3"), ("thinker", "qwen3"), ("distilled", "qwen3"),
-                       ("headed", "qwen3")):
+                       ("headed", "qwen3"), ("first_system", "qwen3")):
         template = folder / f"{name}.jinja"
         template.write_text(getattr(templates, name.upper()))
         found[name] = Tokenizer.load(folder / base, str(template))

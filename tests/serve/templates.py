@@ -34,6 +34,13 @@ HEADED = """{% for m in messages %}{{ '<' + m.role + '>\n' + m.content + '<|im_e
 {%- if add_generation_prompt %}{{ '<assistant>\n' }}{% endif %}"""
 """Heads its turns with what looks like a mark of reasoning."""
 
+FIRST_SYSTEM = """{% if messages[0].role == 'system' %}{{ '<|im_start|>system\n' + messages[0].content }}
+{{- '<|im_end|>\n' }}
+{%- endif %}{% for m in messages %}{% if m.role in ('user', 'assistant') %}
+{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+"""Writes a system turn that stands first, and drops others and tools without a word."""
+
 _BEGIN = """{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}
 {%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}"""
 _END = """{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
@@ -62,8 +69,8 @@ CALLS = {
                     ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")),
     "deepseek": (_calls("<|calls|>", "<|call|>function<|sep|>{{ f.name }}\n```json\n" + _JSON + "\n```<|call_end|>",
                         "<|calls_end|>", "\n"), ("<|calls|>", "<|call|>", "<|sep|>", "<|call_end|>", "<|calls_end|>")),
-    "deepseek_text": (_calls("<|calls|>", "<|call|>function<|sep|>{{ f.name + '\n```json\n' + values }}\n```<|call_end|>",
-                             "<|calls_end|>", "\n"),
+    "deepseek_text": (_calls("<|calls|>", "<|call|>function<|sep|>{{ f.name + '\n```json\n' + values }}"
+                             "\n```<|call_end|>", "<|calls_end|>", "\n"),
                       ("<|calls|>", "<|call|>", "<|sep|>", "<|call_end|>", "<|calls_end|>")),
     "kimi": (_calls("<|section|>", "<|call|>functions.{{ f.name }}:{{ loop.index0 }}<|args|>" + _JSON + "<|call_end|>",
                     "<|section_end|>"), ("<|section|>", "<|call|>", "<|args|>", "<|call_end|>", "<|section_end|>")),

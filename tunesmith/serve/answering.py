@@ -71,6 +71,7 @@ class Answer:
     calls: list[Call] = field(default_factory=list)
     finish: str = ""
     stop_text: str | None = None
+    stop_token: Token | None = None
     generated: int = 0
     cached: int = 0
 
@@ -193,7 +194,7 @@ class Answers:
         if piece.finish == "cancelled":
             raise Refused("the answer was cancelled: the server is stopping", 503, "stopping")
         answer.finish = "tool_calls" if answer.calls and piece.finish == "stop" else piece.finish
-        answer.stop_text = piece.stop_text
+        answer.stop_text, answer.stop_token = piece.stop_text, piece.stop_token
         return answer
 
 

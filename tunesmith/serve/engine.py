@@ -87,13 +87,14 @@ class Token:
 @dataclass
 class Piece:
     """What an answer grew by. `finish` is None but in the last piece: stop, length, cancelled or error. `stop_text` is
-    the stop string that ended it; `generated` and `cached` count tokens: computed so far (the stop token included),
-    and of the prompt taken from the prefix cache."""
+    the stop string that ended it, `stop_token` the token, where log probabilities are reported; `generated` and
+    `cached` count tokens: computed so far (the stop token included), and of the prompt taken from the prefix cache."""
 
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
     finish: str | None = None
     stop_text: str | None = None
+    stop_token: Token | None = None
     error: str = ""
     generated: int = 0
     cached: int = 0

@@ -1,4 +1,4 @@
-"""Calls as a name and then arguments in JSON: `[TOOL_CALLS]NAME[ARGS]{…}` (Mistral), `NAME<｜tool▁sep｜>{…}` (DeepSeek)."""
+"""Calls as a name and then arguments in JSON: `[TOOL_CALLS]NAME[ARGS]{…}` (Mistral), `NAME<|sep|>{…}` (DeepSeek)."""
 
 import re
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class NamedCalls:
 
     @cached_property
     def _head(self) -> re.Pattern:
-        return re.compile(rf"({NAME}){flexible(self.between)}\s*(?=[{{\"])")
+        return re.compile(rf"({NAME}){flexible(self.between)}\s*(?=[{{\"\[]|null)")
 
     def read(self, text: str, tools: dict[str, dict]) -> Found | None:
         head = self._head.match(text)

@@ -12,6 +12,8 @@ from tunesmith.writing.schemas import choices, embedded, kinds, properties, requ
 
 CONSTANTS = {"true": True, "false": False, "null": None}  # as some templates write them
 QUOTED = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')""", re.DOTALL)
+NAME = re.compile(r"([^\s\[\](){}=,]+)\(")
+KEY = re.compile(r"([(,]\s*)([^\s\[\](){}=,:]+)\s*=")
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,9 @@ class PythonCalls:
         end = _list_end(text)
         if end is None:
             return None
-        try:  # a newline in a string stands there as it is
-            source = QUOTED.sub(lambda quoted: quoted[0].replace("\n", r"\n"), text[:end])
-            elements = ast.parse(source.strip(), mode="eval").body.elts
-            return [_call(element) for element in elements], end
-        except (SyntaxError, ValueError, AttributeError, RecursionError, MemoryError):
+        try:
+            return _calls(text[:end]), end
+        except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
             return [], end
 
     def may_begin(self, text: str, tools: dict[str, dict]) -> bool:
@@ -63,7 +63,7 @@ class PythonCalls:
 
 def _value(schema, root: dict) -> str:
     if (texts := choices(schema, root)) and all(isinstance(text, str) for text in texts):
-        return f"({' | '.join(json.dumps(quoted) for text in texts for quoted in {repr(text), json.dumps(text)})})"
+        return f"({' | '.join(json.dumps(quoted) for text in texts for quoted in (repr(text), json.dumps(text)))})"
     if "string" in kinds(schema, root):
         return "any_text"
     return json_rule(embedded(schema, root)) if isinstance(schema, dict) else json_rule({})
@@ -87,14 +87,27 @@ def _list_end(text: str) -> int | None:
     return None
 
 
-def _call(node) -> tuple[str, str]:
-    """Raises ValueError or AttributeError if it is none."""
-    if not isinstance(node, ast.Call) or node.args:
+def _calls(text: str) -> list[tuple[str, str]]:
+    """Raises SyntaxError, ValueError or AttributeError if it is no list of calls."""
+    names: list[str] = []
+
+    def numbered(name: re.Match) -> str:
+        names.append(name[1])
+        return f"_{len(names) - 1}("
+
+    pieces = QUOTED.split(text)  # tools and keys may have names that Python's own may not
+    pieces[::2] = [KEY.sub(r"\1_\2=", NAME.sub(numbered, piece)) for piece in pieces[::2]]
+    pieces[1::2] = [piece.replace("\n", r"\n") for piece in pieces[1::2]]  # a newline stands in a string as it is
+    return [_call(node, names) for node in ast.parse("".join(pieces), mode="eval").body.elts]
+
+
+def _call(node: ast.Call, names: list[str]) -> tuple[str, str]:
+    if node.args:
         raise ValueError("no call by keywords")
-    arguments = object_text({keyword.arg: _plain(keyword.value) for keyword in node.keywords})
+    arguments = object_text({keyword.arg[1:]: _plain(keyword.value) for keyword in node.keywords})
     if arguments is None:
         raise ValueError("no JSON")
-    return ast.unparse(node.func), arguments
+    return names[int(node.func.id[1:])], arguments
 
 
 def _plain(node):

@@ -1,11 +1,12 @@
-"""Calls as NAME{key:value,…}, whose strings stand between marks of their own: `call:NAME{key:<|"|>text<|"|>}` (Gemma)."""
+"""Calls as NAME{key:value}, with marks of their own around strings: `call:NAME{key:<|"|>text<|"|>}` (Gemma 4)."""
 
 import json
 import re
 from dataclasses import dataclass
 
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.calls import COUNT, FIRST, NAME, SECOND, TEXT, Found, any_of_rules, in_order, parameters_of, written
+from tunesmith.writing.calls import (
+    COUNT, FIRST, NAME, SECOND, TEXT, Found, any_of_rules, in_order, parameters_of, written)
 from tunesmith.writing.schemas import choices, kinds, properties, required
 
 COMMA = '","'
@@ -60,7 +61,8 @@ class QuotedCalls:
         rules = [any_of_rules(len(tools)), f"any_text: {text}", 'boolean: "true" | "false"', 'null: "null"',
                  r"integer: /-?(0|[1-9][0-9]*)/", r"number: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/",
                  'array: "[" (any_value ("," any_value)*)? "]"', r'object: "{" (pair ("," pair)*)? "}"',
-                 r'pair: /[A-Za-z_][A-Za-z0-9_-]*/ ":" any_value', "any_value: any_text | boolean | null | number | array | object"]
+                 r'pair: /[A-Za-z_][A-Za-z0-9_-]*/ ":" any_value',
+                 "any_value: any_text | boolean | null | number | array | object"]
         for n, tool in enumerate(tools):
             schema, found = parameters_of(tool), []
             needed = required(schema, schema)

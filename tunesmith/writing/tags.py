@@ -74,7 +74,7 @@ class Tags:
 
     def rules(self, tokenizer: Tokenizer, tools: list[dict], parallel: bool) -> str:
         """Of what a schema says of strings they keep to `enum` and `const`."""
-        rules = [any_of_rules(len(tools)), f"any_text{self._any_text(tokenizer)}"]
+        rules = [any_of_rules(len(tools)), self._any_text(tokenizer)]
         for n, tool in enumerate(tools):
             schema, names = parameters_of(tool), []
             needed = required(schema, schema)
@@ -120,11 +120,14 @@ class Tags:
         return f"%json {json.dumps(embedded(schema, root))} {closing}", False
 
     def _any_text(self, tokenizer: Tokenizer) -> str:
-        """Any text up to what closes it, where text ends by itself if that is a token of its own."""
+        """The rule of any text and what closes it. Text ends by itself before a token of its own."""
         pieces = written(tokenizer, self.closing.lstrip())
-        if pieces[0].startswith("<["):
-            return rf": /(.|\n)*/ {' '.join(pieces)}"
-        return rf"[lazy]: /(.|\n)*{_regex(self.closing)}/"
+        at = next((i for i, piece in enumerate(pieces) if piece.startswith("<[")), len(pieces))
+        if at == 0:
+            return rf"any_text: /(.|\n)*/ {' '.join(pieces)}"
+        lazy = "[lazy]" if at == len(pieces) else ""  # a token of its own ends the text before it
+        before = self.closing[:len(self.closing) - len(self.closing.lstrip())] + "".join(map(json.loads, pieces[:at]))
+        return "\n".join([f"any_text: until {' '.join(pieces[at:])}", rf"until{lazy}: /(.|\n)*{_regex(before)}/"])
 
 
 def _regex(text: str) -> str:

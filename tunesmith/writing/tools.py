@@ -9,7 +9,7 @@ a call has one of these forms, each in a file of its own:
 | Mistral to 2024, Cohere, Nemotron | | `[TOOL_CALLS]` | a list of such JSON |
 | Llama 3 | | | such JSON alone |
 | Mistral from 2025 | | `[TOOL_CALLS]` | a name and JSON: NAME[ARGS]{…} |
-| DeepSeek, Kimi K2 | `<｜tool▁calls▁begin｜>` | `<｜tool▁call▁begin｜>` | NAME<｜tool▁sep｜>{…} |
+| DeepSeek, Kimi K2 | `<|tool_calls_begin|>` | `<|tool_call_begin|>` | NAME<|tool_sep|>{…} |
 | Qwen3-Coder, GLM, MiniMax, Seed-OSS | | `<tool_call>` | tags: <function=…><parameter=…>…</parameter></function> |
 | LFM2, Llama 4 | | `<|tool_call_start|>` | Python: [NAME(key="value")] |
 | Gemma 4 | | `<|tool_call>` | quoted strings: call:NAME{key:<|"|>value<|"|>} |
@@ -216,5 +216,6 @@ class ToolReader(ByState):
 
 def tool_grammar(tokenizer: Tokenizer, format: ToolFormat, tools: list[dict], parallel: bool) -> str:
     """A Lark grammar of answers that are calls of these tools and nothing else."""
-    before, after = (written(tokenizer, text) for text in (format.begins + format.opening, format.closing + format.ends))
+    before = written(tokenizer, format.begins + format.opening)
+    after = written(tokenizer, format.closing + format.ends)
     return f"start: {' '.join([*before, 'call', *after])}\n{format.form.rules(tokenizer, tools, parallel)}\n"

@@ -61,8 +61,8 @@ def routes(service: Service) -> APIRouter:
         if body.stream:
             return AnswerStream(answers, _stream(answers, head, echoes, wants_usage(body), body.logprobs))
         done = await answers.collect(http)
-        choices = [_choice(i, echo.text + answer.text, [*echo.tokens, *answer.tokens], answer.finish, body.logprobs,
-                           0 if echo.tokens else len(echo.text))
+        choices = [_choice(i, echo.text + answer.text, [*echo.tokens, *answer.tokens, *_ending(answer)], answer.finish,
+                           body.logprobs, 0 if echo.tokens else len(echo.text))
                    for i, (answer, echo) in enumerate(zip(done, echoes))]
         return JSONResponse({**head, "choices": choices, "usage": usage(answers)})
 
@@ -103,6 +103,11 @@ def _scored(body: CompletionRequest, head: dict, prompts: list[list[int]], echoe
         "prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}})
 
 
+def _ending(answer: Answer) -> list[Token]:
+    """The token that ended an answer, which is no text but counts among its tokens, as clients expect."""
+    return [answer.stop_token] if answer.stop_token else []
+
+
 def _choice(index: int, text: str, tokens: list[Token], finish: str | None, logprobs: int | None,
             offset: int) -> dict:
     """`offset`: characters of the choice before the first of the tokens. The first of a prompt has no probability."""
@@ -131,7 +136,7 @@ async def _stream(answers: Answers, head: dict, echoes: list[Echo], with_usage: 
     try:
         async for index, event in answers.events():
             if isinstance(event, Answer):
-                choice = _choice(index, "", [], event.finish, None, 0)
+                choice = _choice(index, "", _ending(event), event.finish, logprobs, offsets[index])
             else:
                 choice = _choice(index, event.text, event.tokens, None, logprobs, offsets[index])
                 offsets[index] += len(event.text)

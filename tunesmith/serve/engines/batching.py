@@ -277,7 +277,7 @@ class BatchingEngine:
         sequence.ids.append(token)
         ends = token in served.stop_ids
         told = None
-        if request.logprobs is not None and not ends:
+        if request.logprobs is not None:
             told = _token(served.tokenizer, logits_V, token, request.logprobs)
         if finish := sequence.delivery.take(token, ends, told):
             self._finish(sequence, finish)

@@ -79,6 +79,7 @@ class Delivery:
             self._counts["first_token_seconds"] += time.monotonic() - self._arrived
         self.generated += 1
         if ends:
+            self._piece.stop_token = told
             return "stop"
         text = self._writer.push(token)
         self._piece.text += text

@@ -96,8 +96,8 @@ class TorchWeights:
         self.divides = not _keeps_more(self.inner.config)
         with torch.inference_mode():
             self.bytes_per_token = self._prepare() if self.divides else self._prepare_alone()
-        how = "" if self.divides else ", one sequence at a time"
-        return limit_bytes // self.bytes_per_token, f"transformers in this process, {self.device.type}, {precision}{how}"
+        computes = f"transformers in this process, {self.device.type}, {precision}"
+        return limit_bytes // self.bytes_per_token, computes + ("" if self.divides else ", one sequence at a time")
 
     def new_kv(self) -> "KV | States":
         return KV() if self.divides else States(self.inner.config)

@@ -155,7 +155,7 @@ class Answer:
         ended = None
         for number, token in enumerate(ids):
             ends = choice["finish_reason"] == "stop" and number == len(ids) - 1
-            ended = ended or self.delivery.take(token, ends, None if told is None or ends else self._told(told, number))
+            ended = ended or self.delivery.take(token, ends, None if told is None else self._told(told, number))
         return ended
 
     def _told(self, logprobs: dict, number: int) -> Token:
