@@ -141,7 +141,7 @@ class Scripted:
     def submit(self, request: Request, deliver) -> "Scripted":
         self.asked.append(request)
         tokenizer = self.models[request.model].tokenizer
-        writer = Writer(tokenizer, request.stop, request.shown)
+        writer = Writer(tokenizer, request.stop, request.shown, request.context)
         ids = tokenizer.encode_rest(self.says)[0]
         told = ids[:request.max_new_tokens]
         pieces = [writer.push(token) for token in told] + [writer.finish()]

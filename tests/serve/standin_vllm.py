@@ -29,11 +29,19 @@ class Handler(BaseHTTPRequestHandler):
             file.write(json.dumps(body) + "\n")
         if body["max_tokens"] > 1000:
             return self.reply({"error": {"message": "max_tokens cannot be greater than max_model_len"}}, 400)
+        if body.get("prompt_logprobs") is not None:
+            return self.reply({"choices": [{"prompt_logprobs": self.scores(body)}]})
         self.head(200, "text/event-stream")
         try:
             self.answer(body)
         except OSError:
             (NOTES / "left").touch()
+
+    def scores(self, body: dict) -> list:
+        """Of each token of the prompt but the first: it is the likeliest but for those after it in the vocabulary."""
+        return [None, *({str(token): {"logprob": -2.0, "rank": 3}, **{
+            str(token + 1 + i): {"logprob": -1.0 - i / 4, "rank": i + 1} for i in range(body["prompt_logprobs"])}}
+            for token in body["prompt"][1:])]
 
     def answer(self, body: dict):
         for number in range(body["max_tokens"]):

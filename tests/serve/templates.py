@@ -96,6 +96,7 @@ CALLS = {
     "minimax_m1": (_calls("<tool_calls>\n", "{{ {'name': f.name, 'arguments': values} | tojson }}\n", "</tool_calls>"),
                    ()),
     "lfm2": (_calls("<|call|>[", _KEYWORDS, "]<|call_end|>", ", "), ("<|call|>", "<|call_end|>")),
+    "lfm2_in_text": (_BEGIN + _END, ("<|tool_call_start|>", "<|tool_call_end|>")),
     "llama4": (_calls("[", _KEYWORDS, "]", ", "), ()),
     "gemma4": (_QUOTED + _calls("", "<|tool_call>call:{{ f.name }}{{ told(values) }}<tool_call|>", ""),
                ("<|tool_call>", "<tool_call|>", '<|"|>')),

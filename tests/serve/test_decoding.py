@@ -69,3 +69,14 @@ def test_special_tokens_are_not_shown_but_those_asked_for(base):
     mark, other = ids
     writer = Writer(tok, shown=frozenset({mark}))
     assert writer.push(mark) + writer.push(other) + writer.finish() == "[TOOL_CALLS]"
+
+
+@pytest.mark.parametrize("name", ["mistral", "phi3", "qwen3", "gemma3"])
+def test_a_text_that_goes_on_keeps_the_space_before_its_first_word(base, name):
+    tok, text = tokenizer(name, base), "Return the current name of it, or é 日本"
+    ids = tok.encode(text)[0]
+    for before in range(1, len(ids)):
+        writer = Writer(tok, context=ids[:before])
+        more = "".join(map(writer.push, ids[before:])) + writer.finish()
+        if "\ufffd" not in tok.decode(ids[:before]):  # a character of which the context has a part
+            assert tok.decode(ids[:before]) + more == text

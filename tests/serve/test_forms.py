@@ -46,7 +46,7 @@ TWO_CALLS = {
 
 
 def said_to(address: str, path: str, body: dict) -> httpx.Response:
-    return httpx.post(f"{address}/v1/{path}", json={"model": "first", "max_tokens": 60, **body}, timeout=60)
+    return httpx.post(f"{address}/v1/{path}", json={"model": "first", "max_tokens": 100, **body}, timeout=60)
 
 
 @pytest.mark.parametrize(("form", "pattern"), CHAT)
@@ -75,14 +75,14 @@ def test_forms_of_the_other_apis(address):
         sure: bool
 
     claude = Anthropic(base_url=address, api_key="none", max_retries=0)
-    parsed = claude.messages.parse(model="first", max_tokens=60, messages=ASK, output_format=Order).parsed_output
+    parsed = claude.messages.parse(model="first", max_tokens=100, messages=ASK, output_format=Order).parsed_output
     assert isinstance(parsed, Order)
     form = {"type": "json_schema", "schema": SCHEMA}
     for body in ({"output_config": {"format": form}}, {"output_format": form}):
         answer = said_to(address, "messages", {"messages": ASK, **body}).json()
         assert re.fullmatch(LIKE_SCHEMA, answer["content"][0]["text"])
     answer = httpx.post(f"{address}/v1/responses", json={
-        "model": "first", "input": "One", "max_output_tokens": 60,
+        "model": "first", "input": "One", "max_output_tokens": 100,
         "text": {"format": {"type": "json_object", "schema": SCHEMA}}}).json()
     assert re.fullmatch(LIKE_SCHEMA, answer["output"][0]["content"][0]["text"])
     wrong = {"messages": ASK, "output_config": {"format": {"type": "xml"}}}

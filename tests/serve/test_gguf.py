@@ -107,6 +107,11 @@ def test_embeddings_and_schemas(gguf_engine, served, runs):
     try:
         ids = torch_engine.models["base"].tokenizer.encode("The sum of two")[0]
         expected = torch_engine.embed("base", [ids]).result()[0]
+        names = {"first-base-gguf": "base", "first-gguf-adapter": "first"}
+        for name, other in names.items():  # a prompt is scored over more tokens than are computed at once
+            scores = [[token.logprob for token in engine.score(model, ids * 40, 1).result()[1:]]
+                      for engine, model in ((gguf_engine, name), (torch_engine, other))]
+            assert len(scores[0]) > on_llama.SCORED and scores[0] == pytest.approx(scores[1], abs=2e-3)
     finally:
         torch_engine.close()
     assert vector == pytest.approx(expected, abs=1e-3)

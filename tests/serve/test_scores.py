@@ -92,8 +92,9 @@ def test_lm_evaluation_harness(family, engines, served, name):
     whole = [Instance("generate_until", {}, (a, {"until": ["\n\n"], "max_gen_toks": 8}), n)
              for n, (a, _) in enumerate(pairs)]
     there = LocalCompletionsAPI(model=name, base_url=f"{served(engines[name])}/v1/completions", max_length=256,
-                                tokenizer_backend="huggingface", tokenizer=folder, num_concurrent=1)
-    here = HFLM(pretrained=folder, device="cpu", dtype="float32", max_length=256, attn_implementation="eager")
+                                tokenizer_backend="huggingface", tokenizer=folder, add_bos_token=True)
+    here = HFLM(pretrained=folder, device="cpu", dtype="float32", max_length=256, add_bos_token=True,
+                attn_implementation="eager")
     for (score, greedy), (expected, expected_greedy) in zip(there.loglikelihood(asked), here.loglikelihood(asked)):
         assert score == pytest.approx(expected, abs=1e-3) and greedy == expected_greedy
     assert there.loglikelihood_rolling(texts) == pytest.approx(here.loglikelihood_rolling(texts), abs=1e-3)

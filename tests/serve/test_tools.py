@@ -197,6 +197,17 @@ def test_arguments_are_json_objects_or_the_call_is_text(tokenizers, name, answer
         assert "".join(said) == text
 
 
+def test_calls_of_a_template_that_writes_none_stand_in_the_text(tokenizers):
+    """As LFM2's: its vocabulary has marks for calls."""
+    tok, calls = tokenizers["lfm2_in_text"], [("add", {"a": "it's", "b": [1, None]}), ("look_up", {})]
+    message = find(tok).message({"role": "assistant", "content": "Well. ", "tool_calls": [
+        {"id": "1", "function": {"name": name, "arguments": arguments}} for name, arguments in calls]})
+    assert message == {"role": "assistant", "content": 'Well. <|tool_call_start|>[add(a="it\'s", b=[1, None]), '
+                                                       "look_up()]<|tool_call_end|>"}
+    said = read(ToolReader(find_format(tok), {"add": {}, "look_up": {}}), list(message["content"]))
+    assert split_up(said) == (calls, "Well.")
+
+
 def test_a_call_after_one_that_is_none_is_read(tokenizers):
     bad, good = '<tool_call>\n{"name": "add", "arguments": [1]}\n</tool_call>', '{"name": "add", "arguments": {"a": 1}}'
     cut = '<tool_call>\n{"name": "add", "arguments": {"a'
@@ -211,7 +222,8 @@ SCHEMA = {"type": "object", "additionalProperties": False, "required": ["colour"
 PAINT = [{"type": "function", "function": {"name": "paint", "description": "", "parameters": SCHEMA}}]
 
 
-@pytest.mark.parametrize("name", [*ENDS, *(name for name in templates.CALLS if name != "deepseek_text")])
+@pytest.mark.parametrize("name", [
+    *ENDS, *(name for name in templates.CALLS if name not in ("deepseek_text", "lfm2_in_text"))])
 def test_the_grammar_takes_what_the_template_writes(tokenizers, name):
     """And after it nothing but the end."""
     pytest.importorskip("llguidance")

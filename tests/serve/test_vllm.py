@@ -117,6 +117,17 @@ def test_answers_are_made_of_the_ids_that_come_back(notes, opened, runs):
     assert (metrics["running"], metrics["waiting"], metrics["cached_tokens"]) == (0, 0, 14)
 
 
+def test_a_prompt_is_scored(notes, opened, runs):
+    engine = opened(*runs)
+    decode = engine.models["first"].tokenizer.decode
+    first, *told = engine.score("first", [50, 60, 70], 2).result(60)
+    assert (first.text, first.logprob, first.top) == (decode([50]), None, [])
+    assert [(t.text, t.logprob, t.top) for t in told] == [
+        (decode([i]), -2.0, [(decode([i + 1]), -1.0), (decode([i + 2]), -1.25)]) for i in (60, 70)]
+    body = json.loads((notes / "requests").read_text())
+    assert (body["prompt"], body["prompt_logprobs"], body["max_tokens"]) == ([50, 60, 70], 2, 1)
+
+
 def test_what_vllm_is_told(notes, opened, runs):
     said = []
     engine = opened(*runs, batch=5, say=said.append)

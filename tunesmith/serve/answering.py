@@ -245,12 +245,13 @@ class Service:
                           code="tools_unsupported", parameter="tools")
         text, ids = self.prompt(asked)
         constraint = self.constraint(served, asked)
-        requests = self.requests(served, ids, asked, format.shown(bool(asked.tools)), constraint)
+        requests = self.requests(served, ids, asked, format.shown(bool(asked.tools)), constraint,
+                                 continues=bool(asked.prefill))
         begun = asked.begins and not asked.demands_call
         return requests, [format.reader(text, begun, asked.tools) for _ in requests]
 
     def requests(self, served: Served, ids: list[int], asked: Asked, shown=frozenset(), constraint=None,
-                 default_tokens: int | None = None) -> list[Request]:
+                 default_tokens: int | None = None, continues: bool = False) -> list[Request]:
         """One for each of the n answers to a prompt. Raises Refused where it leaves no room in the context."""
         room = served.context - len(ids)
         if not ids:
@@ -261,7 +262,7 @@ class Service:
         tokens = min(asked.max_new_tokens or default_tokens or room, room)
         stream = asked.stream or bool(asked.tools) and not asked.parallel  # to stop after the first call
         return [Request(served.name, ids, tokens, sampling_of(served, asked.options, number), asked.stop,
-                        asked.logprobs, shown, stream, constraint) for number in range(asked.n)]
+                        asked.logprobs, shown, stream, constraint, continues) for number in range(asked.n)]
 
     def constraint(self, served: Served, asked: Asked):
         """What answers keep to, None for no form. Raises Refused."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+CONTEXT = 8
+
 
 class Refused(Exception):
     """A request that is not answered; `status` is that of HTTP, `code` the word for programs."""
@@ -61,7 +63,8 @@ class Constraints(Protocol):
 class Request:
     """One answer to compute. `ids` is the prompt; `logprobs` how many of the likeliest tokens to report beside the
     drawn one, None for no log probabilities; `shown` are special tokens that stay in the text; `stream` asks for
-    pieces as they come instead of one at the end."""
+    pieces as they come instead of one at the end; `continues`: the answer goes on within a text, so that a space
+    before its first word belongs to it."""
 
     model: str
     ids: list[int]
@@ -72,6 +75,12 @@ class Request:
     shown: frozenset[int] = frozenset()
     stream: bool = True
     constraint: Constraints | None = None
+    continues: bool = False
+
+    @property
+    def context(self) -> list[int]:
+        """The ids before the answer that its text depends on."""
+        return self.ids[-CONTEXT:] if self.continues else []
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,9 @@ class Format:
         return self.tools is not None or self.harmony is not None
 
     def message(self, message: dict) -> dict:
-        """A message with its reasoning where the template looks for it."""
+        """A message with its reasoning where the template looks for it, and its calls where it writes none."""
+        if self.tools and self.tools.in_text and message.get("tool_calls"):
+            message = self.tools.as_text(message)
         if "reasoning_content" not in message:
             return message
         rest = {name: value for name, value in message.items() if name != "reasoning_content"}

@@ -41,6 +41,12 @@ class PythonCalls:
         except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
             return [], end
 
+    def write(self, calls: list[tuple[str, dict]]) -> str:
+        """The calls, each a name and arguments, as text."""
+        texts = [f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+                 for name, arguments in calls]
+        return f"[{', '.join(texts)}]"
+
     def may_begin(self, text: str, tools: dict[str, dict]) -> bool:
         inner = text[1:].lstrip()
         return text[0] == "[" and any(name.startswith(inner) or inner.startswith(name) for name in tools)

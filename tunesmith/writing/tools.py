@@ -37,7 +37,8 @@ MOST_SPACES = 32  # that a model may write among the marks before a call
 @dataclass(frozen=True)
 class ToolFormat:
     """`opening` and `closing` are the marks before and after a call, `begins` and `ends` those of a section of calls,
-    whitespace included; `shown` the special tokens among them and within calls; `form` how a call is written."""
+    whitespace included; `shown` the special tokens among them and within calls; `form` how a call is written.
+    `in_text`: the template writes no calls, so they are part of a message's text."""
 
     form: CallForm
     opening: str
@@ -45,6 +46,13 @@ class ToolFormat:
     begins: str = ""
     ends: str = ""
     shown: frozenset[int] = frozenset()
+    in_text: bool = False
+
+    def as_text(self, message: dict) -> dict:
+        """A message with its calls in its text."""
+        calls = [(call["function"]["name"], call["function"]["arguments"]) for call in message["tool_calls"]]
+        text = f"{message.get('content') or ''}{self.opening}{self.form.write(calls)}{self.closing}"
+        return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": text}
 
 
 def find_format(tokenizer: Tokenizer) -> ToolFormat | None:
@@ -62,6 +70,17 @@ def find_format(tokenizer: Tokenizer) -> ToolFormat | None:
                         for names in ([PROBE], [PROBE, OTHER]))
             if one and (found := _format(tokenizer, one, two, plain)):
                 return found
+    return _in_vocabulary(tokenizer)
+
+
+def _in_vocabulary(tokenizer: Tokenizer) -> ToolFormat | None:
+    """Calls whose marks are tokens, in a template that shows tools to the model but writes no calls (LFM2)."""
+    ids = tokenizer.added_ids
+    for opening in ids:
+        closing = opening.replace("start", "end")
+        if "tool_call_start" in opening and closing in ids:
+            shown = frozenset({ids[opening], ids[closing]})
+            return ToolFormat(PythonCalls(), opening, closing, shown=shown, in_text=True)
     return None
 
 

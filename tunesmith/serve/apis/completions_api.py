@@ -77,7 +77,8 @@ def _requests(service: Service, body: CompletionRequest, prompts: list[list[int]
         return []
     constraint = service.constraint(served, asked)
     return [request for ids in prompts
-            for request in service.requests(served, ids, asked, constraint=constraint, default_tokens=DEFAULT_TOKENS)]
+            for request in service.requests(served, ids, asked, constraint=constraint, default_tokens=DEFAULT_TOKENS,
+                                            continues=True)]
 
 
 async def _echoes(service: Service, body: CompletionRequest, prompts: list[list[int]]) -> list[Echo]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.serve.engine import Piece, Request, Token
@@ -13,17 +13,19 @@ LONGEST_WAIT = 64
 
 
 class Writer:
-    """Give it each token; it gives back the text that is certain. `shown` are special ids that stay."""
+    """Give it each token; it gives back the text that is certain. `shown` are special ids that stay, `context` those
+    that stand before the text."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), shown: frozenset[int] = frozenset()):
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), shown: frozenset[int] = frozenset(),
+                 context: Sequence[int] = ()):
         self.stopped: str | None = None
         """The stop string that ended the answer."""
         self._tokenizer = tokenizer
         self._hidden = tokenizer.special_ids - shown
         self._stop = stop
         self._held = ""  # may be the beginning of a stop string
-        self._ids: list[int] = []  # the last ones written, then those not yet
-        self._written = 0
+        self._ids = list(context)  # the last ones written, then those not yet
+        self._written = len(context)
 
     def push(self, token: int) -> str:
         """The text that this token adds, or that it makes certain."""
@@ -68,7 +70,7 @@ class Delivery:
     def __init__(self, request: Request, tokenizer: Tokenizer, deliver: Callable[[Piece], None], counts: Counter[str]):
         self.generated = self.cached = 0
         self._request, self._deliver, self._counts = request, deliver, counts
-        self._writer = Writer(tokenizer, request.stop, request.shown)
+        self._writer = Writer(tokenizer, request.stop, request.shown, request.context)
         self._piece = Piece()
         self._arrived = time.monotonic()
 

@@ -53,6 +53,10 @@ class GgufTokenizer:
         return self._templates["default"]
 
     @property
+    def eos_token(self) -> str | None:
+        return self._named_tokens.get("eos_token")
+
+    @property
     def special_tokens(self) -> frozenset[str]:
         return frozenset(map(self._text, self.special_ids))
 
