@@ -168,7 +168,7 @@ def test_a_call_cut_short_is_text(tokenizers, name, call):
     ({"type": "string"}, "5", "5"), ({"type": "integer"}, "5", 5), ({"type": "number"}, "5", 5), (None, "5", 5),
     ({"type": ["string", "null"]}, "null", None), ({"type": ["string", "null"]}, "5", "5"),
     ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "None", None), ({"enum": ["5", "6"]}, "5", "5"),
-    ({"type": "boolean"}, "True", True), ({"type": "integer"}, "five", "five"), ({}, '"a"', '"a"'), ({}, "NaN", "NaN"),
+    ({"type": "boolean"}, "True", True), ({"type": "integer"}, "five", "five"), ({}, '"a"', '"a"'), ({}, "NaN", "NaN"), ({}, "1e999", "1e999"),
     ({"type": "object"}, '{"a": [1]}', {"a": [1]}), ({"$ref": "#/$defs/Text"}, "5", "5"),
     ({"$ref": "#/$defs/Number"}, "5", 5), ({"allOf": [{"$ref": "#/$defs/Text"}, {"enum": ["5"]}]}, "5", "5"),
     ({"anyOf": [{"$ref": "#/$defs/Number"}, {"type": "null"}]}, "5", 5), ({"$ref": "#/$defs/Itself"}, "5", 5),

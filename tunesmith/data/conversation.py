@@ -225,7 +225,10 @@ def _decide(tokenizer: Tokenizer, messages: str, tools: str) -> tuple[tuple[int,
 
 def _candidates(messages: list[dict]) -> Iterator[tuple[tuple[int, ...], list[dict]]]:
     """Sets of forms that apply, as numbers, with the messages in them: those that change the least first."""
-    usable = [i for i, form in enumerate(FORMS) if form.apply(messages) != messages]
+    usable, changed = [], messages
+    for i, form in enumerate(FORMS):  # one may apply only after another, as user turns meet when a system turn moves
+        before, changed = changed, form.apply(changed)
+        usable += [i] if changed != before or form.apply(messages) != messages else []
     sets = [chosen for size in range(len(usable) + 1) for chosen in combinations(usable, size)]
     for chosen in sorted(sets, key=lambda chosen: sum(FORMS[i].reason is not None for i in chosen)):
         changed = messages

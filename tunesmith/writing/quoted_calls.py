@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.writing.calls import (
-    COUNT, FIRST, NAME, SECOND, TEXT, Found, any_of_rules, in_order, parameters_of, written)
+    COUNT, FIRST, NAME, SECOND, TEXT, Found, any_of_rules, in_order, object_text, parameters_of,
+    written)
 from tunesmith.writing.schemas import choices, kinds, properties, required
 
 COMMA = '","'
@@ -48,7 +49,8 @@ class QuotedCalls:
             return None
         except _Malformed:
             return [], head.end()
-        return [(head[1], json.dumps(value, ensure_ascii=False))], end
+        arguments = object_text(value)
+        return ([] if arguments is None else [(head[1], arguments)]), end
 
     def may_begin(self, text: str, tools: dict[str, dict]) -> bool:
         return any(name.startswith(text) or text.startswith(name) for name in tools)

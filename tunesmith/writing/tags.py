@@ -151,6 +151,7 @@ def _json(text: str, schema, root) -> str:
     value = PYTHON.get(text, text)
     try:
         parsed = json.loads(value, parse_constant=_refuse, strict=False)
+        json.dumps(parsed, allow_nan=False)  # a number may be too large for one
     except ValueError:
         parsed = _literal(text)
     allowed = KINDS[type(parsed)] & kinds(schema, root)
