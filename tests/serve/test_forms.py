@@ -78,7 +78,7 @@ def test_forms_of_the_other_apis(address):
     parsed = claude.messages.parse(model="first", max_tokens=100, messages=ASK, output_format=Order).parsed_output
     assert isinstance(parsed, Order)
     form = {"type": "json_schema", "schema": SCHEMA}
-    for body in ({"output_config": {"format": form}}, {"output_format": form}):
+    for body in ({"output_config": {"format": form}}, {"output_format": form}, {"guided_json": SCHEMA}):
         answer = said_to(address, "messages", {"messages": ASK, **body}).json()
         assert re.fullmatch(LIKE_SCHEMA, answer["content"][0]["text"])
     answer = httpx.post(f"{address}/v1/responses", json={

@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from tunesmith.serve.answering import Answer, Answers, Asked, Service
-from tunesmith.serve.apis.forms import form_of
+from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.openai_api import AnswerStream
-from tunesmith.serve.apis.wire import STREAMED, Options, Wire, frame, text_of, thinking_of, tool, tool_call
+from tunesmith.serve.apis.wire import STREAMED, Wire, frame, text_of, thinking_of, tool, tool_call
 from tunesmith.serve.engine import Refused
 from tunesmith.writing.calls import Call
 from tunesmith.writing.reasoning import Thought
@@ -54,7 +54,7 @@ class OutputConfig(Wire):
     effort: str | None = None
 
 
-class CountRequest(Wire):
+class CountRequest(FormOptions):
     model: str | None = None
     messages: list[Message] = Field(min_length=1)
     system: str | list[dict] | None = None
@@ -76,9 +76,6 @@ class CountRequest(Wire):
 class MessagesRequest(CountRequest):
     max_tokens: int = Field(ge=1)
     stream: bool | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=2**31)
     stop_sequences: list[str] | None = None
 
 
@@ -88,8 +85,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/messages", responses=STREAMED)
     async def messages(body: MessagesRequest, http: HttpRequest):
         asked = _asked(body)
-        options = Options(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k)
-        asked.options, asked.max_new_tokens, asked.stream = options, body.max_tokens, bool(body.stream)
+        asked.max_new_tokens, asked.stream = body.max_tokens, bool(body.stream)
         asked.stop = tuple(s for s in body.stop_sequences or [] if s)
         answers = await service.answers(asked)
         head = {"id": "msg_" + uuid.uuid4().hex, "type": "message", "role": "assistant",
@@ -130,10 +126,10 @@ def _asked(body: CountRequest) -> Asked:
     # Who does not ask for thinking waits for an answer, and does not expect that its tokens go elsewhere.
     template = {} if body.thinks else {"enable_thinking": False}
     config = body.output_config or OutputConfig()
-    form = form_of(config.format or body.output_format, "output_config.format")
+    form = body.form(config.format or body.output_format, "output_config.format")
     if body.thinks:
         template |= thinking_of(config.effort)
-    return Asked(body.model, messages, Options(), tools, names[choice.type], not choice.disable_parallel_tool_use, form,
+    return Asked(body.model, messages, body, tools, names[choice.type], not choice.disable_parallel_tool_use, form,
                  template, prefill)
 
 

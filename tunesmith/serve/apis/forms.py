@@ -30,7 +30,7 @@ class FormOptions(Options):
 
     def form(self, response_format, parameter: str = "response_format") -> Form | None:
         """The form that is asked for, whichever way. Raises Refused."""
-        asked = {parameter: form_of(response_format, parameter), "structured_outputs": self._structured(),
+        asked = {parameter: _response_form(response_format, parameter), "structured_outputs": self._structured(),
                  "guided_json_object": Form("json", ANY_OBJECT) if self.guided_json_object else None}
         for name, kind in KINDS.items():
             value = getattr(self, name)
@@ -55,7 +55,7 @@ class FormOptions(Options):
         return Form("json", ANY_OBJECT) if key == "json_object" else _form(IN_STRUCTURED[key], value, key)
 
 
-def form_of(form, parameter: str) -> Form | None:
+def _response_form(form, parameter: str) -> Form | None:
     """The form that a response format asks for. Raises Refused."""
     form = {"type": form} if isinstance(form, str) else form or {}
     kind = form.get("type", "text")
