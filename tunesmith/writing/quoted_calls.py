@@ -14,6 +14,7 @@ COMMA = '","'
 HEAD = re.compile(rf"({NAME})\s*(?={{)")
 KEY = re.compile(r"\s*([^\s:{},\[\]]+)\s*:\s*")
 NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+IN_NUMBERS = "0123456789+-.eE"
 WORDS = {"true": True, "false": False, "null": None, "None": None, "True": True, "False": False}
 
 
@@ -97,12 +98,10 @@ class QuotedCalls:
         if word is not None:
             return WORDS[word], at + len(word)
         number = NUMBER.match(text, at)
-        if number is None and any(word.startswith(text[at:]) for word in WORDS):
+        if not text[at:].strip(IN_NUMBERS) or any(word.startswith(text[at:]) for word in WORDS):
             raise _Incomplete
         if number is None:
             raise _Malformed
-        if number.end() == len(text):
-            raise _Incomplete
         return json.loads(number[0]), number.end()
 
     def _items(self, text: str, at: int):
