@@ -11,6 +11,7 @@ from rich.table import Table
 from tunesmith import job
 from tunesmith.demo import questions
 from tunesmith.demo.starter import cached_starter
+from tunesmith.errors import quoted
 from tunesmith.inputs import cache_folder
 from tunesmith.recipe import Recipe, merge
 from tunesmith.run import Run, free_name, read_json
@@ -49,7 +50,7 @@ def recipe(model: str, train_file: Path, eval_file: Path, output: Path, settings
 
 def _show(console: Console, run: Run, seconds: float) -> None:
     found = read_json(run.eval_file)
-    table = Table("asked in words that training never saw", "before", "after")
+    table = Table("reworded questions, unseen in training", "before", "after")
     right = [f"{found[side]['exact_match']['mean']:.1%}" for side in ("before", "after")]
     loss = [f"{found[side]['loss']['mean']:.3f}" for side in ("before", "after")]
     table.add_row(f"answers exactly right, of {found['rows']}", *right)
@@ -60,8 +61,8 @@ def _show(console: Console, run: Run, seconds: float) -> None:
     console.print(table, answers)
     console.print(f"This took {seconds:.0f} s.\n\nrun     {run.folder}\nreport  {run.report_file}\n\nNext:")
     for command, what in (
-        (f"tunesmith chat {run.folder}", "ask it yourself; /base asks the untrained model"),
-        (f"tunesmith export {run.folder} --to merged", "one model folder for other programs"),
+        (f"tunesmith chat {quoted(run.folder)}", "ask it yourself; /base asks the untrained model"),
+        (f"tunesmith export {quoted(run.folder)} --to merged", "one model folder for other programs"),
         ("tunesmith init --model MODEL --data FILE", "a recipe for a model and data of yours"),
     ):
         console.print(f"  {command}\n      {what}", soft_wrap=True)
