@@ -23,7 +23,7 @@ def recipe(case: Case, output: str) -> Recipe:
         "adapter": {"kind": case.adapter, "rank": RANK, "alpha": ALPHA},
         "train": {"batch": case.batch, "max_steps": case.steps, "learning_rate": LEARNING_RATE, "epochs": 10,
                   "schedule": "constant", "warmup_ratio": 0, "weight_decay": 0.0,
-                  "eval_every": NEVER, "save_every": NEVER},
+                  "save_every": NEVER},
         "evaluate": {"samples": 0}, "output": output, "name": "run"})
 
 

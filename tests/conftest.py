@@ -93,13 +93,15 @@ def recipe(tmp_path, family):
         values = {
             "model": {"path": str(family(base)), "dtype": "float32", "new_tokens": list(tokens)},
             "data": {"train": str(data), "eval_share": 0.0, "sequence_length": 256},
-            "train": {"batch": 8, "max_steps": 20, "learning_rate": 1e-3, "eval_every": 100},
+            "train": {"batch": 8, "max_steps": 20, "learning_rate": 1e-3, "save_every": 100},
             "evaluate": {"samples": 0, "max_new_tokens": 8},
             "adapter": {"rank": 4, "alpha": 8},
             "output": str(tmp_path / "runs"), "name": name,
         }
         for section, changes in sections.items():
             values[section] = values[section] | changes if isinstance(changes, dict) else changes
+        if values["data"]["eval_share"] or values["data"].get("eval"):
+            values["train"].setdefault("eval_every", 100)
         return Recipe.build(values)
 
     return build

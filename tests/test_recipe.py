@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from tunesmith import cli
 from tunesmith.errors import UserError
 from tunesmith.flags import RecipeFlags, chosen
 from tunesmith.recipe import Recipe, Source, known_keys
@@ -42,6 +43,15 @@ def test_every_field_is_read_and_documented(key):
     ({"format": "alpaca"}, "it is a source's"),
     ({"train": {"learning_rate": -1}}, "`train.learning_rate`"),
     ({"name": "a/b"}, "name must be a plain folder name"),
+    ({"train": {"learning_rate": float("inf")}}, "`train.learning_rate`"),
+    ({"adapter": {"alpha": float("nan")}}, "`adapter.alpha`"),
+    ({"data": {"train": "a", "eval": "b", "eval_share": 0.2}}, "data.eval_share has no effect; say one of them"),
+    *(({"data": {"train": "a", "eval_share": 0}} | changes, f"{key} needs held-out rows") for key, changes in {
+        "train.result: best": {"train": {"result": "best"}}, "train.patience": {"train": {"patience": 2}},
+        "train.eval_every": {"train": {"eval_every": 5}}, "evaluate.exact_match": {"evaluate": {"exact_match": True}},
+        "train.sample_every": {"train": {"sample_every": 5}}}.items()),
+    ({"train": {"sample_every": 5}, "evaluate": {"samples": 0}}, "train.sample_every shows sample answers"),
+    ({"train": {"sample_every": 5}, "method": {"name": "cpt"}}, "train.sample_every shows sample answers"),
     ({"adapter": {"kind": "qlora"}}, "must be lora or full, not 'qlora'; QLoRA is adapter.kind: lora with model.quan"),
     ({"adapter": {"kind": "Full"}}, "did you mean full?"),
     ({"train": {"batch": "many"}}, "`train.batch` must be a whole number, not 'many'"),
@@ -100,6 +110,27 @@ def test_exponents_are_numbers_and_flags_win(tmp_path):
     flags = RecipeFlags.model_validate({"train": {"batch": 16}})
     recipe = Recipe.load(tmp_path / "r.yaml", chosen(flags))
     assert (recipe.train.learning_rate, recipe.train.batch) == (1e-4, 16)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("model: {path: m}\ndata: {train: d}\ntrain:\n  batch: 4\n  epochs: 2\n  batch: 8\n", "r.yaml:6: `batch` is set twice"),
+    ("model: {path: m}\ndata: {train: d}\nmodel: {path: n}\n", "r.yaml:3: `model` is set twice"),
+    ("model: {path: m, path: n}\ndata: {train: d}\n", "r.yaml:1: `path` is set twice"),
+])
+def test_a_key_that_is_set_twice(tmp_path, text, said):
+    """YAML would silently take the last."""
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(said)):
+        Recipe.load(tmp_path / "r.yaml")
+
+
+def test_a_flag_that_is_given_twice(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tunesmith", "train", "--model.path", "m", "--data.train", "d", "--train.batch", "4",
+                                      "--train.batch", "8"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    [line] = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and "--train.batch" in line
 
 
 def test_broken_yaml_is_named_with_its_line(tmp_path):

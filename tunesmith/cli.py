@@ -4,7 +4,6 @@ Exit status: 0 done, 2 the user's mistake, 1 ours, 130 interrupted.
 """
 
 import errno
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +11,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import Number
 
-from tunesmith.errors import Ending, UserError, quoted
+from tunesmith.errors import Ending, UserError, is_disk_full, quoted
 
 # Help in plain text: what draws Markdown takes longer to import than all else that help needs.
 app = App(name="tunesmith", help="Fine-tune language models on the workstation you own.", version_flags=["--version"],
@@ -25,7 +24,7 @@ app.command(data)
 app.command(recipe_app)
 app["--help"].group = app["--version"].group = MORE
 
-DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # what only the user can mend
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)  # what only the user can mend
 Switch = Parameter(negative="", show_default=False)
 Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
 Columns = Annotated[list[str], Parameter(name="--columns", consume_multiple=True, negative="", show_default=False)]
@@ -329,7 +328,9 @@ def schema() -> None:
 
 def print_json(value) -> None:
     """For programs: on standard output, and nothing else there."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    from tunesmith.run import json_text
+
+    print(json_text(value, indent=2))
 
 
 def main() -> None:
@@ -344,9 +345,9 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:
-        if error.filename is None or error.errno not in DENIED:
+        if not is_disk_full(error) and (error.filename is None or error.errno not in DENIED):
             raise
-        _fail(f"{error.filename}: {error.strerror}", UserError.status)
+        _fail(f"{error.filename or 'while writing'}: {error.strerror}", UserError.status)
 
 
 def _misused(error: CycloptsError) -> str:

@@ -4,6 +4,15 @@ import shlex
 from pathlib import Path
 
 
+import errno
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+DISK_FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded",
+             errno.EFBIG: "File too large"}  # in words, as libraries in Rust say it
+
+
 class Ending(Exception):
     """Its message is for the user; `status` is the command's exit status, `reason` that of a run's stop event."""
 
@@ -29,6 +38,12 @@ class NotFinite(Ending):
     reason = "not_finite"
 
 
+class Diverged(Ending):
+    """Training has made the model much worse than it was; the message says what to try."""
+
+    reason = "diverged"
+
+
 class NotEnoughMemory(Ending):
     """A step that does not fit, whatever is tried."""
 
@@ -41,6 +56,24 @@ class ProcessDied(Ending):
 
 class NotTheSame(Ending):
     """An export that is not the trained model."""
+
+
+@contextmanager
+def report_full_disk(folder: Path, remedy: str):
+    """Raises UserError where what is done in this block finds no room on the disk of `folder`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, Ending) or not is_disk_full(error):
+            raise
+        free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
+        raise UserError(f"{folder}: no room on the disk ({free / 1e9:.1f} GB free); {remedy}") from None
+
+
+def is_disk_full(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno:
+        return error.errno in DISK_FULL
+    return any(words in str(error) for words in DISK_FULL.values())
 
 
 UNGUARDED = "a script calls tunesmith.train outside of `if __name__ == \"__main__\":`"

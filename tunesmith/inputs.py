@@ -6,8 +6,10 @@ from pathlib import Path
 from tunesmith import method
 from tunesmith.data.dataset import Dataset, prepare
 from tunesmith.data.encode import Settings
+from tunesmith.data.pack import Schedule
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.plan.choose import Plan
+from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
 
@@ -32,6 +34,12 @@ def dataset_of(run: Run, tokenizer: Tokenizer, sequence_length: int, ledger_file
         tokenizer=tokenizer.on(day or run.plan.get("day")), encode=chosen.encode, method=recipe.method,
         splits=chosen.splits, sequence_length=sequence_length, too_long=recipe.data.too_long, candidate_share=0.0)
     return prepare(recipe.data, settings, cache_folder() / "tokens", ledger_file, progress)
+
+
+def schedule_of(recipe: Recipe, dataset: Dataset) -> Schedule:
+    """Which rows each step learns from."""
+    train = recipe.train
+    return Schedule(dataset.train.weights, train.batch, train.epochs, recipe.seed, train.max_steps)
 
 
 def cache_folder() -> Path:

@@ -15,17 +15,19 @@ from pathlib import Path
 from tunesmith import provenance
 from tunesmith.data import hub
 from tunesmith.data.dataset import Dataset
-from tunesmith.data.pack import Schedule
 from tunesmith.data.source import template_variables
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import (UNGUARDED, UNGUARDED_STATUS, Ending, Interrupted, NotEnoughMemory, NotFinite, ProcessDied,
-                              UserError, first_line, quoted)
-from tunesmith.inputs import dataset_of, plan_of
+from tunesmith.errors import (UNGUARDED, UNGUARDED_STATUS, Diverged, Ending, Interrupted, NotEnoughMemory, NotFinite,
+                              ProcessDied, UserError, first_line, quoted, report_full_disk)
+from tunesmith.evaluate.report import write_report
+from tunesmith.inputs import dataset_of, plan_of, schedule_of
 from tunesmith.machine import probe
 from tunesmith.measure import fitted
 from tunesmith.model.check import check_adapter, check_base
 from tunesmith.model.load import config_of, eos_ids, resolve, save_tokenizer
-from tunesmith.plan.choose import Plan, choose, for_model
+from tunesmith.model.positions import limit_of, trained_positions
+from tunesmith.plan import unusual
+from tunesmith.plan.choose import Plan, choose, for_model, within
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, write_json
 from tunesmith.screen import Screen
@@ -41,7 +43,8 @@ def train(recipe: Recipe) -> Run:
     run = Run.create(_pinned(recipe))
     with run.held():
         try:
-            prepare(run)
+            with report_full_disk(run.folder, "free some space, or choose a folder on another disk as output"):
+                prepare(run)
             _start(run)
         except BaseException as error:
             if run.plan is None or isinstance(error, UserError) and not run.events("step"):
@@ -76,27 +79,33 @@ def prepare(run: Run) -> None:
     check_base(recipe.model, recipe.adapter, base, config)
     save_tokenizer(recipe.model, base, run.tokenizer)
     for note in check_adapter(recipe.adapter, recipe.model.new_tokens, Tokenizer.load(run.tokenizer), config):
-        run.log("warning", message=note)
-        screen.show("warning", {"message": note})
+        _warn(run, screen, note)
     given = recipe.model.chat_template_kwargs
     kwargs = template_variables(Tokenizer.load(run.tokenizer, template_kwargs=given), recipe.data.train, given)
     tokenizer = Tokenizer.load(run.tokenizer, template_kwargs=kwargs)
-    plan, measured = fitted(run, plan, base, _positions(config))
+    positions = trained_positions(config)
+    if positions and plan.sequence_length > positions:
+        plan = within(plan, recipe, limit_of(config))
+    for line in unusual.check(recipe, plan, config):
+        _warn(run, screen, line)
+    plan, measured = fitted(run, plan, base, positions or UNKNOWN_POSITIONS)
     if measured:
         screen.measured(measured)
     day = date.today().isoformat()
     dataset = dataset_of(run, tokenizer, plan.sequence_length, run.ledger_file, screen.encoding, day)
     screen.data(dataset)
     _check_fit(recipe, dataset, config)
-    settings = recipe.train
-    screen.plan(recipe, plan, machine, Schedule(dataset.train.weights, settings.batch, settings.epochs, recipe.seed,
-                                                settings.max_steps).steps)
-    write_json(run.provenance_file, provenance.collect(recipe, base, machine))
-    write_json(run.plan_file, plan.as_dict() | {
+    steps = schedule_of(recipe, dataset).steps
+    for line in unusual.check_data(recipe, plan, dataset, positions, steps):
+        _warn(run, screen, line)
+    screen.plan(recipe, plan, machine, steps)
+    whole_plan = plan.as_dict() | {
         "ledger": dataset.ledger, "formats": dataset.formats, "base": str(base.resolve()), "day": day,
         "left_out": dataset.left_out, "template": tokenizer.template_name, "template_kwargs": kwargs,
         "system_prompts": dataset.system_prompts,
-        "stop_ids": _stop_ids(dataset, tokenizer, base)})
+        "stop_ids": _stop_ids(dataset, tokenizer, base)}
+    write_json(run.provenance_file, provenance.collect(run, base, machine, whole_plan))
+    write_json(run.plan_file, whole_plan)  # last: a run that has a plan is prepared
 
 
 def _pinned(recipe: Recipe) -> Recipe:
@@ -105,16 +114,25 @@ def _pinned(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=sources)})
 
 
-def _positions(config) -> int:
-    """Tokens that the model has positions for."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or UNKNOWN_POSITIONS
+def _warn(run: Run, screen: Screen, message: str) -> None:
+    run.log("warning", message=message)
+    screen.show("warning", {"message": message})
 
 
 def _check_fit(recipe: Recipe, dataset: Dataset, config) -> None:
-    """That rows are seen at all, and that the model knows their tokens."""
+    """That rows of each source are seen at all, that there are held-out rows where the recipe needs them, and that the
+    model knows all tokens."""
+    epochs = recipe.train.epochs
+    for source, rows in zip(recipe.data.train, dataset.rows):
+        if rows and round(source.weight * rows * epochs) < 1:
+            raise UserError(f"data.train: {source.path} gives no row: of its {rows:,} examples, weight: "
+                            f"{source.weight:g} leaves none in train.epochs: {epochs:g}; raise weight")
     if round(dataset.train.weights.sum()) < 1:
         raise UserError(f"data.train: the weights of its sources leave no row of {len(dataset.train)} to an epoch; "
                         "raise weight")
+    if not len(dataset.eval) and (key := recipe.needs_held_out_rows):
+        raise UserError(f"{key} needs held-out rows, and none of {len(dataset.train):,} examples could be held out "
+                        f"(data.eval_share: {recipe.data.eval_share:g}); give data.eval, or more rows")
     known = config.get_text_config().vocab_size
     if dataset.train.largest_id >= known and not recipe.model.new_tokens:
         raise UserError(f"model.path: the tokenizer gives id {dataset.train.largest_id}, but the model has {known} "
@@ -122,13 +140,16 @@ def _check_fit(recipe: Recipe, dataset: Dataset, config) -> None:
 
 
 def _start(run: Run) -> None:
+    events = len(run.events())
     try:
         _work(run, plan_of(run))
-    except (Interrupted, UserError):
+    except Interrupted:
         raise
     except Exception as error:
         with suppress(OSError):  # a full disk, say, must not hide the error
-            _log_end(run, error)
+            if not isinstance(error, UserError) or len(run.events()) > events:  # else nothing has happened
+                _log_end(run, error)
+                write_report(run)
         raise
 
 
@@ -183,7 +204,7 @@ def _cause(plan: Plan, rank: int, failure) -> Exception:
     found = failure.message
     text, trace = (found["message"], found["extraInfo"]["py_callstack"]) if isinstance(found, dict) else (found, "")
     name, _, message = text.partition(": ")
-    for kind in (Interrupted, NotEnoughMemory, NotFinite, UserError):
+    for kind in (Interrupted, Diverged, NotEnoughMemory, NotFinite, UserError):
         if name == kind.__name__:
             return kind(message)
     return ProcessDied(f"training process {rank} of {plan.processes} died, so all stopped: {text}\n{trace}".strip())

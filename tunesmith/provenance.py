@@ -1,7 +1,9 @@
 """Where a run's result comes from: data and model by hash, packages, machine, code."""
 
+import hashlib
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -9,15 +11,20 @@ from tunesmith.data.files import content_hash, files
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine
 from tunesmith.recipe import Recipe
-from tunesmith.run import Run, read_json
+from tunesmith.run import Run, file_text, read_json
 
 PACKAGES = ("tunesmith", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "pyarrow",
             "bitsandbytes")
+WITHOUT_EFFECT = ("name", "output")  # of a run that was moved or renamed
 
 
-def collect(recipe: Recipe, base: Path, machine: Machine) -> dict:
-    """What provenance.json holds."""
+def collect(run: Run, base: Path, machine: Machine, plan: dict) -> dict:
+    """What provenance.json holds; `plan` is what plan.json will."""
+    recipe = run.recipe
     return {
+        "recipe": recipe.model_dump(mode="json"),
+        "plan": {run.plan_file.name: hashlib.sha256(file_text(plan).encode()).hexdigest()},
+        "tokenizer": _hashes(run.tokenizer.iterdir()),
         "data": _data(recipe),
         "base_model": {"path": str(base), "files": _model(base)},
         "packages": {name: _version(name) for name in PACKAGES},
@@ -29,14 +36,39 @@ def collect(recipe: Recipe, base: Path, machine: Machine) -> dict:
 
 
 def check_unchanged(run: Run) -> None:
-    """Raises UserError if data or base model are no longer what the run began with."""
+    """Raises UserError if anything that determines the result is no longer what the run began with."""
     before = read_json(run.provenance_file)
-    for key, now, then in (("data", _data(run.recipe), before["data"]),
+    if key := _changed_key(before.get("recipe", {}), run.recipe.model_dump(mode="json")):
+        raise UserError(f"{run.recipe_file}: {key} is not what it was when {run.folder} began, so it cannot go on; "
+                        "undo the change, or start a new run with the new recipe")
+    for key, now, then in (("plan", _hashes([run.plan_file]), before.get("plan")),
+                           ("tokenizer", _hashes(run.tokenizer.iterdir()), before.get("tokenizer")),
+                           ("data", _data(run.recipe), before["data"]),
                            ("model.path", _model(run.base), before["base_model"]["files"])):
+        if then is None:  # a run that an earlier version of Tunesmith began
+            continue
         changed = sorted(file for file in {*now, *then} if now.get(file) != then.get(file))
         if changed:
             raise UserError(f"{key}: {changed[0]} is not what it was when {run.folder} began, so it cannot go on; "
-                            "put it back, or train anew")
+                            "put it back, or start a new run")
+
+
+def changed_packages(run: Run) -> list[str]:
+    """A line for each package whose version is not that with which the run began."""
+    before = read_json(run.provenance_file)["packages"]
+    return [f"{name} was {then} when the run began and is {now} now: losses may differ in their last digits"
+            for name, then in before.items() if (now := _version(name)) != then]
+
+
+def _changed_key(then: dict, now: dict) -> str | None:
+    """The first key whose value differs, dotted. Those that a later version of Tunesmith adds are not in `then`."""
+    for key, value in then.items():
+        if isinstance(value, dict) and isinstance(now.get(key), dict):
+            if inner := _changed_key(value, now[key]):
+                return f"{key}.{inner}"
+        elif key not in WITHOUT_EFFECT and now.get(key) != value:
+            return key
+    return None
 
 
 def _data(recipe: Recipe) -> dict[str, str]:
@@ -45,8 +77,11 @@ def _data(recipe: Recipe) -> dict[str, str]:
 
 
 def _model(base: Path) -> dict[str, str]:
-    parts = sorted((*base.glob("*.safetensors"), base / "config.json", base / "tokenizer.json"))
-    return {file.name: content_hash(file) for file in parts if file.exists()}
+    return _hashes([*base.glob("*.safetensors"), *base.glob("*.json")])
+
+
+def _hashes(files: Iterable[Path]) -> dict[str, str]:
+    return {file.name: content_hash(file) for file in sorted(files)}
 
 
 def _version(name: str) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tunesmith import wording
 from tunesmith.errors import UserError, quoted
@@ -18,6 +18,15 @@ from tunesmith.errors import UserError, quoted
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
+
+
+def _as_loss_ratio(value: float) -> float:
+    if 0 < value <= 1:
+        raise ValueError("a ratio of 1 or less would stop a run that learns; 0 switches the check off")
+    return value
+
+
+LossRatio = Annotated[float, Field(ge=0), AfterValidator(_as_loss_ratio)]
 
 
 def _as_switch(value: Any) -> Any:
@@ -29,7 +38,8 @@ Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_switch)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(),
+                              allow_inf_nan=False)
 
 
 class Model(Section):
@@ -199,9 +209,14 @@ class Train(Section):
     keep_checkpoints: Positive = 2
     """How many of the last checkpoints stay, beside the best."""
     result: Literal["last", "best"] = "last"
-    """Which weights become the result: the last, or those of the evaluation with the best held-out loss."""
+    """Which weights become the result: the last, or those with the lowest held-out loss, be it that before
+    training."""
     patience: Positive | None = None
-    """Stop early after so many evaluations without a better held-out loss."""
+    """Stop early after so many evaluations in a row without a lower held-out loss than any before, also than that
+    before training."""
+    max_loss_ratio: LossRatio = 3.0
+    """Stop, as diverged, once the held-out loss is more than so many times that before training; 0 never stops. A
+    training loss that stays so far above that of the first step stops a run too."""
 
 
 class Evaluate(Section):
@@ -243,9 +258,29 @@ class Recipe(Section):
             raise ValueError("train.weights: bfloat16 is computed in bfloat16: leave model.dtype at auto")
         if self.evaluate.exact_match and self.method.name != "sft":
             raise ValueError("evaluate.exact_match needs answers to compare: method.name: sft")
+        self._check_evaluation()
         if self.name is not None and (not self.name.strip() or Path(self.name).name != self.name):
             raise ValueError("name must be a plain folder name")
         return self
+
+    def _check_evaluation(self) -> None:
+        data, train = self.data, self.train
+        if data.eval and data.eval_share not in (0, Data.model_fields["eval_share"].default):
+            raise ValueError("data.eval gives the held-out rows, so data.eval_share has no effect; say one of them")
+        if not (data.eval or data.eval_share) and (key := self.needs_held_out_rows):
+            raise ValueError(f"{key} needs held-out rows: give data.eval, or data.eval_share above 0")
+        if train.sample_every and (self.method.name != "sft" or not self.evaluate.samples):
+            raise ValueError("train.sample_every shows sample answers: it needs evaluate.samples above 0 and "
+                             "method.name: sft")
+
+    @property
+    def needs_held_out_rows(self) -> str | None:
+        """The first key that asks for what only held-out rows can give."""
+        train = self.train
+        asked = {"evaluate.exact_match": self.evaluate.exact_match, "train.result: best": train.result == "best",
+                 "train.patience": train.patience, "train.eval_every": train.eval_every,
+                 "train.sample_every": train.sample_every}
+        return next((key for key, value in asked.items() if value), None)
 
     @classmethod
     def build(cls, values: dict, where: str = "recipe") -> "Recipe":
@@ -279,6 +314,8 @@ def read_yaml(path: Path) -> dict:
         raise UserError(f"{path}: a folder, not a recipe; name the YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(f"{path}:{error.problem_mark.line + 1}: {error.problem}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -289,7 +326,16 @@ def read_yaml(path: Path) -> dict:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as a string; people mean a number."""
+    """YAML 1.1 reads 1e-4 as a string; people mean a number. And it takes the last of two values for one key."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"`{name}` is set twice; keep one", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -15,19 +15,22 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
     warning     message
     resume      step (later steps written before this line were lost: readers ignore them)
     stop        step, reason: done | max_minutes | max_tokens | early_stopping | interrupted, or what broke it off:
-                not_finite | out_of_memory | error (any other), these with the error's message; a run that was
-                killed has none
+                not_finite | diverged | out_of_memory | error (any other), these with the error's message; a run that
+                was killed has none
 
 eval.json holds `rows`; `held_out`, which is equal for the same rows whatever the tokenizer; `before` and `after`,
 each with `loss`, `perplexity` and, where asked for, `exact_match` as
 {mean, low, high} (95 % bootstrap over rows); `difference` (after minus before, paired) of `loss` and `exact_match`;
 and `samples`: [{prompt, reference, before, after}].
+
+JSON has no number for infinity and none for NaN: a loss, or a perplexity, that is one of them is null.
 """
 
 import difflib
 import errno
 import fcntl
 import json
+import math
 import os
 import time
 from contextlib import contextmanager
@@ -141,7 +144,7 @@ class Run:
 
     def log(self, event: str, **values) -> None:
         """Appends one event. A line is written in one call, so a reader never sees half of one but the last."""
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, ensure_ascii=False)
+        line = json_text({"event": event, "time": round(time.time(), 3), **values})
         with open(self.events_file, "ab+") as file:
             if file.tell() and not _ends_line(file):
                 line = "\n" + line
@@ -179,8 +182,24 @@ def list_runs(output: Path) -> list[Run]:
 
 
 def read_json(path: Path):
-    """The content of a JSON file, or None if there is none yet."""
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+    """The content of a JSON file, or None if there is none yet. Raises UserError if it is damaged."""
+    try:
+        return json.loads(path.read_text("utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, not valid JSON: {error}") from None
+
+
+def json_text(value, indent: int | None = None) -> str:
+    """Valid JSON, which `json.dumps` alone does not promise: a number that is not finite becomes null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_finite, value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
@@ -223,7 +242,12 @@ def _ends_line(file) -> bool:
 
 
 def write_json(path: Path, value) -> None:
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, file_text(value))
+
+
+def file_text(value) -> str:
+    """What `write_json` writes."""
+    return json_text(value, indent=2) + "\n"
 
 
 def _label(source: Source) -> str:

@@ -1,6 +1,5 @@
 """What a person sees while a run goes on: made from its events, so that the loop knows no screen."""
 
-import json
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tunesmith.evaluate import overview
 from tunesmith.machine import Machine
 from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Recipe
+from tunesmith.run import json_text
 from tunesmith.terminal import LiveLine, clock, fitting, size
 
 SECONDS_BETWEEN_LINES = 10
@@ -147,7 +147,7 @@ class Screen:
 def finished(run, as_json: bool) -> None:
     """What came of a run: its summary as JSON for a program, else for a person, with what to do next."""
     if as_json:
-        print(json.dumps(overview.summary(run), indent=2, ensure_ascii=False))
+        print(json_text(overview.summary(run), indent=2))
     else:
         show_run(run)
         folder = quoted(run.folder)

@@ -1,5 +1,6 @@
 """One training process: from a prepared run folder to the trained result."""
 
+import math
 import os
 import shutil
 import time
@@ -12,23 +13,25 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from tunesmith.data.pack import Schedule
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import Interrupted, quoted
+from tunesmith.errors import Interrupted, UserError, first_line, quoted, report_full_disk
 from tunesmith.evaluate import generate, heldout
 from tunesmith.evaluate.report import write_report
-from tunesmith.inputs import cache_folder, dataset_of, plan_of, tokenizer_of
+from tunesmith.inputs import cache_folder, dataset_of, plan_of, schedule_of, tokenizer_of
 from tunesmith.model import adapt, load
+from tunesmith.model.positions import trained_positions
 from tunesmith.model.text import base_of
 from tunesmith.plan.choose import Plan
+from tunesmith.provenance import changed_packages
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, read_json, write_json
 from tunesmith.screen import Screen
 from tunesmith.training import attention, checkpoint, layers, parallel
+from tunesmith.training.batch import collate
 from tunesmith.training.experts import Routing
-from tunesmith.training.ladder import no_room_is_said
+from tunesmith.training.ladder import is_out_of_memory, no_room_is_said
 from tunesmith.training.loop import Job, loop
-from tunesmith.training.loss import Head, autocast, find_head
+from tunesmith.training.loss import Head, autocast, find_head, token_losses
 from tunesmith.training.memory import give_back
 from tunesmith.training.optimizer import build_optimizer
 from tunesmith.training.saver import Saver
@@ -36,7 +39,7 @@ from tunesmith.writing.formats import find
 
 
 def work(folder: Path) -> None:
-    """Trains. Raises Interrupted after a signal, NotFinite on a loss that is not a number, NotEnoughMemory."""
+    """Trains. Raises Interrupted after a signal; NotFinite, Diverged or NotEnoughMemory where training cannot go on."""
     run = Run(folder)
     plan = plan_of(run)
     device = parallel.join(plan.device)
@@ -51,7 +54,8 @@ def work(folder: Path) -> None:
             run.log(event, **values)
             screen.show(event, values)
 
-    with closing(screen), stop_on_signal() as stop_asked:
+    remedy = f"free some space, then `tunesmith resume {quoted(run.folder)}` continues"
+    with closing(screen), report_full_disk(run.folder, remedy), stop_on_signal() as stop_asked:
         if first:
             screen.waiting("loading the model")
         with no_room_is_said("the model", "a smaller one may, or model.quantize: nf4, or adapter.kind: lora"):
@@ -63,7 +67,7 @@ def work(folder: Path) -> None:
         if reason == "interrupted":
             parallel.wait()  # the launcher ends the others when one has ended, and the first may still be saving
             raise Interrupted(f"stopped at step {state.step}; `tunesmith resume {quoted(run.folder)}` continues it")
-        if run.recipe.train.result == "best" and state.best_step:
+        if run.recipe.train.result == "best" and state.best_step is not None:
             _load_best(job, state)
         _finish(job, run, state)
         job = None
@@ -113,33 +117,66 @@ def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint
     recipe, settings = run.recipe, run.recipe.train
     tokenizer = tokenizer_of(run)
     dataset = dataset_of(run, tokenizer, plan.sequence_length)
-    done = checkpoint.complete(run.checkpoints)
+    last, damaged = checkpoint.newest_whole(run.checkpoints)
     if run.events("start"):  # before anything else is logged, as what is between was a pause
-        log("resume", step=checkpoint.read_state(done[-1]).step if done else 0)
+        log("resume", step=checkpoint.read_state(last).step if last else 0)
+        for line in changed_packages(run):
+            log("warning", message=line)
+    for folder, problem in damaged.items():
+        log("warning", message=f"{folder.name} is damaged ({problem}) and was renamed to damaged-{folder.name}; "
+                               f"training continues from {last.name}")
     built = build(run, plan, run.base, device, log)
     model, plan = built.model, built.plan
-    state = checkpoint.load(done[-1], model, built.optimizer) if done else checkpoint.State(
+    state = checkpoint.load(last, model, built.optimizer) if last else checkpoint.State(
         micro_batch_tokens=plan.micro_batch_tokens, checkpointing=plan.gradient_checkpointing == "on")
+    parallel.wait()  # until all have read it
+    if parallel.rank() == 0:
+        for folder in damaged:
+            checkpoint.set_aside(folder)
     if state.checkpointing and plan.gradient_checkpointing != "on":
         layers.checkpoint_layers(model, "on")
-    schedule = Schedule(dataset.train.weights, settings.batch, settings.epochs, recipe.seed, settings.max_steps)
+    schedule = schedule_of(recipe, dataset)
     job = Job(run=run, settings=settings, **vars(built), tokens=dataset.train, held_out=dataset.eval,
               tokenizer=tokenizer, plain=partial(find(tokenizer).plain, tokenizer), schedule=schedule,
               saver=Saver(run.checkpoints, settings.keep_checkpoints, log), device=device, stop_asked=stop_asked,
               evaluate=lambda: _evaluate(job, state), sample=lambda: _sample(job, state), seed=recipe.seed, log=log)
+    _try_longest_row(job)
     trained, everything = adapt.parameter_counts(model)
     log("start", step=state.step, steps=schedule.steps, rows=len(dataset.train), eval_rows=len(dataset.eval),
         trainable_parameters=trained, parameters=everything)
     return job, state
 
 
+def _try_longest_row(job: Job) -> None:
+    """Raises UserError if the model cannot take a row beyond the positions that it was trained with."""
+    store = max((job.tokens, job.held_out), key=lambda store: store.lengths.max(initial=0))
+    row, positions = int(store.lengths.argmax()), trained_positions(job.model.config)
+    if positions and store.lengths[row] <= positions:
+        return
+    job.model.eval()
+    try:
+        with torch.inference_mode(), autocast(job.plan):
+            token_losses(job.model, collate(store, np.array([row]), job.plan.packing).to(job.device), job.head)
+    except (IndexError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            return  # training has ways to make it fit
+        raise UserError(f"data.sequence_length: the model cannot take the {store.lengths[row]:,} tokens of "
+                        f"{store.where(row)}{f': it has {positions:,} positions' if positions else ''} "
+                        f"({first_line(error)}); lower data.sequence_length") from None
+    finally:
+        job.routing.forget()
+
+
 def _load_best(job: Job, state: checkpoint.State) -> None:
+    if state.best_step == 0:
+        job.log("warning", message="no evaluation had a lower held-out loss than the model before training, so the "
+                                   "result, train.result: best, is the untrained one")
     best = job.run.checkpoints / f"step-{state.best_step:06d}"
-    if best.exists():
+    if best.exists() and not checkpoint.damage(best):
         checkpoint.load(best, job.model)
     else:
-        job.log("warning", message=f"the best weights, of step {state.best_step}, could not be saved; "
-                                   "the result is the last ones")
+        job.log("warning", message=f"the best weights, of step {state.best_step}, were not saved or "
+                                   "are damaged; the result is the last ones")
 
 
 def trainable_model(run: Run, plan: Plan, base: Path):
@@ -220,15 +257,19 @@ def _sample(job: Job, state: checkpoint.State) -> None:
 
 
 def _before(job: Job, run: Run, state: checkpoint.State) -> None:
-    """Measures the untrained model, once; a resumed run has it already."""
-    if not len(job.held_out) or run.before_file.exists():
+    """Measures the untrained model, once; a resumed run has it already. Its loss is the first candidate for best."""
+    if not len(job.held_out):
         return
-    found = _measure(job, state)
-    if parallel.rank() == 0:
-        write_json(run.before_file, found)
-        job.log("eval", step=0, loss=heldout.mean_loss(np.array(found["losses"])), rows=len(found["losses"]),
-                seconds=0.0)
-    parallel.wait()
+    if not run.before_file.exists():
+        found = _measure(job, state)
+        if parallel.rank() == 0:
+            write_json(run.before_file, found)
+            job.log("eval", step=0, loss=heldout.mean_loss(np.array(found["losses"])), rows=len(found["losses"]),
+                    seconds=0.0)
+        parallel.wait()
+    loss = heldout.mean_loss(np.array(read_json(run.before_file)["losses"], float))
+    if state.step == 0 and math.isfinite(loss):
+        state.base_loss, state.best_loss, state.best_step = loss, loss, 0
 
 
 def _finish(job: Job, run: Run, state: checkpoint.State) -> None:

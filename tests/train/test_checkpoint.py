@@ -110,7 +110,7 @@ def test_how_a_run_ends(recipe, reason, train):
     [stop] = run.events("stop")
     assert stop["reason"] == reason
     tokens = [event["tokens"] for event in run.events("step")]
-    expected = {"done": 5, "max_minutes": 1, "early_stopping": 3,
+    expected = {"done": 5, "max_minutes": 1, "early_stopping": 2,
                 "max_tokens": next((n for n in range(1, 6) if sum(tokens[:n]) >= 300), 5)}
     assert stop["step"] == len(tokens) == expected[reason]
     assert run.result.exists() and run.report_file.exists()

@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import pkgutil
 import resource
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from tests.conftest import sums, write_rows
 from tunesmith import cli, job, worker
@@ -279,11 +281,43 @@ def test_a_pause_ends_with_the_resume_whatever_is_warned_of(recipe, monkeypatch)
     assert names[names.index("stop") + 1] == "resume" and names.count("warning") == 2
 
 
-def test_a_source_of_which_nothing_can_be_read(recipe, tmp_path, capfd):
-    (tmp_path / "empty.jsonl").write_text("")
-    rows = write_rows(tmp_path / "rows.jsonl", sums(20))
-    job.train(recipe(data={"train": [str(rows), str(tmp_path / "empty.jsonl")]}, train={"max_steps": 1}))
-    assert "(messages)" in capfd.readouterr().err
+@pytest.mark.parametrize("what", ["tokens", "run"])
+def test_a_full_disk_before_training_is_one_line(recipe, tmp_path, monkeypatch, capsys, what):
+    """Whether tokens or what the run keeps of them is written: nothing is left behind."""
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    rows = [{"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": ""}]} for i in range(300)]
+    data = write_rows(tmp_path / "rows.jsonl", sums(400 if what == "tokens" else 8) + rows)
+    (tmp_path / "recipe.yaml").write_text(recipe(data={"train": str(data)}).dump())
+    target = {"tokens": "tunesmith.data.encode._write", "run": "tunesmith.data.dataset.Ledger.__enter__"}[what]
+    module, _, name = target.rpartition(".")
+    inner = pkgutil.resolve_name(target)
+
+    def write_little(*arguments):
+        stack.enter_context(largest_file(4096))
+        return inner(*arguments)
+
+    with contextlib.ExitStack() as stack:
+        monkeypatch.setattr(pkgutil.resolve_name(module), name, write_little)
+        status, lines = command(monkeypatch, capsys, "train", tmp_path / "recipe.yaml")
+    folder = {"tokens": tmp_path / "cache/tokens", "run": tmp_path / "runs/run"}[what]
+    assert status == 2 and lines[-1].startswith(f"tunesmith: {folder}: no room on the disk"), lines
+    assert not list((tmp_path / "runs").iterdir())
+    assert not list((tmp_path / "cache/tokens").glob(".*"))
+
+
+def test_a_full_disk_at_the_end_keeps_what_was_learned(recipe, monkeypatch, capsys, tmp_path):
+    def no_room(model, *arguments, **settings):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    asked = recipe(train={"max_steps": 2})
+    (tmp_path / "recipe.yaml").write_text(asked.dump())
+    with monkeypatch.context() as patch:
+        patch.setattr("peft.PeftModel.save_pretrained", no_room)
+        status, lines = command(patch, capsys, "train", tmp_path / "recipe.yaml")
+    run = Run(asked.output / "run")
+    assert status == 2 and "no room on the disk" in lines[-1] and "tunesmith resume" in lines[-1]
+    assert overview.summary(run)["status"] == "error"
+    assert job.resume(run.folder).result.is_dir()
 
 
 def test_a_file_system_without_locks(recipe, monkeypatch):

@@ -17,7 +17,7 @@ from tunesmith.data import records
 from tunesmith.data.encode import ROW, SYSTEM_PROMPTS_KEPT, Settings, encode_source
 from tunesmith.data.files import files, select
 from tunesmith.data.ledger import Ledger
-from tunesmith.data.rows import Where
+from tunesmith.data.rows import REASONS, Where
 from tunesmith.errors import UserError
 from tunesmith.recipe import Data, Source
 
@@ -104,6 +104,7 @@ class TokenStore:
 class Dataset:
     train: TokenStore
     eval: TokenStore
+    rows: list[int]  # examples to learn from, of each source
     formats: list[str | None]
     ledger: dict  # the ledger's summary
     eval_unused: int  # held-out examples beyond data.eval_limit
@@ -129,6 +130,10 @@ def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | Non
             _account(ledger, s, r, k, data)
         ledger.kept(sum(s.read for s in shards) - sum(ledger.summary()["dropped"].values()))
         ledger.refuse_if_empty(", ".join(s.path for s in data.train))
+    sources = [("data.eval", source) for source in data.eval] + [("data.train", source) for source in data.train]
+    for (key, source), s, r, k in zip(sources, shards, repeated, leaked):
+        if (r | k).all():
+            raise UserError(f"{key}: {source.path} gives no row: {_losses(s, r, k)}; leave it out, or mend it")
     weights = [1.0] * len(data.eval) + [source.weight for source in data.train]
     learned = TokenStore(shards, [np.flatnonzero(u & ~e) for u, e in zip(usable, is_eval)], weights)
     if not len(learned):
@@ -137,7 +142,8 @@ def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | Non
     held_out = [u & e for u, e in zip(usable, is_eval)]
     measured = _limited(shards, held_out, data.eval_limit)
     beside = {source.path: select(source).left_out for source in (*data.train, *data.eval)}
-    return Dataset(learned, TokenStore(shards, list(map(np.flatnonzero, measured)), weights),
+    learned_rows = [int((u & ~e).sum()) for u, e in zip(usable, is_eval)][len(data.eval):]
+    return Dataset(learned, TokenStore(shards, list(map(np.flatnonzero, measured)), weights), learned_rows,
                    [s.format for s in train], ledger.summary(),
                    int(sum(h.sum() - m.sum() for h, m in zip(held_out, measured))), _system_prompts(train),
                    {path: left_out for path, left_out in beside.items() if left_out})
@@ -217,6 +223,15 @@ def _limited(shards: list[Shard], held_out: list[np.ndarray], limit: int) -> lis
     chosen = np.zeros(len(hashes), bool)
     chosen[np.argsort(hashes, kind="stable")[:limit]] = True
     return [c & h for c, h in zip(np.split(chosen, np.cumsum([len(h) for h in held_out])[:-1]), held_out)]
+
+
+def _losses(shard: Shard, repeated: np.ndarray, leaked: np.ndarray) -> str:
+    """How many of a source's rows were lost, by reason; of one that gives none."""
+    lost = Counter(REASONS[problem["reason"]] for problem in shard.problems() if problem["action"] == "dropped")
+    for reason, count in (("duplicate", repeated & ~leaked), ("duplicate_of_eval", leaked)):
+        lost[REASONS[reason]] += len(np.unique(shard.rows["row"][count]))
+    reasons = ", ".join(f"{count:,} × {reason}" for reason, count in lost.items() if count)
+    return f"{shard.read:,} rows read" + (f", {reasons}" if reasons else "")
 
 
 def _account(ledger: Ledger, shard: Shard, repeated: np.ndarray, leaked: np.ndarray, data: Data) -> None:

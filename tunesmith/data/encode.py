@@ -25,7 +25,7 @@ from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Text, Where, digest,
 from tunesmith.data.source import formats_of, named, to_row
 from tunesmith.data.template import Example
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import CHILD_DIED, UserError
+from tunesmith.errors import CHILD_DIED, UserError, report_full_disk
 from tunesmith.recipe import Method, Source
 from tunesmith.run import write_json
 
@@ -89,8 +89,14 @@ def _encode(source: Source, paths: list[Path], settings: Settings, shard: Path, 
     encoder = Encoder(settings, formats_of(source), source.columns)
     draft = shard.with_name(f".{shard.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    remedy = "tokenised rows are kept there: free some space, or set TUNESMITH_CACHE to a folder on another disk"
+    with report_full_disk(shard.parent, remedy):
+        _write(source, paths, encoder, draft, shard, progress)
+
+
+def _write(source: Source, paths: list[Path], encoder: "Encoder", draft: Path, shard: Path, progress) -> None:
     try:
+        draft.mkdir(parents=True)
         large = sum(f.stat().st_size for f in paths) >= PARALLEL_FROM_BYTES
         with Writer(draft) as writer:
             for chunk in _chunks(read.read_lines(source), encoder, large):

@@ -45,12 +45,20 @@ def interval(values: np.ndarray, sums: np.ndarray | None = None) -> dict:
 
 def difference(before: np.ndarray, after: np.ndarray, counts: np.ndarray | None = None) -> dict:
     """{mean, low, high} of after minus before on the same rows: a paired bootstrap."""
-    return interval(after - before, counts)
+    with np.errstate(invalid="ignore"):
+        return interval(after - before, counts)
 
 
 def _interval(statistic, rows: int) -> dict:
-    low, high = np.quantile(statistic(resample(rows)), [0.025, 0.975])
-    return {"mean": float(statistic(np.arange(rows))), "low": float(low), "high": float(high)}
+    with np.errstate(invalid="ignore"):  # losses of a broken model
+        low, high = np.quantile(statistic(resample(rows)), [0.025, 0.975])
+        return {"mean": float(statistic(np.arange(rows))), "low": float(low), "high": float(high)}
+
+
+def _perplexity(loss: float) -> float:
+    """Infinite above about 709 nats, where it is more than a float holds."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
 
 
 def compare(before: dict, after: dict) -> dict:
@@ -58,12 +66,12 @@ def compare(before: dict, after: dict) -> dict:
 
     Each holds `losses` (rows, 2) and, where answers were generated for all rows, `right` (rows,) of 0 and 1.
     """
-    first, last = np.array(before["losses"]), np.array(after["losses"])
+    first, last = np.array(before["losses"], float), np.array(after["losses"], float)  # null: not finite
     counts = last[:, 1]
     found = {"rows": len(last), "difference": {"loss": difference(first[:, 0], last[:, 0], counts)}}
     for name, measured, losses in (("before", before, first), ("after", after, last)):
         loss = interval(losses[:, 0], counts)
-        found[name] = {"loss": loss, "perplexity": {k: float(np.exp(v)) for k, v in loss.items()}}
+        found[name] = {"loss": loss, "perplexity": {k: _perplexity(v) for k, v in loss.items()}}
         if "right" in measured:
             found[name]["exact_match"] = interval(np.array(measured["right"], float))
     if "right" in before and "right" in after:

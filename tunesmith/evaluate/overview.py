@@ -24,6 +24,7 @@ ENDINGS = {
     "early_stopping": "stopped early{}, as held-out loss no longer fell",
     "interrupted": "was interrupted{}",
     "not_finite": "broke off{}, as its loss was no longer a finite number",
+    "diverged": "was stopped{}, as its loss had grown far beyond that before training",
     "out_of_memory": "broke off{}, as memory was not enough",
     "error": "broke off{} by an error",
     "running": "is going on{}",
@@ -42,6 +43,11 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @classmethod
+    def of(cls, found: dict) -> "Interval":
+        """From eval.json."""
+        return cls(*(loss_value(found[name]) for name in cls._fields))
+
     @property
     def sign(self) -> int:
         """-1 or 1 where the whole interval is below or above 0, else 0."""
@@ -53,6 +59,11 @@ class Verdict(NamedTuple):
 
     text: str
     tone: str
+
+
+def loss_value(written: float | None) -> float:
+    """A loss as a run's files hold it, in which null stands for a number that is not finite."""
+    return math.nan if written is None else written
 
 
 def summary(run: Run) -> dict:
@@ -241,9 +252,9 @@ def duration(seconds: float | None) -> str:
 def _compared(before: dict, after: dict, difference: dict, rows: int) -> Verdict:
     if not math.isfinite(after["loss"]):
         return Verdict("Training broke the model: its held-out loss is no longer a finite number.", "worse")
-    text, signs = _loss_text(before["loss"], after["loss"], Interval(**difference["loss"]))
+    text, signs = _loss_text(before["loss"], after["loss"], Interval.of(difference["loss"]))
     if "exact_match" in difference:
-        exact, sign = _exact_text(before["exact_match"], after["exact_match"], Interval(**difference["exact_match"]))
+        exact, sign = _exact_text(before["exact_match"], after["exact_match"], Interval.of(difference["exact_match"]))
         text, signs = f"{text}; {exact}", signs | sign
     if rows < FEW_ROWS:
         return Verdict(f"{text}. {rows} held-out rows are too few to be sure.", "unclear")
@@ -277,9 +288,13 @@ def _not_compared(run: Run) -> Verdict:
     if not steps:
         return Verdict("Nothing has been trained yet: the run has no step.", "unclear")
     first, last = steps[0], steps[-1]
-    if not math.isfinite(last["loss"]):
+    if not math.isfinite(loss_value(last["loss"])):
         return Verdict(f"Training broke the model: at step {last['step']:,} the loss was no longer a finite number.",
                        "worse")
+    if _last_word(run.events()).get("reason") == "diverged":
+        kind, old, new = ("held-out", before, after) if before and after else ("training", first, last)
+        return Verdict(f"Training diverged: {kind} loss went from {number(old['loss'])} to "
+                       f"{number(new['loss'])} at step {new['step']:,}.", "worse")
     if before and after:
         text = (f"Held-out loss was {number(before['loss'])} before and {number(after['loss'])} at step "
                 f"{after['step']:,}; with no final evaluation, nothing says how sure that is.")
@@ -296,13 +311,19 @@ def _before_after(run: Run) -> tuple[dict, dict]:
     evaluation = read_json(run.eval_file)
     if evaluation:
         return _means(evaluation)
-    evals = run.events("eval")
+    evals = evaluations(run)
     before = next((e for e in evals if e["step"] == 0), {})
     return before, next((e for e in reversed(evals) if e["step"] > 0), {})
 
 
 def _means(evaluation: dict) -> tuple[dict, dict]:
-    return tuple({name: found["mean"] for name, found in evaluation[side].items()} for side in ("before", "after"))
+    return tuple({name: loss_value(found["mean"]) for name, found in evaluation[side].items()}
+                 for side in ("before", "after"))
+
+
+def evaluations(run: Run) -> list[dict]:
+    """Those while training; a loss that is not finite is NaN."""
+    return [event | {"loss": loss_value(event["loss"])} for event in run.events("eval")]
 
 
 def _last_word(events: list[dict]) -> dict:

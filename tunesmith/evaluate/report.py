@@ -17,6 +17,7 @@ from tunesmith.evaluate.overview import (
     decimals,
     duration,
     ending,
+    evaluations,
     flatten,
     number,
     percent,
@@ -40,7 +41,7 @@ def write_report(run: Run) -> Path:
 
 def _page(run: Run) -> dict:
     """What the template shows; a part that the run does not have is empty."""
-    facts, steps, evals = summary(run), run.events("step"), run.events("eval")
+    facts, steps, evals = summary(run), run.events("step"), evaluations(run)
     evaluation, plan = read_json(run.eval_file), run.plan or {}
     return {
         "facts": facts,
@@ -58,7 +59,8 @@ def _page(run: Run) -> dict:
         "warnings": warnings(run),
         "recipe": run.recipe_file.read_text("utf-8"),
         "plan": _facts({key: value for key, value in plan.items() if key != "ledger"}),
-        "provenance": _facts(read_json(run.provenance_file) or {}),
+        "provenance": _facts({key: value for key, value in (read_json(run.provenance_file) or {}).items()
+                              if key != "recipe"}),
     }
 
 
@@ -130,7 +132,7 @@ def _points(events: list[dict], key: str) -> list[Point]:
 def _comparison(evaluation: dict) -> list[tuple]:
     """Rows of the table: the measure, then (value, interval) before, after and as a difference."""
     before, after, difference = evaluation["before"], evaluation["after"], evaluation["difference"]
-    digits = decimals(*Interval(**difference["loss"]))
+    digits = decimals(*Interval.of(difference["loss"]))
     rows = [("Loss, nats per token", _cell(before["loss"], digits), _cell(after["loss"], digits),
              _cell(difference["loss"], digits, signed)),
             ("Perplexity", _cell(before["perplexity"], 2), _cell(after["perplexity"], 2), ("", ""))]
@@ -141,7 +143,7 @@ def _comparison(evaluation: dict) -> list[tuple]:
 
 
 def _cell(found: dict, digits: int, show=number) -> tuple[str, str]:
-    mean, low, high = (show(value, digits) for value in Interval(**found))
+    mean, low, high = (show(value, digits) for value in Interval.of(found))
     return mean, f"{low} … {high}"
 
 

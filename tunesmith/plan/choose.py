@@ -91,6 +91,16 @@ def for_model(plan: Plan, recipe: Recipe, config) -> Plan:
     return replace(plan, gradient_checkpointing="on", reasons=plan.reasons | why)
 
 
+def within(plan: Plan, recipe: Recipe, positions: int | None) -> Plan:
+    """The plan for a model that cannot take more than so many tokens in a row; None: it can take any number."""
+    if not positions or plan.sequence_length <= positions:
+        return plan
+    rows = recipe.train.micro_batch
+    tokens = rows * positions if isinstance(rows, int) else plan.micro_batch_tokens
+    why = {"sequence_length": f"the model has {positions:,} positions and cannot take a longer row"}
+    return replace(plan, sequence_length=positions, micro_batch_tokens=tokens, reasons=plan.reasons | why)
+
+
 def layers_for(settings: Train, length: int, tokens: int) -> tuple[dict, dict]:
     """What is done to the decoder layers for examples of up to `length` tokens and `tokens` in a forward pass: fields
     of the plan, and the reasons for those that the recipe leaves open."""

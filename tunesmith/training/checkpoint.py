@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from tunesmith.errors import UserError, first_line
 from tunesmith.run import read_json, write_json
 
 FREE_MARGIN_BYTES = 64 * 2**20
@@ -28,9 +29,12 @@ class State:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    base_loss: float | None = None  # of the held-out rows, before training
     best_loss: float | None = None
-    best_step: int | None = None
+    best_step: int | None = None  # 0: no evaluation was better than that before training
     evals_without_gain: int = 0
+    first_loss: float | None = None  # of the first step
+    steps_above: int = 0  # that in a row were much worse than the first
     micro_batch_tokens: int = 0  # of the plan, or less since a step ran out of memory
     checkpointing: bool = False
 
@@ -101,6 +105,40 @@ def complete(folder: Path) -> list[Path]:
     """The complete checkpoints, oldest first."""
     found = (p for p in folder.glob("step-*") if (p / "state.json").exists())
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The last checkpoint that can be read, None if there is none at all; and the later ones, with what is wrong with
+    each. Raises UserError if there are only damaged ones."""
+    damaged: dict[Path, str] = {}
+    for checkpoint in reversed(complete(folder)):
+        if not (problem := damage(checkpoint)):
+            return checkpoint, damaged
+        damaged[checkpoint] = problem
+    for checkpoint, problem in damaged.items():
+        raise UserError(f"{checkpoint}: this checkpoint is damaged ({problem}), and so is every earlier one; remove "
+                        f"{folder}/step-* to train from the start")
+    return None, damaged
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, None if nothing. The headers and sizes of its files are read, not every byte."""
+    try:
+        read_state(checkpoint)
+        read_json(checkpoint / "optimizer.json")
+        for name in ("trained", "optimizer"):
+            with safe_open(checkpoint / f"{name}.safetensors", "pt"):
+                pass
+    except (OSError, TypeError, ValueError, SafetensorError, UserError) as error:
+        return first_line(error)
+    return None
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Renames a damaged checkpoint, so that it is no longer counted as one."""
+    target = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(checkpoint, target)
 
 
 def read_state(checkpoint: Path) -> State:

@@ -20,6 +20,7 @@ from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Train
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, parallel
+from tunesmith.training.divergence import check_held_out, check_step
 from tunesmith.training.experts import Routing
 from tunesmith.training.feed import StepData, step_data, steps_ahead
 from tunesmith.training.ladder import is_out_of_memory, step_down
@@ -65,6 +66,8 @@ def loop(job: Job, state: checkpoint.State) -> str:
     feed = _feed(job, state)
     began, before = time.monotonic(), state.seconds
     compiling = CompileWatch()
+    if settings.result == "best" and state.best_step == state.step == 0 and parallel.rank() == 0:
+        job.saver.save(job.model, job.optimizer, state)  # the untrained weights may stay the best
 
     reason = _reason_to_stop(job, state) or _no_gain(settings, state)  # a resumed run may be at its end already
     while state.step < steps and not reason:
@@ -102,10 +105,13 @@ def loop(job: Job, state: checkpoint.State) -> str:
         if compiled := compiling.news():
             job.log("compile", step=state.step, **compiled)
 
+        check_step(settings, state, loss_value, job.model.config.get_text_config().vocab_size)
         reason = _reason_to_stop(job, state)
         at_end = state.step == steps or reason in ("max_minutes", "max_tokens")
         if state.step % eval_every == 0 or at_end:  # if interrupted too: a resumed run has the same evaluations
-            _note_eval(state, job.evaluate())
+            held_out_loss = job.evaluate()
+            check_held_out(settings, state, held_out_loss)
+            _note_eval(state, held_out_loss)
             reason = reason or _no_gain(settings, state)
         if settings.sample_every and state.step % settings.sample_every == 0:
             job.sample()
