@@ -24,6 +24,7 @@ from transformers.quantizers import AutoHfQuantizer
 
 from tunesmith.errors import UserError
 from tunesmith.inputs import tokenizer_of
+from tunesmith.model.files import weight_files
 from tunesmith.model.load import BITSANDBYTES, config_of, dequantising, opener_of, quieten, stored_as
 from tunesmith.run import Run
 
@@ -91,7 +92,7 @@ class Weights:
         converters = [c for c in self._conversions if isinstance(c, WeightConverter)]
         known = self.model.state_dict()
         found: dict[str, dict[str, Path]] = defaultdict(dict)
-        for file in sorted(self._folder.glob("*.safetensors")):
+        for file in weight_files(self._folder):
             with safe_open(file, "pt") as opened:
                 for key in opened.keys():
                     name, _ = rename_source_key(key, renamings, converters, self.model.base_model_prefix, known)

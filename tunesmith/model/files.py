@@ -4,10 +4,10 @@ import json
 import math
 from pathlib import Path
 
+from tunesmith.data.read import POINTER
 from tunesmith.errors import UserError
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LARGEST_POINTER_BYTES = 1024
 HEADER_LENGTH_BYTES = 8
 FROM_NOTHING = "To train from nothing: model.initialize: random"
@@ -98,7 +98,7 @@ def _parsed(header: bytes) -> dict | None:
 def _is_pointer(file: Path) -> bool:
     if not file.is_file() or file.stat().st_size > LARGEST_POINTER_BYTES:
         return False
-    return file.read_bytes().startswith(LFS_POINTER)
+    return file.read_bytes().startswith(POINTER)
 
 
 def _instead(folder: Path) -> str:
