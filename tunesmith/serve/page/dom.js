@@ -7,6 +7,14 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Gives a node these children. Those that stay in place are not touched, so they are not laid out again. */
+export function fill(parent, children) {
+  children.forEach((child, at) => {
+    if (parent.childNodes[at] !== child) parent.insertBefore(child, parent.childNodes[at] ?? null);
+  });
+  while (parent.childNodes.length > children.length) parent.lastChild.remove();
+}
+
 export function button(text, onclick, properties = {}) {
   return make("button", { type: "button", onclick, ...properties }, text);
 }

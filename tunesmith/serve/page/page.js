@@ -3,7 +3,7 @@
 import { chat, listModels } from "./api.js";
 import { LEFT, load, loadKey, saveKey, saveSettings, saveTurns } from "./store.js";
 import { showTokens } from "./tokens.js";
-import { make } from "./dom.js";
+import { fill, make } from "./dom.js";
 import { turnView } from "./view.js";
 
 const part = id => document.getElementById(id);
@@ -108,7 +108,7 @@ function newSeed(old) {
 /** Draws all turns; gives the view of the last one. */
 function drawConversation() {
   const views = state.turns.map((turn, at) => viewOf(turn, at === state.turns.length - 1));
-  part("conversation").replaceChildren(...(views.length ? views.map(view => view.element) : [welcome()]));
+  fill(part("conversation"), views.length ? views.map(view => view.element) : [welcome()]);
   part("send").hidden = Boolean(running);
   part("stop").hidden = !running;
   part("clear").disabled = Boolean(running) || !state.turns.length;
