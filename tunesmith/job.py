@@ -24,8 +24,9 @@ from tunesmith.inputs import dataset_of, plan_of, schedule_of
 from tunesmith.machine import probe
 from tunesmith.measure import fitted
 from tunesmith.model.check import check_adapter, check_base
-from tunesmith.model.load import config_of, eos_ids, resolve, save_tokenizer
+from tunesmith.model.load import config_of, eos_ids, resolve
 from tunesmith.model.positions import limit_of, trained_positions
+from tunesmith.model.tokenizer_files import save_tokenizer
 from tunesmith.plan import unusual
 from tunesmith.plan.choose import Plan, choose, for_model, within
 from tunesmith.recipe import Recipe

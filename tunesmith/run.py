@@ -241,6 +241,16 @@ def _ends_line(file) -> bool:
     return file.read(1) == b"\n"
 
 
+def follow_umask(file: Path) -> None:
+    """Gives a file the permissions that open() gives a new one. safetensors lets nobody but the owner read its files."""
+    usual = file.with_name(f".{file.name}.{os.getpid()}.mode")
+    usual.touch()
+    try:
+        file.chmod(usual.stat().st_mode)
+    finally:
+        usual.unlink()
+
+
 def write_json(path: Path, value) -> None:
     write_atomic(path, file_text(value))
 

@@ -19,12 +19,13 @@ from tunesmith.evaluate import generate, heldout
 from tunesmith.evaluate.report import write_report
 from tunesmith.inputs import cache_folder, dataset_of, plan_of, schedule_of, tokenizer_of
 from tunesmith.model import adapt, load
+from tunesmith.model.folder import copy_others, write_config, write_generation_config
 from tunesmith.model.positions import trained_positions
 from tunesmith.model.text import base_of
 from tunesmith.plan.choose import Plan
 from tunesmith.provenance import changed_packages
 from tunesmith.recipe import Recipe
-from tunesmith.run import Run, read_json, write_json
+from tunesmith.run import Run, follow_umask, read_json, write_json
 from tunesmith.screen import Screen
 from tunesmith.training import attention, checkpoint, layers, parallel
 from tunesmith.training.batch import collate
@@ -311,7 +312,13 @@ def save_result(run: Run, model) -> None:
     # Rows of new tokens are saved alone, not with the matrices that they are part of.
     model.save_pretrained(draft, **({} if full else {"save_embedding_layers": False}))
     inner.generation_config.save_pretrained(draft)
+    write_generation_config(run.base, draft, run.plan["stop_ids"])
     shutil.copytree(run.tokenizer, draft, dirs_exist_ok=True)
+    if full:
+        write_config(run.base, load.config_of(draft), draft)
+        copy_others(run.base, draft)
+    for file in draft.glob("*.safetensors"):
+        follow_umask(file)
     os.rename(draft, run.result)
 
 

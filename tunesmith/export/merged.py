@@ -1,6 +1,5 @@
 """A model folder as transformers and vLLM open it: the adapter merged into the base's weights, a layer at a time."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +10,9 @@ from tunesmith.export import on_vllm
 from tunesmith.export.engine import Transformers
 from tunesmith.export.settle import copy_settings
 from tunesmith.export.weights import Weights, weights_of
+from tunesmith.model.folder import copy_others, write_config
 from tunesmith.recipe import Section
-from tunesmith.run import Run, write_json
+from tunesmith.run import Run, follow_umask, write_json
 
 SHARD_BYTES = 500_000_000
 elsewhere = on_vllm.elsewhere
@@ -34,14 +34,12 @@ def write(run: Run, folder: Path, settings: Settings) -> None:
 
 
 def write_model(weights: Weights, folder: Path, stored=None, quantization: dict | None = None):
-    """Writes config.json and the weights in pieces. `stored(layer)` gives the tensors of the files, by default those
-    of the model's own; `quantization` describes others to those who open them."""
+    """Writes config.json, the weights in pieces and the base's other files. `stored(layer)` gives the tensors of the
+    files, by default those of the model's own; `quantization` describes others to those who open them."""
     stored = stored or weights.of_files
-    weights.config.dtype = weights.dtype
-    if quantization:
-        weights.config.quantization_config = quantization
-    weights.config.save_pretrained(folder)
-    _fix_architecture(weights, folder / "config.json")
+    weights.config.dtype, weights.config.architectures = weights.dtype, [weights.architecture]
+    write_config(weights.folder, weights.config, folder, quantization)
+    copy_others(weights.folder, folder)
     shards: list[list[str]] = []
     waiting: dict[str, torch.Tensor] = {}
     total = 0
@@ -55,7 +53,9 @@ def write_model(weights: Weights, folder: Path, stored=None, quantization: dict 
 
 
 def _save(tensors: dict[str, torch.Tensor], folder: Path, shards: list[list[str]]) -> int:
-    save_file(tensors, folder / f"{len(shards)}.safetensors", metadata={"format": "pt"})
+    file = folder / f"{len(shards)}.safetensors"
+    save_file(tensors, file, metadata={"format": "pt"})
+    follow_umask(file)
     shards.append(list(tensors))
     return _bytes(tensors)
 
@@ -70,12 +70,6 @@ def _name(folder: Path, shards: list[list[str]], total: int) -> None:
         (folder / f"{number}.safetensors").rename(folder / file)
     where = {name: file for file, names in zip(files, shards) for name in names}
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
-
-
-def _fix_architecture(weights: Weights, file: Path) -> None:
-    """A config that was read and not of a model that was saved does not name its class."""
-    config = json.loads(file.read_text("utf-8"))
-    write_json(file, config | {"architectures": [weights.architecture]})
 
 
 def _bytes(tensors: dict[str, torch.Tensor]) -> int:

@@ -4,7 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from tunesmith.run import Run, write_atomic
+from tunesmith.model.tokenizer_files import change_templates, spell_for_both
+from tunesmith.run import Run
 
 OF_WEIGHTS = ("adapter_*", "README.md", "*.safetensors", "*.safetensors.index.json")
 
@@ -16,9 +17,9 @@ def copy_settings(run: Run, folder: Path, without: tuple[str, ...] = OF_WEIGHTS,
     `fixed`, whatever the caller says: those who use the model do not know them.
     """
     shutil.copytree(run.result, folder, ignore=shutil.ignore_patterns(*without), dirs_exist_ok=True)
-    for file in (folder / "chat_template.jinja", *(folder / "additional_chat_templates").glob("*.jinja")):
-        if file.exists():
-            write_atomic(file, beginning(run.plan["template_kwargs"], fixed) + file.read_text("utf-8"))
+    spell_for_both(folder)
+    if first := beginning(run.plan["template_kwargs"], fixed):
+        change_templates(folder, lambda template: first + template)
 
 
 def beginning(variables: dict, fixed: bool) -> str:

@@ -32,7 +32,8 @@ HEAD, EMBEDDING = "get_output_embeddings", "get_input_embeddings"
 
 
 class Weights:
-    """`for name, tensor in weights` gives each weight once, in the order of `shapes`. `model` is empty of storage."""
+    """`for name, tensor in weights` gives each weight once, in the order of `shapes`. `model` is empty of storage, `folder`
+    is the one that is read: the base model's, or a whole one's."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, adapter: Path | None = None, vocabulary: int = 0,
                  rounded=None):
@@ -44,7 +45,7 @@ class Weights:
         self._quantizer, self._packed = _dequantizer(self.config, folder), stored_as(self.config) == BITSANDBYTES
         vars(self.config).pop("quantization_config", None)
         quieten()
-        self.dtype, self._folder, self._rounded = dtype, folder, rounded or _as_it_is
+        self.dtype, self.folder, self._rounded = dtype, folder, rounded or _as_it_is
         text = self.config.get_text_config()
         text.vocab_size = max(text.vocab_size, vocabulary)
         self.model = _empty(self.config, dtype)
@@ -92,7 +93,7 @@ class Weights:
         converters = [c for c in self._conversions if isinstance(c, WeightConverter)]
         known = self.model.state_dict()
         found: dict[str, dict[str, Path]] = defaultdict(dict)
-        for file in weight_files(self._folder):
+        for file in weight_files(self.folder):
             with safe_open(file, "pt") as opened:
                 for key in opened.keys():
                     name, _ = rename_source_key(key, renamings, converters, self.model.base_model_prefix, known)

@@ -10,7 +10,8 @@ from tunesmith.run import read_json
 
 TRAINABLE = BITSANDBYTES, MXFP4 = "bitsandbytes", "mxfp4"  # as transformers calls them
 NAMES_SHOWN = 3
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICEN[CS]E*", "NOTICE*",
+             "*POLICY*"]
 
 
 def resolve(model: Model) -> Path:
@@ -186,23 +187,3 @@ def quieten() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-
-
-def save_tokenizer(model: Model, folder: Path, target: Path) -> None:
-    """Writes the tokenizer as the result will have it: with the recipe's new tokens and chat template."""
-    from transformers import AutoTokenizer
-
-    from tunesmith.data.tokenizer import Tokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, mistral_format=False)
-    except Exception as error:  # the tokenizers package raises nothing narrower for a damaged file
-        raise UserError(f"model.path: {folder}: transformers cannot read its tokenizer: {first_line(error)}") from None
-    if tokenizer.chat_template is None and (of_processor := read_json(folder / "chat_template.json")):
-        tokenizer.chat_template = of_processor["chat_template"]  # where older multimodal bases have it
-    tokenizer.add_tokens(model.new_tokens)
-    tokenizer.save_pretrained(target)
-    template = Tokenizer.load(target, model.chat_template).chat_template
-    if template != tokenizer.chat_template:
-        tokenizer.chat_template = template
-        tokenizer.save_pretrained(target)

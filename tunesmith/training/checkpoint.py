@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import UserError, first_line
-from tunesmith.run import read_json, write_json
+from tunesmith.run import follow_umask, read_json, write_json
 
 FREE_MARGIN_BYTES = 64 * 2**20
 
@@ -88,6 +88,8 @@ def save(folder: Path, contents: Contents) -> int:
         draft.mkdir()
         save_file(_apart(contents.trained), draft / "trained.safetensors")
         save_file(_apart(contents.moments), draft / "optimizer.safetensors")
+        for file in [*draft.iterdir()]:
+            follow_umask(file)
         write_json(draft / "optimizer.json", contents.numbers)
         write_json(draft / "state.json", asdict(contents.state))
         _sync(*draft.iterdir(), draft)

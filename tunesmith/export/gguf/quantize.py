@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tunesmith.errors import UserError
 from tunesmith.export.gguf.families import targets
 from tunesmith.llama import llama_cpp, reason, threads
+from tunesmith.run import follow_umask
 
 KINDS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 
@@ -56,3 +57,4 @@ def save_importance(config, found: dict[str, torch.Tensor], target: Path) -> Non
     """Writes what `importance` found by GGUF name, float32: (in,), of stacked experts (experts * in,)."""
     save_file({gguf_name: means.flatten().float().numpy() for name, means in found.items()
                for gguf_name, _ in targets(config, name)}, target)
+    follow_umask(target)
