@@ -10,13 +10,16 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2
 
 SEED ?= $(strip $(shell od -An -N4 -tu4 /dev/urandom))
 
+# What Transformers 4 needs of its own, for the tests that open exports in it; the rest is that of .venv.
+TRANSFORMERS4 := transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
+
 demo: $(VENV)/installed
 	$(BIN)/tunesmith demo
 
 test: $(VENV)/installed-test
 	$(PYTEST) $(PYTEST_OPTIONS)
 
-test-all: $(VENV)/installed-test
+test-all: $(VENV)/installed-test .venv-transformers4/installed
 	$(PYTEST) -m '' --hypothesis-profile=random --hypothesis-seed=$(SEED)
 
 bench: .venv-bench/installed
@@ -37,6 +40,10 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/installed-test: export CMAKE_ARGS := -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+.venv-transformers4/installed: $(VENV)/installed-test
+	$(BIN)/pip install -q --no-deps --target .venv-transformers4/packages $(TRANSFORMERS4)
 	touch $@
 
 .venv-bench/installed: pyproject.toml constraints.txt bench/peers/trl.txt

@@ -6,7 +6,7 @@ system turns, tools, reasoning and history.
 
 import json
 import pydoc_data.topics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -107,6 +107,9 @@ OLMO2 = """{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.c
 {%- if m.role != 'assistant' %}{{ '\n' }}{% else %}{{ eos_token + ('' if loop.last else '\n') }}{% endif %}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"""
 
+PHI4 = """{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"""
+
 GPT_OSS = """{{ '<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\n\n' -}}
 {{ 'Reasoning: ' + reasoning_effort | default('medium') + '\n\n# Valid channels: analysis, commentary, final.' -}}
 {{ '<|end|>' }}{% set given = messages[0].role == 'system' -%}
@@ -204,6 +207,25 @@ FAMILIES = {
                               "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": YARN}),
 }
 
+FULL, WINDOW = "full_attention", "sliding_attention"
+_LIKE = {"llama3": {
+    "granite": ("Granite", {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.5,
+                            "logits_scaling": 2.0}),
+    "ernie4_5": ("Ernie4_5", {"tie_word_embeddings": True, "head_dim": 16}), "hunyuan": ("HunYuanDenseV1", {"head_dim": 16}),
+    "glm4": ("Glm4", {"head_dim": 16, "attention_bias": True}), "nemotron": ("Nemotron", {})}, "olmo2": {
+    "olmo3": ("Olmo3", {"sliding_window": 16, "layer_types": [WINDOW, FULL]}),
+    "cohere2": ("Cohere2", {"num_hidden_layers": 4, "sliding_window": 16, "logit_scale": 0.25,
+                            "layer_types": 3 * [WINDOW] + [FULL]}),
+    "starcoder2": ("Starcoder2", {"sliding_window": None})}, "qwen3": {
+    "seed_oss": ("SeedOss", {"head_dim": 16, "attention_bias": True}),
+    "exaone4": ("Exaone4", {"sliding_window": None, "layer_types": [FULL, FULL]})}}
+OTHERS = {name: replace(FAMILIES[like], prefix=prefix, config=config)
+          for like, them in _LIKE.items() for name, (prefix, config) in them.items()}
+"""Families whose tokenizer and template are those of another here."""
+OTHERS["phi4"] = replace(
+    FAMILIES["phi3"], kind="cl100k", template=PHI4, eos="<|im_end|>", end="<|im_end|>", bos="<|endoftext|>", plain=(),
+    special=("<|endoftext|>",), rstrip=("<|im_start|>", "<|im_sep|>", "<|im_end|>"))
+
 _CASED = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo}\p{M}]%s"
           r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|")
 _THREE_DIGITS = PRETOKENIZE_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
@@ -220,7 +242,7 @@ def save(family: str, folder: Path, seed: int = 0, kind: str | None = None, text
          **changes) -> Path:
     """Writes model and tokenizer in the format of transformers; returns the folder. `kind`: of another tokenizer than
     the family's; `text`: to train a larger one on; `changes`: of the config."""
-    facts = FAMILIES[family]
+    facts = _facts(family)
     tokenizer = save_tokenizer(family, folder, kind, text)
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
@@ -235,10 +257,14 @@ def save(family: str, folder: Path, seed: int = 0, kind: str | None = None, text
     return Path(folder)
 
 
+def _facts(family: str) -> Family:
+    return (FAMILIES | OTHERS)[family]
+
+
 def save_tokenizer(family: str, folder: Path, kind: str | None = None,
                    text: str | None = None) -> PreTrainedTokenizerFast:
     """Writes the tokenizer alone."""
-    facts = FAMILIES[family]
+    facts = _facts(family)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=_tokenizer(family, kind, text), bos_token=facts.bos, eos_token=facts.eos, pad_token=facts.pad,
         unk_token="<unk>" if "<unk>" in facts.special else None, chat_template=facts.template)
@@ -247,7 +273,7 @@ def save_tokenizer(family: str, folder: Path, kind: str | None = None,
 
 
 def _tokenizer(family: str, kind: str | None, text: str | None) -> Tokenizer:
-    facts = FAMILIES[family]
+    facts = _facts(family)
     kind = kind or facts.kind
     tokenizer = Tokenizer.from_str(_trained(kind, text))
     special = dict.fromkeys((*facts.special, *(t for t in facts.rstrip if t not in facts.plain)))

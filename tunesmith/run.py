@@ -242,7 +242,7 @@ def _ends_line(file) -> bool:
 
 
 def follow_umask(file: Path) -> None:
-    """Gives a file the permissions that open() gives a new one. safetensors lets nobody but the owner read its files."""
+    """Gives a file the permissions that open() gives a new one; safetensors makes files private to their owner."""
     usual = file.with_name(f".{file.name}.{os.getpid()}.mode")
     usual.touch()
     try:

@@ -18,6 +18,7 @@ import httpx
 from tunesmith.errors import UserError
 from tunesmith.inputs import cache_folder
 from tunesmith.model.load import config_of
+from tunesmith.recipe import Recipe
 
 SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 # The shell's child waits for the end of our standard input, which comes whatever way we end, and then kills the group.
@@ -43,6 +44,13 @@ def precision_of(folder: Path) -> str:
     if getattr(config, "quantization_config", None):
         return "auto"
     return str(config.dtype or "auto").removeprefix("torch.")
+
+
+def adapter_hindrances(recipe: Recipe) -> list[str]:
+    """What makes a run's adapter more than vLLM loads."""
+    parts = {"DoRA": recipe.adapter.dora, "modules_to_save": recipe.adapter.modules_to_save,
+             "new tokens": recipe.model.new_tokens}
+    return [name for name, there in parts.items() if there]
 
 
 class Child:

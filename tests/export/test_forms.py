@@ -43,6 +43,13 @@ def test_forms(run, tmp_path, to, settings, file):
     assert not [f for f in tmp_path.iterdir() if f.name.startswith(".out")]
 
 
+def test_tokens_that_take_whitespace_along(recipe, tmp_path):
+    """As Phi-4's: conversations are the same, but for messages with whitespace around them."""
+    found = export(train(recipe("phi4", train=QUICK)), "gguf", tmp_path / "out", {"precision": "f32"})
+    assert found["passed"] and "spaces around messages" in found["tokens"]["not_expressed"]
+    assert not {"one turn", "several turns", "system"} & {*found["tokens"]["not_expressed"]}
+
+
 @pytest.mark.parametrize("base", ["qwen3", "phi3", *LARGE])
 def test_every_family_as_gguf(recipe, tmp_path, base):
     found = export(train(recipe(base, train=QUICK)), "gguf", tmp_path / "out", {"precision": "f32"})

@@ -69,8 +69,12 @@ def test_a_token_that_llama_cpp_would_cut_off_is_refused(folder):
         vocabulary_of(path, size + 1)
 
 
-def test_tokens_that_take_whitespace_along_are_carried_as_phi3s_or_refused(folder):
+def test_tokens_that_take_whitespace_along_are_carried_as_phi3s_or_said_or_refused(folder):
     assert vocabulary_of(*folder("phi3")).strips
+    for more in ({"lstrip": True, "rstrip": True}, {"lstrip": True}):  # no whitespace beside it in a conversation
+        found = vocabulary_of(*folder("phi4", change=lambda tokenizer: tokenizer.add_special_tokens(
+            [AddedToken("<|im_sep|>", special=True, normalized=False, **more)])))
+        assert not found.strips and "keeps whitespace" in " ".join(found.notes)
     with pytest.raises(UserError, match="takes whitespace along"):
         vocabulary_of(*folder(change=lambda tokenizer: tokenizer.add_special_tokens(
             [AddedToken("<|im_end|>", special=True, rstrip=True, normalized=False)])))

@@ -31,12 +31,10 @@ def as_published(base: str, folder, in_settings: bool = True, **changes):
                "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}
     assert rope["rope_type"] == "default"
     (folder / "config.json").write_text(json.dumps(config, indent=3))
-    facts = tiny.FAMILIES[base]
+    facts, added = tiny.FAMILIES[base], read(folder / "tokenizer.json")["added_tokens"]
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": facts.eos, "pad_token": facts.pad,
                 "additional_special_tokens": list(facts.special), "clean_up_tokenization_spaces": False,
-                "added_tokens_decoder": {}}
-    if facts.bos:
-        settings["bos_token"] = facts.bos
+                "added_tokens_decoder": {str(token.pop("id")): token for token in added}, "bos_token": facts.bos, "unk_token": None}
     if in_settings:
         settings["chat_template"] = (folder / "chat_template.jinja").read_text()
         (folder / "chat_template.jinja").unlink()
@@ -70,7 +68,7 @@ def test_what_did_not_change_is_the_bases(recipe, tmp_path, base, full):
     assert read(tmp_path / "merged/generation_config.json")["eos_token_id"] == run.plan["stop_ids"]
 
 
-@pytest.mark.parametrize("base", ["qwen2", "olmo2"])
+@pytest.mark.parametrize("base", ["qwen2", "smollm3"])
 def test_new_tokens_and_another_template_are_in_every_file_that_lists_them(recipe, tmp_path, base):
     folder = as_published(base, tmp_path / "base")
     (folder / "added_tokens.json").write_text("{}")

@@ -1,5 +1,6 @@
 """The parity gate lets a true export through and stops a false one, naming the first difference."""
 
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from tunesmith.export import merged
 from tunesmith.export.command import export
 from tunesmith.export.engine import Transformers
 from tunesmith.export.ollama import Template
-from tunesmith.export.parity import distance
+from tunesmith.export.parity import CHANCE, chance, distance
 from tunesmith.inputs import tokenizer_of
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
@@ -169,6 +170,21 @@ def test_what_is_not_told_counts_as_one(seed, words, told):
         (a, b) = (np.append(one[of_row], one[~of_row].sum()) for one in (a, b))
         together.append(divergence(a, b))
     assert partly["mean_kl"] == pytest.approx(np.mean(together), abs=1e-9) and partly["mean_kl"] <= whole + 1e-9
+
+
+@pytest.mark.parametrize("missed", range(6))
+def test_a_few_answers_without_an_end_may_be_chance(missed):
+    """Beside all outcomes of five answers, one by one."""
+    expected = sum(math.prod(0.1 if gone else 0.9 for gone in outcome)
+                   for outcome in itertools.product([True, False], repeat=5) if sum(outcome) >= missed)
+    assert chance(missed, 5) == pytest.approx(expected) and (chance(missed, 5) < CHANCE) == (missed > 2)
+
+
+@pytest.mark.parametrize(("settings", "named"), [
+    ({"adapter": {"modules_to_save": ["lm_head"]}}, "modules_to_save"), ({"tokens": ["<call>"]}, "new tokens"), ({}, "")])
+def test_an_adapter_that_vllm_does_not_load_is_noted(recipe, tmp_path, settings, named):
+    notes = export(train(recipe(train=QUICK, **settings)), "adapter", tmp_path / "out", parity=False)["notes"]
+    assert named in " ".join(notes) and bool(notes) == bool(named)
 
 
 def test_what_breaks_off_leaves_nothing(run, tmp_path, monkeypatch):

@@ -150,6 +150,15 @@ class Tokenizer:
         return tokenizers.normalizers.Sequence(forms)
 
     @cached_property
+    def taking_whitespace(self) -> frozenset[str]:
+        """Tokens that take whitespace before or after them along."""
+        return frozenset(token.content for token in self._added if token.rstrip or token.lstrip)
+
+    def takes_whitespace(self, text: str) -> bool:
+        """Whether one of them does so in this text."""
+        return bool(self._eaten and self._eaten.search(text))
+
+    @cached_property
     def _eaten(self) -> re.Pattern | None:
         after = [rf"(?<={re.escape(t.content)})\s+" for t in self._added if t.rstrip]
         before = [rf"\s+(?={re.escape(t.content)})" for t in self._added if t.lstrip]

@@ -14,17 +14,20 @@ from tunesmith.model.adapt import grow
 from tunesmith.model.load import config_of, dequantising, eos_ids, opener_of, quieten
 from tunesmith.recipe import Section
 from tunesmith.run import Run
+from tunesmith.vllm import adapter_hindrances
 
 
 class Settings(Section):
     """Nothing to choose."""
 
 
-def write(run: Run, folder: Path, settings: Settings) -> None:
-    """Copies it. Raises UserError where the run trained every weight."""
+def write(run: Run, folder: Path, settings: Settings) -> list[str]:
+    """Copies it; returns a note where vLLM will not load it. Raises UserError where the run trained every weight."""
     if run.recipe.adapter.kind == "full":
         raise UserError("--to adapter: this run trained every weight, so there is no adapter; --to merged")
     copy_settings(run, folder, without=())
+    more = adapter_hindrances(run.recipe)
+    return [f"vLLM does not load an adapter with {' and '.join(more)}; for vLLM export merged"] if more else []
 
 
 def opened(run: Run, folder: Path, settings: Settings) -> Transformers:

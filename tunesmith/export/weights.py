@@ -32,8 +32,8 @@ HEAD, EMBEDDING = "get_output_embeddings", "get_input_embeddings"
 
 
 class Weights:
-    """`for name, tensor in weights` gives each weight once, in the order of `shapes`. `model` is empty of storage, `folder`
-    is the one that is read: the base model's, or a whole one's."""
+    """`for name, tensor in weights` gives each weight once, in the order of `shapes`. `model` is empty of storage;
+    `folder` is the one that is read."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, adapter: Path | None = None, vocabulary: int = 0,
                  rounded=None):

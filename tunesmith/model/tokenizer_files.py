@@ -103,7 +103,7 @@ def _add_tokens(folder: Path, added: list[dict]) -> None:
 
 
 def spell_for_both(folder: Path) -> None:
-    """Writes what Transformers 5 alone reads in tokenizer_config.json as Transformers 4 writes it, which 5 reads too."""
+    """Writes what Transformers 5 alone reads in tokenizer_config.json as 4 writes it, which 5 reads too."""
     was = read_json(folder / SETTINGS) or {}
     settings = without_code(was)
     if isinstance(settings.get("extra_special_tokens"), list):

@@ -12,7 +12,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
 from tunesmith.errors import UserError
-from tunesmith.export.gguf.families import family_of, targets
+from tunesmith.export.gguf.families import family_of, targets, text_name
 from tunesmith.export.gguf.write import write_values
 from tunesmith.llama import gguf_package
 
@@ -26,6 +26,7 @@ def write_adapter(peft_folder: Path, base_config, target: Path) -> None:
     Raises UserError for what is more than LoRA, naming it.
     """
     gguf = gguf_package()
+    base_config = base_config.get_text_config()
     architecture = family_of(base_config).architecture
     settings = json.loads((peft_folder / "adapter_config.json").read_text("utf-8"))
     _check(settings)
@@ -61,7 +62,7 @@ def _pairs(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, to
         match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", key)
         if not match:
             raise _refused(key)
-        found.setdefault(match[1], {})[match[2]] = tensor
+        found.setdefault(text_name(match[1]), {})[match[2]] = tensor
     return {name: (pair["A"], pair["B"]) for name, pair in found.items()}
 
 

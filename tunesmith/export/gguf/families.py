@@ -5,6 +5,7 @@ memory. What llama.cpp would compute differently is a UserError; what it compute
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +24,14 @@ NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 POST_NORMS = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 GEMMA_NORMS = {"input_layernorm": "attn_norm", "pre_feedforward_layernorm": "ffn_norm", **POST_NORMS}
 ROUTER = {"mlp.gate": "ffn_gate_inp"}
+BOTH_NORMS = {"input_layernorm": "attn_norm", "post_self_attn_layernorm": "post_attention_norm",
+              "post_attention_layernorm": "ffn_norm", "post_mlp_layernorm": "post_ffw_norm"}
 OUTSIDE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
-           "lm_head.weight": "output.weight"}
+           "model.norm.bias": "output_norm.bias", "lm_head.weight": "output.weight"}
+IN_IMAGES = re.compile(r"(model\.)?\w*(vision|visual|projector|connector|image|audio)")
+IMAGES = ("this file is the text decoder. For images llama.cpp reads a second file (--mmproj): that of the base stays "
+          "valid, and convert_hf_to_gguf.py --mmproj makes it of the base's folder")
+CONVERTER = "export `merged`, and convert that folder with llama.cpp's convert_hf_to_gguf.py, which has more families"
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,20 @@ class Family:
     expert_width: str = "intermediate_size"
     rope_factors: frozenset[str] = frozenset()
     """Kinds of rope scaling that this family takes as a tensor of factors."""
+    partial_rotary: bool = False
+    """Part of a head may be rotated."""
+    epsilon: str = "rms_norm_eps"
+    """The config's name of the norms' epsilon; LayerNorm has another name for it than RMSNorm."""
+    scales: tuple[tuple[str, str], ...] = ()
+    """GGUF keys of numbers that something is multiplied with, and the config's names of them."""
 
 
 _LLAMA = dict(modules={**ATTENTION, **MLP, **NORMS}, interleaved=True, rope_factors=frozenset({"llama3"}),
               biases=frozenset({*ATTENTION.values(), *MLP.values()}))
 _MIXTURE = dict(experts="halves", modules={**ATTENTION, **NORMS, **ROUTER})
 _GEMMA = dict(norm_offset=1.0, window=True, activation="gelu_pytorch_tanh")
+_OLMO2 = dict(modules={**ATTENTION, **HEAD_NORMS, **MLP, **POST_NORMS}, own_head=True, square=True)
+_BIASED = frozenset({*ATTENTION.values(), "attn_norm", "ffn_norm", "ffn_up", "ffn_down"})
 
 FAMILIES = {
     "llama": Family("llama", **_LLAMA),
@@ -70,14 +85,34 @@ FAMILIES = {
     "gemma3_text": Family("gemma3", {**ATTENTION, **HEAD_NORMS, **MLP, **GEMMA_NORMS}, **_GEMMA),
     "phi3": Family("phi3", {"self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output",
                             "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down", **NORMS},
-                   biases=frozenset(), square=True, rope_factors=frozenset({"longrope"})),
-    "olmo2": Family("olmo2", {**ATTENTION, **HEAD_NORMS, **MLP, **POST_NORMS}, own_head=True, square=True),
+                   biases=frozenset(), square=True, rope_factors=frozenset({"longrope"}), partial_rotary=True),
+    "olmo2": Family("olmo2", **_OLMO2),
+    "olmo3": Family("olmo2", **_OLMO2, window=True),
     "olmoe": Family("olmoe", {**_MIXTURE["modules"], **HEAD_NORMS}, own_head=True, square=True, experts="halves",
                     expert_count="num_experts"),
     "gpt_oss": Family("gpt-oss", {**ATTENTION, "input_layernorm": "attn_norm", "mlp.router": "ffn_gate_inp",
                                   "post_attention_layernorm": "post_attention_norm"},
                       biases=frozenset({*ATTENTION.values(), "ffn_gate_inp"}), own_head=True, window=True,
                       experts="strides", expert_count="num_local_experts"),
+    "granite": Family("granite", **_LLAMA, scales=(
+        ("attention.scale", "attention_multiplier"), ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"), ("logit_scale", "logits_scaling"))),
+    "seed_oss": Family("seed_oss", {**ATTENTION, **MLP, "input_layernorm": "attn_norm",
+                                    "post_attention_layernorm": "post_attention_norm"}),
+    "exaone4": Family("exaone4", {**ATTENTION, **HEAD_NORMS, **MLP, **POST_NORMS}, biases=frozenset(),
+                      rope_factors=frozenset({"llama3"})),
+    "ernie4_5": Family("ernie4_5", {**ATTENTION, **MLP, **NORMS}, biases=frozenset()),
+    "hunyuan_v1_dense": Family("hunyuan-dense", {
+        **ATTENTION, "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm", **MLP,
+        **NORMS}, biases=frozenset()),
+    "glm4": Family("glm4", {**ATTENTION, "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down", **BOTH_NORMS},
+                   partial_rotary=True),
+    "cohere2": Family("cohere2", {**ATTENTION, **MLP, "input_layernorm": "attn_norm"}, biases=frozenset(), window=True,
+                      epsilon="layer_norm_eps", scales=(("logit_scale", "logit_scale"),)),
+    "starcoder2": Family("starcoder2", {**ATTENTION, "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down", **NORMS},
+                         biases=_BIASED, activation="gelu_pytorch_tanh", epsilon="norm_epsilon"),
+    "nemotron": Family("nemotron", {**ATTENTION, "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", **NORMS},
+                       biases=_BIASED, activation="relu2", norm_offset=1.0, partial_rotary=True, epsilon="norm_eps"),
 }
 
 
@@ -85,7 +120,8 @@ def family_of(config) -> Family:
     """Raises UserError for a model that has no mapping, or that llama.cpp would compute differently."""
     family = FAMILIES.get(config.model_type)
     if family is None:
-        raise UserError(f"export: gguf: no mapping for {config.model_type}; there is one for {', '.join(FAMILIES)}")
+        raise UserError(f"export: gguf: no mapping for {config.model_type}; {CONVERTER}. There is one for "
+                        f"{', '.join(FAMILIES)}")
     for problem in _problems(family, config):
         raise UserError(f"export: gguf: {config.model_type}: {problem}; export `merged` keeps it")
     return family
@@ -107,6 +143,16 @@ def targets(config, name: str) -> list[tuple[str, Transform]]:
                     "export `merged` keeps it")
 
 
+def is_of_text(name: str) -> bool:
+    """Whether a parameter belongs to the text decoder."""
+    return "language_model." in name or name.startswith("lm_head.") or not IN_IMAGES.match(name)
+
+
+def text_name(name: str) -> str:
+    """A parameter's name in a model of text alone."""
+    return name.replace("language_model.", "", 1)
+
+
 def _in_layer(family: Family, config, rest: str) -> list[tuple[str, Transform]]:
     if rest == "self_attn.sinks" and family.architecture == "gpt-oss":
         return [("attn_sinks.weight", _same)]
@@ -116,7 +162,7 @@ def _in_layer(family: Family, config, rest: str) -> list[tuple[str, Transform]]:
     gguf_name = family.modules.get(module)
     if gguf_name is None or kind not in ("weight", "bias") or (kind == "bias" and gguf_name not in family.biases):
         return []
-    if gguf_name.endswith("_norm") and family.norm_offset:
+    if gguf_name.endswith("_norm") and kind == "weight" and family.norm_offset:
         return [(f"{gguf_name}.{kind}", partial(_plus, family.norm_offset))]
     if family.interleaved and gguf_name in ("attn_q", "attn_k"):
         heads = config.num_attention_heads if gguf_name == "attn_q" else config.num_key_value_heads
@@ -170,13 +216,16 @@ def metadata(config) -> dict[str, object]:
         "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads, "attention.head_count_kv": config.num_key_value_heads,
         "attention.key_length": size, "attention.value_length": size,
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps), "vocab_size": config.vocab_size,
+        "vocab_size": config.vocab_size,
     }
+    norm = "layer_norm_rms_epsilon" if family.epsilon == "rms_norm_eps" else "layer_norm_epsilon"
+    values[f"attention.{norm}"] = float(getattr(config, family.epsilon))
+    values |= {key: float(getattr(config, name)) for key, name in family.scales}
     if family.experts:
         values |= {"expert_count": getattr(config, family.expert_count),
                    "expert_used_count": config.num_experts_per_tok,
                    "expert_feed_forward_length": getattr(config, family.expert_width)}
-    if family.window and config.sliding_window:
+    if family.window and getattr(config, "sliding_window", None):
         values |= {"attention.sliding_window": config.sliding_window,
                    "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config.layer_types]}
     for key, name in (("attn_logit_softcapping", "attn_logit_softcapping"),
@@ -194,9 +243,7 @@ def extra_tensors(config) -> dict[str, torch.Tensor]:
     """Tensors that the model computes and llama.cpp reads: factors of the rotary frequencies, (head_dim / 2,)."""
     rope = _rope_of(config)[0]
     if rope["rope_type"] == "llama3":
-        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-        frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+        frequencies, _ = _rotary(config, rope)
         plain = rope["rope_theta"] ** -(torch.arange(0, head_size(config), 2) / head_size(config))
         return {"rope_freqs.weight": (plain / frequencies).float()}
     if rope["rope_type"] == "longrope":
@@ -233,6 +280,10 @@ def _trained_context(config) -> int:
 def _rope_of(config) -> tuple[dict, dict | None]:
     """Rope settings of the layers that see everything, and of those with a window if they have their own."""
     rope = config.rope_parameters
+    if rope.get("rope_type") == "dynamic" and rope.get("alpha"):  # a fixed factor, as Hunyuan has it
+        size = head_size(config)
+        return rope | {"rope_type": "default",
+                       "rope_theta": rope["rope_theta"] * rope["alpha"] ** (size / (size - 2))}, None
     if "full_attention" in rope:
         return rope["full_attention"], rope.get("sliding_attention")
     return rope, None
@@ -253,11 +304,17 @@ def _rope(config, size: int) -> dict[str, object]:
     return values
 
 
-def _attention_factor(config, rope: dict) -> float:
-    """What llama.cpp multiplies rotated queries and keys with, besides what it takes from yarn's factor itself."""
+def _rotary(config, rope: dict) -> tuple[torch.Tensor, float]:
+    """Frequencies, (head_dim / 2,), and the factor of cosine and sine, as transformers computes them."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    whole = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu")[1]
+    layers = "full_attention" if "full_attention" in config.rope_parameters else None
+    return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu", layer_type=layers)
+
+
+def _attention_factor(config, rope: dict) -> float:
+    """What llama.cpp multiplies rotated queries and keys with, besides what it takes from yarn's factor itself."""
+    whole = _rotary(config, rope)[1]
     return float(whole / (0.1 * math.log(rope["factor"]) + 1)) if rope["rope_type"] == "yarn" else float(whole)
 
 
@@ -272,7 +329,8 @@ def _problems(family: Family, config) -> Iterator[str]:
     yield from _rope_problems(family, config)
     yield from {"gemma2": _gemma_problems, "gemma3_text": _gemma_problems, "smollm3": _smollm3_problems,
                 "qwen3_moe": _mixture_problems, "olmoe": _mixture_problems,
-                "gpt_oss": _gpt_oss_problems}.get(config.model_type, lambda _: ())(config)
+                "gpt_oss": _gpt_oss_problems, "exaone4": _exaone_problems, "cohere2": _cohere_problems,
+                "olmo3": _olmo3_problems}.get(config.model_type, lambda _: ())(config)
 
 
 def _rope_problems(family: Family, config) -> Iterator[str]:
@@ -284,7 +342,7 @@ def _rope_problems(family: Family, config) -> Iterator[str]:
         yield f"llama.cpp has no rope scaling {local['rope_type']} in layers with a window"
     if kind == "yarn" and ((rope.get("beta_fast") or 32) != 32 or (rope.get("beta_slow") or 1) != 1):
         yield "llama.cpp has yarn's beta_fast 32 and beta_slow 1 only"
-    if rope.get("partial_rotary_factor", 1.0) != 1.0 and family.architecture != "phi3":
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 and not family.partial_rotary:
         yield "llama.cpp rotates whole heads"
 
 
@@ -313,6 +371,25 @@ def _mixture_problems(config) -> Iterator[str]:
         yield "llama.cpp has experts in every layer"
     if not qwen and (config.num_key_value_heads != config.num_attention_heads or config.clip_qkv):
         yield "llama.cpp has as many key heads as query heads, not clipped"
+
+
+def _exaone_problems(config) -> Iterator[str]:
+    if config.sliding_window:
+        yield "llama.cpp takes the windows of the one with 64 layers only"
+
+
+def _cohere_problems(config) -> Iterator[str]:
+    if config.layer_types != ["full_attention" if n % 4 == 3 else "sliding_attention"
+                              for n in range(config.num_hidden_layers)]:
+        yield "llama.cpp has a window in all layers but every fourth"
+    if not config.tie_word_embeddings:
+        yield "llama.cpp takes the embedding for the output matrix"
+
+
+def _olmo3_problems(config) -> Iterator[str]:
+    rope, local = _rope_of(config)
+    if local and local["rope_theta"] != rope["rope_theta"]:
+        yield "llama.cpp has one rope_theta for layers with and without a window"
 
 
 def _gpt_oss_problems(config) -> Iterator[str]:

@@ -15,7 +15,7 @@ from tunesmith.errors import UserError
 from tunesmith.export.gguf import quantize
 from tunesmith.export.gguf.engine import LlamaCpp
 from tunesmith.export.gguf.importance import importance_of
-from tunesmith.export.gguf.write import write_gguf
+from tunesmith.export.gguf.write import is_phi3, write_gguf
 from tunesmith.export.parity import BOUNDS
 from tunesmith.export.probes import most_tokens
 from tunesmith.export.settle import copy_settings
@@ -74,16 +74,20 @@ class Engine(LlamaCpp):
     def __init__(self, run: Run, path: Path, adapter: Path | None = None, render=None):
         """`render(messages, tools)`: the text of a conversation, None for one that it does not express."""
         super().__init__(path, adapter, most_tokens(run))
-        self.expresses_all = render is None
         with tempfile.NamedTemporaryFile("w", suffix=".jinja", encoding="utf-8") as file:
             file.write(self.chat_template)
             file.flush()
             tokenizer = Tokenizer.load(run.result, file.name)
+        takes = tokenizer.taking_whitespace and not is_phi3(self.model.metadata("general.name") or "")
+        self._keeps_whitespace = tokenizer.takes_whitespace if takes else lambda text: False
+        self.expresses_all = render is None and not takes
         self._render = render or partial(tokenizer.render, add_generation_prompt=True)
 
     def excuses(self, text: str) -> bool:
-        """It brings no text into Unicode's form NFC, and knows capitals in ASCII only (docs/gguf.md)."""
-        return unicodedata.normalize("NFC", text) != text or any(c.isupper() and not c.isascii() for c in text)
+        """It brings no text into Unicode's form NFC, knows capitals in ASCII only, and keeps whitespace that tokens
+        such as Phi-4's take along (docs/gguf.md)."""
+        return (unicodedata.normalize("NFC", text) != text or any(c.isupper() and not c.isascii() for c in text)
+                or self._keeps_whitespace(text))
 
     def log_probs(self, ids: list[int]) -> np.ndarray:
         return torch.from_numpy(self.logits(ids)[:-1]).log_softmax(1).numpy()
@@ -93,7 +97,7 @@ class Engine(LlamaCpp):
             text = self._render(messages, tools)
         except RowProblem:
             return None
-        return None if text is None else self.encode(text)
+        return None if text is None or self._keeps_whitespace(text) else self.encode(text)
 
 
 def opened(run: Run, folder: Path, settings: Settings) -> Engine:

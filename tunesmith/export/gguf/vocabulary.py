@@ -54,6 +54,8 @@ SPLITS: dict[str, tuple[list[str], bool]] = {
 # Those that llama.cpp's regular expressions only come near to; of two for one, the nearer stands first above.
 _CAPITALS = "llama.cpp splits words in capitals outside ASCII (ÉCOLE) otherwise than the tokenizer: they get other ids"
 _MARKS = "llama.cpp splits words with combining marks (नमस्ते) otherwise than the tokenizer: they get other ids"
+_WHITESPACE = ("llama.cpp keeps whitespace beside special tokens that the tokenizer takes along: messages that begin "
+               "or end with whitespace get other ids")
 NEARLY = {"granite-embed-multi-97m": [_CAPITALS], "gpt-4o": [_CAPITALS, _MARKS], "tekken": [_CAPITALS, _MARKS]}
 
 # What llama.cpp has for Phi-3: these of its tokens take no whitespace along, all others do. It looks each of them up.
@@ -92,8 +94,8 @@ def vocabulary_of(folder: Path, rows: int, stop_ids: tuple[int, ...] = ()) -> Vo
     file = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     if file["model"].get("type") != "BPE":
         raise _refused(folder, f"its model is {file['model'].get('type')}, and llama.cpp carries BPE exactly")
-    tokens = _tokens(folder, file, own, rows)
     kinds = [part["type"] for part in _parts(file["pre_tokenizer"], "pretokenizers")]
+    tokens = _tokens(folder, file, own, rows, "ByteLevel" in kinds)
     if "ByteLevel" in kinds:
         metadata, notes = _byte_level(folder, file, own, tokens)
     else:
@@ -105,7 +107,7 @@ def vocabulary_of(folder: Path, rows: int, stop_ids: tuple[int, ...] = ()) -> Vo
     return Vocabulary(metadata, tokens.strips, notes)
 
 
-def _tokens(folder: Path, file: dict, own: Tokenizer, rows: int) -> _Tokens:
+def _tokens(folder: Path, file: dict, own: Tokenizer, rows: int, byte_level: bool) -> _Tokens:
     texts, kinds = [f"[PAD{i}]" for i in range(rows)], [UNUSED] * rows
     for text, number in file["model"]["vocab"].items():
         if number < rows:
@@ -131,22 +133,30 @@ def _tokens(folder: Path, file: dict, own: Tokenizer, rows: int) -> _Tokens:
     if twice is not None:
         raise _refused(folder, f"the text {twice!r} is that of two tokens")
     longest_first = sorted(special, key=lambda pair: -len(pair[0].encode()))
-    return _Tokens(texts, kinds, longest_first, _strips(folder, file))
+    return _Tokens(texts, kinds, longest_first, _strips(folder, file, byte_level))
 
 
-def _strips(folder: Path, file: dict) -> bool:
-    """Whether special tokens take whitespace along as Phi-3's do, which is the one way llama.cpp has."""
+def _strips(folder: Path, file: dict, byte_level: bool) -> bool:
+    """Whether special tokens take whitespace along as Phi-3's do, which is the one way llama.cpp has. Byte-level
+    tokenizers may have others where no whitespace stands beside them in conversations, as Phi-4's."""
     every = {t["content"] for t in file["added_tokens"]}
     taking = {t["content"] for t in file["added_tokens"] if t["rstrip"]}
     odd = next((t["content"] for t in file["added_tokens"] if t["lstrip"] or t["single_word"]), None)
     as_phi3 = every - taking == PHI3_PLAIN and PHI3_TAKING <= taking
+    if byte_level and (odd or not as_phi3):
+        return False
     if odd or (taking and not as_phi3):
         raise _refused(folder, f"its token {odd or min(taking)} takes whitespace along in a way llama.cpp has not")
     return bool(taking)
 
 
 def _byte_level(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) -> tuple[dict, list[str]]:
-    texts = [*TEXTS, *CAPITALS, *LEADING, *written(own)]
+    chats = written(own)
+    taking = [] if tokens.strips else sorted(own.taking_whitespace)
+    if taking and chats and own.takes_whitespace(chats[0]):
+        raise _refused(folder, f"its token {taking[0]} takes whitespace along in a way llama.cpp has not")
+    texts = [text for text in (*TEXTS, *CAPITALS, *LEADING, *chats)
+             if not (taking and own.takes_whitespace(text))]
     expected = [own.encode(text)[0] for text in texts]
     as_the_file_splits = tokenizers.Tokenizer.from_str(json.dumps({**file, "model": {"type": "BPE", "vocab": {},
                                                                                      "merges": []}})).pre_tokenizer
@@ -161,7 +171,7 @@ def _byte_level(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) -> tu
         wanted = expected + [own.encode(text)[0] for text in probes[len(texts):]]
         if [e.ids for e in there.encode_batch(probes, add_special_tokens=False)] == wanted:
             merges = [_merge(pair) for pair in file["model"]["merges"]]
-            notes = _normalizer_notes(file) + NEARLY.get(name, [])
+            notes = _normalizer_notes(file) + NEARLY.get(name, []) + ([_WHITESPACE] if taking else [])
             return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": name, "tokenizer.ggml.merges": merges}, notes
     raise _refused(folder, "llama.cpp has no way of splitting text that gives its ids; tried " + ", ".join(SPLITS))
 

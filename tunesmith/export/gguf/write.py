@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 from tunesmith.errors import UserError
-from tunesmith.export.gguf.families import extra_tensors, family_of, metadata, notes, targets
+from tunesmith.export.gguf.families import (IMAGES, extra_tensors, family_of, is_of_text, metadata, notes, targets,
+                                              text_name)
 from tunesmith.export.gguf.vocabulary import Vocabulary, vocabulary_of
 from tunesmith.llama import gguf_package
 
+PHI3 = r"(?i)phi-?3"
 KINDS = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 
 
@@ -24,6 +26,8 @@ def write_gguf(weights, folder: Path, target: Path, kind: str, stop_ids: tuple[i
     ends an answer besides generation_config's eos. Raises UserError.
     """
     gguf = gguf_package()
+    seen = [] if weights.config.get_text_config() is weights.config else [IMAGES]
+    weights = TextPart(weights) if seen else weights
     config = weights.config
     architecture = family_of(config).architecture
     vocabulary = vocabulary_of(folder, weights.shapes["model.embed_tokens.weight"][0], tuple(stop_ids))
@@ -52,7 +56,18 @@ def write_gguf(weights, folder: Path, target: Path, kind: str, stop_ids: tuple[i
     finally:
         writer.close()
         draft.unlink(missing_ok=True)
-    return notes(config) + vocabulary.notes
+    return seen + notes(config) + vocabulary.notes
+
+
+class TextPart:
+    """The weights of the text decoder of a model that sees images too, under the names of a model of text alone."""
+
+    def __init__(self, weights):
+        self.config, self._weights = weights.config.get_text_config(), weights
+        self.shapes = {text_name(name): shape for name, shape in weights.shapes.items() if is_of_text(name)}
+
+    def __iter__(self):
+        return ((text_name(name), tensor) for name, tensor in self._weights if is_of_text(name))
 
 
 def write_values(writer, values: dict[str, object]) -> None:
@@ -73,8 +88,13 @@ def _describe(writer, config, vocabulary: Vocabulary, name: str, kind: str, gguf
 
 def _name(folder: Path, vocabulary: Vocabulary) -> str:
     """The folder's; llama.cpp lets special tokens take whitespace along where the name has phi-3 in it."""
-    name = re.sub(r"(?i)phi-?3", "phi_3", folder.resolve().name)
+    name = re.sub(PHI3, "phi_3", folder.resolve().name)
     return f"phi-3 {name}" if vocabulary.strips else name
+
+
+def is_phi3(name: str) -> bool:
+    """Whether llama.cpp lets special tokens take whitespace along in a model of that name."""
+    return bool(re.search(PHI3, name))
 
 
 def _announce(writer, name: str, shape: torch.Size, kind: str, gguf) -> None:

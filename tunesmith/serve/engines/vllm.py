@@ -24,7 +24,7 @@ from tunesmith.run import Run, read_json
 from tunesmith.serve.engine import Piece, Refused, Request, Token
 from tunesmith.serve.engines.decoding import Delivery
 from tunesmith.serve.models import Served, by_name, context_of, defaults_of, describe_folder
-from tunesmith.vllm import Child, precision_of
+from tunesmith.vllm import Child, adapter_hindrances, precision_of
 
 ALWAYS = ("--generation-config", "vllm", "--structured-outputs-config", '{"backend": "guidance"}',
           "--enable-prompt-tokens-details")
@@ -83,10 +83,9 @@ def _adapters(runs: Sequence[Run]) -> list[str]:
     ranks = [1]
     for run in runs:
         recipe, settings = run.recipe, read_json(run.result / "adapter_config.json")
-        hindrances = {"DoRA": recipe.adapter.dora, "modules_to_save": recipe.adapter.modules_to_save,
-                      "new tokens": recipe.model.new_tokens, "a base with random weights":
-                      recipe.model.initialize == "random", "a quantised base": recipe.model.quantize != "none"}
-        if found := [name for name, there in hindrances.items() if there]:
+        bases = {"a base with random weights": recipe.model.initialize == "random",
+                 "a quantised base": recipe.model.quantize != "none"}
+        if found := adapter_hindrances(recipe) + [name for name, there in bases.items() if there]:
             raise UserError(f"--engine vllm: {run.folder}: vLLM takes no adapter with {' and '.join(found)}; "
                             f"`tunesmith export {run.folder} --to merged`, and serve that folder")
         ranks += [settings["r"], *(settings.get("rank_pattern") or {}).values()]
