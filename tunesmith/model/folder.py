@@ -39,7 +39,7 @@ def write_config(base: Path, config, target: Path, quantization: dict | None = N
     if text.vocab_size != text_was.vocab_size:
         for part in [part for part in (file, of_text) if "vocab_size" in part] or [of_text]:
             part["vocab_size"] = text.vocab_size
-    if text.tie_word_embeddings != text_was.tie_word_embeddings:
+    if _ties(config) != _ties(was):
         for part in (file, of_text):
             part["tie_word_embeddings"] = text.tie_word_embeddings
     dtype = str(config.dtype).removeprefix("torch.")
@@ -49,6 +49,11 @@ def write_config(base: Path, config, target: Path, quantization: dict | None = N
     file["architectures"] = config.architectures
     file |= {"quantization_config": quantization} if quantization else {}
     write_json(target / CONFIG, spelled_for_both(file, type(config)))
+
+
+def _ties(config) -> tuple[bool, bool]:
+    """Whether the head is the embedding, by the whole config and by that of the text decoder."""
+    return config.tie_word_embeddings, config.get_text_config().tie_word_embeddings
 
 
 def spelled_for_both(file: dict, config_class) -> dict:
