@@ -14,6 +14,7 @@ from tunesmith.recipe import Adapter, Model, Source
 
 SMALL_PARAMETERS = 100e6  # below this, training every weight is cheap and learns more
 ROWS_LOOKED_AT = 1000
+STEPS = 8  # an epoch, at least, where there are as many rows
 CHARACTERS_PER_TOKEN = 3  # cautious for English, code and most scripts
 
 TEXT = """\
@@ -59,7 +60,7 @@ def recipe_text(model: str, data: str, columns: dict[str, str], file: Path) -> s
         kind="full" if small else "lora",
         kind_note="every weight, as the model is small" if small else "a low-rank adapter",
         rank="" if small else "  rank: 16\n  alpha: 32\n", epochs=1 if is_text else 3,
-        batch=16 if rows < 1000 else 32, rate="5e-4" if small else "2e-4")
+        batch=_batch(rows), rate="5e-4" if small else "2e-4")
     return _aligned(text)
 
 
@@ -84,6 +85,11 @@ def _look(source: Source) -> tuple[int, int, bool]:
     if not rows:
         raise UserError(f"{source.path}: no usable row; `tunesmith data check {source.path}` says why")
     return rows, longest, is_text
+
+
+def _batch(rows: int) -> int:
+    """Examples per step: 32, or less where few rows would make few steps an epoch."""
+    return 32 if rows >= ROWS_LOOKED_AT else max(b for b in (1, 2, 4, 8, 16) if b == 1 or b * STEPS <= rows)
 
 
 def _power_of_two(number: int) -> int:

@@ -9,7 +9,7 @@ from tests.conftest import write_rows
 from tunesmith.data.check import check, report, show
 from tunesmith.data.template import encode_text
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.init import _yaml
+from tunesmith.init import _batch, _yaml
 from tunesmith.recipe import Source
 
 
@@ -24,6 +24,31 @@ def test_text_is_shown_as_it_is(family, tmp_path, capsys):
     show(source, family("llama3"), 2, "assistant")
     shown = capsys.readouterr().out.replace("\n", "")
     assert shown.count(said) >= 3 and "[red]rows" in shown
+
+
+@pytest.mark.parametrize("base", ["llama3", "qwen3"])
+@pytest.mark.parametrize("environment, marked", [({}, True), ({"FORCE_COLOR": "1"}, False),
+                                                 ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True)])
+def test_what_is_learned_is_seen_without_colour_too(family, tmp_path, capsys, monkeypatch, base, environment, marked):
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    file = write_rows(tmp_path / "a.jsonl", [{"question": "Where is Bonn?", "answer": "In Germany."}])
+    show(Source(path=str(file)), family(base), 1, "assistant")
+    legend, text = capsys.readouterr().out.split("\n", 1)
+    if marked:
+        assert legend == "Learned: what stands between ⟦ and ⟧." and "\x1b[3" not in text
+        assert text.count("⟦") == text.count("⟧") == 1
+        assert "In Germany." in text.partition("⟦")[2].partition("⟧")[0] and "Bonn" in text.partition("⟦")[0]
+    else:
+        assert "\x1b[1;32mGreen" in legend and "⟦" not in text and "\x1b[1;32m" in text
+
+
+@pytest.mark.parametrize("rows, batch", [(1, 1), (8, 1), (16, 2), (60, 4), (127, 8), (128, 16), (999, 16), (1000, 32)])
+def test_init_takes_batches_that_leave_several_steps(rows, batch):
+    assert _batch(rows) == batch
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))

@@ -118,7 +118,14 @@ ODD = {
     "empty.json": (b" \n", []),
     "long.csv": (b'a,b\n"1\n2",3\n4\n5,6\n\n7,\xff\n8,9\n',
                  [(2, None), (4, "wrong_shape"), (5, None), (7, "unreadable"), (8, None)]),
-    "quote.csv": (b'a,b\n1,"2\n3,4\n', [(2, "unreadable")]),
+    "quote.csv": (b'a,b\n1,"2\n3,4\n', [(2, "unreadable"), (3, None)]),
+    "quotes.csv": (b'a,b\n1,"x\n2,3\n4,"5 "6\n7,8\n', [(2, "unreadable"), (3, None), (4, "unreadable"), (5, None)]),
+    "several.jsonl": (b'{\n "a": 1\n}\n{\n "a": 2\n}\n', [(1, None), (4, None)]),
+    "array.jsonl": (b'[{"a": 1}, {"a": 2}]\n', [(1, None), (1, None)]),
+    "rows.jsonl": (b'\n[\n{"a": 1},\n{"a": 2}\n]\n', [(3, None), (4, None)]),
+    "first.jsonl": (b'{"a": \n{"a": 1}\n', [(1, "broken_json"), (2, None)]),
+    "commas.jsonl": (b'{"a": 1},\n{"a": 2}, \n{"a": 3}\n', [(1, None), (2, None), (3, None)]),
+    "cut16.jsonl": ('{"a": 1}\n'.encode("utf-16") + b"x", [(1, None), (2, "unreadable")]),
     "text.md": (b"\xef\xbb\xbf# Title\n\xc3\xa4", [(1, None)]),
     "latin.py": (b"# \xe4", [(1, "unreadable")]),
     "no.parquet": (b"PAR1 nothing", [(1, "unreadable")]),
@@ -135,6 +142,50 @@ def test_lines_and_problems(tmp_path, name):
     assert [(raw.where.line, raw.problem and raw.problem.reason) for raw in found] == expected
     assert all(raw.where.file == str(path) for raw in found)
     assert all((raw.value is None) == (raw.problem is not None) for raw in found)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.jsonl", "array.json", "a.csv", "semicolon.csv", "a.tsv", "a.jsonl.gz", "a.txt"])
+def test_text_with_a_byte_order_mark_is_read(tmp_path, encoding, name):
+    """As PowerShell and Excel write it."""
+    rows = [{"instruction": f"Wo liegt Köln {n}?", "output": "日本" * n} for n in range(1, 400)]
+    plain = name.removesuffix(".gz")
+    if plain == "a.txt":
+        (tmp_path / plain).write_text("".join(map(str, rows)), "utf-8")
+    else:
+        WRITERS[plain](tmp_path / plain, rows)
+    text = (tmp_path / plain).read_bytes().decode()
+    mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
+    content = (mark + text).encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    found = [raw.value for raw in read(source(tmp_path / name))]
+    assert found == ([{"text": text}] if plain == "a.txt" else rows)
+
+
+TABLES = {
+    "sep.csv": ("sep=;\r\nquestion;answer\r\nWhere, then?;Germany\r\n", [("Where, then?", "Germany", 3)]),
+    "unnamed.csv": ("question,answer,,\nWhere?,Germany,,\nWho?,I,,x\n", [("Where?", "Germany", 2), ("Who?", "I", 3)]),
+    "behind.csv": ("question,answer\nWhere?,Germany,,\n", [("Where?", "Germany", 2)]),
+    "unclosed.csv": ('question,answer\nA?,a\nB?,"never\n' + "".join(f"C{n}?,c{n}\n" for n in range(50)),
+                     [("A?", "a", 2), *((f"C{n}?", f"c{n}", n + 4) for n in range(50))]),
+    "nan.json": ('[{"instruction": "Where?", "input": NaN, "output": "Germany"}]', [("Where?", "Germany", 1)]),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_as_programs_and_people_write_them(tmp_path, name):
+    text, expected = TABLES[name]
+    (tmp_path / name).write_text(text, newline="")
+    unread = {}
+    rows = [(where.line, row) for where, row in rows_of(source(tmp_path / name), unread) if isinstance(row, Chat)]
+    assert [(*(m["content"] for m in row.messages), line) for line, row in rows] == expected
+    assert unread == ({"column 4": 1} if name == "unnamed.csv" else {})
+
+
+def test_nan_of_a_columnar_file_is_a_missing_value(tmp_path):
+    columns = {"instruction": ["a", "b"], "input": [float("nan")] * 2, "output": ["c", "d"]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert [row.messages[0]["content"] for _, row in rows_of(source(tmp_path / "a.parquet"))] == ["a", "b"]
 
 
 @pytest.mark.parametrize("how", [".gz", ".zst"])

@@ -114,8 +114,11 @@ def _report_lengths(console: Console, found: dict, sequence_length: int | None) 
 
 
 def show(source: Source, model: Path, rows: int, mask: str) -> None:
-    """Prints the first rows as the model sees them: what it learns in green, the rest dim."""
+    """Prints the first rows as the model sees them: what it learns in green, or between marks without colour."""
     tokenizer, console = _tokenizer(source, model), Console(highlight=False, markup=False, emoji=False)
+    marks = _marks(console)
+    console.print(f"Learned: what stands between {marks[0]} and {marks[1]}." if marks else
+                  Styled.assemble(("Green", "bold green"), " is learned, ", ("the rest", "dim"), " is not."))
     for where, row in islice(rows_of(source), rows):
         try:
             if isinstance(row, RowProblem):
@@ -127,17 +130,25 @@ def show(source: Source, model: Path, rows: int, mask: str) -> None:
         for example in examples:
             learned = sum(example.supervised)
             console.rule(Styled(f"{where}  {len(example.ids)} tokens, {learned} supervised"), align="left")
-            console.print(_coloured(tokenizer, example))
+            console.print(_coloured(tokenizer, example, marks), soft_wrap=True)
 
 
-def _coloured(tokenizer: Tokenizer, example: Example) -> Styled:
+def _marks(console: Console) -> tuple[str, str] | None:
+    """What stands around learned text where colour cannot show it: in a file, a pipe, with NO_COLOR or TERM=dumb."""
+    if console.color_system and not console.no_color:
+        return None
+    return ("⟦", "⟧") if console.encoding.lower().startswith("utf") else ("[[", "]]")
+
+
+def _coloured(tokenizer: Tokenizer, example: Example, marks: tuple[str, str] | None) -> Styled:
     """Runs of tokens of one kind decoded together, as one character may be several tokens."""
     styled, start = Styled(), 0
     flags = example.supervised
     for end in range(1, len(flags) + 1):
         if end == len(flags) or flags[end] != flags[start]:
             before, until = tokenizer.decode(example.ids[:start]), tokenizer.decode(example.ids[:end])
-            styled.append(until[len(before):], "bold green" if flags[start] else "dim")
+            text = until[len(before):]
+            styled.append(text.join(marks) if marks and flags[start] else text, "bold green" if flags[start] else "dim")
             start = end
     return styled
 

@@ -10,7 +10,9 @@ import io
 import json
 import re
 import zlib
+from collections import deque
 from collections.abc import Iterator
+from math import isnan
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +30,43 @@ csv.field_size_limit(LONGEST)
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """A file's bytes, decompressed."""
+    """A file's bytes, decompressed; text that begins with UTF-16's or UTF-32's byte order mark as UTF-8."""
+    file = _open_decompressed(path)
+    start = file.peek(4)[:4]
+    marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+             (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # UTF-16's begins one of UTF-32's
+    encoding = next((name for mark, name in marks if start.startswith(mark)), None)
+    return io.BufferedReader(_AsUtf8(file, encoding)) if encoding else file
+
+
+class _AsUtf8(io.RawIOBase):
+    """Text of another encoding as UTF-8. What is not valid stays so, and is told of its record."""
+
+    def __init__(self, file: BinaryIO, encoding: str):
+        self.file, self.decoder = file, codecs.getincrementaldecoder(encoding)("surrogatepass")
+        self.waiting, self.ended = b"", False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self.waiting and not self.ended:
+            piece = self.file.read(CHUNK)
+            self.ended = not piece
+            try:
+                self.waiting = self.decoder.decode(piece, self.ended).encode("utf-8", "surrogatepass")
+            except UnicodeDecodeError as error:
+                raise OSError(f"not valid {error.encoding}: {error.reason}") from None
+        size = min(len(buffer), len(self.waiting))
+        buffer[:size], self.waiting = self.waiting[:size], self.waiting[size:]
+        return size
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _open_decompressed(path: Path) -> BinaryIO:
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")
     if path.suffix.lower() == ".zst":
@@ -39,7 +77,33 @@ def open_binary(path: Path) -> BinaryIO:
 
 
 def read_jsonl(path: Path) -> Lines:
-    """One JSON value a line; blank lines are no records."""
+    """One JSON value a line, also with a comma behind it; blank lines are no records. A file that is one JSON document,
+    or whose values take several lines each, is read as `read_json` does."""
+    return _read_document(path) if _is_document(path) else _read_lines(path)
+
+
+def _is_document(path: Path) -> bool:
+    """Whether a file's first line is an array, or no JSON itself but the beginning of a record that is."""
+    try:
+        with open_binary(path) as file:
+            first = b""
+            while not first.strip() and (line := file.readline(LONGEST)):
+                first = line.removeprefix(codecs.BOM_UTF8)
+    except BROKEN_STREAM:
+        return False  # and is told when the file is read
+    value = parse_json(_without_comma(first)) if first.strip() else None
+    if not isinstance(value, RowProblem):
+        return isinstance(value, list)
+    begins = next(_read_document(path), (0, None))[1]
+    return isinstance(begins, dict) and first.lstrip()[:1] in (b"[", b"{")
+
+
+def _without_comma(line: bytes) -> bytes:
+    """A line that is an object with a comma behind it, as of an array whose brackets were left out, without it."""
+    return line.rstrip()[:-1] if line.rstrip().endswith(b"},") else line
+
+
+def _read_lines(path: Path) -> Lines:
     number = 0
     try:
         with open_binary(path) as file:
@@ -52,7 +116,7 @@ def read_jsonl(path: Path) -> Lines:
                     continue
                 line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if line.strip():
-                    yield number, line
+                    yield number, _without_comma(line)
     except BROKEN_STREAM as error:
         yield number + 1, _cut_off(error)
 
@@ -64,7 +128,7 @@ def parse_json(text: bytes | str) -> Any:
             text = text.decode("utf-8")
         else:
             text.encode("utf-8")
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_constant)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair has no tokens
         return value
@@ -78,11 +142,16 @@ def parse_json(text: bytes | str) -> Any:
         return RowProblem("broken_json", str(error))
 
 
+def _constant(name: str) -> float | None:
+    """pandas writes NaN for a value that is missing."""
+    return None if name == "NaN" else float(name)
+
+
 def read_json(path: Path) -> Lines:
     """An array of records, an object whose `data` is such an array, or one object after another. Streams: one record
     is in memory at a time. After a broken record nothing more of the file can be told apart, and reading stops, unless
     each line is an object of its own."""
-    return read_jsonl(path) if _has_lines(path) else _read_document(path)
+    return _read_lines(path) if _has_lines(path) else _read_document(path)
 
 
 def _has_lines(path: Path) -> bool:
@@ -209,50 +278,87 @@ class _Document:
 
 def read_csv(path: Path) -> Lines:
     """A header and records of text; the line is that where a record starts. Separated by commas, tabs (.tsv) or
-    semicolons, whichever the header has most of. Raises UserError for a header that names a column twice."""
-    line = 0
+    semicolons: what a first line `sep=;` says, else whichever the header has most of. After a record that is not valid
+    CSV, such as one with an unclosed quote, reading goes on with the next line. Raises UserError for a header that
+    names a column twice."""
+    lines = None
     try:
         with io.TextIOWrapper(open_binary(path), "utf-8-sig", "surrogateescape", newline="") as file:
-            first = file.readline(LONGEST)
+            lines = _CsvLines(file)
             tabs = ".tsv" in (suffix.lower() for suffix in path.suffixes[-2:])
-            separator = "\t" if tabs else max(",;\t", key=first.count)
-            lines = _chain_first(first, file)
+            first = lines.peek()
+            if re.fullmatch(r"sep=.\r?\n", first):  # for Excel
+                separator, _ = first[4], next(lines)
+            else:
+                separator = "\t" if tabs else max(",;\t", key=first.count)
             records = csv.reader(lines, delimiter=separator, strict=True)
             header = None
             while True:
-                line = records.line_num + 1
+                line = lines.begin()
                 try:
                     fields = next(records, None)
                 except csv.Error as error:
+                    lines.return_all_but_first()
                     yield line, RowProblem("unreadable", f"not valid CSV: {error}")
                     continue
                 if fields is None:
                     return
                 if header is None and fields:
-                    header = _header(path, fields)
+                    header = _header(path, line, fields)
                 elif fields:
                     yield line, _record(header, fields)
     except BROKEN_STREAM as error:
-        yield line + 1, _cut_off(error)
+        yield lines.number + 1 if lines else 1, _cut_off(error)
 
 
-def _chain_first(first: str, file: io.TextIOWrapper) -> Iterator[str]:
-    while first:
-        yield first
-        first = file.readline(LONGEST)
+class _CsvLines:
+    """The lines of a file, of which those of the current record can be given back."""
+
+    def __init__(self, file: io.TextIOWrapper):
+        self.file, self.number = file, 0  # number: of the line that was given last
+        self.taken: list[str] = []
+        self.waiting: deque[str] = deque()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> str:
+        line = self.waiting.popleft() if self.waiting else self.file.readline(LONGEST)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self.taken.append(line)
+        return line
+
+    def peek(self) -> str:
+        """The next line; "" at the end."""
+        if not self.waiting and (line := self.file.readline(LONGEST)):
+            self.waiting.append(line)
+        return self.waiting[0] if self.waiting else ""
+
+    def begin(self) -> int:
+        """Begins a record and returns the number of its first line."""
+        self.taken.clear()
+        return self.number + 1
+
+    def return_all_but_first(self) -> None:
+        """Gives back the lines of the current record but its first."""
+        self.waiting.extendleft(reversed(self.taken[1:]))
+        self.number -= len(self.taken[1:])
 
 
-def _header(path: Path, fields: list[str]) -> list[str]:
+def _header(path: Path, line: int, fields: list[str]) -> list[str]:
+    """The names of the columns; one without a name, as tables have at the end, is called by its number."""
     if isinstance(_record(fields, fields), RowProblem):
-        raise UserError(f"{path}:1: the header is not UTF-8; save the file as UTF-8")
-    twice = {name for name in fields if fields.count(name) > 1}
+        raise UserError(f"{path}:{line}: the header is not UTF-8; save the file as UTF-8")
+    twice = {name for name in fields if name and fields.count(name) > 1}
     if twice:
-        raise UserError(f"{path}:1: the header names the column {min(twice)!r} twice; rename one")
-    return fields
+        raise UserError(f"{path}:{line}: the header names the column {min(twice)!r} twice; rename one")
+    return [name or f"column {number}" for number, name in enumerate(fields, 1)]
 
 
 def _record(header: list[str], fields: list[str]) -> Payload:
-    if len(fields) != len(header):
+    if any(fields[len(header):]) or len(fields) < len(header):  # empty fields behind the last column are none
         return RowProblem("wrong_shape", f"{len(fields)} fields, the header has {len(header)}")
     try:
         "".join(fields).encode("utf-8")
@@ -327,8 +433,9 @@ def _batches(file):
 
 
 def _rows(batch, line: int) -> Lines:
-    """The rows of an Arrow record batch. Structs lose their null fields: Arrow gives every struct of a column the
-    fields of all, so that a null says no more than that another row has the field."""
+    """The rows of an Arrow record batch. Structs lose their null fields, and NaN, which pandas has for null: Arrow
+    gives every struct of a column the fields of all, so that a null says no more than that another row has the
+    field."""
     for start in range(0, len(batch), ROWS):
         part = batch.slice(start, ROWS)
         try:
@@ -348,7 +455,8 @@ def _single(part) -> Payload:
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None
+                and not (isinstance(inner, float) and isnan(inner))}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 

@@ -32,6 +32,7 @@ def check_data(recipe: Recipe, plan: Plan, dataset: Dataset, positions: int | No
     """Warnings once the rows are known, for a run of so many steps. `positions`: those that the model was trained with;
     None: its configuration does not say."""
     return [*_length(plan.sequence_length, dataset, positions), *_steps(recipe.train, steps),
+            *_few_rows(recipe.train, dataset),
             *_held_out(recipe.data, dataset)]
 
 
@@ -50,6 +51,13 @@ def _steps(train: Train, steps: int) -> Iterator[str]:
     if train.max_steps and steps < train.max_steps:
         yield (f"train.max_steps: {train.max_steps:,} will not be reached, as train.epochs: {train.epochs:g} ends "
                f"after {steps:,} steps; raise train.epochs to train longer")
+
+
+def _few_rows(train: Train, dataset: Dataset) -> Iterator[str]:
+    examples = round(dataset.train.weights.sum())
+    if examples < train.batch:
+        yield (f"train.batch: {train.batch} is more than the {examples} examples of an epoch, so each epoch is one "
+               f"optimizer step; lower it, to {max(1, examples // 8)} for instance")
 
 
 def _held_out(data: Data, dataset: Dataset) -> Iterator[str]:
