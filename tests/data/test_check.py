@@ -1,5 +1,8 @@
 """What `data check` and `init` make of the users' own text."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -10,7 +13,8 @@ from tunesmith.data.check import check, report, show
 from tunesmith.data.template import encode_text
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.init import _batch, _yaml
-from tunesmith.recipe import Source
+from tunesmith.plan import unusual
+from tunesmith.recipe import Source, Train
 
 
 def test_text_is_shown_as_it_is(family, tmp_path, capsys):
@@ -84,3 +88,11 @@ def test_dropped_rows_that_are_not_shown_are_counted(tmp_path, capsys):
                                                                      {"role": "assistant", "content": "b"}]}])
     report(check(Source(path=str(file)), None))
     assert "The first 5 of 8 dropped rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("examples, batch, warned", [(7, 16, True), (15, 16, True), (16, 16, False), (300, 32, False)])
+def test_fewer_examples_than_a_batch_are_reported(examples, batch, warned):
+    dataset = SimpleNamespace(train=SimpleNamespace(weights=np.ones(examples)))
+    found = list(unusual._few_rows(Train(batch=batch), dataset))
+    assert [f"train.batch: {batch} is more than the {examples} examples of an epoch" in line for line in found] == (
+        [True] * warned)
