@@ -38,7 +38,7 @@ class PythonCalls:
             return None
         try:
             return _calls(text[:end]), end
-        except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
+        except (SyntaxError, ValueError, TypeError, LookupError, AttributeError, RecursionError, MemoryError):
             return [], end
 
     def write(self, calls: list[tuple[str, dict]]) -> str:
