@@ -11,6 +11,7 @@ from tunesmith.export.engine import Transformers
 from tunesmith.export.settle import copy_settings
 from tunesmith.export.weights import Weights, weights_of
 from tunesmith.model.folder import copy_others, write_config
+from tunesmith.model.load import config_of, stored_in_8_bits
 from tunesmith.recipe import Section
 from tunesmith.run import Run, follow_umask, write_json
 
@@ -83,6 +84,7 @@ def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
 
 def precision(run: Run, settings: Settings) -> str:
     """By which bound of parity it is judged."""
-    if settings.into == "dequantised" and run.recipe.model.quantize == "int8":
+    rounded = settings.into == "dequantised" and run.recipe.model.quantize == "int8"
+    if rounded or stored_in_8_bits(config_of(run.base)):
         return "q8_0"  # LLM.int8 rounds activations too
     return BY_DTYPE[run.plan["weights"]]

@@ -71,6 +71,13 @@ def stored_as(config) -> str | None:
     return own["quant_method"] if isinstance(own, dict) else own.quant_method.value
 
 
+def stored_in_8_bits(config) -> bool:
+    """Whether bitsandbytes stored the base for LLM.int8."""
+    own = getattr(config, "quantization_config", None) or {}
+    return stored_as(config) == BITSANDBYTES and bool(own.get("load_in_8bit") if isinstance(own, dict)
+                                                      else own.load_in_8bit)
+
+
 def dequantising(config) -> dict:
     """What from_pretrained needs so that a base in MXFP4 (gpt-oss as published) is read as full weights: what computes
     with it in 4 bits has no backward pass. Nothing for others."""
