@@ -36,7 +36,7 @@ def test_every_turn_reaches_the_model(scripted, scripted_address, model, talk):
 
 
 @pytest.mark.parametrize(("model", "messages", "tools", "part"), [
-    ("first_system", [("user", "Read it."), ("tool", "The file's text")], [], "the tool's text"),
+    ("first_system", [("user", "Read it."), ("tool", "The file's text")], [], "the tool text"),
     ("gemma3", [("user", "Read it.")], ["read"], "does not write tool calls")])
 def test_what_a_template_leaves_out_is_refused(scripted_address, model, messages, tools, part):
     """Never answered as if it were not there."""
