@@ -169,7 +169,7 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came(family, name):
     chat, screen = session(models)
     assert chat.take("Count") and "stopped" in screen.getvalue()
     models.interrupt_after = 0  # before anything came
-    assert chat.take("Sing") and "goes on without this question" in screen.getvalue()
+    assert chat.take("Sing") and "continues without this question" in screen.getvalue()
     models.interrupt_after = None
     chat.take("Further")
     assert "Count" in models.prompts[-1] and "One" in models.prompts[-1] and "seven" not in models.prompts[-1]

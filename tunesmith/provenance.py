@@ -39,7 +39,7 @@ def check_unchanged(run: Run) -> None:
     """Raises UserError if anything that determines the result is no longer what the run began with."""
     before = read_json(run.provenance_file)
     if key := _changed_key(before.get("recipe", {}), run.recipe.model_dump(mode="json")):
-        raise UserError(f"{run.recipe_file}: {key} is not what it was when {run.folder} began, so it cannot go on; "
+        raise UserError(f"{run.recipe_file}: {key} is not what it was when {run.folder} began, so it cannot continue; "
                         "undo the change, or start a new run with the new recipe")
     for key, now, then in (("plan", _hashes([run.plan_file]), before.get("plan")),
                            ("tokenizer", _hashes(run.tokenizer.iterdir()), before.get("tokenizer")),
@@ -49,7 +49,7 @@ def check_unchanged(run: Run) -> None:
             continue
         changed = sorted(file for file in {*now, *then} if now.get(file) != then.get(file))
         if changed:
-            raise UserError(f"{key}: {changed[0]} is not what it was when {run.folder} began, so it cannot go on; "
+            raise UserError(f"{key}: {changed[0]} is not what it was when {run.folder} began, so it cannot continue; "
                             "put it back, or start a new run")
 
 

@@ -162,7 +162,7 @@ class Session:
         if message["content"].strip():
             self._conversation.exchanges.append([asked, message])
         else:
-            self._note("There is no answer, so the conversation goes on without this question.")
+            self._note("There is no answer, so the conversation continues without this question.")
 
     def _prompt(self, asked: dict) -> tuple[str, list[int]]:
         """The conversation with a question as text and ids, without the oldest exchanges that leave no room for an

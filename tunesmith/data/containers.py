@@ -279,7 +279,7 @@ class _Document:
 def read_csv(path: Path) -> Lines:
     """A header and records of text; the line is that where a record starts. Separated by commas, tabs (.tsv) or
     semicolons: what a first line `sep=;` says, else whichever the header has most of. After a record that is not valid
-    CSV, such as one with an unclosed quote, reading goes on with the next line. Raises UserError for a header that
+    CSV, such as one with an unclosed quote, reading continues with the next line. Raises UserError for a header that
     names a column twice."""
     lines = None
     try:
@@ -379,7 +379,7 @@ def read_text(path: Path) -> Lines:
 
 
 def read_parquet(path: Path) -> Lines:
-    """Row group by row group; a damaged one is one problem, and reading goes on with the next."""
+    """Row group by row group; a damaged one is one problem, and reading continues with the next."""
     from pyarrow import parquet
 
     try:

@@ -129,7 +129,7 @@ def _into_user_turns(messages: list[dict], moves: Callable[[int], bool]) -> list
         elif waiting and message["role"] == "user":
             changed.append(_joined([*waiting, message]))
             waiting = []
-        elif waiting and message["role"] == "assistant":  # nobody asks in between
+        elif waiting and message["role"] == "assistant":  # no user turn in between
             changed += [{**_joined(waiting), "role": "user"}, message]
             waiting = []
         else:

@@ -18,7 +18,7 @@ CODE = {".py", ".ipynb", ".sh", ".so"}
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ggml",
            ".tflite", ".pb", ".ot", ".npz", ".nemo", ".mlmodel", ".engine", ".pkl", ".pickle"}
 OTHERWISE = (CONFIG, "README.md", "parity.json", "*.index.json", "adapter_config.json", "params.json", ".*")
-"""Files that are written anew, or that describe weights that are not copied."""
+"""Files that are rewritten, or that describe weights that are not copied."""
 LONGROPE_KEYS = ("short_factor", "long_factor")
 
 

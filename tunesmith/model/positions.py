@@ -1,4 +1,4 @@
-"""How many positions a model has. Rotary ones go on for ever; learned ones, and some computed ones, are in a table."""
+"""How many positions a model has. Rotary ones have no end; learned ones, and some computed ones, are in a table."""
 
 from tunesmith.errors import UserError
 

@@ -1,6 +1,6 @@
 """The tokenizer of a result: the base's own files, with new tokens and another chat template where the recipe asks.
 
-Transformers 4, and what is built on it, must open the result as it opens the base. So nothing is saved anew by
+Transformers 4, and what is built on it, must open the result as it opens the base. So nothing is saved again by
 Transformers 5, and what a base has in the form of Transformers 5 alone is written in a form that both read.
 """
 
@@ -66,7 +66,7 @@ def save_tokenizer(model: Model, base: Path, target: Path) -> None:
 
 
 def _is_read_as_it_is(file: Path, backend: tokenizers.Tokenizer) -> bool:
-    """Whether transformers makes the tokenizer that the file describes; it builds some anew from their vocabulary."""
+    """Whether transformers makes the tokenizer that the file describes; it rebuilds some from their vocabulary."""
     if not file.exists():
         return False
     own = tokenizers.Tokenizer.from_file(str(file))

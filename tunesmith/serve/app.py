@@ -109,7 +109,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame) -> None:
         first = not self.should_exit
-        super().handle_exit(sig, frame)  # before anything is said, as the next signal may come meanwhile
+        super().handle_exit(sig, frame)  # before anything is printed, as the next signal may come meanwhile
         count = sum(self._engine.metrics().get(name, 0) for name in ("running", "waiting"))
         if not first:
             logging.disable()  # the answers that are broken off now are no errors to report

@@ -63,7 +63,7 @@ class Constraints(Protocol):
 class Request:
     """One answer to compute. `ids` is the prompt; `logprobs` how many of the likeliest tokens to report beside the
     drawn one, None for no log probabilities; `shown` are special tokens that stay in the text; `stream` asks for
-    pieces as they come instead of one at the end; `continues`: the answer goes on within a text, so that a space
+    pieces as they come instead of one at the end; `continues`: the answer continues a text, so that a space
     before its first word belongs to it."""
 
     model: str

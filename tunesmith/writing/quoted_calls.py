@@ -23,7 +23,7 @@ class _Incomplete(Exception):
 
 
 class _Malformed(Exception):
-    """The text goes on in no way that a value may."""
+    """The text continues in no way that a value may."""
 
 
 @dataclass(frozen=True)

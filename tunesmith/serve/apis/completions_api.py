@@ -1,4 +1,4 @@
-"""OpenAI's completions: text goes on, and with `echo` and `logprobs` is scored as it stands."""
+"""OpenAI's completions: text is continued, and with `echo` and `logprobs` is scored as it stands."""
 
 from asyncio import wrap_future
 from collections.abc import AsyncIterator

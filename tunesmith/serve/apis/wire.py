@@ -55,7 +55,7 @@ def text_of(content) -> str:
 
 
 def tool_call(name: str, arguments: str | dict | None, identity: str | None) -> dict:
-    """A call as templates want it: its arguments a mapping. A conversation goes on after a call whose arguments were
+    """A call as templates want it: its arguments a mapping. A conversation continues after a call whose arguments were
     cut off or are no JSON object; the model is shown them as text under the key INVALID."""
     text = object_text(arguments)
     shown = arguments if isinstance(arguments, str) else json.dumps(arguments)

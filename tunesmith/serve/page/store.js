@@ -1,4 +1,4 @@
-// What stays in this browser: the settings, and a conversation for each tab. A new tab goes on with the conversation
+// What stays in this browser: the settings, and a conversation for each tab. A new tab continues the conversation
 // that was changed last. The API key stays only as long as the tab.
 //
 // A turn is {question, system, seed, kept, answers}; the conversation goes on from the answer with the index `kept`.
