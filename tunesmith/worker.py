@@ -40,7 +40,7 @@ from tunesmith.writing.formats import find
 
 
 def work(folder: Path) -> None:
-    """Trains. Raises Interrupted after a signal; NotFinite, Diverged or NotEnoughMemory where training cannot continue."""
+    """Trains. Raises Interrupted after a signal; NotFinite, Diverged or NotEnoughMemory where it cannot continue."""
     run = Run(folder)
     plan = plan_of(run)
     device = parallel.join(plan.device)

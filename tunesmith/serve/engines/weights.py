@@ -37,7 +37,7 @@ class Weights(Protocol):
     """What keys and values of a token take; known once `reserve` was called."""
 
     divides: bool
-    """Whether a prompt may be computed in pieces, and one sequence continue from another's beginning; known likewise."""
+    """Whether a prompt may be computed in pieces, and one sequence begin with another's; known likewise."""
 
     def free_bytes(self) -> int:
         """Memory that is free where keys and values will be."""
