@@ -43,7 +43,7 @@ def refused(folder, tmp_path, match: str):
     with pytest.raises(UserError, match=match) as first:
         train(Recipe.build(values))
     with pytest.raises(UserError, match=match):
-        recipe_text(str(folder), str(data))
+        recipe_text(str(folder), str(data), {}, tmp_path / "recipe.yaml")
     assert "\n" not in str(first.value) and not (tmp_path / "runs" / "run").exists()
 
 

@@ -185,6 +185,7 @@ def test_mistakes_get_one_line(server, tunesmith, home):
     assert status == 2 and "not one of tunesmith serve" in said[0]
 
 
+@pytest.mark.slow
 def test_llm_finds_the_model(server, tunesmith, home, monkeypatch):
     llm = pytest.importorskip("llm")
     monkeypatch.setenv("LLM_USER_PATH", str(home / "llm"))

@@ -69,7 +69,8 @@ def test_a_base_with_a_temperature_but_no_sampling_can_be_saved(recipe, family, 
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9}))
     run = train(recipe(model={"path": str(folder)}, train={"max_steps": 1}))
     saved = json.loads((run.result / "generation_config.json").read_text())
-    assert saved["temperature"] == 0.6 and saved["do_sample"] and saved["eos_token_id"]
+    assert saved["eos_token_id"] and saved.items() >= {"temperature": 0.6, "top_p": 0.9}.items()
+    assert "do_sample" not in saved  # as in the base: transformers answers both greedily
 
 
 def inputs(lengths, dtype=torch.float64, device="cpu", width=8):

@@ -41,7 +41,7 @@ def write_config(base: Path, config, target: Path, quantization: dict | None = N
             part["vocab_size"] = text.vocab_size
     if _ties(config) != _ties(was):
         for part in (file, of_text):
-            part["tie_word_embeddings"] = text.tie_word_embeddings
+            part["tie_word_embeddings"] = _ties(config)[1]
     dtype = str(config.dtype).removeprefix("torch.")
     file |= {} if file.keys() & {"dtype", "torch_dtype"} else {"torch_dtype": dtype}
     for part in every:
@@ -52,8 +52,9 @@ def write_config(base: Path, config, target: Path, quantization: dict | None = N
 
 
 def _ties(config) -> tuple[bool, bool]:
-    """Whether the head is the embedding, by the whole config and by that of the text decoder."""
-    return config.tie_word_embeddings, config.get_text_config().tie_word_embeddings
+    """Whether the head is the embedding, by the whole config and by that of the text decoder, which may leave it out."""
+    whole = config.tie_word_embeddings
+    return whole, getattr(config.get_text_config(), "tie_word_embeddings", whole)
 
 
 def spelled_for_both(file: dict, config_class) -> dict:

@@ -92,20 +92,25 @@ def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (
 
 
 def serve(engine: Engine, bound: socket.socket, api_key: str | None, cors: Sequence[str], hosts: Sequence[str],
-          say: Callable[[str], None]) -> None:
+          ready: str, say: Callable[[str], None]) -> None:
     """Serves until SIGINT or SIGTERM; then finishes the answers it has begun. A second Ctrl-C ends it at once. `say` is
-    told what it waits for."""
+    told that it is `ready`, and later what it waits for."""
     config = uvicorn.Config(make_app(engine, api_key, cors, hosts), log_level="warning")
     with suppress(KeyboardInterrupt):  # uvicorn hands on the signal that ended it
-        Server(config, engine, say).run(sockets=[bound])
+        Server(config, engine, ready, say).run(sockets=[bound])
 
 
 class Server(uvicorn.Server):
-    """Says what it waits for when it is stopped."""
+    """Says when it is ready, and what it waits for when it is stopped."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, say: Callable[[str], None]):
+    def __init__(self, config: uvicorn.Config, engine: Engine, ready: str, say: Callable[[str], None]):
         super().__init__(config)
-        self._engine, self._say = engine, say
+        self._engine, self._ready, self._say = engine, ready, say
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:  # from here on signals are handled
+            self._say(self._ready)
 
     def handle_exit(self, sig: int, frame) -> None:
         first = not self.should_exit

@@ -34,8 +34,8 @@ def run(paths: Sequence[Path], host: str, port: int, api_key: str | None, cors: 
             say(f"model   {served.name}: {served.kind}{of}, context {served.context:,}")
         address = f"[{host}]" if ":" in host else host
         url = f"http://{address}:{bound.getsockname()[1]}"
-        say(f"serving {url}; Ctrl-C stops. Chat page: {url}/, base URL of the APIs: {url}/v1")
-        serve(opened, bound, api_key, cors, own_names(host, allow_host), say)
+        ready = f"serving {url}; Ctrl-C stops. Chat page: {url}/, base URL of the APIs: {url}/v1"
+        serve(opened, bound, api_key, cors, own_names(host, allow_host), ready, say)
 
 
 def _open(engine: str, paths: Sequence[Path], context: int | None, batch: int, queue: int, say):
