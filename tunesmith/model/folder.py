@@ -52,7 +52,7 @@ def write_config(base: Path, config, target: Path, quantization: dict | None = N
 
 
 def _ties(config) -> tuple[bool, bool]:
-    """Whether the head is the embedding, by the whole config and by that of the text decoder, which may leave it out."""
+    """Whether the head is the embedding: by the whole config, and by the text decoder, whose config may not say."""
     whole = config.tie_word_embeddings
     return whole, getattr(config.get_text_config(), "tie_word_embeddings", whole)
 
