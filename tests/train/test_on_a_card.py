@@ -61,8 +61,12 @@ def warnings(run) -> list[str]:
     return [event["message"] for event in run.events("warning")]
 
 
+QUICK = ("llama3", "gemma3", "qwen3_moe", "gpt_oss")  # a family for each way of attention and of experts
+
+
 @pytest.mark.parametrize(("kind", "dtype"), [("lora", "bfloat16"), ("full", "float32")])
-@pytest.mark.parametrize("name", tiny.FAMILIES)
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+                                  for name in tiny.FAMILIES])
 def test_every_family_learns_the_same(quick, on_card, name, kind, dtype):
     asked = dict(model={"dtype": dtype}, adapter={"kind": kind})
     expected = train(quick(name, "cpu", **asked))
