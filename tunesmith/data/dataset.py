@@ -125,11 +125,7 @@ def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | Non
     usable = [~r & ~k for r, k in zip(repeated, leaked)]
     if not data.eval:
         is_eval = _set_aside(data, shards, usable)
-    with Ledger(ledger_file) as ledger:
-        for s, r, k in zip(shards, repeated, leaked):
-            _account(ledger, s, r, k, data)
-        ledger.kept(sum(s.read for s in shards) - sum(ledger.summary()["dropped"].values()))
-        ledger.refuse_if_empty(", ".join(s.path for s in data.train))
+    ledger = _ledger(ledger_file, shards, repeated, leaked, data, data.train)
     sources = [("data.eval", source) for source in data.eval] + [("data.train", source) for source in data.train]
     for (key, source), s, r, k in zip(sources, shards, repeated, leaked):
         if (r | k).all():
@@ -164,11 +160,7 @@ def measured_only(data: Data, settings: Settings, cache: Path, progress: Callabl
     shards = [Shard(encode_source(source, settings, cache, progress)) for source in data.eval]
     none = [np.zeros(len(s.rows), bool) for s in shards]
     repeated = _repeated([s.rows["digest"] for s in shards], none)
-    with Ledger() as ledger:
-        for s, r, n in zip(shards, repeated, none):
-            _account(ledger, s, r, n, data)
-        ledger.kept(sum(s.read for s in shards) - sum(ledger.summary()["dropped"].values()))
-        ledger.refuse_if_empty(", ".join(s.path for s in data.eval))
+    ledger = _ledger(None, shards, repeated, none, data, data.eval)
     limited = _limited(shards, [~r for r in repeated], data.eval_limit)
     return TokenStore(shards, list(map(np.flatnonzero, limited)), [1.0] * len(shards)), ledger.summary()
 
@@ -232,6 +224,17 @@ def _losses(shard: Shard, repeated: np.ndarray, leaked: np.ndarray) -> str:
         lost[REASONS[reason]] += len(np.unique(shard.rows["row"][count]))
     reasons = ", ".join(f"{count:,} × {reason}" for reason, count in lost.items() if count)
     return f"{shard.read:,} rows read" + (f", {reasons}" if reasons else "")
+
+
+def _ledger(file: Path | None, shards: list[Shard], repeated: list[np.ndarray], leaked: list[np.ndarray], data: Data,
+            sources: list[Source]) -> Ledger:
+    """The account of every row, written to `file`. Raises UserError, naming the sources, if no row is kept."""
+    with Ledger(file) as ledger:
+        for s, r, k in zip(shards, repeated, leaked):
+            _account(ledger, s, r, k, data)
+        ledger.kept(sum(s.read for s in shards) - sum(ledger.summary()["dropped"].values()))
+        ledger.refuse_if_empty(", ".join(s.path for s in sources))
+    return ledger
 
 
 def _account(ledger: Ledger, shard: Shard, repeated: np.ndarray, leaked: np.ndarray, data: Data) -> None:
