@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from tunesmith import cli
 from tunesmith.errors import UserError
-from tunesmith.flags import RecipeFlags, chosen
+from tunesmith.flags import chosen
 from tunesmith.recipe import Recipe, Source, known_keys
 from tunesmith.wording import FOREIGN_KEYS, VALUE_HINTS
 
@@ -107,8 +107,7 @@ def test_yaml_comes_back_as_it_was(tmp_path):
 
 def test_exponents_are_numbers_and_flags_win(tmp_path):
     (tmp_path / "r.yaml").write_text("model: {path: m}\ndata: {train: d}\ntrain: {learning_rate: 1e-4, batch: 4}\n")
-    flags = RecipeFlags.model_validate({"train": {"batch": 16}})
-    recipe = Recipe.load(tmp_path / "r.yaml", chosen(flags))
+    recipe = Recipe.load(tmp_path / "r.yaml", chosen({"train": {"batch": 16}}))
     assert (recipe.train.learning_rate, recipe.train.batch) == (1e-4, 16)
 
 

@@ -358,7 +358,8 @@ def _misused(error: CycloptsError) -> str:
     from tunesmith.recipe import first_problem
 
     if isinstance(error.__cause__, ValidationError):
-        return first_problem(error.__cause__)
+        flag = error.argument.name if error.argument else ""
+        return first_problem(error.__cause__, flag.lstrip("-").replace("-", "_"))
     command = " ".join(error.command_chain or ())
     if isinstance(error, MissingArgumentError) and error.target and not error.keyword:
         return f"{command}: {error.argument.name.lstrip('-').upper()} is missing: {_usage(command, error.target)}"

@@ -1,11 +1,11 @@
-"""`tunesmith train`, and the recipe's fields as its flags: the same classes with every field optional."""
+"""`tunesmith train`, and the recipe's fields as its flags."""
 
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Union, get_args, get_origin
+from typing import Annotated, TypedDict, Union, get_args, get_origin
 
-from cyclopts import Group, Parameter
-from pydantic import BaseModel, Field, create_model
+from cyclopts import Group, Parameter, Token
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tunesmith.errors import UserError, quoted
@@ -16,24 +16,31 @@ from tunesmith.run import Run
 SHORT_FORMS = {"model.path": "--model", "data.train": "--data"}
 
 
-def _flags(section: type[BaseModel], prefix: str = "", group: Group | None = None) -> type[BaseModel]:
-    """A class with every field of a section optional, each documented as a flag with its default."""
-    fields = {}
+def _flags(section: type[BaseModel], prefix: str = "", group: Group | None = None) -> type[dict]:
+    """A dictionary type with every field of a section as an optional key, each a documented flag with its default."""
+    keys = {}
     for place, (name, field) in enumerate(section.model_fields.items()):
         inner, key = field.annotation, prefix + name
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             inside = _flags(inner, f"{key}.", Group(f"{name}: {inner.__doc__}", sort_key=place + 1))
-            flag = Annotated[inside | None, Parameter(name="*")]
+            keys[name] = Annotated[inside, Parameter(name="*")]
         else:
-            flag = Annotated[_flag_type(inner) | None, _flag(key, field, group)]
-        fields[name] = flag, Field(None, description=field.description)
-    return create_model(f"{section.__name__}Flags", **fields)
+            keys[name] = Annotated[_flag_type(inner), _flag(key, field, group)]
+    return TypedDict(f"{section.__name__}Flags", keys, total=False)
 
 
 def _flag(key: str, field: FieldInfo, group: Group | None) -> Parameter:
     names = [f"--{key.replace('_', '-')}", *filter(None, [SHORT_FORMS.get(key)])]
     default = "" if field.is_required() or field.default in (None, [], {}) else str(field.default).lower()
-    return Parameter(name=names, group=group, show_default=default or False, negative_iterable="")
+    flag = Parameter(name=names, group=group, help=field.description, show_default=default or False,
+                     negative_iterable="")
+    one = _flag_type(field.annotation) is not bool and get_origin(_flag_type(field.annotation)) not in (list, dict)
+    return Parameter.combine(flag, Parameter(converter=_as_written)) if one else flag
+
+
+def _as_written(_, tokens: list[Token]) -> str:
+    """Leaves it to the recipe to say what is wrong with a value."""
+    return tokens[0].value
 
 
 def _flag_type(annotation):
@@ -49,12 +56,12 @@ def _flag_type(annotation):
 RecipeFlags = _flags(Recipe, group=Group("Recipe", sort_key=0))
 
 
-def chosen(flags: BaseModel | None) -> dict:
+def chosen(flags: RecipeFlags | None) -> dict:
     """What was said on the command line, nested like a recipe."""
-    values = flags.model_dump(exclude_unset=True) if flags else {}
+    values = dict(flags or {})
     targets = values.get("adapter", {}).get("targets")
     if targets == ["all-linear"]:
-        values["adapter"]["targets"] = "all-linear"
+        values["adapter"] = values["adapter"] | {"targets": "all-linear"}
     return values
 
 

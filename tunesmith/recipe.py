@@ -382,10 +382,10 @@ def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]
     return keys
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first mistake that pydantic found, in one line that names its key. Unknown keys come first, as they explain
-    what is missing."""
-    problems = error.errors()
+def first_problem(error: ValidationError, parent: str = "") -> str:
+    """The first mistake that pydantic found, in one line that names its key, which stands under `parent`. Unknown keys
+    come first, as they explain what is missing."""
+    problems = [p | {"loc": (*filter(None, parent.split(".")), *p["loc"])} for p in error.errors()]
     unknown = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "extra_forbidden"]
     if unknown:
         return len(unknown) > 1 and wording.foreign(unknown) or _unknown_key(unknown[0])
