@@ -5,6 +5,7 @@ Exit status: 0 done, 2 the user's mistake, 1 ours, 130 interrupted.
 
 import errno
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -92,7 +93,7 @@ def evaluate(run: Path, *, data: str | None = None, format: str = "auto", column
 
     opened = Run.open(run)
     if data:
-        [source], _, _ = _sources(data, None, format, columns, None, None)
+        [source] = _asked(data, None, format, columns, None, None).sources
         from tunesmith.terminal import waiting
 
         with waiting(f"measuring {opened.name} on {data}"):
@@ -258,18 +259,18 @@ def check(file: str, *, model: str | None = None, format: str = "auto", columns:
     from tunesmith.data.check import check as look
     from tunesmith.data.check import report
 
-    sources, model, length = _sources(file, model, format, columns, subset, split)
-    folder = _model_folder(model)
-    found = [look(source, folder) for source in sources]
+    asked = _asked(file, model, format, columns, subset, split)
+    tokenizer = asked.tokenizer()
+    found = [look(source, tokenizer, asked.mask) for source in asked.sources]
     if as_json:
         return print_json(found if len(found) > 1 else found[0])
     for one in found:
-        report(one, length)
+        report(one, asked.sequence_length)
 
 
 @data.command
 def show(file: str, *, model: str | None = None, rows: int = 3, format: str = "auto", columns: Columns = [],
-         mask: Literal["assistant", "last", "all"] = "assistant", subset: str | None = None,
+         mask: Literal["assistant", "last", "all"] | None = None, subset: str | None = None,
          split: str | None = None) -> None:
     """Show rows as the model will see them, supervised tokens in colour.
 
@@ -279,35 +280,52 @@ def show(file: str, *, model: str | None = None, rows: int = 3, format: str = "a
         rows: How many.
         format: The format, if it is not to be recognised.
         columns: The file's own names of columns, like question=Frage answer=Antwort.
-        mask: assistant, last or all.
+        mask: What is learned: assistant (by default), last or all; or what the recipe says.
         subset: Of a hub dataset or a folder.
         split: Of a hub dataset or a folder; train if there is one.
     """
     from tunesmith.data.check import show as draw
 
-    sources, model, _ = _sources(file, model, format, columns, subset, split)
-    if not model:
+    asked = _asked(file, model, format, columns, subset, split)
+    if (tokenizer := asked.tokenizer()) is None:
         raise UserError("data show: pass --model, whose template the rows are written with")
-    for source in sources:
-        draw(source, _model_folder(model), rows, mask)
+    for source in asked.sources:
+        draw(source, tokenizer, rows, mask or asked.mask)
 
 
-def _sources(file: str, model: str | None, format: str, columns: list[str], subset: str | None, split: str | None):
-    """(sources, model, sequence length or None): those of a recipe, or the one that the flags describe."""
+@dataclass
+class Asked:
+    """The sources to look at and how they are to be encoded, from a recipe or from flags."""
+
+    sources: list
+    model: object = None  # the recipe's section
+    mask: str = "assistant"
+    sequence_length: int | None = None
+
+    def tokenizer(self):
+        from tunesmith.data.check import tokenizer_of
+        from tunesmith.model.load import resolve
+
+        return tokenizer_of(self.model, resolve(self.model), self.sources) if self.model else None
+
+
+def _asked(file: str, model: str | None, format: str, columns: list[str], subset: str | None,
+           split: str | None) -> Asked:
     from pydantic import ValidationError
 
-    from tunesmith.recipe import Recipe, Source, first_problem
+    from tunesmith.recipe import Model, Recipe, Source, first_problem
 
     if Path(file).suffix in (".yaml", ".yml"):
         recipe = Recipe.load(file)
-        length = recipe.data.sequence_length
-        return ([*recipe.data.train, *recipe.data.eval], model or recipe.model.path,
-                None if length == "max" else length)
+        length, cpt = recipe.data.sequence_length, recipe.method.name == "cpt"
+        return Asked([*recipe.data.train, *recipe.data.eval],
+                     recipe.model.model_copy(update={"path": model} if model else {}),
+                     "all" if cpt else recipe.method.mask, None if length == "max" else length)
     try:
         source = Source(path=file, format=format, columns=_columns(columns), subset=subset, split=split)
     except ValidationError as error:
         raise UserError(f"{file}: {first_problem(error)}") from None
-    return [source], model, None
+    return Asked([source], Model(path=model) if model else None)
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:
@@ -401,13 +419,6 @@ def _served(model: Path) -> Path:
     if not model.exists() and (len(model.parts) == 1 or model.parent.is_dir()) and model.suffix != ".gguf":
         raise UserError(f"no folder {model}, and no such run: {runs_there(model, DEFAULT_OUTPUT)}")
     return model
-
-
-def _model_folder(model: str | None) -> Path | None:
-    from tunesmith.model.load import resolve
-    from tunesmith.recipe import Model
-
-    return resolve(Model(path=model)) if model else None
 
 
 if __name__ == "__main__":

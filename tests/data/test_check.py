@@ -1,5 +1,7 @@
 """What `data check` and `init` make of the users' own text."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +27,7 @@ def test_text_is_shown_as_it_is(family, tmp_path, capsys):
         {"messages": [{"role": said, "content": "x"}]}])
     source = Source(path=str(file))
     report(check(source, None))
-    show(source, family("llama3"), 2, "assistant")
+    show(source, Tokenizer.load(family("llama3")), 2, "assistant")
     shown = capsys.readouterr().out.replace("\n", "")
     assert shown.count(said) >= 3 and "[red]rows" in shown
 
@@ -40,7 +42,7 @@ def test_what_is_learned_is_seen_without_colour_too(family, tmp_path, capsys, mo
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TERM", "xterm-256color")
     file = write_rows(tmp_path / "a.jsonl", [{"question": "Where is Bonn?", "answer": "In Germany."}])
-    show(Source(path=str(file)), family(base), 1, "assistant")
+    show(Source(path=str(file)), Tokenizer.load(family(base)), 1, "assistant")
     legend, text = capsys.readouterr().out.split("\n", 1)
     if marked:
         assert legend == "Learned: what stands between ⟦ and ⟧." and "\x1b[3" not in text
@@ -66,7 +68,7 @@ def test_lengths_are_drawn_and_add_up(family, tmp_path, capsys, name):
     """Bars against lengths counted by the test; the examples beyond the recipe's length are named."""
     texts = ["word " * n for n in (3, 5, 40, 41, 42, 43, 900)]
     file = write_rows(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
-    found = check(Source(path=str(file)), family(name))
+    found = check(Source(path=str(file)), Tokenizer.load(family(name)))
     tokenizer = Tokenizer.load(family(name))
     lengths = sorted(len(encode_text(tokenizer, text).ids) for text in texts)
     bounds = [0, *found["histogram"]]
@@ -96,3 +98,21 @@ def test_fewer_examples_than_a_batch_are_reported(examples, batch, warned):
     found = list(unusual._few_rows(Train(batch=batch), dataset))
     assert [f"train.batch: {batch} is more than the {examples} examples of an epoch" in line for line in found] == (
         [True] * warned)
+
+
+def test_a_recipe_is_checked_with_its_own_template_and_mask(family, tmp_path):
+    """By the command, whose rendering is that of a template that the recipe names."""
+    rows = [{"messages": [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."},
+                          {"role": "user", "content": "And two?"}, {"role": "assistant", "content": "Six."}]}]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}{{ tone }}: {{ m.content }}<|eot_id|>{% endfor %}"
+                        "{% if add_generation_prompt %}assistant{{ tone }}: {% endif %}")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({
+        "model": {"path": str(family("llama3")), "chat_template": str(template),
+                  "chat_template_kwargs": {"tone": "!"}},
+        "data": {"train": str(file)}, "method": {"mask": "last"}}))
+    shown = subprocess.run([sys.executable, "-m", "tunesmith.cli", "data", "show", str(recipe)], capture_output=True,
+                           text=True, check=True).stdout
+    assert "assistant!: Four." in shown and "⟦Six." in shown and "⟦Four." not in shown

@@ -14,7 +14,7 @@ from tunesmith.data.rows import REASONS, Chat, Row, RowProblem, Where, digest
 from tunesmith.data.source import formats_of, named, rows_of, template_variables
 from tunesmith.data.template import Example, encode_chat, encode_text
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.recipe import Source
+from tunesmith.recipe import Model, Source
 from tunesmith.terminal import bar
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -24,9 +24,8 @@ LARGE_SHARE = 0.25  # of all tokens in one row, which is then named
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
-def check(source: Source, model: Path | None) -> dict:
-    """What a source holds. Raises UserError if nothing in it is usable."""
-    tokenizer = _tokenizer(source, model) if model else None
+def check(source: Source, tokenizer: Tokenizer | None, mask: str = "assistant") -> dict:
+    """What a source holds, in tokens too if there is a tokenizer. Raises UserError if nothing in it is usable."""
     ledger, seen, examples, places, first = Ledger(), set(), [], [], []
     for where, row in rows_of(source, ledger.unread):
         try:
@@ -37,7 +36,7 @@ def check(source: Source, model: Path | None) -> dict:
                 raise RowProblem("duplicate")
             seen.add(identity)
             if tokenizer:
-                encoded = _encode(tokenizer, row)
+                encoded = _encode(tokenizer, row, mask)
                 examples += [(len(e.ids), sum(e.supervised)) for e in encoded]
                 places += [where] * len(encoded)
                 for reason in {r for e in encoded for r in e.changes}:
@@ -113,9 +112,9 @@ def _report_lengths(console: Console, found: dict, sequence_length: int | None) 
             console.print(f"  data.sequence_length: {length:,} would lose {share:.1%} of them")
 
 
-def show(source: Source, model: Path, rows: int, mask: str) -> None:
+def show(source: Source, tokenizer: Tokenizer, rows: int, mask: str) -> None:
     """Prints the first rows as the model sees them: what it learns in green, or between marks without colour."""
-    tokenizer, console = _tokenizer(source, model), Console(highlight=False, markup=False, emoji=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     marks = _marks(console)
     console.print(f"Learned: what stands between {marks[0]} and {marks[1]}." if marks else
                   Styled.assemble(("Green", "bold green"), " is learned, ", ("the rest", "dim"), " is not."))
@@ -153,9 +152,12 @@ def _coloured(tokenizer: Tokenizer, example: Example, marks: tuple[str, str] | N
     return styled
 
 
-def _encode(tokenizer: Tokenizer, row: Row, mask: str = "assistant") -> list[Example]:
+def _encode(tokenizer: Tokenizer, row: Row, mask: str) -> list[Example]:
     return encode_chat(tokenizer, row, mask) if isinstance(row, Chat) else [encode_text(tokenizer, row.text)]
 
 
-def _tokenizer(source: Source, model: Path) -> Tokenizer:
-    return Tokenizer.load(model, template_kwargs=template_variables(Tokenizer.load(model), [source], {}))
+def tokenizer_of(model: Model, folder: Path, sources: list[Source]) -> Tokenizer:
+    """The base's tokenizer with the template that training on these sources uses; new tokens are not in it."""
+    given = model.chat_template_kwargs
+    kwargs = template_variables(Tokenizer.load(folder, model.chat_template, given), sources, given)
+    return Tokenizer.load(folder, model.chat_template, kwargs)
