@@ -68,6 +68,12 @@ def family(tmp_path_factory):
     return folder
 
 
+def slow_but(quick, of) -> list:
+    """Values to run a test with, all but the `quick` ones in `make test-all` alone."""
+    return [value if value in quick else pytest.param(*value if isinstance(value, tuple) else [value],
+                                                      marks=pytest.mark.slow) for value in of]
+
+
 def sums(count: int, first: int = 0) -> list[dict]:
     """Conversations about adding, of different lengths."""
     rows = []

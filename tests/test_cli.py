@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import sums, write_rows
 from tunesmith import train
-from tunesmith.cli import app
+from tunesmith.cli import app, main
 from tunesmith.evaluate import overview
 from tunesmith.evaluation import evaluate
 from tunesmith.recipe import Recipe, Source
@@ -25,6 +25,17 @@ from tunesmith.run import Run
 def tunesmith(*arguments, cwd, said: str = "") -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "tunesmith.cli", *map(str, arguments)], cwd=cwd, input=said,
                           capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Calls the command line in this process, which has imported torch."""
+    def call(*arguments, cwd) -> None:
+        monkeypatch.chdir(cwd)
+        with pytest.raises(SystemExit, check=lambda end: end.code == 0):
+            main([*map(str, arguments)])
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +66,10 @@ def test_the_run_folder_is_complete(trained):
     assert summary["status"] == "done"
 
 
-def test_the_result_opens_in_plain_libraries_and_merged_is_the_same_model(trained):
+def test_the_result_opens_in_plain_libraries_and_merged_is_the_same_model(trained, here):
     folder, _ = trained
     run = folder / "runs" / "first"
-    done = tunesmith("export", "runs/first", "--to", "merged", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    here("export", "runs/first", "--to", "merged", cwd=folder)
     tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "What is 1 plus 2?"}], return_tensors="pt",
                                         add_generation_prompt=True, return_dict=False)
@@ -72,11 +82,10 @@ def test_the_result_opens_in_plain_libraries_and_merged_is_the_same_model(traine
     assert not torch.allclose(found, before, atol=1e-4)
 
 
-def test_flags_alone_are_a_recipe(trained, tmp_path):
+def test_flags_alone_are_a_recipe(trained, tmp_path, here):
     folder, _ = trained
-    done = tunesmith("train", "--model", folder / "model", "--data", folder / "rows.jsonl",
-                     "--train.max-steps", "1", "--evaluate.max-new-tokens", "1", "--name", "bare", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    here("train", "--model", folder / "model", "--data", folder / "rows.jsonl",
+         "--train.max-steps", "1", "--evaluate.max-new-tokens", "1", "--name", "bare", cwd=tmp_path)
     assert (tmp_path / "runs/bare/adapter/adapter_model.safetensors").is_file()
 
 
@@ -217,10 +226,11 @@ def test_eval_measures_a_finished_run_on_other_rows(measured, name):
     assert [sample["after"] for sample in found["samples"]] == [sample["after"] for sample in own["samples"]]
 
 
-def test_eval_on_other_rows_is_shown_and_leaves_the_run_as_it_was(measured):
+def test_eval_on_other_rows_is_shown_and_leaves_the_run_as_it_was(measured, here, capsys):
     before = sorted((f, f.stat().st_mtime_ns) for f in (measured / "runs/lora").rglob("*"))
-    shown = tunesmith("eval", "lora", "--data", "others.jsonl", cwd=measured)
-    assert "Held-out loss" in shown.stdout and "9 examples of others.jsonl" in shown.stdout
+    here("eval", "lora", "--data", "others.jsonl", cwd=measured)
+    shown = capsys.readouterr().out
+    assert "Held-out loss" in shown and "9 examples of others.jsonl" in shown
     assert sorted((f, f.stat().st_mtime_ns) for f in (measured / "runs/lora").rglob("*")) == before
 
 

@@ -351,11 +351,13 @@ def print_json(value) -> None:
     print(json_text(value, indent=2))
 
 
-def main() -> None:
-    if sys.argv[1:2] in (["train"], ["resume"]) and sys.stderr.isatty() and not {"--help", "-h"} & set(sys.argv):
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command that the arguments name, by default those of this process, and ends with its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] in (["train"], ["resume"]) and sys.stderr.isatty() and not {"--help", "-h"} & set(arguments):
         print("loading …", end="\r", file=sys.stderr, flush=True)  # until `waiting` clears it
     try:
-        app()
+        app(arguments)
     except Ending as error:
         _fail(str(error), error.status)
     except CycloptsError as error:

@@ -65,9 +65,8 @@ def test_evaluation_asks_what_training_taught_in_other_words(files):
                 for name in re.findall("`(.*?)`", user["content"])}
 
     train, evaluation = files
-    seen = [plain(message["content"]) for conversation in train for message in conversation]
-    for user, _ in evaluation:
-        assert not any(plain(user["content"]) in text for text in seen)
+    seen = "\n".join(plain(message["content"]) for conversation in train for message in conversation)
+    assert not [user["content"] for user, _ in evaluation if plain(user["content"]) in seen]
     taught, asked = names_and_answers(train), names_and_answers(evaluation)
     for fact in questions.facts():
         assert (fact.name, fact.answer) in taught & asked

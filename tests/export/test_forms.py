@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tests import tiny
+from tests.conftest import slow_but
 from tunesmith import train
 from tunesmith.errors import UserError
 from tunesmith.export.command import export
@@ -22,7 +23,7 @@ from tunesmith.inputs import tokenizer_of
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
 # As these small ones are configured llama.cpp has no such model; test_gguf.py has them as it takes them.
 OTHERWISE = ("smollm3", "qwen3_moe", "olmoe", "mistral")
-LARGE = [pytest.param(f, marks=pytest.mark.slow) for f in tiny.FAMILIES if f not in ("qwen3", "phi3", *OTHERWISE)]
+EVERY = slow_but(("qwen3", "phi3"), [f for f in tiny.FAMILIES if f not in OTHERWISE])
 
 
 # Until it is sure of its answers: the bounds of coarse formats are for models that know something.
@@ -50,7 +51,7 @@ def test_tokens_that_take_whitespace_along(recipe, tmp_path):
     assert not {"one turn", "several turns", "system"} & {*found["tokens"]["not_expressed"]}
 
 
-@pytest.mark.parametrize("base", ["qwen3", "phi3", *LARGE])
+@pytest.mark.parametrize("base", EVERY)
 def test_every_family_as_gguf(recipe, tmp_path, base):
     found = export(train(recipe(base, train=QUICK)), "gguf", tmp_path / "out", {"precision": "f32"})
     assert found["passed"] and found["logits"]["mean_kl"] < 1e-6
@@ -94,7 +95,7 @@ def test_an_importance_matrix_is_of_k_quants_alone(run, tmp_path):
 WIDE = {"hidden_size": 128, "intermediate_size": 128, "initializer_range": 0.05}
 
 
-@pytest.mark.parametrize("base", ["qwen3", "qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("base", slow_but(("qwen3", "mixtral"), ("qwen3", "qwen3_moe", "mixtral")))
 def test_small_weights_are_small_and_close(recipe, tmp_path, base):
     more = WIDE | ({"moe_intermediate_size": 128} if base == "qwen3_moe" else {})
     path = tiny.save(base, tmp_path / "model", **more)

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from tests import tiny
+from tests.conftest import slow_but
 from tests.model.test_result import QUICK, logits, trained_logits
 from tests.train.test_reference import losses
 from tunesmith import train
@@ -28,8 +29,8 @@ def trained_names(run) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize("name", tiny.MIXTURES)
-@pytest.mark.parametrize("kind", ["none", "nf4"])
+@pytest.mark.parametrize(("name", "kind"), slow_but(
+    [("mixtral", "none"), ("gpt_oss", "nf4")], [(name, kind) for name in tiny.MIXTURES for kind in ("none", "nf4")]))
 def test_adapters_of_experts_open_and_merge(recipe, tmp_path, name, kind):
     run = train(recipe(name, model={"quantize": kind}, train=QUICK))
     opened = logits(AutoPeftModelForCausalLM.from_pretrained(run.result), IDS)

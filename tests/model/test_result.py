@@ -8,6 +8,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
+from tests.conftest import slow_but
 from tunesmith import train, worker
 from tunesmith.export.command import export
 from tunesmith.inputs import plan_of
@@ -46,7 +47,7 @@ def test_adapters_open_and_merge(recipe, tmp_path, adapter):
     assert torch.allclose(merged, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [f for f in tiny.FAMILIES if f != "llama3"])
+@pytest.mark.parametrize("name", slow_but(("gemma3", "phi3", "qwen3_moe"), [f for f in tiny.FAMILIES if f != "llama3"]))
 def test_every_family_merges(recipe, tmp_path, name):
     run = train(recipe(name, train=QUICK))
     ids = torch.randint(5, 300, (1, 24), generator=torch.Generator().manual_seed(0))

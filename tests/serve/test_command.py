@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests import tiny
+from tests.conftest import slow_but
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.serve.binding import listen
@@ -53,7 +54,7 @@ def test_it_serves_and_ctrl_c_lets_it_finish_what_it_began(runs):
     assert process.stderr.read() == "stopping when 1 answer is finished; Ctrl-C again stops at once\n"
 
 
-@pytest.mark.parametrize("name", ["llama3", "gemma3"])
+@pytest.mark.parametrize("name", slow_but(("llama3",), ("llama3", "gemma3")))
 def test_a_second_ctrl_c_ends_it_without_a_word(tmp_path, name):
     folder = tiny.save(name, tmp_path / name, max_position_embeddings=10**6)
     tokenizer = Tokenizer.load(folder)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests import card, tiny
+from tests.conftest import slow_but
 from tests.serve.conftest import Collector
 from tunesmith import measure, resume, train
 from tunesmith.export.command import export
@@ -61,12 +62,8 @@ def warnings(run) -> list[str]:
     return [event["message"] for event in run.events("warning")]
 
 
-QUICK = ("llama3", "gemma3", "qwen3_moe", "gpt_oss")  # a family for each way of attention and of experts
-
-
 @pytest.mark.parametrize(("kind", "dtype"), [("lora", "bfloat16"), ("full", "float32")])
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-                                  for name in tiny.FAMILIES])
+@pytest.mark.parametrize("name", slow_but(("gemma3", "gpt_oss"), tiny.FAMILIES))
 def test_every_family_learns_the_same(quick, on_card, name, kind, dtype):
     asked = dict(model={"dtype": dtype}, adapter={"kind": kind})
     expected = train(quick(name, "cpu", **asked))
@@ -83,7 +80,6 @@ def test_every_family_learns_the_same(quick, on_card, name, kind, dtype):
 
 
 @pytest.mark.parametrize("settings", [
-    {"gradient_checkpointing": "on", "activation_offload": True},
     {"gradient_checkpointing": 0.5, "activation_offload": True},
     {"gradient_checkpointing": "selective"},
     {"tiled_mlp": "on"},

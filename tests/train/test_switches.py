@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from peft import get_peft_model
 
 from tests import tiny
+from tests.conftest import slow_but
 from tunesmith.model.adapt import adapt, lora_config
 from tunesmith.model.load import load
 from tunesmith.recipe import Adapter, Model, Train
@@ -89,7 +90,7 @@ def curve(model, packed: bool = True, chunked: bool = True, parts: int = 1, sett
     return found
 
 
-@pytest.mark.parametrize("name", tiny.FAMILIES)
+@pytest.mark.parametrize("name", slow_but(("qwen3", "gemma3", "mixtral"), tiny.FAMILIES))
 def test_the_loss_curve_stays_in_every_family(base, name):
     ours, eager = base(name, attention.NAME), base(name, "eager")
     torch.manual_seed(0)
