@@ -218,7 +218,9 @@ _LIKE = {"llama3": {
                             "layer_types": 3 * [WINDOW] + [FULL]}),
     "starcoder2": ("Starcoder2", {"sliding_window": None})}, "qwen3": {
     "seed_oss": ("SeedOss", {"head_dim": 16, "attention_bias": True}),
-    "exaone4": ("Exaone4", {"sliding_window": None, "layer_types": [FULL, FULL]})}}
+    "exaone4": ("Exaone4", {"sliding_window": None, "layer_types": [FULL, FULL]}),
+    "lfm2": ("Lfm2", {"num_hidden_layers": 3, "layer_types": ["conv", FULL, "conv"], "tie_word_embeddings": True,
+                      "block_multiple_of": 32})}}
 OTHERS = {name: replace(FAMILIES[like], prefix=prefix, config=config)
           for like, them in _LIKE.items() for name, (prefix, config) in them.items()}
 """Families whose tokenizer and template are those of another here."""

@@ -55,6 +55,7 @@ MODELS = {
     "cohere2": ("bytes", {}),
     "starcoder2": ("bytes", {}),
     "nemotron": ("gemma-complete", {}),
+    "lfm2": ("llama3", {}),
     "olmo3": ("cl100k", {"rope_parameters": {
         "full_attention": {**YARN, "original_max_position_embeddings": 64},
         "sliding_attention": {"rope_type": "default", "rope_theta": 150000.0}}}),
@@ -203,7 +204,7 @@ def test_what_a_user_types_is_no_special_token(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")  # llama.cpp is silent
 
 
-@pytest.mark.parametrize("name", ["qwen3", "llama3", "phi3", "mixtral", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "phi3", "mixtral", "qwen3_moe", "gpt_oss", "lfm2"])
 def test_an_adapter_over_its_base_is_as_in_peft(tmp_path, name):
     """Of attention, where rows change place, of the MLP or of stacked experts."""
     model = made(name, tmp_path / "model")
@@ -230,9 +231,10 @@ def test_an_adapter_over_its_base_is_as_in_peft(tmp_path, name):
 
 @pytest.mark.parametrize(("more", "named"), [
     ({"use_dora": True}, "DoRA"), ({"modules_to_save": ["lm_head"]}, "trained whole"),
-    ({"trainable_token_indices": [1]}, "trained tokens"), ({"target_modules": ["embed_tokens"]}, "embed_tokens")])
+    ({"trainable_token_indices": [1]}, "trained tokens"), ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
+    ({"target_modules": r".*conv\.conv", "r": 64}, "convolution")])
 def test_an_adapter_that_is_more_than_lora_is_refused(tmp_path, more, named):
-    model = made("llama3", tmp_path / "model")
+    model = made("lfm2" if named == "convolution" else "llama3", tmp_path / "model")
     get_peft_model(model, LoraConfig(**{"target_modules": ["q_proj"]} | more)).save_pretrained(tmp_path / "adapter")
     with pytest.raises(UserError, match=f"{named}.*export merged"):
         write_adapter(tmp_path / "adapter", model.config, tmp_path / "adapter.gguf")

@@ -71,6 +71,8 @@ def _factors(config, settings: dict, name: str, a: torch.Tensor, b: torch.Tensor
     module = re.sub(r"(\.base_layer)+$", "", name)
     if module == "lm_head" and config.tie_word_embeddings:
         raise _refused("the output layer, which is the embedding")
+    if a.ndim != 2:
+        raise _refused(f"the convolution {module}")
     stack = module.endswith(".experts")
     experts = getattr(config, family_of(config).expert_count) if stack else 1
     rank = a.shape[0] // experts

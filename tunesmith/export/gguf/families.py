@@ -7,7 +7,7 @@ memory. What llama.cpp would compute differently is a UserError; what it compute
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -15,6 +15,12 @@ import torch
 from tunesmith.errors import UserError
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _flat_kernel(config, weight: torch.Tensor) -> torch.Tensor:
+    """Of a convolution that keeps channels apart: (channels, 1, taps) to (channels, taps)."""
+    return weight.squeeze(1)
+
 
 QKV = {f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"}
 ATTENTION = {**QKV, "self_attn.o_proj": "attn_output"}
@@ -27,7 +33,8 @@ ROUTER = {"mlp.gate": "ffn_gate_inp"}
 BOTH_NORMS = {"input_layernorm": "attn_norm", "post_self_attn_layernorm": "post_attention_norm",
               "post_attention_layernorm": "ffn_norm", "post_mlp_layernorm": "post_ffw_norm"}
 OUTSIDE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
-           "model.norm.bias": "output_norm.bias", "lm_head.weight": "output.weight"}
+           "model.norm.bias": "output_norm.bias", "lm_head.weight": "output.weight",
+           "model.embedding_norm.weight": "token_embd_norm.weight"}
 IN_IMAGES = re.compile(r"(model\.)?\w*(vision|visual|projector|connector|image|audio)")
 IMAGES = ("this file is the text decoder. For images llama.cpp reads a second file (--mmproj): that of the base stays "
           "valid, and convert_hf_to_gguf.py --mmproj makes it of the base's folder")
@@ -60,9 +67,13 @@ class Family:
     partial_rotary: bool = False
     """Part of a head may be rotated."""
     epsilon: str = "rms_norm_eps"
-    """The config's name of the norms' epsilon; LayerNorm has another name for it than RMSNorm."""
+    """The config's name of the norms' epsilon."""
+    layer_norm: bool = False
+    """The norms are LayerNorm, not RMSNorm."""
     scales: tuple[tuple[str, str], ...] = ()
     """GGUF keys of numbers that something is multiplied with, and the config's names of them."""
+    forms: dict[str, Callable[..., torch.Tensor]] = field(default_factory=dict)
+    """By GGUF module, what makes its weight of (config, parameter)."""
 
 
 _LLAMA = dict(modules={**ATTENTION, **MLP, **NORMS}, interleaved=True, rope_factors=frozenset({"llama3"}),
@@ -108,11 +119,18 @@ FAMILIES = {
     "glm4": Family("glm4", {**ATTENTION, "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down", **BOTH_NORMS},
                    partial_rotary=True),
     "cohere2": Family("cohere2", {**ATTENTION, **MLP, "input_layernorm": "attn_norm"}, biases=frozenset(), window=True,
-                      epsilon="layer_norm_eps", scales=(("logit_scale", "logit_scale"),)),
+                      epsilon="layer_norm_eps", layer_norm=True, scales=(("logit_scale", "logit_scale"),)),
     "starcoder2": Family("starcoder2", {**ATTENTION, "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down", **NORMS},
-                         biases=_BIASED, activation="gelu_pytorch_tanh", epsilon="norm_epsilon"),
+                         biases=_BIASED, activation="gelu_pytorch_tanh", epsilon="norm_epsilon", layer_norm=True),
     "nemotron": Family("nemotron", {**ATTENTION, "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", **NORMS},
-                       biases=_BIASED, activation="relu2", norm_offset=1.0, partial_rotary=True, epsilon="norm_eps"),
+                       biases=_BIASED, activation="relu2", norm_offset=1.0, partial_rotary=True, epsilon="norm_eps",
+                       layer_norm=True),
+    "lfm2": Family("lfm2", {
+        **QKV, "self_attn.out_proj": "attn_output", "self_attn.q_layernorm": "attn_q_norm",
+        "self_attn.k_layernorm": "attn_k_norm", "conv.in_proj": "shortconv.in_proj", "conv.conv": "shortconv.conv",
+        "conv.out_proj": "shortconv.out_proj", "feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down",
+        "feed_forward.w3": "ffn_up", "operator_norm": "attn_norm", "ffn_norm": "ffn_norm"},
+        biases=frozenset(), square=True, epsilon="norm_eps", forms={"shortconv.conv": _flat_kernel}),
 }
 
 
@@ -162,6 +180,8 @@ def _in_layer(family: Family, config, rest: str) -> list[tuple[str, Transform]]:
     gguf_name = family.modules.get(module)
     if gguf_name is None or kind not in ("weight", "bias") or (kind == "bias" and gguf_name not in family.biases):
         return []
+    if gguf_name in family.forms:
+        return [(f"{gguf_name}.{kind}", partial(family.forms[gguf_name], config))]
     if gguf_name.endswith("_norm") and kind == "weight" and family.norm_offset:
         return [(f"{gguf_name}.{kind}", partial(_plus, family.norm_offset))]
     if family.interleaved and gguf_name in ("attn_q", "attn_k"):
@@ -218,7 +238,7 @@ def metadata(config) -> dict[str, object]:
         "attention.key_length": size, "attention.value_length": size,
         "vocab_size": config.vocab_size,
     }
-    norm = "layer_norm_rms_epsilon" if family.epsilon == "rms_norm_eps" else "layer_norm_epsilon"
+    norm = "layer_norm_epsilon" if family.layer_norm else "layer_norm_rms_epsilon"
     values[f"attention.{norm}"] = float(getattr(config, family.epsilon))
     values |= {key: float(getattr(config, name)) for key, name in family.scales}
     if family.experts:
@@ -232,7 +252,21 @@ def metadata(config) -> dict[str, object]:
                       ("final_logit_softcapping", "final_logit_softcapping")):
         if getattr(config, name, None):
             values[key] = float(getattr(config, name))
-    return values | _rope(config, size)
+    own = {"lfm2": _lfm2_values}.get(config.model_type, lambda _: {})
+    return values | _rope(config, size) | own(config)
+
+
+def _lfm2_values(config) -> dict[str, object]:
+    """llama.cpp tells layers that convolve by their having no key heads."""
+    width = config.intermediate_size
+    if config.block_auto_adjust_ff_dim:
+        width = int(2 * width / 3)
+        if config.block_ffn_dim_multiplier is not None:
+            multiple = config.block_multiple_of
+            width = -(int(config.block_ffn_dim_multiplier * width) // -multiple) * multiple
+    return {"feed_forward_length": width, "shortconv.l_cache": config.conv_L_cache,
+            "attention.head_count_kv": [0 if kind == "conv" else config.num_key_value_heads
+                                        for kind in config.layer_types]}
 
 
 def head_size(config) -> int:
@@ -323,7 +357,8 @@ def _problems(family: Family, config) -> Iterator[str]:
     heads, size = config.num_attention_heads, head_size(config)
     if family.square and heads * size != config.hidden_size:
         yield f"llama.cpp needs {heads} heads of {size} to be hidden_size {config.hidden_size}"
-    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    activation = (getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+                  or family.activation)  # of one whose config does not name it, there is no other
     if activation != family.activation:
         yield f"llama.cpp computes {family.activation}, the model {activation}"
     yield from _rope_problems(family, config)

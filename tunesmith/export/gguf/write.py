@@ -14,6 +14,7 @@ from tunesmith.export.gguf.vocabulary import Vocabulary, vocabulary_of
 from tunesmith.llama import gguf_package
 
 PHI3 = r"(?i)phi-?3"
+EXACT = ("ffn_gate_inp", "shortconv.conv.")  # routers, and kernels, which llama.cpp reads in no other type
 KINDS = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 
 
@@ -106,7 +107,7 @@ def _announce(writer, name: str, shape: torch.Size, kind: str, gguf) -> None:
 def _type(name: str, shape: torch.Size, kind: str, gguf):
     """Matrices are of the kind; a row that is no whole number of q8_0's blocks is f16."""
     types = gguf.GGMLQuantizationType
-    if len(shape) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name:
+    if len(shape) == 1 or name.endswith(".bias") or any(part in name for part in EXACT):
         return types.F32
     if kind == "q8_0" and shape[-1] % gguf.GGML_QUANT_SIZES[types.Q8_0][0]:
         return types.F16
