@@ -207,10 +207,12 @@ FAMILIES = {
                               "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": YARN}),
 }
 
+LLAMA4 = YARN | {"truncate": True, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5}
 FULL, WINDOW = "full_attention", "sliding_attention"
 _LIKE = {"llama3": {
     "granite": ("Granite", {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.5,
                             "logits_scaling": 2.0}),
+    "ministral3": ("Ministral3", {"head_dim": 32, "rope_parameters": LLAMA4}),
     "ernie4_5": ("Ernie4_5", {"tie_word_embeddings": True, "head_dim": 16}), "hunyuan": ("HunYuanDenseV1", {"head_dim": 16}),
     "glm4": ("Glm4", {"head_dim": 16, "attention_bias": True}), "nemotron": ("Nemotron", {})}, "olmo2": {
     "olmo3": ("Olmo3", {"sliding_window": 16, "layer_types": [WINDOW, FULL]}),
@@ -228,12 +230,13 @@ OTHERS["phi4"] = replace(
     FAMILIES["phi3"], kind="cl100k", template=PHI4, eos="<|im_end|>", end="<|im_end|>", bos="<|endoftext|>", plain=(),
     special=("<|endoftext|>",), rstrip=("<|im_start|>", "<|im_sep|>", "<|im_end|>"))
 
-_CASED = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo}\p{M}]%s"
-          r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|")
+_CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo}\p{M}]%s"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+_PATHS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _THREE_DIGITS = PRETOKENIZE_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 BYTE_LEVEL = {"bytes": None, "qwen": PRETOKENIZE_REGEX, "llama3": _THREE_DIGITS, "cl100k": _THREE_DIGITS,
-              "o200k": _CASED % ("*", "+") + _CASED % ("+", "*")
-              + r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"}
+              "o200k": _CASED % ("*", "+") + _SHORT + _CASED % ("+", "*") + _SHORT + r"\p{N}{1,3}|" + _PATHS,
+              "tekken": _CASED % ("*", "+") + "|" + _CASED % ("+", "*") + r"|\p{N}|" + _PATHS}
 """What byte-level tokenizers split text by, by kind; None: as GPT-2. The other kinds are as of SentencePiece:
 `-complete` with a merge for every two tokens that are one together, as converted ones have; legacy: as Llama 2's."""
 
@@ -302,7 +305,7 @@ def _trained(kind: str, own: str | None) -> str:
     if byte_level:
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.normalizer = normalizers.NFC() if kind == "qwen" else None
-        tokenizer.model.ignore_merges = kind == "llama3"
+        tokenizer.model.ignore_merges = kind in ("llama3", "tekken")
         return tokenizer.to_str()
     return _sentencepiece(kind, json.loads(tokenizer.to_str())["model"]).to_str()
 

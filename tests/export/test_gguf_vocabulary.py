@@ -14,7 +14,8 @@ from tunesmith.export.gguf import vocabulary
 from tunesmith.export.gguf.sentencepiece import SentencePiece
 from tunesmith.export.gguf.vocabulary import vocabulary_of
 
-NAMES = {"bytes": "gpt-2", "qwen": "qwen2", "llama3": "llama-bpe", "cl100k": "dbrx", "o200k": "granite-embed-multi-97m"}
+NAMES = {"bytes": "gpt-2", "qwen": "qwen2", "llama3": "llama-bpe", "cl100k": "dbrx", "o200k": "granite-embed-multi-97m",
+         "tekken": "tekken"}
 
 
 @pytest.fixture

@@ -86,6 +86,7 @@ _BIASED = frozenset({*ATTENTION.values(), "attn_norm", "ffn_norm", "ffn_up", "ff
 FAMILIES = {
     "llama": Family("llama", **_LLAMA),
     "mistral": Family("llama", **_LLAMA),
+    "ministral3": Family("mistral3", **_LLAMA),
     "mixtral": Family("llama", **{**_LLAMA, **_MIXTURE}, expert_count="num_local_experts"),
     "smollm3": Family("smollm3", {**ATTENTION, **MLP, **NORMS}, interleaved=True),
     "qwen2": Family("qwen2", {**ATTENTION, **MLP, **NORMS}, square=True),
@@ -252,7 +253,7 @@ def metadata(config) -> dict[str, object]:
                       ("final_logit_softcapping", "final_logit_softcapping")):
         if getattr(config, name, None):
             values[key] = float(getattr(config, name))
-    own = {"lfm2": _lfm2_values}.get(config.model_type, lambda _: {})
+    own = {"lfm2": _lfm2_values, "ministral3": _ministral_values}.get(config.model_type, lambda _: {})
     return values | _rope(config, size) | own(config)
 
 
@@ -267,6 +268,13 @@ def _lfm2_values(config) -> dict[str, object]:
     return {"feed_forward_length": width, "shortconv.l_cache": config.conv_L_cache,
             "attention.head_count_kv": [0 if kind == "conv" else config.num_key_value_heads
                                         for kind in config.layer_types]}
+
+
+def _ministral_values(config) -> dict[str, object]:
+    """Queries grow with the logarithm of how many times the original context went by."""
+    rope = config.rope_parameters
+    return {"attention.temperature_scale": float(rope["llama_4_scaling_beta"]),
+            "rope.scaling.original_context_length": rope["original_max_position_embeddings"]}
 
 
 def head_size(config) -> int:
