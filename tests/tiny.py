@@ -15,6 +15,7 @@ import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX as QWEN35_REGEX
 
 LLAMA3 = """{{ bos_token }}{% for m in messages -%}
 {{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}
@@ -219,6 +220,9 @@ _LIKE = {"llama3": {
     "cohere2": ("Cohere2", {"num_hidden_layers": 4, "sliding_window": 16, "logit_scale": 0.25,
                             "layer_types": 3 * [WINDOW] + [FULL]}),
     "starcoder2": ("Starcoder2", {"sliding_window": None})}, "qwen3": {
+    "qwen3_5": ("Qwen3_5Text", {
+        "layer_types": ["linear_attention", FULL], "head_dim": 32, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 6, "linear_key_head_dim": 16, "linear_value_head_dim": 16}),
     "seed_oss": ("SeedOss", {"head_dim": 16, "attention_bias": True}),
     "exaone4": ("Exaone4", {"sliding_window": None, "layer_types": [FULL, FULL]}),
     "lfm2": ("Lfm2", {"num_hidden_layers": 3, "layer_types": ["conv", FULL, "conv"], "tie_word_embeddings": True,
@@ -234,7 +238,8 @@ _CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
 _PATHS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _THREE_DIGITS = PRETOKENIZE_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-BYTE_LEVEL = {"bytes": None, "qwen": PRETOKENIZE_REGEX, "llama3": _THREE_DIGITS, "cl100k": _THREE_DIGITS,
+BYTE_LEVEL = {"bytes": None, "qwen": PRETOKENIZE_REGEX, "qwen35": QWEN35_REGEX, "llama3": _THREE_DIGITS,
+              "cl100k": _THREE_DIGITS,
               "o200k": _CASED % ("*", "+") + _SHORT + _CASED % ("+", "*") + _SHORT + r"\p{N}{1,3}|" + _PATHS,
               "tekken": _CASED % ("*", "+") + "|" + _CASED % ("+", "*") + r"|\p{N}|" + _PATHS}
 """What byte-level tokenizers split text by, by kind; None: as GPT-2. The other kinds are as of SentencePiece:
@@ -304,7 +309,7 @@ def _trained(kind: str, own: str | None) -> str:
     tokenizer.train_from_iterator(pieces, trainers.BpeTrainer(vocab_size=2000 if own else 480, initial_alphabet=alphabet))
     if byte_level:
         tokenizer.decoder = decoders.ByteLevel()
-        tokenizer.normalizer = normalizers.NFC() if kind == "qwen" else None
+        tokenizer.normalizer = normalizers.NFC() if kind.startswith("qwen") else None
         tokenizer.model.ignore_merges = kind in ("llama3", "tekken")
         return tokenizer.to_str()
     return _sentencepiece(kind, json.loads(tokenizer.to_str())["model"]).to_str()

@@ -57,6 +57,7 @@ MODELS = {
     "nemotron": ("gemma-complete", {}),
     "lfm2": ("llama3", {}),
     "ministral3": ("tekken", {}),
+    "qwen3_5": ("qwen35", {}),
     "olmo3": ("cl100k", {"rope_parameters": {
         "full_attention": {**YARN, "original_max_position_embeddings": 64},
         "sliding_attention": {"rope_type": "default", "rope_theta": 150000.0}}}),
@@ -150,10 +151,12 @@ def test_every_family_has_a_model_here():
 
 
 # Families whose models see images: the config of the whole, and of what sees.
-VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
-          "patch_size": 14}
+VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+          "image_size": 28, "patch_size": 14}
 SEEING = {"gemma3": ("Gemma3", VISION, {"mm_tokens_per_image": 4, "image_token_index": 3}),
-          "ministral3": ("Mistral3", VISION | {"head_dim": 16}, {"image_token_index": 3})}
+          "ministral3": ("Mistral3", VISION | {"head_dim": 16}, {"image_token_index": 3}),
+          "qwen3_5": ("Qwen3_5", {"hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2,
+                                  "out_hidden_size": 64, "num_position_embeddings": 16}, {})}
 
 
 @pytest.mark.parametrize("name", SEEING)
@@ -194,8 +197,8 @@ def test_it_stops_where_the_model_does(tmp_path):
 
 
 def test_windows_and_pieces_of_long_text(tmp_path):
-    """llama.cpp reads 512 tokens at once; the windows of these families are 16."""
-    for name in ("gemma3", "gpt_oss"):
+    """llama.cpp reads 512 tokens at once; windows are 16 here, and states go on from piece to piece."""
+    for name in ("gemma3", "gpt_oss", "lfm2", "qwen3_5"):
         model = made(name, tmp_path / name, max_position_embeddings=1024)
         write_gguf(Weights(model), tmp_path / name, tmp_path / f"{name}.gguf", "f32")
         assert drift(model, tmp_path / f"{name}.gguf", count=700, context=1024) < 5e-3
@@ -211,7 +214,7 @@ def test_what_a_user_types_is_no_special_token(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")  # llama.cpp is silent
 
 
-@pytest.mark.parametrize("name", ["qwen3", "llama3", "phi3", "mixtral", "qwen3_moe", "gpt_oss", "lfm2"])
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "phi3", "mixtral", "qwen3_moe", "gpt_oss", "lfm2", "qwen3_5"])
 def test_an_adapter_over_its_base_is_as_in_peft(tmp_path, name):
     """Of attention, where rows change place, of the MLP or of stacked experts."""
     model = made(name, tmp_path / "model")
@@ -268,6 +271,7 @@ def test_half_a_file_never_stays(tmp_path):
     ("qwen2", {"rope_parameters": LLAMA3}, "rope scaling"),
     ("qwen3", {"attention_bias": True}, "o_proj.bias"),
     ("exaone4", {"sliding_window": 16, "layer_types": [tiny.WINDOW, tiny.FULL]}, "windows"),
+    ("qwen3_5", {"linear_value_head_dim": 32}, "one size"),
     ("cohere2", {"layer_types": 2 * [tiny.WINDOW, tiny.FULL]}, "every fourth"),
 ])
 def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, name, change, named):

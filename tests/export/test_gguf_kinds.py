@@ -52,7 +52,7 @@ def test_fewer_bits_keep_less(wide):
     assert kl[0] < 1e-8 and lost["f32"][1] == 1 and lost["bf16"][1] > 0.9, lost
 
 
-@pytest.mark.parametrize("name", ["llama3", "mixtral", "gemma2", "gpt_oss", "phi3", "lfm2"])
+@pytest.mark.parametrize("name", ["llama3", "mixtral", "gemma2", "gpt_oss", "phi3", "lfm2", "qwen3_5"])
 def test_families_are_quantized(tmp_path, name):
     wide = WIDE | ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}} if name == "phi3" else {})
     model = made(name, tmp_path / "model", **wide)
@@ -94,6 +94,18 @@ def test_importance_of_experts_is_each_ones_own(tmp_path, name):
         assert np.allclose(vector, expected.numpy(), rtol=1e-4)
     width = model.config.moe_intermediate_size if name == "qwen3_moe" else model.config.intermediate_size
     assert found["model.layers.0.mlp.experts.down_proj"].shape == (4, width)
+
+
+def test_importance_stands_in_the_order_of_the_file(tmp_path):
+    """Also where llama.cpp has a weight's inputs in another order: each output is as important there as here."""
+    model = made("qwen3_5", tmp_path / "model")
+    found = importance(model, rows(2, seed=1))
+    write_gguf(Weights(model), tmp_path / "model", tmp_path / "f32.gguf", "f32")
+    save_importance(model.config, found, tmp_path / "importance.safetensors")
+    name, own = "blk.0.ssm_out.weight", "model.layers.0.linear_attn.out_proj.weight"
+    there = np.square(contents(tmp_path / "f32.gguf")[name]) @ load_file(tmp_path / "importance.safetensors")[name]
+    here = model.get_parameter(own).detach().double().square() @ found[own][0]
+    assert np.allclose(there, here.numpy(), rtol=1e-4)
 
 
 def test_importance_is_heeded(wide):

@@ -15,7 +15,7 @@ from tunesmith.export.gguf.sentencepiece import SentencePiece
 from tunesmith.export.gguf.vocabulary import vocabulary_of
 
 NAMES = {"bytes": "gpt-2", "qwen": "qwen2", "llama3": "llama-bpe", "cl100k": "dbrx", "o200k": "granite-embed-multi-97m",
-         "tekken": "tekken"}
+         "tekken": "tekken", "qwen35": "qwen35"}
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
 from tunesmith.errors import UserError
-from tunesmith.export.gguf.families import family_of, targets, text_name
+from tunesmith.export.gguf.families import family_of, inputs_form, targets, text_name
 from tunesmith.export.gguf.write import write_values
 from tunesmith.llama import gguf_package
 
@@ -79,7 +79,8 @@ def _factors(config, settings: dict, name: str, a: torch.Tensor, b: torch.Tensor
     b = b.float() * _scale(settings, module, rank)
     if not stack:
         for gguf_name, form in targets(config, f"{module}.weight"):
-            yield gguf_name, a, form(b)
+            ordered = inputs_form(config, gguf_name)
+            yield (gguf_name, ordered(a), b) if ordered else (gguf_name, a, form(b))
         return
     a_ERI, b_EOR = a.reshape(experts, rank, -1), b.reshape(-1, rank, experts).permute(2, 0, 1)
     # Of the two nested adapters of a layer's experts, one reads what the layer reads, the other what is gated.

@@ -13,13 +13,9 @@ from functools import partial
 import torch
 
 from tunesmith.errors import UserError
+from tunesmith.export.gguf import layout
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
-
-
-def _flat_kernel(config, weight: torch.Tensor) -> torch.Tensor:
-    """Of a convolution that keeps channels apart: (channels, 1, taps) to (channels, taps)."""
-    return weight.squeeze(1)
 
 
 QKV = {f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"}
@@ -72,8 +68,12 @@ class Family:
     """The norms are LayerNorm, not RMSNorm."""
     scales: tuple[tuple[str, str], ...] = ()
     """GGUF keys of numbers that something is multiplied with, and the config's names of them."""
+    parameters: dict[str, str] = field(default_factory=dict)
+    """Of a layer, what is neither a module's weight nor its bias."""
     forms: dict[str, Callable[..., torch.Tensor]] = field(default_factory=dict)
-    """By GGUF module, what makes its weight of (config, parameter)."""
+    """By GGUF module or name, what makes its weight of (config, parameter)."""
+    inputs: dict[str, Callable[..., torch.Tensor]] = field(default_factory=dict)
+    """The same, where that reorders inputs instead of rows."""
 
 
 _LLAMA = dict(modules={**ATTENTION, **MLP, **NORMS}, interleaved=True, rope_factors=frozenset({"llama3"}),
@@ -105,7 +105,8 @@ FAMILIES = {
     "gpt_oss": Family("gpt-oss", {**ATTENTION, "input_layernorm": "attn_norm", "mlp.router": "ffn_gate_inp",
                                   "post_attention_layernorm": "post_attention_norm"},
                       biases=frozenset({*ATTENTION.values(), "ffn_gate_inp"}), own_head=True, window=True,
-                      experts="strides", expert_count="num_local_experts"),
+                      experts="strides", expert_count="num_local_experts",
+                      parameters={"self_attn.sinks": "attn_sinks.weight"}),
     "granite": Family("granite", **_LLAMA, scales=(
         ("attention.scale", "attention_multiplier"), ("embedding_scale", "embedding_multiplier"),
         ("residual_scale", "residual_multiplier"), ("logit_scale", "logits_scaling"))),
@@ -131,7 +132,18 @@ FAMILIES = {
         "self_attn.k_layernorm": "attn_k_norm", "conv.in_proj": "shortconv.in_proj", "conv.conv": "shortconv.conv",
         "conv.out_proj": "shortconv.out_proj", "feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down",
         "feed_forward.w3": "ffn_up", "operator_norm": "attn_norm", "ffn_norm": "ffn_norm"},
-        biases=frozenset(), square=True, epsilon="norm_eps", forms={"shortconv.conv": _flat_kernel}),
+        biases=frozenset(), square=True, epsilon="norm_eps", forms={"shortconv.conv": layout.kernel}),
+    "qwen3_5_text": Family("qwen35", {
+        **ATTENTION, **HEAD_NORMS, **MLP, "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "post_attention_norm", "linear_attn.in_proj_qkv": "attn_qkv",
+        "linear_attn.in_proj_z": "attn_gate", "linear_attn.in_proj_b": "ssm_beta", "linear_attn.in_proj_a": "ssm_alpha",
+        "linear_attn.conv1d": "ssm_conv1d", "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out"},
+        biases=frozenset(), norm_offset=1.0, partial_rotary=True,
+        parameters={"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"},
+        forms={"attn_qkv": layout.mixed_rows, "ssm_conv1d": layout.mixed_kernel, "ssm_norm": layout.kept,
+               "ssm_a": layout.decay, **dict.fromkeys(("attn_gate", "ssm_beta", "ssm_alpha", "ssm_dt.bias"),
+                                                      layout.value_rows)},
+        inputs={"ssm_out": layout.value_inputs}),
 }
 
 
@@ -151,8 +163,9 @@ def targets(config, name: str) -> list[tuple[str, Transform]]:
     family = FAMILIES[config.model_type]
     if name in OUTSIDE:
         both = name == "model.embed_tokens.weight" and family.own_head and config.tie_word_embeddings
-        form = partial(_plus, family.norm_offset) if name == "model.norm.weight" and family.norm_offset else _same
-        return [(OUTSIDE[name], form)] + ([("output.weight", _same)] if both else [])
+        shifted = name == "model.norm.weight" and family.norm_offset
+        form = partial(layout.plus, family.norm_offset) if shifted else layout.same
+        return [(OUTSIDE[name], form)] + ([("output.weight", layout.same)] if both else [])
     prefix, _, rest = name.removeprefix("model.layers.").partition(".")
     if name.startswith("model.layers.") and prefix.isdigit():
         found = _in_layer(family, config, rest)
@@ -160,6 +173,12 @@ def targets(config, name: str) -> list[tuple[str, Transform]]:
             return [(f"blk.{prefix}.{gguf_name}", form) for gguf_name, form in found]
     raise UserError(f"export: gguf: llama.cpp has no place for {name} in {family.architecture}; "
                     "export `merged` keeps it")
+
+
+def inputs_form(config, gguf_name: str) -> Transform | None:
+    """What brings a parameter's inputs into the order of a GGUF weight, (..., in); None where they are in it."""
+    found = FAMILIES[config.model_type].inputs.get(re.sub(r"^blk\.\d+\.|\.weight$", "", gguf_name))
+    return partial(found, config) if found else None
 
 
 def is_of_text(name: str) -> bool:
@@ -173,59 +192,35 @@ def text_name(name: str) -> str:
 
 
 def _in_layer(family: Family, config, rest: str) -> list[tuple[str, Transform]]:
-    if rest == "self_attn.sinks" and family.architecture == "gpt-oss":
-        return [("attn_sinks.weight", _same)]
+    if rest in family.parameters:
+        gguf_name = family.parameters[rest]
+        return [(gguf_name, partial(family.forms.get(gguf_name, layout.kept), config))]
     if rest.startswith("mlp.experts.") and family.experts:
         return _stacked(family.experts, rest.removeprefix("mlp.experts."))
     module, _, kind = rest.rpartition(".")
     gguf_name = family.modules.get(module)
     if gguf_name is None or kind not in ("weight", "bias") or (kind == "bias" and gguf_name not in family.biases):
         return []
-    if gguf_name in family.forms:
-        return [(f"{gguf_name}.{kind}", partial(family.forms[gguf_name], config))]
+    if own := family.forms.get(gguf_name) or family.inputs.get(gguf_name):
+        return [(f"{gguf_name}.{kind}", partial(own, config))]
     if gguf_name.endswith("_norm") and kind == "weight" and family.norm_offset:
-        return [(f"{gguf_name}.{kind}", partial(_plus, family.norm_offset))]
+        return [(f"{gguf_name}.{kind}", partial(layout.plus, family.norm_offset))]
     if family.interleaved and gguf_name in ("attn_q", "attn_k"):
         heads = config.num_attention_heads if gguf_name == "attn_q" else config.num_key_value_heads
-        return [(f"{gguf_name}.{kind}", partial(_interleave, heads))]
-    return [(f"{gguf_name}.{kind}", _same)]
+        return [(f"{gguf_name}.{kind}", partial(layout.interleave, heads))]
+    return [(f"{gguf_name}.{kind}", layout.same)]
 
 
-def _stacked(layout: str, name: str) -> list[tuple[str, Transform]]:
-    if layout == "halves":
-        gates = [("ffn_gate_exps.weight", partial(_half, 0)), ("ffn_up_exps.weight", partial(_half, 1))]
+def _stacked(order: str, name: str) -> list[tuple[str, Transform]]:
+    if order == "halves":
+        gates = [("ffn_gate_exps.weight", partial(layout.half, 0)), ("ffn_up_exps.weight", partial(layout.half, 1))]
         return {"gate_up_proj": gates,
-                "down_proj": [("ffn_down_exps.weight", _same)]}.get(name, [])
+                "down_proj": [("ffn_down_exps.weight", layout.same)]}.get(name, [])
     gates = [("ffn_gate_exps", 0), ("ffn_up_exps", 1)]
-    return {"gate_up_proj": [(f"{g}.weight", partial(_stride, first, True)) for g, first in gates],
-            "gate_up_proj_bias": [(f"{g}.bias", partial(_stride, first, False)) for g, first in gates],
-            "down_proj": [("ffn_down_exps.weight", _transposed)],
-            "down_proj_bias": [("ffn_down_exps.bias", _same)]}.get(name, [])
-
-
-def _same(weight: torch.Tensor) -> torch.Tensor:
-    return weight
-
-
-def _plus(offset: float, weight: torch.Tensor) -> torch.Tensor:
-    return weight.float() + offset
-
-
-def _interleave(heads: int, weight: torch.Tensor) -> torch.Tensor:
-    """(heads * head_dim, ...): dimension i of a head and its rotary partner i + head_dim / 2 become neighbours."""
-    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-
-
-def _half(index: int, stack: torch.Tensor) -> torch.Tensor:
-    return stack.chunk(2, dim=1)[index]
-
-
-def _transposed(stack: torch.Tensor) -> torch.Tensor:
-    return stack.transpose(1, 2)
-
-
-def _stride(first: int, transpose: bool, stack: torch.Tensor) -> torch.Tensor:
-    return (_transposed(stack) if transpose else stack)[:, first::2]
+    return {"gate_up_proj": [(f"{g}.weight", partial(layout.stride, first, True)) for g, first in gates],
+            "gate_up_proj_bias": [(f"{g}.bias", partial(layout.stride, first, False)) for g, first in gates],
+            "down_proj": [("ffn_down_exps.weight", layout.transposed)],
+            "down_proj_bias": [("ffn_down_exps.bias", layout.same)]}.get(name, [])
 
 
 def metadata(config) -> dict[str, object]:
@@ -253,7 +248,8 @@ def metadata(config) -> dict[str, object]:
                       ("final_logit_softcapping", "final_logit_softcapping")):
         if getattr(config, name, None):
             values[key] = float(getattr(config, name))
-    own = {"lfm2": _lfm2_values, "ministral3": _ministral_values}.get(config.model_type, lambda _: {})
+    own = {"lfm2": _lfm2_values, "ministral3": _ministral_values,
+           "qwen3_5_text": _qwen35_values}.get(config.model_type, lambda _: {})
     return values | _rope(config, size) | own(config)
 
 
@@ -275,6 +271,16 @@ def _ministral_values(config) -> dict[str, object]:
     rope = config.rope_parameters
     return {"attention.temperature_scale": float(rope["llama_4_scaling_beta"]),
             "rope.scaling.original_context_length": rope["original_max_position_embeddings"]}
+
+
+def _qwen35_values(config) -> dict[str, object]:
+    linear = [kind == "linear_attention" for kind in config.layer_types]
+    sections = config.rope_parameters.get("mrope_section", [11, 11, 10])
+    return {"rope.dimension_sections": [*sections, 0], "attention.recurrent_layers": linear,
+            "full_attention_interval": (linear.index(False) if False in linear else len(linear)) + 1,
+            "ssm.conv_kernel": config.linear_conv_kernel_dim, "ssm.state_size": config.linear_key_head_dim,
+            "ssm.group_count": config.linear_num_key_heads, "ssm.time_step_rank": config.linear_num_value_heads,
+            "ssm.inner_size": config.linear_num_value_heads * config.linear_value_head_dim}
 
 
 def head_size(config) -> int:
@@ -373,7 +379,7 @@ def _problems(family: Family, config) -> Iterator[str]:
     yield from {"gemma2": _gemma_problems, "gemma3_text": _gemma_problems, "smollm3": _smollm3_problems,
                 "qwen3_moe": _mixture_problems, "olmoe": _mixture_problems,
                 "gpt_oss": _gpt_oss_problems, "exaone4": _exaone_problems, "cohere2": _cohere_problems,
-                "olmo3": _olmo3_problems}.get(config.model_type, lambda _: ())(config)
+                "olmo3": _olmo3_problems, "qwen3_5_text": _qwen35_problems}.get(config.model_type, lambda _: ())(config)
 
 
 def _rope_problems(family: Family, config) -> Iterator[str]:
@@ -433,6 +439,14 @@ def _olmo3_problems(config) -> Iterator[str]:
     rope, local = _rope_of(config)
     if local and local["rope_theta"] != rope["rope_theta"]:
         yield "llama.cpp has one rope_theta for layers with and without a window"
+
+
+def _qwen35_problems(config) -> Iterator[str]:
+    if config.linear_key_head_dim != config.linear_value_head_dim:
+        yield (f"llama.cpp has one size of key and value heads in linear attention, not {config.linear_key_head_dim} "
+               f"and {config.linear_value_head_dim}")
+    if config.rms_norm_eps != 1e-6:
+        yield "llama.cpp takes rms_norm_eps for the norms of linear attention's keys too, transformers 1e-6"
 
 
 def _gpt_oss_problems(config) -> Iterator[str]:

@@ -13,7 +13,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from tunesmith.errors import UserError
-from tunesmith.export.gguf.families import is_of_text, targets, text_name
+from tunesmith.export.gguf.families import inputs_form, is_of_text, targets, text_name
+from tunesmith.export.gguf.layout import same
 from tunesmith.llama import llama_cpp, reason, threads
 from tunesmith.run import follow_umask
 
@@ -55,6 +56,11 @@ def _table(library, vectors: dict[str, np.ndarray]):
 
 def save_importance(config, found: dict[str, torch.Tensor], target: Path) -> None:
     """Writes what `importance` found by GGUF name, float32: (in,), of stacked experts (experts * in,)."""
-    save_file({gguf_name: means.flatten().float().numpy() for name, means in found.items()
-               if is_of_text(name) for gguf_name, _ in targets(config.get_text_config(), text_name(name))}, target)
+    config = config.get_text_config()
+    vectors = {}
+    for name, means in found.items():
+        for gguf_name, _ in targets(config, text_name(name)) if is_of_text(name) else []:
+            ordered = inputs_form(config, gguf_name) or same
+            vectors[gguf_name] = ordered(means).flatten().float().numpy()
+    save_file(vectors, target)
     follow_umask(target)

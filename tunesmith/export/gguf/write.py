@@ -14,7 +14,7 @@ from tunesmith.export.gguf.vocabulary import Vocabulary, vocabulary_of
 from tunesmith.llama import gguf_package
 
 PHI3 = r"(?i)phi-?3"
-EXACT = ("ffn_gate_inp", "shortconv.conv.")  # routers, and kernels, which llama.cpp reads in no other type
+EXACT = ("ffn_gate_inp", "shortconv.conv.", "ssm_conv1d")  # routers; kernels, which llama.cpp reads in no other type
 KINDS = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 
 
