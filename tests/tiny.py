@@ -226,7 +226,15 @@ _LIKE = {"llama3": {
     "seed_oss": ("SeedOss", {"head_dim": 16, "attention_bias": True}),
     "exaone4": ("Exaone4", {"sliding_window": None, "layer_types": [FULL, FULL]}),
     "lfm2": ("Lfm2", {"num_hidden_layers": 3, "layer_types": ["conv", FULL, "conv"], "tie_word_embeddings": True,
-                      "block_multiple_of": 32})}}
+                      "block_multiple_of": 32})}, "gemma3": {
+    "gemma4": ("Gemma4Text", {
+        "num_hidden_layers": 4, "layer_types": 2 * [WINDOW, FULL], "sliding_window": 16, "head_dim": 16,
+        "global_head_dim": 32, "num_kv_shared_layers": 2, "use_double_wide_mlp": True,
+        "hidden_size_per_layer_input": 16, "final_logit_softcapping": 30.0}),
+    "gemma4_moe": ("Gemma4Text", {
+        "layer_types": [WINDOW, FULL], "sliding_window": 16, "head_dim": 16, "global_head_dim": 32,
+        "num_global_key_value_heads": 1, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32})}}
 OTHERS = {name: replace(FAMILIES[like], prefix=prefix, config=config)
           for like, them in _LIKE.items() for name, (prefix, config) in them.items()}
 """Families whose tokenizer and template are those of another here."""
@@ -256,6 +264,8 @@ def save(family: str, folder: Path, seed: int = 0, kind: str | None = None, text
     tokenizer = save_tokenizer(family, folder, kind, text)
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    if facts.prefix == "Gemma4Text":
+        sizes["vocab_size_per_layer_input"] = len(tokenizer)
     config = getattr(transformers, facts.prefix + "Config")(
         **sizes | {"initializer_range": 0.2, "bos_token_id": tokenizer.bos_token_id,
                    "pad_token_id": tokenizer.pad_token_id,

@@ -52,7 +52,7 @@ def test_fewer_bits_keep_less(wide):
     assert kl[0] < 1e-8 and lost["f32"][1] == 1 and lost["bf16"][1] > 0.9, lost
 
 
-@pytest.mark.parametrize("name", ["llama3", "mixtral", "gemma2", "gpt_oss", "phi3", "lfm2", "qwen3_5"])
+@pytest.mark.parametrize("name", ["llama3", "mixtral", "gemma2", "gpt_oss", "phi3", "lfm2", "qwen3_5", "gemma4"])
 def test_families_are_quantized(tmp_path, name):
     wide = WIDE | ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}} if name == "phi3" else {})
     model = made(name, tmp_path / "model", **wide)

@@ -71,6 +71,8 @@ def _factors(config, settings: dict, name: str, a: torch.Tensor, b: torch.Tensor
     module = re.sub(r"(\.base_layer)+$", "", name)
     if module == "lm_head" and config.tie_word_embeddings:
         raise _refused("the output layer, which is the embedding")
+    if module == "model.per_layer_model_projection":
+        raise _refused(f"{module}, which llama.cpp computes without an adapter")
     if a.ndim != 2:
         raise _refused(f"the convolution {module}")
     stack = module.endswith(".experts")
@@ -86,6 +88,8 @@ def _factors(config, settings: dict, name: str, a: torch.Tensor, b: torch.Tensor
     # Of the two nested adapters of a layer's experts, one reads what the layer reads, the other what is gated.
     family = family_of(config)
     reads = (b_EOR.shape[1], a_ERI.shape[2]) == (2 * getattr(config, family.expert_width), config.hidden_size)
+    if not reads and "ffn_down_exps.scale" in family.parameters.values():
+        raise _refused(f"{module}.down_proj, whose scale of each expert llama.cpp leaves out of an adapter")
     turned = family.experts == "strides"
     for gguf_name, form in targets(config, f"{module}.{'gate_up_proj' if reads else 'down_proj'}"):
         yield gguf_name, a_ERI, form(b_EOR.transpose(1, 2) if turned else b_EOR)

@@ -30,7 +30,11 @@ BOTH_NORMS = {"input_layernorm": "attn_norm", "post_self_attn_layernorm": "post_
               "post_attention_layernorm": "ffn_norm", "post_mlp_layernorm": "post_ffw_norm"}
 OUTSIDE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
            "model.norm.bias": "output_norm.bias", "lm_head.weight": "output.weight",
-           "model.embedding_norm.weight": "token_embd_norm.weight"}
+           "model.embedding_norm.weight": "token_embd_norm.weight",
+           "model.embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
+           "model.per_layer_model_projection.weight": "per_layer_model_proj.weight",
+           "model.per_layer_projection_norm.weight": "per_layer_proj_norm.weight"}
+STILL = 1e30  # divides the frequency of what is not rotated
 IN_IMAGES = re.compile(r"(model\.)?\w*(vision|visual|projector|connector|image|audio)")
 IMAGES = ("this file is the text decoder. For images llama.cpp reads a second file (--mmproj): that of the base stays "
           "valid, and convert_hf_to_gguf.py --mmproj makes it of the base's folder")
@@ -58,6 +62,7 @@ class Family:
     """`halves`: (expert, gate then up, in); `strides`: (expert, in, gate and up by turns)."""
     expert_count: str = ""
     expert_width: str = "intermediate_size"
+    experts_used: str = "num_experts_per_tok"
     rope_factors: frozenset[str] = frozenset()
     """Kinds of rope scaling that this family takes as a tensor of factors."""
     partial_rotary: bool = False
@@ -95,6 +100,16 @@ FAMILIES = {
                         expert_count="num_experts", expert_width="moe_intermediate_size"),
     "gemma2": Family("gemma2", {**ATTENTION, **MLP, **GEMMA_NORMS}, **_GEMMA),
     "gemma3_text": Family("gemma3", {**ATTENTION, **HEAD_NORMS, **MLP, **GEMMA_NORMS}, **_GEMMA),
+    "gemma4_text": Family("gemma4", {
+        **ATTENTION, **HEAD_NORMS, **MLP, **GEMMA_NORMS, "post_feedforward_layernorm_1": "post_ffw_norm_1",
+        "post_feedforward_layernorm_2": "post_ffw_norm_2", "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
+        "router.proj": "ffn_gate_inp", "per_layer_input_gate": "inp_gate", "per_layer_projection": "proj",
+        "post_per_layer_input_norm": "post_norm"},
+        biases=frozenset(), window=True, activation="gelu_pytorch_tanh", rope_factors=frozenset({"proportional"}),
+        partial_rotary=True, experts="halves", expert_count="num_experts", expert_width="moe_intermediate_size",
+        experts_used="top_k_experts", parameters={
+            "layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale",
+            "router.per_expert_scale": "ffn_down_exps.scale"}),
     "phi3": Family("phi3", {"self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output",
                             "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down", **NORMS},
                    biases=frozenset(), square=True, rope_factors=frozenset({"longrope"}), partial_rotary=True),
@@ -195,8 +210,8 @@ def _in_layer(family: Family, config, rest: str) -> list[tuple[str, Transform]]:
     if rest in family.parameters:
         gguf_name = family.parameters[rest]
         return [(gguf_name, partial(family.forms.get(gguf_name, layout.kept), config))]
-    if rest.startswith("mlp.experts.") and family.experts:
-        return _stacked(family.experts, rest.removeprefix("mlp.experts."))
+    if family.experts and (expert := re.fullmatch(r"(?:mlp\.)?experts\.(.+)", rest)):
+        return _stacked(family.experts, expert[1])
     module, _, kind = rest.rpartition(".")
     gguf_name = family.modules.get(module)
     if gguf_name is None or kind not in ("weight", "bias") or (kind == "bias" and gguf_name not in family.biases):
@@ -230,16 +245,17 @@ def metadata(config) -> dict[str, object]:
     values = {
         "context_length": _trained_context(config), "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads, "attention.head_count_kv": config.num_key_value_heads,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": _of_full_layers(config).num_key_value_heads,
         "attention.key_length": size, "attention.value_length": size,
         "vocab_size": config.vocab_size,
     }
     norm = "layer_norm_epsilon" if family.layer_norm else "layer_norm_rms_epsilon"
     values[f"attention.{norm}"] = float(getattr(config, family.epsilon))
     values |= {key: float(getattr(config, name)) for key, name in family.scales}
-    if family.experts:
+    if family.experts and getattr(config, family.expert_count):
         values |= {"expert_count": getattr(config, family.expert_count),
-                   "expert_used_count": config.num_experts_per_tok,
+                   "expert_used_count": getattr(config, family.experts_used),
                    "expert_feed_forward_length": getattr(config, family.expert_width)}
     if family.window and getattr(config, "sliding_window", None):
         values |= {"attention.sliding_window": config.sliding_window,
@@ -249,7 +265,7 @@ def metadata(config) -> dict[str, object]:
         if getattr(config, name, None):
             values[key] = float(getattr(config, name))
     own = {"lfm2": _lfm2_values, "ministral3": _ministral_values,
-           "qwen3_5_text": _qwen35_values}.get(config.model_type, lambda _: {})
+           "qwen3_5_text": _qwen35_values, "gemma4_text": _gemma4_values}.get(config.model_type, lambda _: {})
     return values | _rope(config, size) | own(config)
 
 
@@ -283,17 +299,38 @@ def _qwen35_values(config) -> dict[str, object]:
             "ssm.inner_size": config.linear_num_value_heads * config.linear_value_head_dim}
 
 
+def _gemma4_values(config) -> dict[str, object]:
+    layers = [config.per_layer_config[layer] for layer in range(config.num_hidden_layers)]
+    own = config.num_hidden_layers - config.num_kv_shared_layers
+    local = config.per_layer_config["sliding_attention"].head_dim
+    return {"attention.key_length_swa": local, "attention.value_length_swa": local,
+            "rope.dimension_count": head_size(config), "rope.dimension_count_swa": local,
+            "attention.head_count_kv": [layer.num_key_value_heads for layer in layers],
+            "attention.shared_kv_layers": config.num_kv_shared_layers,
+            "final_logit_softcapping": float(config.final_logit_softcapping or 0),  # left out, it is 30 to llama.cpp
+            "embedding_length_per_layer_input": config.hidden_size_per_layer_input or 0,
+            "feed_forward_length": [config.intermediate_size * (2 if config.use_double_wide_mlp and n >= own else 1)
+                                    for n in range(len(layers))]}
+
+
 def head_size(config) -> int:
+    """Of layers without a window, where others have another size."""
+    config = _of_full_layers(config)
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _of_full_layers(config):
+    """Of a model whose layers have settings of their own, those of layers without a window."""
+    return config.per_layer_config["full_attention"] if getattr(config, "is_heterogeneous", False) else config
 
 
 def extra_tensors(config) -> dict[str, torch.Tensor]:
     """Tensors that the model computes and llama.cpp reads: factors of the rotary frequencies, (head_dim / 2,)."""
     rope = _rope_of(config)[0]
-    if rope["rope_type"] == "llama3":
+    if rope["rope_type"] in ("llama3", "proportional"):
         frequencies, _ = _rotary(config, rope)
-        plain = rope["rope_theta"] ** -(torch.arange(0, head_size(config), 2) / head_size(config))
-        return {"rope_freqs.weight": (plain / frequencies).float()}
+        plain = rope["rope_theta"] ** -(torch.arange(len(frequencies)) / len(frequencies))
+        return {"rope_freqs.weight": (plain / frequencies).float().clamp(max=STILL)}
     if rope["rope_type"] == "longrope":
         return {f"rope_factors_{kind}.weight": torch.tensor(rope[f"{kind}_factor"]).float()
                 for kind in ("long", "short")}
@@ -379,7 +416,8 @@ def _problems(family: Family, config) -> Iterator[str]:
     yield from {"gemma2": _gemma_problems, "gemma3_text": _gemma_problems, "smollm3": _smollm3_problems,
                 "qwen3_moe": _mixture_problems, "olmoe": _mixture_problems,
                 "gpt_oss": _gpt_oss_problems, "exaone4": _exaone_problems, "cohere2": _cohere_problems,
-                "olmo3": _olmo3_problems, "qwen3_5_text": _qwen35_problems}.get(config.model_type, lambda _: ())(config)
+                "olmo3": _olmo3_problems, "qwen3_5_text": _qwen35_problems,
+                "gemma4_text": _gemma4_problems}.get(config.model_type, lambda _: ())(config)
 
 
 def _rope_problems(family: Family, config) -> Iterator[str]:
@@ -405,6 +443,20 @@ def _gemma_problems(config) -> Iterator[str]:
         yield "llama.cpp always caps the logits"
     if config.model_type == "gemma3_text" and (config.attn_logit_softcapping or config.use_bidirectional_attention):
         yield "llama.cpp neither caps attention logits nor attends forwards"
+
+
+def _gemma4_problems(config) -> Iterator[str]:
+    if _rope_of(config)[0]["rope_type"] != "proportional":
+        yield "llama.cpp has proportional rope in layers without a window"
+    if {*config.layer_types} != {"full_attention", "sliding_attention"}:
+        yield "llama.cpp has layers with and without a window"
+    if config.use_bidirectional_attention == "all":
+        yield "llama.cpp does not attend forwards"
+    if config.hidden_size_per_layer_input and config.vocab_size_per_layer_input != config.vocab_size:
+        yield f"llama.cpp has embeddings of layers for all {config.vocab_size} tokens"
+    own = config.num_hidden_layers - config.num_kv_shared_layers
+    if config.num_kv_shared_layers and config.layer_types[own - 2:own] != ["sliding_attention", "full_attention"]:
+        yield "llama.cpp takes shared keys from the last two layers with their own, one with a window, then one without"
 
 
 def _smollm3_problems(config) -> Iterator[str]:

@@ -23,8 +23,8 @@ def write_gguf(weights, folder: Path, target: Path, kind: str, stop_ids: tuple[i
 
     `weights`: `.config` (transformers), `.shapes` (name to shape, names as transformers 5 has them in memory, a tied
     head left out), and one iteration of (name, tensor) in that order. `folder` holds tokenizer, chat template and
-    generation_config.json. `kind`: f32, f16, bf16 or q8_0; vectors, biases and routers stay float32. `stop_ids`: what
-    ends an answer besides generation_config's eos. Raises UserError.
+    generation_config.json. `kind`: f32, f16, bf16 or q8_0; vectors, biases, routers and kernels stay float32.
+    `stop_ids`: what ends an answer besides generation_config's eos. Raises UserError.
     """
     gguf = gguf_package()
     seen = [] if weights.config.get_text_config() is weights.config else [IMAGES]
