@@ -231,6 +231,9 @@ _LIKE = {"llama3": {
         "num_hidden_layers": 4, "layer_types": 2 * [WINDOW, FULL], "sliding_window": 16, "head_dim": 16,
         "global_head_dim": 32, "num_kv_shared_layers": 2, "use_double_wide_mlp": True,
         "hidden_size_per_layer_input": 16, "final_logit_softcapping": 30.0}),
+    "gemma4_unified": ("Gemma4UnifiedText", {
+        "layer_types": [WINDOW, FULL], "sliding_window": 16, "head_dim": 16, "global_head_dim": 32,
+        "num_global_key_value_heads": 1, "attention_k_eq_v": True, "final_logit_softcapping": 30.0}),
     "gemma4_moe": ("Gemma4Text", {
         "layer_types": [WINDOW, FULL], "sliding_window": 16, "head_dim": 16, "global_head_dim": 32,
         "num_global_key_value_heads": 1, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0,

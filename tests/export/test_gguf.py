@@ -61,11 +61,13 @@ MODELS = {
     "qwen3_5": ("qwen35", {}),
     "gemma4": ("gemma-complete", {}),
     "gemma4_moe": ("gemma-complete", {}),
+    "gemma4_unified": ("gemma-complete", {}),
     "olmo3": ("cl100k", {"rope_parameters": {
         "full_attention": {**YARN, "original_max_position_embeddings": 64},
         "sliding_attention": {"rope_type": "default", "rope_theta": 150000.0}}}),
 }
-BY_TABLE = ("gemma2", "gemma3", "gemma4", "gemma4_moe", "starcoder2")  # where a last bit may decide a rounding
+# Where a last bit may decide a rounding.
+BY_TABLE = ("gemma2", "gemma3", "gemma4", "gemma4_moe", "gemma4_unified", "starcoder2")
 QUICK = "qwen3"
 
 
@@ -184,6 +186,8 @@ SEEING = {"gemma3": ("Gemma3", VISION, {"mm_tokens_per_image": 4, "image_token_i
           "ministral3": ("Mistral3", VISION | {"head_dim": 16}, {"image_token_index": 3}),
           "gemma4": ("Gemma4", VISION | {"num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 16},
                      {"audio_config": None, "image_token_id": 3}),
+          "gemma4_unified": ("Gemma4Unified", {"patch_size": 4, "mm_embed_dim": 64, "mm_posemb_size": 8,
+                                               "output_proj_dims": 64}, {"image_token_id": 3}),
           "qwen3_5": ("Qwen3_5", {"hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2,
                                   "out_hidden_size": 64, "num_position_embeddings": 16}, {})}
 

@@ -85,6 +85,15 @@ _LLAMA = dict(modules={**ATTENTION, **MLP, **NORMS}, interleaved=True, rope_fact
               biases=frozenset({*ATTENTION.values(), *MLP.values()}))
 _MIXTURE = dict(experts="halves", modules={**ATTENTION, **NORMS, **ROUTER})
 _GEMMA = dict(norm_offset=1.0, window=True, activation="gelu_pytorch_tanh")
+_GEMMA4 = dict(
+    modules={**ATTENTION, **HEAD_NORMS, **MLP, **GEMMA_NORMS, "post_feedforward_layernorm_1": "post_ffw_norm_1",
+             "post_feedforward_layernorm_2": "post_ffw_norm_2", "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
+             "router.proj": "ffn_gate_inp", "per_layer_input_gate": "inp_gate", "per_layer_projection": "proj",
+             "post_per_layer_input_norm": "post_norm"},
+    parameters={"layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale",
+                "router.per_expert_scale": "ffn_down_exps.scale"},
+    biases=frozenset(), window=True, activation="gelu_pytorch_tanh", rope_factors=frozenset({"proportional"}),
+    partial_rotary=True)
 _OLMO2 = dict(modules={**ATTENTION, **HEAD_NORMS, **MLP, **POST_NORMS}, own_head=True, square=True)
 _BIASED = frozenset({*ATTENTION.values(), "attn_norm", "ffn_norm", "ffn_up", "ffn_down"})
 
@@ -100,16 +109,9 @@ FAMILIES = {
                         expert_count="num_experts", expert_width="moe_intermediate_size"),
     "gemma2": Family("gemma2", {**ATTENTION, **MLP, **GEMMA_NORMS}, **_GEMMA),
     "gemma3_text": Family("gemma3", {**ATTENTION, **HEAD_NORMS, **MLP, **GEMMA_NORMS}, **_GEMMA),
-    "gemma4_text": Family("gemma4", {
-        **ATTENTION, **HEAD_NORMS, **MLP, **GEMMA_NORMS, "post_feedforward_layernorm_1": "post_ffw_norm_1",
-        "post_feedforward_layernorm_2": "post_ffw_norm_2", "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
-        "router.proj": "ffn_gate_inp", "per_layer_input_gate": "inp_gate", "per_layer_projection": "proj",
-        "post_per_layer_input_norm": "post_norm"},
-        biases=frozenset(), window=True, activation="gelu_pytorch_tanh", rope_factors=frozenset({"proportional"}),
-        partial_rotary=True, experts="halves", expert_count="num_experts", expert_width="moe_intermediate_size",
-        experts_used="top_k_experts", parameters={
-            "layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale",
-            "router.per_expert_scale": "ffn_down_exps.scale"}),
+    "gemma4_text": Family("gemma4", **_GEMMA4, experts="halves", expert_count="num_experts",
+                          expert_width="moe_intermediate_size", experts_used="top_k_experts"),
+    "gemma4_unified_text": Family("gemma4", **_GEMMA4),
     "phi3": Family("phi3", {"self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output",
                             "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down", **NORMS},
                    biases=frozenset(), square=True, rope_factors=frozenset({"longrope"}), partial_rotary=True),
@@ -264,8 +266,8 @@ def metadata(config) -> dict[str, object]:
                       ("final_logit_softcapping", "final_logit_softcapping")):
         if getattr(config, name, None):
             values[key] = float(getattr(config, name))
-    own = {"lfm2": _lfm2_values, "ministral3": _ministral_values,
-           "qwen3_5_text": _qwen35_values, "gemma4_text": _gemma4_values}.get(config.model_type, lambda _: {})
+    own = {"lfm2": _lfm2_values, "ministral3": _ministral_values, "qwen3_5_text": _qwen35_values,
+           "gemma4_text": _gemma4_values, "gemma4_unified_text": _gemma4_values}.get(config.model_type, lambda _: {})
     return values | _rope(config, size) | own(config)
 
 
@@ -308,7 +310,7 @@ def _gemma4_values(config) -> dict[str, object]:
             "attention.head_count_kv": [layer.num_key_value_heads for layer in layers],
             "attention.shared_kv_layers": config.num_kv_shared_layers,
             "final_logit_softcapping": float(config.final_logit_softcapping or 0),  # left out, it is 30 to llama.cpp
-            "embedding_length_per_layer_input": config.hidden_size_per_layer_input or 0,
+            "embedding_length_per_layer_input": getattr(config, "hidden_size_per_layer_input", None) or 0,
             "feed_forward_length": [config.intermediate_size * (2 if config.use_double_wide_mlp and n >= own else 1)
                                     for n in range(len(layers))]}
 
@@ -416,8 +418,8 @@ def _problems(family: Family, config) -> Iterator[str]:
     yield from {"gemma2": _gemma_problems, "gemma3_text": _gemma_problems, "smollm3": _smollm3_problems,
                 "qwen3_moe": _mixture_problems, "olmoe": _mixture_problems,
                 "gpt_oss": _gpt_oss_problems, "exaone4": _exaone_problems, "cohere2": _cohere_problems,
-                "olmo3": _olmo3_problems, "qwen3_5_text": _qwen35_problems,
-                "gemma4_text": _gemma4_problems}.get(config.model_type, lambda _: ())(config)
+                "olmo3": _olmo3_problems, "qwen3_5_text": _qwen35_problems, "gemma4_text": _gemma4_problems,
+                "gemma4_unified_text": _gemma4_problems}.get(config.model_type, lambda _: ())(config)
 
 
 def _rope_problems(family: Family, config) -> Iterator[str]:
@@ -452,7 +454,7 @@ def _gemma4_problems(config) -> Iterator[str]:
         yield "llama.cpp has layers with and without a window"
     if config.use_bidirectional_attention == "all":
         yield "llama.cpp does not attend forwards"
-    if config.hidden_size_per_layer_input and config.vocab_size_per_layer_input != config.vocab_size:
+    if getattr(config, "hidden_size_per_layer_input", None) and config.vocab_size_per_layer_input != config.vocab_size:
         yield f"llama.cpp has embeddings of layers for all {config.vocab_size} tokens"
     own = config.num_hidden_layers - config.num_kv_shared_layers
     if config.num_kv_shared_layers and config.layer_types[own - 2:own] != ["sliding_attention", "full_attention"]:
