@@ -111,6 +111,21 @@ def test_router_loss_is_that_of_transformers_layer_by_layer(family, name, packed
     assert len(load) == 2 and all(1 <= value <= 4 for value in load) and not routing.load()
 
 
+def test_routers_that_give_probabilities_have_the_loss_of_their_logits(recipe, family):
+    model = AutoModelForCausalLM.from_pretrained(family("gemma4_moe")).train()
+    logits = []
+    for layer in model.model.layers:
+        layer.router.proj.register_forward_hook(lambda module, inputs, output: logits.append(output))
+    routing = Routing(model, 0.5)
+    ids = torch.randint(5, 300, (1, 16), generator=torch.Generator().manual_seed(0))
+    model(input_ids=ids)
+    expected = torch.stack([load_balancing_loss_func((layer,), 4, 2) for layer in logits]).mean()
+    found = routing.loss(Batch(ids, ids, ids, ids, (16,), (0,), True), step_tokens=16)
+    assert len(logits) == 2 and torch.allclose(found, 0.5 * expected)
+    run = train(recipe("gemma4_moe", train=QUICK))
+    assert all(1 <= load <= 4 for event in run.events("step") for load in event["expert_load"])
+
+
 def test_router_loss_needs_routers(family):
     model = AutoModelForCausalLM.from_pretrained(family("llama3"))
     with pytest.raises(UserError, match="method.router_loss: this model has no experts"):

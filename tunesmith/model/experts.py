@@ -41,6 +41,13 @@ def within_layer(name: str) -> str:
     return re.split(r"\.\d+\.", name)[-1]
 
 
+def experts_per_token(config) -> int | None:
+    """How many experts a token goes through; None if the configuration does not say."""
+    text = config.get_text_config()
+    return next(filter(None, (getattr(text, name, None) for name in (
+        "num_experts_per_tok", "top_k_experts", "moe_topk"))), None)
+
+
 def routers(model) -> dict:
     """{name: (module, index of the router logits in its output)}, as transformers records them."""
     kinds = {}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tunesmith.errors import UserError
-from tunesmith.model.experts import routers
+from tunesmith.model.experts import experts_per_token, routers
 from tunesmith.training import parallel
 from tunesmith.training.batch import Batch
 
@@ -19,12 +19,13 @@ class Routing:
 
     def __init__(self, model, coefficient: float):
         self._coefficient = coefficient
-        self._experts_per_token = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+        self._experts_per_token = experts_per_token(model.config)
         self._logits: dict[str, torch.Tensor] = {}
         self._counts: dict[str, torch.Tensor] = {}
-        self._watched = routers(model)
+        self._gives_probabilities: bool | None = None  # until the first pass
+        self._watched = routers(model) if self._experts_per_token else {}
         if coefficient and not self._watched:
-            raise UserError("method.router_loss: this model has no experts")
+            raise UserError("method.router_loss: this model has no experts, or none whose routers can be seen")
         for name, (module, index) in self._watched.items():
             module.register_forward_hook(partial(self._note, name, index))
 
@@ -38,7 +39,7 @@ class Routing:
         tokens * mean probability), equations 4 to 6 of Fedus et al. 2021, weighted by the micro-batch's tokens."""
         losses = []
         for name, logits_nE in self._logits.items():
-            probability_nE = _without_padding(logits_nE, batch).float().softmax(-1)
+            probability_nE = self._probabilities(_without_padding(logits_nE, batch).float())
             chosen_nk = probability_nE.topk(self._experts_per_token).indices
             experts = probability_nE.shape[-1]
             counts_E = F.one_hot(chosen_nk, experts).sum((0, 1))
@@ -48,6 +49,15 @@ class Routing:
         if not self._coefficient or not losses:
             return 0.0
         return self._coefficient * torch.stack(losses).mean() * (sum(batch.lengths) / step_tokens)
+
+    def _probabilities(self, router_nE: torch.Tensor) -> torch.Tensor:
+        """What a router gives as probabilities; Gemma 4's are that already. It is looked at once, as that waits for the
+        device."""
+        if self._gives_probabilities is None:
+            rows_n = router_nE.detach().sum(-1)
+            self._gives_probabilities = bool((router_nE >= 0).all() and torch.allclose(rows_n, torch.ones_like(rows_n),
+                                                                                       atol=0.01))
+        return router_nE if self._gives_probabilities else router_nE.softmax(-1)
 
     def forget(self) -> None:
         """What was seen of a step that is done again."""
