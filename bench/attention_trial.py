@@ -20,8 +20,9 @@ TOKENS, WIDTH, TURNS = 4096, 64, 8
 def in_float32(query_HTD, key_HTD, value_HTD, ends, scaling, window):
     """(H, T, D) by torch's attention, those of equal length in one call."""
     groups = [(length, len(list(run))) for length, run in groupby(torch.diff(ends).tolist())]
-    pieces = [x.float().split([length * count for length, count in groups], dim=1)
-              for x in (query_HTD, key_HTD, value_HTD)]
+    pieces = [
+        x.float().split([length * count for length, count in groups], dim=1) for x in (query_HTD, key_HTD, value_HTD)
+    ]
     outputs = []
     for (length, _), *piece in zip(groups, *pieces):
         q, k, v = (x.unflatten(1, (-1, length)).transpose(0, 1) for x in piece)
@@ -42,7 +43,7 @@ def best_seconds(lengths, heads: int, dtype, window) -> list[float]:
         found.append([])
         for attention in (in_float32, by_document):
             start = time.perf_counter()
-            torch.autograd.grad(attention(*inputs, ends, WIDTH ** -0.5, window), inputs, by_out)
+            torch.autograd.grad(attention(*inputs, ends, WIDTH**-0.5, window), inputs, by_out)
             found[-1].append(time.perf_counter() - start)
     return [min(column) for column in zip(*found[1:])]
 
@@ -67,11 +68,15 @@ def main():
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     print(f"torch {torch.__version__}, {asked.threads} threads, {asked.heads} heads")
-    print("| documents | precision | window | torch in float32, ms | Tunesmith, ms | times faster |\n|---|---|---|---|---|---|")
+    print(
+        "| documents | precision | window | torch in float32, ms | Tunesmith, ms | times faster |\n|---|---|---|---|---|---|"
+    )
     for name, lengths, dtype, window in cases():
         before, now = best_seconds(lengths, asked.heads, dtype, window)
-        print(f"| {name} | {str(dtype)[6:]} | {window or ''} | {before * 1e3:.0f} | {now * 1e3:.0f} | {before / now:.1f} |",
-              flush=True)
+        print(
+            f"| {name} | {str(dtype)[6:]} | {window or ''} | {before * 1e3:.0f} | {now * 1e3:.0f} | {before / now:.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,17 @@ from axolotl.common.datasets import load_datasets
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.train import setup_model_and_trainer
 from axolotl.utils.dict import DictDefault
-from measure import (ALPHA, LEARNING_RATE, RANK, SEQUENCE_LENGTH, Case, TrainerMarks, held_out_loss, ordered_rows,
-                     summary)
+from measure import (
+    ALPHA,
+    LEARNING_RATE,
+    RANK,
+    SEQUENCE_LENGTH,
+    Case,
+    TrainerMarks,
+    held_out_loss,
+    ordered_rows,
+    summary,
+)
 from peers import VARIANTS
 from transformers import AutoTokenizer
 
@@ -27,15 +36,34 @@ def settings(case: Case, mean_length: float, output: str) -> dict:
     size, accumulate = case.micro_batch(variant.pop("rows"), mean_length)
     lora = dict(adapter="lora", lora_r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, lora_target_linear=True)
     return dict(
-        base_model=str(case.model), sequence_len=SEQUENCE_LENGTH, output_dir=output, val_set_size=0,
+        base_model=str(case.model),
+        sequence_len=SEQUENCE_LENGTH,
+        output_dir=output,
+        val_set_size=0,
         dataset_prepared_path=output + "/prepared",
         datasets=[dict(path=str(case.ordered_file), ds_type="json", type="chat_template", field_messages="messages")],
-        max_steps=case.steps, num_epochs=1, micro_batch_size=size, gradient_accumulation_steps=accumulate,
-        learning_rate=LEARNING_RATE, lr_scheduler="constant", optimizer="adamw_torch_fused", weight_decay=0.0,
-        adam_beta2=0.95, max_grad_norm=1.0, bf16=case.dtype == "bfloat16", fp16=False, tf32=False,
-        gradient_checkpointing=False, attn_implementation="sdpa", save_strategy="no", logging_steps=1000,
-        dataloader_pin_memory=case.device != "cpu", use_tensorboard=False,
-        **(lora if case.adapter == "lora" else {}), **variant)
+        max_steps=case.steps,
+        num_epochs=1,
+        micro_batch_size=size,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler="constant",
+        optimizer="adamw_torch_fused",
+        weight_decay=0.0,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        bf16=case.dtype == "bfloat16",
+        fp16=False,
+        tf32=False,
+        gradient_checkpointing=False,
+        attn_implementation="sdpa",
+        save_strategy="no",
+        logging_steps=1000,
+        dataloader_pin_memory=case.device != "cpu",
+        use_tensorboard=False,
+        **(lora if case.adapter == "lora" else {}),
+        **variant,
+    )
 
 
 def main(case: Case) -> dict:
@@ -48,7 +76,8 @@ def main(case: Case) -> dict:
         trainer.add_callback(marks)
         trainer.train()
     return summary(marks.marks, case.warmup) | {
-        "held_out": held_out_loss(marks.model.to(torch.float32), tokenizer, case.held_out())}
+        "held_out": held_out_loss(marks.model.to(torch.float32), tokenizer, case.held_out())
+    }
 
 
 if __name__ == "__main__":

@@ -24,12 +24,30 @@ CHAT_TEMPLATE = (
 
 # Llama shapes by their parameters, embeddings (tied) included.
 SHAPES = {
-    "5M": dict(vocab_size=8192, hidden_size=256, intermediate_size=704, num_hidden_layers=4,
-               num_attention_heads=4, num_key_value_heads=2),
-    "30M": dict(vocab_size=32768, hidden_size=512, intermediate_size=1376, num_hidden_layers=5,
-                num_attention_heads=8, num_key_value_heads=4),
-    "100M": dict(vocab_size=32768, hidden_size=768, intermediate_size=2048, num_hidden_layers=12,
-                 num_attention_heads=12, num_key_value_heads=6),
+    "5M": dict(
+        vocab_size=8192,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    ),
+    "30M": dict(
+        vocab_size=32768,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    ),
+    "100M": dict(
+        vocab_size=32768,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=6,
+    ),
 }
 
 
@@ -41,8 +59,13 @@ def conversations() -> list[dict]:
     rows = []
     while pairs:
         turns = [pairs.pop() for _ in range(min(len(pairs), 2 if len(rows) % 8 == 0 else 1))]
-        rows.append({"messages": [{"role": role, "content": text} for turn in turns
-                                  for role, text in zip(("user", "assistant"), turn)]})
+        rows.append(
+            {
+                "messages": [
+                    {"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)
+                ]
+            }
+        )
     return rows
 
 
@@ -80,8 +103,14 @@ def save_model(shape: str, folder: Path) -> None:
 
     tokenizer = save_tokenizer(SHAPES[shape]["vocab_size"], folder)
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=None,
-                         eos_token_id=tokenizer.token_to_id(END), pad_token_id=tokenizer.token_to_id(PAD))
+    config = LlamaConfig(
+        **SHAPES[shape],
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.token_to_id(END),
+        pad_token_id=tokenizer.token_to_id(PAD),
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
@@ -90,12 +119,21 @@ def save_tokenizer(vocabulary: int, folder: Path) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=list(SPECIAL), show_progress=False,
-                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL),
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
     tokenizer.train_from_iterator(pydoc_data.topics.topics.values(), trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": PAD,
-              "model_max_length": 4096, "clean_up_tokenization_spaces": False}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END,
+        "pad_token": PAD,
+        "model_max_length": 4096,
+        "clean_up_tokenization_spaces": False,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return tokenizer

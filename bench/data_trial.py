@@ -20,17 +20,28 @@ STEP_ROWS, PACK_TOKENS = 32, 4096
 def main(file: str, model: str, cache: str) -> dict:
     data = Data(train=file, eval_share=0, sequence_length=1024)
     sft = method.get("sft")
-    settings = Settings(tokenizer=Tokenizer.load(model), encode=sft.encode, method=Method(), splits=sft.splits,
-                        sequence_length=data.sequence_length, too_long=data.too_long, candidate_share=0.0)
+    settings = Settings(
+        tokenizer=Tokenizer.load(model),
+        encode=sft.encode,
+        method=Method(),
+        splits=sft.splits,
+        sequence_length=data.sequence_length,
+        too_long=data.too_long,
+        candidate_share=0.0,
+    )
     began = time.monotonic()
     store = prepare(data, settings, Path(cache), Path(cache) / "ledger.jsonl", lambda rows, examples: None).train
     encoded = time.monotonic()
     order = range(len(store))
     for first in range(0, len(store), STEP_ROWS):
-        micro_batches(np.array(order[first:first + STEP_ROWS]), store.lengths, PACK_TOKENS, True)
+        micro_batches(np.array(order[first : first + STEP_ROWS]), store.lengths, PACK_TOKENS, True)
     packed = time.monotonic()
-    return {"rows": len(store), "tokens": int(store.lengths.sum()), "encode_seconds": encoded - began,
-            "pack_seconds": packed - encoded}
+    return {
+        "rows": len(store),
+        "tokens": int(store.lengths.sum()),
+        "encode_seconds": encoded - began,
+        "pack_seconds": packed - encoded,
+    }
 
 
 if __name__ == "__main__":

@@ -23,7 +23,11 @@ from trials import HERE, heading, in_process, results_file, trial
 
 STEPS, WARMUP, TOKENS = 5, 2, 4096
 SHAPES = {  # parameters: (layers, hidden size, intermediate size, heads)
-    "5M": (4, 256, 704, 4), "15M": (6, 384, 1024, 6), "30M": (8, 512, 1376, 8), "100M": (12, 768, 2048, 12)}
+    "5M": (4, 256, 704, 4),
+    "15M": (6, 384, 1024, 6),
+    "30M": (8, 512, 1376, 8),
+    "100M": (12, 768, 2048, 12),
+}
 VOCABULARY = 8192
 
 
@@ -42,13 +46,18 @@ def curves(device: str) -> dict[str, list[Point]]:
     """What is varied: the points of each plot."""
     base = Point(device=device)
     return {
-        "tokens of an example": [replace(base, length=n, kind=k) for k in ("full", "lora")
-                                 for n in (64, 256, 1024, 4096)],
-        "parameters": [replace(base, shape=s, kind=k, dtype=d) for k, d in
-                       (("full", "float32"), ("full", "bfloat16"), ("lora", "bfloat16")) for s in SHAPES],
+        "tokens of an example": [
+            replace(base, length=n, kind=k) for k in ("full", "lora") for n in (64, 256, 1024, 4096)
+        ],
+        "parameters": [
+            replace(base, shape=s, kind=k, dtype=d)
+            for k, d in (("full", "float32"), ("full", "bfloat16"), ("lora", "bfloat16"))
+            for s in SHAPES
+        ],
         "LoRA rank": [replace(base, kind="lora", rank=r) for r in (4, 16, 64, 256)],
-        "bytes of the dataset": [replace(base, kind=k, file_bytes=n) for k in ("full", "lora")
-                                 for n in (10**6, 10**7, 10**8)],
+        "bytes of the dataset": [
+            replace(base, kind=k, file_bytes=n) for k in ("full", "lora") for n in (10**6, 10**7, 10**8)
+        ],
     }
 
 
@@ -67,14 +76,26 @@ def train(point: Point) -> dict:
         os.environ["TUNESMITH_CACHE"] = str(folder / "cache")
         corpus.save_model(point.shape, folder / "model")
         corpus.write_bytes(folder / "rows.jsonl", point.file_bytes)
-        run = tunesmith.train(tunesmith.Recipe.build({
-            "model": {"path": str(folder / "model"), "dtype": point.dtype}, "data": {"train": str(folder / "rows.jsonl")},
-            "adapter": {"kind": point.kind, "rank": point.rank}, "evaluate": {"samples": 0},
-            "train": {"max_steps": WARMUP + STEPS, "batch": 32, "eval_every": 10**6, "save_every": 10**6},
-            "output": str(folder), "name": "run"}))
+        run = tunesmith.train(
+            tunesmith.Recipe.build(
+                {
+                    "model": {"path": str(folder / "model"), "dtype": point.dtype},
+                    "data": {"train": str(folder / "rows.jsonl")},
+                    "adapter": {"kind": point.kind, "rank": point.rank},
+                    "evaluate": {"samples": 0},
+                    "train": {"max_steps": WARMUP + STEPS, "batch": 32, "eval_every": 10**6, "save_every": 10**6},
+                    "output": str(folder),
+                    "name": "run",
+                }
+            )
+        )
         rates = [e["tokens_per_second"] for e in run.events("step")][WARMUP:]
-    return {"tokens_per_second": statistics.median(rates), "spread": [min(rates), max(rates)],
-            "peak_bytes": peak_bytes(torch.device(point.device)), "operations_per_second": None}
+    return {
+        "tokens_per_second": statistics.median(rates),
+        "spread": [min(rates), max(rates)],
+        "peak_bytes": peak_bytes(torch.device(point.device)),
+        "operations_per_second": None,
+    }
 
 
 def measure(point: Point) -> dict:
@@ -95,16 +116,25 @@ def measure(point: Point) -> dict:
 
     device = torch.device(point.device)
     layers, hidden, middle, heads = SHAPES[point.shape]
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=middle, num_hidden_layers=layers,
-                         num_attention_heads=heads, num_key_value_heads=heads // 2, tie_word_embeddings=True)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=middle,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        tie_word_embeddings=True,
+    )
     weights = torch.float32 if point.kind == "full" else getattr(torch, point.dtype)
     model = LlamaForCausalLM._from_config(config, attn_implementation=attention.NAME, dtype=weights)
     model = adapt(model, Adapter(kind=point.kind, rank=point.rank), [], 0).to(device).train()
     head, optimizer = find_head(model, packed=True), build_optimizer(model, Train())
     random, seconds = np.random.default_rng(0), []
     for _ in range(WARMUP + STEPS):
-        rows = [(random.integers(0, VOCABULARY, point.length), np.arange(point.length) >= point.length // 2)
-                for _ in range(TOKENS // point.length)]
+        rows = [
+            (random.integers(0, VOCABULARY, point.length), np.arange(point.length) >= point.length // 2)
+            for _ in range(TOKENS // point.length)
+        ]
         batch = collate(rows, np.arange(len(rows)), packed=True).to(device)
         began = time.perf_counter()
         with autocast(SimpleNamespace(device=point.device, compute=point.dtype)):
@@ -117,9 +147,13 @@ def measure(point: Point) -> dict:
         seconds.append(time.perf_counter() - began)
     taken = statistics.median(seconds[WARMUP:])
     operations = TOKENS * per_token(config, point.length, point.kind == "full", len(losses) / TOKENS)
-    return {"tokens_per_second": TOKENS / taken, "spread": [TOKENS / s for s in (max(seconds[WARMUP:]),
-            min(seconds[WARMUP:]))], "peak_bytes": peak_bytes(device), "operations_per_second": operations / taken,
-            "parameters": sum(p.numel() for p in LlamaForCausalLM._from_config(config).parameters())}
+    return {
+        "tokens_per_second": TOKENS / taken,
+        "spread": [TOKENS / s for s in (max(seconds[WARMUP:]), min(seconds[WARMUP:]))],
+        "peak_bytes": peak_bytes(device),
+        "operations_per_second": operations / taken,
+        "parameters": sum(p.numel() for p in LlamaForCausalLM._from_config(config).parameters()),
+    }
 
 
 def draw(found: dict[str, list[tuple[Point, dict]]], file: Path) -> None:
@@ -127,14 +161,18 @@ def draw(found: dict[str, list[tuple[Point, dict]]], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "tunesmith", "font.size": 9, "axes.spines.top": False,
-                                "axes.spines.right": False})
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "tunesmith", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    )
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, len(found), figsize=(3.4 * len(found), 5), layout="constrained")
-    at = {"tokens of an example": lambda p, r: (p.length, p.length), "LoRA rank": lambda p, r: (p.rank, p.rank),
-          "parameters": lambda p, r: (r["parameters"], p.shape),
-          "bytes of the dataset": lambda p, r: (p.file_bytes, f"{p.file_bytes // 10**6} MB")}
+    at = {
+        "tokens of an example": lambda p, r: (p.length, p.length),
+        "LoRA rank": lambda p, r: (p.rank, p.rank),
+        "parameters": lambda p, r: (r["parameters"], p.shape),
+        "bytes of the dataset": lambda p, r: (p.file_bytes, f"{p.file_bytes // 10**6} MB"),
+    }
     for column, (name, points) in enumerate(found.items()):
         lines: dict[str, list] = {}
         for point, result in points:
@@ -157,17 +195,21 @@ def table(found, rates: dict[str, float], device: str):
     yield from heading(device)
     yield "\nMatmul rate: " + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in rates.items())
     yield f"\nShare of the matmul rate: {CONVENTION}."
-    yield ("\n| model | trained | precision | tokens of an example | rank | dataset | tokens/s | share of matmul rate | "
-           "peak memory |")
+    yield (
+        "\n| model | trained | precision | tokens of an example | rank | dataset | tokens/s | share of matmul rate | "
+        "peak memory |"
+    )
     yield "|" + "---|" * 9
     for points in found.values():
         for p, r in points:
             low, high = r["spread"]
             done = r["operations_per_second"]
-            yield (f"| {p.shape} | {p.kind} | {p.dtype} | {'' if p.file_bytes else p.length} | "
-                   f"{p.rank if p.kind == 'lora' else ''} | {f'{p.file_bytes // 10**6} MB' if p.file_bytes else ''} | "
-                   f"{r['tokens_per_second']:.0f} ({low:.0f} to {high:.0f}) | "
-                   f"{f'{done / rates[p.dtype]:.0%}' if done else ''} | {r['peak_bytes'] / 1e9:.2f} GB |")
+            yield (
+                f"| {p.shape} | {p.kind} | {p.dtype} | {'' if p.file_bytes else p.length} | "
+                f"{p.rank if p.kind == 'lora' else ''} | {f'{p.file_bytes // 10**6} MB' if p.file_bytes else ''} | "
+                f"{r['tokens_per_second']:.0f} ({low:.0f} to {high:.0f}) | "
+                f"{f'{done / rates[p.dtype]:.0%}' if done else ''} | {r['peak_bytes'] / 1e9:.2f} GB |"
+            )
 
 
 def main() -> None:
@@ -179,8 +221,10 @@ def main() -> None:
         print(json.dumps(measure(Point(**json.loads(asked.point)))))
     else:
         rates = in_process(get_context("spawn"), "trials", "matmul_rates", asked.device, limit_seconds=600)
-        found = {name: [(p, trial("growth.py", "--point", json.dumps(asdict(p)))) for p in points]
-                 for name, points in curves(asked.device).items()}
+        found = {
+            name: [(p, trial("growth.py", "--point", json.dumps(asdict(p)))) for p in points]
+            for name, points in curves(asked.device).items()
+        }
         lines = list(table(found, rates, asked.device))
         results_file(f"-growth-{asked.device}").write_text("\n".join(lines) + "\n")
         draw(found, HERE.parent / "docs" / f"performance-{asked.device}.svg")

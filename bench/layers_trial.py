@@ -41,8 +41,14 @@ SWITCHES = {
 def trial(switch: str, dtype: str, cache: Path) -> dict:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=2000, hidden_size=512, intermediate_size=1408, num_hidden_layers=8,
-                         num_attention_heads=8, num_key_value_heads=4)
+    config = LlamaConfig(
+        vocab_size=2000,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    )
     model = LlamaForCausalLM._from_config(config, attn_implementation=attention.NAME, dtype=getattr(torch, dtype))
     model = adapt(model, Adapter(), [], 0).train()
     head = find_head(model, packed=True)
@@ -60,8 +66,13 @@ def trial(switch: str, dtype: str, cache: Path) -> dict:
         if began:
             began["tokens"] += sum(batch.lengths)
     seconds = (time.process_time() - began["seconds"]) / began["tokens"] * 1000
-    return {"switch": switch, "dtype": dtype, "seconds_per_1000_tokens": round(seconds, 3),
-            "added_MB": round((peak_bytes(torch.device("cpu")) - before) / 1e6), "compiled": watch.news()}
+    return {
+        "switch": switch,
+        "dtype": dtype,
+        "seconds_per_1000_tokens": round(seconds, 3),
+        "added_MB": round((peak_bytes(torch.device("cpu")) - before) / 1e6),
+        "compiled": watch.news(),
+    }
 
 
 def main() -> None:

@@ -113,10 +113,14 @@ def summary(marks: list[Mark], warmup: int) -> dict:
     began, ended, window = marks[warmup - 1], marks[-1], marks[warmup:]
     seconds = ended.seconds - began.seconds
     tokens, supervised = sum(m.tokens for m in window), sum(m.supervised for m in window)
-    return {"tokens_per_second": tokens / seconds, "supervised_per_second": supervised / seconds,
-            "tokens_per_core_second": tokens / (ended.core_seconds - began.core_seconds),
-            "tokens_per_step": statistics.mean(m.tokens for m in window),
-            "losses": [m.loss for m in marks], "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {
+        "tokens_per_second": tokens / seconds,
+        "supervised_per_second": supervised / seconds,
+        "tokens_per_core_second": tokens / (ended.core_seconds - began.core_seconds),
+        "tokens_per_step": statistics.mean(m.tokens for m in window),
+        "losses": [m.loss for m in marks],
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
 
 
 def held_out_loss(model, tokenizer, rows: list[dict]) -> float:

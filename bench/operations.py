@@ -3,7 +3,8 @@
 CONVENTION = (
     "counting for each token 6 operations a weight that trains and 4 a frozen one (its own gradient is not computed), "
     "over the matrices a token goes through: of a mixture its chosen experts and the router, the output layer at "
-    "supervised tokens, not the embedding, not the adapter's own; and causal attention; nothing that is computed twice")
+    "supervised tokens, not the embedding, not the adapter's own; and causal attention; nothing that is computed twice"
+)
 
 
 def per_token(config, length: int, trained: bool, supervised: float = 1.0) -> float:

@@ -39,14 +39,19 @@ def measure(folder: Path, kind: str) -> None:
     seconds = time.monotonic() - began
     done.set()
     thread.join()
-    print(f"{kind:5} peak {(max(samples) - before) / 2**20:.0f} MiB, "
-          f"{seconds:.1f} s")
+    print(f"{kind:5} peak {(max(samples) - before) / 2**20:.0f} MiB, {seconds:.1f} s")
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        config = LlamaConfig(vocab_size=1000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=12,
-                             num_attention_heads=16, num_key_value_heads=16)
+        config = LlamaConfig(
+            vocab_size=1000,
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=12,
+            num_attention_heads=16,
+            num_key_value_heads=16,
+        )
         LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
         for kind in sys.argv[1:] or ["nf4", "int8"]:
             subprocess.run([sys.executable, __file__, "--in", folder, kind], check=True)

@@ -25,8 +25,12 @@ from tunesmith.data.pack import Schedule
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.machine import probe
 
-CASES = [(shape, adapter, dtype) for shape in corpus.SHAPES for adapter in ("full", "lora")
-         for dtype in ("float32", "bfloat16")]
+CASES = [
+    (shape, adapter, dtype)
+    for shape in corpus.SHAPES
+    for adapter in ("full", "lora")
+    for dtype in ("float32", "bfloat16")
+]
 QUICK = [("5M", "full", "float32"), ("5M", "lora", "bfloat16")]
 BATCH = {"5M": 32, "30M": 16, "100M": 16}
 STEPS, WARMUP, REPEATS = 6, 1, 5
@@ -39,8 +43,11 @@ def prepare(folder: Path) -> None:
     for shape in corpus.SHAPES:
         corpus.save_model(shape, folder / shape)
     tokenizer = Tokenizer.load(folder / "5M")
-    rows = [r for r in corpus.conversations()
-            if len(tokenizer.encode(tokenizer.render(r["messages"]))[0]) <= SEQUENCE_LENGTH]
+    rows = [
+        r
+        for r in corpus.conversations()
+        if len(tokenizer.encode(tokenizer.render(r["messages"]))[0]) <= SEQUENCE_LENGTH
+    ]
     train = rows[HELD_OUT_ROWS:]
     corpus.write_rows(folder / "held_out.jsonl", rows[:HELD_OUT_ROWS])
     corpus.write_rows(folder / "train.jsonl", train)
@@ -53,11 +60,15 @@ def speed(folder: Path, cases, peers: list[str], repeats: int, device: str):
     """Markdown lines: a row for each case and tool, then what each peer's settings gave when tried."""
     rates = matmul_rates(device)
     yield "Matmul rate: " + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in rates.items())
-    yield (f"\n{repeats} repeats of {STEPS - WARMUP} steps after warm-up: median (least to most). \"ratio\" is the median "
-           f"of the repeats' ratios. Share of the matmul rate (6N + attention): {CONVENTION}. Losses of the first steps "
-           "are compared with the peer's under \"" + SAME + "\".\n")
-    yield ("| model | trained | precision | tool | settings | tokens/s | ratio | share of matmul rate | supervised "
-           "tokens/s | tokens per core-second | peak memory | held-out loss | first losses differ |")
+    yield (
+        f'\n{repeats} repeats of {STEPS - WARMUP} steps after warm-up: median (least to most). "ratio" is the median '
+        f"of the repeats' ratios. Share of the matmul rate (6N + attention): {CONVENTION}. Losses of the first steps "
+        "are compared with the peer's under \"" + SAME + '".\n'
+    )
+    yield (
+        "| model | trained | precision | tool | settings | tokens/s | ratio | share of matmul rate | supervised "
+        "tokens/s | tokens per core-second | peak memory | held-out loss | first losses differ |"
+    )
     yield "|" + "---|" * 13
     tried = []
     for case in cases:
@@ -78,8 +89,21 @@ def _compared(folder: Path, case, peers: list[str], repeats: int, device: str) -
     shape, adapter, dtype = case
 
     def once(tool: str, variant: str = "", **changes) -> dict:
-        values = dict(tool=tool, shape=shape, adapter=adapter, dtype=dtype, batch=BATCH[shape], steps=STEPS,
-                      warmup=WARMUP, folder=str(folder), device=device, variant=variant) | changes
+        values = (
+            dict(
+                tool=tool,
+                shape=shape,
+                adapter=adapter,
+                dtype=dtype,
+                batch=BATCH[shape],
+                steps=STEPS,
+                warmup=WARMUP,
+                folder=str(folder),
+                device=device,
+                variant=variant,
+            )
+            | changes
+        )
         return trial(f"{tool}_trial.py", Case(**values).dumps(), python=python_of(tool))
 
     def attempt(tool: str, variant: str) -> dict:
@@ -111,10 +135,12 @@ def _row(folder: Path, case, tool: str, best: str, tried: dict, repeated: list[d
     ratio = statistics.median(a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(ours, repeated))
     losses = tried.get(SAME, {}).get("losses", [])
     differ = max((abs(a - b) / b for a, b in zip(ours[0]["losses"], losses)), default=None)
-    return (f"| {shape} | {adapter} | {dtype} | {tool} | {best} | {_spread(repeated, 'tokens_per_second')} | "
-            f"{ratio:.2f} | {rate * work / rates[dtype]:.0%} | {_median(repeated, 'supervised_per_second'):.0f} | "
-            f"{_median(repeated, 'tokens_per_core_second'):.0f} | {_median(repeated, 'peak_bytes') / 1e9:.2f} GB | "
-            f"{repeated[0]['held_out']:.3f} | {'' if differ is None else f'{differ:.1e}'} |")
+    return (
+        f"| {shape} | {adapter} | {dtype} | {tool} | {best} | {_spread(repeated, 'tokens_per_second')} | "
+        f"{ratio:.2f} | {rate * work / rates[dtype]:.0%} | {_median(repeated, 'supervised_per_second'):.0f} | "
+        f"{_median(repeated, 'tokens_per_core_second'):.0f} | {_median(repeated, 'peak_bytes') / 1e9:.2f} GB | "
+        f"{repeated[0]['held_out']:.3f} | {'' if differ is None else f'{differ:.1e}'} |"
+    )
 
 
 def _tried(case, tool: str, results: dict) -> str:
@@ -140,22 +166,29 @@ def data_path(folder: Path, sizes: list[str]):
         with tempfile.TemporaryDirectory(dir=folder) as cache:
             r = trial("data_trial.py", str(file), str(folder / "5M"), cache, watch_memory=True)
         file.unlink()
-        yield (f"| {size} | {r['rows']} | {r['tokens']} | {r['rows'] / r['encode_seconds']:.0f} | "
-               f"{r['tokens'] / r['encode_seconds']:.0f} | {r['rows'] / r['pack_seconds']:.0f} | "
-               f"{r['tree_bytes'] / 1e6:.0f} MB |")
+        yield (
+            f"| {size} | {r['rows']} | {r['tokens']} | {r['rows'] / r['encode_seconds']:.0f} | "
+            f"{r['tokens'] / r['encode_seconds']:.0f} | {r['rows'] / r['pack_seconds']:.0f} | "
+            f"{r['tree_bytes'] / 1e6:.0f} MB |"
+        )
 
 
 def first_step(folder: Path, repeats: int):
     """Seconds from the command to the first step event. The first run fills the cache and is not counted."""
-    recipe = {"model": {"path": str(folder / "5M")}, "data": {"train": str(folder / "train.jsonl"), "eval_share": 0},
-              "train": {"max_steps": 1}, "output": str(folder / "runs")}
+    recipe = {
+        "model": {"path": str(folder / "5M")},
+        "data": {"train": str(folder / "train.jsonl"), "eval_share": 0},
+        "train": {"max_steps": 1},
+        "output": str(folder / "runs"),
+    }
     recipe_file, seconds = folder / "recipe.yaml", []
     for number in range(repeats + 1):
         run = folder / "runs" / f"first-{number}"
         recipe_file.write_text(json.dumps(recipe | {"name": run.name}))  # JSON is YAML
         began = time.time()
-        subprocess.run([Path(sys.executable).with_name("tunesmith"), "train", recipe_file], check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [Path(sys.executable).with_name("tunesmith"), "train", recipe_file], check=True, stdout=subprocess.DEVNULL
+        )
         events = map(json.loads, (run / "events.jsonl").open(encoding="utf-8"))
         seconds.append(next(e["time"] for e in events if e["event"] == "step") - began)
     yield f"median {statistics.median(seconds[1:]):.1f} s ({min(seconds[1:]):.1f} to {max(seconds[1:]):.1f})"
@@ -182,9 +215,11 @@ def main() -> None:
         folder = Path(name)
         os.environ |= {"TUNESMITH_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
         prepare(folder)
-        parts = {"speed": ("Training", speed(folder, cases, peers, repeats, asked.device)),
-                 "data": ("Data path", data_path(folder, sizes)),
-                 "first": ("Command to first step, warm cache", first_step(folder, 3))}
+        parts = {
+            "speed": ("Training", speed(folder, cases, peers, repeats, asked.device)),
+            "data": ("Data path", data_path(folder, sizes)),
+            "first": ("Command to first step, warm cache", first_step(folder, 3)),
+        }
         with open(results_file(f"-{asked.only}" if asked.only else ""), "w", encoding="utf-8") as file:
             for line in _lines(asked.device, missing, [p for k, p in parts.items() if asked.only in (None, k)]):
                 print(line, flush=True)

@@ -36,8 +36,19 @@ SERVERS = {
     "transformers serve --continuous-batching": [*THEIRS, "--continuous-batching"],
     "tunesmith serve, GGUF": [*OURS, "{gguf}"],
     # As many places as there are clients, each as long as the model takes; else more clients than four would wait.
-    "llama-server --parallel 64": ["{llama_server}", "--model", "{gguf}", "--port", "{port}", "--parallel", "64",
-                                   "--ctx-size", "{places}", "--threads", "{threads}"],
+    "llama-server --parallel 64": [
+        "{llama_server}",
+        "--model",
+        "{gguf}",
+        "--port",
+        "{port}",
+        "--parallel",
+        "64",
+        "--ctx-size",
+        "{places}",
+        "--threads",
+        "{threads}",
+    ],
 }
 CONTEXT = 1024
 QUESTIONS_EACH = 2
@@ -46,8 +57,13 @@ START_SECONDS, ANSWER_SECONDS = 120, 600
 
 async def ask(client: httpx.AsyncClient, url: str, model: str, question: str, tokens: int) -> tuple[float, int]:
     """(seconds to the first token, tokens of the answer)."""
-    body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": tokens, "stream": True,
-            "stream_options": {"include_usage": True}}
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     began, first, counted = time.perf_counter(), None, 0
     async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
         response.raise_for_status()
@@ -66,19 +82,25 @@ async def ask(client: httpx.AsyncClient, url: str, model: str, question: str, to
 async def load(url: str, model: str, questions: list[str], clients: int, tokens: int) -> dict:
     """What `clients` clients at once get."""
     async with httpx.AsyncClient(timeout=ANSWER_SECONDS, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+
         async def one(number: int) -> list[tuple[float, int]]:
-            own = questions[number * QUESTIONS_EACH:(number + 1) * QUESTIONS_EACH]
+            own = questions[number * QUESTIONS_EACH : (number + 1) * QUESTIONS_EACH]
             return [await ask(client, url, model, question, tokens) for question in own]
 
         began = time.perf_counter()
         found = [answer for answers in await asyncio.gather(*map(one, range(clients))) for answer in answers]
         seconds = time.perf_counter() - began
-    return {"tokens_per_second": sum(count for _, count in found) / seconds, "tokens": sum(c for _, c in found),
-            "first_seconds": statistics.median(first for first, _ in found), "seconds": seconds}
+    return {
+        "tokens_per_second": sum(count for _, count in found) / seconds,
+        "tokens": sum(c for _, c in found),
+        "first_seconds": statistics.median(first for first, _ in found),
+        "seconds": seconds,
+    }
 
 
-def measured(name: str, places: dict[str, str], questions: list[str], clients: list[int],
-             tokens: int) -> dict[int, dict]:
+def measured(
+    name: str, places: dict[str, str], questions: list[str], clients: list[int], tokens: int
+) -> dict[int, dict]:
     """Starts a server, asks once to warm it, and measures; a problem stands in the place of a figure. `places`: what
     its command is filled with."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -127,8 +149,10 @@ def document(shape: str, tokens: int, results: dict[str, dict[int, dict]]):
     """The results page, in Markdown lines."""
     yield from heading("cpu")
     threads = os.environ.get("OMP_NUM_THREADS", "as torch chooses")
-    yield (f"\n`python bench/serve.py`: a Llama of {shape}, float32, random weights; {QUESTIONS_EACH} questions a "
-           f"client, {tokens} tokens an answer at most; server and clients on one machine; threads: {threads}.\n")
+    yield (
+        f"\n`python bench/serve.py`: a Llama of {shape}, float32, random weights; {QUESTIONS_EACH} questions a "
+        f"client, {tokens} tokens an answer at most; server and clients on one machine; threads: {threads}.\n"
+    )
     yield "| server | clients | tokens/s | first token, s (median) | tokens |"
     yield "|---|---|---|---|---|"
     for name, found in results.items():
@@ -136,8 +160,10 @@ def document(shape: str, tokens: int, results: dict[str, dict[int, dict]]):
             if "problem" in result:
                 yield f"| {name} | {clients} | {result['problem']} | | |"
             else:
-                yield (f"| {name} | {clients} | {result['tokens_per_second']:.1f} | {result['first_seconds']:.2f} | "
-                       f"{result['tokens']} |")
+                yield (
+                    f"| {name} | {clients} | {result['tokens_per_second']:.1f} | {result['first_seconds']:.2f} | "
+                    f"{result['tokens']} |"
+                )
 
 
 def main() -> None:
@@ -156,8 +182,14 @@ def main() -> None:
         save_model(given.shape, model)
         gguf = model / f"{given.shape}.gguf"
         write_gguf(Weights(model, torch.float32), model, gguf, "f32")
-        places = {"python": sys.executable, "model": str(model), "gguf": str(gguf), "places": str(64 * CONTEXT),
-                  "llama_server": given.llama_server, "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count()}
+        places = {
+            "python": sys.executable,
+            "model": str(model),
+            "gguf": str(gguf),
+            "places": str(64 * CONTEXT),
+            "llama_server": given.llama_server,
+            "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
+        }
         results = {name: measured(name, places, questions, given.clients, given.tokens) for name in names}
     text = "\n".join(document(given.shape, given.tokens, results)) + "\n"
     print(text)

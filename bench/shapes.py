@@ -35,8 +35,9 @@ class Starter:
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a process that touched the card cannot be forked
         self._ours, self._anew = get_context("forkserver"), get_context("spawn")
         # Nothing that imports PEFT, and with it bitsandbytes, which touches the card.
-        self._ours.set_forkserver_preload([f"transformers.models.{name}.modeling_{name}"
-                                           for name in ("llama", "qwen3", "qwen3_moe")])
+        self._ours.set_forkserver_preload(
+            [f"transformers.models.{name}.modeling_{name}" for name in ("llama", "qwen3", "qwen3_moe")]
+        )
         self.rate = in_process(self._ours, "trials", "matmul_rates", device, limit_seconds=POINT_SECONDS)
         if "problem" in self.rate:
             print(f"{self.rate['problem']}: points are started anew, which takes longer", flush=True)
@@ -76,8 +77,10 @@ def document(device: str, rate: dict, results: dict[Point, dict]):
         if point.kind != "context":
             yield _row(point, result, rate)
     yield "\n## Longest row of QLoRA (nf4, rank 32), one a step\n"
-    yield ("Activations recomputed and kept in host memory, MLPs tiled, loss in chunks. Tokens are those of the "
-           "longest row of which a whole step ran; memory is what torch may hold, without what CUDA takes itself.\n")
+    yield (
+        "Activations recomputed and kept in host memory, MLPs tiled, loss in chunks. Tokens are those of the "
+        "longest row of which a whole step ran; memory is what torch may hold, without what CUDA takes itself.\n"
+    )
     yield "| model | memory | tokens | tokens/s of that step | peak allocated | peak reserved | more |"
     yield "|" + "---|" * 7
     for point, result in results.items():
@@ -93,15 +96,17 @@ def _row(point: Point, result: dict, rate: dict) -> str:
         return f"{start}| | | | {result['problem']} |"
     low, high = result["spread"]
     how = "; ".join([f"{result['how']}, {result['steps']} steps", *result.get("said", ())])
-    return (f"{start}{result['tokens_per_second']:.0f} ({low:.0f} to {high:.0f}) | {_share(result, rate)} | "
-            f"{_memory(result)} | {how} |")
+    return (
+        f"{start}{result['tokens_per_second']:.0f} ({low:.0f} to {high:.0f}) | {_share(result, rate)} | "
+        f"{_memory(result)} | {how} |"
+    )
 
 
 def _context_row(point: Point, result: dict) -> str:
     start = f"| {point.shape} | {point.cap_bytes / 1e9:.4g} GB | "
     if "problem" in result:
         return f"{start}| | | | {result['problem']} |"
-    return (f"{start}{result['tokens']:,} | {result['tokens_per_second']:.0f} | {_memory(result)} | {result['why']} |")
+    return f"{start}{result['tokens']:,} | {result['tokens_per_second']:.0f} | {_memory(result)} | {result['why']} |"
 
 
 def _share(result: dict, rate: dict) -> str:
@@ -122,13 +127,18 @@ def aims(results: dict[Point, dict], rate: dict):
     yield f"- full training of 8B at 60 % of the matmul rate or more: {', '.join(full) or 'not measured'}"
     for peer, aim in (("unsloth", " (1.2 aimed at)"), ("trl", "")):
         theirs = {p: r["tokens_per_second"] for p, r in done.items() if p.tool == peer}
-        ours = {r["tokens_per_second"] for q, r in done.items() if q.tool == "tunesmith"
-                and any(replace(q, tool=p.tool, variant=p.variant) == p for p in theirs)}
+        ours = {
+            r["tokens_per_second"]
+            for q, r in done.items()
+            if q.tool == "tunesmith" and any(replace(q, tool=p.tool, variant=p.variant) == p for p in theirs)
+        }
         ratio = f"{max(ours) / max(theirs.values()):.2f}" if ours else "not measured"
         yield f"- LoRA beside {peer}{aim}: {ratio}"
     longest = [f"{r['tokens']:,}" for p, r in done.items() if p.kind == "context" and p.cap_bytes == 24 * 10**9]
-    yield (f"- 8B QLoRA within 24 GB, more than {PUBLISHED_CONTEXT:,} tokens (Unsloth's published figure): "
-           f"{', '.join(longest) or 'not measured'}")
+    yield (
+        f"- 8B QLoRA within 24 GB, more than {PUBLISHED_CONTEXT:,} tokens (Unsloth's published figure): "
+        f"{', '.join(longest) or 'not measured'}"
+    )
 
 
 def main() -> None:

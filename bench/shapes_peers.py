@@ -51,21 +51,44 @@ def _train(point: Point, rows: int, at_once: int, folder: Path) -> dict:
     ids = torch.randint(tokenizer.vocab_size, (rows * (WARMUP + STEPS), point.length), generator=random)
     recomputed = point.variant == "recomputed"
     config = SFTConfig(
-        output_dir=str(folder / "out"), per_device_train_batch_size=at_once,
-        gradient_accumulation_steps=rows // at_once, max_steps=WARMUP + STEPS, learning_rate=1e-5,
-        lr_scheduler_type="constant", warmup_steps=0, max_grad_norm=1.0, optim="adamw_torch_fused", bf16=True,
-        use_cpu=point.device == "cpu", gradient_checkpointing=recomputed, max_length=point.length,
-        logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
-        dataloader_pin_memory=point.device != "cpu")
+        output_dir=str(folder / "out"),
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=rows // at_once,
+        max_steps=WARMUP + STEPS,
+        learning_rate=1e-5,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        bf16=True,
+        use_cpu=point.device == "cpu",
+        gradient_checkpointing=recomputed,
+        max_length=point.length,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=point.device != "cpu",
+    )
     model, adapter = _unsloth(point, folder) if point.tool == "unsloth" else _plain(point)
     clock = _clock(rows * point.length)
-    trainer = SFTTrainer(model, config, train_dataset=Dataset.from_dict({"input_ids": ids.tolist()}),
-                         processing_class=tokenizer, peft_config=adapter, callbacks=[clock])
+    trainer = SFTTrainer(
+        model,
+        config,
+        train_dataset=Dataset.from_dict({"input_ids": ids.tolist()}),
+        processing_class=tokenizer,
+        peft_config=adapter,
+        callbacks=[clock],
+    )
     trainer.train()
     rates = clock.rates[WARMUP:]
-    return {"tokens_per_second": statistics.median(rates), "spread": (min(rates), max(rates)), "steps": len(rates),
-            "allocated_bytes": peak_bytes(torch.device(point.device)),
-            "reserved_bytes": torch.cuda.max_memory_reserved() if point.device == "cuda" else 0}
+    return {
+        "tokens_per_second": statistics.median(rates),
+        "spread": (min(rates), max(rates)),
+        "steps": len(rates),
+        "allocated_bytes": peak_bytes(torch.device(point.device)),
+        "reserved_bytes": torch.cuda.max_memory_reserved() if point.device == "cuda" else 0,
+    }
 
 
 def _clock(tokens: int):
@@ -122,11 +145,18 @@ def _unsloth(point: Point, folder: Path):
         gc.collect()
         torch.cuda.empty_cache()
         _tokenizer(folder / "tokenizer").save_pretrained(saved)
-    model, _ = FastLanguageModel.from_pretrained(str(saved), max_seq_length=point.length, dtype=torch.bfloat16,
-                                                 load_in_4bit=False)
+    model, _ = FastLanguageModel.from_pretrained(
+        str(saved), max_seq_length=point.length, dtype=torch.bfloat16, load_in_4bit=False
+    )
     adapted = FastLanguageModel.get_peft_model(
-        model, r=RANK, lora_alpha=ALPHA, lora_dropout=0, bias="none", target_modules=PROJECTIONS,
-        use_gradient_checkpointing="unsloth" if point.variant == "recomputed" else False)
+        model,
+        r=RANK,
+        lora_alpha=ALPHA,
+        lora_dropout=0,
+        bias="none",
+        target_modules=PROJECTIONS,
+        use_gradient_checkpointing="unsloth" if point.variant == "recomputed" else False,
+    )
     return adapted, None
 
 

@@ -41,17 +41,34 @@ def steps(point: Point) -> dict:
     recipe = recipe_of(point)
     check_size(point)
     built, device, said = build(point, recipe)
-    state = State(micro_batch_tokens=built.plan.micro_batch_tokens,
-                  checkpointing=built.plan.gradient_checkpointing == "on")
+    state = State(
+        micro_batch_tokens=built.plan.micro_batch_tokens, checkpointing=built.plan.gradient_checkpointing == "on"
+    )
     watch = Watch(device, said)
     rows = Rows(point.length, recipe.train.batch * recipe.train.max_steps, built.model.config.vocab_size)
     schedule = Schedule(rows.weights, recipe.train.batch, 1, recipe.seed)
-    loop(Job(run=None, settings=recipe.train, **vars(built), tokens=rows, held_out=rows, tokenizer=None, plain=str,
-             schedule=schedule, saver=SimpleNamespace(save=lambda *_: None), device=device, stop_asked=watch.enough,
-             evaluate=lambda: None, sample=lambda: None, seed=recipe.seed, log=watch.log), state)
+    loop(
+        Job(
+            run=None,
+            settings=recipe.train,
+            **vars(built),
+            tokens=rows,
+            held_out=rows,
+            tokenizer=None,
+            plain=str,
+            schedule=schedule,
+            saver=SimpleNamespace(save=lambda *_: None),
+            device=device,
+            stop_asked=watch.enough,
+            evaluate=lambda: None,
+            sample=lambda: None,
+            seed=recipe.seed,
+            log=watch.log,
+        ),
+        state,
+    )
     operations = per_token(point.config(), point.length, point.kind == "full")
-    return watch.found() | {"operations_per_token": operations, "how": _how(recipe, built.plan, state),
-                            "said": said}
+    return watch.found() | {"operations_per_token": operations, "how": _how(recipe, built.plan, state), "said": said}
 
 
 class Rows:
@@ -86,16 +103,20 @@ class Watch:
             reset_peak(self._device)
 
     def enough(self) -> bool:
-        counted = self._done[self._warmup:]
+        counted = self._done[self._warmup :]
         late = sum(step["seconds"] for step in counted) > SECONDS
         return len(counted) >= (FEWEST if late else STEPS)
 
     def found(self) -> dict:
-        counted = self._done[self._warmup:] or self._done[-1:]
+        counted = self._done[self._warmup :] or self._done[-1:]
         rates = [step["tokens"] / step["seconds"] for step in counted]
-        return {"tokens_per_second": statistics.median(rates), "spread": (min(rates), max(rates)), "steps": len(rates),
-                "allocated_bytes": max(step["memory_bytes"] for step in counted),
-                "reserved_bytes": max(step["reserved_bytes"] for step in counted)}
+        return {
+            "tokens_per_second": statistics.median(rates),
+            "spread": (min(rates), max(rates)),
+            "steps": len(rates),
+            "allocated_bytes": max(step["memory_bytes"] for step in counted),
+            "reserved_bytes": max(step["reserved_bytes"] for step in counted),
+        }
 
 
 def _reserved(device: torch.device) -> int:
@@ -107,17 +128,28 @@ def recipe_of(point: Point) -> Recipe:
     """A step is one forward pass of as many tokens as the planner takes, two where its optimizer has all weights."""
     full, pass_tokens = point.kind == "full", CARD_TOKENS if point.device == "cuda" else CPU_TOKENS
     length = point.length or CONTEXT_PROBES[0]
-    train = {"batch": max(1, pass_tokens * (2 if full else 1) // length), "max_steps": WARMUP * 2 + STEPS,
-             "eval_every": 10**6, "save_every": 10**6, "learning_rate": 1e-5,
-             "compile": "on" if point.variant == "compiled" else "auto"}
+    train = {
+        "batch": max(1, pass_tokens * (2 if full else 1) // length),
+        "max_steps": WARMUP * 2 + STEPS,
+        "eval_every": 10**6,
+        "save_every": 10**6,
+        "learning_rate": 1e-5,
+        "compile": "on" if point.variant == "compiled" else "auto",
+    }
     if full:  # float32 weights and moments of 8B parameters take 128 GB
         train |= {"weights": "bfloat16", "optimizer": "adamw_8bit" if find_spec("bitsandbytes") else "adafactor"}
-    return Recipe.build({
-        "model": {"path": point.shape, "dtype": "bfloat16",
-                  "quantize": "nf4" if point.kind in ("qlora", "context") else "none"},
-        "data": {"train": "random", "sequence_length": length},
-        "adapter": {"kind": "full" if full else "lora", "rank": CONTEXT_RANK if point.kind == "context" else 16},
-        "train": train})
+    return Recipe.build(
+        {
+            "model": {
+                "path": point.shape,
+                "dtype": "bfloat16",
+                "quantize": "nf4" if point.kind in ("qlora", "context") else "none",
+            },
+            "data": {"train": "random", "sequence_length": length},
+            "adapter": {"kind": "full" if full else "lora", "rank": CONTEXT_RANK if point.kind == "context" else 16},
+            "train": train,
+        }
+    )
 
 
 def check_size(point: Point) -> None:
@@ -159,8 +191,14 @@ def random_base(config, plan: Plan, recipe: Recipe, device: torch.device):
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config, dtype=dtype)
     weights = {name: Drawn(tensor.shape, dtype, device) for name, tensor in empty.state_dict().items()}
-    model = type(empty).from_pretrained(None, config=config, state_dict=weights, dtype=dtype, attn_implementation=how,
-                                        quantization_config=quantize.settings(recipe.model.quantize, dtype, empty))
+    model = type(empty).from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=dtype,
+        attn_implementation=how,
+        quantization_config=quantize.settings(recipe.model.quantize, dtype, empty),
+    )
     quantize.settle(model)
     return model
 
@@ -179,8 +217,11 @@ class Drawn:
 
 
 def _how(recipe: Recipe, plan: Plan, state: State) -> str:
-    parts = [f"{recipe.train.optimizer}, {plan.weights} weights" if recipe.adapter.kind == "full"
-             else f"rank {recipe.adapter.rank}"]
+    parts = [
+        f"{recipe.train.optimizer}, {plan.weights} weights"
+        if recipe.adapter.kind == "full"
+        else f"rank {recipe.adapter.rank}"
+    ]
     parts.append("activations recomputed" if state.checkpointing else "activations kept")
     parts.append(f"{state.micro_batch_tokens:,} tokens a pass")
     parts += ["compiled"] * plan.compile + ["tiled MLP"] * plan.tiled_mlp + ["padded"] * (not plan.packing)
@@ -200,8 +241,11 @@ def context(point: Point, seconds: float) -> dict:
         pass_began, peak = time.monotonic(), _peak(built, tokens, device)
         if not peak or peak > point.cap_bytes:
             return None
-        largest.update(allocated_bytes=peak, reserved_bytes=_reserved(device),
-                       tokens_per_second=tokens / (time.monotonic() - pass_began))
+        largest.update(
+            allocated_bytes=peak,
+            reserved_bytes=_reserved(device),
+            tokens_per_second=tokens / (time.monotonic() - pass_began),
+        )
         return peak
 
     tokens, why = largest_context(peak_of, point.cap_bytes, most, seconds - (time.monotonic() - began))

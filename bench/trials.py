@@ -17,8 +17,7 @@ from tunesmith.errors import first_line
 from tunesmith.machine import probe
 
 HERE = Path(__file__).parent
-PACKAGES = ("tunesmith", "trl", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets",
-            "tokenizers")
+PACKAGES = ("tunesmith", "trl", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers")
 
 
 def trial(script: str, *arguments: str, python: Path = Path(sys.executable), watch_memory: bool = False) -> dict:

@@ -17,14 +17,26 @@ NEVER = 10**6
 
 
 def recipe(case: Case, output: str) -> Recipe:
-    return Recipe.build({
-        "model": {"path": str(case.model), "dtype": case.dtype},
-        "data": {"train": str(case.train_file), "eval_share": 0, "sequence_length": SEQUENCE_LENGTH},
-        "adapter": {"kind": case.adapter, "rank": RANK, "alpha": ALPHA},
-        "train": {"batch": case.batch, "max_steps": case.steps, "learning_rate": LEARNING_RATE, "epochs": 10,
-                  "schedule": "constant", "warmup_ratio": 0, "weight_decay": 0.0,
-                  "save_every": NEVER},
-        "evaluate": {"samples": 0}, "output": output, "name": "run"})
+    return Recipe.build(
+        {
+            "model": {"path": str(case.model), "dtype": case.dtype},
+            "data": {"train": str(case.train_file), "eval_share": 0, "sequence_length": SEQUENCE_LENGTH},
+            "adapter": {"kind": case.adapter, "rank": RANK, "alpha": ALPHA},
+            "train": {
+                "batch": case.batch,
+                "max_steps": case.steps,
+                "learning_rate": LEARNING_RATE,
+                "epochs": 10,
+                "schedule": "constant",
+                "warmup_ratio": 0,
+                "weight_decay": 0.0,
+                "save_every": NEVER,
+            },
+            "evaluate": {"samples": 0},
+            "output": output,
+            "name": "run",
+        }
+    )
 
 
 def watch_steps() -> list:

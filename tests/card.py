@@ -36,8 +36,15 @@ class OnCard(torch.Tensor):
     @staticmethod
     def __new__(cls, inner: torch.Tensor, requires_grad: bool = False):
         made = torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
-            layout=inner.layout, device=CPU, requires_grad=requires_grad)
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            layout=inner.layout,
+            device=CPU,
+            requires_grad=requires_grad,
+        )
         made.inner = inner
         return made
 
@@ -154,8 +161,9 @@ def _flash(query, key, value, ends, ends_k, longest, longest_k, is_causal, scale
     return out, torch.zeros(query.shape[1], query.shape[0]), torch.zeros(2, dtype=torch.int64)
 
 
-def _flash_backward(by_out, query, key, value, out, lse, ends, ends_k, longest, longest_k, is_causal, state, scale,
-                    window_size):
+def _flash_backward(
+    by_out, query, key, value, out, lse, ends, ends_k, longest, longest_k, is_causal, state, scale, window_size
+):
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     q, k, v, by_out = (x.transpose(0, 1).float() for x in (query, key, value, by_out))
@@ -185,22 +193,28 @@ def _one_hot(index: torch.Tensor, count: int) -> torch.Tensor:
 
 def _default_device() -> torch.device:
     """Of a `with device:` around."""
-    return next((mode.device for mode in reversed(_get_current_function_mode_stack())
-                 if isinstance(mode, DeviceContext)), CPU)
+    return next(
+        (mode.device for mode in reversed(_get_current_function_mode_stack()) if isinstance(mode, DeviceContext)), CPU
+    )
 
 
 def _anywhere(make):
     """A function that makes tensors, which also makes them on the card."""
+
     def made(*args, device=None, pin_memory: bool = False, requires_grad: bool = False, **kwargs) -> torch.Tensor:
         if torch.device(device or _default_device()).type != "cuda":
             return make(*args, device=device, requires_grad=requires_grad, **kwargs)
         found = make(*args, device=CPU, **kwargs).to(CARD)
         return found.requires_grad_() if requires_grad else found
+
     return made
 
 
-PLAYED = {"torch_attn._varlen_attn": _flash, "torch_attn._varlen_attn_backward": _flash_backward,
-          "aten.histc": lambda x, *args: torch.histc(x.float(), *args)}  # the CPU counts no integers
+PLAYED = {
+    "torch_attn._varlen_attn": _flash,
+    "torch_attn._varlen_attn_backward": _flash_backward,
+    "aten.histc": lambda x, *args: torch.histc(x.float(), *args),
+}  # the CPU counts no integers
 
 
 class _Stream:
@@ -222,30 +236,54 @@ def played():
     _device_constructors()  # which torch remembers, must be its own
     autocast, enabled, of_autocast = torch.autocast.__init__, torch.is_autocast_enabled, torch.get_autocast_dtype
     cuda = dict(
-        _lazy_init=lambda: None, is_available=lambda: True, is_initialized=lambda: True, device_count=lambda: 1,
-        current_device=lambda: CARD, set_device=lambda _: None, device=lambda *_: nullcontext(),
+        _lazy_init=lambda: None,
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        device_count=lambda: 1,
+        current_device=lambda: CARD,
+        set_device=lambda _: None,
+        device=lambda *_: nullcontext(),
         get_device_capability=lambda *_: MACHINE.cards[0].capability,
         get_device_properties=lambda *_: SimpleNamespace(major=9, minor=0, total_memory=BYTES, name="a card"),
-        is_bf16_supported=lambda *_, **__: True, mem_get_info=lambda *_: (BYTES, BYTES),
-        memory_stats=lambda *_: {"active_bytes.all.peak": 2**20}, memory_allocated=lambda *_: 2**20,
-        memory_reserved=lambda *_: 2**20, max_memory_reserved=lambda *_: 2**20, reset_peak_memory_stats=lambda *_: None,
-        empty_cache=lambda: None, synchronize=lambda *_: None,
-        get_rng_state=lambda *_: torch.get_rng_state(), set_rng_state=lambda state, *_: torch.set_rng_state(state),
-        manual_seed_all=lambda _: None, Stream=_Stream, current_stream=_Stream, stream=lambda _: nullcontext())
+        is_bf16_supported=lambda *_, **__: True,
+        mem_get_info=lambda *_: (BYTES, BYTES),
+        memory_stats=lambda *_: {"active_bytes.all.peak": 2**20},
+        memory_allocated=lambda *_: 2**20,
+        memory_reserved=lambda *_: 2**20,
+        max_memory_reserved=lambda *_: 2**20,
+        reset_peak_memory_stats=lambda *_: None,
+        empty_cache=lambda: None,
+        synchronize=lambda *_: None,
+        get_rng_state=lambda *_: torch.get_rng_state(),
+        set_rng_state=lambda state, *_: torch.set_rng_state(state),
+        manual_seed_all=lambda _: None,
+        Stream=_Stream,
+        current_stream=_Stream,
+        stream=lambda _: nullcontext(),
+    )
 
     def as_cpu(self, device_type, *args, **kwargs):
         autocast(self, "cpu", *args, **kwargs)
 
-    with (patch.multiple(torch.cuda, **cuda), patch.object(torch.autocast, "__init__", as_cpu),
-          patch.object(torch, "is_autocast_enabled", lambda *_: enabled("cpu")),
-          patch.object(torch, "get_autocast_dtype", lambda *_: of_autocast("cpu")),
-          patch.object(torch, "inference_mode", torch.no_grad),  # torch knows no views of our kind in it
-          patch.multiple(torch.Tensor, to=_to, cpu=lambda x: x.to(CPU), cuda=lambda x, *_: x.to(CARD),
-                         pin_memory=lambda x: x, create=True),
-          patch.multiple(torch, **{name: _anywhere(getattr(torch, name)) for name in MAKERS}),
-          patch.object(attention_kernels, "_flex_attention", lambda _: _flex),
-          patch.object(torch.nn.functional, "one_hot", _one_hot),  # torch's asks for the device from C++
-          _swapping_parameters()):
+    with (
+        patch.multiple(torch.cuda, **cuda),
+        patch.object(torch.autocast, "__init__", as_cpu),
+        patch.object(torch, "is_autocast_enabled", lambda *_: enabled("cpu")),
+        patch.object(torch, "get_autocast_dtype", lambda *_: of_autocast("cpu")),
+        patch.object(torch, "inference_mode", torch.no_grad),  # torch knows no views of our kind in it
+        patch.multiple(
+            torch.Tensor,
+            to=_to,
+            cpu=lambda x: x.to(CPU),
+            cuda=lambda x, *_: x.to(CARD),
+            pin_memory=lambda x: x,
+            create=True,
+        ),
+        patch.multiple(torch, **{name: _anywhere(getattr(torch, name)) for name in MAKERS}),
+        patch.object(attention_kernels, "_flex_attention", lambda _: _flex),
+        patch.object(torch.nn.functional, "one_hot", _one_hot),  # torch's asks for the device from C++
+        _swapping_parameters(),
+    ):
         yield CARD
 
 

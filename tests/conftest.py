@@ -19,15 +19,21 @@ settings.load_profile("fixed")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--allow-skip", action="append", metavar="REASON",
-                     help="fail if a test is skipped for a reason that begins otherwise; may be given repeatedly")
+    parser.addoption(
+        "--allow-skip",
+        action="append",
+        metavar="REASON",
+        help="fail if a test is skipped for a reason that begins otherwise; may be given repeatedly",
+    )
 
 
 def pytest_sessionfinish(session):
     allowed, reporter = session.config.option.allow_skip, session.config.pluginmanager.get_plugin("terminalreporter")
     if not allowed or not reporter:  # a worker of pytest-xdist has no reporter
         return
-    skips = {report.nodeid: report.longrepr[2].removeprefix("Skipped: ") for report in reporter.stats.get("skipped", [])}
+    skips = {
+        report.nodeid: report.longrepr[2].removeprefix("Skipped: ") for report in reporter.stats.get("skipped", [])
+    }
     others = {test: reason for test, reason in skips.items() if not reason.startswith(tuple(allowed))}
     for test, reason in others.items():
         reporter.write_line(f"\nERROR {test} must not be skipped here: {reason}", red=True)
@@ -70,8 +76,12 @@ def family(tmp_path_factory):
 
 def slow_but(quick, of) -> list:
     """Values to run a test with, all but the `quick` ones in `make test-all` alone."""
-    return [value if value in quick else pytest.param(*value if isinstance(value, tuple) else [value],
-                                                      marks=pytest.mark.slow) for value in of]
+    return [
+        value
+        if value in quick
+        else pytest.param(*value if isinstance(value, tuple) else [value], marks=pytest.mark.slow)
+        for value in of
+    ]
 
 
 def sums(count: int, first: int = 0) -> list[dict]:
@@ -80,8 +90,14 @@ def sums(count: int, first: int = 0) -> list[dict]:
     for i in range(first, first + count):
         terms = [i + k for k in range(2 + i % 5)]
         question = f"What is {' plus '.join(map(str, terms))}?"
-        rows.append({"messages": [{"role": "user", "content": question},
-                                  {"role": "assistant", "content": f"It is {sum(terms)}."}]})
+        rows.append(
+            {
+                "messages": [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": f"It is {sum(terms)}."},
+                ]
+            }
+        )
     return rows
 
 
@@ -102,7 +118,8 @@ def recipe(tmp_path, family):
             "train": {"batch": 8, "max_steps": 20, "learning_rate": 1e-3, "save_every": 100},
             "evaluate": {"samples": 0, "max_new_tokens": 8},
             "adapter": {"rank": 4, "alpha": 8},
-            "output": str(tmp_path / "runs"), "name": name,
+            "output": str(tmp_path / "runs"),
+            "name": name,
         }
         for section, changes in sections.items():
             values[section] = values[section] | changes if isinstance(changes, dict) else changes

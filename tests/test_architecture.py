@@ -10,9 +10,38 @@ PACKAGE = Path(__file__).parent.parent / "tunesmith"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up; a folder may import those before it, and its own files.
-FLOORS = ["errors", "terminal", "wording", "recipe", "run", "machine", "llama", "data", "writing", "method", "model", "provenance", "plan",
-          "training", "evaluate", "screen", "inputs", "result", "evaluation", "vllm", "init", "worker", "measure", "job", "export",
-          "serve", "chat", "demo", "flags", "cli"]
+FLOORS = [
+    "errors",
+    "terminal",
+    "wording",
+    "recipe",
+    "run",
+    "machine",
+    "llama",
+    "data",
+    "writing",
+    "method",
+    "model",
+    "provenance",
+    "plan",
+    "training",
+    "evaluate",
+    "screen",
+    "inputs",
+    "result",
+    "evaluation",
+    "vllm",
+    "init",
+    "worker",
+    "measure",
+    "job",
+    "export",
+    "serve",
+    "chat",
+    "demo",
+    "flags",
+    "cli",
+]
 
 
 def name_of(file: Path) -> str:
@@ -39,7 +68,7 @@ def test_there_is_no_circle():
 @pytest.mark.parametrize("file", [f for f in FILES if f != PACKAGE / "__init__.py"], ids=name_of)
 def test_imports_point_down(file):
     own = name_of(file).split(".")[1]
-    allowed = {*FLOORS[:FLOORS.index(own)], own}
+    allowed = {*FLOORS[: FLOORS.index(own)], own}
     assert {name.split(".")[1] for name in imported(file)} <= allowed
 
 

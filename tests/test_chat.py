@@ -26,7 +26,7 @@ from tunesmith.writing.formats import find
 ASK = [{"role": "user", "content": "What are two and two?"}]
 WRITTEN = {
     "gpt_oss": "<|channel|>analysis<|message|>Two and two.<|end|><|start|>assistant<|channel|>final<|message|>Four."
-               "<|return|>",
+    "<|return|>",
     "qwen3": "<think>\nTwo and two.\n</think>\n\nFour.<|im_end|>",
     "llama3": "Four.<|eot_id|>",
 }
@@ -47,8 +47,13 @@ def test_an_answer_is_shown_as_what_it_says(family, name):
     assert message == {"role": "assistant", "content": "Four."} | thought
     assert screen.getvalue().split() == " ".join([*thought.values(), "Four."]).split()
     plain = format.plain(tokenizer, tokenizer.encode(WRITTEN[name])[0])
-    assert plain == ("Four." if name == "llama3" else "Two and two.\n\nFour." if name == "gpt_oss" else
-                     WRITTEN[name].removesuffix("<|im_end|>"))
+    assert plain == (
+        "Four."
+        if name == "llama3"
+        else "Two and two.\n\nFour."
+        if name == "gpt_oss"
+        else WRITTEN[name].removesuffix("<|im_end|>")
+    )
     following = [*ASK, format.message(message), *ASK]
     assert "Four." in tokenizer.render(following, add_generation_prompt=True)
 
@@ -115,11 +120,17 @@ def test_the_system_prompt_of_the_rows_is_used_and_shown(family, name):
     assert "monk" in models.prompts[-1] and "pirate" not in models.prompts[-1] + screen.getvalue()
 
 
-@pytest.mark.parametrize(("shares", "said"), [
-    ({"Be brief.": 0.4, "Be kind.": 0.35, "": 0.25}, "different system prompts, so none is used. One of them: Be br"),
-    ({"": 0.8, "Be brief.": 0.2}, ""),
-    (None, ""),  # a run of an earlier version
-])
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        (
+            {"Be brief.": 0.4, "Be kind.": 0.35, "": 0.25},
+            "different system prompts, so none is used. One of them: Be br",
+        ),
+        ({"": 0.8, "Be brief.": 0.2}, ""),
+        (None, ""),  # a run of an earlier version
+    ],
+)
 def test_no_system_prompt_is_used_that_most_rows_did_not_have(family, shares, said):
     models = Played(family("llama3"), "llama3", system_prompts=shares)
     chat, screen = session(models)
@@ -139,7 +150,7 @@ def test_what_the_context_has_no_room_for_is_forgotten_and_said(family, name):
     assert "cut off" not in screen.getvalue()
     for number, prompt in enumerate(models.prompts):
         assert len(models.tokenizer.encode(prompt)[0]) <= 400 - 64 and "Always be kind." in prompt
-        seen = [question in prompt for question in questions[:number + 1]]
+        seen = [question in prompt for question in questions[: number + 1]]
         assert seen[-1] and seen == sorted(seen)  # the newest, without a gap
     assert questions[0] in models.prompts[1] and questions[0] not in models.prompts[-1]
     lost = sum(question not in models.prompts[-1] for question in questions)
@@ -193,12 +204,23 @@ def run(tmp_path_factory):
     rows = [{"messages": [{"role": "system", "content": "Add the numbers."}, *row["messages"]]} for row in sums(24)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNESMITH_CACHE", str(folder / "cache"))
-        made = train(Recipe.build({
-            "model": {"path": str(base), "dtype": "float32"},
-            "data": {"train": str(write_rows(folder / "rows.jsonl", rows + sums(2, 100))), "eval_share": 0.0,
-                     "sequence_length": 256},
-            "train": {"batch": 8, "max_steps": 1}, "evaluate": {"samples": 0, "max_new_tokens": 8},
-            "adapter": {"rank": 4, "alpha": 8}, "output": str(folder / "runs"), "name": "sums"}))
+        made = train(
+            Recipe.build(
+                {
+                    "model": {"path": str(base), "dtype": "float32"},
+                    "data": {
+                        "train": str(write_rows(folder / "rows.jsonl", rows + sums(2, 100))),
+                        "eval_share": 0.0,
+                        "sequence_length": 256,
+                    },
+                    "train": {"batch": 8, "max_steps": 1},
+                    "evaluate": {"samples": 0, "max_new_tokens": 8},
+                    "adapter": {"rank": 4, "alpha": 8},
+                    "output": str(folder / "runs"),
+                    "name": "sums",
+                }
+            )
+        )
     write_json(made.plan_file, made.plan | {"stop_ids": [10**6]})
     return made
 
@@ -223,7 +245,7 @@ class Terminal:
             if select.select([self.process[1]], [], [], 1)[0]:
                 new = os.read(self.process[1], 65536).decode("utf-8", "replace")
                 self.text += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>]", "", new)
-        before, self.text = self.text[:found.end()], self.text[found.end():]
+        before, self.text = self.text[: found.end()], self.text[found.end() :]
         return before
 
     def type(self, keys: str) -> None:

@@ -23,13 +23,20 @@ from tunesmith.run import Run
 
 
 def tunesmith(*arguments, cwd, said: str = "") -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "tunesmith.cli", *map(str, arguments)], cwd=cwd, input=said,
-                          capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "tunesmith.cli", *map(str, arguments)],
+        cwd=cwd,
+        input=said,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture
 def here(monkeypatch):
     """Calls the command line in this process, which has imported torch."""
+
     def call(*arguments, cwd) -> None:
         monkeypatch.chdir(cwd)
         with pytest.raises(SystemExit, check=lambda end: end.code == 0):
@@ -48,8 +55,22 @@ def trained(tmp_path_factory, request):
     write_rows(folder / "rows.jsonl", sums(60))
     made = tunesmith("init", "--model", "model", "--data", "rows.jsonl", cwd=folder)
     assert made.returncode == 0, made.stderr
-    done = tunesmith("train", "recipe.yaml", "--name", "first", "--adapter.kind", "lora", "--train.max-steps", "3",
-                     "--model.dtype", "float32", "--evaluate.max-new-tokens", "4", "--json", cwd=folder)
+    done = tunesmith(
+        "train",
+        "recipe.yaml",
+        "--name",
+        "first",
+        "--adapter.kind",
+        "lora",
+        "--train.max-steps",
+        "3",
+        "--model.dtype",
+        "float32",
+        "--evaluate.max-new-tokens",
+        "4",
+        "--json",
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     assert "plan    on      CPU" in done.stderr
     assert not {"kernels", "GiB"} & set(re.findall(r"\w+", done.stderr))
@@ -59,9 +80,19 @@ def trained(tmp_path_factory, request):
 def test_the_run_folder_is_complete(trained):
     folder, summary = trained
     run = folder / "runs" / "first"
-    for name in ("recipe.yaml", "plan.json", "provenance.json", "ledger.jsonl", "events.jsonl", "eval.json",
-                 "report.html", "adapter/adapter_model.safetensors", "adapter/tokenizer.json",
-                 "adapter/chat_template.jinja", "adapter/generation_config.json"):
+    for name in (
+        "recipe.yaml",
+        "plan.json",
+        "provenance.json",
+        "ledger.jsonl",
+        "events.jsonl",
+        "eval.json",
+        "report.html",
+        "adapter/adapter_model.safetensors",
+        "adapter/tokenizer.json",
+        "adapter/chat_template.jinja",
+        "adapter/generation_config.json",
+    ):
         assert (run / name).is_file(), name
     assert summary["status"] == "done"
 
@@ -71,8 +102,12 @@ def test_the_result_opens_in_plain_libraries_and_merged_is_the_same_model(traine
     run = folder / "runs" / "first"
     here("export", "runs/first", "--to", "merged", cwd=folder)
     tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": "What is 1 plus 2?"}], return_tensors="pt",
-                                        add_generation_prompt=True, return_dict=False)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is 1 plus 2?"}],
+        return_tensors="pt",
+        add_generation_prompt=True,
+        return_dict=False,
+    )
     adapter = AutoPeftModelForCausalLM.from_pretrained(run / "adapter")
     merged = AutoModelForCausalLM.from_pretrained(run / "merged")
     base = AutoModelForCausalLM.from_pretrained(folder / "model")
@@ -84,63 +119,96 @@ def test_the_result_opens_in_plain_libraries_and_merged_is_the_same_model(traine
 
 def test_flags_alone_are_a_recipe(trained, tmp_path, here):
     folder, _ = trained
-    here("train", "--model", folder / "model", "--data", folder / "rows.jsonl",
-         "--train.max-steps", "1", "--evaluate.max-new-tokens", "1", "--name", "bare", cwd=tmp_path)
+    here(
+        "train",
+        "--model",
+        folder / "model",
+        "--data",
+        folder / "rows.jsonl",
+        "--train.max-steps",
+        "1",
+        "--evaluate.max-new-tokens",
+        "1",
+        "--name",
+        "bare",
+        cwd=tmp_path,
+    )
     assert (tmp_path / "runs/bare/adapter/adapter_model.safetensors").is_file()
 
 
 def test_chat_answers_from_both_models(trained):
     folder, _ = trained
-    done = tunesmith("chat", "runs/first", "--max-new-tokens", "4", cwd=folder,
-                     said="What is 1 plus 2?\n/base\nWhat is 1 plus 2?\n/nonsense\n/quit\n")
+    done = tunesmith(
+        "chat",
+        "runs/first",
+        "--max-new-tokens",
+        "4",
+        cwd=folder,
+        said="What is 1 plus 2?\n/base\nWhat is 1 plus 2?\n/nonsense\n/quit\n",
+    )
     assert done.returncode == 0, done.stderr
     assert "tuned >" in done.stdout and "base >" in done.stdout and "/quit ends" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("data", "check", "rows.jsonl", "--model", "model"),
-                                       ("data", "show", "rows.jsonl", "--model", "model"),
-                                       ("runs",), ("runs", "show", "runs/first"), ("eval", "runs/first"),
-                                       ("recipe", "schema"), ("--help",), ("train", "--help")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("data", "check", "rows.jsonl", "--model", "model"),
+        ("data", "show", "rows.jsonl", "--model", "model"),
+        ("runs",),
+        ("runs", "show", "runs/first"),
+        ("eval", "runs/first"),
+        ("recipe", "schema"),
+        ("--help",),
+        ("train", "--help"),
+    ],
+)
 def test_looking_commands_answer(trained, arguments):
     done = tunesmith(*arguments, cwd=trained[0])
     assert done.returncode == 0 and done.stdout.strip() and not done.stderr.strip()
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (("trian",), "train"),
-    (("train",), "no recipe. `tunesmith init"),
-    (("train", "rows.jsonl"), "data, not a recipe; `tunesmith init --model MODEL --data rows.jsonl`"),
-    (("train", "--data.packing", "false"), "--data.packing=false"),
-    (("train", "model"), "a folder, not a recipe"),
-    (("train", "runs/first"), "a run, not a recipe; `tunesmith resume runs/first`"),
-    (("train", "recipe.yaml", "--adapter.kind", "qlora"), "model.quantize: nf4"),
-    (("train", "--model", "weights.gguf", "--data", "rows.jsonl"), "a GGUF file cannot be trained"),
-    (("merge", "first"), 'Did you mean "export"?'),
-    (("init",), "MODEL is missing: tunesmith init MODEL DATA"),
-    (("chat",), "RUN is missing: tunesmith chat RUN"),
-    (("connect",), "CLIENT is openclaw, opencode, codex"),
-    (("export", "first", "second", "--to", "gguf"), "second is too much"),
-    (("runs", "show", "frist"), "frist: no such run; did you mean first?"),
-    (("serve", "runs/typo"), "no folder runs/typo, and no such run: runs has first"),
-    (("data", "check", "rows.jsonl", "--columns", "question"), "write name=column"),
-    (("data", "show", "rows.jsonl"), "pass --model"),
-    (("train", "--train.learning-rat", "1"), "--train.learning-rate"),
-    (("train", "recipe.yaml", "--train.max-steps", "many"), "train.max_steps"),
-    (("train", "absent.yaml"), "absent.yaml: no such recipe"),
-    (("train", "recipe.yaml", "--data.train", "absent.jsonl"), "absent.jsonl: no such file"),
-    (("train", "recipe.yaml", "--model.path", "nowhere"), "model.path"),
-    (("train", "recipe.yaml", "--name", "first"), "exists already"),
-    (("train", "recipe.yaml", "--train.processes", "999"), "train.processes"),
-    (("resume", "runs/first"), "finished"),
-    (("resume", "."), "not a run folder"),
-    (("init", "--model", "model", "--data", "rows.jsonl"), "--force"),
-    (("runs", "compare", "runs/first"), "two runs"),
-    (("export", "runs/first", "--to", "merged", "--output", "model"), "exists already"),
-    (("init", "--model", "model", "--data", "rows.jsonl", "--output", "none/recipe.yaml"), "there is no folder none"),
-    (("train", "recipe.yaml", "--model.path", "models/my model"), "model.path: cannot get models/my model"),
-    (("data", "check", "rows.jsonl", "--split", "test"), "leave them out for a single file"),
-    (("data", "show", "rows.jsonl", "--model", "model", "--mask", "bogus"), "mask"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("trian",), "train"),
+        (("train",), "no recipe. `tunesmith init"),
+        (("train", "rows.jsonl"), "data, not a recipe; `tunesmith init --model MODEL --data rows.jsonl`"),
+        (("train", "--data.packing", "false"), "--data.packing=false"),
+        (("train", "model"), "a folder, not a recipe"),
+        (("train", "runs/first"), "a run, not a recipe; `tunesmith resume runs/first`"),
+        (("train", "recipe.yaml", "--adapter.kind", "qlora"), "model.quantize: nf4"),
+        (("train", "--model", "weights.gguf", "--data", "rows.jsonl"), "a GGUF file cannot be trained"),
+        (("merge", "first"), 'Did you mean "export"?'),
+        (("init",), "MODEL is missing: tunesmith init MODEL DATA"),
+        (("chat",), "RUN is missing: tunesmith chat RUN"),
+        (("connect",), "CLIENT is openclaw, opencode, codex"),
+        (("export", "first", "second", "--to", "gguf"), "second is too much"),
+        (("runs", "show", "frist"), "frist: no such run; did you mean first?"),
+        (("serve", "runs/typo"), "no folder runs/typo, and no such run: runs has first"),
+        (("data", "check", "rows.jsonl", "--columns", "question"), "write name=column"),
+        (("data", "show", "rows.jsonl"), "pass --model"),
+        (("train", "--train.learning-rat", "1"), "--train.learning-rate"),
+        (("train", "recipe.yaml", "--train.max-steps", "many"), "train.max_steps"),
+        (("train", "absent.yaml"), "absent.yaml: no such recipe"),
+        (("train", "recipe.yaml", "--data.train", "absent.jsonl"), "absent.jsonl: no such file"),
+        (("train", "recipe.yaml", "--model.path", "nowhere"), "model.path"),
+        (("train", "recipe.yaml", "--name", "first"), "exists already"),
+        (("train", "recipe.yaml", "--train.processes", "999"), "train.processes"),
+        (("resume", "runs/first"), "finished"),
+        (("resume", "."), "not a run folder"),
+        (("init", "--model", "model", "--data", "rows.jsonl"), "--force"),
+        (("runs", "compare", "runs/first"), "two runs"),
+        (("export", "runs/first", "--to", "merged", "--output", "model"), "exists already"),
+        (
+            ("init", "--model", "model", "--data", "rows.jsonl", "--output", "none/recipe.yaml"),
+            "there is no folder none",
+        ),
+        (("train", "recipe.yaml", "--model.path", "models/my model"), "model.path: cannot get models/my model"),
+        (("data", "check", "rows.jsonl", "--split", "test"), "leave them out for a single file"),
+        (("data", "show", "rows.jsonl", "--model", "model", "--mask", "bogus"), "mask"),
+    ],
+)
 def test_a_mistake_gets_one_line_and_changes_nothing(trained, arguments, said):
     folder, _ = trained
     before = sorted(folder.rglob("*"))
@@ -151,20 +219,43 @@ def test_a_mistake_gets_one_line_and_changes_nothing(trained, arguments, said):
     assert sorted(folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "eval", "export", "chat", "serve", "connect", "runs", "demo",
-                                     "init", "data check", "data show"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train",
+        "resume",
+        "eval",
+        "export",
+        "chat",
+        "serve",
+        "connect",
+        "runs",
+        "demo",
+        "init",
+        "data check",
+        "data show",
+    ],
+)
 def test_help_says_what_every_flag_is(command):
     parts = command.split()
-    shown = subprocess.run([sys.executable, "-m", "tunesmith.cli", *parts, "--help"], capture_output=True, text=True,
-                           env={**os.environ, "COLUMNS": "400"}).stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", "tunesmith.cli", *parts, "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "400"},
+    ).stdout
     function = functools.reduce(lambda app, part: app[part], parts, app).default_command
     said = re.findall(r"^        (\w+): (\S.{10})", function.__doc__, re.MULTILINE)
     assert said and [name for name, text in said if text not in shown] == []
 
 
 def test_help_of_train_has_sections_and_defaults():
-    shown = subprocess.run([sys.executable, "-m", "tunesmith.cli", "train", "--help"], capture_output=True, text=True,
-                           env={**os.environ, "COLUMNS": "200"}).stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", "tunesmith.cli", "train", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    ).stdout
     sections = re.findall(r"─ (\w+): ", shown)
     assert sections == ["model", "data", "method", "adapter", "train", "evaluate"]
     flags = {entry.split()[0]: entry for entry in shown.split("│ --")[1:]}
@@ -203,14 +294,25 @@ def measured(trained):
     tiny.save("gemma3", folder / "other-model")
     write_rows(folder / "held-out.jsonl", sums(9, 500))
     write_rows(folder / "others.jsonl", sums(9, 700))
-    for name, model, kind, held_out in (("full", "model", "full", "held-out"), ("lora", "model", "lora", "held-out"),
-                                        ("elsewhere", "model", "lora", "others"),
-                                        ("gemma", "other-model", "lora", "held-out")):
-        train(Recipe.build({
-            "model": {"path": str(folder / model), "dtype": "float32"},
-            "data": {"train": str(folder / "rows.jsonl"), "eval": str(folder / f"{held_out}.jsonl")},
-            "adapter": {"kind": kind}, "train": {"max_steps": 2, "learning_rate": 1e-2},
-            "evaluate": {"max_new_tokens": 2}, "name": name, "output": str(folder / "runs")}))
+    for name, model, kind, held_out in (
+        ("full", "model", "full", "held-out"),
+        ("lora", "model", "lora", "held-out"),
+        ("elsewhere", "model", "lora", "others"),
+        ("gemma", "other-model", "lora", "held-out"),
+    ):
+        train(
+            Recipe.build(
+                {
+                    "model": {"path": str(folder / model), "dtype": "float32"},
+                    "data": {"train": str(folder / "rows.jsonl"), "eval": str(folder / f"{held_out}.jsonl")},
+                    "adapter": {"kind": kind},
+                    "train": {"max_steps": 2, "learning_rate": 1e-2},
+                    "evaluate": {"max_new_tokens": 2},
+                    "name": name,
+                    "output": str(folder / "runs"),
+                }
+            )
+        )
     return folder
 
 
@@ -234,11 +336,14 @@ def test_eval_on_other_rows_is_shown_and_leaves_the_run_as_it_was(measured, here
     assert sorted((f, f.stat().st_mtime_ns) for f in (measured / "runs/lora").rglob("*")) == before
 
 
-@pytest.mark.parametrize(("runs", "said", "unsaid"), [
-    (("full", "lora"), [], ["do not compare"]),
-    (("lora", "elsewhere"), ["different held-out rows"], ["different tokenizers"]),
-    (("lora", "gemma"), ["different tokenizers"], ["different held-out rows"]),
-])
+@pytest.mark.parametrize(
+    ("runs", "said", "unsaid"),
+    [
+        (("full", "lora"), [], ["do not compare"]),
+        (("lora", "elsewhere"), ["different held-out rows"], ["different tokenizers"]),
+        (("lora", "gemma"), ["different tokenizers"], ["different held-out rows"]),
+    ],
+)
 def test_compare_says_what_cannot_be_compared_and_draws_curves(measured, capsys, runs, said, unsaid):
     rich.print(overview.compare([Run(measured / "runs" / name) for name in runs], 80))
     shown = " ".join(capsys.readouterr().out.split())

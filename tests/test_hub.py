@@ -71,8 +71,9 @@ class StandIn(BaseHTTPRequestHandler):
                 siblings = [{"rfilename": file} for file in files]
                 return json.dumps({"id": name.split("/", 2)[2], "sha": self.head, "siblings": siblings}).encode()
             if path.startswith(f"{listing}/tree/"):
-                return json.dumps([{"type": "file", "path": file, "size": len(body), "oid": "0"}
-                                   for file, body in files.items()]).encode()
+                return json.dumps(
+                    [{"type": "file", "path": file, "size": len(body), "oid": "0"} for file, body in files.items()]
+                ).encode()
             if path.startswith(place):
                 return files.get(path.removeprefix(place).partition("/")[2])
         return None
@@ -112,11 +113,19 @@ class StandIn(BaseHTTPRequestHandler):
             wrong = {"message": f'"base_model" with value "{base}" is not valid.'}
             return (200, {}) if base.count("/") == 1 and base[0] != "/" else (400, {"errors": [wrong]})
         if self.path.endswith("/preupload/main"):
-            return 200, {"files": [{"path": file["path"], "uploadMode": self.mode, "shouldIgnore": False}
-                                   for file in json.loads(body)["files"]]}
+            return 200, {
+                "files": [
+                    {"path": file["path"], "uploadMode": self.mode, "shouldIgnore": False}
+                    for file in json.loads(body)["files"]
+                ]
+            }
         if self.path.endswith(".git/info/lfs/objects/batch"):
-            return 200, {"objects": [blob | {"actions": {"upload": {"href": f"{url}/blobs/{blob['oid']}"}}}
-                                     for blob in json.loads(body)["objects"]]}
+            return 200, {
+                "objects": [
+                    blob | {"actions": {"upload": {"href": f"{url}/blobs/{blob['oid']}"}}}
+                    for blob in json.loads(body)["objects"]
+                ]
+            }
         name = self.path.removeprefix("/api/models/").removesuffix("/commit/main")
         if name == "org/full":
             return 403, {"error": "Storage limit reached."}
@@ -142,22 +151,37 @@ class StandIn(BaseHTTPRequestHandler):
 
 
 def test_a_run_from_the_hub_and_another_one_offline(hub, tmp_path, monkeypatch):
-    (tmp_path / "recipe.yaml").write_text(json.dumps({
-        "model": {"path": "org/tiny", "dtype": "float32"}, "data": {"train": "hub:org/sums", "sequence_length": 256},
-        "train": {"max_steps": 2}, "evaluate": {"samples": 0}}))
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps(
+            {
+                "model": {"path": "org/tiny", "dtype": "float32"},
+                "data": {"train": "hub:org/sums", "sequence_length": 256},
+                "train": {"max_steps": 2},
+                "evaluate": {"samples": 0},
+            }
+        )
+    )
 
     def tunesmith(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         settings = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", **environment}
-        return subprocess.run([sys.executable, "-m", "tunesmith.cli", *arguments], cwd=tmp_path,
-                              env=os.environ | settings, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [sys.executable, "-m", "tunesmith.cli", *arguments],
+            cwd=tmp_path,
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     def train(name: str, *more: str, **environment: str) -> subprocess.CompletedProcess:
         return tunesmith("train", "recipe.yaml", "--name", name, *more, **environment)
 
     online, offline = train("online"), train("offline", HF_HUB_OFFLINE="1")
     assert (online.returncode, offline.returncode) == (0, 0), online.stderr + offline.stderr
-    first, second = ((tmp_path / "runs" / name / "adapter" / "adapter_model.safetensors").read_bytes()
-                     for name in ("online", "offline"))
+    first, second = (
+        (tmp_path / "runs" / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("online", "offline")
+    )
     assert first == second
     assert not list((tmp_path / "hf").rglob("*trap*")) and not list((tmp_path / "hf").rglob("*.bin"))
     config = json.loads((tmp_path / "runs" / "online" / "adapter" / "adapter_config.json").read_text())
@@ -185,7 +209,9 @@ def tunesmith(hub, monkeypatch, tmp_path):
     def run(*arguments) -> int:
         monkeypatch.setattr(sys, "argv", ["tunesmith", *map(str, arguments)])
         try:
-            with warnings.catch_warnings(action="ignore", category=UserWarning):  # of cyclopts, that a test called it so
+            with warnings.catch_warnings(
+                action="ignore", category=UserWarning
+            ):  # of cyclopts, that a test called it so
                 cli.main()
         except SystemExit as end:
             return end.code or 0
@@ -213,6 +239,7 @@ def test_what_is_pushed_is_the_export(tunesmith, monkeypatch, run, mode):
 
 def test_what_is_not_pushed(tunesmith, monkeypatch, run, tmp_path, capsys):
     """Each ends in one line; only a refusal of the hub itself was sent anything."""
+
     def refused(status: int, *arguments) -> str:
         capsys.readouterr()
         assert tunesmith("export", run, "--to", "merged", *arguments) == status

@@ -31,18 +31,41 @@ class Driver:
         self.known, self.parts = known, parts
         self.gpus = [uuid for uuid in known if uuid.startswith("GPU-")]
 
-    def nvmlInit(self): pass
-    def nvmlShutdown(self): pass
-    def nvmlSystemGetDriverVersion(self): return "600"
-    def nvmlDeviceGetCount(self): return len(self.gpus)
-    def nvmlDeviceGetHandleByIndex(self, number): return self.gpus[number]
-    def nvmlDeviceGetHandleByUUID(self, uuid): return {each: each for each in self.known}[uuid]
-    def nvmlDeviceGetUUID(self, uuid): return uuid
-    def nvmlDeviceGetIndex(self, uuid): return self.gpus.index(uuid)
-    def nvmlDeviceGetName(self, uuid): return self.known[uuid][0]
-    def nvmlDeviceGetCudaComputeCapability(self, uuid): return self.known[uuid][2]
-    def nvmlDeviceIsMigDeviceHandle(self, uuid): return uuid.startswith("MIG-")
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, uuid, number): return self.parts[uuid][number]
+    def nvmlInit(self):
+        pass
+
+    def nvmlShutdown(self):
+        pass
+
+    def nvmlSystemGetDriverVersion(self):
+        return "600"
+
+    def nvmlDeviceGetCount(self):
+        return len(self.gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, number):
+        return self.gpus[number]
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        return {each: each for each in self.known}[uuid]
+
+    def nvmlDeviceGetUUID(self, uuid):
+        return uuid
+
+    def nvmlDeviceGetIndex(self, uuid):
+        return self.gpus.index(uuid)
+
+    def nvmlDeviceGetName(self, uuid):
+        return self.known[uuid][0]
+
+    def nvmlDeviceGetCudaComputeCapability(self, uuid):
+        return self.known[uuid][2]
+
+    def nvmlDeviceIsMigDeviceHandle(self, uuid):
+        return uuid.startswith("MIG-")
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, uuid, number):
+        return self.parts[uuid][number]
 
     def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, part):
         return next(gpu for gpu, parts in self.parts.items() if part in parts)
@@ -72,9 +95,16 @@ def mixed_pair(monkeypatch):
 @pytest.fixture
 def split(monkeypatch):
     """A whole GPU, and one that is split in two."""
-    return install(monkeypatch, {"GPU-a1": ("A100", (80, 70), (8, 0)), "GPU-b2": ("H100", (80, 70), (9, 0)),
-                                 "MIG-c3": ("H100 MIG", (20, 19), (9, 0)), "MIG-d4": ("H100 MIG", (40, 39), (9, 0))},
-                   {"GPU-b2": ["MIG-c3", "MIG-d4"]})
+    return install(
+        monkeypatch,
+        {
+            "GPU-a1": ("A100", (80, 70), (8, 0)),
+            "GPU-b2": ("H100", (80, 70), (9, 0)),
+            "MIG-c3": ("H100 MIG", (20, 19), (9, 0)),
+            "MIG-d4": ("H100 MIG", (40, 39), (9, 0)),
+        },
+        {"GPU-b2": ["MIG-c3", "MIG-d4"]},
+    )
 
 
 def uuids() -> list[str]:
@@ -83,20 +113,43 @@ def uuids() -> list[str]:
 
 def test_numbers_go_by_bus(mixed_pair):
     assert [(card.index, card.name, card.uuid, card.total_bytes, card.fast_bf16) for card in gpus()[1]] == [
-        (0, "RTX 2060", SLOW, 12, False), (1, "RTX 3090", FAST, 24, True)]
+        (0, "RTX 2060", SLOW, 12, False),
+        (1, "RTX 3090", FAST, 24, True),
+    ]
 
 
-@pytest.mark.parametrize("asked, found", [
-    ("1", [FAST]), ("0", [SLOW]), ("1,0", [FAST, SLOW]), (" 0 , 1 ", [SLOW, FAST]), (FAST, [FAST]), ("GPU-0c", [FAST]),
-    (f"{FAST},0", [FAST, SLOW]), ("", []), ("-1", []), ("1,-1,0", [FAST]), ("NoDevFiles", [])])
+@pytest.mark.parametrize(
+    "asked, found",
+    [
+        ("1", [FAST]),
+        ("0", [SLOW]),
+        ("1,0", [FAST, SLOW]),
+        (" 0 , 1 ", [SLOW, FAST]),
+        (FAST, [FAST]),
+        ("GPU-0c", [FAST]),
+        (f"{FAST},0", [FAST, SLOW]),
+        ("", []),
+        ("-1", []),
+        ("1,-1,0", [FAST]),
+        ("NoDevFiles", []),
+    ],
+)
 def test_cuda_visible_devices(mixed_pair, asked, found):
     mixed_pair.setenv("CUDA_VISIBLE_DEVICES", asked)
     assert uuids() == found
 
 
-@pytest.mark.parametrize("asked, said", [
-    ("2", "2 names none"), ("GPU-ff", "GPU-ff names none"), ("GPU-0", "GPU-0 names more than one"),
-    ("1,1", "1 is named twice"), (f"1,{FAST}", "is named twice"), ("MIG-9", "MIG-9 names none")])
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        ("2", "2 names none"),
+        ("GPU-ff", "GPU-ff names none"),
+        ("GPU-0", "GPU-0 names more than one"),
+        ("1,1", "1 is named twice"),
+        (f"1,{FAST}", "is named twice"),
+        ("MIG-9", "MIG-9 names none"),
+    ],
+)
 def test_a_gpu_that_is_not_there(mixed_pair, asked, said):
     """CUDA would go on with fewer GPUs, or with none, without a word."""
     mixed_pair.setenv("CUDA_VISIBLE_DEVICES", asked)
@@ -104,9 +157,18 @@ def test_a_gpu_that_is_not_there(mixed_pair, asked, said):
         gpus()
 
 
-@pytest.mark.parametrize("asked, found", [
-    (None, ["MIG-c3"]), ("0", ["GPU-a1"]), ("1", ["MIG-c3"]), ("0,1", ["MIG-c3"]), ("GPU-b2", ["MIG-c3"]),
-    ("MIG-d4", ["MIG-d4"]), ("MIG-d4,MIG-c3", ["MIG-d4"])])
+@pytest.mark.parametrize(
+    "asked, found",
+    [
+        (None, ["MIG-c3"]),
+        ("0", ["GPU-a1"]),
+        ("1", ["MIG-c3"]),
+        ("0,1", ["MIG-c3"]),
+        ("GPU-b2", ["MIG-c3"]),
+        ("MIG-d4", ["MIG-d4"]),
+        ("MIG-d4,MIG-c3", ["MIG-d4"]),
+    ],
+)
 def test_a_process_has_one_mig_device(split, asked, found):
     if asked is not None:
         split.setenv("CUDA_VISIBLE_DEVICES", asked)
@@ -126,20 +188,27 @@ def test_every_process_numbers_gpus_by_bus(monkeypatch, before, after):
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
     if before:
         monkeypatch.setenv("CUDA_DEVICE_ORDER", before)
-    code = ("import tunesmith.machine, os, subprocess, sys; assert 'torch' not in sys.modules; "
-            "subprocess.run([sys.executable, '-c', 'import os; print(os.environ[\"CUDA_DEVICE_ORDER\"])'])")
+    code = (
+        "import tunesmith.machine, os, subprocess, sys; assert 'torch' not in sys.modules; "
+        "subprocess.run([sys.executable, '-c', 'import os; print(os.environ[\"CUDA_DEVICE_ORDER\"])'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == after
 
 
-@pytest.mark.parametrize("visible, order, agrees", [
-    (None, [SLOW, FAST], True), (None, [FAST, SLOW], False), ("1", [FAST], True), ("1", [SLOW], False)])
+@pytest.mark.parametrize(
+    "visible, order, agrees",
+    [(None, [SLOW, FAST], True), (None, [FAST, SLOW], False), ("1", [FAST], True), ("1", [SLOW], False)],
+)
 def test_a_process_trains_on_the_gpu_that_was_planned(mixed_pair, visible, order, agrees):
     """`order`: as CUDA has them, by speed where CUDA was started before Tunesmith came."""
     if visible:
         mixed_pair.setenv("CUDA_VISIBLE_DEVICES", visible)
-    mixed_pair.setattr(torch.cuda, "get_device_properties",
-                       lambda device: SimpleNamespace(uuid=order[device.index].removeprefix("GPU-")))
+    mixed_pair.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda device: SimpleNamespace(uuid=order[device.index].removeprefix("GPU-")),
+    )
     mixed_pair.setattr(torch.cuda, "device_count", lambda: len(order))
     mixed_pair.setattr(torch.cuda, "set_device", lambda device: None)
     mixed_pair.setenv("PYTORCH_ALLOC_CONF", "")  # so that none is set
@@ -150,13 +219,22 @@ def test_a_process_trains_on_the_gpu_that_was_planned(mixed_pair, visible, order
             parallel.join("cuda")
 
 
-@pytest.mark.parametrize(("asked", "processes", "threads"), [
-    (None, 1, 8), (None, 2, 4), ("3", 1, 3), ("3", 2, 3), ("2,1", 1, 2), ("0", 1, 8), ("many", 1, 8)])
+@pytest.mark.parametrize(
+    ("asked", "processes", "threads"),
+    [(None, 1, 8), (None, 2, 4), ("3", 1, 3), ("3", 2, 3), ("2,1", 1, 2), ("0", 1, 8), ("many", 1, 8)],
+)
 def test_threads_are_those_of_omp_num_threads(monkeypatch, asked, processes, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    eight = Machine(system="", processor="", cores=8, memory_bytes=2**34, free_memory_bytes=2**34,
-                    free_disk_bytes=2**34, cpu_fast_bf16=False)
+    eight = Machine(
+        system="",
+        processor="",
+        cores=8,
+        memory_bytes=2**34,
+        free_memory_bytes=2**34,
+        free_disk_bytes=2**34,
+        cpu_fast_bf16=False,
+    )
     asked_for = Recipe.build({"model": "m", "data": "d", "train": {"processes": processes}})
     assert choose(asked_for, eight).threads == threads

@@ -28,39 +28,54 @@ def test_every_field_is_read_and_documented(key):
     code = "\n".join(p.read_text() for p in PACKAGE.rglob("*.py") if p.name not in ("recipe.py", "flags.py"))
     assert re.search(rf"\.{name}\b", code), f"nothing reads {key}"
     owner = Source if key.startswith("data.train.") else Recipe
-    for part in ([] if owner is Source else key.split(".")[:-1]):
+    for part in [] if owner is Source else key.split(".")[:-1]:
         owner = owner.model_fields[part].annotation
     kind = owner.model_fields[name].annotation
     is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
     assert is_section or owner.model_fields[name].description, f"{key} has no docstring"
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"train": {"learning_rte": 1}}, "did you mean `train.learning_rate`?"),
-    ({"modle": {}}, "did you mean `model`?"),
-    ({"data": {"train": [{"path": "a", "wieght": 1}]}}, "did you mean `data.train.0.weight`?"),
-    ({"data": {"train": "a", "format": "alpaca"}}, "unknown key `data.format`; it is a source's: `data.train: [{path:"),
-    ({"format": "alpaca"}, "it is a source's"),
-    ({"train": {"learning_rate": -1}}, "`train.learning_rate`"),
-    ({"name": "a/b"}, "name must be a plain folder name"),
-    ({"train": {"learning_rate": float("inf")}}, "`train.learning_rate`"),
-    ({"adapter": {"alpha": float("nan")}}, "`adapter.alpha`"),
-    ({"data": {"train": "a", "eval": "b", "eval_share": 0.2}}, "data.eval_share has no effect; say one of them"),
-    *(({"data": {"train": "a", "eval_share": 0}} | changes, f"{key} needs held-out rows") for key, changes in {
-        "train.result: best": {"train": {"result": "best"}}, "train.patience": {"train": {"patience": 2}},
-        "train.eval_every": {"train": {"eval_every": 5}}, "evaluate.exact_match": {"evaluate": {"exact_match": True}},
-        "train.sample_every": {"train": {"sample_every": 5}}}.items()),
-    ({"train": {"sample_every": 5}, "evaluate": {"samples": 0}}, "train.sample_every shows sample answers"),
-    ({"train": {"sample_every": 5}, "method": {"name": "cpt"}}, "train.sample_every shows sample answers"),
-    ({"adapter": {"kind": "qlora"}}, "must be lora or full, not 'qlora'; QLoRA is adapter.kind: lora with model.quan"),
-    ({"adapter": {"kind": "Full"}}, "did you mean full?"),
-    ({"train": {"batch": "many"}}, "`train.batch` must be a whole number, not 'many'"),
-    ({"train": {"batch": 0}}, "`train.batch` must be a number greater than 0, not 0"),
-    ({"train": {"epochs": None}}, "`train.epochs` is empty: it must be a number"),
-    ({"train": {"gradient_checkpointing": 3}}, "must be auto, on, off, selective or a number of at most 1, not 3"),
-    ({"data": {"train": []}}, "`data.train` is empty"),
-    ({"model": 3}, "`model` must be a mapping"),
-])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train": {"learning_rte": 1}}, "did you mean `train.learning_rate`?"),
+        ({"modle": {}}, "did you mean `model`?"),
+        ({"data": {"train": [{"path": "a", "wieght": 1}]}}, "did you mean `data.train.0.weight`?"),
+        (
+            {"data": {"train": "a", "format": "alpaca"}},
+            "unknown key `data.format`; it is a source's: `data.train: [{path:",
+        ),
+        ({"format": "alpaca"}, "it is a source's"),
+        ({"train": {"learning_rate": -1}}, "`train.learning_rate`"),
+        ({"name": "a/b"}, "name must be a plain folder name"),
+        ({"train": {"learning_rate": float("inf")}}, "`train.learning_rate`"),
+        ({"adapter": {"alpha": float("nan")}}, "`adapter.alpha`"),
+        ({"data": {"train": "a", "eval": "b", "eval_share": 0.2}}, "data.eval_share has no effect; say one of them"),
+        *(
+            ({"data": {"train": "a", "eval_share": 0}} | changes, f"{key} needs held-out rows")
+            for key, changes in {
+                "train.result: best": {"train": {"result": "best"}},
+                "train.patience": {"train": {"patience": 2}},
+                "train.eval_every": {"train": {"eval_every": 5}},
+                "evaluate.exact_match": {"evaluate": {"exact_match": True}},
+                "train.sample_every": {"train": {"sample_every": 5}},
+            }.items()
+        ),
+        ({"train": {"sample_every": 5}, "evaluate": {"samples": 0}}, "train.sample_every shows sample answers"),
+        ({"train": {"sample_every": 5}, "method": {"name": "cpt"}}, "train.sample_every shows sample answers"),
+        (
+            {"adapter": {"kind": "qlora"}},
+            "must be lora or full, not 'qlora'; QLoRA is adapter.kind: lora with model.quan",
+        ),
+        ({"adapter": {"kind": "Full"}}, "did you mean full?"),
+        ({"train": {"batch": "many"}}, "`train.batch` must be a whole number, not 'many'"),
+        ({"train": {"batch": 0}}, "`train.batch` must be a number greater than 0, not 0"),
+        ({"train": {"epochs": None}}, "`train.epochs` is empty: it must be a number"),
+        ({"train": {"gradient_checkpointing": 3}}, "must be auto, on, off, selective or a number of at most 1, not 3"),
+        ({"data": {"train": []}}, "`data.train` is empty"),
+        ({"model": 3}, "`model` must be a mapping"),
+    ],
+)
 def test_a_wrong_value_is_named(changes, said):
     with pytest.raises(UserError, match=re.escape(said)):
         Recipe.build(SMALL | changes)
@@ -79,12 +94,21 @@ def test_flags_change_one_field_of_a_short_form(tmp_path):
     assert (loaded.model.path, loaded.model.dtype) == ("m", "float32")
 
 
-@pytest.mark.parametrize(("text", "known", "unknown"), [
-    ("base_model: m\ndatasets: [{path: d, type: alpaca}]\nsequence_len: 512\nadapter: qlora\nload_in_4bit: true\n",
-     ["base_model is model.path", "datasets is data.train", "load_in_4bit is model.quantize: nf4"], None),
-    ("model_name_or_path: m\nstage: sft\ndataset: d\ncutoff_len: 512\nflash_attn: auto\n",
-     ["model_name_or_path is model.path", "cutoff_len is data.sequence_length"], "flash_attn"),
-])
+@pytest.mark.parametrize(
+    ("text", "known", "unknown"),
+    [
+        (
+            "base_model: m\ndatasets: [{path: d, type: alpaca}]\nsequence_len: 512\nadapter: qlora\nload_in_4bit: true\n",
+            ["base_model is model.path", "datasets is data.train", "load_in_4bit is model.quantize: nf4"],
+            None,
+        ),
+        (
+            "model_name_or_path: m\nstage: sft\ndataset: d\ncutoff_len: 512\nflash_attn: auto\n",
+            ["model_name_or_path is model.path", "cutoff_len is data.sequence_length"],
+            "flash_attn",
+        ),
+    ],
+)
 def test_the_recipe_of_another_tool_is_translated(tmp_path, text, known, unknown):
     (tmp_path / "other.yaml").write_text(text)
     with pytest.raises(UserError) as error:
@@ -111,11 +135,17 @@ def test_exponents_are_numbers_and_flags_win(tmp_path):
     assert (recipe.train.learning_rate, recipe.train.batch) == (1e-4, 16)
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("model: {path: m}\ndata: {train: d}\ntrain:\n  batch: 4\n  epochs: 2\n  batch: 8\n", "r.yaml:6: `batch` is set twice"),
-    ("model: {path: m}\ndata: {train: d}\nmodel: {path: n}\n", "r.yaml:3: `model` is set twice"),
-    ("model: {path: m, path: n}\ndata: {train: d}\n", "r.yaml:1: `path` is set twice"),
-])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "model: {path: m}\ndata: {train: d}\ntrain:\n  batch: 4\n  epochs: 2\n  batch: 8\n",
+            "r.yaml:6: `batch` is set twice",
+        ),
+        ("model: {path: m}\ndata: {train: d}\nmodel: {path: n}\n", "r.yaml:3: `model` is set twice"),
+        ("model: {path: m, path: n}\ndata: {train: d}\n", "r.yaml:1: `path` is set twice"),
+    ],
+)
 def test_a_key_that_is_set_twice(tmp_path, text, said):
     """YAML would silently take the last."""
     (tmp_path / "r.yaml").write_text(text)
@@ -124,8 +154,11 @@ def test_a_key_that_is_set_twice(tmp_path, text, said):
 
 
 def test_a_flag_that_is_given_twice(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["tunesmith", "train", "--model.path", "m", "--data.train", "d", "--train.batch", "4",
-                                      "--train.batch", "8"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["tunesmith", "train", "--model.path", "m", "--data.train", "d", "--train.batch", "4", "--train.batch", "8"],
+    )
     with pytest.raises(SystemExit) as ended:
         cli.main()
     [line] = capsys.readouterr().err.splitlines()
@@ -138,8 +171,21 @@ def test_broken_yaml_is_named_with_its_line(tmp_path):
         Recipe.load(tmp_path / "r.yaml")
 
 
-@pytest.mark.parametrize("module", ["cli", "recipe", "run", "machine", "job", "data.dataset", "data.encode",
-                                    "data.template", "data.check", "plan.choose"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "cli",
+        "recipe",
+        "run",
+        "machine",
+        "job",
+        "data.dataset",
+        "data.encode",
+        "data.template",
+        "data.check",
+        "plan.choose",
+    ],
+)
 def test_no_torch_is_imported(module):
     code = f"import sys, tunesmith.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,24 +10,36 @@ from rich.console import Console
 
 from tunesmith.terminal import LiveLine, bar, fitting, line_chart, size
 
-PARTS = [(0, "step 7/200"), (1, "loss 1.2345"), (3, "27,371 tokens/s"), (5, "520.3 MB"), (4, "0:04 elapsed"),
-         (2, "1:26 left")]
+PARTS = [
+    (0, "step 7/200"),
+    (1, "loss 1.2345"),
+    (3, "27,371 tokens/s"),
+    (5, "520.3 MB"),
+    (4, "0:04 elapsed"),
+    (2, "1:26 left"),
+]
 
 
-@pytest.mark.parametrize(("width", "shown", "left_out"), [
-    (120, ["step 7/200", "loss 1.2345", "27,371 tokens/s", "520.3 MB", "0:04 elapsed", "1:26 left", "░"], []),
-    (79, ["step 7/200", "loss 1.2345", "27,371 tokens/s", "0:04 elapsed", "1:26 left", "░"], ["MB"]),
-    (59, ["step 7/200", "loss 1.2345", "27,371 tokens/s", "1:26 left"], ["elapsed", "MB"]),
-    (35, ["step 7/200", "loss 1.2345", "1:26 left"], ["tokens/s", "░"]),
-])
+@pytest.mark.parametrize(
+    ("width", "shown", "left_out"),
+    [
+        (120, ["step 7/200", "loss 1.2345", "27,371 tokens/s", "520.3 MB", "0:04 elapsed", "1:26 left", "░"], []),
+        (79, ["step 7/200", "loss 1.2345", "27,371 tokens/s", "0:04 elapsed", "1:26 left", "░"], ["MB"]),
+        (59, ["step 7/200", "loss 1.2345", "27,371 tokens/s", "1:26 left"], ["elapsed", "MB"]),
+        (35, ["step 7/200", "loss 1.2345", "1:26 left"], ["tokens/s", "░"]),
+    ],
+)
 def test_the_most_useful_parts_stay_whole(width, shown, left_out):
     line = fitting(PARTS, 0.5, width)
     assert len(line) <= width and [part for part in shown if part not in line] == []
     assert [part for part in left_out if part in line] == []
 
 
-@given(parts=st.lists(st.tuples(st.integers(0, 5), st.text("ab ", min_size=1, max_size=30)), min_size=1, max_size=6),
-       share=st.floats(0, 1), width=st.integers(1, 200))
+@given(
+    parts=st.lists(st.tuples(st.integers(0, 5), st.text("ab ", min_size=1, max_size=30)), min_size=1, max_size=6),
+    share=st.floats(0, 1),
+    width=st.integers(1, 200),
+)
 def test_the_line_is_never_wider_than_the_terminal(parts, share, width):
     assert len(fitting(parts, share, width)) <= width
 
@@ -47,8 +59,8 @@ class Screen:
     def narrow(self, width: int) -> None:
         """Wraps what is there anew; the cursor stays behind its character."""
         text, self.width = self.rows[self.row], width
-        pieces = [text[i:i + width] for i in range(0, len(text), width)] or [""]
-        self.rows[self.row:] = pieces
+        pieces = [text[i : i + width] for i in range(0, len(text), width)] or [""]
+        self.rows[self.row :] = pieces
         self.row += len(pieces) - 1
         self.column = len(pieces[-1])
 
@@ -56,11 +68,11 @@ class Screen:
         while text:
             if text.startswith("\x1b["):
                 end = next(i for i, c in enumerate(text) if c.isalpha())
-                number, text, kind = text[2:end], text[end + 1:], text[end]
+                number, text, kind = text[2:end], text[end + 1 :], text[end]
                 if kind == "A":
                     self.row -= int(number)
                 elif kind == "J":
-                    self.rows[self.row:] = [self.rows[self.row][:self.column]]
+                    self.rows[self.row :] = [self.rows[self.row][: self.column]]
             elif text[0] == "\r":
                 self.column, text = 0, text[1:]
             elif text[0] == "\n":
@@ -68,7 +80,7 @@ class Screen:
                 self.row, self.column, text = self.row + 1, 0, text[1:]
             else:
                 line = self.rows[self.row]
-                self.rows[self.row] = line[:self.column] + text[0] + line[self.column + 1:]
+                self.rows[self.row] = line[: self.column] + text[0] + line[self.column + 1 :]
                 self.column, text = self.column + 1, text[1:]
 
     def flush(self) -> None:
@@ -108,7 +120,8 @@ def test_a_chart_draws_each_point_of_each_series():
     assert line_chart([[(1, math.nan)]], 40, 5, str).plain == "no finite values to draw"
 
 
-@pytest.mark.parametrize(("bytes_", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"),
-                                              (329_700, "329.7 kB"), (24e9, "24.0 GB")])
+@pytest.mark.parametrize(
+    ("bytes_", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (329_700, "329.7 kB"), (24e9, "24.0 GB")]
+)
 def test_sizes_are_decimal(bytes_, text):
     assert size(bytes_) == text

@@ -1,5 +1,6 @@
 """Tunesmith: fine-tune language models on the workstation you own.
 
+Example:
     from tunesmith import Recipe, train
 
     if __name__ == "__main__":  # Tunesmith starts processes, which import the script

@@ -15,10 +15,18 @@ from cyclopts.validators import Number
 from tunesmith.errors import Ending, UserError, is_disk_full, quoted
 
 # Help in plain text: what draws Markdown takes longer to import than all else that help needs.
-app = App(name="tunesmith", help="Fine-tune language models on the workstation you own.", version_flags=["--version"],
-          help_flags=["--help", "-h"], help_format="plaintext", exit_on_error=False, print_error=False)
-PREPARE, TRAIN, USE, MORE = (Group(name, sort_key=place) for place, name in enumerate(
-    ("Prepare", "Train", "Use the result", "More")))
+app = App(
+    name="tunesmith",
+    help="Fine-tune language models on the workstation you own.",
+    version_flags=["--version"],
+    help_flags=["--help", "-h"],
+    help_format="plaintext",
+    exit_on_error=False,
+    print_error=False,
+)
+PREPARE, TRAIN, USE, MORE = (
+    Group(name, sort_key=place) for place, name in enumerate(("Prepare", "Train", "Use the result", "More"))
+)
 data = App(name="data", group=PREPARE, sort_key=2, help="Check data, or show rows as the model will see them.")
 recipe_app = App(name="recipe", group=MORE, sort_key=2, help="Print the JSON Schema of recipes.")
 app.command(data)
@@ -34,8 +42,14 @@ DEFAULT_OUTPUT = Path("runs")
 
 
 @app.command(group=PREPARE, sort_key=1)
-def init(model: str, data: str, *, columns: Columns = [], output: Path = Path("recipe.yaml"),
-         force: Annotated[bool, Switch] = False) -> None:
+def init(
+    model: str,
+    data: str,
+    *,
+    columns: Columns = [],
+    output: Path = Path("recipe.yaml"),
+    force: Annotated[bool, Switch] = False,
+) -> None:
     """Write a short commented recipe that runs as it is.
 
     Args:
@@ -56,9 +70,14 @@ def init(model: str, data: str, *, columns: Columns = [], output: Path = Path("r
     print(f"Wrote {output}. Next:\n  tunesmith data check {quoted(output)}\n  tunesmith train {quoted(output)}")
 
 
-app.command("tunesmith.flags:train", name="train", group=TRAIN, sort_key=1, synonym=("finetune", "fine-tune", "sft"),
-            help="Train from a recipe, or from flags alone. Every field of a recipe is also a flag; flags win over the "
-                 "recipe.")  # by its path: only this command waits for the recipe's classes
+app.command(
+    "tunesmith.flags:train",
+    name="train",
+    group=TRAIN,
+    sort_key=1,
+    synonym=("finetune", "fine-tune", "sft"),
+    help="Train from a recipe, or from flags alone. Every field of a recipe is also a flag; flags win over the recipe.",
+)  # by its path: only this command waits for the recipe's classes
 
 
 @app.command(group=TRAIN, sort_key=2)
@@ -78,8 +97,9 @@ def resume(run: Path, *, as_json: Json = False) -> None:
 
 
 @app.command(name="eval", group=TRAIN, sort_key=4, synonym=("evaluate", "test"))
-def evaluate(run: Path, *, data: str | None = None, format: str = "auto", columns: Columns = [],
-             as_json: Json = False) -> None:
+def evaluate(
+    run: Path, *, data: str | None = None, format: str = "auto", columns: Columns = [], as_json: Json = False
+) -> None:
     """Show how a run did on its held-out rows, before and after; with --data, measure it on other rows.
 
     Args:
@@ -101,8 +121,10 @@ def evaluate(run: Path, *, data: str | None = None, format: str = "auto", column
 
             found = measure(opened, source)
     elif (found := read_json(opened.eval_file)) is None:
-        raise UserError(f"{run}: not evaluated: it is not finished, or had no held-out rows; --data FILE measures a "
-                        "finished run on other rows")
+        raise UserError(
+            f"{run}: not evaluated: it is not finished, or had no held-out rows; --data FILE measures a "
+            "finished run on other rows"
+        )
     if as_json:
         return print_json(found)
 
@@ -112,9 +134,18 @@ def evaluate(run: Path, *, data: str | None = None, format: str = "auto", column
 
 
 @app.command(group=USE, sort_key=2, synonym=("merge", "convert", "quantize", "quantise", "push", "gguf"))
-def export(run: Path, *, to: str, precision: str | None = None, into: Literal["full", "dequantised"] | None = None,
-           importance: Annotated[bool, Switch] = False, output: Path | None = None, parity: bool = True,
-           push: str | None = None, as_json: Json = False) -> None:
+def export(
+    run: Path,
+    *,
+    to: str,
+    precision: str | None = None,
+    into: Literal["full", "dequantised"] | None = None,
+    importance: Annotated[bool, Switch] = False,
+    output: Path | None = None,
+    parity: bool = True,
+    push: str | None = None,
+    as_json: Json = False,
+) -> None:
     """Write a run's result in the form in which it is used, and compare that with the trained model.
 
     Args:
@@ -141,8 +172,15 @@ def export(run: Path, *, to: str, precision: str | None = None, into: Literal["f
 
 
 @app.command(group=USE, sort_key=1, synonym=("run", "ask", "generate", "inference"))
-def chat(run: Path, *, base: bool = False, system: str | None = None, max_new_tokens: AtLeastOne = 512,
-         temperature: Annotated[float, Parameter(validator=Number(gte=0, lte=2))] = 0.0, seed: int = 0) -> None:
+def chat(
+    run: Path,
+    *,
+    base: bool = False,
+    system: str | None = None,
+    max_new_tokens: AtLeastOne = 512,
+    temperature: Annotated[float, Parameter(validator=Number(gte=0, lte=2))] = 0.0,
+    seed: int = 0,
+) -> None:
     """Talk to a run's result. `/base` and `/tuned` switch the model, `/system` sets the system prompt, `/new` starts
     over, `/quit` ends. Ctrl-C stops an answer.
 
@@ -160,20 +198,28 @@ def chat(run: Path, *, base: bool = False, system: str | None = None, max_new_to
     talk(Run.open(run), base, system, max_new_tokens, temperature, seed)
 
 
-app.command("tunesmith.serve.connect:connect", name="connect", group=USE, sort_key=4,
-            help="Print or write another program's configuration for a running server, and try it with a tool "
-                 "call.")  # by its path: its table gives the choices
+app.command(
+    "tunesmith.serve.connect:connect",
+    name="connect",
+    group=USE,
+    sort_key=4,
+    help="Print or write another program's configuration for a running server, and try it with a tool call.",
+)  # by its path: its table gives the choices
 
 
 @app.command(group=USE, sort_key=3, synonym=("server", "ui", "web", "studio"))
-def serve(*models: Path, host: str = "127.0.0.1",
-          port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8383,
-          api_key: Annotated[str | None, Parameter(env_var="TUNESMITH_API_KEY")] = None,
-          cors: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-          allow_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-          context: Annotated[int | None, Parameter(validator=Number(gte=2))] = None, batch: AtLeastOne = 64,
-          queue: Annotated[int, Parameter(validator=Number(gte=0))] = 256,
-          engine: Literal["here", "vllm"] = "here") -> None:
+def serve(
+    *models: Path,
+    host: str = "127.0.0.1",
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8383,
+    api_key: Annotated[str | None, Parameter(env_var="TUNESMITH_API_KEY")] = None,
+    cors: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    allow_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    context: Annotated[int | None, Parameter(validator=Number(gte=2))] = None,
+    batch: AtLeastOne = 64,
+    queue: Annotated[int, Parameter(validator=Number(gte=0))] = 256,
+    engine: Literal["here", "vllm"] = "here",
+) -> None:
     """Serve runs and models over the APIs of OpenAI and Anthropic; a run with its base, on one copy of the weights.
 
     Args:
@@ -197,8 +243,12 @@ def serve(*models: Path, host: str = "127.0.0.1",
 
 
 @app.command(group=TRAIN, sort_key=3, synonym=("list", "show", "compare", "ls"))
-def runs(action: Literal["list", "show", "compare"] = "list", *folders: Path, output: Path = DEFAULT_OUTPUT,
-         as_json: Json = False) -> None:
+def runs(
+    action: Literal["list", "show", "compare"] = "list",
+    *folders: Path,
+    output: Path = DEFAULT_OUTPUT,
+    as_json: Json = False,
+) -> None:
     """List runs, show one, or compare some.
 
     Args:
@@ -243,8 +293,16 @@ def demo(*, model: str | None = None, output: Path = DEFAULT_OUTPUT) -> None:
 
 
 @data.command
-def check(file: str, *, model: str | None = None, format: str = "auto", columns: Columns = [],
-          subset: str | None = None, split: str | None = None, as_json: Json = False) -> None:
+def check(
+    file: str,
+    *,
+    model: str | None = None,
+    format: str = "auto",
+    columns: Columns = [],
+    subset: str | None = None,
+    split: str | None = None,
+    as_json: Json = False,
+) -> None:
     """Say what a file, or each source of a recipe, holds: format, counts, problems, and with a model the lengths.
 
     Args:
@@ -269,9 +327,17 @@ def check(file: str, *, model: str | None = None, format: str = "auto", columns:
 
 
 @data.command
-def show(file: str, *, model: str | None = None, rows: int = 3, format: str = "auto", columns: Columns = [],
-         mask: Literal["assistant", "last", "all"] | None = None, subset: str | None = None,
-         split: str | None = None) -> None:
+def show(
+    file: str,
+    *,
+    model: str | None = None,
+    rows: int = 3,
+    format: str = "auto",
+    columns: Columns = [],
+    mask: Literal["assistant", "last", "all"] | None = None,
+    subset: str | None = None,
+    split: str | None = None,
+) -> None:
     """Show rows as the model will see them, supervised tokens in colour.
 
     Args:
@@ -309,8 +375,9 @@ class Asked:
         return tokenizer_of(self.model, resolve(self.model), self.sources) if self.model else None
 
 
-def _asked(file: str, model: str | None, format: str, columns: list[str], subset: str | None,
-           split: str | None) -> Asked:
+def _asked(
+    file: str, model: str | None, format: str, columns: list[str], subset: str | None, split: str | None
+) -> Asked:
     from pydantic import ValidationError
 
     from tunesmith.recipe import Model, Recipe, Source, first_problem
@@ -318,9 +385,12 @@ def _asked(file: str, model: str | None, format: str, columns: list[str], subset
     if Path(file).suffix in (".yaml", ".yml"):
         recipe = Recipe.load(file)
         length, cpt = recipe.data.sequence_length, recipe.method.name == "cpt"
-        return Asked([*recipe.data.train, *recipe.data.eval],
-                     recipe.model.model_copy(update={"path": model} if model else {}),
-                     "all" if cpt else recipe.method.mask, None if length == "max" else length)
+        return Asked(
+            [*recipe.data.train, *recipe.data.eval],
+            recipe.model.model_copy(update={"path": model} if model else {}),
+            "all" if cpt else recipe.method.mask,
+            None if length == "max" else length,
+        )
     try:
         source = Source(path=file, format=format, columns=_columns(columns), subset=subset, split=split)
     except ValidationError as error:
@@ -386,8 +456,11 @@ def _misused(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError) and error.target:
         return f"{command}: {' '.join(error.unused_tokens)} is too much: {_usage(command, error.target)}"
     if isinstance(error, UnknownCommandError):  # its list of commands is cut off
-        return str(error).partition(" Available commands")[0] + f" `tunesmith {command} --help`".replace("  ", " ") + (
-            " lists the commands")
+        return (
+            str(error).partition(" Available commands")[0]
+            + f" `tunesmith {command} --help`".replace("  ", " ")
+            + (" lists the commands")
+        )
     return " ".join(str(error).split())
 
 

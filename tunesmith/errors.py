@@ -1,16 +1,16 @@
 """The ends of a command that are said in one line; any other exception is a fault of ours and is shown whole."""
 
-import shlex
-from pathlib import Path
-
-
 import errno
+import shlex
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-DISK_FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded",
-             errno.EFBIG: "File too large"}  # in words, as libraries in Rust say it
+DISK_FULL = {
+    errno.ENOSPC: "No space left on device",
+    errno.EDQUOT: "Disk quota exceeded",
+    errno.EFBIG: "File too large",
+}  # in words, as libraries in Rust say it
 
 
 class Ending(Exception):
@@ -76,10 +76,12 @@ def is_disk_full(error: Exception) -> bool:
     return any(words in str(error) for words in DISK_FULL.values())
 
 
-UNGUARDED = "a script calls tunesmith.train outside of `if __name__ == \"__main__\":`"
+UNGUARDED = 'a script calls tunesmith.train outside of `if __name__ == "__main__":`'
 UNGUARDED_STATUS = 78  # exit status of a process of ours that imports such a script
-CHILD_DIED = ("a process started for it ended unexpectedly: memory ran out, or a script calls Tunesmith outside of "
-              "`if __name__ == \"__main__\":`")
+CHILD_DIED = (
+    "a process started for it ended unexpectedly: memory ran out, or a script calls Tunesmith outside of "
+    '`if __name__ == "__main__":`'
+)
 
 
 def first_line(error: Exception) -> str:

@@ -26,18 +26,35 @@ def evaluate(run: Run, source: Source, progress=lambda rows, examples: None) -> 
     tokens, ledger = _tokens(run, source, progress)
     after, before = _measured(run, tokens)
     plain = partial(find(tokenizer_of(run)).plain, tokenizer_of(run))
-    samples = [{"prompt": tokens.asked(row), "reference": plain(tokens.prompt_and_answer(row)[1].tolist()),
-                "before": before["answers"][row], "after": after["answers"][row]} for row in _sampled(run, tokens)]
-    return heldout.compare(before, after) | {"path": source.path, "held_out": tokens.fingerprint, "ledger": ledger,
-                                             "samples": samples}
+    samples = [
+        {
+            "prompt": tokens.asked(row),
+            "reference": plain(tokens.prompt_and_answer(row)[1].tolist()),
+            "before": before["answers"][row],
+            "after": after["answers"][row],
+        }
+        for row in _sampled(run, tokens)
+    ]
+    return heldout.compare(before, after) | {
+        "path": source.path,
+        "held_out": tokens.fingerprint,
+        "ledger": ledger,
+        "samples": samples,
+    }
 
 
 def _tokens(run: Run, source: Source, progress) -> tuple[TokenStore, dict]:
     recipe, plan = run.recipe, plan_of(run)
     chosen = method.get(recipe.method.name)
     settings = Settings(
-        tokenizer=tokenizer_of(run).on(run.plan.get("day")), encode=chosen.encode, method=recipe.method,
-        splits=chosen.splits, sequence_length=plan.sequence_length, too_long=recipe.data.too_long, candidate_share=1.0)
+        tokenizer=tokenizer_of(run).on(run.plan.get("day")),
+        encode=chosen.encode,
+        method=recipe.method,
+        splits=chosen.splits,
+        sequence_length=plan.sequence_length,
+        too_long=recipe.data.too_long,
+        candidate_share=1.0,
+    )
     data = recipe.data.model_copy(update={"eval": [source]})
     return measured_only(data, settings, cache_folder() / "tokens", progress)
 
@@ -62,12 +79,19 @@ def _measure(run: Run, model, tokens: TokenStore) -> dict:
     tokenizer = tokenizer_of(run)
     plain = partial(find(tokenizer).plain, tokenizer)
     with autocast(plan):
-        answers = generate.answers(model, [tokens.prompt_and_answer(row)[0] for row in rows], settings.max_new_tokens,
-                                   run.plan["stop_ids"], tokenizer.pad_id)
+        answers = generate.answers(
+            model,
+            [tokens.prompt_and_answer(row)[0] for row in rows],
+            settings.max_new_tokens,
+            run.plan["stop_ids"],
+            tokenizer.pad_id,
+        )
     found["answers"] = dict(zip(rows, map(plain, answers)))
     if settings.exact_match:
-        found["right"] = [int(found["answers"][row].strip() == plain(tokens.prompt_and_answer(row)[1].tolist()).strip())
-                          for row in rows]
+        found["right"] = [
+            int(found["answers"][row].strip() == plain(tokens.prompt_and_answer(row)[1].tolist()).strip())
+            for row in rows
+        ]
     return found
 
 

@@ -12,7 +12,6 @@ from tunesmith.errors import UserError, quoted
 from tunesmith.recipe import Recipe, Source
 from tunesmith.run import Run
 
-
 SHORT_FORMS = {"model.path": "--model", "data.train": "--data"}
 
 
@@ -32,8 +31,9 @@ def _flags(section: type[BaseModel], prefix: str = "", group: Group | None = Non
 def _flag(key: str, field: FieldInfo, group: Group | None) -> Parameter:
     names = [f"--{key.replace('_', '-')}", *filter(None, [SHORT_FORMS.get(key)])]
     default = "" if field.is_required() or field.default in (None, [], {}) else str(field.default).lower()
-    flag = Parameter(name=names, group=group, help=field.description, show_default=default or False,
-                     negative_iterable="")
+    flag = Parameter(
+        name=names, group=group, help=field.description, show_default=default or False, negative_iterable=""
+    )
     one = _flag_type(field.annotation) is not bool and get_origin(_flag_type(field.annotation)) not in (list, dict)
     return Parameter.combine(flag, Parameter(converter=_as_written)) if one else flag
 
@@ -65,8 +65,12 @@ def chosen(flags: RecipeFlags | None) -> dict:
     return values
 
 
-def train(recipe: Path | None = None, *, flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
-          as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False) -> None:
+def train(
+    recipe: Path | None = None,
+    *,
+    flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+) -> None:
     """Train from a recipe, or from flags alone. Every field of a recipe is also a flag; flags win over the recipe.
 
     Args:
@@ -75,11 +79,14 @@ def train(recipe: Path | None = None, *, flags: Annotated[RecipeFlags | None, Pa
     """
     values = chosen(flags)
     if not recipe and not values:
-        raise UserError("train: no recipe. `tunesmith init --model MODEL --data DATA` writes one; or name both "
-                        "here: tunesmith train --model MODEL --data DATA")
+        raise UserError(
+            "train: no recipe. `tunesmith init --model MODEL --data DATA` writes one; or name both "
+            "here: tunesmith train --model MODEL --data DATA"
+        )
     if recipe and str(recipe).lower() in ("true", "false", "on", "off", "yes", "no"):
-        raise UserError(f"{recipe}: no recipe; the value of a flag that is on or off stands behind =, like "
-                        "--data.packing=false")
+        raise UserError(
+            f"{recipe}: no recipe; the value of a flag that is on or off stands behind =, like --data.packing=false"
+        )
     if recipe and Run.find(recipe):
         raise UserError(f"{recipe}: a run, not a recipe; `tunesmith resume {quoted(recipe)}` continues it")
     asked = Recipe.load(recipe, values) if recipe else Recipe.build(values, "train")

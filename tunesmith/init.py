@@ -4,8 +4,8 @@ from pathlib import Path
 
 import yaml
 
-from tunesmith.data.source import rows_of
 from tunesmith.data.rows import Text
+from tunesmith.data.source import rows_of
 from tunesmith.errors import UserError, quoted
 from tunesmith.model.check import check_base
 from tunesmith.model.files import weight_bytes
@@ -52,15 +52,21 @@ def recipe_text(model: str, data: str, columns: dict[str, str], file: Path) -> s
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
     length = min(longest, 2048, max(256, _power_of_two(characters // CHARACTERS_PER_TOKEN)))
     text = TEXT.format(
-        file=quoted(file), model=_yaml(model), data=f"\n    - path: {_yaml(data)}" if columns else f" {_yaml(data)}",
+        file=quoted(file),
+        model=_yaml(model),
+        data=f"\n    - path: {_yaml(data)}" if columns else f" {_yaml(data)}",
         columns=f"\n      columns: {_yaml(columns)}" if columns else "",
-        length=length if not is_text else min(longest, 2048), share=0.05,
+        length=length if not is_text else min(longest, 2048),
+        share=0.05,
         method="cpt" if is_text else "sft",
         method_note="continued pretraining on text" if is_text else "answers to prompts",
         kind="full" if small else "lora",
         kind_note="every weight, as the model is small" if small else "a low-rank adapter",
-        rank="" if small else "  rank: 16\n  alpha: 32\n", epochs=1 if is_text else 3,
-        batch=_batch(rows), rate="5e-4" if small else "2e-4")
+        rank="" if small else "  rank: 16\n  alpha: 32\n",
+        epochs=1 if is_text else 3,
+        batch=_batch(rows),
+        rate="5e-4" if small else "2e-4",
+    )
     return _aligned(text)
 
 
@@ -78,8 +84,10 @@ def _look(source: Source) -> tuple[int, int, bool]:
             continue
         rows += 1
         is_text |= isinstance(row, Text)
-        longest = max(longest, len(row.text) if isinstance(row, Text) else
-                      sum(len(str(m.get("content") or "")) for m in row.messages))
+        longest = max(
+            longest,
+            len(row.text) if isinstance(row, Text) else sum(len(str(m.get("content") or "")) for m in row.messages),
+        )
         if rows == ROWS_LOOKED_AT:
             break
     if not rows:

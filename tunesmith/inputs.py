@@ -24,15 +24,27 @@ def tokenizer_of(run: Run) -> Tokenizer:
     return Tokenizer.load(run.tokenizer, template_kwargs=run.plan["template_kwargs"])
 
 
-def dataset_of(run: Run, tokenizer: Tokenizer, sequence_length: int, ledger_file: Path | None = None,
-               progress=lambda rows, examples: None, day: str | None = None) -> Dataset:
+def dataset_of(
+    run: Run,
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    ledger_file: Path | None = None,
+    progress=lambda rows, examples: None,
+    day: str | None = None,
+) -> Dataset:
     """The run's tokens; after `prepare` they come from the cache. `day` as the plan has it or will have it, for
     templates that write the date."""
     recipe = run.recipe
     chosen = method.get(recipe.method.name)
     settings = Settings(
-        tokenizer=tokenizer.on(day or run.plan.get("day")), encode=chosen.encode, method=recipe.method,
-        splits=chosen.splits, sequence_length=sequence_length, too_long=recipe.data.too_long, candidate_share=0.0)
+        tokenizer=tokenizer.on(day or run.plan.get("day")),
+        encode=chosen.encode,
+        method=recipe.method,
+        splits=chosen.splits,
+        sequence_length=sequence_length,
+        too_long=recipe.data.too_long,
+        candidate_share=0.0,
+    )
     return prepare(recipe.data, settings, cache_folder() / "tokens", ledger_file, progress)
 
 

@@ -17,8 +17,20 @@ from tunesmith.data import hub
 from tunesmith.data.dataset import Dataset
 from tunesmith.data.source import template_variables
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import (UNGUARDED, UNGUARDED_STATUS, Diverged, Ending, Interrupted, NotEnoughMemory, NotFinite,
-                              ProcessDied, UserError, first_line, quoted, report_full_disk)
+from tunesmith.errors import (
+    UNGUARDED,
+    UNGUARDED_STATUS,
+    Diverged,
+    Ending,
+    Interrupted,
+    NotEnoughMemory,
+    NotFinite,
+    ProcessDied,
+    UserError,
+    first_line,
+    quoted,
+    report_full_disk,
+)
 from tunesmith.evaluate.report import write_report
 from tunesmith.inputs import dataset_of, plan_of, schedule_of
 from tunesmith.machine import probe
@@ -48,7 +60,7 @@ def train(recipe: Recipe) -> Run:
                 prepare(run)
             _start(run)
         except BaseException as error:
-            if run.plan is None or isinstance(error, UserError) and not run.events("step"):
+            if run.plan is None or (isinstance(error, UserError) and not run.events("step")):
                 shutil.rmtree(run.folder)
             raise
     return run
@@ -101,10 +113,16 @@ def prepare(run: Run) -> None:
         _warn(run, screen, line)
     screen.plan(recipe, plan, machine, steps)
     whole_plan = plan.as_dict() | {
-        "ledger": dataset.ledger, "formats": dataset.formats, "base": str(base.resolve()), "day": day,
-        "left_out": dataset.left_out, "template": tokenizer.template_name, "template_kwargs": kwargs,
+        "ledger": dataset.ledger,
+        "formats": dataset.formats,
+        "base": str(base.resolve()),
+        "day": day,
+        "left_out": dataset.left_out,
+        "template": tokenizer.template_name,
+        "template_kwargs": kwargs,
         "system_prompts": dataset.system_prompts,
-        "stop_ids": _stop_ids(dataset, tokenizer, base)}
+        "stop_ids": _stop_ids(dataset, tokenizer, base),
+    }
     write_json(run.provenance_file, provenance.collect(run, base, machine, whole_plan))
     write_json(run.plan_file, whole_plan)  # last: a run that has a plan is prepared
 
@@ -126,18 +144,25 @@ def _check_fit(recipe: Recipe, dataset: Dataset, config) -> None:
     epochs = recipe.train.epochs
     for source, rows in zip(recipe.data.train, dataset.rows):
         if rows and round(source.weight * rows * epochs) < 1:
-            raise UserError(f"data.train: {source.path} gives no row: of its {rows:,} examples, weight: "
-                            f"{source.weight:g} leaves none in train.epochs: {epochs:g}; raise weight")
+            raise UserError(
+                f"data.train: {source.path} gives no row: of its {rows:,} examples, weight: "
+                f"{source.weight:g} leaves none in train.epochs: {epochs:g}; raise weight"
+            )
     if round(dataset.train.weights.sum()) < 1:
-        raise UserError(f"data.train: the weights of its sources leave no row of {len(dataset.train)} to an epoch; "
-                        "raise weight")
+        raise UserError(
+            f"data.train: the weights of its sources leave no row of {len(dataset.train)} to an epoch; raise weight"
+        )
     if not len(dataset.eval) and (key := recipe.needs_held_out_rows):
-        raise UserError(f"{key} needs held-out rows, and none of {len(dataset.train):,} examples could be held out "
-                        f"(data.eval_share: {recipe.data.eval_share:g}); give data.eval, or more rows")
+        raise UserError(
+            f"{key} needs held-out rows, and none of {len(dataset.train):,} examples could be held out "
+            f"(data.eval_share: {recipe.data.eval_share:g}); give data.eval, or more rows"
+        )
     known = config.get_text_config().vocab_size
     if dataset.train.largest_id >= known and not recipe.model.new_tokens:
-        raise UserError(f"model.path: the tokenizer gives id {dataset.train.largest_id}, but the model has {known} "
-                        "embeddings; name the tokens that were added in model.new_tokens")
+        raise UserError(
+            f"model.path: the tokenizer gives id {dataset.train.largest_id}, but the model has {known} "
+            "embeddings; name the tokens that were added in model.new_tokens"
+        )
 
 
 def _start(run: Run) -> None:

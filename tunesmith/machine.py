@@ -117,8 +117,14 @@ def _card(pynvml, handle) -> Card:
         total, free = memory()
     is_part = pynvml.nvmlDeviceIsMigDeviceHandle(handle)
     gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_part else handle
-    return Card(pynvml.nvmlDeviceGetIndex(gpu), pynvml.nvmlDeviceGetName(handle), total, free,
-                tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)), pynvml.nvmlDeviceGetUUID(handle))
+    return Card(
+        pynvml.nvmlDeviceGetIndex(gpu),
+        pynvml.nvmlDeviceGetName(handle),
+        total,
+        free,
+        tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        pynvml.nvmlDeviceGetUUID(handle),
+    )
 
 
 def _visible(pynvml) -> list:
@@ -142,15 +148,17 @@ def _selected(pynvml, handles: list, names: str) -> list:
         if name in NO_GPU:
             break
         if name.isdigit():
-            found = list(known.items())[int(name):][:1]
+            found = list(known.items())[int(name) :][:1]
         elif name.startswith("MIG-"):
             found = _by_uuid(pynvml, name)
         else:
             found = [(uuid, handle) for uuid, handle in known.items() if uuid.startswith(name)]
         if len(found) != 1:
             there = ", ".join(f"{number} ({uuid})" for number, uuid in enumerate(known))
-            raise UserError(f"CUDA_VISIBLE_DEVICES: {name} names {'more than one' if found else 'none'} of this "
-                            f"machine's GPUs; they are {there}")
+            raise UserError(
+                f"CUDA_VISIBLE_DEVICES: {name} names {'more than one' if found else 'none'} of this "
+                f"machine's GPUs; they are {there}"
+            )
         [(uuid, handle)] = found
         if uuid in chosen:
             raise UserError(f"CUDA_VISIBLE_DEVICES: {name} is named twice, and CUDA then gives no GPU at all")

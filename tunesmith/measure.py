@@ -66,8 +66,10 @@ def fitted(run: Run, plan: Plan, base: Path, longest: int) -> tuple[Plan, Measur
             why = f"otherwise only {second.micro_batch_tokens:,} tokens fit, not {plan.micro_batch_tokens:,}"
             reasons |= dict.fromkeys(others, why)
     if not plan.micro_batch_tokens:
-        raise UserError(f"data.sequence_length: no room for {_rows(*_shapes(run, plan, longest)[0])} in "
-                        f"{found.budget_bytes / 1e9:.1f} GB; train an adapter (adapter.kind: lora), or a smaller model")
+        raise UserError(
+            f"data.sequence_length: no room for {_rows(*_shapes(run, plan, longest)[0])} in "
+            f"{found.budget_bytes / 1e9:.1f} GB; train an adapter (adapter.kind: lora), or a smaller model"
+        )
     return replace(plan, reasons=plan.reasons | reasons), found
 
 
@@ -78,18 +80,27 @@ def _largest(run: Run, plan: Plan, base: Path, longest: int) -> tuple[Plan, Meas
         try:
             found = pool.submit(measure, run.folder, plan, base, shapes).result()
         except BrokenProcessPool:
-            raise UserError(f"what fits cannot be measured: {CHILD_DIED}; or give data.sequence_length and "
-                            "train.micro_batch as numbers") from None
+            raise UserError(
+                f"what fits cannot be measured: {CHILD_DIED}; or give data.sequence_length and "
+                "train.micro_batch as numbers"
+            ) from None
     why = f"as fits in {found.budget_bytes / 1e9:.1f} GB, measured up to {max(found.points, default=(0,))[0]:,} tokens"
     if run.recipe.data.sequence_length == "max":
         rows = shapes[0][0]
         length = max(0, min(longest, found.tokens // rows) // MULTIPLE * MULTIPLE)
-        return replace(plan, sequence_length=length, micro_batch_tokens=rows * length, reasons=plan.reasons | {
-            "sequence_length": f"{_rows(rows, length)} in a forward pass, {why}"}), found
+        return replace(
+            plan,
+            sequence_length=length,
+            micro_batch_tokens=rows * length,
+            reasons=plan.reasons | {"sequence_length": f"{_rows(rows, length)} in a forward pass, {why}"},
+        ), found
     length = plan.sequence_length
     tokens = min(_most_rows(run, plan) * length, found.tokens) // MULTIPLE * MULTIPLE
-    return replace(plan, micro_batch_tokens=tokens if tokens >= length else 0, reasons=plan.reasons | {
-        "micro_batch_tokens": f"{tokens:,} tokens in a forward pass, {why}"}), found
+    return replace(
+        plan,
+        micro_batch_tokens=tokens if tokens >= length else 0,
+        reasons=plan.reasons | {"micro_batch_tokens": f"{tokens:,} tokens in a forward pass, {why}"},
+    ), found
 
 
 def _shapes(run: Run, plan: Plan, longest: int) -> list[tuple[int, int]]:

@@ -13,8 +13,17 @@ from tunesmith.machine import Machine
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, file_text, read_json
 
-PACKAGES = ("tunesmith", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "pyarrow",
-            "bitsandbytes")
+PACKAGES = (
+    "tunesmith",
+    "torch",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+    "bitsandbytes",
+)
 WITHOUT_EFFECT = ("name", "output")  # of a run that was moved or renamed
 
 
@@ -39,25 +48,34 @@ def check_unchanged(run: Run) -> None:
     """Raises UserError if anything that determines the result is no longer what the run began with."""
     before = read_json(run.provenance_file)
     if key := _changed_key(before.get("recipe", {}), run.recipe.model_dump(mode="json")):
-        raise UserError(f"{run.recipe_file}: {key} is not what it was when {run.folder} began, so it cannot continue; "
-                        "undo the change, or start a new run with the new recipe")
-    for key, now, then in (("plan", _hashes([run.plan_file]), before.get("plan")),
-                           ("tokenizer", _hashes(run.tokenizer.iterdir()), before.get("tokenizer")),
-                           ("data", _data(run.recipe), before["data"]),
-                           ("model.path", _model(run.base), before["base_model"]["files"])):
+        raise UserError(
+            f"{run.recipe_file}: {key} is not what it was when {run.folder} began, so it cannot continue; "
+            "undo the change, or start a new run with the new recipe"
+        )
+    for key, now, then in (
+        ("plan", _hashes([run.plan_file]), before.get("plan")),
+        ("tokenizer", _hashes(run.tokenizer.iterdir()), before.get("tokenizer")),
+        ("data", _data(run.recipe), before["data"]),
+        ("model.path", _model(run.base), before["base_model"]["files"]),
+    ):
         if then is None:  # a run that an earlier version of Tunesmith began
             continue
         changed = sorted(file for file in {*now, *then} if now.get(file) != then.get(file))
         if changed:
-            raise UserError(f"{key}: {changed[0]} is not what it was when {run.folder} began, so it cannot continue; "
-                            "put it back, or start a new run")
+            raise UserError(
+                f"{key}: {changed[0]} is not what it was when {run.folder} began, so it cannot continue; "
+                "put it back, or start a new run"
+            )
 
 
 def changed_packages(run: Run) -> list[str]:
     """A line for each package whose version is not that with which the run began."""
     before = read_json(run.provenance_file)["packages"]
-    return [f"{name} was {then} when the run began and is {now} now: losses may differ in their last digits"
-            for name, then in before.items() if (now := _version(name)) != then]
+    return [
+        f"{name} was {then} when the run began and is {now} now: losses may differ in their last digits"
+        for name, then in before.items()
+        if (now := _version(name)) != then
+    ]
 
 
 def _changed_key(then: dict, now: dict) -> str | None:
@@ -72,8 +90,9 @@ def _changed_key(then: dict, now: dict) -> str | None:
 
 
 def _data(recipe: Recipe) -> dict[str, str]:
-    return {str(file): content_hash(file)
-            for source in (*recipe.data.train, *recipe.data.eval) for file in files(source)}
+    return {
+        str(file): content_hash(file) for source in (*recipe.data.train, *recipe.data.eval) for file in files(source)
+    }
 
 
 def _model(base: Path) -> dict[str, str]:
@@ -93,8 +112,13 @@ def _version(name: str) -> str | None:
 
 def _git_commit() -> str | None:
     """Of Tunesmith's own checkout, if it runs from one."""
-    asked = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True,
-                           text=True, check=False) if _has_git() else None
+    asked = (
+        subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+        if _has_git()
+        else None
+    )
     return asked.stdout.strip() or None if asked else None
 
 

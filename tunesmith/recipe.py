@@ -38,8 +38,9 @@ Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_switch)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(),
-                              allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Model(Section):
@@ -188,8 +189,9 @@ class Train(Section):
     """AdamW second-moment decay."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 switches clipping off."""
-    gradient_checkpointing: Annotated[Literal["auto", "on", "off", "selective"] | Share,
-                                      BeforeValidator(_as_switch)] = "auto"
+    gradient_checkpointing: Annotated[
+        Literal["auto", "on", "off", "selective"] | Share, BeforeValidator(_as_switch)
+    ] = "auto"
     """Recompute activations in the backward pass: on in every layer, selective all but matrix products, or a share of
     the layers such as 0.5. Less memory, up to a third more work."""
     activation_offload: bool = False
@@ -270,16 +272,21 @@ class Recipe(Section):
         if not (data.eval or data.eval_share) and (key := self.needs_held_out_rows):
             raise ValueError(f"{key} needs held-out rows: give data.eval, or data.eval_share above 0")
         if train.sample_every and (self.method.name != "sft" or not self.evaluate.samples):
-            raise ValueError("train.sample_every shows sample answers: it needs evaluate.samples above 0 and "
-                             "method.name: sft")
+            raise ValueError(
+                "train.sample_every shows sample answers: it needs evaluate.samples above 0 and method.name: sft"
+            )
 
     @property
     def needs_held_out_rows(self) -> str | None:
         """The first key that asks for what only held-out rows can give."""
         train = self.train
-        asked = {"evaluate.exact_match": self.evaluate.exact_match, "train.result: best": train.result == "best",
-                 "train.patience": train.patience, "train.eval_every": train.eval_every,
-                 "train.sample_every": train.sample_every}
+        asked = {
+            "evaluate.exact_match": self.evaluate.exact_match,
+            "train.result: best": train.result == "best",
+            "train.patience": train.patience,
+            "train.eval_every": train.eval_every,
+            "train.sample_every": train.sample_every,
+        }
         return next((key for key, value in asked.items() if value), None)
 
     @classmethod
@@ -304,8 +311,9 @@ class Recipe(Section):
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file. Raises UserError with file:line."""
     if path.is_file() and {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt"} & set(path.suffixes):
-        raise UserError(f"{path}: data, not a recipe; `tunesmith init --model MODEL --data {quoted(path)}` "
-                        "writes a recipe")
+        raise UserError(
+            f"{path}: data, not a recipe; `tunesmith init --model MODEL --data {quoted(path)}` writes a recipe"
+        )
     try:
         values = yaml.load(path.read_text("utf-8"), _Loader)
     except FileNotFoundError:
@@ -343,8 +351,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-                                 list("-+0123456789"))
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 def _in_full(values: dict) -> dict:
@@ -388,7 +397,7 @@ def first_problem(error: ValidationError, parent: str = "") -> str:
     problems = [p | {"loc": (*filter(None, parent.split(".")), *p["loc"])} for p in error.errors()]
     unknown = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "extra_forbidden"]
     if unknown:
-        return len(unknown) > 1 and wording.foreign(unknown) or _unknown_key(unknown[0])
+        return (len(unknown) > 1 and wording.foreign(unknown)) or _unknown_key(unknown[0])
     key = wording.key_of(problems[0])
     if problems[0]["type"] == "missing":
         return f"`{key}` is missing"

@@ -77,8 +77,9 @@ class Run:
             run.folder.mkdir(parents=True)
             run.checkpoints.mkdir()
         except FileExistsError:
-            raise UserError(f"name: the run {run.folder} exists already; choose another name or "
-                            f"`tunesmith resume {run.folder}`") from None
+            raise UserError(
+                f"name: the run {run.folder} exists already; choose another name or `tunesmith resume {run.folder}`"
+            ) from None
         except OSError as error:
             raise UserError(f"output: cannot make {run.folder}: {error.strerror}") from None
         write_atomic(run.recipe_file, recipe.dump())
@@ -130,8 +131,9 @@ class Run:
             if locked is None:
                 self.log("warning", message="this file system has no locks: take care that nothing else trains here")
             elif not locked:
-                raise UserError(f"{self.folder}: this run is going on in another process; stop that one first, or wait "
-                                "for its end")
+                raise UserError(
+                    f"{self.folder}: this run is going on in another process; stop that one first, or wait for its end"
+                )
             yield
 
     @property

@@ -39,38 +39,47 @@ class Screen:
     def measured(self, found) -> None:
         """`found`: what was measured to fit (measure.Measured)."""
         sizes = ", ".join(f"{tokens:,} tokens in {size(peak)}" for tokens, peak in found.points)
-        self._say(f"memory  measured {sizes}; {found.tokens:,} fit in {size(found.budget_bytes)} "
-                  f"({found.seconds:.0f} s)")
+        self._say(
+            f"memory  measured {sizes}; {found.tokens:,} fit in {size(found.budget_bytes)} ({found.seconds:.0f} s)"
+        )
 
     def plan(self, recipe: Recipe, plan: Plan, machine: Machine, steps: int) -> None:
         """What was decided, before training starts."""
         train, adapter = recipe.train, recipe.adapter
-        gpus = [f"{gpu.name}, {size(gpu.total_bytes)}" for gpu in machine.cards[:plan.processes]]
+        gpus = [f"{gpu.name}, {size(gpu.total_bytes)}" for gpu in machine.cards[: plan.processes]]
         threads = plan.processes * plan.threads
         where = "; ".join(gpus) or f"CPU, {threads} thread{'s' if threads > 1 else ''}"
         base = f" over {recipe.model.quantize} weights" if recipe.model.quantize != "none" else ""
         what = "every weight" if adapter.kind == "full" else f"LoRA of rank {adapter.rank}{base}"
         recomputed = {"on": "recomputing activations", "off": "keeping activations"}.get(
-            plan.gradient_checkpointing, f"recomputing activations: {plan.gradient_checkpointing}")
+            plan.gradient_checkpointing, f"recomputing activations: {plan.gradient_checkpointing}"
+        )
         precision = plan.compute if plan.weights == plan.compute else f"{plan.compute}, weights in {plan.weights}"
         length = ", limited by train.max_steps" if steps == train.max_steps else f": {train.epochs:g} epochs"
         self._say(f"plan    on      {where}")
-        self._say(f"        in      {precision}"
-                  + (f" ({plan.reasons['compute']})" if "compute" in plan.reasons else ""))
+        self._say(
+            f"        in      {precision}" + (f" ({plan.reasons['compute']})" if "compute" in plan.reasons else "")
+        )
         self._say(f"        trains  {what}; {train.optimizer}, learning rate {train.learning_rate:g}, {train.schedule}")
         self._say(f"        steps   {steps:,}, each of {train.batch} examples{length}")
-        self._say(f"        passes  up to {plan.micro_batch_tokens:,} tokens, "
-                  f"{'packed' if plan.packing else 'padded'}, {recomputed}")
+        self._say(
+            f"        passes  up to {plan.micro_batch_tokens:,} tokens, "
+            f"{'packed' if plan.packing else 'padded'}, {recomputed}"
+        )
 
     def data(self, dataset) -> None:
         """What became of the rows."""
         ledger = dataset.ledger
         formats = ", ".join(sorted(set(filter(None, dataset.formats))))  # a source without readable rows has none
-        self._say(f"data    {ledger['read']:,} rows read ({formats}): "
-                  f"{len(dataset.train):,} examples to learn from, {len(dataset.eval):,} held out")
+        self._say(
+            f"data    {ledger['read']:,} rows read ({formats}): "
+            f"{len(dataset.train):,} examples to learn from, {len(dataset.eval):,} held out"
+        )
         if dataset.eval_unused:
-            self._say(f"        {dataset.eval_unused:,} more held-out examples are not evaluated: "
-                      "data.eval_limit", style="yellow")
+            self._say(
+                f"        {dataset.eval_unused:,} more held-out examples are not evaluated: data.eval_limit",
+                style="yellow",
+            )
         for path, left_out in dataset.left_out.items():
             self._say(f"        left out of {path}: {', '.join(left_out)}", style="yellow")
         for action in ("dropped", "shortened", "changed"):
@@ -96,8 +105,14 @@ class Screen:
         self._first_step = self._first_step or step
         elapsed = time.monotonic() - self._began
         left = elapsed / (step - self._first_step + 1) * (self._steps - step)
-        parts = [(0, f"step {step}/{self._steps}"), (1, f"loss {loss:.4f}"), (3, f"{tokens_per_second:,.0f} tokens/s"),
-                 (5, size(memory_bytes)), (4, f"{clock(elapsed)} elapsed"), (2, f"{clock(left)} left")]
+        parts = [
+            (0, f"step {step}/{self._steps}"),
+            (1, f"loss {loss:.4f}"),
+            (3, f"{tokens_per_second:,.0f} tokens/s"),
+            (5, size(memory_bytes)),
+            (4, f"{clock(elapsed)} elapsed"),
+            (2, f"{clock(left)} left"),
+        ]
         if self._live.is_shown:
             self._live.show(lambda width: fitting(parts, step / self._steps, width), force=step == self._steps)
         elif self._due() or step == self._steps:
@@ -111,8 +126,11 @@ class Screen:
         self._say(f"saved   step {step}: {size(bytes)} in {seconds:.1f} s{note}", style="dim")
 
     def _show_compile(self, step, graphs, recompiles, seconds) -> None:
-        self._say(f"compile step {step}: {graphs} graphs in {seconds:.1f} s"
-                  + (", again as shapes changed" if recompiles else ""), style="dim")
+        self._say(
+            f"compile step {step}: {graphs} graphs in {seconds:.1f} s"
+            + (", again as shapes changed" if recompiles else ""),
+            style="dim",
+        )
 
     def _show_warning(self, message) -> None:
         self._say(f"warning {message}", style="yellow")
@@ -151,8 +169,10 @@ def finished(run, as_json: bool) -> None:
     else:
         show_run(run)
         folder = quoted(run.folder)
-        print(f"\nresult  {run.result}\nreport  {run.report_file}\nnext    tunesmith chat {folder}\n"
-              f"        tunesmith export {folder} --to gguf")
+        print(
+            f"\nresult  {run.result}\nreport  {run.report_file}\nnext    tunesmith chat {folder}\n"
+            f"        tunesmith export {folder} --to gguf"
+        )
 
 
 def note(line: str) -> None:
@@ -173,8 +193,12 @@ def exported(found: dict) -> None:
             if there["passed"] is None:
                 note(f"note    not compared in {name}: {there['problem']}")
         within = f" within {precision} precision" if precision else ""
-        console.print(f"\n✓ {written}: verified in {' and '.join(engines)}; it matches the trained model{within}",
-                      style="green", markup=False, soft_wrap=True)
+        console.print(
+            f"\n✓ {written}: verified in {' and '.join(engines)}; it matches the trained model{within}",
+            style="green",
+            markup=False,
+            soft_wrap=True,
+        )
     for command in _uses(found["form"], folder):
         console.print(f"  {command}", markup=False, soft_wrap=True)
 
@@ -185,16 +209,20 @@ def _uses(form: str, folder: Path) -> list[str]:
     if files and form == "gguf":
         return [f"tunesmith serve {quoted(files[0])}", f"llama-server -m {quoted(files[0])}"]
     if form in ("merged", "fp8", "int4"):
-        return [f"tunesmith serve {quoted(folder)}", f"vllm serve {quoted(folder)}"] if form == "merged" else [
-            f"vllm serve {quoted(folder)}"]
+        return (
+            [f"tunesmith serve {quoted(folder)}", f"vllm serve {quoted(folder)}"]
+            if form == "merged"
+            else [f"vllm serve {quoted(folder)}"]
+        )
     return []
 
 
 def _parity_table(found: dict) -> Table:
     """A column for each engine that was asked."""
     asked = [found, *(there for there in found["elsewhere"].values() if there["passed"] is not None)]
-    shown = Table(title=f"exported compared with trained, on {found['rows']} {found['rows_from']}",
-                  title_justify="left")
+    shown = Table(
+        title=f"exported compared with trained, on {found['rows']} {found['rows_from']}", title_justify="left"
+    )
     for column in ("", *(f"in {one['engine']}" for one in asked), "bound"):
         shown.add_column(column)
 
@@ -206,20 +234,31 @@ def _parity_table(found: dict) -> Table:
         return lambda one: text(one["logits"]) if one["logits"] else "not told"
 
     bound = found["bound"]
-    row("token ids", "identical",
-        lambda one: f"of {one['tokens']['texts']} texts, {one['tokens']['conversations']} conversations")
+    row(
+        "token ids",
+        "identical",
+        lambda one: f"of {one['tokens']['texts']} texts, {one['tokens']['conversations']} conversations",
+    )
     for key, what in (("excused", "other ids, as noted"), ("not_expressed", "conversations not compared")):
         if any(one["tokens"][key] for one in asked):
             row(what, "", lambda one: ", ".join(map(repr, one["tokens"][key])))
     row("mean KL of logits, nats", f"{bound['kl']:g}", of_logits(lambda logits: f"{logits['mean_kl']:.2e}"))
     row("same first choice", f"{bound['top1']:.0%}", of_logits(lambda logits: f"{logits['top1_agreement']:.1%}"))
     row("largest drift of a logit, of the spread", "", of_logits(lambda logits: f"{logits['largest_drift']:.2e}"))
-    row("answers that stop", f"{found['answers']['bound']:.0%}",
-        lambda one: f"{one['answers']['stopped_of_them']} of {one['answers']['stopped_trained']}")
+    row(
+        "answers that stop",
+        f"{found['answers']['bound']:.0%}",
+        lambda one: f"{one['answers']['stopped_of_them']} of {one['answers']['stopped_trained']}",
+    )
     row("answers word for word the same", "", lambda one: f"{one['answers']['identical']} of {one['answers']['asked']}")
     for name, values in found["measure"].items():
-        row(f"{name.replace('_', ' ')}, trained {values['trained']:.4f}", "", lambda one: (
-            "not told" if one["measure"][name]["exported"] is None else f"{one['measure'][name]['exported']:.4f}"))
+        row(
+            f"{name.replace('_', ' ')}, trained {values['trained']:.4f}",
+            "",
+            lambda one: (
+                "not told" if one["measure"][name]["exported"] is None else f"{one['measure'][name]['exported']:.4f}"
+            ),
+        )
     return shown
 
 

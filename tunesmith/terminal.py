@@ -78,7 +78,7 @@ class LiveLine:
 
     def show(self, line: Callable[[int], str], force: bool = False) -> None:
         """Shows the line that `line` gives for a width, but not more often than a person can read."""
-        if not self.is_shown or not force and time.monotonic() - self._shown_at < SECONDS_BETWEEN_REDRAWS:
+        if not self.is_shown or (not force and time.monotonic() - self._shown_at < SECONDS_BETWEEN_REDRAWS):
             return
         text = line(self._console.width - 1)  # a full line would make some terminals start another
         self._console.file.write(self._cleared() + text)
@@ -104,8 +104,9 @@ def bar(share: float, width: int) -> str:
     return "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
 
 
-def line_chart(series: Sequence[Sequence[tuple[float, float]]], width: int, height: int,
-               show: Callable[[float], str]) -> Text:
+def line_chart(
+    series: Sequence[Sequence[tuple[float, float]]], width: int, height: int, show: Callable[[float], str]
+) -> Text:
     """Points (x, y) of each series, in its own mark and colour, over axes that hold them all; `show` writes a y.
     Points that are not finite are left out."""
     finite = [[(x, y) for x, y in points if math.isfinite(y)] for points in series]
@@ -120,8 +121,10 @@ def line_chart(series: Sequence[Sequence[tuple[float, float]]], width: int, heig
 
     def place(x: float, y: float) -> tuple[int, int]:
         """(row, column) of a point."""
-        return (round((high - y) / ((high - low) or 1) * (rows - 1)),
-                round((x - min(xs)) / ((max(xs) - min(xs)) or 1) * (columns - 1)))
+        return (
+            round((high - y) / ((high - low) or 1) * (rows - 1)),
+            round((x - min(xs)) / ((max(xs) - min(xs)) or 1) * (columns - 1)),
+        )
 
     for number, points in enumerate(finite):
         for (x, y), (next_x, next_y) in zip(points, points[1:]):

@@ -48,8 +48,11 @@ def precision_of(folder: Path) -> str:
 
 def adapter_hindrances(recipe: Recipe) -> list[str]:
     """What makes a run's adapter more than vLLM loads."""
-    parts = {"DoRA": recipe.adapter.dora, "modules_to_save": recipe.adapter.modules_to_save,
-             "new tokens": recipe.model.new_tokens}
+    parts = {
+        "DoRA": recipe.adapter.dora,
+        "modules_to_save": recipe.adapter.modules_to_save,
+        "new tokens": recipe.model.new_tokens,
+    }
     return [name for name, there in parts.items() if there]
 
 
@@ -60,14 +63,24 @@ class Child:
         """`log`: its name in the cache folder. Raises UserError if vLLM is not installed."""
         program = find()
         if program is None:
-            raise UserError("--engine vllm: no program `vllm` beside this Python or on PATH; `uv tool install vllm` "
-                            "puts it there, with an environment of its own")
+            raise UserError(
+                "--engine vllm: no program `vllm` beside this Python or on PATH; `uv tool install vllm` "
+                "puts it there, with an environment of its own"
+            )
         self.key = secrets.token_hex(16)
         self.port = _free_port()
         self.log = cache_folder() / log
         self._environment = os.environ | SETTINGS | {"VLLM_API_KEY": self.key} | (environment or {})
-        self._command = [program, "serve", *arguments, "--host", "127.0.0.1", "--port", str(self.port),
-                         "--disable-uvicorn-access-log"]
+        self._command = [
+            program,
+            "serve",
+            *arguments,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--disable-uvicorn-access-log",
+        ]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.unlink(missing_ok=True)  # another server may be writing to it
         self._file = open(self.log, "a+b")
@@ -75,11 +88,21 @@ class Child:
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            "sh", "-c", GUARDED, "sh", *self._command, stdin=asyncio.subprocess.PIPE, stdout=self._file,
-            stderr=self._file, start_new_session=True, env=self._environment)
+            "sh",
+            "-c",
+            GUARDED,
+            "sh",
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=self._file,
+            stderr=self._file,
+            start_new_session=True,
+            env=self._environment,
+        )
 
-    async def healthy(self, client: httpx.AsyncClient, say: Callable[[str], None],
-                      given_up: Callable[[], bool] = lambda: False) -> bool:
+    async def healthy(
+        self, client: httpx.AsyncClient, say: Callable[[str], None], given_up: Callable[[], bool] = lambda: False
+    ) -> bool:
         """Waits until vLLM answers; False if it ends or we give up first. `say` is told what it says meanwhile."""
         said = time.monotonic()
         while not (self.ended or given_up()):
@@ -93,9 +116,13 @@ class Child:
         return False
 
     def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=None, trust_env=False,
-                                 headers={"Authorization": f"Bearer {self.key}"},
-                                 limits=httpx.Limits(max_connections=None))
+        return httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{self.port}",
+            timeout=None,
+            trust_env=False,
+            headers={"Authorization": f"Bearer {self.key}"},
+            limits=httpx.Limits(max_connections=None),
+        )
 
     @property
     def pid(self) -> int:

@@ -124,12 +124,20 @@ def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint
         for line in changed_packages(run):
             log("warning", message=line)
     for folder, problem in damaged.items():
-        log("warning", message=f"{folder.name} is damaged ({problem}) and was renamed to damaged-{folder.name}; "
-                               f"training continues from {last.name}")
+        log(
+            "warning",
+            message=f"{folder.name} is damaged ({problem}) and was renamed to damaged-{folder.name}; "
+            f"training continues from {last.name}",
+        )
     built = build(run, plan, run.base, device, log)
     model, plan = built.model, built.plan
-    state = checkpoint.load(last, model, built.optimizer) if last else checkpoint.State(
-        micro_batch_tokens=plan.micro_batch_tokens, checkpointing=plan.gradient_checkpointing == "on")
+    state = (
+        checkpoint.load(last, model, built.optimizer)
+        if last
+        else checkpoint.State(
+            micro_batch_tokens=plan.micro_batch_tokens, checkpointing=plan.gradient_checkpointing == "on"
+        )
+    )
     parallel.wait()  # until all have read it
     if parallel.rank() == 0:
         for folder in damaged:
@@ -137,14 +145,34 @@ def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint
     if state.checkpointing and plan.gradient_checkpointing != "on":
         layers.checkpoint_layers(model, "on")
     schedule = schedule_of(recipe, dataset)
-    job = Job(run=run, settings=settings, **vars(built), tokens=dataset.train, held_out=dataset.eval,
-              tokenizer=tokenizer, plain=partial(find(tokenizer).plain, tokenizer), schedule=schedule,
-              saver=Saver(run.checkpoints, settings.keep_checkpoints, log), device=device, stop_asked=stop_asked,
-              evaluate=lambda: _evaluate(job, state), sample=lambda: _sample(job, state), seed=recipe.seed, log=log)
+    job = Job(
+        run=run,
+        settings=settings,
+        **vars(built),
+        tokens=dataset.train,
+        held_out=dataset.eval,
+        tokenizer=tokenizer,
+        plain=partial(find(tokenizer).plain, tokenizer),
+        schedule=schedule,
+        saver=Saver(run.checkpoints, settings.keep_checkpoints, log),
+        device=device,
+        stop_asked=stop_asked,
+        evaluate=lambda: _evaluate(job, state),
+        sample=lambda: _sample(job, state),
+        seed=recipe.seed,
+        log=log,
+    )
     _try_longest_row(job)
     trained, everything = adapt.parameter_counts(model)
-    log("start", step=state.step, steps=schedule.steps, rows=len(dataset.train), eval_rows=len(dataset.eval),
-        trainable_parameters=trained, parameters=everything)
+    log(
+        "start",
+        step=state.step,
+        steps=schedule.steps,
+        rows=len(dataset.train),
+        eval_rows=len(dataset.eval),
+        trainable_parameters=trained,
+        parameters=everything,
+    )
     return job, state
 
 
@@ -161,23 +189,31 @@ def _try_longest_row(job: Job) -> None:
     except (IndexError, RuntimeError) as error:
         if is_out_of_memory(error):
             return  # training has ways to make it fit
-        raise UserError(f"data.sequence_length: the model cannot take the {store.lengths[row]:,} tokens of "
-                        f"{store.where(row)}{f': it has {positions:,} positions' if positions else ''} "
-                        f"({first_line(error)}); lower data.sequence_length") from None
+        raise UserError(
+            f"data.sequence_length: the model cannot take the {store.lengths[row]:,} tokens of "
+            f"{store.where(row)}{f': it has {positions:,} positions' if positions else ''} "
+            f"({first_line(error)}); lower data.sequence_length"
+        ) from None
     finally:
         job.routing.forget()
 
 
 def _load_best(job: Job, state: checkpoint.State) -> None:
     if state.best_step == 0:
-        job.log("warning", message="no evaluation had a lower held-out loss than the model before training, so the "
-                                   "result, train.result: best, is the untrained one")
+        job.log(
+            "warning",
+            message="no evaluation had a lower held-out loss than the model before training, so the "
+            "result, train.result: best, is the untrained one",
+        )
     best = job.run.checkpoints / f"step-{state.best_step:06d}"
     if best.exists() and not checkpoint.damage(best):
         checkpoint.load(best, job.model)
     else:
-        job.log("warning", message=f"the best weights, of step {state.best_step}, were not saved or "
-                                   "are damaged; the result is the last ones")
+        job.log(
+            "warning",
+            message=f"the best weights, of step {state.best_step}, were not saved or "
+            "are damaged; the result is the last ones",
+        )
 
 
 def trainable_model(run: Run, plan: Plan, base: Path):
@@ -195,8 +231,9 @@ def trainable_model(run: Run, plan: Plan, base: Path):
 def _losses(job: Job, state: checkpoint.State) -> np.ndarray:
     """Of the held-out rows, in passes as large as steps have."""
     plan = replace(job.plan, micro_batch_tokens=state.micro_batch_tokens)
-    with no_room_is_said("the loss of held-out rows", "train.micro_batch: 1 needs the least, or lower "
-                         "data.sequence_length"):
+    with no_room_is_said(
+        "the loss of held-out rows", "train.micro_batch: 1 needs the least, or lower data.sequence_length"
+    ):
         return heldout.row_losses(job.model, job.head, job.held_out, plan, job.device)
 
 
@@ -225,8 +262,9 @@ def _answers(job: Job, rows: list[int]) -> dict[str, str]:
     prompts = [job.held_out.prompt_and_answer(row)[0] for row in mine]
     remedy = "lower evaluate.max_new_tokens, or set evaluate.samples: 0"
     with autocast(job.plan), no_room_is_said("answering held-out prompts", remedy):
-        answers = generate.answers(job.model, prompts, job.run.recipe.evaluate.max_new_tokens,
-                                   job.run.plan["stop_ids"], job.tokenizer.pad_id)
+        answers = generate.answers(
+            job.model, prompts, job.run.recipe.evaluate.max_new_tokens, job.run.plan["stop_ids"], job.tokenizer.pad_id
+        )
     texts = dict(zip(mine, map(job.plain, answers)))
     found = {row: answer for share in parallel.gather(texts) for row, answer in share.items()}
     return {str(row): found[row] for row in rows}
@@ -265,8 +303,13 @@ def _before(job: Job, run: Run, state: checkpoint.State) -> None:
         found = _measure(job, state)
         if parallel.rank() == 0:
             write_json(run.before_file, found)
-            job.log("eval", step=0, loss=heldout.mean_loss(np.array(found["losses"])), rows=len(found["losses"]),
-                    seconds=0.0)
+            job.log(
+                "eval",
+                step=0,
+                loss=heldout.mean_loss(np.array(found["losses"])),
+                rows=len(found["losses"]),
+                seconds=0.0,
+            )
         parallel.wait()
     loss = heldout.mean_loss(np.array(read_json(run.before_file)["losses"], float))
     if state.step == 0 and math.isfinite(loss):
@@ -284,8 +327,10 @@ def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
         if after:
             before = read_json(run.before_file)
             found = heldout.compare(before, after) | {"held_out": job.held_out.fingerprint}
-            found["samples"] = [_shown(job, row) | {"before": before["answers"][str(row)],
-                                                    "after": after["answers"][str(row)]} for row in _sampled(job)]
+            found["samples"] = [
+                _shown(job, row) | {"before": before["answers"][str(row)], "after": after["answers"][str(row)]}
+                for row in _sampled(job)
+            ]
             write_json(run.eval_file, found)
         write_report(run)
         save_result(run, job.model)  # last: a run that has a result is finished

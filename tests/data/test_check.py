@@ -22,9 +22,13 @@ from tunesmith.recipe import Source, Train
 def test_text_is_shown_as_it_is(family, tmp_path, capsys):
     """Not as marks of the screen's."""
     said = "[/b] a[start:end:2] [link]"
-    file = write_rows(tmp_path / "[red]rows.jsonl", [
-        {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": said}]},
-        {"messages": [{"role": said, "content": "x"}]}])
+    file = write_rows(
+        tmp_path / "[red]rows.jsonl",
+        [
+            {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": said}]},
+            {"messages": [{"role": said, "content": "x"}]},
+        ],
+    )
     source = Source(path=str(file))
     report(check(source, None))
     show(source, Tokenizer.load(family("llama3")), 2, "assistant")
@@ -33,8 +37,9 @@ def test_text_is_shown_as_it_is(family, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("base", ["llama3", "qwen3"])
-@pytest.mark.parametrize("environment, marked", [({}, True), ({"FORCE_COLOR": "1"}, False),
-                                                 ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True)])
+@pytest.mark.parametrize(
+    "environment, marked", [({}, True), ({"FORCE_COLOR": "1"}, False), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True)]
+)
 def test_what_is_learned_is_seen_without_colour_too(family, tmp_path, capsys, monkeypatch, base, environment, marked):
     for name in ("FORCE_COLOR", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
@@ -86,8 +91,10 @@ def test_lengths_are_drawn_and_add_up(family, tmp_path, capsys, name):
 
 def test_dropped_rows_that_are_not_shown_are_counted(tmp_path, capsys):
     rows = [{"messages": [{"role": "narrator", "content": str(n)}]} for n in range(8)]
-    file = write_rows(tmp_path / "rows.jsonl", [*rows, {"messages": [{"role": "user", "content": "a"},
-                                                                     {"role": "assistant", "content": "b"}]}])
+    file = write_rows(
+        tmp_path / "rows.jsonl",
+        [*rows, {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+    )
     report(check(Source(path=str(file)), None))
     assert "The first 5 of 8 dropped rows" in capsys.readouterr().out
 
@@ -97,22 +104,43 @@ def test_fewer_examples_than_a_batch_are_reported(examples, batch, warned):
     dataset = SimpleNamespace(train=SimpleNamespace(weights=np.ones(examples)))
     found = list(unusual._few_rows(Train(batch=batch), dataset))
     assert [f"train.batch: {batch} is more than the {examples} examples of an epoch" in line for line in found] == (
-        [True] * warned)
+        [True] * warned
+    )
 
 
 def test_a_recipe_is_checked_with_its_own_template_and_mask(family, tmp_path):
     """By the command, whose rendering is that of a template that the recipe names."""
-    rows = [{"messages": [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."},
-                          {"role": "user", "content": "And two?"}, {"role": "assistant", "content": "Six."}]}]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "Two and two?"},
+                {"role": "assistant", "content": "Four."},
+                {"role": "user", "content": "And two?"},
+                {"role": "assistant", "content": "Six."},
+            ]
+        }
+    ]
     file = write_rows(tmp_path / "rows.jsonl", rows)
     template = tmp_path / "own.jinja"
-    template.write_text("{% for m in messages %}{{ m.role }}{{ tone }}: {{ m.content }}<|eot_id|>{% endfor %}"
-                        "{% if add_generation_prompt %}assistant{{ tone }}: {% endif %}")
+    template.write_text(
+        "{% for m in messages %}{{ m.role }}{{ tone }}: {{ m.content }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant{{ tone }}: {% endif %}"
+    )
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({
-        "model": {"path": str(family("llama3")), "chat_template": str(template),
-                  "chat_template_kwargs": {"tone": "!"}},
-        "data": {"train": str(file)}, "method": {"mask": "last"}}))
-    shown = subprocess.run([sys.executable, "-m", "tunesmith.cli", "data", "show", str(recipe)], capture_output=True,
-                           text=True, check=True).stdout
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "path": str(family("llama3")),
+                    "chat_template": str(template),
+                    "chat_template_kwargs": {"tone": "!"},
+                },
+                "data": {"train": str(file)},
+                "method": {"mask": "last"},
+            }
+        )
+    )
+    shown = subprocess.run(
+        [sys.executable, "-m", "tunesmith.cli", "data", "show", str(recipe)], capture_output=True, text=True, check=True
+    ).stdout
     assert "assistant!: Four." in shown and "⟦Six." in shown and "⟦Four." not in shown

@@ -26,8 +26,15 @@ def tokenizer(tmp_path_factory):
 
 def prepared(tokenizer, tmp_path, **data):
     asked = Data(**data)
-    how = Settings(tokenizer=tokenizer, encode=sft.encode, method=Method(), splits=False, too_long=asked.too_long,
-                   sequence_length=asked.sequence_length, candidate_share=0.0)
+    how = Settings(
+        tokenizer=tokenizer,
+        encode=sft.encode,
+        method=Method(),
+        splits=False,
+        too_long=asked.too_long,
+        sequence_length=asked.sequence_length,
+        candidate_share=0.0,
+    )
     ledger = tmp_path / "ledger.jsonl"
     dataset = prepare(asked, how, tmp_path / "cache", ledger, lambda *_: None)
     return dataset, [json.loads(line) for line in ledger.open()]
@@ -67,7 +74,8 @@ def test_rows_of_the_evaluation_are_not_learned(tokenizer, tmp_path):
     held_out = write_rows(tmp_path / "eval.jsonl", sums(10, first=15))
     dataset, ledger = prepared(tokenizer, tmp_path, train=str(train), eval=str(held_out))
     assert [(e["file"], e["line"], e["reason"]) for e in ledger] == [
-        (str(train), line, "duplicate_of_eval") for line in range(16, 21)]
+        (str(train), line, "duplicate_of_eval") for line in range(16, 21)
+    ]
     assert not set(texts(dataset.train, tokenizer)) & set(texts(dataset.eval, tokenizer))
     assert (len(dataset.train), len(dataset.eval)) == (15, 10)
 
@@ -145,8 +153,9 @@ def test_a_prompt_of_the_evaluation_is_not_learned_with_another_answer(tokenizer
     train = write_rows(tmp_path / "train.jsonl", [row("a", "x"), row("b", "x"), row("b", "x")])
     held_out = write_rows(tmp_path / "eval.jsonl", [row("a", "y"), row("c", "y"), row("c", "y")])
     dataset, ledger = prepared(tokenizer, tmp_path, train=str(train), eval=str(held_out))
-    assert sorted((e["file"], e["line"], e["reason"]) for e in ledger) == sorted([
-        (str(train), 1, "duplicate_of_eval"), (str(train), 3, "duplicate"), (str(held_out), 3, "duplicate")])
+    assert sorted((e["file"], e["line"], e["reason"]) for e in ledger) == sorted(
+        [(str(train), 1, "duplicate_of_eval"), (str(train), 3, "duplicate"), (str(held_out), 3, "duplicate")]
+    )
     assert (len(dataset.train), len(dataset.eval)) == (1, 2)
 
 
@@ -163,8 +172,15 @@ def test_a_long_text_is_learned_to_its_last_token(tokenizer, tmp_path):
     (tmp_path / "book.txt").write_text(text)
     for length in (8, 9, 10, 11):
         asked = Data(train=str(tmp_path / "book.txt"), sequence_length=length, eval_share=0)
-        how = Settings(tokenizer=tokenizer, encode=cpt.encode, method=Method(name="cpt"), splits=True,
-                       too_long="drop", sequence_length=length, candidate_share=0.0)
+        how = Settings(
+            tokenizer=tokenizer,
+            encode=cpt.encode,
+            method=Method(name="cpt"),
+            splits=True,
+            too_long="drop",
+            sequence_length=length,
+            candidate_share=0.0,
+        )
         store = prepare(asked, how, tmp_path / "cache", None, lambda *_: None).train
         ids = [int(i) for n in range(len(store)) for i in store[n][0]]
         assert tokenizer.decode(ids, skip_special_tokens=True) == text and ids[-1] == tokenizer.eos_id

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import ipc, parquet
 
-from tunesmith.data.ledger import Ledger
 from tunesmith.data.files import content_hash, files, select
+from tunesmith.data.ledger import Ledger
 from tunesmith.data.read import parse, read, read_lines
 from tunesmith.data.rows import REASONS, Chat, RowProblem, Where
 from tunesmith.data.source import formats_of, rows_of
@@ -91,11 +91,21 @@ def test_every_container_gives_the_same_rows(tmp_path, name, rows):
 def test_nested_columns_are_equal_from_json_and_arrow(tmp_path):
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
     other = {"id": "c2", "type": "function", "function": {"name": "time", "arguments": {"zone": "UTC"}}}
-    rows = [{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": [c]},
-                          {"role": "tool", "content": "7", "tool_call_id": c["id"]},
-                          {"role": "assistant", "content": "7.", "weight": 1}]} for c in (call, other)]
-    found = [[row for _, row in rows_of(source(write(tmp_path, name, rows)))]
-             for name in ("a.jsonl", "array.json", "a.parquet", "file.arrow", "stream.arrow")]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "?"},
+                {"role": "assistant", "content": None, "tool_calls": [c]},
+                {"role": "tool", "content": "7", "tool_call_id": c["id"]},
+                {"role": "assistant", "content": "7.", "weight": 1},
+            ]
+        }
+        for c in (call, other)
+    ]
+    found = [
+        [row for _, row in rows_of(source(write(tmp_path, name, rows)))]
+        for name in ("a.jsonl", "array.json", "a.parquet", "file.arrow", "stream.arrow")
+    ]
     assert isinstance(found[0][0], Chat) and all(rows == found[0] for rows in found)
     assert found[0][1].messages[1]["tool_calls"][0]["function"]["arguments"] == {"zone": "UTC"}
 
@@ -103,21 +113,34 @@ def test_nested_columns_are_equal_from_json_and_arrow(tmp_path):
 # What each data file says: expected (line, reason or None) of every record.
 ODD = {
     "blank.jsonl": (b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n{"a": 2}\n', [(1, None), (4, None)]),
-    "broken.jsonl": (b'{"a": 1}\n{"a": \n[1]\n"x"\n{"a": "\xff"}\n{"a": "\\ud800"}\n{"a": 2}',
-                     [(1, None), (2, "broken_json"), (3, "wrong_shape"), (4, "wrong_shape"), (5, "unreadable"),
-                      (6, "unreadable"), (7, None)]),
+    "broken.jsonl": (
+        b'{"a": 1}\n{"a": \n[1]\n"x"\n{"a": "\xff"}\n{"a": "\\ud800"}\n{"a": 2}',
+        [
+            (1, None),
+            (2, "broken_json"),
+            (3, "wrong_shape"),
+            (4, "wrong_shape"),
+            (5, "unreadable"),
+            (6, "unreadable"),
+            (7, None),
+        ],
+    ),
     "deep.jsonl": (b"[" * 100_000 + b'\n{"a": 1}\n', [(1, "broken_json"), (2, None)]),
     "digits.jsonl": (b'{"a": ' + b"9" * 5000 + b'}\n{"a": 1}\n', [(1, "broken_json"), (2, None)]),
     "emoji.jsonl": (b'{"a": "\\ud83d\\ude00"}\n', [(1, None)]),
-    "array.json": (b'\xef\xbb\xbf[\n{"a": 1},\n\n{"a":\n 2}, 3,\n{"a": "\xff"}]',
-                   [(2, None), (4, None), (5, "wrong_shape"), (6, "unreadable")]),
+    "array.json": (
+        b'\xef\xbb\xbf[\n{"a": 1},\n\n{"a":\n 2}, 3,\n{"a": "\xff"}]',
+        [(2, None), (4, None), (5, "wrong_shape"), (6, "unreadable")],
+    ),
     "cut.json": (b'[{"a": 1},\n{"a": 2},\n{"a": ', [(1, None), (2, None), (3, "broken_json")]),
     "one.json": (b'{"a": 1,\n "b": [2]}', [(1, None)]),
     "data.json": (b'{"v": 1, "data": [\n{"a": 1},\n{"a": 2}]}', [(2, None), (3, None)]),
     "lines.json": (b'{"a": 1}\n{"a": \n{"a": 2}\n', [(1, None), (2, "broken_json"), (3, None)]),
     "empty.json": (b" \n", []),
-    "long.csv": (b'a,b\n"1\n2",3\n4\n5,6\n\n7,\xff\n8,9\n',
-                 [(2, None), (4, "wrong_shape"), (5, None), (7, "unreadable"), (8, None)]),
+    "long.csv": (
+        b'a,b\n"1\n2",3\n4\n5,6\n\n7,\xff\n8,9\n',
+        [(2, None), (4, "wrong_shape"), (5, None), (7, "unreadable"), (8, None)],
+    ),
     "quote.csv": (b'a,b\n1,"2\n3,4\n', [(2, "unreadable"), (3, None)]),
     "quotes.csv": (b'a,b\n1,"x\n2,3\n4,"5 "6\n7,8\n', [(2, "unreadable"), (3, None), (4, "unreadable"), (5, None)]),
     "several.jsonl": (b'{\n "a": 1\n}\n{\n "a": 2\n}\n', [(1, None), (4, None)]),
@@ -166,8 +189,10 @@ TABLES = {
     "sep.csv": ("sep=;\r\nquestion;answer\r\nWhere, then?;Germany\r\n", [("Where, then?", "Germany", 3)]),
     "unnamed.csv": ("question,answer,,\nWhere?,Germany,,\nWho?,I,,x\n", [("Where?", "Germany", 2), ("Who?", "I", 3)]),
     "behind.csv": ("question,answer\nWhere?,Germany,,\n", [("Where?", "Germany", 2)]),
-    "unclosed.csv": ('question,answer\nA?,a\nB?,"never\n' + "".join(f"C{n}?,c{n}\n" for n in range(50)),
-                     [("A?", "a", 2), *((f"C{n}?", f"c{n}", n + 4) for n in range(50))]),
+    "unclosed.csv": (
+        'question,answer\nA?,a\nB?,"never\n' + "".join(f"C{n}?,c{n}\n" for n in range(50)),
+        [("A?", "a", 2), *((f"C{n}?", f"c{n}", n + 4) for n in range(50))],
+    ),
     "nan.json": ('[{"instruction": "Where?", "input": NaN, "output": "Germany"}]', [("Where?", "Germany", 1)]),
 }
 
@@ -195,19 +220,25 @@ def test_a_cut_compressed_file_is_told(tmp_path, how):
     path.write_bytes(path.read_bytes()[:-9])
     raws = list(read(source(path)))
     whole = [raw.value for raw in raws if raw.value]
-    assert whole == rows[:len(whole)] and len(whole) > 100
+    assert whole == rows[: len(whole)] and len(whole) > 100
     assert raws[-1].problem.reason == "unreadable" and raws[-1].where.line > len(whole)
 
 
-MUTATIONS = st.lists(st.tuples(st.sampled_from(["flip", "cut", "insert"]), st.floats(0, 1), st.binary(max_size=4)),
-                     min_size=1, max_size=4)
+MUTATIONS = st.lists(
+    st.tuples(st.sampled_from(["flip", "cut", "insert"]), st.floats(0, 1), st.binary(max_size=4)),
+    min_size=1,
+    max_size=4,
+)
 
 
 def mutilated(content: bytes, mutations) -> bytes:
     for what, share, new in mutations:
         at = int(share * len(content))
-        content = {"flip": content[:at] + new + content[at + len(new):], "cut": content[:at],
-                   "insert": content[:at] + new + content[at:]}[what]
+        content = {
+            "flip": content[:at] + new + content[at + len(new) :],
+            "cut": content[:at],
+            "insert": content[:at] + new + content[at:],
+        }[what]
     return content
 
 
@@ -232,8 +263,16 @@ def test_damage_is_counted_and_never_an_exception(tmp_path, name, rows, mutation
 
 
 def test_which_files_a_source_has(tmp_path):
-    for name in ("b/2.jsonl", "b/1.json.gz", "a.csv", "README.md", ".git/x.jsonl", "notes.docx", "text/z.txt",
-                 "text/a.py"):
+    for name in (
+        "b/2.jsonl",
+        "b/1.json.gz",
+        "a.csv",
+        "README.md",
+        ".git/x.jsonl",
+        "notes.docx",
+        "text/z.txt",
+        "text/a.py",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
 
@@ -309,22 +348,31 @@ def test_a_saved_dataset_of_splits_gives_the_one_asked_for(tmp_path):
 
 
 CLONE = ["data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl", "extra/rows.csv", "dataset_infos.json"]
-CONFIGS = {"configs": [
-    {"config_name": "main", "default": True, "data_files": [{"split": split, "path": f"data/{split}-*"}
-                                                            for split in ("train", "test")]},
-    {"config_name": "more", "data_files": "extra/*"}]}
+CONFIGS = {
+    "configs": [
+        {
+            "config_name": "main",
+            "default": True,
+            "data_files": [{"split": split, "path": f"data/{split}-*"} for split in ("train", "test")],
+        },
+        {"config_name": "more", "data_files": "extra/*"},
+    ]
+}
 
 
-@pytest.mark.parametrize("readme, asked, chosen, left_out", [
-    ({}, {}, [CLONE[0], CLONE[2]], ["split test (1 file)", CLONE[3]]),
-    ({}, {"split": "test"}, [CLONE[1]], ["split train (2 files)", CLONE[3]]),
-    ({}, {"subset": "extra"}, [CLONE[2]], ["files of other subsets (2)", CLONE[3]]),
-    (CONFIGS, {}, [CLONE[0]], ["split test (1 file)", "files of other subsets (1)", CLONE[3]]),
-    (CONFIGS, {"split": "test"}, [CLONE[1]], ["split train (1 file)", "files of other subsets (1)", CLONE[3]]),
-    (CONFIGS, {"subset": "more"}, [CLONE[2]], ["files of other subsets (2)", CLONE[3]]),
-    (CONFIGS, {"split": "dev"}, "no split 'dev'.*test, train", None),
-    (CONFIGS, {"subset": "less"}, "no subset 'less'.*main, more", None),
-])
+@pytest.mark.parametrize(
+    "readme, asked, chosen, left_out",
+    [
+        ({}, {}, [CLONE[0], CLONE[2]], ["split test (1 file)", CLONE[3]]),
+        ({}, {"split": "test"}, [CLONE[1]], ["split train (2 files)", CLONE[3]]),
+        ({}, {"subset": "extra"}, [CLONE[2]], ["files of other subsets (2)", CLONE[3]]),
+        (CONFIGS, {}, [CLONE[0]], ["split test (1 file)", "files of other subsets (1)", CLONE[3]]),
+        (CONFIGS, {"split": "test"}, [CLONE[1]], ["split train (1 file)", "files of other subsets (1)", CLONE[3]]),
+        (CONFIGS, {"subset": "more"}, [CLONE[2]], ["files of other subsets (2)", CLONE[3]]),
+        (CONFIGS, {"split": "dev"}, "no split 'dev'.*test, train", None),
+        (CONFIGS, {"subset": "less"}, "no subset 'less'.*main, more", None),
+    ],
+)
 def test_a_clone_gives_the_files_of_its_subset_and_split(tmp_path, readme, asked, chosen, left_out):
     for name in CLONE:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -353,8 +401,9 @@ def test_splits_are_of_folders_with_data(tmp_path):
 
 def test_each_file_has_a_format_of_its_own(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"question": "1", "answer": "2"}])
-    write_jsonl(tmp_path / "b.jsonl", [{"messages": [{"role": "user", "content": "3"},
-                                                     {"role": "assistant", "content": "4"}]}])
+    write_jsonl(
+        tmp_path / "b.jsonl", [{"messages": [{"role": "user", "content": "3"}, {"role": "assistant", "content": "4"}]}]
+    )
     write_jsonl(tmp_path / "c.jsonl", [{"x": "5"}])
     write_jsonl(tmp_path / "d.jsonl", [])
     found = {Path(where.file).name: row for where, row in rows_of(source(tmp_path))}
@@ -392,23 +441,46 @@ def test_a_header_with_a_column_twice_is_refused(tmp_path):
         list(read(source(tmp_path / "a.csv")))
 
 
-HUB = ["README.md", "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet",
-       "data/test-00000-of-00001.parquet", "main/train.jsonl", "main/dev.jsonl", "socratic/all.csv.gz"]
+HUB = [
+    "README.md",
+    "data/train-00000-of-00002.parquet",
+    "data/train-00001-of-00002.parquet",
+    "data/test-00000-of-00001.parquet",
+    "main/train.jsonl",
+    "main/dev.jsonl",
+    "socratic/all.csv.gz",
+]
 
 
-@pytest.mark.parametrize("subset, split, readme, chosen", [
-    (None, None, {}, HUB[1:3]),
-    (None, "test", {}, HUB[3:4]),
-    ("main", "validation", {}, ["main/dev.jsonl"]),
-    ("socratic", None, {}, ["socratic/all.csv.gz"]),
-    ("x", None, {"configs": [{"config_name": "x", "data_files": [{"split": "train", "path": "main/*"}]}]},
-     ["main/dev.jsonl", "main/train.jsonl"]),
-    (None, None, {"configs": [{"config_name": "m", "data_dir": "main"}, {"config_name": "s", "default": True,
-                  "data_files": "**/*.csv.gz"}]}, ["socratic/all.csv.gz"]),
-    (None, "nope", {}, "no split 'nope'.*test, train"),
-    ("nope", None, {}, "no subset 'nope'.*default, main, socratic"),
-    (None, None, {"configs": [{"config_name": "a"}, {"config_name": "b"}]}, "several subsets.*a, b"),
-])
+@pytest.mark.parametrize(
+    "subset, split, readme, chosen",
+    [
+        (None, None, {}, HUB[1:3]),
+        (None, "test", {}, HUB[3:4]),
+        ("main", "validation", {}, ["main/dev.jsonl"]),
+        ("socratic", None, {}, ["socratic/all.csv.gz"]),
+        (
+            "x",
+            None,
+            {"configs": [{"config_name": "x", "data_files": [{"split": "train", "path": "main/*"}]}]},
+            ["main/dev.jsonl", "main/train.jsonl"],
+        ),
+        (
+            None,
+            None,
+            {
+                "configs": [
+                    {"config_name": "m", "data_dir": "main"},
+                    {"config_name": "s", "default": True, "data_files": "**/*.csv.gz"},
+                ]
+            },
+            ["socratic/all.csv.gz"],
+        ),
+        (None, "nope", {}, "no split 'nope'.*test, train"),
+        ("nope", None, {}, "no subset 'nope'.*default, main, socratic"),
+        (None, None, {"configs": [{"config_name": "a"}, {"config_name": "b"}]}, "several subsets.*a, b"),
+    ],
+)
 def test_files_of_a_hub_dataset(subset, split, readme, chosen):
     asked = Source(path="hub:org/name", subset=subset, split=split)
     if isinstance(chosen, list):
@@ -427,10 +499,21 @@ def test_the_ledger_counts_and_writes_what_it_is_told(tmp_path):
         ledger.refuse_if_empty("a.jsonl")
         written = (tmp_path / "ledger.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["line"] for line in written] == [7, 8]
-    assert json.loads(written[0]) | {"detail": ""} == {"file": "a.jsonl", "line": 7, "action": "dropped",
-                                                      "reason": "broken_json", "detail": ""}
-    assert ledger.summary() == {"read": 4, "kept": 3, "dropped": {"broken_json": 1}, "changed": {},
-                                "shortened": {"too_long": 1}, "unread": {}}
+    assert json.loads(written[0]) | {"detail": ""} == {
+        "file": "a.jsonl",
+        "line": 7,
+        "action": "dropped",
+        "reason": "broken_json",
+        "detail": "",
+    }
+    assert ledger.summary() == {
+        "read": 4,
+        "kept": 3,
+        "dropped": {"broken_json": 1},
+        "changed": {},
+        "shortened": {"too_long": 1},
+        "unread": {},
+    }
 
 
 def test_an_empty_ledger_names_the_first_reasons():

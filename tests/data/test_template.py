@@ -11,17 +11,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.data.reasoning import switch, switched
+from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.data.template import encode_chat, encode_text
 from tunesmith.data.tokenizer import Tokenizer
 
 HOME = TemporaryDirectory(prefix="tiny-")
-ENDS = {"llama3": "<|eot_id|>", "qwen2": "<|im_end|>", "qwen3": "<|im_end|>", "mistral": "</s>",
-        "gemma3": "<end_of_turn>", "gemma2": "<end_of_turn>", "phi3": "<|end|>", "smollm3": "<|im_end|>", "olmo2": "<|endoftext|>",
-        "qwen3_moe": "<|im_end|>", "mixtral": "</s>", "olmoe": "<|endoftext|>", "gpt_oss": "<|return|>"}
-STARTS = {"qwen3": "<think>\n\n</think>\n\n", "qwen3_moe": "<think>\n\n</think>\n\n", "mistral": " ", "mixtral": " ",
-          "gpt_oss": "<|channel|>final<|message|>"}
+ENDS = {
+    "llama3": "<|eot_id|>",
+    "qwen2": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+    "mistral": "</s>",
+    "gemma3": "<end_of_turn>",
+    "gemma2": "<end_of_turn>",
+    "phi3": "<|end|>",
+    "smollm3": "<|im_end|>",
+    "olmo2": "<|endoftext|>",
+    "qwen3_moe": "<|im_end|>",
+    "mixtral": "</s>",
+    "olmoe": "<|endoftext|>",
+    "gpt_oss": "<|return|>",
+}
+STARTS = {
+    "qwen3": "<think>\n\n</think>\n\n",
+    "qwen3_moe": "<think>\n\n</think>\n\n",
+    "mistral": " ",
+    "mixtral": " ",
+    "gpt_oss": "<|channel|>final<|message|>",
+}
 SPLIT = {"qwen3", "qwen3_moe", "gpt_oss"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "é"}}}
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
@@ -66,7 +83,7 @@ def runs(tokenizer, example):
     marks = "".join("x" if s else "." for s in example.supervised)
     for run in re.finditer("x+", marks):
         before, upto = (tokenizer.decode(example.ids[:at]) for at in run.span())
-        yield upto[len(before):]
+        yield upto[len(before) :]
 
 
 TALK = [user("Hi"), assistant("Hello, you"), user("Why?"), assistant("Because\nso")]
@@ -84,7 +101,8 @@ def test_one_turn_two_turns_and_system(family):
     with_system = [[first], [second]] if family in ("mistral", "mixtral") else both
     assert learned(tokenizer, [system("Be kind."), *TALK]) == with_system
     assert [e.changes for e in encode_chat(tokenizer, Chat([system("Be kind."), *TALK]), "assistant")] == (
-        [["history_split"]] * 2 if len(with_system) == 2 else [[]])
+        [["history_split"]] * 2 if len(with_system) == 2 else [[]]
+    )
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -101,18 +119,28 @@ def test_mask_all_and_weights(family):
         learned(tokenizer, muted[:2])
 
 
-@pytest.mark.parametrize("family, call, answer", [
-    ("qwen2", '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é"}}\n</tool_call><|im_end|>', "3<|im_end|>"),
-    ("mistral", '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1, "b": "é"}}]</s>', " 3</s>"),
-    ("gpt_oss", ' to=functions.add<|channel|>commentary json<|message|>{"a": 1, "b": "é"}<|call|>',
-     "<|channel|>final<|message|>3<|return|>"),
-])
+@pytest.mark.parametrize(
+    "family, call, answer",
+    [
+        (
+            "qwen2",
+            '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é"}}\n</tool_call><|im_end|>',
+            "3<|im_end|>",
+        ),
+        ("mistral", '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1, "b": "é"}}]</s>', " 3</s>"),
+        (
+            "gpt_oss",
+            ' to=functions.add<|channel|>commentary json<|message|>{"a": 1, "b": "é"}<|call|>',
+            "<|channel|>final<|message|>3<|return|>",
+        ),
+    ],
+)
 def test_tool_calls_are_learned_and_results_are_not(family, call, answer):
     messages = [user("1 + 2?"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "3"}, assistant("3")]
     assert learned(load(family), messages, tools=TOOLS) == [[call, answer]]
-    example, = encode_chat(load(family), Chat(messages[:2], TOOLS), "assistant")
+    (example,) = encode_chat(load(family), Chat(messages[:2], TOOLS), "assistant")
     asked = load(family).render(messages[:1], TOOLS, add_generation_prompt=True)
-    assert example.ids[:example.answer[0]] == load(family).encode(asked)[0] and example.asked == "1 + 2?"
+    assert example.ids[: example.answer[0]] == load(family).encode(asked)[0] and example.asked == "1 + 2?"
 
 
 def test_reasoning_is_learned_where_the_template_keeps_it():
@@ -120,12 +148,13 @@ def test_reasoning_is_learned_where_the_template_keeps_it():
     expected = [["<think>\nadd them\n</think>\n\n4<|im_end|>"]]
     assert learned(load("qwen3"), messages) == expected
     assert learned(load("qwen3"), [user("2+2?"), assistant("<think>add them</think>4")]) == expected
-    assert learned(load("gpt_oss"), messages) == [[
-        "<|channel|>analysis<|message|>add them<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>"]]
+    assert learned(load("gpt_oss"), messages) == [
+        ["<|channel|>analysis<|message|>add them<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>"]
+    ]
 
 
 def test_what_an_example_leaves_out_is_said():
-    example, = encode_chat(load("llama3"), Chat([user("a?"), assistant("b"), user("c?")]), "assistant")
+    (example,) = encode_chat(load("llama3"), Chat([user("a?"), assistant("b"), user("c?")]), "assistant")
     assert example.changes == ["turns_unused"]
     assert list(runs(load("llama3"), example)) == ["b<|eot_id|>"]
 
@@ -138,7 +167,7 @@ def test_without_reasoning_the_empty_think_block_belongs_to_the_prompt(family):
     tokenizer = load(family, enable_thinking=False)
     assert learned(tokenizer, TALK[:2]) == [["Hello, you<|im_end|>"]]
     last = encode_chat(tokenizer, Chat(TALK), "assistant")[-1]
-    assert tokenizer.decode(last.ids[:last.answer[0]]).endswith("<think>\n\n</think>\n\n")
+    assert tokenizer.decode(last.ids[: last.answer[0]]).endswith("<think>\n\n</think>\n\n")
 
 
 def test_a_template_without_system_turns_gets_it_in_the_first_user_turn(tmp_path):
@@ -153,12 +182,15 @@ def test_a_template_without_system_turns_gets_it_in_the_first_user_turn(tmp_path
         assert "<start_of_turn>user\nBe kind.\n\nHi<end_of_turn>" in load("gemma3").decode(example.ids)
 
 
-@pytest.mark.parametrize("template, detail", [
-    ("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}", "no special token"),
-    ("{% for m in messages %}{{ m.content | upper }}</s>{% endfor %}", "does not write|part_unwritten"),
-    ("{% for m in messages %}{{ m.content + m.content + '</s>' }}{% endfor %}", "2 times"),
-    ("{{ messages[0].text.lower() }}", "template_refused"),
-])
+@pytest.mark.parametrize(
+    "template, detail",
+    [
+        ("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}", "no special token"),
+        ("{% for m in messages %}{{ m.content | upper }}</s>{% endfor %}", "does not write|part_unwritten"),
+        ("{% for m in messages %}{{ m.content + m.content + '</s>' }}{% endfor %}", "2 times"),
+        ("{{ messages[0].text.lower() }}", "template_refused"),
+    ],
+)
 def test_what_cannot_be_proved_is_refused(template, detail, tmp_path):
     file = tmp_path / "template.jinja"
     file.write_text(template)
@@ -168,11 +200,11 @@ def test_what_cannot_be_proved_is_refused(template, detail, tmp_path):
 
 def test_with_mask_all_each_answer_is_proved_and_the_rest_may_change():
     tokenizer, talk = load("mistral"), [system("▁Be▁kind."), user("▁"), *TALK[1:]]
-    example, = encode_chat(tokenizer, Chat(talk), "all")
+    (example,) = encode_chat(tokenizer, Chat(talk), "all")
     assert [i for i, s in enumerate(example.supervised) if not s] == [0]
     assert tokenizer.decode(example.ids[slice(*example.answer)]).strip() == "Because\nso</s>"
     for turn in (2, 4):
-        unprovable = [*talk[:turn], assistant("a▁b"), *talk[turn + 1:]]
+        unprovable = [*talk[:turn], assistant("a▁b"), *talk[turn + 1 :]]
         with pytest.raises(RowProblem, match="mask_unproved"):
             encode_chat(tokenizer, Chat(unprovable), "all")
 
@@ -188,7 +220,8 @@ def test_plain_text_gets_bos_and_eos_once():
 TEXT = st.one_of(
     st.text(st.sampled_from("ab \n\t.é\u0301ﬁ中🙂👍🏽\u200d<|>▁\u00a0"), min_size=1, max_size=12),
     st.text(min_size=1, max_size=12),
-    st.sampled_from(["<s>", "<|im_end|>", "<|begin_of_text|> x", "\n\n\nfoo", "  bar  ", "<bos>", "</think>"]))
+    st.sampled_from(["<s>", "<|im_end|>", "<|begin_of_text|> x", "\n\n\nfoo", "  bar  ", "<bos>", "</think>"]),
+)
 
 
 PLAIN = st.text(st.sampled_from("ab\n"), min_size=1, max_size=4)
@@ -197,9 +230,13 @@ SYSTEM = TEXT | st.text(st.sampled_from("▁ a\n"), min_size=1, max_size=4)
 
 
 @settings(max_examples=400)
-@given(family=st.sampled_from([*tiny.FAMILIES, "plain", "chatml"]), given_system=st.none() | SYSTEM,
-       texts=st.one_of([st.lists(text, min_size=2, max_size=6) for text in (TEXT, PLAIN)]).filter(
-           lambda texts: len(texts) % 2 == 0))
+@given(
+    family=st.sampled_from([*tiny.FAMILIES, "plain", "chatml"]),
+    given_system=st.none() | SYSTEM,
+    texts=st.one_of([st.lists(text, min_size=2, max_size=6) for text in (TEXT, PLAIN)]).filter(
+        lambda texts: len(texts) % 2 == 0
+    ),
+)
 def test_learned_text_is_the_answers(family, given_system, texts):
     built_in = {"plain": ("mistral", "plain"), "chatml": ("qwen2", "chatml")}
     tokenizer = load(*built_in.get(family, (family,)))
@@ -208,8 +245,13 @@ def test_learned_text_is_the_answers(family, given_system, texts):
     try:
         examples = encode_chat(tokenizer, Chat(messages), "assistant")
     except RowProblem as problem:
-        assert problem.reason in ("mask_unproved", "template_refused", "control_tokens", "part_unwritten",
-                                  "empty_answer")
+        assert problem.reason in (
+            "mask_unproved",
+            "template_refused",
+            "control_tokens",
+            "part_unwritten",
+            "empty_answer",
+        )
         assert not _plain("".join([*texts, given_system or ""])), problem
         return
     answers = [_written(family, text) for text in texts[1::2]]
@@ -224,7 +266,7 @@ def test_learned_text_is_the_answers(family, given_system, texts):
     if given_system is None and len(texts) == 2:
         assert last.ids[:start] == tokenizer.encode(asked)[0]
     if _plain("".join(texts)) and all(text == text.strip() for text in texts):
-        everything, = encode_chat(tokenizer, Chat(messages), "all")
+        (everything,) = encode_chat(tokenizer, Chat(messages), "all")
         assert everything.ids[slice(*everything.answer)] == last.ids[slice(*last.answer)]
 
 
@@ -240,7 +282,7 @@ def _nfc(family: str, text: str) -> str:
 def _written(family: str, text: str) -> str:
     """What a model of the family should write for an answer, from its documentation."""
     if family in ("llama3", "gemma3", "gemma2", "mistral", "mixtral"):
-        indentation = text[:len(text) - len(text.lstrip())].rpartition("\n")[2]
+        indentation = text[: len(text) - len(text.lstrip())].rpartition("\n")[2]
         is_code = re.fullmatch(r"[ \t]{2,}|\t", indentation) and text.strip()
         text = (indentation if is_code else "") + text.strip()
     elif family in ("qwen3", "qwen3_moe", "smollm3"):

@@ -19,8 +19,12 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 
 ASK = [{"role": "user", "content": " Say  «héllo» 🙂\n\n\ttwice "}]
-TALK = [*ASK, {"role": "assistant", "content": "\n Hi, hi. "}, {"role": "user", "content": "Why?"},
-        {"role": "assistant", "content": "You asked\nme"}]
+TALK = [
+    *ASK,
+    {"role": "assistant", "content": "\n Hi, hi. "},
+    {"role": "user", "content": "Why?"},
+    {"role": "assistant", "content": "You asked\nme"},
+]
 
 
 @pytest.fixture(scope="session")
@@ -65,9 +69,11 @@ def test_a_worker_gets_the_same_tokenizer_without_torch(folders):
     tokenizer = Tokenizer.load(folders["qwen3"], template_kwargs={"enable_thinking": False})
     sent = pickle.dumps(tokenizer)
     assert len(sent) < 1000
-    code = ("import pickle, sys; t = pickle.loads(bytes.fromhex(sys.argv[1]));"
-            "text = t.render([{'role': 'user', 'content': 'a'}], add_generation_prompt=True);"
-            "print(t.fingerprint, text.count('think'), 'torch' in sys.modules)")
+    code = (
+        "import pickle, sys; t = pickle.loads(bytes.fromhex(sys.argv[1]));"
+        "text = t.render([{'role': 'user', 'content': 'a'}], add_generation_prompt=True);"
+        "print(t.fingerprint, text.count('think'), 'torch' in sys.modules)"
+    )
     output = subprocess.run([sys.executable, "-c", code, sent.hex()], capture_output=True, text=True, check=True).stdout
     assert output.split() == [tokenizer.fingerprint, "2", "False"]
 
@@ -76,8 +82,12 @@ def test_fingerprint_follows_template_and_variables(folders, tmp_path):
     folder = folders["qwen3"]
     other = tmp_path / "mine.jinja"
     other.write_text("{{ messages[0].content }}")
-    tokenizers = [Tokenizer.load(folder), Tokenizer.load(folder, "chatml"), Tokenizer.load(folder, str(other)),
-                  Tokenizer.load(folder, template_kwargs={"enable_thinking": False})]
+    tokenizers = [
+        Tokenizer.load(folder),
+        Tokenizer.load(folder, "chatml"),
+        Tokenizer.load(folder, str(other)),
+        Tokenizer.load(folder, template_kwargs={"enable_thinking": False}),
+    ]
     assert len({t.fingerprint for t in tokenizers}) == 4
     assert [t.template_name for t in tokenizers] == ["own", "chatml", str(other), "own"]
     assert Tokenizer.load(folder).fingerprint == tokenizers[0].fingerprint
@@ -114,13 +124,18 @@ def test_a_model_without_template_gets_plain_text(folders, tmp_path):
         shutil.copy(folders["mistral"] / name, tmp_path)
     tokenizer = Tokenizer.load(tmp_path)
     call = {"function": {"name": "add", "arguments": {"a": 1}}}
-    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"},
-                {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "2"},
-                {"role": "assistant", "content": " A "}]
+    messages = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "U"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": " A "},
+    ]
     assert tokenizer.template_name == "plain"
     assert tokenizer.render(messages) == (
         '<s>System:\nS\n\nUser:\nU\n\nAssistant:\nCall: {"name": "add", "arguments": {"a": 1}}</s>\n\n'
-        "Tool:\n2\n\nAssistant:\n A </s>\n\n")
+        "Tool:\n2\n\nAssistant:\n A </s>\n\n"
+    )
     assert tokenizer.render(ASK[:1], add_generation_prompt=True).endswith("\n\nAssistant:\n")
 
 

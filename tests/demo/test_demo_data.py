@@ -18,8 +18,10 @@ from tunesmith.demo import corpus, questions, starter
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return [[json.loads(line)["messages"] for line in path.read_text("utf-8").splitlines()]
-            for path in questions.write(tmp_path_factory.mktemp("demo"))]
+    return [
+        [json.loads(line)["messages"] for line in path.read_text("utf-8").splitlines()]
+        for path in questions.write(tmp_path_factory.mktemp("demo"))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +63,9 @@ def test_evaluation_asks_what_training_taught_in_other_words(files):
         return " ".join(re.findall(r"\w+", text.casefold()))
 
     def names_and_answers(file):
-        return {(name, assistant["content"]) for user, assistant in file
-                for name in re.findall("`(.*?)`", user["content"])}
+        return {
+            (name, assistant["content"]) for user, assistant in file for name in re.findall("`(.*?)`", user["content"])
+        }
 
     train, evaluation = files
     seen = "\n".join(plain(message["content"]) for conversation in train for message in conversation)
@@ -78,18 +81,30 @@ def test_no_evaluation_question_is_in_the_pretraining_text(files):
 
 
 def test_same_bytes_in_every_process(tmp_path):
-    script = ("import sys, pathlib; from tunesmith.demo import questions, corpus; import hashlib;"
-              "files = questions.write(pathlib.Path(sys.argv[1]));"
-              "print(*(hashlib.sha256(f.read_bytes()).hexdigest() for f in files),"
-              " hashlib.sha256(repr(list(corpus.texts())).encode()).hexdigest())")
-    said = {subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True,
-                           env=os.environ | {"PYTHONHASHSEED": seed}).stdout for seed in "12"}
+    script = (
+        "import sys, pathlib; from tunesmith.demo import questions, corpus; import hashlib;"
+        "files = questions.write(pathlib.Path(sys.argv[1]));"
+        "print(*(hashlib.sha256(f.read_bytes()).hexdigest() for f in files),"
+        " hashlib.sha256(repr(list(corpus.texts())).encode()).hexdigest())"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in "12"
+    }
     assert len(said) == 1
 
 
 def test_the_corpus_imports_nothing_it_reads():
-    script = ("import sys; from tunesmith.demo import corpus; before = set(sys.modules);"
-              "list(corpus.texts()); print(*(set(sys.modules) - before).intersection(corpus.MODULES))")
+    script = (
+        "import sys; from tunesmith.demo import corpus; before = set(sys.modules);"
+        "list(corpus.texts()); print(*(set(sys.modules) - before).intersection(corpus.MODULES))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

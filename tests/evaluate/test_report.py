@@ -25,32 +25,57 @@ ATTACK = "</p><script>alert('owned')</script><img src=http://evil.example/x.png>
 
 EVALUATION = {
     "rows": 212,
-    "before": {"loss": {"mean": 3.2134, "low": 3.121, "high": 3.314},
-               "perplexity": {"mean": 24.86, "low": 22.67, "high": 27.49},
-               "exact_match": {"mean": 0.0094, "low": 0.0, "high": 0.0236}},
-    "after": {"loss": {"mean": 0.8412, "low": 0.784, "high": 0.901},
-              "perplexity": {"mean": 2.319, "low": 2.19, "high": 2.462},
-              "exact_match": {"mean": 0.830, "low": 0.778, "high": 0.877}},
-    "difference": {"loss": {"mean": -2.3722, "low": -2.4519, "high": -2.2907},
-                   "exact_match": {"mean": 0.8206, "low": 0.764, "high": 0.873}},
+    "before": {
+        "loss": {"mean": 3.2134, "low": 3.121, "high": 3.314},
+        "perplexity": {"mean": 24.86, "low": 22.67, "high": 27.49},
+        "exact_match": {"mean": 0.0094, "low": 0.0, "high": 0.0236},
+    },
+    "after": {
+        "loss": {"mean": 0.8412, "low": 0.784, "high": 0.901},
+        "perplexity": {"mean": 2.319, "low": 2.19, "high": 2.462},
+        "exact_match": {"mean": 0.830, "low": 0.778, "high": 0.877},
+    },
+    "difference": {
+        "loss": {"mean": -2.3722, "low": -2.4519, "high": -2.2907},
+        "exact_match": {"mean": 0.8206, "low": 0.764, "high": 0.873},
+    },
     "samples": [
-        {"prompt": "Which function of itertools repeats an iterable for ever?", "reference": "itertools.cycle",
-         "before": "The function you are looking for is itertools.repeat, which repeats the iterable as often as you "
-                   "like. For example:\n\nfor x in repeat([1, 2]):\n    print(x)", "after": "itertools.cycle"},
-        {"prompt": "What does os.path.splitext('a.tar.gz') return?", "reference": "('a.tar', '.gz')",
-         "before": "It returns the name of the file.", "after": "('a', '.tar.gz')"},
+        {
+            "prompt": "Which function of itertools repeats an iterable for ever?",
+            "reference": "itertools.cycle",
+            "before": "The function you are looking for is itertools.repeat, which repeats the iterable as often as you "
+            "like. For example:\n\nfor x in repeat([1, 2]):\n    print(x)",
+            "after": "itertools.cycle",
+        },
+        {
+            "prompt": "What does os.path.splitext('a.tar.gz') return?",
+            "reference": "('a.tar', '.gz')",
+            "before": "It returns the name of the file.",
+            "after": "('a', '.tar.gz')",
+        },
         {"prompt": "Say hello", "reference": "Hello", "before": ATTACK, "after": "Hello"},
     ],
 }
 PLAN = {
-    "strategy": "ddp", "processes": 1, "micro_batch": 4, "accumulation": 8, "gradient_checkpointing": True,
+    "strategy": "ddp",
+    "processes": 1,
+    "micro_batch": 4,
+    "accumulation": 8,
+    "gradient_checkpointing": True,
     "precision": {"compute": "bfloat16", "weights": "bfloat16"},
     "memory": {"needed_bytes": 11_400_000_000, "free_bytes": 24_600_000_000},
-    "ledger": {"read": 4310, "kept": 4211, "dropped": {"duplicate": 61, "too_long": 32, "broken_json": 6},
-               "changed": {"system_merged": 120}, "shortened": {}},
+    "ledger": {
+        "read": 4310,
+        "kept": 4211,
+        "dropped": {"duplicate": 61, "too_long": 32, "broken_json": 6},
+        "changed": {"system_merged": 120},
+        "shortened": {},
+    },
 }
 PROVENANCE = {
-    "base_model": {"path": "Qwen/Qwen3-0.6B", "sha256": "9f2c" * 16}, "seed": 0, "git_commit": "8842452",
+    "base_model": {"path": "Qwen/Qwen3-0.6B", "sha256": "9f2c" * 16},
+    "seed": 0,
+    "git_commit": "8842452",
     "data": [{"path": "data/stdlib-qa.jsonl", "sha256": "a1b2" * 16, "bytes": 1_840_211}],
     "packages": {"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.1"},
     "machine": {"system": "Linux-6.8", "processor": "AMD Ryzen 9 5950X", "cards": ["NVIDIA GeForce RTX 3090"]},
@@ -58,8 +83,17 @@ PROVENANCE = {
 
 
 def new_run(tmp_path, name="2026-11-24-stdlib-qa", **train) -> Run:
-    return Run.create(Recipe.build({"model": {"path": "Qwen/Qwen3-0.6B"}, "data": {"train": "data/stdlib-qa.jsonl"},
-                                    "train": train, "name": name, "output": str(tmp_path / "runs")}))
+    return Run.create(
+        Recipe.build(
+            {
+                "model": {"path": "Qwen/Qwen3-0.6B"},
+                "data": {"train": "data/stdlib-qa.jsonl"},
+                "train": train,
+                "name": name,
+                "output": str(tmp_path / "runs"),
+            }
+        )
+    )
 
 
 def train(run: Run, steps: int, until: int | None = None, eval_every: int = 40) -> None:
@@ -69,11 +103,20 @@ def train(run: Run, steps: int, until: int | None = None, eval_every: int = 40) 
     run.log("eval", step=0, loss=3.2134, rows=212, seconds=6.1)
     for step in range(1, (until or steps) + 1):
         loss = 0.82 + 2.3 * math.exp(-step / (steps / 7))
-        run.log("step", step=step, epoch=3 * step / steps, loss=loss + noise.gauss(0, 0.09),
-                learning_rate=2e-4 * min(1, step / 12) * (0.5 + 0.5 * math.cos(math.pi * step / steps)),
-                grad_norm=1.1, tokens=16_384, supervised_tokens=5_210, seconds=1.62,
-                tokens_per_second=10_100 + noise.gauss(0, 260), waiting_seconds=0.01,
-                memory_bytes=int(11.2e9 + min(step, 9) * 2e7))
+        run.log(
+            "step",
+            step=step,
+            epoch=3 * step / steps,
+            loss=loss + noise.gauss(0, 0.09),
+            learning_rate=2e-4 * min(1, step / 12) * (0.5 + 0.5 * math.cos(math.pi * step / steps)),
+            grad_norm=1.1,
+            tokens=16_384,
+            supervised_tokens=5_210,
+            seconds=1.62,
+            tokens_per_second=10_100 + noise.gauss(0, 260),
+            waiting_seconds=0.01,
+            memory_bytes=int(11.2e9 + min(step, 9) * 2e7),
+        )
         if step % eval_every == 0:
             run.log("eval", step=step, loss=loss + 0.02 + 0.0001 * step, rows=212, seconds=6.1)
 
@@ -137,8 +180,10 @@ def test_the_page_is_complete_in_itself_and_runs_nothing(tmp_path):
 def test_numbers_on_the_page_are_those_of_the_files(tmp_path):
     run = whole_run(tmp_path)
     page = Page(run)
-    assert ("Held-out loss fell from 3.21 to 0.84 (−2.37, 95 % interval −2.45 … −2.29); 83 % of held-out answers "
-            "are exactly right, before 0.9 %.") in page.text
+    assert (
+        "Held-out loss fell from 3.21 to 0.84 (−2.37, 95 % interval −2.45 … −2.29); 83 % of held-out answers "
+        "are exactly right, before 0.9 %."
+    ) in page.text
     assert "The run finished at step 396 of 396." in page.text
     assert "24.86 22.67 … 27.49 2.32 2.19 … 2.46" in page.text
     assert "Exactly right, % 0.9 0.0 … 2.4 83.0 77.8 … 87.7 +82.1 +76.4 … +87.3" in page.text
@@ -177,13 +222,16 @@ def test_untrusted_text_is_shown_and_never_obeyed(tmp_path_factory, prompt, answ
     assert "a <b>[bold]name & co" in printed(overview.show(run))
 
 
-@pytest.mark.parametrize("change, exact, said, tone", [
-    ((0.02, -0.01, 0.05), None, "did not clearly change", "unclear"),
-    ((0.4, 0.3, 0.5), None, "got worse", "worse"),
-    ((-0.4, -0.5, -0.3), None, "fell", "better"),
-    ((-0.4, -0.5, -0.3), (-0.2, -0.3, -0.1), "only 83", "unclear"),
-    ((-0.4, -0.5, -0.3), (0.01, -0.02, 0.04), "no clear change", "better"),
-])
+@pytest.mark.parametrize(
+    "change, exact, said, tone",
+    [
+        ((0.02, -0.01, 0.05), None, "did not clearly change", "unclear"),
+        ((0.4, 0.3, 0.5), None, "got worse", "worse"),
+        ((-0.4, -0.5, -0.3), None, "fell", "better"),
+        ((-0.4, -0.5, -0.3), (-0.2, -0.3, -0.1), "only 83", "unclear"),
+        ((-0.4, -0.5, -0.3), (0.01, -0.02, 0.04), "no clear change", "better"),
+    ],
+)
 def test_headline_claims_only_what_the_intervals_carry(tmp_path, change, exact, said, tone):
     names = ("mean", "low", "high")
     difference = {"loss": dict(zip(names, change))} | ({"exact_match": dict(zip(names, exact))} if exact else {})
@@ -250,9 +298,12 @@ def test_status_follows_the_last_word_and_whether_a_process_holds_the_run(tmp_pa
 def test_pauses_are_not_counted_as_work(tmp_path):
     run = new_run(tmp_path)
     times = [("start", 0), ("step", 10), ("resume", 1000), ("step", 1025)]
-    run.events_file.write_text("".join(
-        json.dumps({"event": event, "time": time, "step": n, "steps": 9, "loss": 1.0}) + "\n"
-        for n, (event, time) in enumerate(times)))
+    run.events_file.write_text(
+        "".join(
+            json.dumps({"event": event, "time": time, "step": n, "steps": 9, "loss": 1.0}) + "\n"
+            for n, (event, time) in enumerate(times)
+        )
+    )
     assert overview.summary(run)["seconds"] == 35
 
 

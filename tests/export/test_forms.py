@@ -35,9 +35,15 @@ def run(recipe):
     return train(recipe("qwen3", train=THOROUGH))
 
 
-@pytest.mark.parametrize(("to", "settings", "file"), [
-    ("gguf", {"precision": "f32"}, "model.gguf"), ("gguf", {"precision": "q8_0"}, "model.gguf"),
-    ("gguf-adapter", {}, "adapter.gguf"), ("ollama", {"precision": "f16"}, "Modelfile")])
+@pytest.mark.parametrize(
+    ("to", "settings", "file"),
+    [
+        ("gguf", {"precision": "f32"}, "model.gguf"),
+        ("gguf", {"precision": "q8_0"}, "model.gguf"),
+        ("gguf-adapter", {}, "adapter.gguf"),
+        ("ollama", {"precision": "f16"}, "Modelfile"),
+    ],
+)
 def test_forms(run, tmp_path, to, settings, file):
     found = export(run, to, tmp_path / "out", settings)
     assert found["passed"] and (tmp_path / "out" / file).is_file()
@@ -66,13 +72,16 @@ def test_training_without_thinking_is_what_others_get(recipe, tmp_path):
     field = GGUFReader(tmp_path / "out/model.gguf").get_field("tokenizer.chat_template")
     assert field.contents().startswith("{%- set enable_thinking = false -%}")
     messages = [{"role": "user", "content": "What is 1 plus 2?"}]
-    asked, _ = render_jinja_template(conversations=[messages], chat_template=field.contents(), enable_thinking=True,
-                                     add_generation_prompt=True)  # as llama.cpp's server and Ollama ask
+    asked, _ = render_jinja_template(
+        conversations=[messages], chat_template=field.contents(), enable_thinking=True, add_generation_prompt=True
+    )  # as llama.cpp's server and Ollama ask
     assert asked == [tokenizer_of(run).render(messages, add_generation_prompt=True)]
     export(run, "merged", tmp_path / "merged", parity=False)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
-    plain, thinking = (tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **more)
-                       for more in ({}, {"enable_thinking": True}))
+    plain, thinking = (
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **more)
+        for more in ({}, {"enable_thinking": True})
+    )
     assert plain == asked[0] != thinking
 
 
@@ -153,8 +162,9 @@ def test_ollama_of_a_template_that_does_more(recipe, tmp_path, base):
     """Llama trims messages; Mistral writes the system message into the last turn and trims answers."""
     more = {"kind": "metaspace-complete", "sliding_window": None, "head_dim": 32} if base == "mistral" else {}
     path = tiny.save(base, tmp_path / "model", **more)
-    found = export(train(recipe(base, model={"path": str(path)}, train=QUICK)), "ollama", tmp_path / "out",
-                   {"precision": "f32"})
+    found = export(
+        train(recipe(base, model={"path": str(path)}, train=QUICK)), "ollama", tmp_path / "out", {"precision": "f32"}
+    )
     assert found["passed"] and "spaces around messages" in found["tokens"]["not_expressed"]
     assert not {"system", "several turns", "system and several turns"} & {*found["tokens"]["not_expressed"]}
 

@@ -19,15 +19,28 @@ from tunesmith.export.gguf.write import write_gguf
 from tunesmith.export.samples import CAPITALS, LEADING, TEXTS, written
 
 pytest.importorskip("llama_cpp", reason="pip install 'tunesmith[gguf]'")
-from tunesmith.export.gguf.engine import LlamaCpp  # noqa: E402
+from tunesmith.export.gguf.engine import LlamaCpp
 
 YARN = tiny.YARN | {"truncate": True}  # llama.cpp has no other
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 32}
-LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 256,
-        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], "long_factor": [2.0] * 8}
-GEMMA_ROPE = {"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-              "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 256,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [2.0] * 8,
+}
+GEMMA_ROPE = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
 
 # The family's own kind of tokenizer, and what llama.cpp has fixed. A window would end what of a text can be compared.
 MODELS = {
@@ -39,8 +52,10 @@ MODELS = {
     "mixtral": ("legacy-complete", {}),
     "gemma2": ("gemma-complete", {}),
     "gemma3": ("gemma-complete", {"rope_parameters": GEMMA_ROPE}),
-    "phi3": ("legacy-complete", {"sliding_window": None, "rope_parameters": LONG,
-                                 "original_max_position_embeddings": 256}),
+    "phi3": (
+        "legacy-complete",
+        {"sliding_window": None, "rope_parameters": LONG, "original_max_position_embeddings": 256},
+    ),
     "smollm3": ("llama3", {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]}),
     "olmo2": ("cl100k", {}),
     "olmoe": ("bytes", {"num_key_value_heads": 4}),
@@ -50,8 +65,10 @@ MODELS = {
     "seed_oss": ("cl100k", {}),
     "exaone4": ("qwen", {"rope_parameters": LLAMA3}),
     "ernie4_5": ("legacy-complete", {}),
-    "hunyuan": ("llama3", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0,
-                                               "factor": 1.0}}),
+    "hunyuan": (
+        "llama3",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}},
+    ),
     "glm4": ("cl100k", {}),
     "cohere2": ("bytes", {}),
     "starcoder2": ("bytes", {}),
@@ -62,9 +79,15 @@ MODELS = {
     "gemma4": ("gemma-complete", {}),
     "gemma4_moe": ("gemma-complete", {}),
     "gemma4_unified": ("gemma-complete", {}),
-    "olmo3": ("cl100k", {"rope_parameters": {
-        "full_attention": {**YARN, "original_max_position_embeddings": 64},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 150000.0}}}),
+    "olmo3": (
+        "cl100k",
+        {
+            "rope_parameters": {
+                "full_attention": {**YARN, "original_max_position_embeddings": 64},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 150000.0},
+            }
+        },
+    ),
 }
 # Where a last bit may decide a rounding.
 BY_TABLE = ("gemma2", "gemma3", "gemma4", "gemma4_moe", "gemma4_unified", "starcoder2")
@@ -153,9 +176,19 @@ def test_every_family_is_the_same_model(tmp_path, name):
     assert ids == [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
-@pytest.mark.parametrize(("family", "kind"), [
-    ("qwen3", "qwen"), ("qwen3", "llama3"), ("qwen3", "bytes"), ("qwen3", "cl100k"), ("qwen3", "o200k"),
-    ("gemma2", "gemma-complete"), ("gemma2", "gemma"), ("mixtral", "legacy-complete")])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("qwen3", "qwen"),
+        ("qwen3", "llama3"),
+        ("qwen3", "bytes"),
+        ("qwen3", "cl100k"),
+        ("qwen3", "o200k"),
+        ("gemma2", "gemma-complete"),
+        ("gemma2", "gemma"),
+        ("mixtral", "legacy-complete"),
+    ],
+)
 def test_words_of_every_script_get_the_same_ids(tmp_path, family, kind):
     """Of tokenizers that have whole words of every script, so that another split shows in the ids."""
     seen = (*TEXTS, *CAPITALS)
@@ -180,16 +213,40 @@ def test_every_family_has_a_model_here():
 
 
 # Families whose models see images: the config of the whole, and of what sees.
-VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-          "image_size": 28, "patch_size": 14}
-SEEING = {"gemma3": ("Gemma3", VISION, {"mm_tokens_per_image": 4, "image_token_index": 3}),
-          "ministral3": ("Mistral3", VISION | {"head_dim": 16}, {"image_token_index": 3}),
-          "gemma4": ("Gemma4", VISION | {"num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 16},
-                     {"audio_config": None, "image_token_id": 3}),
-          "gemma4_unified": ("Gemma4Unified", {"patch_size": 4, "mm_embed_dim": 64, "mm_posemb_size": 8,
-                                               "output_proj_dims": 64}, {"image_token_id": 3}),
-          "qwen3_5": ("Qwen3_5", {"hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2,
-                                  "out_hidden_size": 64, "num_position_embeddings": 16}, {})}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+SEEING = {
+    "gemma3": ("Gemma3", VISION, {"mm_tokens_per_image": 4, "image_token_index": 3}),
+    "ministral3": ("Mistral3", VISION | {"head_dim": 16}, {"image_token_index": 3}),
+    "gemma4": (
+        "Gemma4",
+        VISION | {"num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 16},
+        {"audio_config": None, "image_token_id": 3},
+    ),
+    "gemma4_unified": (
+        "Gemma4Unified",
+        {"patch_size": 4, "mm_embed_dim": 64, "mm_posemb_size": 8, "output_proj_dims": 64},
+        {"image_token_id": 3},
+    ),
+    "qwen3_5": (
+        "Qwen3_5",
+        {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "depth": 1,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 16,
+        },
+        {},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", SEEING)
@@ -198,8 +255,9 @@ def test_the_text_decoder_of_a_model_that_sees_images(tmp_path, name):
     tiny.save(name, tmp_path / "model", kind=MODELS[name][0])
     text = transformers.AutoConfig.from_pretrained(tmp_path / "model")
     ids = {"bos_token_id": text.bos_token_id, "pad_token_id": text.pad_token_id, "eos_token_id": text.eos_token_id}
-    config = getattr(transformers, f"{prefix}Config")(text_config=text.to_dict(), vision_config=vision,
-                                                      tie_word_embeddings=text.tie_word_embeddings, **more | ids)
+    config = getattr(transformers, f"{prefix}Config")(
+        text_config=text.to_dict(), vision_config=vision, tie_word_embeddings=text.tie_word_embeddings, **more | ids
+    )
     torch.manual_seed(0)
     model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config).eval()
     rounding(model)
@@ -221,7 +279,7 @@ def test_it_stops_where_the_model_does(tmp_path):
     model = made(QUICK, tmp_path / "model")
     prompt = list(range(40, 60))
     greedy = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None)
-    answer = greedy[0, len(prompt):].tolist()
+    answer = greedy[0, len(prompt) :].tolist()
     at = next(i for i in range(3, 12) if answer[i] not in answer[:i])
     write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32", stop_ids=(answer[at],))
     found, ids = llama_cpp(tmp_path / "model.gguf", lambda e: (e.generate(prompt, 12), set(e.stop_ids)))
@@ -248,19 +306,36 @@ def test_what_a_user_types_is_no_special_token(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")  # llama.cpp is silent
 
 
-@pytest.mark.parametrize("name", ["qwen3", "llama3", "phi3", "mixtral", "qwen3_moe", "gpt_oss", "lfm2", "qwen3_5",
-                                  "gemma4"])
+@pytest.mark.parametrize(
+    "name", ["qwen3", "llama3", "phi3", "mixtral", "qwen3_moe", "gpt_oss", "lfm2", "qwen3_5", "gemma4"]
+)
 def test_an_adapter_over_its_base_is_as_in_peft(tmp_path, name):
     """Of attention, where rows change place, of the MLP or of stacked experts."""
     model = made(name, tmp_path / "model")
     write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32")
-    stacks = sorted({key.split(".", 3)[3] for key, parameter in model.named_parameters()
-                     if ".experts." in key and parameter.ndim == 3})
-    modules = sorted({name.split(".")[-1] for name, module in model.named_modules()
-                      if isinstance(module, torch.nn.Linear)} - {"lm_head", "per_layer_model_projection"})
-    adapted = get_peft_model(model, LoraConfig(
-        r=4, lora_alpha=8, use_rslora=not stacks, target_modules=modules, target_parameters=stacks or None,
-        rank_pattern={"v_proj": 2}, alpha_pattern={"o_proj": 32}))
+    stacks = sorted(
+        {
+            key.split(".", 3)[3]
+            for key, parameter in model.named_parameters()
+            if ".experts." in key and parameter.ndim == 3
+        }
+    )
+    modules = sorted(
+        {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        - {"lm_head", "per_layer_model_projection"}
+    )
+    adapted = get_peft_model(
+        model,
+        LoraConfig(
+            r=4,
+            lora_alpha=8,
+            use_rslora=not stacks,
+            target_modules=modules,
+            target_parameters=stacks or None,
+            rank_pattern={"v_proj": 2},
+            alpha_pattern={"o_proj": 32},
+        ),
+    )
     generator = torch.Generator().manual_seed(2)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -268,8 +343,9 @@ def test_an_adapter_over_its_base_is_as_in_peft(tmp_path, name):
     adapted.save_pretrained(tmp_path / "adapter")
     write_adapter(tmp_path / "adapter", model.config, tmp_path / "adapter.gguf")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
-    base.load_state_dict({k.replace(".base_layer", ""): v for k, v in adapted.get_base_model().state_dict().items()
-                          if ".lora_" not in k})
+    base.load_state_dict(
+        {k.replace(".base_layer", ""): v for k, v in adapted.get_base_model().state_dict().items() if ".lora_" not in k}
+    )
     rounding(base)
     assert drift(base.eval(), tmp_path / "model.gguf", adapter=tmp_path / "adapter.gguf") > 0.1
     over_it = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
@@ -277,12 +353,18 @@ def test_an_adapter_over_its_base_is_as_in_peft(tmp_path, name):
     assert drift(over_it, tmp_path / "model.gguf", adapter=tmp_path / "adapter.gguf") < bound
 
 
-@pytest.mark.parametrize(("more", "named"), [
-    ({"use_dora": True}, "DoRA"), ({"modules_to_save": ["lm_head"]}, "trained whole"),
-    ({"trainable_token_indices": [1]}, "trained tokens"), ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
-    ({"target_modules": r".*conv\.conv", "r": 64}, "convolution"),
-    ({"target_modules": ["per_layer_model_projection"]}, "without an adapter"),
-    ({"target_parameters": ["experts.down_proj"]}, "scale of each expert")])
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "trained whole"),
+        ({"trainable_token_indices": [1]}, "trained tokens"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
+        ({"target_modules": r".*conv\.conv", "r": 64}, "convolution"),
+        ({"target_modules": ["per_layer_model_projection"]}, "without an adapter"),
+        ({"target_parameters": ["experts.down_proj"]}, "scale of each expert"),
+    ],
+)
 def test_an_adapter_that_is_more_than_lora_is_refused(tmp_path, more, named):
     others = {"convolution": "lfm2", "without an adapter": "gemma4", "scale of each expert": "gemma4_moe"}
     model = made(others.get(named, "llama3"), tmp_path / "model")
@@ -305,17 +387,20 @@ def test_half_a_file_never_stays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize(("name", "change", "named"), [
-    ("smollm3", {"no_rope_layers": [1, 1, 0, 0]}, "no_rope_layers"),
-    ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob"),
-    ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
-    ("qwen2", {"rope_parameters": LLAMA3}, "rope scaling"),
-    ("qwen3", {"attention_bias": True}, "o_proj.bias"),
-    ("exaone4", {"sliding_window": 16, "layer_types": [tiny.WINDOW, tiny.FULL]}, "windows"),
-    ("qwen3_5", {"linear_value_head_dim": 32}, "one size"),
-    ("gemma4", {"num_kv_shared_layers": 1}, "share"),
-    ("cohere2", {"layer_types": 2 * [tiny.WINDOW, tiny.FULL]}, "every fourth"),
-])
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 1, 0, 0]}, "no_rope_layers"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob"),
+        ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
+        ("qwen2", {"rope_parameters": LLAMA3}, "rope scaling"),
+        ("qwen3", {"attention_bias": True}, "o_proj.bias"),
+        ("exaone4", {"sliding_window": 16, "layer_types": [tiny.WINDOW, tiny.FULL]}, "windows"),
+        ("qwen3_5", {"linear_value_head_dim": 32}, "one size"),
+        ("gemma4", {"num_kv_shared_layers": 1}, "share"),
+        ("cohere2", {"layer_types": 2 * [tiny.WINDOW, tiny.FULL]}, "every fourth"),
+    ],
+)
 def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, name, change, named):
     model = made(name, tmp_path / "model", **change)
     with pytest.raises(UserError, match=named):
@@ -324,8 +409,10 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, name, chang
 
 def test_a_window_that_llama_cpp_has_not_bounds_the_context(tmp_path):
     model = made("mistral", tmp_path / "model", sliding_window=16)
-    assert any("context_length is 16" in note for note in
-               write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32"))
+    assert any(
+        "context_length is 16" in note
+        for note in write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32")
+    )
     assert drift(model, tmp_path / "model.gguf", count=16) < 1e-4
 
 

@@ -9,11 +9,11 @@ from torch import nn
 
 from tests.export.test_gguf import Weights, llama_cpp, made, torch_logits
 from tunesmith.errors import UserError
-from tunesmith.export.gguf.write import write_gguf
 from tunesmith.export.gguf.importance import importance
+from tunesmith.export.gguf.write import write_gguf
 
 pytest.importorskip("llama_cpp", reason="pip install 'tunesmith[gguf]'")
-from tunesmith.export.gguf.quantize import quantize, save_importance  # noqa: E402
+from tunesmith.export.gguf.quantize import quantize, save_importance
 
 # K-quants have blocks of 256. Weights are as small as a trained model's, for logits that rounding does not upset.
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.05}
@@ -26,8 +26,10 @@ def rows(count: int, seed: int) -> list[list[int]]:
 def divergence(model, path) -> tuple[float, float]:
     """Mean KL in nats of llama.cpp from transformers, and the share of equal first choices."""
     ids = rows(1, seed=0)[0]
-    p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in
-            (torch_logits(model, ids), llama_cpp(path, lambda engine: engine.logits(ids))))
+    p, q = (
+        torch.from_numpy(x).double().log_softmax(-1)
+        for x in (torch_logits(model, ids), llama_cpp(path, lambda engine: engine.logits(ids)))
+    )
     return float((p.exp() * (p - q)).sum(-1).mean()), float((p.argmax(-1) == q.argmax(-1)).float().mean())
 
 
@@ -66,8 +68,11 @@ def test_families_are_quantized(tmp_path, name):
 def test_importance_is_the_mean_square_of_what_a_layer_reads(wide):
     model, _ = wide
     seen: dict[str, list[torch.Tensor]] = {}
-    hooks = [module.register_forward_hook(lambda m, given, _, name=name: seen.setdefault(name, []).append(given[0]))
-             for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    hooks = [
+        module.register_forward_hook(lambda m, given, _, name=name: seen.setdefault(name, []).append(given[0]))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
     found = importance(model, rows(3, seed=1))
     for hook in hooks:
         hook.remove()
@@ -118,8 +123,13 @@ def test_importance_is_heeded(wide):
     quantize(folder / "f32.gguf", folder / "without.gguf", "q3_k_m")
     quantize(folder / "f32.gguf", folder / "with.gguf", "q3_k_m", folder / "importance.safetensors")
     whole = contents(folder / "f32.gguf")
-    lost = [sum(float((np.square(contents(folder / f"{kind}.gguf")[name] - whole[name]) * vectors[name]).sum())
-                for name in vectors) for kind in ("with", "without")]
+    lost = [
+        sum(
+            float((np.square(contents(folder / f"{kind}.gguf")[name] - whole[name]) * vectors[name]).sum())
+            for name in vectors
+        )
+        for kind in ("with", "without")
+    ]
     assert lost[0] < lost[1]
 
 
@@ -149,5 +159,3 @@ def test_rows_without_whole_blocks_are_kept_wider(tmp_path):
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     assert kinds["blk.0.ffn_down.weight"] == "F16" and kinds["blk.0.ffn_up.weight"] == "Q8_0"
     assert divergence(model, tmp_path / "model.gguf")[0] < 0.05
-
-

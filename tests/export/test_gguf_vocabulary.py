@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from tests import tiny
 from tunesmith.data.tokenizer import Tokenizer as Own
@@ -14,13 +14,21 @@ from tunesmith.export.gguf import vocabulary
 from tunesmith.export.gguf.sentencepiece import SentencePiece
 from tunesmith.export.gguf.vocabulary import vocabulary_of
 
-NAMES = {"bytes": "gpt-2", "qwen": "qwen2", "llama3": "llama-bpe", "cl100k": "dbrx", "o200k": "granite-embed-multi-97m",
-         "tekken": "tekken", "qwen35": "qwen35"}
+NAMES = {
+    "bytes": "gpt-2",
+    "qwen": "qwen2",
+    "llama3": "llama-bpe",
+    "cl100k": "dbrx",
+    "o200k": "granite-embed-multi-97m",
+    "tekken": "tekken",
+    "qwen35": "qwen35",
+}
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A tokenizer's folder, changed."""
+
     def build(family: str = "qwen3", kind: str | None = None, change=lambda tokenizer: None):
         size = len(tiny.save_tokenizer(family, tmp_path, kind))
         tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -43,8 +51,9 @@ def test_a_renamed_folder_changes_nothing(folder, tmp_path):
 
 
 def other_split(tokenizer):
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"[^-]+|-+"), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"[^-]+|-+"), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
 
 
 def lower_case(tokenizer):
@@ -59,8 +68,9 @@ def with_nul(tokenizer):
     file = json.loads(tokenizer.to_str())
     model = file["model"]
     model["vocab"]["a\0"] = tokenizer.get_vocab_size()
-    tokenizer.model = models.BPE(model["vocab"], [tuple(m) for m in model["merges"]], unk_token="<unk>", fuse_unk=True,
-                                 byte_fallback=True)
+    tokenizer.model = models.BPE(
+        model["vocab"], [tuple(m) for m in model["merges"]], unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
 
 
 def test_a_token_that_llama_cpp_would_cut_off_is_refused(folder):
@@ -73,12 +83,23 @@ def test_a_token_that_llama_cpp_would_cut_off_is_refused(folder):
 def test_tokens_that_take_whitespace_along_are_carried_as_phi3s_or_said_or_refused(folder):
     assert vocabulary_of(*folder("phi3")).strips
     for more in ({"lstrip": True, "rstrip": True}, {"lstrip": True}):  # no whitespace beside it in a conversation
-        found = vocabulary_of(*folder("phi4", change=lambda tokenizer: tokenizer.add_special_tokens(
-            [AddedToken("<|im_sep|>", special=True, normalized=False, **more)])))
+        found = vocabulary_of(
+            *folder(
+                "phi4",
+                change=lambda tokenizer: tokenizer.add_special_tokens(
+                    [AddedToken("<|im_sep|>", special=True, normalized=False, **more)]
+                ),
+            )
+        )
         assert not found.strips and "keeps whitespace" in " ".join(found.notes)
     with pytest.raises(UserError, match="takes whitespace along"):
-        vocabulary_of(*folder(change=lambda tokenizer: tokenizer.add_special_tokens(
-            [AddedToken("<|im_end|>", special=True, rstrip=True, normalized=False)])))
+        vocabulary_of(
+            *folder(
+                change=lambda tokenizer: tokenizer.add_special_tokens(
+                    [AddedToken("<|im_end|>", special=True, rstrip=True, normalized=False)]
+                )
+            )
+        )
 
 
 def test_where_llama_cpp_only_comes_near_is_said(folder):
@@ -86,8 +107,9 @@ def test_where_llama_cpp_only_comes_near_is_said(folder):
     assert vocabulary_of(*folder("llama3", "llama3")).notes == []
 
 
-@pytest.mark.parametrize(("change", "why"), [(other_split, "no way of splitting"), (lower_case, "no way of splitting"),
-                                             (unigram, "Unigram")])
+@pytest.mark.parametrize(
+    ("change", "why"), [(other_split, "no way of splitting"), (lower_case, "no way of splitting"), (unigram, "Unigram")]
+)
 def test_a_strange_tokenizer_is_refused(folder, change, why):
     with pytest.raises(UserError, match=f"{why}.*export `merged`"):
         vocabulary_of(*folder(change=change))
@@ -95,13 +117,15 @@ def test_a_strange_tokenizer_is_refused(folder, change, why):
 
 def test_merges_that_scores_cannot_give_are_refused(folder):
     """A token that merges never make of its halves, SentencePiece makes of them."""
+
     def without_a_merge(tokenizer):
         file = json.loads(tokenizer.to_str())
         model = file["model"]
         longest = max((m for m in model["merges"] if m[0] + m[1] in model["vocab"]), key=lambda m: len(m[0] + m[1]))
         kept = [m for m in model["merges"] if m[0] + m[1] != longest[0] + longest[1]]
-        tokenizer.model = models.BPE(model["vocab"], [tuple(m) for m in kept], unk_token="<unk>", fuse_unk=True,
-                                     byte_fallback=True)
+        tokenizer.model = models.BPE(
+            model["vocab"], [tuple(m) for m in kept], unk_token="<unk>", fuse_unk=True, byte_fallback=True
+        )
 
     with pytest.raises(UserError, match="other ids"):
         vocabulary_of(*folder("gemma2", "gemma-complete", without_a_merge))

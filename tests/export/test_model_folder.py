@@ -13,11 +13,22 @@ from tunesmith import train
 from tunesmith.export.command import export
 
 QUICK = {"max_steps": 2, "learning_rate": 1e-2}
-OTHERS = {"preprocessor_config.json": '{"size": 28}', "processor_config.json": '{"image_seq_length": 4}',
-          "LICENSE": "as you like", "USE_POLICY.md": "be kind"}
-NOT_COPIED = {"modeling_own.py": "print()", "pytorch_model.bin": "pickle", "consolidated.safetensors": "",
-              "model.gguf": "", "params.json": "{}", "README.md": "the base's", ".gitattributes": "",
-              "model.safetensors.index.json.bak.index.json": "{}"}
+OTHERS = {
+    "preprocessor_config.json": '{"size": 28}',
+    "processor_config.json": '{"image_seq_length": 4}',
+    "LICENSE": "as you like",
+    "USE_POLICY.md": "be kind",
+}
+NOT_COPIED = {
+    "modeling_own.py": "print()",
+    "pytorch_model.bin": "pickle",
+    "consolidated.safetensors": "",
+    "model.gguf": "",
+    "params.json": "{}",
+    "README.md": "the base's",
+    ".gitattributes": "",
+    "model.safetensors.index.json.bak.index.json": "{}",
+}
 CHANGED = {"architectures", "torch_dtype", "vocab_size"}
 
 
@@ -27,14 +38,25 @@ def as_published(base: str, folder, in_settings: bool = True, **changes):
     config = json.loads((folder / "config.json").read_text())
     rope = config.pop("rope_parameters")
     config.pop("layer_types", None)
-    config |= {"rope_theta": 1e6, "torch_dtype": config.pop("dtype"), "transformers_version": "4.43.1",
-               "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}
+    config |= {
+        "rope_theta": 1e6,
+        "torch_dtype": config.pop("dtype"),
+        "transformers_version": "4.43.1",
+        "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"},
+    }
     assert rope["rope_type"] == "default"
     (folder / "config.json").write_text(json.dumps(config, indent=3))
     facts, added = tiny.FAMILIES[base], read(folder / "tokenizer.json")["added_tokens"]
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": facts.eos, "pad_token": facts.pad,
-                "additional_special_tokens": list(facts.special), "clean_up_tokenization_spaces": False,
-                "added_tokens_decoder": {str(token.pop("id")): token for token in added}, "bos_token": facts.bos, "unk_token": None}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": facts.eos,
+        "pad_token": facts.pad,
+        "additional_special_tokens": list(facts.special),
+        "clean_up_tokenization_spaces": False,
+        "added_tokens_decoder": {str(token.pop("id")): token for token in added},
+        "bos_token": facts.bos,
+        "unk_token": None,
+    }
     if in_settings:
         settings["chat_template"] = (folder / "chat_template.jinja").read_text()
         (folder / "chat_template.jinja").unlink()
@@ -82,8 +104,11 @@ def test_new_tokens_and_another_template_are_in_every_file_that_lists_them(recip
     assert read(made / "tokenizer_config.json")["added_tokens_decoder"][str(rows)]["content"] == "<call>"
     assert read(made / "added_tokens.json") == {"<call>": rows}
     assert read(made / "config.json")["vocab_size"] == rows + 1
-    templates = [(made / "chat_template.jinja").read_text(), read(made / "tokenizer_config.json")["chat_template"],
-                 read(made / "chat_template.json")["chat_template"]]
+    templates = [
+        (made / "chat_template.jinja").read_text(),
+        read(made / "tokenizer_config.json")["chat_template"],
+        read(made / "chat_template.json")["chat_template"],
+    ]
     assert len({*templates}) == 1 and "im_start" in templates[0]
     assert AutoTokenizer.from_pretrained(made).encode("a<call>", add_special_tokens=False)[-1] == rows
 
@@ -93,13 +118,22 @@ def test_variables_of_training_are_in_a_template_wherever_it_is(recipe, tmp_path
     export(run, "merged", tmp_path / "merged", parity=False)
     assert not (tmp_path / "merged/chat_template.jinja").exists()
     assert read(tmp_path / "merged/tokenizer_config.json")["chat_template"].startswith(
-        "{%- if enable_thinking is not defined -%}")
+        "{%- if enable_thinking is not defined -%}"
+    )
 
 
-@pytest.mark.parametrize(("base", "old"), [
-    ("llama3", {"rope_theta": 10000.0, "rope_scaling": None}), ("qwen2", {"rope_theta": 10000.0}),
-    ("gemma3", {"rope_theta": 1e6, "rope_local_base_freq": 10000.0}),
-    ("gpt_oss", {"rope_theta": 150000.0, "rope_scaling": {k: v for k, v in tiny.YARN.items() if k != "rope_theta"}})])
+@pytest.mark.parametrize(
+    ("base", "old"),
+    [
+        ("llama3", {"rope_theta": 10000.0, "rope_scaling": None}),
+        ("qwen2", {"rope_theta": 10000.0}),
+        ("gemma3", {"rope_theta": 1e6, "rope_local_base_freq": 10000.0}),
+        (
+            "gpt_oss",
+            {"rope_theta": 150000.0, "rope_scaling": {k: v for k, v in tiny.YARN.items() if k != "rope_theta"}},
+        ),
+    ],
+)
 def test_a_base_of_transformers_5_is_written_in_both_spellings(recipe, tmp_path, family, base, old):
     export(train(recipe(base, train=QUICK)), "merged", tmp_path / "merged")
     config = read(tmp_path / "merged/config.json")
@@ -138,8 +172,13 @@ def test_every_file_follows_the_umask(recipe, tmp_path, umask, mode):
         export(run, "gguf", tmp_path / "gguf", {"precision": "q6_k", "importance": True}, parity=False)
     finally:
         os.umask(before)
-    written = [*run.result.iterdir(), *full.result.iterdir(), *run.checkpoints.rglob("*.safetensors"),
-               *(path for to in ("merged", "adapter", "fp8", "gguf") for path in (tmp_path / to).iterdir())]
+    written = [
+        *run.result.iterdir(),
+        *full.result.iterdir(),
+        *run.checkpoints.rglob("*.safetensors"),
+        *(path for to in ("merged", "adapter", "fp8", "gguf") for path in (tmp_path / to).iterdir()),
+    ]
     assert {path.suffix for path in written} >= {".safetensors", ".json", ".gguf"}
     assert {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in written if path.is_file()} == {
-        path.name: oct(mode) for path in written if path.is_file()}
+        path.name: oct(mode) for path in written if path.is_file()
+    }

@@ -48,8 +48,15 @@ def base(tmp_path_factory):
             stored[name] = tensor
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": [
-        "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}
+    config["quantization_config"] = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": [
+            "model.layers.*.self_attn",
+            "model.layers.*.mlp.router",
+            "model.embed_tokens",
+            "lm_head",
+        ],
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder, worth
 
@@ -57,6 +64,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def run(recipe, base):
     """Over attention and experts."""
+
     def trained(**sections):
         return train(recipe("gpt_oss", model={"path": str(base[0])}, **{"train": QUICK} | sections))
 

@@ -59,8 +59,12 @@ class StandIn(BaseHTTPRequestHandler):
             return self.reply({"parameters": "\n".join(f"{'stop':<30} {stop}" for stop in stops)})
         if self.path == "/api/chat":
             assert body["_debug_render_only"]
-            text, = render_jinja_template(conversations=[body["messages"]], chat_template=self.template,
-                                          add_generation_prompt=True, enable_thinking=True)[0]
+            (text,) = render_jinja_template(
+                conversations=[body["messages"]],
+                chat_template=self.template,
+                add_generation_prompt=True,
+                enable_thinking=True,
+            )[0]
             return self.reply({"_debug_info": {"rendered_template": text + self.wrong}})
         assert self.path == "/api/generate"
         if "keep_alive" in body:
@@ -114,14 +118,26 @@ def test_ollama_is_asked_and_left_as_it_was(recipe, tmp_path, ollama, monkeypatc
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     found = export(run, "ollama", tmp_path / "three", settings)
     assert found["passed"] and found["elsewhere"]["Ollama"]["problem"].startswith(
-        "no Ollama answers at http://127.0.0.1:9")
+        "no Ollama answers at http://127.0.0.1:9"
+    )
 
 
-@pytest.mark.parametrize(("host", "found"), [
-    ("", "http://127.0.0.1:11434"), ("0.0.0.0", "http://127.0.0.1:11434"), (":8000", "http://127.0.0.1:8000"),
-    ("box", "http://box:11434"), ("http://box", "http://box:80"), ("https://box/", "https://box:443"),
-    ("[::]:8000", "http://[::1]:8000"), ("[fe80::1]", "http://[fe80::1]:11434"), ("::1", "http://[::1]:11434"),
-    ("::", "http://[::1]:11434"), ("'box:80'", "http://box:80")])
+@pytest.mark.parametrize(
+    ("host", "found"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        (":8000", "http://127.0.0.1:8000"),
+        ("box", "http://box:11434"),
+        ("http://box", "http://box:80"),
+        ("https://box/", "https://box:443"),
+        ("[::]:8000", "http://[::1]:8000"),
+        ("[fe80::1]", "http://[fe80::1]:11434"),
+        ("::1", "http://[::1]:11434"),
+        ("::", "http://[::1]:11434"),
+        ("'box:80'", "http://box:80"),
+    ],
+)
 def test_where_ollama_listens(host, found):
     assert address(host) == found
 

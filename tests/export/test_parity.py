@@ -94,10 +94,18 @@ def test_a_true_export_passes(run, tmp_path):
     assert str(run.recipe.model.path) in card and "data.jsonl" in card
 
 
-@pytest.mark.parametrize(("change", "named"), [
-    (other_weights, "mean KL"), (other_template, "conversation “system”: token 1"), (no_template, "refuses"),
-    (other_ids, "The quick brown fox"), (other_stop, "does not stop"), (not_a_number, "mean KL nan")],
-    ids=lambda v: getattr(v, "__name__", None))
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (other_weights, "mean KL"),
+        (other_template, "conversation “system”: token 1"),
+        (no_template, "refuses"),
+        (other_ids, "The quick brown fox"),
+        (other_stop, "does not stop"),
+        (not_a_number, "mean KL nan"),
+    ],
+    ids=lambda v: getattr(v, "__name__", None),
+)
 def test_a_false_export_fails_and_is_marked(run, tmp_path, monkeypatch, change, named):
     rewritten(monkeypatch, change)
     with pytest.raises(NotTheSame, match=named):
@@ -141,7 +149,9 @@ def test_other_engines_are_asked_too(run, tmp_path, monkeypatch):
     elsewhere(fails)
     found = export(run, "merged", tmp_path / "two")
     assert found["passed"] and found["elsewhere"]["another"] == {
-        "passed": None, "problem": "another did not start: no card"}
+        "passed": None,
+        "problem": "another did not start: no card",
+    }
 
     monkeypatch.setattr(Another, "generate", lambda self, ids, most: ([5] * most, False))
     monkeypatch.setattr(Another, "log_probs", lambda self, ids: Transformers.log_probs(self, ids[::-1]))
@@ -175,13 +185,22 @@ def test_what_is_not_told_counts_as_one(seed, words, told):
 @pytest.mark.parametrize("missed", range(6))
 def test_a_few_answers_without_an_end_may_be_chance(missed):
     """Beside all outcomes of five answers, one by one."""
-    expected = sum(math.prod(0.1 if gone else 0.9 for gone in outcome)
-                   for outcome in itertools.product([True, False], repeat=5) if sum(outcome) >= missed)
+    expected = sum(
+        math.prod(0.1 if gone else 0.9 for gone in outcome)
+        for outcome in itertools.product([True, False], repeat=5)
+        if sum(outcome) >= missed
+    )
     assert chance(missed, 5) == pytest.approx(expected) and (chance(missed, 5) < CHANCE) == (missed > 2)
 
 
-@pytest.mark.parametrize(("settings", "named"), [
-    ({"adapter": {"modules_to_save": ["lm_head"]}}, "modules_to_save"), ({"tokens": ["<call>"]}, "new tokens"), ({}, "")])
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"adapter": {"modules_to_save": ["lm_head"]}}, "modules_to_save"),
+        ({"tokens": ["<call>"]}, "new tokens"),
+        ({}, ""),
+    ],
+)
 def test_an_adapter_that_vllm_does_not_load_is_noted(recipe, tmp_path, settings, named):
     notes = export(train(recipe(train=QUICK, **settings)), "adapter", tmp_path / "out", parity=False)["notes"]
     assert named in " ".join(notes) and bool(notes) == bool(named)
@@ -197,9 +216,14 @@ def test_what_breaks_off_leaves_nothing(run, tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize(("to", "settings", "said"), [
-    ("gold", {}, "choose adapter, merged"), ("merged", {"precision": "q8_0"}, "precision"),
-    ("merged", {"into": "half"}, "into")])
+@pytest.mark.parametrize(
+    ("to", "settings", "said"),
+    [
+        ("gold", {}, "choose adapter, merged"),
+        ("merged", {"precision": "q8_0"}, "precision"),
+        ("merged", {"into": "half"}, "into"),
+    ],
+)
 def test_mistakes(run, tmp_path, to, settings, said):
     with pytest.raises(UserError, match=said):
         export(run, to, tmp_path / "out", settings)
@@ -240,10 +264,17 @@ func main() {
 @pytest.mark.parametrize("base", ["llama3", "qwen2", "mistral", "gemma3", "phi3"])
 def test_go_runs_the_ollama_template_as_we_do(recipe, tmp_path, base):
     template = replace(Template.of(tokenizer_of(train(recipe(base, train={"max_steps": 1})))), trimmed=[])
-    conversations = [[{"role": role, "content": f'{role} "{{{{x}}}}" 🙂\n'} for role in roles.split()] for roles in (
-        "user", "system user", "user assistant user", "system user assistant user assistant user")]
+    conversations = [
+        [{"role": role, "content": f'{role} "{{{{x}}}}" 🙂\n'} for role in roles.split()]
+        for roles in ("user", "system user", "user assistant user", "system user assistant user assistant user")
+    ]
     (tmp_path / "main.go").write_text(GO)
-    done = subprocess.run(["go", "run", str(tmp_path / "main.go")], capture_output=True, text=True, check=True,
-                          input=json.dumps({"Template": template.go_text(), "Conversations": conversations}),
-                          env=os.environ | {"GOCACHE": str(tmp_path / "cache"), "GOFLAGS": "-mod=mod"})
+    done = subprocess.run(
+        ["go", "run", str(tmp_path / "main.go")],
+        capture_output=True,
+        text=True,
+        check=True,
+        input=json.dumps({"Template": template.go_text(), "Conversations": conversations}),
+        env=os.environ | {"GOCACHE": str(tmp_path / "cache"), "GOFLAGS": "-mod=mod"},
+    )
     assert done.stdout.split("\x00")[:-1] == [template.render(messages) for messages in conversations]

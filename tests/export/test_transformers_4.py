@@ -17,21 +17,38 @@ from tunesmith.export.command import export
 from tunesmith.export.engine import Transformers
 from tunesmith.export.samples import CAPITALS, LEADING, TEXTS
 
-PACKAGES = Path(os.environ.get("TUNESMITH_TEST_TRANSFORMERS4",
-                               Path(__file__).parents[2] / ".venv-transformers4" / "packages"))
+PACKAGES = Path(
+    os.environ.get("TUNESMITH_TEST_TRANSFORMERS4", Path(__file__).parents[2] / ".venv-transformers4" / "packages")
+)
 """A folder with Transformers 4 and the versions of huggingface_hub and tokenizers that it needs; `make test-all` makes
 it. What else there is comes from this Python."""
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(
-    not (PACKAGES / "transformers").is_dir(), reason="needs Transformers 4: make .venv-transformers4/installed")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (PACKAGES / "transformers").is_dir(), reason="needs Transformers 4: make .venv-transformers4/installed"
+    ),
+]
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
-SIZES = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.1}
+SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.1,
+}
 ROPE4 = {"rope_theta": 1e6}
 OLD = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
 LONG4 = {"type": "longrope", "short_factor": LONG["short_factor"] * 2, "long_factor": LONG["long_factor"] * 2}
-GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16, "rope_local_base_freq": 5000.0,
-         "layer_types": ["sliding_attention", "full_attention"]}
+GEMMA = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+    "sliding_window": 16,
+    "rope_local_base_freq": 5000.0,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 
 # What is particular of a base in Transformers 4's form: the tokenizer's class, and the config's own values.
 BASES = {
@@ -39,20 +56,37 @@ BASES = {
     "llama3": ("PreTrainedTokenizerFast", {"rope_theta": 5e5, "rope_scaling": OLD}),
     "mistral": ("LlamaTokenizerFast", ROPE4 | {"sliding_window": None, "head_dim": 32}),
     "gemma3": ("GemmaTokenizerFast", ROPE4 | GEMMA),
-    "phi3": ("LlamaTokenizerFast", {"rope_scaling": LONG4, "original_max_position_embeddings": 256,
-                                    "max_position_embeddings": 512, "sliding_window": None}),
-    "qwen3_moe": ("Qwen2TokenizerFast", ROPE4 | tiny.FAMILIES["qwen3_moe"].config | {
-        "head_dim": 32, "moe_intermediate_size": 128, "norm_topk_prob": True}),
+    "phi3": (
+        "LlamaTokenizerFast",
+        {
+            "rope_scaling": LONG4,
+            "original_max_position_embeddings": 256,
+            "max_position_embeddings": 512,
+            "sliding_window": None,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen2TokenizerFast",
+        ROPE4
+        | tiny.FAMILIES["qwen3_moe"].config
+        | {"head_dim": 32, "moe_intermediate_size": 128, "norm_topk_prob": True},
+    ),
     "smollm3": ("PreTrainedTokenizerFast", {"rope_theta": 2e6, "no_rope_layers": [1, 0]}),
 }
-TALK = [[{"role": "user", "content": "What is 1 plus 2?"}],
-        [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}, {"role": "user", "content": "?"}]]
+TALK = [
+    [{"role": "user", "content": "What is 1 plus 2?"}],
+    [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}, {"role": "user", "content": "?"}],
+]
 
 
 def in_4(command: str, folder: Path, given: dict) -> dict:
-    found = subprocess.run([sys.executable, str(Path(__file__).with_name("transformers_4.py")), command, str(folder)],
-                           input=json.dumps(given), capture_output=True, text=True,
-                           env=os.environ | {"PYTHONPATH": str(PACKAGES)})
+    found = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("transformers_4.py")), command, str(folder)],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(PACKAGES)},
+    )
     assert found.returncode == 0, found.stderr[-3000:]
     return json.loads(found.stdout.splitlines()[-1])
 
@@ -61,13 +95,24 @@ def base_of_4(name: str, folder: Path) -> Path:
     """As its maker published it; the chat template is in tokenizer_config.json of every other one."""
     facts, (tokenizer_class, own) = tiny.FAMILIES[name], BASES[name]
     tokenizer = tiny.save_tokenizer(name, folder)
-    ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id,
-           "eos_token_id": tokenizer.convert_tokens_to_ids(facts.end)}
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.convert_tokens_to_ids(facts.end),
+    }
     named = {"bos_token": facts.bos, "eos_token": facts.eos, "pad_token": facts.pad, "chat_template": facts.template}
-    in_4("make", folder, {
-        "config": f"{facts.prefix}Config", "model": facts.prefix.removesuffix("Text") + "ForCausalLM",
-        "values": SIZES | {"vocab_size": len(tokenizer)} | ids | own, "tokenizer": tokenizer_class, "tokens": named,
-        "in_settings": [*BASES].index(name) % 2 == 0})
+    in_4(
+        "make",
+        folder,
+        {
+            "config": f"{facts.prefix}Config",
+            "model": facts.prefix.removesuffix("Text") + "ForCausalLM",
+            "values": SIZES | {"vocab_size": len(tokenizer)} | ids | own,
+            "tokenizer": tokenizer_class,
+            "tokens": named,
+            "in_settings": [*BASES].index(name) % 2 == 0,
+        },
+    )
     for path in folder.glob("*token*"):  # by Transformers 4's own hand, not by ours
         assert "TokenizersBackend" not in path.read_text(errors="replace"), path
     return folder
@@ -84,8 +129,9 @@ def assert_same_in_4(folder: Path, kl: float = 1e-9) -> dict:
     theirs = torch.tensor(found["ids"])[:-1].log_softmax(1)
     assert float((expected.exp() * (expected - theirs)).sum(1).mean()) < kl
     assert found["texts"] == [engine.encode(text) for text in texts]
-    assert found["conversations"] == [tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-                                      for talk in TALK]
+    assert found["conversations"] == [
+        tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True) for talk in TALK
+    ]
     return found
 
 

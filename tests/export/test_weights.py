@@ -13,8 +13,14 @@ from tunesmith.export.weights import weights_of
 from tunesmith.result import trained_model
 
 QUICK = {"max_steps": 2, "learning_rate": 1e-2}
-ADAPTERS = [{}, {"rslora": True}, {"dora": True}, {"targets": ["q_proj", "down_proj"]},
-            {"modules_to_save": ["lm_head"]}, {"modules_to_save": ["embed_tokens"]}]
+ADAPTERS = [
+    {},
+    {"rslora": True},
+    {"dora": True},
+    {"targets": ["q_proj", "down_proj"]},
+    {"modules_to_save": ["lm_head"]},
+    {"modules_to_save": ["embed_tokens"]},
+]
 
 
 def by_peft(run) -> dict[str, torch.Tensor]:

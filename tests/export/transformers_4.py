@@ -17,8 +17,9 @@ def make(folder: Path, wanted: dict) -> None:
     config = getattr(transformers, wanted["config"])(**wanted["values"])
     torch.manual_seed(0)
     getattr(transformers, wanted["model"])(config).save_pretrained(folder)
-    tokenizer = getattr(transformers, wanted["tokenizer"])(tokenizer_file=str(folder / "tokenizer.json"),
-                                                           **wanted["tokens"])
+    tokenizer = getattr(transformers, wanted["tokenizer"])(
+        tokenizer_file=str(folder / "tokenizer.json"), **wanted["tokens"]
+    )
     (folder / "chat_template.jinja").unlink()
     tokenizer.save_pretrained(folder, save_jinja_files=not wanted["in_settings"])
 
@@ -29,10 +30,15 @@ def ask(folder: Path, asked: dict) -> dict:
     model = architecture.from_pretrained(folder, dtype="auto").eval()
     with torch.inference_mode():
         logits = model(torch.tensor([asked["ids"]])).logits[0].float()
-    return {"version": transformers.__version__, "ids": logits.tolist(),
-            "texts": [tokenizer(text, add_special_tokens=False).input_ids for text in asked["texts"]],
-            "conversations": [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-                              for messages in asked["conversations"]]}
+    return {
+        "version": transformers.__version__,
+        "ids": logits.tolist(),
+        "texts": [tokenizer(text, add_special_tokens=False).input_ids for text in asked["texts"]],
+        "conversations": [
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            for messages in asked["conversations"]
+        ],
+    }
 
 
 if __name__ == "__main__":

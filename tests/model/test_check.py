@@ -21,6 +21,7 @@ from tunesmith.recipe import Adapter, Model
 @pytest.fixture
 def copy(family, tmp_path):
     """Gives a copy of a family's model whose weights or config were changed."""
+
     def make(name: str, change=None, **config):
         folder = shutil.copytree(family(name), tmp_path / f"{name}-changed")
         if change:
@@ -38,8 +39,12 @@ def copy(family, tmp_path):
 def refused(folder, tmp_path, match: str):
     """By train, before data is read, and by init, which writes no recipe; nothing is left behind."""
     data = write_rows(tmp_path / "rows.jsonl", sums(8))
-    values = {"model": {"path": str(folder)}, "data": {"train": str(tmp_path / "no such rows.jsonl")},
-              "output": str(tmp_path / "runs"), "name": "run"}
+    values = {
+        "model": {"path": str(folder)},
+        "data": {"train": str(tmp_path / "no such rows.jsonl")},
+        "output": str(tmp_path / "runs"),
+        "name": "run",
+    }
     with pytest.raises(UserError, match=match) as first:
         train(Recipe.build(values))
     with pytest.raises(UserError, match=match):
@@ -59,16 +64,25 @@ def one_expert_less(tensors: dict) -> None:
     tensors.pop("model.layers.1.mlp.experts.3.up_proj.weight")
 
 
-@pytest.mark.parametrize(("name", "change", "config", "match"), [
-    ("llama3", without("lm_head.weight"), {}, "missing: lm_head.weight"),
-    ("gemma3", without("model.norm.weight"), {}, "missing: model.norm.weight"),
-    ("olmo2", None, {"num_hidden_layers": 3}, "missing: model.layers.2.*and 8 more"),
-    ("llama3", added("score.weight"), {}, "not part of it: score.weight"),
-    ("qwen3", added("visual.patch_embed.weight"), {}, "not part of it: visual.patch_embed.weight"),
-    ("phi3", None, {"intermediate_size": 96}, r"of another shape: model.layers.0.mlp.down_proj.weight \(64, 64\) for "
-                                              r"\(64, 96\)"),
-    ("qwen3_moe", one_expert_less, {}, "weights of Qwen3MoeForCausalLM: parts of those that it stacks"),
-], ids=lambda value: value if isinstance(value, str) and " " not in value else "")
+@pytest.mark.parametrize(
+    ("name", "change", "config", "match"),
+    [
+        ("llama3", without("lm_head.weight"), {}, "missing: lm_head.weight"),
+        ("gemma3", without("model.norm.weight"), {}, "missing: model.norm.weight"),
+        ("olmo2", None, {"num_hidden_layers": 3}, "missing: model.layers.2.*and 8 more"),
+        ("llama3", added("score.weight"), {}, "not part of it: score.weight"),
+        ("qwen3", added("visual.patch_embed.weight"), {}, "not part of it: visual.patch_embed.weight"),
+        (
+            "phi3",
+            None,
+            {"intermediate_size": 96},
+            r"of another shape: model.layers.0.mlp.down_proj.weight \(64, 64\) for "
+            r"\(64, 96\)",
+        ),
+        ("qwen3_moe", one_expert_less, {}, "weights of Qwen3MoeForCausalLM: parts of those that it stacks"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
 def test_missing_leftover_and_misshaped_tensors_are_named(copy, tmp_path, name, change, config, match):
     refused(copy(name, change, **config), tmp_path, match)
 
@@ -95,12 +109,21 @@ def test_every_opener_of_a_damaged_folder_refuses_it(copy):
 
 
 def test_models_for_other_tasks_are_refused(family, tmp_path):
-    sizes = {"vocab_size": 600, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
-             "num_attention_heads": 2}
-    for kind, config in (("Qwen2ForSequenceClassification", transformers.Qwen2Config(**sizes)),
-                         ("RobertaForMaskedLM", transformers.RobertaConfig(**sizes)),
-                         ("T5ForConditionalGeneration", transformers.T5Config(vocab_size=600, d_model=32, d_ff=32,
-                                                                              num_layers=1, num_heads=2))):
+    sizes = {
+        "vocab_size": 600,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    for kind, config in (
+        ("Qwen2ForSequenceClassification", transformers.Qwen2Config(**sizes)),
+        ("RobertaForMaskedLM", transformers.RobertaConfig(**sizes)),
+        (
+            "T5ForConditionalGeneration",
+            transformers.T5Config(vocab_size=600, d_model=32, d_ff=32, num_layers=1, num_heads=2),
+        ),
+    ):
         folder = shutil.copytree(family("qwen2"), tmp_path / kind)
         (folder / "model.safetensors").unlink()
         getattr(transformers, kind)(config).save_pretrained(folder)
@@ -111,8 +134,14 @@ def test_an_encoder_that_claims_to_be_a_language_model_is_refused(recipe, family
     """Its tokens see later ones, so it would learn to copy the answer."""
     folder = shutil.copytree(family("qwen2"), tmp_path / "encoder")
     (folder / "model.safetensors").unlink()
-    config = transformers.BertConfig(vocab_size=600, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
-                                     num_attention_heads=2, initializer_range=0.2)
+    config = transformers.BertConfig(
+        vocab_size=600,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        initializer_range=0.2,
+    )
     transformers.BertLMHeadModel(config).save_pretrained(folder)
     with pytest.raises(UserError, match="its tokens see later ones"):
         train(recipe(model={"path": str(folder)}))
@@ -120,8 +149,11 @@ def test_an_encoder_that_claims_to_be_a_language_model_is_refused(recipe, family
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "hqq", "compressed-tensors", "fp8"])
 def test_bases_quantised_for_inference_are_refused(copy, tmp_path, method):
-    refused(copy("qwen2", quantization_config={"quant_method": method, "bits": 4}), tmp_path,
-            f"quantised for inference .{method}.*full precision")
+    refused(
+        copy("qwen2", quantization_config={"quant_method": method, "bits": 4}),
+        tmp_path,
+        f"quantised for inference .{method}.*full precision",
+    )
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
@@ -138,8 +170,13 @@ def test_damaged_files_are_named(copy, tmp_path):
     folder = copy("llama3")
     file = folder / "model.safetensors"
     whole = file.read_bytes()
-    for content, match in ((whole[:-10], "is cut off: it has .* should have"), (whole + b"more", "is damaged"),
-                           (whole[:100], "is damaged"), (b"", "is damaged"), (b"<html>not found</html>", "is damaged")):
+    for content, match in (
+        (whole[:-10], "is cut off: it has .* should have"),
+        (whole + b"more", "is damaged"),
+        (whole[:100], "is damaged"),
+        (b"", "is damaged"),
+        (b"<html>not found</html>", "is damaged"),
+    ):
         file.write_bytes(content)
         refused(folder, tmp_path, f"model.safetensors {match}.*download it again")
     file.write_bytes(whole)

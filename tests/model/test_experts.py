@@ -29,8 +29,12 @@ def trained_names(run) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize(("name", "kind"), slow_but(
-    [("mixtral", "none"), ("gpt_oss", "nf4")], [(name, kind) for name in tiny.MIXTURES for kind in ("none", "nf4")]))
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    slow_but(
+        [("mixtral", "none"), ("gpt_oss", "nf4")], [(name, kind) for name in tiny.MIXTURES for kind in ("none", "nf4")]
+    ),
+)
 def test_adapters_of_experts_open_and_merge(recipe, tmp_path, name, kind):
     run = train(recipe(name, model={"quantize": kind}, train=QUICK))
     opened = logits(AutoPeftModelForCausalLM.from_pretrained(run.result), IDS)
@@ -42,24 +46,34 @@ def test_adapters_of_experts_open_and_merge(recipe, tmp_path, name, kind):
 
 
 @pytest.mark.parametrize("name", tiny.MIXTURES)
-@pytest.mark.parametrize(("adapter", "experts", "router"), [
-    ({}, True, False), ({"experts": False}, False, False), ({"router": True}, True, True),
-    ({"targets": ["q_proj", "v_proj"]}, False, False),
-])
+@pytest.mark.parametrize(
+    ("adapter", "experts", "router"),
+    [
+        ({}, True, False),
+        ({"experts": False}, False, False),
+        ({"router": True}, True, True),
+        ({"targets": ["q_proj", "v_proj"]}, False, False),
+    ],
+)
 def test_what_all_linear_reaches(recipe, name, adapter, experts, router):
     run = train(recipe(name, adapter=adapter, train={"max_steps": 1}))
     names = trained_names(run)
     assert any("q_proj" in n for n in names)
     assert any("experts" in n for n in names) == experts
     assert any("gate.lora" in n or "router.lora" in n for n in names) == router
-    ranks = {p.shape[0] for n, p in trainable_model(run, plan_of(run), run.base).named_parameters()
-             if "experts" in n and "lora_A" in n}
+    ranks = {
+        p.shape[0]
+        for n, p in trainable_model(run, plan_of(run), run.base).named_parameters()
+        if "experts" in n and "lora_A" in n
+    }
     assert ranks == ({4 * 4} if experts else set())  # of 4 experts, the same in both matrices
 
 
 def test_checkpointing_activations_changes_no_loss(recipe):
-    runs = [train(recipe("qwen3_moe", mode, model={"quantize": "nf4"}, train=QUICK | {"gradient_checkpointing": mode}))
-            for mode in ("on", "off")]
+    runs = [
+        train(recipe("qwen3_moe", mode, model={"quantize": "nf4"}, train=QUICK | {"gradient_checkpointing": mode}))
+        for mode in ("on", "off")
+    ]
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), abs=1e-6)
 
 
@@ -80,11 +94,14 @@ def test_recomputing_keeps_nothing_of_the_routers(family, coefficient):
     assert len(routing.load()["expert_load"]) == len(routers(model))
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"adapter": {"dora": True}}, "adapter.dora: PEFT has it for linear modules"),
-    ({"adapter": {"dropout": 0.1}}, "adapter.dropout: PEFT has it for linear modules"),
-    ({"model": {"quantize": "int8"}}, "model.quantize: int8 does not reach experts"),
-])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"adapter": {"dora": True}}, "adapter.dora: PEFT has it for linear modules"),
+        ({"adapter": {"dropout": 0.1}}, "adapter.dropout: PEFT has it for linear modules"),
+        ({"model": {"quantize": "int8"}}, "model.quantize: int8 does not reach experts"),
+    ],
+)
 def test_what_cannot_be_is_refused(recipe, changes, said):
     with pytest.raises(UserError, match=said):
         train(recipe("qwen3_moe", train=QUICK, **changes))

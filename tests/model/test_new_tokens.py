@@ -24,9 +24,16 @@ LEARN = {"epochs": 40, "max_steps": 40, "batch": 6, "learning_rate": 2e-2}
 @pytest.fixture
 def tags(tmp_path):
     """Rows whose answers are new tokens alone."""
-    return str(write_rows(tmp_path / "tags.jsonl", [
-        {"question": f"{verb} {place}", "answer": tag} for verb in ("Mark", "Label")
-        for place, tag in zip(("Bonn", "Oslo", "Rome"), TAGS)]))
+    return str(
+        write_rows(
+            tmp_path / "tags.jsonl",
+            [
+                {"question": f"{verb} {place}", "answer": tag}
+                for verb in ("Mark", "Label")
+                for place, tag in zip(("Bonn", "Oslo", "Rome"), TAGS)
+            ],
+        )
+    )
 
 
 def saved(run) -> dict[str, list[int]]:
@@ -34,8 +41,9 @@ def saved(run) -> dict[str, list[int]]:
         return {name: file.get_slice(name).get_shape() for name in file.keys()}
 
 
-@pytest.mark.parametrize(("base", "matrices", "dtype"), [
-    ("llama3", 2, "float32"), ("mistral", 2, "bfloat16"), ("qwen2", 1, "float32")])  # the last is tied
+@pytest.mark.parametrize(
+    ("base", "matrices", "dtype"), [("llama3", 2, "float32"), ("mistral", 2, "bfloat16"), ("qwen2", 1, "float32")]
+)  # the last is tied
 def test_new_tokens_are_learned(recipe, tags, base, matrices, dtype):
     run = train(recipe(base, model={"dtype": dtype}, data={"train": tags}, train=LEARN, tokens=TAGS))
     assert losses(run)[0] > 3 and losses(run)[-1] < 0.3
@@ -64,9 +72,18 @@ def test_a_head_with_a_bias_trains_whole(recipe, family, tmp_path, tags):
     folder = shutil.copytree(family("llama3"), tmp_path / "phi")
     (folder / "model.safetensors").unlink()
     config = transformers.AutoConfig.from_pretrained(folder)
-    phi = transformers.PhiForCausalLM(transformers.PhiConfig(
-        vocab_size=config.vocab_size, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        initializer_range=0.2, bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id))
+    phi = transformers.PhiForCausalLM(
+        transformers.PhiConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            initializer_range=0.2,
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+        )
+    )
     torch.nn.init.normal_(phi.lm_head.bias)
     phi.save_pretrained(folder)
     run = train(recipe(model={"path": str(folder)}, data={"train": tags}, train=LEARN, tokens=TAGS))
@@ -77,18 +94,26 @@ def test_a_head_with_a_bias_trains_whole(recipe, family, tmp_path, tags):
 
 @pytest.mark.parametrize(("base", "part"), [("llama3", "lm_head"), ("olmo2", "embed_tokens"), ("olmo2", "norm")])
 def test_whole_modules_train_in_bfloat16(recipe, base, part):
-    low, high = (train(recipe(base, dtype, model={"dtype": dtype}, adapter={"modules_to_save": [part]},
-                              train={"max_steps": 3})) for dtype in ("bfloat16", "float32"))
+    low, high = (
+        train(recipe(base, dtype, model={"dtype": dtype}, adapter={"modules_to_save": [part]}, train={"max_steps": 3}))
+        for dtype in ("bfloat16", "float32")
+    )
     assert losses(low) == pytest.approx(losses(high), rel=0.02)
     opened = AutoPeftModelForCausalLM.from_pretrained(low.result)
     assert any(part in name and "modules_to_save" in name for name, _ in opened.named_parameters())
 
 
-@pytest.mark.parametrize(("adapter", "match"), [
-    ({"targets": ["q_proj", "v_prj"]}, "adapter.targets: no module of this model is called v_prj; did you mean v_proj"),
-    ({"targets": ["q_proj", "attention.query"]}, "is called attention.query; its linear modules: down_proj"),
-    ({"modules_to_save": ["lm_haed"]}, "adapter.modules_to_save: .* called lm_haed; did you mean lm_head"),
-])
+@pytest.mark.parametrize(
+    ("adapter", "match"),
+    [
+        (
+            {"targets": ["q_proj", "v_prj"]},
+            "adapter.targets: no module of this model is called v_prj; did you mean v_proj",
+        ),
+        ({"targets": ["q_proj", "attention.query"]}, "is called attention.query; its linear modules: down_proj"),
+        ({"modules_to_save": ["lm_haed"]}, "adapter.modules_to_save: .* called lm_haed; did you mean lm_head"),
+    ],
+)
 @pytest.mark.parametrize("base", ["gemma2", "qwen3_moe"])
 def test_names_that_match_nothing_are_refused_before_data_is_read(recipe, base, adapter, match):
     if base == "qwen3_moe":

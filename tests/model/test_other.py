@@ -59,11 +59,13 @@ def on_images(recipe, tmp_path, prefix: str, **sections):
 def is_text(name: str) -> bool:
     """Written from the names of the published checkpoints' tensors."""
     return any(part in name for part in ("language_model", "text_model", "lm_head")) or name.startswith(
-        ("model.layers", "model.embed_tokens", "model.norm"))
+        ("model.layers", "model.embed_tokens", "model.norm")
+    )
 
 
-@pytest.mark.parametrize(("prefix", "kind"), [*((prefix, "lora") for prefix in other.IMAGES), ("Gemma3", "full"),
-                                              ("Qwen3VL", "full")])
+@pytest.mark.parametrize(
+    ("prefix", "kind"), [*((prefix, "lora") for prefix in other.IMAGES), ("Gemma3", "full"), ("Qwen3VL", "full")]
+)
 def test_text_training_leaves_vision_alone(recipe, tmp_path, prefix, kind):
     run = on_images(recipe, tmp_path, prefix, adapter={"kind": kind})
     assert losses(run)[-1] < losses(run)[0]

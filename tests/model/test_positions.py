@@ -27,16 +27,35 @@ from tunesmith.model.positions import limit, limit_of, trained_positions
 from tunesmith.run import Run
 
 POSITIONS, VOCABULARY = 48, 600
-SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "max_position_embeddings": POSITIONS, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-TABLES = {
-    "gpt2": GPT2Config(**SIZES), "opt": OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32),
-    "gpt_neo": GPTNeoConfig(**SIZES, attention_types=[[["global"], 2]]), "biogpt": BioGptConfig(**SIZES),
-    "gptj": GPTJConfig(**SIZES, rotary_dim=4), "codegen": CodeGenConfig(**SIZES, rotary_dim=4),
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": POSITIONS,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
-WITHOUT = {"llama": LlamaConfig(**SIZES, intermediate_size=64), "bloom": BloomConfig(**SIZES),
-           "xglm": XGLMConfig(**{k: v for k, v in SIZES.items() if k != "hidden_size"}, d_model=32, ffn_dim=64,
-                              num_layers=2, attention_heads=4)}
+TABLES = {
+    "gpt2": GPT2Config(**SIZES),
+    "opt": OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32),
+    "gpt_neo": GPTNeoConfig(**SIZES, attention_types=[[["global"], 2]]),
+    "biogpt": BioGptConfig(**SIZES),
+    "gptj": GPTJConfig(**SIZES, rotary_dim=4),
+    "codegen": CodeGenConfig(**SIZES, rotary_dim=4),
+}
+WITHOUT = {
+    "llama": LlamaConfig(**SIZES, intermediate_size=64),
+    "bloom": BloomConfig(**SIZES),
+    "xglm": XGLMConfig(
+        **{k: v for k, v in SIZES.items() if k != "hidden_size"},
+        d_model=32,
+        ffn_dim=64,
+        num_layers=2,
+        attention_heads=4,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", [*TABLES, *WITHOUT])
@@ -57,8 +76,14 @@ def test_the_limit_is_where_the_model_fails(name):
 def saved(config, folder):
     """A model folder with a tokenizer and a template."""
     tokenizer = tiny.save_tokenizer("llama3", folder)
-    config.update({"vocab_size": len(tokenizer), "pad_token_id": tokenizer.convert_tokens_to_ids("<|end_of_text|>"),
-                   "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id})
+    config.update(
+        {
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.convert_tokens_to_ids("<|end_of_text|>"),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+    )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return str(folder)
@@ -67,14 +92,25 @@ def saved(config, folder):
 @pytest.fixture
 def counting(tmp_path):
     """Rows of about 25 tokens and of far more."""
-    return str(write_rows(tmp_path / "counting.jsonl", [
-        {"question": f"{i}?", "answer": " ".join(map(str, range(i, i + (3 if i % 2 else 60))))} for i in range(40)]))
+    return str(
+        write_rows(
+            tmp_path / "counting.jsonl",
+            [
+                {"question": f"{i}?", "answer": " ".join(map(str, range(i, i + (3 if i % 2 else 60))))}
+                for i in range(40)
+            ],
+        )
+    )
 
 
 def of(recipe, model: str, rows: str, **data):
-    return recipe(model={"path": model}, data={"train": rows, "eval_share": 0.2, "sequence_length": 256} | data,
-                  adapter={"targets": "all-linear"}, train={"max_steps": 2, "batch": 4},
-                  evaluate={"samples": 2, "max_new_tokens": 40})
+    return recipe(
+        model={"path": model},
+        data={"train": rows, "eval_share": 0.2, "sequence_length": 256} | data,
+        adapter={"targets": "all-linear"},
+        train={"max_steps": 2, "batch": 4},
+        evaluate={"samples": 2, "max_new_tokens": 40},
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt"])

@@ -16,16 +16,32 @@ from tests.train.test_reference import BOUND, losses
 from tunesmith import resume, train
 from tunesmith.errors import UserError
 from tunesmith.export.command import export
-from tunesmith.result import trained_model
 from tunesmith.model import adapt, check, load
 from tunesmith.model.quantize import Stack4bit
 from tunesmith.recipe import Model
+from tunesmith.result import trained_model
 
 # Dettmers et al. 2023, appendix E.
-NF4 = torch.tensor([
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0])
+NF4 = torch.tensor(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ]
+)
 BLOCK, SCALES_BLOCK = 64, 256
 ADAPTER = "adapter_model.safetensors"
 SCALE_ERROR = 0.02  # 8 bits of a scale's distance from the mean scale, over the largest such distance
@@ -54,6 +70,7 @@ def dequantised(parameter) -> torch.Tensor:
 @pytest.fixture
 def dequantised_base(family, tmp_path):
     """Gives a folder with a family's model whose weights are what quantising left of them."""
+
     def make(name: str, kind: str):
         model = AutoModelForCausalLM.from_pretrained(family(name), dtype=torch.float32)
         small = quantised(family(name), kind)
@@ -78,8 +95,11 @@ def test_weights_are_nf4_with_double_quantisation(family, name):
             assert torch.equal(parameter, original), key
             assert original.ndim < 2 or any(part in key for part in ("lm_head", "embed", "gate.", "router", "bias"))
             continue
-        packed, state = ((parameter.packed, parameter.state) if isinstance(parameter, Stack4bit) else
-                         (parameter.data, parameter.quant_state))
+        packed, state = (
+            (parameter.packed, parameter.state)
+            if isinstance(parameter, Stack4bit)
+            else (parameter.data, parameter.quant_state)
+        )
         values, codes, scales = nf4(original.detach())
         found = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).view_as(codes)
         assert torch.equal(found.long(), codes), key
@@ -112,8 +132,9 @@ def test_the_adapter_opens_plainly_and_merges_into_the_full_base(recipe, tmp_pat
     assert torch.allclose(chatting, trained_logits(run, ids), atol=1e-5) and not torch.allclose(chatting, opened)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("llama3", "nf4"), ("qwen3_moe", "nf4"), ("gpt_oss", "nf4"),
-                                            ("llama3", "int8")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("llama3", "nf4"), ("qwen3_moe", "nf4"), ("gpt_oss", "nf4"), ("llama3", "int8")]
+)
 def test_merging_into_the_dequantised_base_gives_what_training_saw(recipe, tmp_path, name, kind):
     run = train(recipe(name, model={"quantize": kind}, train={"max_steps": 3, "learning_rate": 1e-2}))
     found = export(run, "merged", tmp_path / "merged", {"into": "dequantised"})
@@ -124,6 +145,7 @@ def test_merging_into_the_dequantised_base_gives_what_training_saw(recipe, tmp_p
 @pytest.fixture
 def stored(family, tmp_path):
     """Gives a folder with a family's model whose weights are stored quantised by bitsandbytes."""
+
     def make(name: str, **settings):
         folder = shutil.copytree(family(name), tmp_path / f"{name}-stored")
         (folder / "model.safetensors").unlink()
@@ -134,8 +156,12 @@ def stored(family, tmp_path):
     return make
 
 
-NF4_BFLOAT16 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
-                "bnb_4bit_compute_dtype": torch.bfloat16}
+NF4_BFLOAT16 = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": torch.bfloat16,
+}
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen3"])
@@ -159,19 +185,33 @@ def test_a_base_stored_in_8_bits_merges(recipe, stored, tmp_path):
 
 def test_weights_stored_quantised_are_not_trained_whole(recipe, stored):
     with pytest.raises(UserError, match="adapter.kind: full: the weights of .* are stored quantised"):
-        train(recipe(model={"path": str(stored("llama3", **NF4_BFLOAT16))}, adapter={"kind": "full"},
-                     data={"train": "no such file.jsonl"}))
+        train(
+            recipe(
+                model={"path": str(stored("llama3", **NF4_BFLOAT16))},
+                adapter={"kind": "full"},
+                data={"train": "no such file.jsonl"},
+            )
+        )
 
 
 def test_parameters_are_counted_in_weights(family):
-    full, small = (adapt.parameter_counts(m)[1] for m in (
-        AutoModelForCausalLM.from_pretrained(family("qwen3_moe")), quantised(family("qwen3_moe"))))
+    full, small = (
+        adapt.parameter_counts(m)[1]
+        for m in (AutoModelForCausalLM.from_pretrained(family("qwen3_moe")), quantised(family("qwen3_moe")))
+    )
     assert full == small
 
 
 def test_checkpointing_activations_and_dora_work(recipe):
-    asked = [recipe(name=mode, model={"quantize": "nf4"}, adapter={"dora": True},
-                    train={"max_steps": 3, "gradient_checkpointing": mode}) for mode in ("on", "off")]
+    asked = [
+        recipe(
+            name=mode,
+            model={"quantize": "nf4"},
+            adapter={"dora": True},
+            train={"max_steps": 3, "gradient_checkpointing": mode},
+        )
+        for mode in ("on", "off")
+    ]
     first, second = map(losses, map(train, asked))
     assert first == pytest.approx(second, abs=1e-6)
 
@@ -179,8 +219,10 @@ def test_checkpointing_activations_and_dora_work(recipe):
 def test_evaluating_first_changes_no_step(recipe, tmp_path):
     """bitsandbytes repacks weights for inference on some CPUs; training would go wrong after that."""
     held_out = str(write_rows(tmp_path / "eval.jsonl", sums(8, first=500)))
-    first, second = (train(recipe(name=name, model={"quantize": "nf4"}, train={"max_steps": 3}, data=data))
-                     for name, data in (("without", {}), ("with", {"eval": held_out})))
+    first, second = (
+        train(recipe(name=name, model={"quantize": "nf4"}, train={"max_steps": 3}, data=data))
+        for name, data in (("without", {}), ("with", {"eval": held_out}))
+    )
     assert losses(first) == losses(second)
     assert second.events("eval")
 
@@ -194,10 +236,13 @@ def test_a_killed_run_resumes_bit_for_bit(recipe):
     assert (whole.result / ADAPTER).read_bytes() == (half.result / ADAPTER).read_bytes()
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"adapter": {"kind": "full"}}, "needs adapter.kind: lora"),
-    ({"adapter": {"modules_to_save": ["q_proj"]}}, "adapter.modules_to_save"),
-])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"adapter": {"kind": "full"}}, "needs adapter.kind: lora"),
+        ({"adapter": {"modules_to_save": ["q_proj"]}}, "adapter.modules_to_save"),
+    ],
+)
 def test_what_cannot_be_is_refused(recipe, changes, said):
     with pytest.raises(UserError, match=said):
         train(recipe(model={"quantize": "nf4"}, **changes))

@@ -32,9 +32,17 @@ def logits(model, ids) -> torch.Tensor:
         return model.eval()(ids).logits
 
 
-@pytest.mark.parametrize("adapter", [
-    {}, {"rslora": True}, {"dora": True}, {"targets": ["q_proj", "down_proj"]}, {"modules_to_save": ["lm_head"]},
-], ids=lambda a: "-".join(a) or "lora")
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {},
+        {"rslora": True},
+        {"dora": True},
+        {"targets": ["q_proj", "down_proj"]},
+        {"modules_to_save": ["lm_head"]},
+    ],
+    ids=lambda a: "-".join(a) or "lora",
+)
 def test_adapters_open_and_merge(recipe, tmp_path, adapter):
     run = train(recipe(adapter=adapter, train=QUICK))
     ids = torch.randint(5, 300, (1, 24), generator=torch.Generator().manual_seed(0))

@@ -35,12 +35,22 @@ def two_runs(folder, **changes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNESMITH_CACHE", str(folder / "cache"))
         for seed, name in enumerate(("first", "second.v2")):
-            made.append(train(Recipe.build({
-                "model": {"path": str(base), "dtype": "float32"},
-                "data": {"train": str(data), "eval_share": 0.0, "sequence_length": 256},
-                "train": {"batch": 8, "max_steps": 6, "learning_rate": 3e-2},
-                "evaluate": {"samples": 0, "max_new_tokens": 8}, "adapter": {"rank": 4, "alpha": 8},
-                "output": str(folder / "runs"), "name": name, "seed": seed})).folder)
+            made.append(
+                train(
+                    Recipe.build(
+                        {
+                            "model": {"path": str(base), "dtype": "float32"},
+                            "data": {"train": str(data), "eval_share": 0.0, "sequence_length": 256},
+                            "train": {"batch": 8, "max_steps": 6, "learning_rate": 3e-2},
+                            "evaluate": {"samples": 0, "max_new_tokens": 8},
+                            "adapter": {"rank": 4, "alpha": 8},
+                            "output": str(folder / "runs"),
+                            "name": name,
+                            "seed": seed,
+                        }
+                    )
+                ).folder
+            )
     return made
 
 
@@ -113,8 +123,14 @@ def tokenizers(tmp_path_factory):
     for name in families:
         tiny.save_tokenizer(name, folder / name)
     found = {name: Tokenizer.load(folder / name) for name in families}
-    for name, base in (("llama", "llama3"), ("coder", "qwen3"), ("thinker", "qwen3"), ("distilled", "qwen3"),
-                       ("headed", "qwen3"), ("first_system", "qwen3")):
+    for name, base in (
+        ("llama", "llama3"),
+        ("coder", "qwen3"),
+        ("thinker", "qwen3"),
+        ("distilled", "qwen3"),
+        ("headed", "qwen3"),
+        ("first_system", "qwen3"),
+    ):
         template = folder / f"{name}.jinja"
         template.write_text(getattr(templates, name.upper()))
         found[name] = Tokenizer.load(folder / base, str(template))
@@ -134,8 +150,9 @@ class Scripted:
 
     def __init__(self, tokenizers: dict):
         ends = {name: tokenizer.special_ids for name, tokenizer in tokenizers.items()}
-        self.models = {name: Served(name, "base", name, tokenizer, ends[name], {}, 4096)
-                       for name, tokenizer in tokenizers.items()}
+        self.models = {
+            name: Served(name, "base", name, tokenizer, ends[name], {}, 4096) for name, tokenizer in tokenizers.items()
+        }
         self.says, self.asked = "", []
 
     def submit(self, request: Request, deliver) -> "Scripted":
@@ -143,7 +160,7 @@ class Scripted:
         tokenizer = self.models[request.model].tokenizer
         writer = Writer(tokenizer, request.stop, request.shown, request.context)
         ids = tokenizer.encode_rest(self.says)[0]
-        told = ids[:request.max_new_tokens]
+        told = ids[: request.max_new_tokens]
         pieces = [writer.push(token) for token in told] + [writer.finish()]
         pieces = pieces if request.stream else ["".join(pieces)]
         for number, text in enumerate(pieces[:-1], 1):

@@ -8,10 +8,16 @@ from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "tunesmith" / "serve" / "page"
 MODELS = [
-    {"id": "base-1b", "object": "model",
-     "tunesmith": {"kind": "base", "base": "base-1b", "context": 65536, "tools": True}},
-    {"id": "my-run", "object": "model",
-     "tunesmith": {"kind": "tuned", "base": "base-1b", "context": 65536, "tools": True}},
+    {
+        "id": "base-1b",
+        "object": "model",
+        "tunesmith": {"kind": "base", "base": "base-1b", "context": 65536, "tools": True},
+    },
+    {
+        "id": "my-run",
+        "object": "model",
+        "tunesmith": {"kind": "tuned", "base": "base-1b", "context": 65536, "tools": True},
+    },
 ]
 CALL = ("get_weather", {"city": "Paris"})
 
@@ -133,6 +139,7 @@ class Handler(BaseHTTPRequestHandler):
 
 # Each gives a tool call if there is no text.
 
+
 def chat_answer(text: str | None) -> dict:
     function = {"name": CALL[0], "arguments": json.dumps(CALL[1])}
     message = {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
@@ -152,27 +159,36 @@ def messages_answer(text: str | None) -> dict:
 
 # The same as events; arguments come in pieces.
 
+
 def chat_events(text: str | None) -> list[dict]:
     deltas = [{"content": text}]
     if text is None:
         first = {"index": 0, "id": "1", "function": {"name": CALL[0], "arguments": ""}}
-        deltas = [{"tool_calls": [first]}, *({"tool_calls": [{"index": 0, "function": {"arguments": c}}]}
-                                             for c in json.dumps(CALL[1]))]
+        deltas = [
+            {"tool_calls": [first]},
+            *({"tool_calls": [{"index": 0, "function": {"arguments": c}}]} for c in json.dumps(CALL[1])),
+        ]
     return [*({"choices": [{"index": 0, "delta": delta}]} for delta in deltas), {"choices": [], "usage": {}}]
 
 
 def responses_events(text: str | None) -> list[dict]:
-    item, = responses_answer(text)["output"]
-    return [{"type": "response.created"}, {"type": "response.output_item.done", "item": item},
-            {"type": "response.completed"}]
+    (item,) = responses_answer(text)["output"]
+    return [
+        {"type": "response.created"},
+        {"type": "response.output_item.done", "item": item},
+        {"type": "response.completed"},
+    ]
 
 
 def messages_events(text: str | None) -> list[dict]:
-    block, = messages_answer(text)["content"]
+    (block,) = messages_answer(text)["content"]
     key, written = ("text", text) if text is not None else ("partial_json", json.dumps(block.pop("input")))
-    return [{"type": "message_start"}, {"type": "content_block_start", "index": 0, "content_block": block},
-            *({"type": "content_block_delta", "index": 0, "delta": {key: c}} for c in written),
-            {"type": "message_stop"}]
+    return [
+        {"type": "message_start"},
+        {"type": "content_block_start", "index": 0, "content_block": block},
+        *({"type": "content_block_delta", "index": 0, "delta": {key: c}} for c in written),
+        {"type": "message_stop"},
+    ]
 
 
 EVENTS = {"/v1/chat/completions": chat_events, "/v1/responses": responses_events, "/v1/messages": messages_events}

@@ -39,9 +39,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def scores(self, body: dict) -> list:
         """Of each token of the prompt but the first: it is the likeliest but for those after it in the vocabulary."""
-        return [None, *({str(token): {"logprob": -2.0, "rank": 3}, **{
-            str(token + 1 + i): {"logprob": -1.0 - i / 4, "rank": i + 1} for i in range(body["prompt_logprobs"])}}
-            for token in body["prompt"][1:])]
+        return [
+            None,
+            *(
+                {
+                    str(token): {"logprob": -2.0, "rank": 3},
+                    **{
+                        str(token + 1 + i): {"logprob": -1.0 - i / 4, "rank": i + 1}
+                        for i in range(body["prompt_logprobs"])
+                    },
+                }
+                for token in body["prompt"][1:]
+            ),
+        ]
 
     def answer(self, body: dict):
         for number in range(body["max_tokens"]):
@@ -53,8 +63,20 @@ class Handler(BaseHTTPRequestHandler):
                 top = {f"token_id:{token}": -2.0}
                 top |= {f"token_id:{token + 1 + i}": -1.0 - i / 4 for i in range(body["logprobs"])}
                 told = {"tokens": [f"token_id:{token}"], "token_logprobs": [-2.0], "top_logprobs": [top]}
-            self.event({"choices": [{"index": 0, "text": "not looked at", "logprobs": told, "finish_reason": finish,
-                                     "stop_reason": None, "token_ids": [token]}]})
+            self.event(
+                {
+                    "choices": [
+                        {
+                            "index": 0,
+                            "text": "not looked at",
+                            "logprobs": told,
+                            "finish_reason": finish,
+                            "stop_reason": None,
+                            "token_ids": [token],
+                        }
+                    ]
+                }
+            )
             if body["seed"] == FAILS:
                 return self.event({"error": {"message": "no memory is left", "code": 400}})
             if body["seed"] == DIES:

@@ -16,18 +16,26 @@ pytestmark = pytest.mark.slow
 ASKED = "Make the file"
 # The program, how it is asked, and its tool for the shell with what the call is to say.
 AGENTS = {
-    "codex": ["codex", "exec", "--profile", "tunesmith", "--skip-git-repo-check",
-              "--dangerously-bypass-approvals-and-sandbox", ASKED],
+    "codex": [
+        "codex",
+        "exec",
+        "--profile",
+        "tunesmith",
+        "--skip-git-repo-check",
+        "--dangerously-bypass-approvals-and-sandbox",
+        ASKED,
+    ],
     "opencode": ["opencode", "run", "--model", "tunesmith/qwen3", ASKED],
-    "claude-code": ["claude", "--settings", "{home}/.claude/tunesmith.json", "--allowedTools", "Bash", "-p",
-                    ASKED],
+    "claude-code": ["claude", "--settings", "{home}/.claude/tunesmith.json", "--allowedTools", "Bash", "-p", ASKED],
     "openclaw": ["openclaw", "agent", "exec", "--model", "tunesmith/qwen3", "--no-auth-env-only", ASKED],
     "continue": ["cn", "--config", "{home}/.continue/config.yaml", "--auto", "-p", ASKED],
 }
-SHELLS = {"exec_command": '{"cmd": "echo made > made.txt"}',
-          "exec": '{"command": "echo made > made.txt"}',
-          "bash": '{"command": "echo made > made.txt", "description": "Make it"}',
-          "Bash": '{"command": "echo made > made.txt", "description": "Make it"}'}
+SHELLS = {
+    "exec_command": '{"cmd": "echo made > made.txt"}',
+    "exec": '{"command": "echo made > made.txt"}',
+    "bash": '{"command": "echo made > made.txt", "description": "Make it"}',
+    "Bash": '{"command": "echo made > made.txt", "description": "Make it"}',
+}
 ANSWER = "It is made, as the tool says."
 
 
@@ -37,9 +45,11 @@ class Agent(Scripted):
     def submit(self, request, deliver):
         prompt = self.models[request.model].tokenizer.decode(request.ids)
         tools = [name for name in re.findall(r'"name": ?"(\w+)"', prompt) if name in SHELLS]
-        answered = "<tool_response>" in prompt[prompt.rfind(ASKED):]
+        answered = "<tool_response>" in prompt[prompt.rfind(ASKED) :]
         if tools and not answered:
-            self.says = f'<tool_call>\n{{"name": "{tools[0]}", "arguments": {SHELLS[tools[0]]}}}\n</tool_call><|im_end|>'
+            self.says = (
+                f'<tool_call>\n{{"name": "{tools[0]}", "arguments": {SHELLS[tools[0]]}}}\n</tool_call><|im_end|>'
+            )
         else:
             self.says = f"{ANSWER}<|im_end|>"
         return super().submit(request, deliver)
@@ -56,9 +66,14 @@ def test_an_agent_uses_a_tool(tokenizers, served, tmp_path, name):
     project.mkdir()
     environment = {**os.environ, "HOME": str(tmp_path), "PWD": str(project), "TUNESMITH_API_KEY": "none"}
     environment = {key: value for key, value in environment.items() if not key.startswith(("XDG_", "CODEX_", "CLAUDE"))}
-    subprocess.run([sys.executable, "-m", "tunesmith.cli", "connect", name, "--url", served(engine), "--write",
-                    "--no-test"], env=environment, check=True, capture_output=True)
-    done = subprocess.run(command, cwd=project, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True, timeout=180)
+    subprocess.run(
+        [sys.executable, "-m", "tunesmith.cli", "connect", name, "--url", served(engine), "--write", "--no-test"],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    done = subprocess.run(
+        command, cwd=project, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180
+    )
     assert ANSWER in done.stdout, done.stderr
     assert (project / "made.txt").read_text() == "made\n"

@@ -18,8 +18,9 @@ from tunesmith.serve.command import run
 
 
 def start(*arguments) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "tunesmith.cli", "serve", *map(str, arguments)],
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tunesmith.cli", "serve", *map(str, arguments)], stderr=subprocess.PIPE, text=True
+    )
 
 
 def serving(process) -> tuple[re.Match, str]:
@@ -40,8 +41,13 @@ def test_it_serves_and_ctrl_c_lets_it_finish_what_it_began(runs):
     answers = []
 
     def ask():
-        answers.append(httpx.post(f"{found[1]}/v1/completions", timeout=60, json={
-            "model": "base", "prompt": "The sum of", "max_tokens": 400}))
+        answers.append(
+            httpx.post(
+                f"{found[1]}/v1/completions",
+                timeout=60,
+                json={"model": "base", "prompt": "The sum of", "max_tokens": 400},
+            )
+        )
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -65,8 +71,11 @@ def test_a_second_ctrl_c_ends_it_without_a_word(tmp_path, name):
 
     def ask(stream: bool):
         try:
-            response = httpx.post(f"{found[1]}/v1/completions", timeout=60, json={
-                "prompt": "The sum of", "max_tokens": 900_000, "logit_bias": ends, "stream": stream})
+            response = httpx.post(
+                f"{found[1]}/v1/completions",
+                timeout=60,
+                json={"prompt": "The sum of", "max_tokens": 900_000, "logit_bias": ends, "stream": stream},
+            )
             broken.append(response.status_code >= 500)
         except httpx.TransportError:
             broken.append(True)
@@ -109,17 +118,20 @@ def test_what_fails_after_the_engine_was_started_ends_it(runs, monkeypatch):
     assert set(threading.enumerate()) <= before
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    ((), "name a run or a model"),
-    (("RUN", "--host", "0.0.0.0"), "--api-key"),
-    (("RUN", "--host", "256.0.0.1"), "--host 256.0.0.1"),
-    (("model.gguf",), "model.gguf: no such file"),
-    (("nowhere",), "no folder nowhere"),
-    (("RUN", "--port", "70000"), "--port"),
-    (("RUN", "--batch", "0"), "--batch"),
-    (("RUN", "--context", "1"), "--context"),
-    (("RUN", "--allow-host", "http://box"), "--allow-host http://box"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "name a run or a model"),
+        (("RUN", "--host", "0.0.0.0"), "--api-key"),
+        (("RUN", "--host", "256.0.0.1"), "--host 256.0.0.1"),
+        (("model.gguf",), "model.gguf: no such file"),
+        (("nowhere",), "no folder nowhere"),
+        (("RUN", "--port", "70000"), "--port"),
+        (("RUN", "--batch", "0"), "--batch"),
+        (("RUN", "--context", "1"), "--context"),
+        (("RUN", "--allow-host", "http://box"), "--allow-host http://box"),
+    ],
+)
 def test_wrong_input_gets_one_line(runs, arguments, said):
     process = start(*(runs[0] if a == "RUN" else a for a in arguments))
     _, errors = process.communicate(timeout=60)

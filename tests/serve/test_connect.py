@@ -14,8 +14,12 @@ from tunesmith import cli
 from tunesmith.errors import UserError
 from tunesmith.serve.connect import CLIENTS, FORMATS, merge
 
-READ = {"json": json.loads, "toml": tomllib.loads, "yaml": yaml.safe_load,
-        "env": lambda text: dict(line.split("=", 1) for line in text.splitlines())}
+READ = {
+    "json": json.loads,
+    "toml": tomllib.loads,
+    "yaml": yaml.safe_load,
+    "env": lambda text: dict(line.split("=", 1) for line in text.splitlines()),
+}
 
 
 @pytest.fixture
@@ -27,8 +31,15 @@ def server():
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     """A user's folder of its own, which is also the current one."""
-    for name in ("XDG_CONFIG_HOME", "CODEX_HOME", "CLAUDE_CONFIG_DIR", "CONTINUE_GLOBAL_DIR", "LLM_USER_PATH",
-                 "OPENCLAW_CONFIG_PATH", "TUNESMITH_API_KEY"):
+    for name in (
+        "XDG_CONFIG_HOME",
+        "CODEX_HOME",
+        "CLAUDE_CONFIG_DIR",
+        "CONTINUE_GLOBAL_DIR",
+        "LLM_USER_PATH",
+        "OPENCLAW_CONFIG_PATH",
+        "TUNESMITH_API_KEY",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be asked
@@ -39,6 +50,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def tunesmith(monkeypatch, capsys):
     """Runs the command line; gives status, standard output and the lines beside it."""
+
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["tunesmith", *map(str, arguments)])
         status = 0
@@ -48,6 +60,7 @@ def tunesmith(monkeypatch, capsys):
             status = end.code or 0
         said = capsys.readouterr()
         return status, said.out, said.err.splitlines()
+
     return run
 
 
@@ -71,10 +84,14 @@ def test_the_printed_configuration_names_server_and_model(client, server, tunesm
     assert [file for file in home.rglob("*") if file.is_file()] == []
 
 
-@pytest.mark.parametrize(("client", "path", "tools"), [
-    ("openclaw", "/v1/chat/completions", lambda tool: tool["function"]["parameters"]),
-    ("codex", "/v1/responses", lambda tool: tool["parameters"]),
-    ("claude-code", "/v1/messages", lambda tool: tool["input_schema"])])
+@pytest.mark.parametrize(
+    ("client", "path", "tools"),
+    [
+        ("openclaw", "/v1/chat/completions", lambda tool: tool["function"]["parameters"]),
+        ("codex", "/v1/responses", lambda tool: tool["parameters"]),
+        ("claude-code", "/v1/messages", lambda tool: tool["input_schema"]),
+    ],
+)
 def test_the_try_goes_through_the_api_of_the_client(client, path, tools, server, tunesmith):
     _, _, said = tunesmith("connect", client, "--url", server.url + "/v1/")
     [(asked, body), (again, streamed)] = server.asked
@@ -139,9 +156,18 @@ def test_a_link_stays_a_link(server, tunesmith, home):
     assert file.is_symlink() and "tunesmith" in (home / "real.json").read_text()
 
 
-@pytest.mark.parametrize(("client", "text"), [
-    ("openclaw", '{\n  // mine\n  "gateway": {}\n}'), ("opencode", '{"provider": ["a"]}'), ("codex", "a = = 1\n"),
-    ("continue", "models: [\n"), ("llm", "model_id: a\n"), ("open-webui", "just words\n"), ("opencode", "[1]")])
+@pytest.mark.parametrize(
+    ("client", "text"),
+    [
+        ("openclaw", '{\n  // mine\n  "gateway": {}\n}'),
+        ("opencode", '{"provider": ["a"]}'),
+        ("codex", "a = = 1\n"),
+        ("continue", "models: [\n"),
+        ("llm", "model_id: a\n"),
+        ("open-webui", "just words\n"),
+        ("opencode", "[1]"),
+    ],
+)
 def test_a_file_that_cannot_be_merged_stays_and_ours_is_printed(client, text, server, tunesmith):
     file = CLIENTS[client].path()
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -166,10 +192,13 @@ def test_mistakes_get_one_line(server, tunesmith, home):
     gone = StandIn()
     gone.server_close()
     server.failure = (400, "the model is too small\nfor this")
-    cases = [(["connect", "emacs"], "emacs"), (["connect", "llm", "--url", gone.url], "tunesmith serve RUN"),
-             (["connect", "llm", "--url", "localhost:8383"], "http://"),
-             (["connect", "llm", "--url", server.url, "--model", "absent"], "my-run"),
-             (["connect", "llm", "--url", f"{server.url}/elsewhere"], "nothing at")]
+    cases = [
+        (["connect", "emacs"], "emacs"),
+        (["connect", "llm", "--url", gone.url], "tunesmith serve RUN"),
+        (["connect", "llm", "--url", "localhost:8383"], "http://"),
+        (["connect", "llm", "--url", server.url, "--model", "absent"], "my-run"),
+        (["connect", "llm", "--url", f"{server.url}/elsewhere"], "nothing at"),
+    ]
     for arguments, expected in cases:
         status, printed, said = tunesmith(*arguments)
         assert (status, printed, len(said)) == (2, "", 1) and expected in said[0], (arguments, said)
@@ -205,9 +234,15 @@ def test_every_client_is_in_the_documentation_and_the_help(tunesmith, request):
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | TEXTS
-TABLES = st.dictionaries(TEXTS, st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab.\"\\ é"), inner, max_size=3),
-    max_leaves=8), max_size=4)
+TABLES = st.dictionaries(
+    TEXTS,
+    st.recursive(
+        LEAVES,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('ab."\\ é'), inner, max_size=3),
+        max_leaves=8,
+    ),
+    max_size=4,
+)
 
 
 @given(TABLES, TABLES)

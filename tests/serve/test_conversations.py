@@ -20,8 +20,10 @@ def test_every_turn_reaches_the_model(scripted, scripted_address, model, talk):
     """In order, by chat completions and responses, and where it has roles for them by messages."""
     scripted.says, texts = "Done.", [text for _, text in TALKS[talk]]
     turns = [{"role": role, "content": text} for role, text in TALKS[talk]]
-    bodies = {"chat/completions": {"messages": turns, "reasoning_effort": "none"},
-              "responses": {"input": [{"type": "message", **turn} for turn in turns], "reasoning": {"effort": "none"}}}
+    bodies = {
+        "chat/completions": {"messages": turns, "reasoning_effort": "none"},
+        "responses": {"input": [{"type": "message", **turn} for turn in turns], "reasoning": {"effort": "none"}},
+    }
     if talk == "two users":
         bodies["messages"] = {"system": SYSTEM, "messages": turns[1:], "max_tokens": 9}
     prompts = []
@@ -35,12 +37,18 @@ def test_every_turn_reaches_the_model(scripted, scripted_address, model, talk):
         assert places == sorted(places)
 
 
-@pytest.mark.parametrize(("model", "messages", "tools", "part"), [
-    ("first_system", [("user", "Read it."), ("tool", "The file's text")], [], "the tool text"),
-    ("gemma3", [("user", "Read it.")], ["read"], "does not write tool calls")])
+@pytest.mark.parametrize(
+    ("model", "messages", "tools", "part"),
+    [
+        ("first_system", [("user", "Read it."), ("tool", "The file's text")], [], "the tool text"),
+        ("gemma3", [("user", "Read it.")], ["read"], "does not write tool calls"),
+    ],
+)
 def test_what_a_template_leaves_out_is_refused(scripted_address, model, messages, tools, part):
     """Never answered as if it were not there."""
     tools = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in tools]
-    answer = httpx.post(f"{scripted_address}/v1/chat/completions", json={
-        "model": model, "messages": [{"role": role, "content": text} for role, text in messages], "tools": tools})
+    answer = httpx.post(
+        f"{scripted_address}/v1/chat/completions",
+        json={"model": model, "messages": [{"role": role, "content": text} for role, text in messages], "tools": tools},
+    )
     assert answer.status_code == 400 and part in answer.json()["error"]["message"]

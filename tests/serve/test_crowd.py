@@ -63,12 +63,19 @@ def test_a_crowd_gets_the_answers_that_each_gets_alone(address, engine, runs):
     for number in range(0, CLIENTS, 2):
         name = names[number % 3]
         kwargs = engine.models[name].tokenizer.template_kwargs
-        ids = tokenizer.apply_chat_template(question(number), add_generation_prompt=True, return_tensors="pt",
-                                            return_dict=False, **kwargs)
+        ids = tokenizer.apply_chat_template(
+            question(number), add_generation_prompt=True, return_tensors="pt", return_dict=False, **kwargs
+        )
         stops = sorted(engine.models[name].stop_ids)
-        out = models[name].generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                                    max_new_tokens=NEW, eos_token_id=stops, pad_token_id=0)
-        expected = tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True)
+        out = models[name].generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=NEW,
+            eos_token_id=stops,
+            pad_token_id=0,
+        )
+        expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         assert found[number] == expected.rstrip("\ufffd"), number
     deadline = time.monotonic() + 30
     while (now := engine.metrics())["running"] + now["waiting"] and time.monotonic() < deadline:
@@ -89,8 +96,9 @@ def test_a_full_queue_is_said(served, family):
 
     async def crowd():
         async with AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
-            asked = (client.chat.completions.create(model="qwen2", messages=question(n), max_tokens=60)
-                     for n in range(12))
+            asked = (
+                client.chat.completions.create(model="qwen2", messages=question(n), max_tokens=60) for n in range(12)
+            )
             return await asyncio.gather(*asked, return_exceptions=True)
 
     found = asyncio.run(crowd())

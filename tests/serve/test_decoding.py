@@ -58,8 +58,9 @@ def test_stop_strings(base, text, stop):
     ids, _ = tok.encode(text)
     pieces, stopped = written(tok, ids, tuple(stop))
     grown = (tok.decode(ids[:count]) for count in range(1, len(ids) + 1))  # the first token that completes one ends it
-    found = next((text[:min(text.find(s) for s in stop if s in text)] for text in grown
-                  if any(s in text for s in stop)), None)
+    found = next(
+        (text[: min(text.find(s) for s in stop if s in text)] for text in grown if any(s in text for s in stop)), None
+    )
     assert "".join(pieces) == (tok.decode(ids) if found is None else found) and (stopped is None) == (found is None)
 
 

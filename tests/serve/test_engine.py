@@ -8,7 +8,12 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, LogitsProcessorList
 from transformers.generation.logits_process import (
-    MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from tests import tiny
 from tests.serve.conftest import Collector
@@ -32,10 +37,17 @@ def prompts(count: int, seed: int = 0) -> list[list[int]]:
 
 def alone(model, served, ids: list[int], new: int = NEW, **more) -> str:
     """The text of transformers' own greedy answer. What tokens are as text is tested in test_decoding.py."""
-    out = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,
-                         max_new_tokens=new, eos_token_id=sorted(served.stop_ids), pad_token_id=0, **more)
+    out = model.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=new,
+        eos_token_id=sorted(served.stop_ids),
+        pad_token_id=0,
+        **more,
+    )
     writer = Writer(served.tokenizer)
-    return "".join(map(writer.push, out[0, len(ids):].tolist())) + writer.finish()
+    return "".join(map(writer.push, out[0, len(ids) :].tolist())) + writer.finish()
 
 
 def answers(engine, requests: list[Request]) -> list[Collector]:
@@ -80,12 +92,21 @@ def test_each_request_gets_its_own_adapter(engine, runs):
     assert len(set(found[:3])) == 3
 
 
-@pytest.mark.parametrize(("adapter", "tokens"), [
-    ({"kind": "full"}, ()), ({"kind": "full"}, ("<a>",)), ({"dora": True, "rank": 2}, ("<a>", "<b>")),
-    ({"rslora": True, "modules_to_save": ["lm_head"]}, ())], ids=["full", "full-new", "dora-new", "saved"])
+@pytest.mark.parametrize(
+    ("adapter", "tokens"),
+    [
+        ({"kind": "full"}, ()),
+        ({"kind": "full"}, ("<a>",)),
+        ({"dora": True, "rank": 2}, ("<a>", "<b>")),
+        ({"rslora": True, "modules_to_save": ["lm_head"]}, ()),
+    ],
+    ids=["full", "full-new", "dora-new", "saved"],
+)
 def test_every_kind_of_result_beside_its_base(recipe, family, adapter, tokens):
-    runs = [train(recipe(name=name, adapter=adapter, tokens=tokens, train={"max_steps": 3, "learning_rate": rate}))
-            for name, rate in (("one", 1e-2), ("two", 3e-2))]
+    runs = [
+        train(recipe(name=name, adapter=adapter, tokens=tokens, train={"max_steps": 3, "learning_rate": rate}))
+        for name, rate in (("one", 1e-2), ("two", 3e-2))
+    ]
     engine = BatchingEngine(open_models([run.folder for run in runs]))
     try:
         assert {name: s.kind for name, s in engine.models.items()} == {"one": "tuned", "base": "base", "two": "tuned"}
@@ -102,13 +123,13 @@ def test_every_kind_of_result_beside_its_base(recipe, family, adapter, tokens):
 
 def test_a_prefix_seen_before_changes_nothing(small_engine):
     engine = small_engine("llama3")
-    ids, = prompts(1, seed=2)
+    (ids,) = prompts(1, seed=2)
     ids = (ids * 9)[:80]
-    first, = answers(engine, [Request("llama3", ids, NEW)])
+    (first,) = answers(engine, [Request("llama3", ids, NEW)])
     again, longer = answers(engine, [Request("llama3", ids, NEW), Request("llama3", [*ids, 30, 31], NEW)])
     assert (first.last.cached, again.last.cached, longer.last.cached) == (0, 79, 80)
     assert again.text == first.text
-    pool, = engine.pools.values()
+    (pool,) = engine.pools.values()
     pool.prefixes.shrink(0)
     assert answers(engine, [Request("llama3", [*ids, 30, 31], NEW)])[0].text == longer.text
 
@@ -117,7 +138,7 @@ def test_without_room_the_youngest_waits_and_is_computed_anew(small_engine):
     engine = small_engine("llama3")
     given = prompts(8, seed=3)
     expected = [c.text for c in answers(engine, [Request("llama3", ids, 80) for ids in given])]
-    pool, = engine.pools.values()
+    (pool,) = engine.pools.values()
     pool.prefixes.shrink(0)
     pool.prefixes.limit_bytes = 0
     pool.limit_bytes, pool.limit_tokens = 200_000, 400
@@ -162,14 +183,23 @@ def test_a_failing_request_fails_alone(small_engine):
 def test_the_same_seed_draws_the_same(small_engine):
     engine = small_engine("llama3")
     sampling = Sampling(temperature=1.0, seed=5)
-    texts = [c.text for c in answers(engine, [Request("llama3", [60, 61], 20, replace(sampling, seed=seed))
-                                              for seed in (5, 5, 6)])]
+    texts = [
+        c.text
+        for c in answers(engine, [Request("llama3", [60, 61], 20, replace(sampling, seed=seed)) for seed in (5, 5, 6)])
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 
-@pytest.mark.parametrize("sampling", [
-    Sampling(temperature=0.7), Sampling(temperature=1.3, top_k=7), Sampling(temperature=1.0, top_p=0.6),
-    Sampling(temperature=0.9, top_k=30, top_p=0.8, min_p=0.05), Sampling(temperature=1.0, min_p=0.3)])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.7),
+        Sampling(temperature=1.3, top_k=7),
+        Sampling(temperature=1.0, top_p=0.6),
+        Sampling(temperature=0.9, top_k=30, top_p=0.8, min_p=0.05),
+        Sampling(temperature=1.0, min_p=0.3),
+    ],
+)
 def test_what_may_be_drawn_is_what_transformers_would(sampling):
     logits = torch.randn(300, generator=torch.Generator().manual_seed(1)) * 3
     warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])

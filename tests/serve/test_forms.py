@@ -19,30 +19,48 @@ CHAT = [
     ({"response_format": {"type": "json_object", "value": SCHEMA}}, LIKE_SCHEMA),
     ({"response_format": {"type": "regex", "pattern": "[a-c]{2}/"}}, "[a-c]{2}/"),
     ({"response_format": {"type": "grammar", "grammar": GBNF}}, "(yes|no)!"),
-    ({"json_schema": SCHEMA}, LIKE_SCHEMA), ({"guided_json": SCHEMA}, LIKE_SCHEMA),
-    ({"guided_json": json.dumps(SCHEMA)}, LIKE_SCHEMA), ({"guided_choice": ["yes", "no way"]}, "yes|no way"),
-    ({"guided_regex": "[a-c]{3}"}, "[a-c]{3}"), ({"guided_grammar": GBNF}, "(yes|no)!"),
-    ({"grammar": GBNF}, "(yes|no)!"), ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
+    ({"json_schema": SCHEMA}, LIKE_SCHEMA),
+    ({"guided_json": SCHEMA}, LIKE_SCHEMA),
+    ({"guided_json": json.dumps(SCHEMA)}, LIKE_SCHEMA),
+    ({"guided_choice": ["yes", "no way"]}, "yes|no way"),
+    ({"guided_regex": "[a-c]{3}"}, "[a-c]{3}"),
+    ({"guided_grammar": GBNF}, "(yes|no)!"),
+    ({"grammar": GBNF}, "(yes|no)!"),
+    ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
     ({"structured_outputs": {"json": SCHEMA}}, LIKE_SCHEMA),
-    ({"structured_outputs": {"regex": "[0-9]{2}"}}, "[0-9]{2}"), ({"ebnf": GBNF}, "(yes|no)!"),
-    ({"regex": r"a\/b|[/]c"}, "a/b|/c")]
+    ({"structured_outputs": {"regex": "[0-9]{2}"}}, "[0-9]{2}"),
+    ({"ebnf": GBNF}, "(yes|no)!"),
+    ({"regex": r"a\/b|[/]c"}, "a/b|/c"),
+]
 REFUSED = [
     ({"structural_tag": {"begin": "<a>"}}, "structural_tag"),
     ({"structured_outputs": {"structural_tag": "x"}}, "give one of"),
-    ({"structured_outputs": {"json": SCHEMA, "regex": "a"}}, "give one of"), ({"guided_choice": []}, "guided_choice"),
-    ({"guided_json": SCHEMA, "regex": "a"}, "one form"), ({"grammar": "root ::= ("}, "grammar"),
-    ({"guided_regex": "("}, "regex"), ({"guided_json": "{"}, "not valid JSON"),
+    ({"structured_outputs": {"json": SCHEMA, "regex": "a"}}, "give one of"),
+    ({"guided_choice": []}, "guided_choice"),
+    ({"guided_json": SCHEMA, "regex": "a"}, "one form"),
+    ({"grammar": "root ::= ("}, "grammar"),
+    ({"guided_regex": "("}, "regex"),
+    ({"guided_json": "{"}, "not valid JSON"),
     ({"response_format": {"type": "xml"}}, "xml"),
-    ({"response_format": SCHEMA}, "'object'"), ({"guided_choice": [1]}, "guided_choice")]
-READ = [{"type": "function", "function": {"name": "read", "parameters": {"type": "object", "properties": {
-    "path": {"type": "string"}}}}}]
+    ({"response_format": SCHEMA}, "'object'"),
+    ({"guided_choice": [1]}, "guided_choice"),
+]
+READ = [
+    {
+        "type": "function",
+        "function": {"name": "read", "parameters": {"type": "object", "properties": {"path": {"type": "string"}}}},
+    }
+]
 TWO_CALLS = {
-    "qwen3": "".join(f'<tool_call>\n{{"name": "read", "arguments": {{"path": "{path}"}}}}\n</tool_call>\n'
-                     for path in "ab"),
+    "qwen3": "".join(
+        f'<tool_call>\n{{"name": "read", "arguments": {{"path": "{path}"}}}}\n</tool_call>\n' for path in "ab"
+    ),
     "mistral": '[TOOL_CALLS] [{"name": "read", "arguments": {"path": "a"}}, '
-               '{"name": "read", "arguments": {"path": "b"}}]',
-    "glm": "".join(f"<tool_call>read\n<arg_key>path</arg_key>\n<arg_value>{path}</arg_value>\n</tool_call>"
-                   for path in "ab")}
+    '{"name": "read", "arguments": {"path": "b"}}]',
+    "glm": "".join(
+        f"<tool_call>read\n<arg_key>path</arg_key>\n<arg_value>{path}</arg_value>\n</tool_call>" for path in "ab"
+    ),
+}
 
 
 def said_to(address: str, path: str, body: dict) -> httpx.Response:
@@ -81,9 +99,15 @@ def test_forms_of_the_other_apis(address):
     for body in ({"output_config": {"format": form}}, {"output_format": form}, {"guided_json": SCHEMA}):
         answer = said_to(address, "messages", {"messages": ASK, **body}).json()
         assert re.fullmatch(LIKE_SCHEMA, answer["content"][0]["text"])
-    answer = httpx.post(f"{address}/v1/responses", json={
-        "model": "first", "input": "One", "max_output_tokens": 100,
-        "text": {"format": {"type": "json_object", "schema": SCHEMA}}}).json()
+    answer = httpx.post(
+        f"{address}/v1/responses",
+        json={
+            "model": "first",
+            "input": "One",
+            "max_output_tokens": 100,
+            "text": {"format": {"type": "json_object", "schema": SCHEMA}},
+        },
+    ).json()
     assert re.fullmatch(LIKE_SCHEMA, answer["output"][0]["content"][0]["text"])
     wrong = {"messages": ASK, "output_config": {"format": {"type": "xml"}}}
     assert said_to(address, "messages", wrong).status_code == 400
@@ -107,8 +131,12 @@ def test_one_call_where_parallel_ones_are_unwanted(scripted, scripted_address, m
     output = openai.responses.create(model=model, input=ASK, tools=flat, parallel_tool_calls=False).output
     assert [item.type for item in output] == ["message", "function_call"]
     blocks = claude.messages.create(
-        model=model, max_tokens=300, messages=ASK, tool_choice={"type": "auto", "disable_parallel_tool_use": True},
-        tools=[{"name": "read", "input_schema": READ[0]["function"]["parameters"]}]).content
+        model=model,
+        max_tokens=300,
+        messages=ASK,
+        tool_choice={"type": "auto", "disable_parallel_tool_use": True},
+        tools=[{"name": "read", "input_schema": READ[0]["function"]["parameters"]}],
+    ).content
     assert [block.type for block in blocks] == ["text", "tool_use"] and blocks[1].input == {"path": "a"}
 
 
@@ -127,12 +155,22 @@ def test_an_answer_that_the_client_begins_goes_on(scripted, scripted_address, to
     assert prompts[0].startswith(tokenizers[model].decode(tokenizers[model].encode(start)[0]))
 
 
-@pytest.mark.parametrize("body", [
-    {"messages": ASK, "continue_final_message": True}, {"messages": ASK, "add_generation_prompt": False},
-    {"messages": [*ASK, {"role": "assistant", "content": "It"}], "continue_final_message": True,
-     "add_generation_prompt": True},
-    {"messages": [*ASK, {"role": "assistant", "content": "It", "reasoning_content": "Hm."}],
-     "continue_final_message": True}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": ASK, "continue_final_message": True},
+        {"messages": ASK, "add_generation_prompt": False},
+        {
+            "messages": [*ASK, {"role": "assistant", "content": "It"}],
+            "continue_final_message": True,
+            "add_generation_prompt": True,
+        },
+        {
+            "messages": [*ASK, {"role": "assistant", "content": "It", "reasoning_content": "Hm."}],
+            "continue_final_message": True,
+        },
+    ],
+)
 def test_what_cannot_go_on_is_refused(scripted_address, body):
     answer = said_to(scripted_address, "chat/completions", {"model": "qwen3", **body})
     assert answer.status_code == 400 and "continue_final_message" in answer.json()["error"]["message"]
@@ -143,9 +181,15 @@ def test_what_cannot_go_on_is_refused(scripted_address, body):
 def test_a_conversation_goes_on_after_a_call_that_was_broken(scripted, scripted_address, model, arguments):
     scripted.says = "Well."
     function = {"name": "read"} | ({} if arguments is None else {"arguments": arguments})
-    messages = [*ASK, {"role": "assistant", "content": None, "tool_calls": [
-        {"id": "call12345", "type": "function", "function": function}]},
-        {"role": "tool", "tool_call_id": "call12345", "content": "nothing was done"}]
+    messages = [
+        *ASK,
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "call12345", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "call12345", "content": "nothing was done"},
+    ]
     answer = said_to(scripted_address, "chat/completions", {"model": model, "messages": messages, "tools": READ})
     assert answer.status_code == 200, answer.text
     shown = "a.t" if "a.t" in str(arguments) else "1, 2" if arguments == "[1, 2]" else "NaN" if arguments else ""

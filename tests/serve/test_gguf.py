@@ -29,8 +29,12 @@ from tunesmith.serve.engines.gguf_tokenizer import GgufTokenizer
 from tunesmith.serve.models import open_models
 
 NEW = 12
-SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}, "b": {"enum": ["x", "yz"]}},
-          "required": ["a", "b"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "integer", "maximum": 9}, "b": {"enum": ["x", "yz"]}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def exported(runs):
     run = Run.open(runs[0])
     base = run.folder / "base-gguf" / "model.gguf"
     base.parent.mkdir()
-    model, = open_models([run.base]).values()
+    (model,) = open_models([run.base]).values()
     write_gguf(Weights(model.weights.inner), run.base, base, "f32", tuple(run.plan["stop_ids"]))
     export(run, "gguf-adapter", parity=False)
     return base, run.folder / "gguf-adapter" / "adapter.gguf"
@@ -85,13 +89,13 @@ def test_a_prefix_seen_before_changes_nothing(gguf_engine):
     again, longer = (Collector(gguf_engine, Request("first-base-gguf", more, NEW)) for more in (ids, [*ids, 30, 31]))
     assert (first.last.cached, again.wait().last.cached, longer.wait().last.cached) == (0, 79, 80)
     assert again.text == first.text
-    pool, = gguf_engine.pools.values()
+    (pool,) = gguf_engine.pools.values()
     pool.prefixes.shrink(0)
     assert Collector(gguf_engine, Request("first-base-gguf", [*ids, 30, 31], NEW)).wait().text == longer.text
 
 
 def test_many_requests_leave_no_sequence_behind(gguf_engine):
-    pool, = gguf_engine.pools.values()
+    (pool,) = gguf_engine.pools.values()
     weights = gguf_engine.models["first-base-gguf"].weights
     pool.prefixes.shrink(0)
     free = len(weights._free)
@@ -110,16 +114,24 @@ def test_embeddings_and_schemas(gguf_engine, served, runs):
         expected = torch_engine.embed("base", [ids]).result()[0]
         names = {"first-base-gguf": "base", "first-gguf-adapter": "first"}
         for name, other in names.items():  # a prompt is scored over more tokens than are computed at once
-            scores = [[token.logprob for token in engine.score(model, ids * 40, 1).result()[1:]]
-                      for engine, model in ((gguf_engine, name), (torch_engine, other))]
+            scores = [
+                [token.logprob for token in engine.score(model, ids * 40, 1).result()[1:]]
+                for engine, model in ((gguf_engine, name), (torch_engine, other))
+            ]
             assert len(scores[0]) > on_llama.SCORED and scores[0] == pytest.approx(scores[1], abs=2e-3)
     finally:
         torch_engine.close()
     assert vector == pytest.approx(expected, abs=1e-3)
     form = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}
     for model in gguf_engine.models:
-        done = client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Say it."}],
-                                              response_format=form, max_tokens=200, temperature=1, seed=3)
+        done = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "Say it."}],
+            response_format=form,
+            max_tokens=200,
+            temperature=1,
+            seed=3,
+        )
         answer = json.loads(done.choices[0].message.content)
         assert set(answer) == {"a", "b"} and answer["b"] in ("x", "yz") and done.choices[0].finish_reason == "stop"
 
@@ -127,13 +139,20 @@ def test_embeddings_and_schemas(gguf_engine, served, runs):
 def test_a_gguf_beside_a_run(exported, runs, served):
     engine = BatchingEngine(open_models([runs[1], exported[0]]))
     assert [line.split(", ")[0] for line in engine.description] == [
-        "transformers in this process", "llama.cpp in this process"]
+        "transformers in this process",
+        "llama.cpp in this process",
+    ]
     address = served(engine)
     listed = httpx.get(f"{address}/v1/models").json()["data"]
     assert [m["id"] for m in listed] == ["second.v2", "small", "first-base-gguf"]
-    texts = [httpx.post(f"{address}/v1/completions", timeout=60, json={
-        "model": name, "prompt": "What is 2 plus 3?", "max_tokens": NEW}).json()["choices"][0]["text"]
-        for name in ("small", "first-base-gguf")]
+    texts = [
+        httpx.post(
+            f"{address}/v1/completions",
+            timeout=60,
+            json={"model": name, "prompt": "What is 2 plus 3?", "max_tokens": NEW},
+        ).json()["choices"][0]["text"]
+        for name in ("small", "first-base-gguf")
+    ]
     assert texts[0] == texts[1]  # the same base, in the two engines
 
 
@@ -165,8 +184,11 @@ def test_the_tokenizer_of_the_file_is_the_folders(pair, name):
             if name == "mistral":  # nothing in the file says that the space before the first word is no text
                 texts = [text.removeprefix(" ") for text in texts]
             assert texts[0] == texts[1]
-    talk = [{"role": "user", "content": " What? "}, {"role": "assistant", "content": "That."},
-            {"role": "user", "content": "Again."}]
+    talk = [
+        {"role": "user", "content": " What? "},
+        {"role": "assistant", "content": "That."},
+        {"role": "user", "content": "Again."},
+    ]
     assert file.render(talk, add_generation_prompt=True) == folder.render(talk, add_generation_prompt=True)
     assert (file.vocab_size, file.bos_id, file.adds_bos) == (folder.vocab_size, folder.bos_id, folder.adds_bos)
     ends = {folder.added_ids["</s>"]} if name == "phi3" else set()  # to llama.cpp an end by its text, so special
@@ -191,8 +213,12 @@ def test_a_grammar_allows_the_same_tokens_in_both(pair, data):
 
 def test_what_cannot_be_served_is_said(exported, tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF and nothing more")
-    for paths, said in (([exported[1]], "name the GGUF of its base before it"), ([tmp_path / "no.gguf"], "no such file"),
-                        ([tmp_path / "broken.gguf"], "not a GGUF file"), ([exported[0], exported[0]], "one name")):
+    for paths, said in (
+        ([exported[1]], "name the GGUF of its base before it"),
+        ([tmp_path / "no.gguf"], "no such file"),
+        ([tmp_path / "broken.gguf"], "not a GGUF file"),
+        ([exported[0], exported[0]], "one name"),
+    ):
         with pytest.raises(UserError, match=said):
             open_models(paths)
     with pytest.raises(UserError, match="--batch: llama.cpp keeps 256"):

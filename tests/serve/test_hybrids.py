@@ -13,13 +13,19 @@ from tunesmith.serve.engines.batching import BatchingEngine
 from tunesmith.serve.engines.on_transformers import TorchWeights
 from tunesmith.serve.models import open_models
 
-LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
-          "linear_value_head_dim": 16}
+LINEAR = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16}
 HYBRIDS = {
     "qwen3_5": ("Qwen3_5Text", {"layer_types": ["linear_attention", "full_attention"], "head_dim": 16, **LINEAR}),
-    "granite_4": ("GraniteMoeHybrid", {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 64,
-                                       "num_local_experts": 0, **MAMBA}),
+    "granite_4": (
+        "GraniteMoeHybrid",
+        {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 64, "num_local_experts": 0, **MAMBA},
+    ),
     "lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention"]}),
     "falcon_h1": ("FalconH1", {**MAMBA, "mamba_d_ssm": 128}),
 }
@@ -36,10 +42,20 @@ def hybrids(tmp_path_factory):
             prefix, more = HYBRIDS[name]
             tokenizer = tiny.save_tokenizer("qwen3", made[name])
             config = getattr(transformers, f"{prefix}Config")(
-                vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2,
-                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2,
-                bos_token_id=None, pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True,
-                eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"), **more)
+                vocab_size=len(tokenizer),
+                hidden_size=64,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=512,
+                initializer_range=0.2,
+                bos_token_id=None,
+                pad_token_id=tokenizer.pad_token_id,
+                tie_word_embeddings=True,
+                eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+                **more,
+            )
             torch.manual_seed(0)
             AutoModelForCausalLM.from_config(config).save_pretrained(made[name])
         return made[name]
@@ -62,7 +78,8 @@ def test_answers_are_those_of_generate(hybrids, name):
         with torch.no_grad():
             logprobs = model(torch.tensor([given[1]])).logits[0].log_softmax(-1)
         assert [t.logprob for t in told[1:]] == pytest.approx(
-            [float(logprobs[at, token]) for at, token in enumerate(given[1][1:])], abs=1e-4)
+            [float(logprobs[at, token]) for at, token in enumerate(given[1][1:])], abs=1e-4
+        )
         assert len(engine.embed(name, [given[0]]).result(60)[0]) == 64
     finally:
         engine.close()
@@ -73,7 +90,7 @@ def test_without_room_a_sequence_is_computed_anew(hybrids):
     try:
         given = prompts(4, seed=3)
         expected = [c.text for c in answers(engine, [Request("qwen3_5", ids, 60) for ids in given])]
-        pool, = engine.pools.values()
+        (pool,) = engine.pools.values()
         pool.limit_bytes = 80_000
         assert [c.text for c in answers(engine, [Request("qwen3_5", ids, 60) for ids in given])] == expected
         assert engine.metrics()["preempted"] > 0

@@ -35,41 +35,90 @@ def many(schema: dict) -> dict:
 
 
 STATUS = one_of("in_progress", "completed", "incomplete")
-PART = {"anyOf": [needs(type=one_of("output_text"), text=STR, annotations=many(ANY)),
-                  needs(type=one_of("reasoning_text"), text=STR)]}
-ITEM = {"anyOf": [
-    needs(type=one_of("message"), id=STR, status=STATUS, role=one_of("assistant"), content=many(PART)),
-    needs(type=one_of("function_call"), id=STR, call_id=STR, name=STR, arguments=STR, status=STATUS),
-    needs(type=one_of("reasoning"), id=STR, summary=many(ANY), content=many(PART))]}
-TOOL = needs(type=one_of("function"), name=STR, description=maybe(STR), parameters=maybe({"type": "object"}),
-             strict=maybe(BOOL))
+PART = {
+    "anyOf": [
+        needs(type=one_of("output_text"), text=STR, annotations=many(ANY)),
+        needs(type=one_of("reasoning_text"), text=STR),
+    ]
+}
+ITEM = {
+    "anyOf": [
+        needs(type=one_of("message"), id=STR, status=STATUS, role=one_of("assistant"), content=many(PART)),
+        needs(type=one_of("function_call"), id=STR, call_id=STR, name=STR, arguments=STR, status=STATUS),
+        needs(type=one_of("reasoning"), id=STR, summary=many(ANY), content=many(PART)),
+    ]
+}
+TOOL = needs(
+    type=one_of("function"), name=STR, description=maybe(STR), parameters=maybe({"type": "object"}), strict=maybe(BOOL)
+)
 CHOICE = {"anyOf": [one_of("none", "auto", "required"), needs(type=one_of("function"), name=STR)]}
-FORMAT = {"anyOf": [needs(type=one_of("text", "json_object")),
-                    needs(type=one_of("json_schema"), name=STR, description=maybe(STR), schema=ANY, strict=BOOL)]}
-USAGE = needs(input_tokens=INT, output_tokens=INT, total_tokens=INT, input_tokens_details=needs(cached_tokens=INT),
-              output_tokens_details=needs(reasoning_tokens=INT))
+FORMAT = {
+    "anyOf": [
+        needs(type=one_of("text", "json_object")),
+        needs(type=one_of("json_schema"), name=STR, description=maybe(STR), schema=ANY, strict=BOOL),
+    ]
+}
+USAGE = needs(
+    input_tokens=INT,
+    output_tokens=INT,
+    total_tokens=INT,
+    input_tokens_details=needs(cached_tokens=INT),
+    output_tokens_details=needs(reasoning_tokens=INT),
+)
 RESPONSE = needs(
-    id=STR, object=one_of("response"), created_at=INT, completed_at=maybe(INT), status=STR, model=STR,
-    incomplete_details=maybe(needs(reason=STR)), previous_response_id=maybe(STR), instructions=maybe(STR),
-    output=many(ITEM), error=maybe(needs(code=STR, message=STR)), tools=many(TOOL), tool_choice=CHOICE,
-    truncation=one_of("auto", "disabled"), parallel_tool_calls=BOOL, text=needs(format=FORMAT), top_p=NUM,
-    presence_penalty=NUM, frequency_penalty=NUM, top_logprobs=INT, temperature=NUM,
-    reasoning=maybe(needs(effort=maybe(STR), summary=maybe(STR))), usage=maybe(USAGE), max_output_tokens=maybe(INT),
-    max_tool_calls=maybe(INT), store=BOOL, background=BOOL, service_tier=STR, metadata=ANY,
-    safety_identifier=maybe(STR), prompt_cache_key=maybe(STR))
+    id=STR,
+    object=one_of("response"),
+    created_at=INT,
+    completed_at=maybe(INT),
+    status=STR,
+    model=STR,
+    incomplete_details=maybe(needs(reason=STR)),
+    previous_response_id=maybe(STR),
+    instructions=maybe(STR),
+    output=many(ITEM),
+    error=maybe(needs(code=STR, message=STR)),
+    tools=many(TOOL),
+    tool_choice=CHOICE,
+    truncation=one_of("auto", "disabled"),
+    parallel_tool_calls=BOOL,
+    text=needs(format=FORMAT),
+    top_p=NUM,
+    presence_penalty=NUM,
+    frequency_penalty=NUM,
+    top_logprobs=INT,
+    temperature=NUM,
+    reasoning=maybe(needs(effort=maybe(STR), summary=maybe(STR))),
+    usage=maybe(USAGE),
+    max_output_tokens=maybe(INT),
+    max_tool_calls=maybe(INT),
+    store=BOOL,
+    background=BOOL,
+    service_tier=STR,
+    metadata=ANY,
+    safety_identifier=maybe(STR),
+    prompt_cache_key=maybe(STR),
+)
 WHERE = {"item_id": STR, "output_index": INT}
-EVENTS = {f"response.{kind}": needs(type=STR, sequence_number=INT, **fields) for kind, fields in {
-    **dict.fromkeys(("created", "in_progress", "completed", "failed", "incomplete"), {"response": RESPONSE}),
-    **dict.fromkeys(("output_item.added", "output_item.done"), {"output_index": INT, "item": ITEM}),
-    **dict.fromkeys(("content_part.added", "content_part.done"), {**WHERE, "content_index": INT, "part": PART}),
-    # The specification calls the last two `reasoning`; OpenAI and its clients, reasoning_text.
-    **dict.fromkeys(("output_text.delta", "reasoning_text.delta"), {**WHERE, "content_index": INT, "delta": STR}),
-    **dict.fromkeys(("output_text.done", "reasoning_text.done"), {**WHERE, "content_index": INT, "text": STR}),
-    "function_call_arguments.delta": {**WHERE, "delta": STR},
-    "function_call_arguments.done": {**WHERE, "arguments": STR}}.items()}
+EVENTS = {
+    f"response.{kind}": needs(type=STR, sequence_number=INT, **fields)
+    for kind, fields in {
+        **dict.fromkeys(("created", "in_progress", "completed", "failed", "incomplete"), {"response": RESPONSE}),
+        **dict.fromkeys(("output_item.added", "output_item.done"), {"output_index": INT, "item": ITEM}),
+        **dict.fromkeys(("content_part.added", "content_part.done"), {**WHERE, "content_index": INT, "part": PART}),
+        # The specification calls the last two `reasoning`; OpenAI and its clients, reasoning_text.
+        **dict.fromkeys(("output_text.delta", "reasoning_text.delta"), {**WHERE, "content_index": INT, "delta": STR}),
+        **dict.fromkeys(("output_text.done", "reasoning_text.done"), {**WHERE, "content_index": INT, "text": STR}),
+        "function_call_arguments.delta": {**WHERE, "delta": STR},
+        "function_call_arguments.done": {**WHERE, "arguments": STR},
+    }.items()
+}
 
-WEATHER = {"type": "function", "name": "get_weather", "description": "The weather of a place.", "parameters": {
-    "type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]}}
+WEATHER = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "The weather of a place.",
+    "parameters": {"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]},
+}
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"location": "Lyon"}}\n</tool_call>'
 
 
@@ -80,6 +129,7 @@ def said(role: str, content, **more) -> dict:
 @pytest.fixture
 def respond(scripted, scripted_address):
     """Asks a model that says `says`; a response that is complete, and valid."""
+
     def ask(messages, says="Hello to you.", **more) -> dict:
         scripted.says = says
         body = {"model": "qwen3", "input": messages, **more}
@@ -88,6 +138,7 @@ def respond(scripted, scripted_address):
         jsonschema.validate(answer.json(), RESPONSE)
         assert answer.json()["status"] == "completed" and answer.json()["output"]
         return answer.json()
+
     return ask
 
 
@@ -140,8 +191,13 @@ def test_basic_response(respond):
 
 
 def test_assistant_phase(respond, scripted):
-    respond([said("assistant", "I look it up.", phase="commentary"), said("assistant", "Four.", phase="final_answer"),
-             said("user", "Say it again.")])
+    respond(
+        [
+            said("assistant", "I look it up.", phase="commentary"),
+            said("assistant", "Four.", phase="final_answer"),
+            said("user", "Say it again."),
+        ]
+    )
     assert "I look it up." in scripted.prompt() and "Four." in scripted.prompt()
 
 
@@ -149,15 +205,26 @@ def test_streaming_response(scripted, scripted_address):
     scripted.says = "1, 2, 3, 4, 5"
     events = stream(scripted_address, model="qwen3", input=[said("user", "Count to five.")])
     assert [event["type"] for event in events][-4:] == [
-        "response.output_text.done", "response.content_part.done", "response.output_item.done", "response.completed"]
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == "1, 2, 3, 4, 5"
 
 
 @pytest.mark.parametrize("says", ["<think>\nWell.\n</think>\n\nOne.", "<think>\nWell.\n</think>", "", f"Wait.\n{CALL}"])
 def test_streaming_of_everything_there_is(scripted, scripted_address, says):
     scripted.says = says
-    stream(scripted_address, model="qwen3", input="Go.", tools=[WEATHER], instructions="Be brief.",
-           text={"verbosity": "low"}, reasoning={"summary": "auto"})
+    stream(
+        scripted_address,
+        model="qwen3",
+        input="Go.",
+        tools=[WEATHER],
+        instructions="Be brief.",
+        text={"verbosity": "low"},
+        reasoning={"summary": "auto"},
+    )
 
 
 def test_streaming_of_a_model_that_is_cut(address):
@@ -176,23 +243,28 @@ def test_system_prompt(respond, scripted):
 
 def test_tool_calling(respond):
     response = respond([said("user", "How is the weather in Lyon?")], CALL, tools=[WEATHER])
-    call, = response["output"]
+    (call,) = response["output"]
     assert (call["type"], call["name"]) == ("function_call", "get_weather")
     assert json.loads(call["arguments"]) == {"location": "Lyon"} and response["tools"][0]["name"] == "get_weather"
 
 
 def test_tool_calling_streaming(scripted, scripted_address):
     scripted.says = CALL
-    events = stream(scripted_address, model="qwen3", input=[said("user", "How is the weather in Lyon?")],
-                    tools=[WEATHER])
+    events = stream(
+        scripted_address, model="qwen3", input=[said("user", "How is the weather in Lyon?")], tools=[WEATHER]
+    )
     assert [event["type"].removeprefix("response.") for event in events[2:]] == [
-        "output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done",
-        "completed"]
+        "output_item.added",
+        "function_call_arguments.delta",
+        "function_call_arguments.done",
+        "output_item.done",
+        "completed",
+    ]
 
 
 def test_function_call_roundtrip(respond, scripted):
     asked = [said("user", "How is the weather in Lyon?")]
-    call, = respond(asked, CALL, tools=[WEATHER])["output"]
+    (call,) = respond(asked, CALL, tools=[WEATHER])["output"]
     output = {"type": "function_call_output", "call_id": call["call_id"], "output": "Rain."}
     response = respond([*asked, call, output], "It rains.", tools=[WEATHER])
     assert response["output"][0]["content"][0]["text"] == "It rains."
@@ -200,15 +272,28 @@ def test_function_call_roundtrip(respond, scripted):
 
 
 def test_multi_turn(respond, scripted):
-    response = respond([said("user", "I am Ada."), said("assistant", [{"type": "output_text", "text": "Hello Ada."}]),
-                        said("user", "Who am I?")], text={"format": {"type": "text"}}, metadata={"a": "b"})
+    response = respond(
+        [
+            said("user", "I am Ada."),
+            said("assistant", [{"type": "output_text", "text": "Hello Ada."}]),
+            said("user", "Who am I?"),
+        ],
+        text={"format": {"type": "text"}},
+        metadata={"a": "b"},
+    )
     assert "I am Ada." in scripted.prompt() and "Hello Ada." in scripted.prompt() and response["metadata"] == {"a": "b"}
 
 
-@pytest.mark.parametrize("body", [
-    {"text": {"format": {"type": "json_schema", "schema": {"type": "object"}}}}, {"text": {"format": "json_object"}},
-    {"text": {"format": {"type": "json_object"}, "verbosity": "low"}}, {"text": {}},
-    {"tools": [], "tool_choice": "none"}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"text": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
+        {"text": {"format": "json_object"}},
+        {"text": {"format": {"type": "json_object"}, "verbosity": "low"}},
+        {"text": {}},
+        {"tools": [], "tool_choice": "none"},
+    ],
+)
 def test_what_was_asked_is_told(respond, body):
     pytest.importorskip("llguidance")
     respond("Go.", '{"a": 1}', **body)
@@ -219,14 +304,35 @@ def test_websockets_are_refused(scripted):
         client.websocket_connect("/v1/responses").__enter__()
 
 
-@pytest.mark.parametrize(("path", "body", "status", "expected"), [
-    ("", {"input": [said("user", [{"type": "input_text", "text": "What is this?"},
-                                  {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}])]},
-     400, "'input_image': this server reads text only"),
-    ("", {"input": [said("user", [{"type": "input_file", "filename": "a.pdf", "file_data": "AAAA"}])]},
-     400, "'input_file': this server reads text only"),
-    ("", {"input": "And?", "previous_response_id": "resp_1"}, 400, "keeps no state"),
-    ("/compact", {"input": [said("user", "Hello.")]}, 405, "")])
+@pytest.mark.parametrize(
+    ("path", "body", "status", "expected"),
+    [
+        (
+            "",
+            {
+                "input": [
+                    said(
+                        "user",
+                        [
+                            {"type": "input_text", "text": "What is this?"},
+                            {"type": "input_image", "image_url": "data:image/png;base64,AAAA"},
+                        ],
+                    )
+                ]
+            },
+            400,
+            "'input_image': this server reads text only",
+        ),
+        (
+            "",
+            {"input": [said("user", [{"type": "input_file", "filename": "a.pdf", "file_data": "AAAA"}])]},
+            400,
+            "'input_file': this server reads text only",
+        ),
+        ("", {"input": "And?", "previous_response_id": "resp_1"}, 400, "keeps no state"),
+        ("/compact", {"input": [said("user", "Hello.")]}, 405, ""),
+    ],
+)
 def test_what_is_not_offered(scripted_address, path, body, status, expected):
     """The cases image-input (of a model of text), previous-response-id, compact-response and compact-missing-model;
     for the seven of the WebSocket transport see above."""

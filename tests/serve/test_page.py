@@ -110,7 +110,7 @@ def test_both_models_get_the_same(page, server):
     page.click("text=Regenerate")
     page.wait_for_selector(".again")
     assert page.locator(".turn").count() == 2 and page.locator(".turn:last-child .answer").count() == 2
-    pairs = [asked(server)[at:at + 2] for at in (0, 2, 4)]
+    pairs = [asked(server)[at : at + 2] for at in (0, 2, 4)]
     for pair in pairs:
         assert {body.pop("model") for body in pair} == {"my-run", "base-1b"}
         assert pair[0] == pair[1]
@@ -146,8 +146,8 @@ ATTACKS = [
     "<form action=http://192.0.2.1><button id=send>Send</button></form>",
     "<style>body { display: none }</style>",
     "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror=window.hit=1&gt;'>",
-    "```\"><img/src=x/onerror=window.hit=1>\ncode\n```",
-    "[a](https://example.org/\"onmouseover=\"window.hit=1)",
+    '```"><img/src=x/onerror=window.hit=1>\ncode\n```',
+    '[a](https://example.org/"onmouseover="window.hit=1)',
     "<details open ontoggle='window.hit = 1'><summary>x</summary></details>",
     "<https://example.org/?<script>window.hit=1</script>>",
 ]
@@ -171,8 +171,10 @@ def test_what_a_model_writes_does_not_run(page, server):
     assert {value for name, value in attributes if name == "rel"} == {"noopener noreferrer nofollow"}
     assert page.evaluate("window.hit") is None
     assert "<script>window.hit = 1</script>" in page.inner_text(".answer .body")
-    for inline in ("document.body.append(Object.assign(document.createElement('script'), {text: 'window.hit = 1'}))",
-                   "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hit=1\">')"):
+    for inline in (
+        "document.body.append(Object.assign(document.createElement('script'), {text: 'window.hit = 1'}))",
+        "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hit=1\">')",
+    ):
         with pytest.raises(Error, match="Trusted"):
             page.evaluate(f"() => {{ {inline} }}")
 
@@ -201,7 +203,11 @@ def test_markdown_and_code(page, server):
     ask(page, "Show me")
     body = page.locator(".answer .body")
     assert [body.locator(tag).first.inner_text() for tag in ("h1", "strong", "p code", "td")] == [
-        "Title", "bold", "inline", "1"]
+        "Title",
+        "bold",
+        "inline",
+        "1",
+    ]
     assert "☑ done" in " ".join(body.locator("li").first.inner_text().split())
     link = body.locator("a")
     assert link.get_attribute("target") == "_blank" and "noopener" in link.get_attribute("rel")
@@ -247,7 +253,11 @@ def test_conversation_and_settings_stay_until_cleared(page, server):
     ask(page, "More")
     first, second = asked(server)
     assert {name: second[name] for name in ("temperature", "top_p", "max_tokens", "seed")} == {
-        "temperature": 0.2, "top_p": 0.5, "max_tokens": 9, "seed": 7}
+        "temperature": 0.2,
+        "top_p": 0.5,
+        "max_tokens": 9,
+        "seed": 7,
+    }
     assert [m["role"] for m in second["messages"]] == ["system", "user", "assistant", "user"]
     assert second["messages"][0]["content"] == first["messages"][0]["content"] == "Be brief."
     page.once("dialog", lambda dialog: dialog.accept())
@@ -326,10 +336,13 @@ def test_tabs_keep_conversations_of_their_own(page, server):
 
 
 @needs_browser
-@pytest.mark.parametrize(("full", "said"), [
-    ("localStorage", "The conversation is lost when this tab is closed."),
-    ("sessionStorage", "The conversation is lost when this page is reloaded or closed."),
-])
+@pytest.mark.parametrize(
+    ("full", "said"),
+    [
+        ("localStorage", "The conversation is lost when this tab is closed."),
+        ("sessionStorage", "The conversation is lost when this page is reloaded or closed."),
+    ],
+)
 def test_a_full_storage_is_said_where_it_can_be_seen(page, server, full, said):
     page.evaluate(f"""() => {{
         for (let size = 2 ** 24; size >= 1; size /= 2) {{

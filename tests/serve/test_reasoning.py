@@ -14,15 +14,25 @@ from tunesmith.writing.reasoning import Reasoning, Thought
 
 ASK = [{"role": "user", "content": "What is 1 plus 2?"}]
 PIECE = st.text("ab <think/>|\n{", max_size=30)
-TOOL = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {
-    "a": {"type": "integer"}}, "required": ["a"]}}
+TOOL = {
+    "name": "add",
+    "description": "Adds.",
+    "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+}
 TOOLS = [{"type": "function", "function": TOOL}]
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 HARMONY = ("<|channel|>analysis<|message|>One and two.\n<|end|><|start|>assistant<|channel|>", "final<|message|>Three.")
-SAYS = {"qwen3": "<think>\nOne and two.\n</think>\n\nThree.", "thinker": "One and two.\n</think>\n\nThree.",
-        "distilled": "One and two.\n</think>\n\nThree.", "gpt_oss": "".join(HARMONY)}
-SAYS_CALL = {"qwen3": f"<think>\nOne and two.\n</think>\n\n{CALL}", "thinker": f"One and two.\n</think>\n\n{CALL}",
-             "gpt_oss": HARMONY[0] + 'commentary to=functions.add <|constrain|>json<|message|>{"a": 1}<|call|>'}
+SAYS = {
+    "qwen3": "<think>\nOne and two.\n</think>\n\nThree.",
+    "thinker": "One and two.\n</think>\n\nThree.",
+    "distilled": "One and two.\n</think>\n\nThree.",
+    "gpt_oss": "".join(HARMONY),
+}
+SAYS_CALL = {
+    "qwen3": f"<think>\nOne and two.\n</think>\n\n{CALL}",
+    "thinker": f"One and two.\n</think>\n\n{CALL}",
+    "gpt_oss": HARMONY[0] + 'commentary to=functions.add <|constrain|>json<|message|>{"a": 1}<|call|>',
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +48,10 @@ def claude(scripted_address):
 def read(reader, pieces) -> tuple[str, str]:
     """(reasoning, text)."""
     said = [part for piece in pieces for part in reader.push(piece)] + reader.finish()
-    return ("".join(part.text for part in said if isinstance(part, Thought)),
-            "".join(part for part in said if isinstance(part, str)))
+    return (
+        "".join(part.text for part in said if isinstance(part, Thought)),
+        "".join(part for part in said if isinstance(part, str)),
+    )
 
 
 def split(text: str, cuts: list[int]) -> list[str]:
@@ -57,8 +69,12 @@ def test_how_templates_write_it(tokenizers):
         assert found[name].reasoning is found[name].harmony is None
 
 
-@given(name=st.sampled_from(["qwen3", "thinker", "gpt_oss"]), thought=PIECE, text=PIECE,
-       cuts=st.lists(st.integers(0, 120), max_size=30))
+@given(
+    name=st.sampled_from(["qwen3", "thinker", "gpt_oss"]),
+    thought=PIECE,
+    text=PIECE,
+    cuts=st.lists(st.integers(0, 120), max_size=30),
+)
 def test_it_comes_back_as_the_template_wrote_it(tokenizers, name, thought, text, cuts):
     tok = tokenizers[name]
     if "<think>" in thought + text or "</think>" in thought + text:  # the template itself would read these
@@ -91,8 +107,11 @@ def test_every_cut_gives_the_same(tokenizers, name):
 
 
 def test_reasoning_cut_short_is_reasoning(tokenizers):
-    for name, text in (("qwen3", "<think>\nOne and"), ("thinker", "One and"),
-                       ("gpt_oss", "<|channel|>analysis<|message|>One and")):
+    for name, text in (
+        ("qwen3", "<think>\nOne and"),
+        ("thinker", "One and"),
+        ("gpt_oss", "<|channel|>analysis<|message|>One and"),
+    ):
         prompt = tokenizers[name].render(ASK, add_generation_prompt=True)
         assert read(find(tokenizers[name]).reader(prompt, False, []), list(text)) == ("One and", "")
 
@@ -106,8 +125,11 @@ def test_chat_completions(openai, scripted, model):
     assert (message.reasoning_content.strip(), message.content) == ("One and two.", "Three.")
     assert 0 < whole.usage.completion_tokens_details.reasoning_tokens < whole.usage.completion_tokens
     deltas = [c.choices[0].delta for c in openai.chat.completions.create(**options, stream=True)]
-    kinds = ["reasoning" if getattr(d, "reasoning_content", None) else "content" for d in deltas if
-             d.content or getattr(d, "reasoning_content", None)]
+    kinds = [
+        "reasoning" if getattr(d, "reasoning_content", None) else "content"
+        for d in deltas
+        if d.content or getattr(d, "reasoning_content", None)
+    ]
     assert kinds == sorted(kinds, reverse=True) and kinds.count("reasoning") > 2
     assert "".join(getattr(d, "reasoning_content", None) or "" for d in deltas) == message.reasoning_content
     assert "".join(d.content or "" for d in deltas) == "Three."
@@ -126,9 +148,18 @@ def test_responses(openai, scripted, model):
         final = stream.get_final_response()
     kinds = [event.type.removeprefix("response.") for event in events]
     assert list(dict.fromkeys(kinds)) == [
-        "created", "in_progress", "output_item.added", "content_part.added", "reasoning_text.delta",
-        "reasoning_text.done", "content_part.done", "output_item.done", "output_text.delta", "output_text.done",
-        "completed"]
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "reasoning_text.delta",
+        "reasoning_text.done",
+        "content_part.done",
+        "output_item.done",
+        "output_text.delta",
+        "output_text.done",
+        "completed",
+    ]
     deltas = "".join(event.delta for event in events if event.type == "response.reasoning_text.delta")
     assert deltas == final.output[0].content[0].text == reasoning.content[0].text
     assert final.output_text == "Three."
@@ -156,7 +187,7 @@ def test_reasoning_before_a_call_goes_there_and_back(openai, claude, scripted, m
     """In every API: whole and streamed, and then as part of the conversation, which is the same prompt for all."""
     scripted.says = SAYS_CALL[model]
     choice = openai.chat.completions.create(model=model, messages=ASK, tools=TOOLS).choices[0]
-    call, = choice.message.tool_calls
+    (call,) = choice.message.tool_calls
     assert choice.finish_reason == "tool_calls" and json.loads(call.function.arguments) == {"a": 1}
     assert choice.message.reasoning_content.strip() == "One and two." and not choice.message.content
     flat = [{"type": "function", **TOOL}]
@@ -165,7 +196,9 @@ def test_reasoning_before_a_call_goes_there_and_back(openai, claude, scripted, m
         streamed = stream.get_final_response()
     for answer in (response, streamed):
         assert [(item.type, getattr(item, "arguments", None)) for item in answer.output] == [
-            ("reasoning", None), ("function_call", '{"a": 1}')]
+            ("reasoning", None),
+            ("function_call", '{"a": 1}'),
+        ]
     tools = [{"name": "add", "description": "Adds.", "input_schema": TOOL["parameters"]}]
     options = dict(model=model, messages=ASK, max_tokens=2000, tools=tools, thinking={"type": "adaptive"})
     message = claude.messages.create(**options)
@@ -174,22 +207,39 @@ def test_reasoning_before_a_call_goes_there_and_back(openai, claude, scripted, m
     assert [block.type for block in message.content] == ["thinking", "tool_use"]
 
     scripted.says, prompts = SAYS[model], []
-    openai.chat.completions.create(model=model, tools=TOOLS, messages=[
-        *ASK, choice.message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": "3"}])
+    openai.chat.completions.create(
+        model=model,
+        tools=TOOLS,
+        messages=[
+            *ASK,
+            choice.message.model_dump(exclude_none=True),
+            {"role": "tool", "tool_call_id": call.id, "content": "3"},
+        ],
+    )
     prompts.append(scripted.prompt())
     output = {"type": "function_call_output", "call_id": response.output[1].call_id, "output": "3"}
-    openai.responses.create(model=model, tools=flat, input=[
-        *ASK, *(item.model_dump(exclude_none=True) for item in response.output), output])
+    openai.responses.create(
+        model=model, tools=flat, input=[*ASK, *(item.model_dump(exclude_none=True) for item in response.output), output]
+    )
     prompts.append(scripted.prompt())
     result = {"type": "tool_result", "tool_use_id": message.content[1].id, "content": "3"}
-    claude.messages.create(**{**options, "messages": [
-        *ASK, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]})
+    claude.messages.create(
+        **{
+            **options,
+            "messages": [
+                *ASK,
+                {"role": "assistant", "content": message.content},
+                {"role": "user", "content": [result]},
+            ],
+        }
+    )
     prompts.append(scripted.prompt())
     assert len(set(prompts)) == 1 and "One and two." in prompts[0] and "3" in prompts[0]
 
 
-@pytest.mark.parametrize(("model", "unwanted"), [("qwen3", "<think>\n\n</think>\n\n"),
-                                                 ("thinker", "<think>\n\n</think>\n\n")])
+@pytest.mark.parametrize(
+    ("model", "unwanted"), [("qwen3", "<think>\n\n</think>\n\n"), ("thinker", "<think>\n\n</think>\n\n")]
+)
 def test_who_wants_none_says_so_in_the_prompt(openai, claude, scripted, model, unwanted):
     scripted.says = "Three."
     openai.chat.completions.create(model=model, messages=ASK, reasoning_effort="none")
@@ -239,7 +289,7 @@ def test_an_answer_that_is_begun_or_held_to_a_form_does_not_reason(openai, claud
 def test_tokens_of_reasoning_alone_are_no_text(openai, scripted):
     scripted.says = SAYS["qwen3"]
     whole = openai.responses.create(model="qwen3", input=ASK, max_output_tokens=4)
-    item, = whole.output
+    (item,) = whole.output
     assert (whole.status, item.type, item.status) == ("incomplete", "reasoning", "incomplete")
     events = list(openai.responses.create(model="qwen3", input=ASK, max_output_tokens=4, stream=True))
     assert events[-1].type == "response.incomplete" and events[-1].response.output[0].content == item.content

@@ -37,10 +37,11 @@ def test_scores_are_those_of_transformers(family, engines, served, name):
     address, tokenizer = served(engines[name]), engines[name].models[name].tokenizer
     ids = [token for prompt in prompts(12, seed=7) for token in prompt][:300]
     running = Collector(engines[name], Request(name, ids[:20], 100))
-    answer = httpx.post(f"{address}/v1/completions", json={"prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 2},
-                        timeout=60).json()
+    answer = httpx.post(
+        f"{address}/v1/completions", json={"prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 2}, timeout=60
+    ).json()
     running.wait()
-    choice, = answer["choices"]
+    (choice,) = answer["choices"]
     told = choice["logprobs"]
     assert told["token_logprobs"][0] is None and told["top_logprobs"][0] is None
     assert told["token_logprobs"][1:] == pytest.approx(reference(family(name), ids), abs=1e-4)
@@ -89,12 +90,25 @@ def test_lm_evaluation_harness(family, engines, served, name):
     pairs = [("What is 1 plus 2?", " It is 3."), ("The sum of", " one and two"), ("A list\n- one", "\n- two\n- three")]
     asked = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
     texts = [Instance("loglikelihood_rolling", {}, (f"{a}{b}",), n) for n, (a, b) in enumerate(pairs)]
-    whole = [Instance("generate_until", {}, (a, {"until": ["\n\n"], "max_gen_toks": 8}), n)
-             for n, (a, _) in enumerate(pairs)]
-    there = LocalCompletionsAPI(model=name, base_url=f"{served(engines[name])}/v1/completions", max_length=256,
-                                tokenizer_backend="huggingface", tokenizer=folder, add_bos_token=True)
-    here = HFLM(pretrained=folder, device="cpu", dtype="float32", max_length=256, add_bos_token=True,
-                attn_implementation="eager")
+    whole = [
+        Instance("generate_until", {}, (a, {"until": ["\n\n"], "max_gen_toks": 8}), n) for n, (a, _) in enumerate(pairs)
+    ]
+    there = LocalCompletionsAPI(
+        model=name,
+        base_url=f"{served(engines[name])}/v1/completions",
+        max_length=256,
+        tokenizer_backend="huggingface",
+        tokenizer=folder,
+        add_bos_token=True,
+    )
+    here = HFLM(
+        pretrained=folder,
+        device="cpu",
+        dtype="float32",
+        max_length=256,
+        add_bos_token=True,
+        attn_implementation="eager",
+    )
     for (score, greedy), (expected, expected_greedy) in zip(there.loglikelihood(asked), here.loglikelihood(asked)):
         assert score == pytest.approx(expected, abs=1e-3) and greedy == expected_greedy
     assert there.loglikelihood_rolling(texts) == pytest.approx(here.loglikelihood_rolling(texts), abs=1e-3)

@@ -10,35 +10,70 @@ from tests.serve import templates
 from tunesmith.serve.engines import constrain
 from tunesmith.writing.calls import Call
 from tunesmith.writing.formats import find
-from tunesmith.writing.reasoning import Thought
 from tunesmith.writing.named_calls import NamedCalls
 from tunesmith.writing.python_calls import PythonCalls
 from tunesmith.writing.quoted_calls import QuotedCalls
+from tunesmith.writing.reasoning import Thought
 from tunesmith.writing.tools import ToolReader, find_format
 
 ENDS = {"qwen2": "<|im_end|>", "mistral": "</s>", "llama": "<|eot_id|>", "coder": "<|im_end|>", "gpt_oss": "<|call|>"}
 OBJECT = lambda values: st.dictionaries(st.text(max_size=5), values, max_size=3)  # noqa: E731
-VALUE = st.recursive(st.integers() | st.booleans() | st.none() | st.text(max_size=8),
-                     lambda inner: st.lists(inner, max_size=3) | OBJECT(inner))
+VALUE = st.recursive(
+    st.integers() | st.booleans() | st.none() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | OBJECT(inner),
+)
 CALLS = st.lists(st.tuples(st.sampled_from(["add", "look_up"]), OBJECT(VALUE)), min_size=1, max_size=3)
-TOOLS = [{"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}
-         for name in ("add", "look_up")]
-NEWER = ["mistral_2025", "mistral_ids", "deepseek", "deepseek_text", "kimi", "hunyuan", "cohere", "apertus",
-         "minimax_m1"]
+TOOLS = [
+    {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}
+    for name in ("add", "look_up")
+]
+NEWER = [
+    "mistral_2025",
+    "mistral_ids",
+    "deepseek",
+    "deepseek_text",
+    "kimi",
+    "hunyuan",
+    "cohere",
+    "apertus",
+    "minimax_m1",
+]
 KEYS = st.text("abcXYZ_0", min_size=1, max_size=5) | st.sampled_from(["from", "class"])
-KEYED = st.recursive(st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False)
-                     | st.text('ab{}[]()=:,"\'<> \n', max_size=8), lambda inner: st.lists(inner, max_size=3)
-                     | st.dictionaries(KEYS, inner, max_size=3))
-KEYED_CALLS = st.lists(st.tuples(st.sampled_from(["add", "look_up"]), st.dictionaries(KEYS, KEYED, max_size=3)),
-                       min_size=1, max_size=3)
+KEYED = st.recursive(
+    st.integers()
+    | st.booleans()
+    | st.none()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text("ab{}[]()=:,\"'<> \n", max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+)
+KEYED_CALLS = st.lists(
+    st.tuples(st.sampled_from(["add", "look_up"]), st.dictionaries(KEYS, KEYED, max_size=3)), min_size=1, max_size=3
+)
 # In tags nothing says whether a value is a string but the schema.
 TEXTS = {f"text{n}": {"type": "string"} for n in range(2)}
 OTHERS = {f"other{n}": {"type": ["integer", "boolean", "null", "array", "object"]} for n in range(2)}
-TAGGED = [{"type": "function", "function": {"name": name, "description": "", "parameters": {
-    "type": "object", "properties": TEXTS | OTHERS}}} for name in ("add", "look_up")]
-TAGGED_CALLS = st.lists(st.tuples(st.sampled_from(["add", "look_up"]), st.fixed_dictionaries(
-    {}, optional={key: st.text(max_size=8) | st.sampled_from(["5", "null", "\n<a>\n", "</function>"]) for key in TEXTS}
-    | {key: VALUE.filter(lambda value: not isinstance(value, str)) for key in OTHERS})), min_size=1, max_size=3)
+TAGGED = [
+    {
+        "type": "function",
+        "function": {"name": name, "description": "", "parameters": {"type": "object", "properties": TEXTS | OTHERS}},
+    }
+    for name in ("add", "look_up")
+]
+TAGGED_CALLS = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "look_up"]),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                key: st.text(max_size=8) | st.sampled_from(["5", "null", "\n<a>\n", "</function>"]) for key in TEXTS
+            }
+            | {key: VALUE.filter(lambda value: not isinstance(value, str)) for key in OTHERS},
+        ),
+    ),
+    min_size=1,
+    max_size=3,
+)
 
 
 def split(text: str, cuts: list[int]) -> list[str]:
@@ -52,9 +87,21 @@ def read(reader, pieces: list[str]) -> list:
 
 def written(tok, name: str, calls: list, before: str = "", tools=TOOLS, **more) -> str:
     """The assistant's turn with calls as the template writes it after the prompt."""
-    talk = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": before, **more, "tool_calls": [
-        {"id": "123456789", "function": {"name": n, "arguments": json.dumps(a) if name == "deepseek_text" else a}}
-        for n, a in calls]}]
+    talk = [
+        {"role": "user", "content": "Go."},
+        {
+            "role": "assistant",
+            "content": before,
+            **more,
+            "tool_calls": [
+                {
+                    "id": "123456789",
+                    "function": {"name": n, "arguments": json.dumps(a) if name == "deepseek_text" else a},
+                }
+                for n, a in calls
+            ],
+        },
+    ]
     text = tok.render(talk, tools)
     answer = text.removeprefix(tok.render(talk[:1], tools, add_generation_prompt=True)).rstrip()
     return answer.removesuffix(ENDS.get(name, "<|im_end|>"))
@@ -77,16 +124,24 @@ def test_formats_are_found_in_templates(tokenizers):
     assert found["mistral"].opening.strip() == "[TOOL_CALLS]" and found["mistral"].form.many and found["mistral"].shown
     assert found["llama"].opening == ""
     assert found["mistral_2025"].form == NamedCalls("[ARGS]") and len(found["mistral_2025"].shown) == 2
-    sections = {name: (found[name].begins.strip(), found[name].ends.strip())
-                for name in ("deepseek", "kimi", "minimax")}
-    assert sections == {"deepseek": ("<|calls|>", "<|calls_end|>"), "kimi": ("<|section|>", "<|section_end|>"),
-                        "minimax": ("<minimax:tool_call>", "</minimax:tool_call>")}
+    sections = {
+        name: (found[name].begins.strip(), found[name].ends.strip()) for name in ("deepseek", "kimi", "minimax")
+    }
+    assert sections == {
+        "deepseek": ("<|calls|>", "<|calls_end|>"),
+        "kimi": ("<|section|>", "<|section_end|>"),
+        "minimax": ("<minimax:tool_call>", "</minimax:tool_call>"),
+    }
     assert (found["kimi"].opening, found["glm"].opening) == ("<|call|>functions.", "<tool_call>")
     assert found["lfm2"].form == found["llama4"].form == PythonCalls() and found["gemma4"].form == QuotedCalls('<|"|>')
 
 
-@given(name=st.sampled_from(["qwen2", "mistral", "llama"]), calls=CALLS,
-       cuts=st.lists(st.integers(0, 300), max_size=30), before=st.sampled_from(["", "Let me see.", "1 < 2, [ok]"]))
+@given(
+    name=st.sampled_from(["qwen2", "mistral", "llama"]),
+    calls=CALLS,
+    cuts=st.lists(st.integers(0, 300), max_size=30),
+    before=st.sampled_from(["", "Let me see.", "1 < 2, [ok]"]),
+)
 def test_calls_come_back_as_they_were_written(tokenizers, name, calls, cuts, before):
     tok = tokenizers[name]
     if name != "qwen2":
@@ -98,8 +153,12 @@ def test_calls_come_back_as_they_were_written(tokenizers, name, calls, cuts, bef
     assert found == calls and text.strip() == before
 
 
-@given(name=st.sampled_from(NEWER), calls=CALLS, cuts=st.lists(st.integers(0, 300), max_size=30),
-       before=st.sampled_from(["", "Let me see.", "1 < 2, [ok]"]))
+@given(
+    name=st.sampled_from(NEWER),
+    calls=CALLS,
+    cuts=st.lists(st.integers(0, 300), max_size=30),
+    before=st.sampled_from(["", "Let me see.", "1 < 2, [ok]"]),
+)
 def test_calls_of_newer_families_come_back(tokenizers, name, calls, cuts, before):
     tok = tokenizers[name]
     answer = written(tok, name, calls, before)
@@ -107,8 +166,12 @@ def test_calls_of_newer_families_come_back(tokenizers, name, calls, cuts, before
     assert found == calls and text.strip() == before
 
 
-@given(name=st.sampled_from(["gemma4", "lfm2", "llama4"]), calls=KEYED_CALLS,
-       cuts=st.lists(st.integers(0, 300), max_size=30), before=st.sampled_from(["", "a {b:c}"]))
+@given(
+    name=st.sampled_from(["gemma4", "lfm2", "llama4"]),
+    calls=KEYED_CALLS,
+    cuts=st.lists(st.integers(0, 300), max_size=30),
+    before=st.sampled_from(["", "a {b:c}"]),
+)
 def test_calls_with_keys_as_they_are_come_back(tokenizers, name, calls, cuts, before):
     tok = tokenizers[name]
     before = "" if name == "llama4" else before  # which writes calls alone
@@ -117,8 +180,12 @@ def test_calls_with_keys_as_they_are_come_back(tokenizers, name, calls, cuts, be
     assert found == calls and text.strip() == before
 
 
-@given(name=st.sampled_from(["coder", "glm", "glm_4_7", "minimax", "typed"]), calls=TAGGED_CALLS,
-       cuts=st.lists(st.integers(0, 400), max_size=30), before=st.sampled_from(["", "a < b <c>"]))
+@given(
+    name=st.sampled_from(["coder", "glm", "glm_4_7", "minimax", "typed"]),
+    calls=TAGGED_CALLS,
+    cuts=st.lists(st.integers(0, 400), max_size=30),
+    before=st.sampled_from(["", "a < b <c>"]),
+)
 def test_calls_in_tags_come_back(tokenizers, name, calls, cuts, before):
     tok = tokenizers[name]
     answer = written(tok, name, calls, before, TAGGED)
@@ -127,8 +194,12 @@ def test_calls_in_tags_come_back(tokenizers, name, calls, cuts, before):
     assert found == calls and text.strip() == before
 
 
-@given(arguments=OBJECT(VALUE), cuts=st.lists(st.integers(0, 300), max_size=30), ended=st.booleans(),
-       thought=st.sampled_from(["", "Which one? Add."]))
+@given(
+    arguments=OBJECT(VALUE),
+    cuts=st.lists(st.integers(0, 300), max_size=30),
+    ended=st.booleans(),
+    thought=st.sampled_from(["", "Which one? Add."]),
+)
 def test_calls_in_channels_come_back(tokenizers, arguments, cuts, ended, thought):
     tok = tokenizers["gpt_oss"]
     more = {"thinking": thought} if thought else {}
@@ -143,15 +214,21 @@ def test_calls_in_channels_as_the_model_writes_them(tokenizers):
     told = '<|start|>functions.add to=assistant<|channel|>commentary<|message|>"made up"<|end|>'
     talk = "<|channel|>commentary<|message|>I add.<|end|><|start|>assistant" + begun + told
     cut = '<|channel|>commentary to=functions.add<|message|>{"a": '
-    for text, tools, calls, said in ((talk, TOOLS, [("add", {"a": 1})], "I add."), (cut, TOOLS, [], '{"a": '),
-                                     (begun, [], [], '{"a": 1}'), ("No channel.<|end|>", TOOLS, [], "No channel.")):
+    for text, tools, calls, said in (
+        (talk, TOOLS, [("add", {"a": 1})], "I add."),
+        (cut, TOOLS, [], '{"a": '),
+        (begun, [], [], '{"a": 1}'),
+        ("No channel.<|end|>", TOOLS, [], "No channel."),
+    ):
         reader = find(tokenizers["gpt_oss"]).reader("", False, tools)
         assert split_up(read(reader, list(text))) == (calls, said)
 
 
-@given(name=st.sampled_from(["qwen2", "mistral", "llama", "coder", *templates.CALLS]),
-       cuts=st.lists(st.integers(0, 60), max_size=20),
-       text=st.text("ab <tol_c>[]{}TOLCAS_\n\"", max_size=60))
+@given(
+    name=st.sampled_from(["qwen2", "mistral", "llama", "coder", *templates.CALLS]),
+    cuts=st.lists(st.integers(0, 60), max_size=20),
+    text=st.text('ab <tol_c>[]{}TOLCAS_\n"', max_size=60),
+)
 def test_text_that_is_no_call_is_kept(tokenizers, name, cuts, text):
     said = read(ToolReader(find_format(tokenizers[name]), {"add": {}}), split(text, cuts))
     assert "".join(said) == text
@@ -164,28 +241,52 @@ def test_a_call_cut_short_is_text(tokenizers, name, call):
     assert calls == [] and said.replace("\n", "") == text.replace("\n", "")
 
 
-@pytest.mark.parametrize(("schema", "text", "value"), [
-    ({"type": "string"}, "5", "5"), ({"type": "integer"}, "5", 5), ({"type": "number"}, "5", 5), (None, "5", 5),
-    ({"type": ["string", "null"]}, "null", None), ({"type": ["string", "null"]}, "5", "5"),
-    ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "None", None), ({"enum": ["5", "6"]}, "5", "5"),
-    ({"type": "boolean"}, "True", True), ({"type": "integer"}, "five", "five"), ({}, '"a"', '"a"'), ({}, "NaN", "NaN"), ({}, "1e999", "1e999"),
-    ({"type": "object"}, '{"a": [1]}', {"a": [1]}), ({"$ref": "#/$defs/Text"}, "5", "5"),
-    ({"$ref": "#/$defs/Number"}, "5", 5), ({"allOf": [{"$ref": "#/$defs/Text"}, {"enum": ["5"]}]}, "5", "5"),
-    ({"anyOf": [{"$ref": "#/$defs/Number"}, {"type": "null"}]}, "5", 5), ({"$ref": "#/$defs/Itself"}, "5", 5),
-    ({"type": "object"}, "{'a': [True, None]}", {"a": [True, None]})])
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "string"}, "5", "5"),
+        ({"type": "integer"}, "5", 5),
+        ({"type": "number"}, "5", 5),
+        (None, "5", 5),
+        ({"type": ["string", "null"]}, "null", None),
+        ({"type": ["string", "null"]}, "5", "5"),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "None", None),
+        ({"enum": ["5", "6"]}, "5", "5"),
+        ({"type": "boolean"}, "True", True),
+        ({"type": "integer"}, "five", "five"),
+        ({}, '"a"', '"a"'),
+        ({}, "NaN", "NaN"),
+        ({}, "1e999", "1e999"),
+        ({"type": "object"}, '{"a": [1]}', {"a": [1]}),
+        ({"$ref": "#/$defs/Text"}, "5", "5"),
+        ({"$ref": "#/$defs/Number"}, "5", 5),
+        ({"allOf": [{"$ref": "#/$defs/Text"}, {"enum": ["5"]}]}, "5", "5"),
+        ({"anyOf": [{"$ref": "#/$defs/Number"}, {"type": "null"}]}, "5", 5),
+        ({"$ref": "#/$defs/Itself"}, "5", 5),
+        ({"type": "object"}, "{'a': [True, None]}", {"a": [True, None]}),
+    ],
+)
 def test_a_value_in_tags_is_what_its_schema_says(tokenizers, schema, text, value):
     answer = f"<tool_call>\n<function=add>\n<parameter=x>\n{text}\n</parameter>\n</function>\n</tool_call>"
-    definitions = {"Text": {"type": "string"}, "Number": {"allOf": [{"type": "integer"}]},
-                   "Itself": {"$ref": "#/$defs/Itself"}}
+    definitions = {
+        "Text": {"type": "string"},
+        "Number": {"allOf": [{"type": "integer"}]},
+        "Itself": {"$ref": "#/$defs/Itself"},
+    }
     tools = {"add": {"type": "object", "properties": {} if schema is None else {"x": schema}, "$defs": definitions}}
     reader = ToolReader(find_format(tokenizers["coder"]), tools)
     assert split_up(read(reader, [answer])) == ([("add", {"x": value})], "")
 
 
-@pytest.mark.parametrize(("name", "answer"), [
-    ("qwen2", '<tool_call>\n{{"name": "add", "arguments": {}}}\n</tool_call>'),
-    ("mistral", '[TOOL_CALLS] [{{"name": "add", "arguments": {}}}]'), ("llama", '{{"name": "add", "parameters": {}}}'),
-    ("kimi", "<|section|><|call|>functions.add:0<|args|>{}<|call_end|><|section_end|>")])
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("qwen2", '<tool_call>\n{{"name": "add", "arguments": {}}}\n</tool_call>'),
+        ("mistral", '[TOOL_CALLS] [{{"name": "add", "arguments": {}}}]'),
+        ("llama", '{{"name": "add", "parameters": {}}}'),
+        ("kimi", "<|section|><|call|>functions.add:0<|args|>{}<|call_end|><|section_end|>"),
+    ],
+)
 def test_arguments_are_json_objects_or_the_call_is_text(tokenizers, name, answer):
     """As clients get them: neither NaN nor a list, but objects written as text, and newlines in strings as they are."""
     for arguments, expected in (("null", {}), (r'"{\"a\": 1}"', {"a": 1}), ('{"a": "b\nc"}', {"a": "b\nc"})):
@@ -200,10 +301,19 @@ def test_arguments_are_json_objects_or_the_call_is_text(tokenizers, name, answer
 def test_calls_of_a_template_that_writes_none_stand_in_the_text(tokenizers):
     """As LFM2's: its vocabulary has marks for calls."""
     tok, calls = tokenizers["lfm2_in_text"], [("add", {"a": "it's", "b": [1, None]}), ("look_up", {})]
-    message = find(tok).message({"role": "assistant", "content": "Well. ", "tool_calls": [
-        {"id": "1", "function": {"name": name, "arguments": arguments}} for name, arguments in calls]})
-    assert message == {"role": "assistant", "content": 'Well. <|tool_call_start|>[add(a="it\'s", b=[1, None]), '
-                                                       "look_up()]<|tool_call_end|>"}
+    message = find(tok).message(
+        {
+            "role": "assistant",
+            "content": "Well. ",
+            "tool_calls": [
+                {"id": "1", "function": {"name": name, "arguments": arguments}} for name, arguments in calls
+            ],
+        }
+    )
+    assert message == {
+        "role": "assistant",
+        "content": 'Well. <|tool_call_start|>[add(a="it\'s", b=[1, None]), look_up()]<|tool_call_end|>',
+    }
     said = read(ToolReader(find_format(tok), {"add": {}, "look_up": {}}), list(message["content"]))
     assert split_up(said) == (calls, "Well.")
 
@@ -212,18 +322,29 @@ def test_a_call_after_one_that_is_none_is_read(tokenizers):
     bad, good = '<tool_call>\n{"name": "add", "arguments": [1]}\n</tool_call>', '{"name": "add", "arguments": {"a": 1}}'
     cut = '<tool_call>\n{"name": "add", "arguments": {"a'
     for begin in (bad, cut):
-        said = read(ToolReader(find_format(tokenizers["qwen3"]), {"add": {}}),
-                    list(f"{begin}\n<tool_call>\n{good}\n</tool_call>"))
+        said = read(
+            ToolReader(find_format(tokenizers["qwen3"]), {"add": {}}),
+            list(f"{begin}\n<tool_call>\n{good}\n</tool_call>"),
+        )
         assert split_up(said) == ([("add", {"a": 1})], begin)
 
 
-SCHEMA = {"type": "object", "additionalProperties": False, "required": ["colour", "count"], "properties": {
-    "colour": {"enum": ["red", "green"]}, "count": {"type": "integer", "maximum": 99}, "name": {"type": "string"}}}
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["colour", "count"],
+    "properties": {
+        "colour": {"enum": ["red", "green"]},
+        "count": {"type": "integer", "maximum": 99},
+        "name": {"type": "string"},
+    },
+}
 PAINT = [{"type": "function", "function": {"name": "paint", "description": "", "parameters": SCHEMA}}]
 
 
-@pytest.mark.parametrize("name", [
-    *ENDS, *(name for name in templates.CALLS if name not in ("deepseek_text", "lfm2_in_text"))])
+@pytest.mark.parametrize(
+    "name", [*ENDS, *(name for name in templates.CALLS if name not in ("deepseek_text", "lfm2_in_text"))]
+)
 def test_the_grammar_takes_what_the_template_writes(tokenizers, name):
     """And after it nothing but the end."""
     pytest.importorskip("llguidance")
@@ -244,10 +365,19 @@ def test_the_grammar_takes_what_the_template_writes(tokenizers, name):
             wrong.accept(token)
 
 
-@pytest.mark.parametrize("schema", [
-    {"properties": {"é": {"enum": ["ü", "", 'a"b']}}}, {"properties": 5}, {},
-    {"properties": {"a": True, "b": {"$ref": "#/x"}}, "required": 5}, {"$defs": {"n": {"type": "integer"}}, "properties": {
-        "a": {"$ref": "#/$defs/n"}, "b": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"é": {"enum": ["ü", "", 'a"b']}}},
+        {"properties": 5},
+        {},
+        {"properties": {"a": True, "b": {"$ref": "#/x"}}, "required": 5},
+        {
+            "$defs": {"n": {"type": "integer"}},
+            "properties": {"a": {"$ref": "#/$defs/n"}, "b": {"type": "array", "items": {"$ref": "#/$defs/n"}}},
+        },
+    ],
+)
 def test_the_grammar_of_tags_takes_any_schema(tokenizers, schema):
     pytest.importorskip("llguidance")
     tok = tokenizers["coder"]
@@ -260,10 +390,23 @@ def test_the_grammar_of_tags_takes_any_schema(tokenizers, schema):
         grammar.accept(token)
 
 
-ITEMS = {"type": "object", "required": ["items"], "additionalProperties": False,
-         "properties": {"items": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Item"}}},
-         "$defs": {"Item": {"type": "object", "required": ["name"], "additionalProperties": False, "properties": {
-             "name": {"enum": ["bolt", "nut"]}, "parts": {"type": "array", "items": {"$ref": "#/$defs/Item"}}}}}}
+ITEMS = {
+    "type": "object",
+    "required": ["items"],
+    "additionalProperties": False,
+    "properties": {"items": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Item"}}},
+    "$defs": {
+        "Item": {
+            "type": "object",
+            "required": ["name"],
+            "additionalProperties": False,
+            "properties": {
+                "name": {"enum": ["bolt", "nut"]},
+                "parts": {"type": "array", "items": {"$ref": "#/$defs/Item"}},
+            },
+        }
+    },
+}
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral", "llama", "coder", "gpt_oss", "mistral_2025", "glm", "lfm2"])
@@ -275,8 +418,9 @@ def test_a_demanded_call_keeps_to_a_schema_with_references(tokenizers, name):
     lark = find(tok).grammar(tok, tools, False)
     parts = [{"name": "bolt", "parts": [{"name": "nut"}]}]
     assert follows(tok, constrain.from_lark(tok, stops, lark)(), written(tok, name, [("offer", {"items": parts})]))
-    assert not follows(tok, constrain.from_lark(tok, stops, lark)(), written(tok, name, [("offer", {"items": [
-        {"name": "nail"}]})]))
+    assert not follows(
+        tok, constrain.from_lark(tok, stops, lark)(), written(tok, name, [("offer", {"items": [{"name": "nail"}]})])
+    )
 
 
 def follows(tok, grammar, text: str) -> bool:

@@ -31,8 +31,12 @@ from tunesmith.serve.engines.decoding import Writer
 from tunesmith.serve.engines.vllm import open_vllm
 from tunesmith.serve.models import open_models
 
-SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"enum": ["x", "y"]}},
-          "required": ["a", "b"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "boolean"}, "b": {"enum": ["x", "y"]}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
 PYTHON = sys.executable
 LONG = 8000
 
@@ -106,7 +110,8 @@ def test_answers_are_made_of_the_ids_that_come_back(notes, opened, runs):
     answer = ask(engine, (50, 51, end), logprobs=1, stream=False).wait()
     assert (answer.text, answer.last.finish, answer.last.generated) == (decode([50, 51]), "stop", 3)
     assert [(t.text, t.logprob, t.top) for t in answer.last.tokens] == [
-        (decode([i]), -2.0, [(decode([i + 1]), -1.0)]) for i in (50, 51)]
+        (decode([i]), -2.0, [(decode([i + 1]), -1.0)]) for i in (50, 51)
+    ]
     answer = ask(engine, (50, 51, 52, 53), stop=(decode([52]),)).wait()
     assert (answer.text, answer.last.finish, answer.last.stop_text) == (decode([50, 51]), "stop", decode([52]))
     failed = ask(engine, seed=FAILS).wait().last
@@ -123,7 +128,8 @@ def test_a_prompt_is_scored(notes, opened, runs):
     first, *told = engine.score("first", [50, 60, 70], 2).result(60)
     assert (first.text, first.logprob, first.top) == (decode([50]), None, [])
     assert [(t.text, t.logprob, t.top) for t in told] == [
-        (decode([i]), -2.0, [(decode([i + 1]), -1.0), (decode([i + 2]), -1.25)]) for i in (60, 70)]
+        (decode([i]), -2.0, [(decode([i + 1]), -1.0), (decode([i + 2]), -1.25)]) for i in (60, 70)
+    ]
     body = json.loads((notes / "requests").read_text())
     assert (body["prompt"], body["prompt_logprobs"], body["max_tokens"]) == ([50, 60, 70], 2, 1)
 
@@ -133,25 +139,56 @@ def test_what_vllm_is_told(notes, opened, runs):
     engine = opened(*runs, batch=5, say=said.append)
     served = engine.models["base"]
     sampling = Sampling(0.7, 5, 0.8, 0.1, 1.2, 0.3, 0.4, {9: 2.5}, 11)
-    Collector(engine, Request("base", [60, 61], 2, sampling,
-                              constraint=constrain.from_schema(served.tokenizer, served.stop_ids, SCHEMA))).wait()
+    Collector(
+        engine,
+        Request(
+            "base", [60, 61], 2, sampling, constraint=constrain.from_schema(served.tokenizer, served.stop_ids, SCHEMA)
+        ),
+    ).wait()
     body = json.loads((notes / "requests").read_text())
     assert body["model"] == "base" and body["prompt"] == [60, 61] and body["max_tokens"] == 2
-    assert {name: body[name] for name in (
-        "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
-        "logit_bias", "seed")} == {
-        "temperature": 0.7, "top_k": 5, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.2, "frequency_penalty": 0.3,
-        "presence_penalty": 0.4, "logit_bias": {"9": 2.5}, "seed": 11}
+    assert {
+        name: body[name]
+        for name in (
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "frequency_penalty",
+            "presence_penalty",
+            "logit_bias",
+            "seed",
+        )
+    } == {
+        "temperature": 0.7,
+        "top_k": 5,
+        "top_p": 0.8,
+        "min_p": 0.1,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.3,
+        "presence_penalty": 0.4,
+        "logit_bias": {"9": 2.5},
+        "seed": 11,
+    }
     assert set(body["stop_token_ids"]) == served.stop_ids | {served.tokenizer.eos_id}
     assert json.loads(body["structured_outputs"]["grammar"].removeprefix("start: %json ")).items() >= SCHEMA.items()
     arguments = json.loads((notes / "arguments").read_text())
     assert arguments[:2] == ["serve", str(Run(runs[0]).base.resolve())]
-    for name, value in (("--dtype", "float32"), ("--max-lora-rank", "8"), ("--max-loras", "2"), ("--max-num-seqs", "5"),
-                        ("--max-model-len", "512"), ("--served-model-name", "base"), ("--host", "127.0.0.1")):
+    for name, value in (
+        ("--dtype", "float32"),
+        ("--max-lora-rank", "8"),
+        ("--max-loras", "2"),
+        ("--max-num-seqs", "5"),
+        ("--max-model-len", "512"),
+        ("--served-model-name", "base"),
+        ("--host", "127.0.0.1"),
+    ):
         assert arguments[arguments.index(name) + 1] == value
     at = arguments.index("--lora-modules")
-    assert [json.loads(module) for module in arguments[at + 1:at + 3]] == [
-        {"name": run.name, "path": str(run / "adapter")} for run in runs]
+    assert [json.loads(module) for module in arguments[at + 1 : at + 3]] == [
+        {"name": run.name, "path": str(run / "adapter")} for run in runs
+    ]
 
 
 def test_one_who_leaves_stops_its_computing_and_the_queue_has_an_end(notes, opened, runs):
@@ -279,8 +316,9 @@ def test_vllm_answers_as_the_engine_in_this_process(real_vllm, opened, long_runs
         assert told(found) == told(expected) and found.last.finish == "stop"
         schema = constrain.from_schema(served.tokenizer, served.stop_ids, SCHEMA)
         bias = {served.tokenizer.encode(space)[0][0]: -100.0 for space in ("\n", "\t", " ")}
-        answer = Collector(engine, Request("base", [50, 51], 400, Sampling(1.0, seed=1, logit_bias=bias),
-                                           constraint=schema)).wait()
+        answer = Collector(
+            engine, Request("base", [50, 51], 400, Sampling(1.0, seed=1, logit_bias=bias), constraint=schema)
+        ).wait()
         assert answer.last.finish == "stop"
         jsonschema.validate(json.loads(answer.text), SCHEMA)
 
@@ -288,7 +326,7 @@ def test_vllm_answers_as_the_engine_in_this_process(real_vllm, opened, long_runs
             said = httpx.get(f"http://127.0.0.1:{engine.child.port}/metrics").text
             return float(re.search(r"^vllm:generation_tokens_total.* (\S+)$", said, re.M)[1])
 
-        never = Sampling(1.0, seed=1, logit_bias={i: -100.0 for i in served.stop_ids})
+        never = Sampling(1.0, seed=1, logit_bias=dict.fromkeys(served.stop_ids, -100.0))
         running = Collector(engine, Request("base", [50, 51], LONG, never))
         until(lambda: running.text)
         running.ticket.cancel()
@@ -331,7 +369,7 @@ def test_vllm_opens_the_fp8_form(real_vllm, opened, long_runs, tmp_path):
     assert answer.last.finish in ("length", "stop") and answer.last.generated
     # And when the process that computes ends, all hear of it.
     leader = leader_of(engine)
-    never = Sampling(1.0, seed=1, logit_bias={i: -100.0 for i in engine.models["fp8"].stop_ids})
+    never = Sampling(1.0, seed=1, logit_bias=dict.fromkeys(engine.models["fp8"].stop_ids, -100.0))
     running = Collector(engine, Request("fp8", [50, 51], LONG, never))
     for pid in set(members(leader)) - {leader}:
         os.kill(pid, signal.SIGKILL)

@@ -25,8 +25,10 @@ from tunesmith.training.loss import forward
 
 OTHERS = {
     "bloom": (BloomForCausalLM, BloomConfig(vocab_size=800, hidden_size=32, n_layer=2, n_head=4)),
-    "falcon": (FalconForCausalLM, FalconConfig(vocab_size=800, hidden_size=32, num_hidden_layers=2,
-                                               num_attention_heads=4)),
+    "falcon": (
+        FalconForCausalLM,
+        FalconConfig(vocab_size=800, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
+    ),
     "mamba": (MambaForCausalLM, MambaConfig(vocab_size=800, hidden_size=32, num_hidden_layers=2, state_size=4)),
 }
 
@@ -34,6 +36,7 @@ OTHERS = {
 @pytest.fixture
 def other(tmp_path):
     """Gives the folder of a model that no packing suits."""
+
     def save(name: str):
         folder = tmp_path / name
         tiny.save_tokenizer("qwen2", folder)
@@ -44,6 +47,7 @@ def other(tmp_path):
             torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
         model.save_pretrained(folder)
         return folder
+
     return save
 
 
@@ -55,8 +59,18 @@ def test_families_keep_documents_apart(family, name):
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_models_are_padded_and_learn_the_same(recipe, other, name):
     folder = str(other(name))
-    runs = [train(recipe(name=f"{packing}", model={"path": folder}, adapter={"kind": "full"},
-                         data={"packing": packing}, train={"max_steps": 3})) for packing in (True, False)]
+    runs = [
+        train(
+            recipe(
+                name=f"{packing}",
+                model={"path": folder},
+                adapter={"kind": "full"},
+                data={"packing": packing},
+                train={"max_steps": 3},
+            )
+        )
+        for packing in (True, False)
+    ]
     first, second = ([e["loss"] for e in run.events("step")] for run in runs)
     assert first == second
     warnings = [[e["message"] for e in run.events("warning")] for run in runs]
@@ -84,8 +98,19 @@ def inputs(lengths, dtype=torch.float64, device="cpu", width=8):
 def attend(query, key, value, sinks, ends, window, cap):
     """(B, T, H, D) by what is tested."""
     longest = int(ends.diff().max())
-    return documents(SimpleNamespace(num_key_value_groups=2), query, key, value, None, scaling=0.7, s_aux=sinks,
-                     sliding_window=window, softcap=cap, cu_seq_lens_q=ends, max_length_q=longest)[0]
+    return documents(
+        SimpleNamespace(num_key_value_groups=2),
+        query,
+        key,
+        value,
+        None,
+        scaling=0.7,
+        s_aux=sinks,
+        sliding_window=window,
+        softcap=cap,
+        cu_seq_lens_q=ends,
+        max_length_q=longest,
+    )[0]
 
 
 def plainly(query, key, value, sinks, ends, window, cap):
@@ -100,7 +125,7 @@ def plainly(query, key, value, sinks, ends, window, cap):
     scores = scores.masked_fill(~seen, -torch.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:3], 1)], dim=-1)
-    return (scores.softmax(-1)[..., :len(at)] @ value).transpose(1, 2)
+    return (scores.softmax(-1)[..., : len(at)] @ value).transpose(1, 2)
 
 
 def with_gradients(attention, tensors, ends, window, cap):
@@ -113,16 +138,22 @@ def largest_error(found, expected) -> float:
     """The largest difference, relative to the largest value of its tensor. Where that is far below the largest of all
     tensors, or 0 as the gradient of a lone token's query is, rounding of the others decides it: hence the floor."""
     floor = 1e-3 * max(b.abs().max().item() for b in expected)
-    return max((a - b).abs().max().item() / max(b.abs().max().item(), floor)
-               for a, b in zip(found, expected, strict=True))
+    return max(
+        (a - b).abs().max().item() / max(b.abs().max().item(), floor) for a, b in zip(found, expected, strict=True)
+    )
 
 
 ASKED = dict(window=st.none() | st.integers(1, 12), cap=st.none() | st.floats(0.5, 5), sinks=st.booleans())
 
 
 @settings(max_examples=200)
-@given(lengths=st.lists(st.integers(1, 9) | st.integers(10, 30), min_size=1, max_size=5), **ASKED,
-       kept=st.sampled_from([0, 256]), queries=st.integers(3, 12), scores=st.sampled_from([300, 2**21]))
+@given(
+    lengths=st.lists(st.integers(1, 9) | st.integers(10, 30), min_size=1, max_size=5),
+    **ASKED,
+    kept=st.sampled_from([0, 256]),
+    queries=st.integers(3, 12),
+    scores=st.sampled_from([300, 2**21]),
+)
 @example(lengths=[1], window=None, cap=None, sinks=False, kept=0, queries=3, scores=300)  # gradients are exactly 0
 @example(lengths=[1, 1, 1], window=1, cap=0.5, sinks=True, kept=256, queries=3, scores=300)
 def test_attention_is_that_of_each_document(lengths, window, cap, sinks, kept, queries, scores):
@@ -151,8 +182,9 @@ def test_sinks_and_caps_are_those_of_transformers(family, name):
     found = []
     for how, batches in ((NAME, [[0, 1, 2]]), ("eager", [[0], [1], [2]])):
         model = load(Model(path="m"), family(name), torch.float32, how, 0)
-        logits = torch.cat([forward(model, collate(rows, np.array(batch), packed=how == NAME)).logits[0]
-                            for batch in batches])
+        logits = torch.cat(
+            [forward(model, collate(rows, np.array(batch), packed=how == NAME)).logits[0] for batch in batches]
+        )
         logits.square().mean().backward()
         found.append((logits, *(p.grad for p in model.parameters())))
     assert largest_error(*found) < 1e-4
@@ -183,7 +215,12 @@ def test_block_masks_are_those_of_torch(lengths, window):
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     expected = flex_attention.create_block_mask(
         lambda b, h, q, k: (document[q] == document[k]) & (k <= q) & (q - k < (window or total)),
-        None, None, total, total, device="cpu")
+        None,
+        None,
+        total,
+        total,
+        device="cpu",
+    )
     for kind in ("", "full_"):
         counts, places = (getattr(found, f"{kind}kv_{what}") for what in ("num_blocks", "indices"))
         assert torch.equal(counts, getattr(expected, f"{kind}kv_num_blocks"))

@@ -51,8 +51,11 @@ def test_a_loaded_optimizer_goes_on_as_the_saved_one(tmp_path):
 
 
 @settings(max_examples=30)
-@given(steps=st.lists(st.integers(1, 2_000_000), min_size=1, max_size=8, unique=True).map(sorted),
-       keep=st.integers(1, 3), data=st.data())
+@given(
+    steps=st.lists(st.integers(1, 2_000_000), min_size=1, max_size=8, unique=True).map(sorted),
+    keep=st.integers(1, 3),
+    data=st.data(),
+)
 def test_the_last_and_the_best_stay(tmp_path_factory, steps, keep, data):
     folder = tmp_path_factory.mktemp("checkpoints")
     best = data.draw(st.none() | st.sampled_from(steps))
@@ -92,8 +95,12 @@ def test_nothing_is_unpickled(recipe, monkeypatch):
 def test_the_best_result_is_saved_whenever_it_comes(recipe, monkeypatch):
     """The best evaluation is at step 3, between two checkpoints: its weights become the result."""
     monkeypatch.setattr(worker, "_evaluate", lambda job, state: 1.0 if state.step == 3 else 2.0)
-    run = job.train(recipe(data={"eval_share": 0.1}, train={
-        "max_steps": 8, "eval_every": 3, "save_every": 5, "result": "best", "keep_checkpoints": 1}))
+    run = job.train(
+        recipe(
+            data={"eval_share": 0.1},
+            train={"max_steps": 8, "eval_every": 3, "save_every": 5, "result": "best", "keep_checkpoints": 1},
+        )
+    )
     assert [found.name for found in checkpoint.complete(run.checkpoints)] == ["step-000003", "step-000008"]
     result = load_file(run.result / "adapter_model.safetensors")
     for step, same in ((3, True), (8, False)):
@@ -102,15 +109,25 @@ def test_the_best_result_is_saved_whenever_it_comes(recipe, monkeypatch):
         assert all(torch.equal(result[name.replace(".default", "")], saved[name]) for name in saved) == same
 
 
-@pytest.mark.parametrize("reason, train", [
-    ("done", {}), ("max_tokens", {"max_tokens": 300}), ("max_minutes", {"max_minutes": 1e-6}),
-    ("early_stopping", {"patience": 2, "learning_rate": 1e-30})])
+@pytest.mark.parametrize(
+    "reason, train",
+    [
+        ("done", {}),
+        ("max_tokens", {"max_tokens": 300}),
+        ("max_minutes", {"max_minutes": 1e-6}),
+        ("early_stopping", {"patience": 2, "learning_rate": 1e-30}),
+    ],
+)
 def test_how_a_run_ends(recipe, reason, train):
     run = job.train(recipe(data={"eval_share": 0.1}, train={"max_steps": 5, "eval_every": 1} | train))
     [stop] = run.events("stop")
     assert stop["reason"] == reason
     tokens = [event["tokens"] for event in run.events("step")]
-    expected = {"done": 5, "max_minutes": 1, "early_stopping": 2,
-                "max_tokens": next((n for n in range(1, 6) if sum(tokens[:n]) >= 300), 5)}
+    expected = {
+        "done": 5,
+        "max_minutes": 1,
+        "early_stopping": 2,
+        "max_tokens": next((n for n in range(1, 6) if sum(tokens[:n]) >= 300), 5),
+    }
     assert stop["step"] == len(tokens) == expected[reason]
     assert run.result.exists() and run.report_file.exists()

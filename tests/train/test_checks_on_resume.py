@@ -21,10 +21,16 @@ def stopped(recipe, tmp_path, family):
     model = tmp_path / "model"
     shutil.copytree(family("qwen2"), model)
     template = tmp_path / "template.jinja"
-    template.write_text("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-                        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-    run = job.train(recipe(model={"path": str(model), "chat_template": str(template)},
-                           train={"max_steps": 3, "save_every": 1, "keep_checkpoints": 3}))
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    run = job.train(
+        recipe(
+            model={"path": str(model), "chat_template": str(template)},
+            train={"max_steps": 3, "save_every": 1, "keep_checkpoints": 3},
+        )
+    )
     shutil.rmtree(run.result)
     shutil.rmtree(run.checkpoints / "step-000003")
     return run
@@ -81,10 +87,15 @@ def cut(file: str, size: int):
     return damage
 
 
-DAMAGES = {"weights": cut("trained.safetensors", 1000), "header": cut("trained.safetensors", 4),
-           "moments": cut("optimizer.safetensors", 2000), "numbers": cut("optimizer.json", 1),
-           "state": cut("state.json", 10), "empty state": cut("state.json", 0),
-           "missing": lambda folder: (folder / "optimizer.safetensors").unlink()}
+DAMAGES = {
+    "weights": cut("trained.safetensors", 1000),
+    "header": cut("trained.safetensors", 4),
+    "moments": cut("optimizer.safetensors", 2000),
+    "numbers": cut("optimizer.json", 1),
+    "state": cut("state.json", 10),
+    "empty state": cut("state.json", 0),
+    "missing": lambda folder: (folder / "optimizer.safetensors").unlink(),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -97,7 +108,11 @@ def test_a_damaged_checkpoint_is_passed_over(stopped, damage):
     assert stopped.events("resume")[-1]["step"] == 1
     assert [event["loss"] for event in stopped.events("step")] == whole
     assert sorted(folder.name for folder in stopped.checkpoints.iterdir()) == [
-        "damaged-step-000002", "step-000001", "step-000002", "step-000003"]
+        "damaged-step-000002",
+        "step-000001",
+        "step-000002",
+        "step-000003",
+    ]
 
 
 def test_without_a_whole_checkpoint_it_is_refused(stopped, monkeypatch, capsys):

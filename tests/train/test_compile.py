@@ -34,8 +34,9 @@ def test_the_loss_curve_stays_and_nothing_is_compiled_again(build, kernels, name
 
 def test_a_compiled_run_repeats_to_the_bit_and_says_what_it_compiled(recipe, kernels):
     settings = {"max_steps": 6, "gradient_checkpointing": "on"}
-    plain, *compiled = [train(recipe(name=f"{i}", train=settings | {"compile": how}))
-                        for i, how in enumerate(("off", "on", "on"))]
+    plain, *compiled = [
+        train(recipe(name=f"{i}", train=settings | {"compile": how})) for i, how in enumerate(("off", "on", "on"))
+    ]
     losses = [[e["loss"] for e in run.events("step")] for run in (plain, *compiled)]
     assert losses[1] == losses[2] == pytest.approx(losses[0], abs=BOUND)
     weights = [(run.result / "adapter_model.safetensors").read_bytes() for run in compiled]

@@ -22,6 +22,7 @@ WILD = {"learning_rate": 3.0, "warmup_ratio": 0.0, "max_steps": 12}
 
 def strict(text: str):
     """What a parser reads that knows no Infinity and no NaN, as that of every other language."""
+
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
 
@@ -65,8 +66,12 @@ def test_a_training_loss_far_above_the_first_without_held_out_rows(recipe):
 
 
 def test_switched_off_it_runs_to_its_end_and_says_what_came_of_it(recipe):
-    asked = recipe("qwen2", adapter=FULL, data={"eval_share": 0.1},
-                   train=WILD | {"max_loss_ratio": 0, "max_steps": 4, "eval_every": 2})
+    asked = recipe(
+        "qwen2",
+        adapter=FULL,
+        data={"eval_share": 0.1},
+        train=WILD | {"max_loss_ratio": 0, "max_steps": 4, "eval_every": 2},
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         run = job.train(asked)
@@ -78,8 +83,13 @@ def test_switched_off_it_runs_to_its_end_and_says_what_came_of_it(recipe):
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_best_of_a_run_that_never_gained_is_the_untrained_model(recipe, family, monkeypatch, kind):
     monkeypatch.setattr(worker, "_evaluate", lambda job, state: 99.0)
-    run = job.train(recipe(adapter={"kind": kind}, data={"eval_share": 0.1}, train={
-        "max_loss_ratio": 0, "max_steps": 4, "eval_every": 2, "result": "best", "keep_checkpoints": 1}))
+    run = job.train(
+        recipe(
+            adapter={"kind": kind},
+            data={"eval_share": 0.1},
+            train={"max_loss_ratio": 0, "max_steps": 4, "eval_every": 2, "result": "best", "keep_checkpoints": 1},
+        )
+    )
     assert [event["step"] for event in run.events("checkpoint") if event["best"]] == [0]
     assert any("the result, train.result: best, is the untrained" in e["message"] for e in run.events("warning"))
     evaluation = strict(run.eval_file.read_text())
@@ -94,8 +104,10 @@ def test_the_best_of_a_run_that_never_gained_is_the_untrained_model(recipe, fami
 
 def test_a_run_resumes_from_its_untrained_weights(recipe, monkeypatch):
     """Killed after the checkpoint of step 0: the rest is as in a run that was not."""
-    asked = {name: recipe(name=name, data={"eval_share": 0.1}, train={"max_steps": 3, "eval_every": 1, "result": "best"})
-             for name in ("whole", "killed")}
+    asked = {
+        name: recipe(name=name, data={"eval_share": 0.1}, train={"max_steps": 3, "eval_every": 1, "result": "best"})
+        for name in ("whole", "killed")
+    }
     whole = job.train(asked["whole"])
     with monkeypatch.context() as patch:
         patch.setattr("tunesmith.training.loop.learning_rate", lambda *_: [][0])

@@ -147,12 +147,19 @@ def no_memory_to_answer(monkeypatch):
 
 
 def no_memory_to(*_):
-    raise torch.AcceleratorError("CUDA error: out of memory") if torch.cuda.is_available() else torch.OutOfMemoryError("")
+    raise (
+        torch.AcceleratorError("CUDA error: out of memory") if torch.cuda.is_available() else torch.OutOfMemoryError("")
+    )
 
 
-@pytest.mark.parametrize("break_it, said", [
-    (no_memory_for_the_model, "the model does not fit in memory; .*nf4"),
-    (no_memory_to_evaluate, "the loss of held-out rows does not fit"), (no_memory_to_answer, "answering held-out prompts")])
+@pytest.mark.parametrize(
+    "break_it, said",
+    [
+        (no_memory_for_the_model, "the model does not fit in memory; .*nf4"),
+        (no_memory_to_evaluate, "the loss of held-out rows does not fit"),
+        (no_memory_to_answer, "answering held-out prompts"),
+    ],
+)
 def test_no_memory_outside_of_a_step_is_said(recipe, monkeypatch, capsys, break_it, said):
     asked = recipe(data={"eval_share": 0.1}, train={"max_steps": 3}, evaluate={"samples": 2})
     break_it(monkeypatch)
@@ -163,18 +170,24 @@ def test_no_memory_outside_of_a_step_is_said(recipe, monkeypatch, capsys, break_
 
 def fault_in_a_step(monkeypatch):
     learning_rate = training.learning_rate
-    monkeypatch.setattr(training, "learning_rate",
-                        lambda step, *others: learning_rate(step, *others) if step < 2 else {}["injected"])
+    monkeypatch.setattr(
+        training, "learning_rate", lambda step, *others: learning_rate(step, *others) if step < 2 else {}["injected"]
+    )
 
 
 def fault_at_the_end(monkeypatch):
     monkeypatch.setattr(worker, "save_result", lambda run, model: [][0])
 
 
-@pytest.mark.parametrize("break_it, reason, step, error", [
-    (no_memory, "out_of_memory", 0, "step 1: a row of"), (fault_in_a_step, "error", 1, "KeyError: 'injected'"),
-    (fault_at_the_end, "error", 3, "IndexError: list index out of range")], ids=lambda value: getattr(
-        value, "__name__", ""))
+@pytest.mark.parametrize(
+    "break_it, reason, step, error",
+    [
+        (no_memory, "out_of_memory", 0, "step 1: a row of"),
+        (fault_in_a_step, "error", 1, "KeyError: 'injected'"),
+        (fault_at_the_end, "error", 3, "IndexError: list index out of range"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
 def test_what_breaks_a_run_off_is_its_status(recipe, monkeypatch, break_it, reason, step, error):
     asked = recipe(train={"max_steps": 3})
     with monkeypatch.context() as patch:
@@ -189,7 +202,12 @@ def test_what_breaks_a_run_off_is_its_status(recipe, monkeypatch, break_it, reas
     Console(file=printed, width=300).print(overview.show(run))
     assert facts["error"] in printed.getvalue()
     assert overview.summary(job.resume(run.folder)) | {"seconds": 0, "started": 0} == facts | {
-        "status": "done", "error": None, "steps_done": 3, "seconds": 0, "started": 0}
+        "status": "done",
+        "error": None,
+        "steps_done": 3,
+        "seconds": 0,
+        "started": 0,
+    }
 
 
 def unknown_key(values, folder):
@@ -234,8 +252,11 @@ def name_taken(values, folder):
     return values, "exists already"
 
 
-@pytest.mark.parametrize("mistake", [unknown_key, wrong_value, broken_yaml, missing_data, no_safetensors, no_model,
-                                     nothing_usable, name_taken], ids=lambda mistake: mistake.__name__)
+@pytest.mark.parametrize(
+    "mistake",
+    [unknown_key, wrong_value, broken_yaml, missing_data, no_safetensors, no_model, nothing_usable, name_taken],
+    ids=lambda mistake: mistake.__name__,
+)
 def test_a_mistake_is_one_line_and_changes_nothing(recipe, tmp_path, monkeypatch, capsys, mistake):
     text, said = mistake(recipe().dump(), tmp_path)
     (tmp_path / "recipe.yaml").write_text(text)
@@ -250,7 +271,9 @@ def test_a_mistake_is_one_line_and_changes_nothing(recipe, tmp_path, monkeypatch
 
 def test_resume_refuses_what_is_no_run_or_is_finished(recipe, tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, capsys, "resume", tmp_path) == (
-        2, [f"tunesmith: {tmp_path}: not a run folder (recipe.yaml and checkpoints/); `tunesmith runs` lists runs"])
+        2,
+        [f"tunesmith: {tmp_path}: not a run folder (recipe.yaml and checkpoints/); `tunesmith runs` lists runs"],
+    )
     run = job.train(recipe(train={"max_steps": 1}))
     before = contents(run.folder)
     status, [line] = command(monkeypatch, capsys, "resume", run.folder)
@@ -285,7 +308,9 @@ def test_a_pause_ends_with_the_resume_whatever_is_warned_of(recipe, monkeypatch)
 def test_a_full_disk_before_training_is_one_line(recipe, tmp_path, monkeypatch, capsys, what):
     """Whether tokens or what the run keeps of them is written: nothing is left behind."""
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
-    rows = [{"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": ""}]} for i in range(300)]
+    rows = [
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": ""}]} for i in range(300)
+    ]
     data = write_rows(tmp_path / "rows.jsonl", sums(400 if what == "tokens" else 8) + rows)
     (tmp_path / "recipe.yaml").write_text(recipe(data={"train": str(data)}).dump())
     target = {"tokens": "tunesmith.data.encode._write", "run": "tunesmith.data.dataset.Ledger.__enter__"}[what]
@@ -371,10 +396,15 @@ def test_a_run_whose_data_or_model_changed_is_not_resumed(recipe, tmp_path):
     assert job.resume(run.folder).result.is_dir()
 
 
-@pytest.mark.parametrize("changes", [
-    {"adapter": {"targets": ["no_such_module"]}}, {"data": {"train": [{"path": "DATA", "weight": 0.001}]}},
-    {"data": {"train": [{"path": "DATA", "columns": {"question": "no_such_column"}}]}},
-], ids=["targets", "weight", "columns"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapter": {"targets": ["no_such_module"]}},
+        {"data": {"train": [{"path": "DATA", "weight": 0.001}]}},
+        {"data": {"train": [{"path": "DATA", "columns": {"question": "no_such_column"}}]}},
+    ],
+    ids=["targets", "weight", "columns"],
+)
 def test_what_shows_only_with_model_or_data_leaves_nothing(recipe, tmp_path, changes):
     asked = recipe(**json.loads(json.dumps(changes).replace("DATA", str(tmp_path / "data.jsonl"))))
     with pytest.raises(UserError, match="no_such|weight"):

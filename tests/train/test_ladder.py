@@ -105,8 +105,11 @@ def test_then_activations_are_recomputed_and_then_it_is_said(recipe, limited):
         train(recipe(name="never", train={"max_steps": 5}))
 
 
-@given(st.lists(st.lists(st.integers(1, 3000), min_size=1, max_size=9), min_size=1, max_size=4), st.integers(1, 4000),
-       st.booleans())
+@given(
+    st.lists(st.lists(st.integers(1, 3000), min_size=1, max_size=9), min_size=1, max_size=4),
+    st.integers(1, 4000),
+    st.booleans(),
+)
 def test_every_rung_is_one_down_and_the_last_is_said(rows, tokens, packed):
     """However long the rows, also where one alone is as long as a pass holds."""
     lengths = np.array([length for some in rows for length in some])
@@ -114,8 +117,10 @@ def test_every_rung_is_one_down_and_the_last_is_said(rows, tokens, packed):
     seen = set()
     with pytest.raises(NotEnoughMemory):
         while True:
-            made = [collate([(np.zeros(n, int), np.ones(n, bool)) for n in lengths[chosen]], np.arange(len(chosen)), packed)
-                    for chosen in micro_batches(np.arange(len(lengths)), lengths, state.micro_batch_tokens, packed)]
+            made = [
+                collate([(np.zeros(n, int), np.ones(n, bool)) for n in lengths[chosen]], np.arange(len(chosen)), packed)
+                for chosen in micro_batches(np.arange(len(lengths)), lengths, state.micro_batch_tokens, packed)
+            ]
             now = state.micro_batch_tokens, state.checkpointing
             assert now not in seen
             seen.add(now)

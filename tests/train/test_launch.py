@@ -70,6 +70,7 @@ def launch(entry, folder: Path) -> None:
 @pytest.fixture
 def launched(tmp_path):
     """Gives a launcher whose two processes are at work."""
+
     def start(entry):
         launcher = multiprocessing.get_context("spawn").Process(target=launch, args=(entry, tmp_path))
         launcher.start()

@@ -29,10 +29,12 @@ CARD = Card(0, "a card", 2**34, 2**34, (8, 6))
 @pytest.fixture
 def build(family):
     """Gives a model that trains."""
+
     def make(name: str, **adapter):
         model = load(Model(path="m"), family(name), torch.float32, attention.NAME, 0)
         torch.manual_seed(0)
         return adapt.adapt(model, Adapter(**{"rank": 4, "alpha": 8} | adapter), [], 0).train()
+
     return make
 
 
@@ -176,13 +178,16 @@ def planned(compiles_cpp: bool = True, cards: tuple = (), **asked):
     return choose(Recipe.build({"model": {"path": "m"}, "data": {"train": "d"}, "train": asked}), machine)
 
 
-@pytest.mark.parametrize(("said", "asked"), [
-    ("without a card", {"activation_offload": True}),
-    ("what checkpointing keeps", {"activation_offload": True, "gradient_checkpointing": "off", "cards": (CARD,)}),
-    ("C\\+\\+ compiler", {"compile": "on", "compiles_cpp": False}),
-    ("selective would keep", {"compile": "on", "gradient_checkpointing": "selective"}),
-    ("number of tiles", {"compile": "on", "tiled_mlp": "on"}),
-])
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ("without a card", {"activation_offload": True}),
+        ("what checkpointing keeps", {"activation_offload": True, "gradient_checkpointing": "off", "cards": (CARD,)}),
+        ("C\\+\\+ compiler", {"compile": "on", "compiles_cpp": False}),
+        ("selective would keep", {"compile": "on", "gradient_checkpointing": "selective"}),
+        ("number of tiles", {"compile": "on", "tiled_mlp": "on"}),
+    ],
+)
 def test_what_has_no_use_or_does_not_go_together_is_refused(said, asked):
     with pytest.raises(UserError, match=said):
         planned(**asked)

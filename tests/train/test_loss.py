@@ -25,9 +25,17 @@ def model_of(name: str):
     family = name.partition(",")[0]
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=90, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.3, pad_token_id=0, attn_implementation="eager",
-        **({"tie_word_embeddings": False} | FAMILIES[name]))
+        vocab_size=90,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        pad_token_id=0,
+        attn_implementation="eager",
+        **({"tie_word_embeddings": False} | FAMILIES[name]),
+    )
     return getattr(transformers, f"{family}ForCausalLM")(config).double()
 
 
@@ -51,8 +59,7 @@ def adapter(model):
 
 def plain(model, batch) -> torch.Tensor:
     logits_BTV = loss.forward(model, batch).logits
-    return F.cross_entropy(logits_BTV.flatten(0, 1), batch.targets_BT.flatten(), ignore_index=IGNORED,
-                           reduction="sum")
+    return F.cross_entropy(logits_BTV.flatten(0, 1), batch.targets_BT.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def gradients(model, total) -> dict[str, torch.Tensor]:

@@ -12,8 +12,13 @@ from tunesmith.plan.choose import choose
 from tunesmith.run import Run
 
 
-@given(fixed=st.integers(10**6, 10**10), slope=st.integers(10**2, 10**6), by_square=st.sampled_from([0, 0.5, 8]),
-       first=st.sampled_from([64, 1024]), budget=st.integers(2 * 10**10, 10**11))
+@given(
+    fixed=st.integers(10**6, 10**10),
+    slope=st.integers(10**2, 10**6),
+    by_square=st.sampled_from([0, 0.5, 8]),
+    first=st.sampled_from([64, 1024]),
+    budget=st.integers(2 * 10**10, 10**11),
+)
 def test_the_estimate_is_exact_where_memory_is_a_parabola(fixed, slope, by_square, first, budget):
     def peak(tokens):
         return fixed + slope * tokens + by_square * tokens**2
@@ -62,6 +67,7 @@ class Here:
 @pytest.fixture
 def planned(recipe, monkeypatch):
     """Gives the plan for a budget, and what was measured: (plan, shapes) of each time."""
+
     def plan(budget: int, longest: int = 2**17, **sections):
         def passes(folder, plan, base, shapes):
             seen.append((plan, shapes))
@@ -79,14 +85,17 @@ def planned(recipe, monkeypatch):
     return plan
 
 
-@pytest.mark.parametrize("budget, longest, rows, length, checkpointing, tiled", [
-    (10**6, 512, 1, 512, "off", False),  # all the positions there are, without recomputing
-    (10**6, 2**17, 1, 10_000, "on", False),
-    (300_000, 2**17, 1, 3000, "on", False),  # short enough for none, but then fewer fit
-    (4 * 10**6, 2**17, 1, 80_000, "on", True),  # 40,000 without tiles, which so many tokens ask for
-    (4 * 10**6, 2**17, 4, 20_000, "on", True),
-    (10**6, 2**17, 16, 1250, "on", True),  # 16 placeholder rows ask for tiles, and with them more fit
-])
+@pytest.mark.parametrize(
+    "budget, longest, rows, length, checkpointing, tiled",
+    [
+        (10**6, 512, 1, 512, "off", False),  # all the positions there are, without recomputing
+        (10**6, 2**17, 1, 10_000, "on", False),
+        (300_000, 2**17, 1, 3000, "on", False),  # short enough for none, but then fewer fit
+        (4 * 10**6, 2**17, 1, 80_000, "on", True),  # 40,000 without tiles, which so many tokens ask for
+        (4 * 10**6, 2**17, 4, 20_000, "on", True),
+        (10**6, 2**17, 16, 1250, "on", True),  # 16 placeholder rows ask for tiles, and with them more fit
+    ],
+)
 def test_what_was_measured_is_what_runs(planned, budget, longest, rows, length, checkpointing, tiled):
     plan, seen = planned(budget, longest, data={"sequence_length": "max"}, train={"micro_batch": rows})
     assert length - measure.MULTIPLE <= plan.sequence_length <= length

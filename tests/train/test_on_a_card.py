@@ -22,26 +22,38 @@ BOUND = 1e-5
 ROUNDING = 2**-8  # of bfloat16
 
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU, as both runs would use it")
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="needs a machine without a GPU, as both runs would use it"
+)
 
 
 @pytest.fixture
 def on_card(monkeypatch):
     """Calls a function on a machine with a card."""
+
     def call(function, *args, **kwargs):
         with monkeypatch.context() as patch, card.played():
             patch.setenv("PYTORCH_ALLOC_CONF", "as it is here")
             patch.setattr("tunesmith.job.probe", lambda folder: card.MACHINE)
             return function(*args, **kwargs)
+
     return call
 
 
 @pytest.fixture
 def quick(recipe):
     """Small recipes of four steps, evaluated and sampled."""
+
     def build(base: str, name: str, train: dict = {}, **sections):
-        return recipe(base, name, data={"eval_share": 0.1}, evaluate={"samples": 2},
-                      train={"max_steps": 4, "eval_every": 2, "sample_every": 2} | train, **sections)
+        return recipe(
+            base,
+            name,
+            data={"eval_share": 0.1},
+            evaluate={"samples": 2},
+            train={"max_steps": 4, "eval_every": 2, "sample_every": 2} | train,
+            **sections,
+        )
+
     return build
 
 
@@ -76,17 +88,22 @@ def test_every_family_learns_the_same(quick, on_card, name, kind, dtype):
     bound = dict(abs=BOUND) if dtype == "float32" else dict(rel=ROUNDING)
     assert losses(found)[:alike] == pytest.approx(losses(expected)[:alike], **bound)
     assert [e["loss"] for e in found.events("eval")][:alike] == pytest.approx(
-        [e["loss"] for e in expected.events("eval")][:alike], **bound)
+        [e["loss"] for e in expected.events("eval")][:alike], **bound
+    )
 
 
-@pytest.mark.parametrize("settings", [
-    {"gradient_checkpointing": 0.5, "activation_offload": True},
-    {"gradient_checkpointing": "selective"},
-    {"tiled_mlp": "on"},
-    {"optimizer": "adafactor"},
-    {"optimizer": "muon"},
-    {"weights": "bfloat16"},
-], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_checkpointing": 0.5, "activation_offload": True},
+        {"gradient_checkpointing": "selective"},
+        {"tiled_mlp": "on"},
+        {"optimizer": "adafactor"},
+        {"optimizer": "muon"},
+        {"weights": "bfloat16"},
+    ],
+    ids=str,
+)
 def test_every_switch_learns_the_same(quick, on_card, settings):
     rounded = "weights" in settings
     asked = dict(adapter={"kind": "full"}, model={"dtype": "auto" if rounded else "float32"})

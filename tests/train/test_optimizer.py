@@ -1,6 +1,5 @@
 """The optimizers against arithmetic written out here, and a resumed run against one that was never stopped."""
 
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -114,14 +113,21 @@ def test_paged_moments_come_back(model, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(base.parameters(), other.parameters()))
 
 
-@pytest.mark.parametrize(("name", "kind", "weights"), [("adamw_8bit", "lora", "auto"), ("muon", "lora", "auto"),
-                                                      ("adafactor", "full", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "kind", "weights"),
+    [("adamw_8bit", "lora", "auto"), ("muon", "lora", "auto"), ("adafactor", "full", "bfloat16")],
+)
 def test_an_interrupted_run_is_the_same_run(recipe, monkeypatch, name, kind, weights):
     settings(name)  # skips where it cannot run
-    asked = [recipe(name=run, model={"dtype": "auto"} if weights == "bfloat16" else {},
-                    adapter={"kind": kind, "dropout": 0.1},
-                    train={"optimizer": name, "weights": weights, "max_steps": 5, "save_every": 1})
-             for run in ("whole", "interrupted")]
+    asked = [
+        recipe(
+            name=run,
+            model={"dtype": "auto"} if weights == "bfloat16" else {},
+            adapter={"kind": kind, "dropout": 0.1},
+            train={"optimizer": name, "weights": weights, "max_steps": 5, "save_every": 1},
+        )
+        for run in ("whole", "interrupted")
+    ]
     whole = job.train(asked[0])
     interrupt_at(monkeypatch, 3)
     with pytest.raises(Interrupted):
@@ -134,5 +140,7 @@ def test_what_cannot_run_is_refused_before_it_runs(recipe, monkeypatch):
     with pytest.raises(UserError, match="train.optimizer: paged_adamw_8bit .* no card; use adamw_8bit"):
         job.train(recipe(train={"optimizer": "paged_adamw_8bit"}))
     monkeypatch.setattr(choose, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"train.optimizer: adamw_8bit needs bitsandbytes; pip install 'tunesmith\[bnb\]'"):
+    with pytest.raises(
+        UserError, match=r"train.optimizer: adamw_8bit needs bitsandbytes; pip install 'tunesmith\[bnb\]'"
+    ):
         job.train(recipe(train={"optimizer": "adamw_8bit"}))

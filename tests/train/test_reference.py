@@ -34,8 +34,12 @@ def reference(recipe) -> list[float]:
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decay = [p for name, p in trained if "norm" not in name and p.ndim > 1]
     rest = [p for name, p in trained if "norm" in name or p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
-                                  lr=1e-3, betas=(0.9, 0.95), foreach=False)
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
+        lr=1e-3,
+        betas=(0.9, 0.95),
+        foreach=False,
+    )
     order = Schedule(torch.ones(len(rows)).numpy(), 8, recipe.train.epochs, recipe.seed, STEPS)
     found = []
     for step in range(1, STEPS + 1):
@@ -47,8 +51,9 @@ def reference(recipe) -> list[float]:
         labels = torch.tensor([l + [-100] * (longest - len(l)) for _, l in batch])
         mask = torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i, _ in batch])
         logits = model(input_ids=ids, attention_mask=mask).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(),
-                                                 ignore_index=-100)
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for _, p in trained], 1.0)
@@ -60,14 +65,15 @@ def reference(recipe) -> list[float]:
 def encoded(tokenizer, row) -> tuple[list[int], list[int]]:
     """Ids and labels: the answer and its end-of-turn token, found as the longest common start of two renderings."""
     full = tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False)
-    prompt = tokenizer.apply_chat_template(row["messages"][:1], tokenize=True, add_generation_prompt=True,
-                                           return_dict=False)
+    prompt = tokenizer.apply_chat_template(
+        row["messages"][:1], tokenize=True, add_generation_prompt=True, return_dict=False
+    )
     assert full[: len(prompt)] == prompt
     text = tokenizer.apply_chat_template(row["messages"], tokenize=False)
-    tail = text[text.rindex(row["messages"][1]["content"]) + len(row["messages"][1]["content"]):]
+    tail = text[text.rindex(row["messages"][1]["content"]) + len(row["messages"][1]["content"]) :]
     after_end = tokenizer(tail, add_special_tokens=False).input_ids[1:]  # the first is the end of the turn
     end = len(full) - len(after_end)
-    return full, [-100] * len(prompt) + full[len(prompt):end] + [-100] * len(after_end)
+    return full, [-100] * len(prompt) + full[len(prompt) : end] + [-100] * len(after_end)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
@@ -79,8 +85,10 @@ def test_losses_equal_the_reference(recipe, kind, packing):
 
 @pytest.mark.parametrize("name", [f for f in tiny.FAMILIES if f != "llama3"])
 def test_packed_equals_unpacked_in_every_family(recipe, name):
-    packed, padded = (losses(train(recipe(name, f"packing-{packing}", data={"packing": packing}, train={"max_steps": 5})))
-                      for packing in (True, False))
+    packed, padded = (
+        losses(train(recipe(name, f"packing-{packing}", data={"packing": packing}, train={"max_steps": 5})))
+        for packing in (True, False)
+    )
     assert packed == pytest.approx(padded, abs=2 * BOUND)
 
 

@@ -68,14 +68,17 @@ def _command(arguments: list[str], output: Path) -> None:
 def happened(run: Run) -> dict:
     """What must not depend on whether the run was interrupted."""
     [weights] = run.result.glob("*.safetensors")
-    return {"losses": [(e["step"], e["loss"]) for e in run.events("step")],
-            "evaluations": [(e["step"], e["loss"]) for e in run.events("eval") if e["step"]],
-            "weights": weights.read_bytes()}
+    return {
+        "losses": [(e["step"], e["loss"]) for e in run.events("step")],
+        "evaluations": [(e["step"], e["loss"]) for e in run.events("eval") if e["step"]],
+        "weights": weights.read_bytes(),
+    }
 
 
 @pytest.fixture
 def asked(recipe):
     """A recipe in which random numbers matter where there are any: LoRA dropout."""
+
     def build(kind: str, name: str, **train):
         return recipe(name=name, adapter={"kind": kind, "dropout": 0.1}, data={"eval_share": 0.1}, train=TRAIN | train)
 
@@ -85,6 +88,7 @@ def asked(recipe):
 @pytest.fixture
 def started(asked, tmp_path):
     """Gives the run and the running `tunesmith train` of a kind of adapter."""
+
     def start(kind: str, name: str = "run", **train) -> tuple[Run, Command]:
         wanted = asked(kind, name, **train)
         file = tmp_path / f"{name}.yaml"
@@ -102,6 +106,7 @@ def known() -> dict:
 @pytest.fixture
 def uninterrupted(started, known):
     """What happened in the run of a kind of adapter that nothing disturbed."""
+
     def find(kind: str) -> dict:
         if kind not in known:
             run, command = started(kind, "whole")
@@ -135,8 +140,10 @@ def test_a_run_that_is_going_on_is_not_resumed(started, tmp_path):
         second = Command(tmp_path, "resume", run.folder)
         assert second.status() == 2 and status == "running"
         assert run.events_file.read_bytes() == before
-        assert second.text().splitlines()[-1] == (f"tunesmith: {run.folder}: this run is going on in another process; "
-                                                  "stop that one first, or wait for its end")
+        assert second.text().splitlines()[-1] == (
+            f"tunesmith: {run.folder}: this run is going on in another process; "
+            "stop that one first, or wait for its end"
+        )
         assert "Traceback" not in second.text()
     finally:
         command.send(signal.SIGKILL)
@@ -174,7 +181,8 @@ def test_stopped_by_a_signal(started, uninterrupted, tmp_path, kind, number):
     *_, stop = run.events("stop")
     assert stop["reason"] == "interrupted"
     assert command.text().splitlines()[-1] == (
-        f"tunesmith: stopped at step {stop['step']}; `tunesmith resume {run.folder}` continues it")
+        f"tunesmith: stopped at step {stop['step']}; `tunesmith resume {run.folder}` continues it"
+    )
     assert "Traceback" not in command.text()
     assert checkpoint.complete(run.checkpoints)[-1].name == f"step-{stop['step']:06d}"
     resumed = Command(tmp_path, "resume", run.folder)
@@ -222,8 +230,9 @@ def test_a_second_signal_stops_at_once(monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("ending", [{"max_tokens": 500}, {"max_minutes": 1e-6},
-                                    {"patience": 2, "learning_rate": 1e-30}])
+@pytest.mark.parametrize(
+    "ending", [{"max_tokens": 500}, {"max_minutes": 1e-6}, {"patience": 2, "learning_rate": 1e-30}]
+)
 def test_a_run_killed_after_its_last_step_learns_no_more(asked, ending):
     run = job.train(asked("lora", "run", **ending))
     before = happened(run)

@@ -20,8 +20,9 @@ DEVIATIONS = 6  # of the mean of so many draws: one in 10^9 lies outside
 def test_rounding_is_right_on_average(upper, lower, sign):
     """Of a float32 number, given by its halves; the upper half is a bfloat16 number, and so is the next."""
     torch.manual_seed(0)
-    value, below, above = sign * torch.tensor([upper << 16 | lower, upper << 16, upper + 1 << 16],
-                                              dtype=torch.int32).view(torch.float32)
+    value, below, above = sign * torch.tensor(
+        [upper << 16 | lower, upper << 16, upper + 1 << 16], dtype=torch.int32
+    ).view(torch.float32)
     rounded = round_stochastically(value.repeat(DRAWS))
     assert rounded.dtype == torch.bfloat16
     assert ((rounded == below) | (rounded == above)).all()
@@ -58,8 +59,14 @@ def test_losses_follow_those_of_float32_weights(recipe, optimizer):
     """Over 20 steps, in which the loss falls by more than 20 times the bound."""
     losses = []
     for weights in ("float32", "bfloat16"):
-        run = job.train(recipe(name=weights, model={"dtype": "bfloat16"}, adapter={"kind": "full"},
-                               train={"optimizer": optimizer, "weights": weights}))
+        run = job.train(
+            recipe(
+                name=weights,
+                model={"dtype": "bfloat16"},
+                adapter={"kind": "full"},
+                train={"optimizer": optimizer, "weights": weights},
+            )
+        )
         losses.append([event["loss"] for event in run.events("step")])
     assert len(losses[0]) == 20
     assert losses[1] == pytest.approx(losses[0], abs=0.1)

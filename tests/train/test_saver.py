@@ -48,8 +48,10 @@ def test_what_is_written_is_what_was(made, held_back, tmp_path):
         state.step, state.tokens = 2, 9
         held_back.set()
     folder = tmp_path / "step-000001"
-    for saved, expected in ((load_file(folder / "trained.safetensors"), weights),
-                            (load_file(folder / "optimizer.safetensors"), moments)):
+    for saved, expected in (
+        (load_file(folder / "trained.safetensors"), weights),
+        (load_file(folder / "optimizer.safetensors"), moments),
+    ):
         assert saved.keys() == expected.keys() and all(torch.equal(saved[k], expected[k]) for k in saved)
     assert checkpoint.read_state(folder) == checkpoint.State(step=1, tokens=5, best_step=1)
     [(event, values)] = events
@@ -61,7 +63,7 @@ def test_each_waits_for_the_one_before(made, tmp_path):
     with writer:
         for step in range(1, 6):
             writer.save(model, optimizer, checkpoint.State(step=step, best_step=1))
-            assert [values["step"] for _, values in events[:step - 1]] == list(range(1, step))
+            assert [values["step"] for _, values in events[: step - 1]] == list(range(1, step))
     assert [values["step"] for _, values in events] == [1, 2, 3, 4, 5]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001", "step-000004", "step-000005"]
 
@@ -111,4 +113,5 @@ def test_steps_go_on_while_a_checkpoint_is_written(recipe, monkeypatch):
     run = job.train(recipe(train={"max_steps": 4, "save_every": 2}))
     assert [event["step"] for event in run.events("checkpoint")] == [2, 4]
     assert [event["event"] for event in run.events()].index("stop") > max(
-        n for n, event in enumerate(run.events()) if event["event"] == "checkpoint")
+        n for n, event in enumerate(run.events()) if event["event"] == "checkpoint"
+    )

@@ -14,7 +14,7 @@ from tests.conftest import slow_but
 from tunesmith.model.adapt import adapt, lora_config
 from tunesmith.model.load import load
 from tunesmith.recipe import Adapter, Model, Train
-from tunesmith.training import attention, layers
+from tunesmith.training import attention
 from tunesmith.training.batch import IGNORED, collate
 from tunesmith.training.layers import checkpoint_layers, tile_mlps
 from tunesmith.training.loss import find_head, token_losses
@@ -59,8 +59,12 @@ def batches(step: int, packed: bool, parts: int):
 
 
 def plain_curve(model) -> list[float]:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=SETTINGS.learning_rate, betas=(0.9, 0.95),
-                                  weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=SETTINGS.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+    )
     found = []
     for step in range(STEPS):
         [batch] = batches(step, packed=False, parts=1)

@@ -94,8 +94,10 @@ class Session:
             self.system = prompt
             self._note(f"system prompt of {shares[prompt]:.0%} of the training rows: {_shortened(prompt)}")
         elif prompt is None and shares:
-            self._note("The training rows have different system prompts, so none is used. One of them: "
-                       + _shortened(max(shares, key=lambda one: (one != "", shares[one]))))
+            self._note(
+                "The training rows have different system prompts, so none is used. One of them: "
+                + _shortened(max(shares, key=lambda one: (one != "", shares[one])))
+            )
 
     def take(self, message: str) -> bool:
         """Answers a message or obeys a command; False once the session has ended."""
@@ -152,13 +154,19 @@ class Session:
         answer = Answer(self.console, tokenizer, format, text)
         stopped = self._generate(ids, limit, answer)
         if stopped is None:
-            return
+            return None
         message = answer.finish()
         if stopped:
             self._note("stopped")
         elif answer.tokens >= limit and not answer.ended(self.models.run.plan["stop_ids"]):
-            self._note(f"cut off after {limit:,} tokens: " + (
-                "--max-new-tokens" if limit == self._max_new_tokens else f"the context of {context:,} tokens is full"))
+            self._note(
+                f"cut off after {limit:,} tokens: "
+                + (
+                    "--max-new-tokens"
+                    if limit == self._max_new_tokens
+                    else f"the context of {context:,} tokens is full"
+                )
+            )
         if message["content"].strip():
             self._conversation.exchanges.append([asked, message])
         else:
@@ -176,13 +184,17 @@ class Session:
             forgotten += 1
             text, ids = self._rendered(conversation.exchanges[forgotten:], asked)
         if len(ids) >= context:
-            raise UserError(f"this message is too long: with it the prompt has {len(ids):,} tokens, and the model's "
-                            f"context is {context:,}, answer included")
+            raise UserError(
+                f"this message is too long: with it the prompt has {len(ids):,} tokens, and the model's "
+                f"context is {context:,}, answer included"
+            )
         if forgotten:
             del conversation.exchanges[:forgotten]
             conversation.forgotten += forgotten
-            self._note(f"The context of {context:,} tokens is full: the model no longer sees the oldest "
-                       f"{conversation.forgotten} of your messages and their answers. /new starts over.")
+            self._note(
+                f"The context of {context:,} tokens is full: the model no longer sees the oldest "
+                f"{conversation.forgotten} of your messages and their answers. /new starts over."
+            )
         return text, ids
 
     def _rendered(self, exchanges: list[list[dict]], asked: dict) -> tuple[str, list[int]]:
@@ -197,9 +209,16 @@ class Session:
         models = self.models
         input_ids = torch.tensor([ids], device=models.device)
         try:
-            models.generate(self.base, input_ids=input_ids, attention_mask=torch.ones_like(input_ids), streamer=answer,
-                            max_new_tokens=limit, eos_token_id=models.run.plan["stop_ids"],
-                            pad_token_id=models.tokenizer.pad_id, **self._sampling)
+            models.generate(
+                self.base,
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                streamer=answer,
+                max_new_tokens=limit,
+                eos_token_id=models.run.plan["stop_ids"],
+                pad_token_id=models.tokenizer.pad_id,
+                **self._sampling,
+            )
         except KeyboardInterrupt:
             return True
         except Exception as error:  # torch and transformers raise many kinds
@@ -254,8 +273,9 @@ class Answer(BaseStreamer):
                 self._console.print("\n")
             key = "reasoning_content" if thought else "content"
             message[key] = message.get(key, "") + text
-            self._console.print(text, end="", markup=False, emoji=False, soft_wrap=True,
-                                style="dim" if thought else None)
+            self._console.print(
+                text, end="", markup=False, emoji=False, soft_wrap=True, style="dim" if thought else None
+            )
 
 
 def _shortened(text: str) -> str:

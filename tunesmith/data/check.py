@@ -47,8 +47,13 @@ def check(source: Source, tokenizer: Tokenizer | None, mask: str = "assistant") 
             if len(first) < 5:
                 first.append({"where": str(where), "reason": problem.reason, "detail": problem.detail})
     ledger.refuse_if_empty(source.path)
-    found = {"path": source.path, "format": named(formats_of(source)),
-             "left_out": select(source).left_out, **ledger.summary(), "first_problems": first}
+    found = {
+        "path": source.path,
+        "format": named(formats_of(source)),
+        "left_out": select(source).left_out,
+        **ledger.summary(),
+        "first_problems": first,
+    }
     return found | (_lengths(np.array(examples), places) if examples else {})
 
 
@@ -80,8 +85,10 @@ def report(found: dict, sequence_length: int | None = None) -> None:
         console.print(f"  columns not read: {describe(found['unread'])}", style="yellow", soft_wrap=True)
     dropped, first = sum(found["dropped"].values()), found["first_problems"]
     if first:
-        console.print(f"  The first {len(first)} of {dropped:,} dropped rows:" if dropped > len(first) else
-                      "  The dropped rows:", style="dim")
+        console.print(
+            f"  The first {len(first)} of {dropped:,} dropped rows:" if dropped > len(first) else "  The dropped rows:",
+            style="dim",
+        )
     for problem in first:
         detail = f" ({problem['detail']})" if problem["detail"] else ""
         console.print(f"  {problem['where']}: {REASONS[problem['reason']]}{detail}", style="dim", soft_wrap=True)
@@ -95,8 +102,11 @@ def _report_lengths(console: Console, found: dict, sequence_length: int | None) 
     console.print(f"  {found['tokens']:,} tokens, {found['supervised_share']:.1%} of them supervised")
     longest = found["longest"]
     if len(found["histogram"]) > 1 and longest["tokens"] > LARGE_SHARE * found["tokens"]:
-        console.print(f"  {longest['where']} alone holds {longest['tokens'] / found['tokens']:.0%} of all tokens",
-                      style="yellow", soft_wrap=True)
+        console.print(
+            f"  {longest['where']} alone holds {longest['tokens'] / found['tokens']:.0%} of all tokens",
+            style="yellow",
+            soft_wrap=True,
+        )
     most = max(found["histogram"].values())
     console.print("\n  tokens    examples")
     for bound, count in found["histogram"].items():
@@ -105,8 +115,10 @@ def _report_lengths(console: Console, found: dict, sequence_length: int | None) 
     if sequence_length and longest["tokens"] > sequence_length:
         console.print(f"  red: longer than the recipe's data.sequence_length, {sequence_length:,}", style="dim")
     percentiles = found["length_percentiles"]
-    console.print(f"\n  half of the examples have at most {percentiles[50]:,} tokens, 95 % at most "
-                  f"{percentiles[95]:,}, the longest {longest['tokens']:,}")
+    console.print(
+        f"\n  half of the examples have at most {percentiles[50]:,} tokens, 95 % at most "
+        f"{percentiles[95]:,}, the longest {longest['tokens']:,}"
+    )
     for length, share in found["lost_share"].items():
         if share:
             console.print(f"  data.sequence_length: {length:,} would lose {share:.1%} of them")
@@ -116,8 +128,11 @@ def show(source: Source, tokenizer: Tokenizer, rows: int, mask: str) -> None:
     """Prints the first rows as the model sees them: what it learns in green, or between marks without colour."""
     console = Console(highlight=False, markup=False, emoji=False)
     marks = _marks(console)
-    console.print(f"Learned: what stands between {marks[0]} and {marks[1]}." if marks else
-                  Styled.assemble(("Green", "bold green"), " is learned, ", ("the rest", "dim"), " is not."))
+    console.print(
+        f"Learned: what stands between {marks[0]} and {marks[1]}."
+        if marks
+        else Styled.assemble(("Green", "bold green"), " is learned, ", ("the rest", "dim"), " is not.")
+    )
     for where, row in islice(rows_of(source), rows):
         try:
             if isinstance(row, RowProblem):
@@ -146,7 +161,7 @@ def _coloured(tokenizer: Tokenizer, example: Example, marks: tuple[str, str] | N
     for end in range(1, len(flags) + 1):
         if end == len(flags) or flags[end] != flags[start]:
             before, until = tokenizer.decode(example.ids[:start]), tokenizer.decode(example.ids[:end])
-            text = until[len(before):]
+            text = until[len(before) :]
             styled.append(text.join(marks) if marks and flags[start] else text, "bold green" if flags[start] else "dim")
             start = end
     return styled

@@ -33,8 +33,12 @@ def open_binary(path: Path) -> BinaryIO:
     """A file's bytes, decompressed; text that begins with UTF-16's or UTF-32's byte order mark as UTF-8."""
     file = _open_decompressed(path)
     start = file.peek(4)[:4]
-    marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-             (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # UTF-16's begins one of UTF-32's
+    marks = (
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    )  # UTF-16's begins one of UTF-32's
     encoding = next((name for mark, name in marks if start.startswith(mark)), None)
     return io.BufferedReader(_AsUtf8(file, encoding)) if encoding else file
 
@@ -242,7 +246,7 @@ class _Document:
                 if end < len(self.text) or self.ended:  # a number may go on behind the window
                     break
             self.fill(max(CHUNK, len(self.text) - self.at))
-        source = self.text[self.at:end]
+        source = self.text[self.at : end]
         self.move(end)
         return parse_json(source)
 
@@ -251,7 +255,7 @@ class _Document:
         while True:
             self.move(self.blank.match(self.text, self.at).end())
             if self.at < len(self.text) or self.ended:
-                return self.text[self.at:self.at + 1]
+                return self.text[self.at : self.at + 1]
             self.fill(CHUNK)
 
     def line_of_next(self) -> int:
@@ -270,7 +274,7 @@ class _Document:
 
     def fill(self, size: int) -> None:
         more = self.file.read(size)
-        self.text, self.at, self.ended = self.text[self.at:] + more, 0, not more
+        self.text, self.at, self.ended = self.text[self.at :] + more, 0, not more
 
     def stop(self, message: str):
         raise _Broken(message)
@@ -358,7 +362,7 @@ def _header(path: Path, line: int, fields: list[str]) -> list[str]:
 
 
 def _record(header: list[str], fields: list[str]) -> Payload:
-    if any(fields[len(header):]) or len(fields) < len(header):  # empty fields behind the last column are none
+    if any(fields[len(header) :]) or len(fields) < len(header):  # empty fields behind the last column are none
         return RowProblem("wrong_shape", f"{len(fields)} fields, the header has {len(header)}")
     try:
         "".join(fields).encode("utf-8")
@@ -455,8 +459,11 @@ def _single(part) -> Payload:
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None
-                and not (isinstance(inner, float) and isnan(inner))}
+        return {
+            key: _without_nulls(inner)
+            for key, inner in value.items()
+            if inner is not None and not (isinstance(inner, float) and isnan(inner))
+        }
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 

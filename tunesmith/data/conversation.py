@@ -97,8 +97,9 @@ def _arguments_as_text(messages: list[dict]) -> list[dict]:
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         return {**call, "function": {**call["function"], "arguments": text}}
 
-    return [{**m, "tool_calls": [written(call) for call in m["tool_calls"]]} if m.get("tool_calls") else m
-            for m in messages]
+    return [
+        {**m, "tool_calls": [written(call) for call in m["tool_calls"]]} if m.get("tool_calls") else m for m in messages
+    ]
 
 
 def _no_content_beside_calls(messages: list[dict]) -> list[dict]:
@@ -160,11 +161,14 @@ def _calls_split(messages: list[dict]) -> list[dict]:
     while at < len(messages):
         message, calls = messages[at], messages[at].get("tool_calls") or []
         end = next((i for i in range(at + 1, len(messages)) if messages[i]["role"] != "tool"), len(messages))
-        results = _results_of(calls, messages[at + 1:end])
+        results = _results_of(calls, messages[at + 1 : end])
         if len(calls) > 1 and all(results):
             for number, call in enumerate(calls):
-                rest = message if number == 0 else {
-                    key: value for key, value in message.items() if key in ("role", "weight")} | {"content": ""}
+                rest = (
+                    message
+                    if number == 0
+                    else {key: value for key, value in message.items() if key in ("role", "weight")} | {"content": ""}
+                )
                 changed += [{**rest, "tool_calls": [call]}, *results[number]]
             at = end
         else:
@@ -272,8 +276,10 @@ def _probe(messages: list[dict], tools: list[dict] | None) -> tuple[str, str]:
             probe = _with_id(probe, "tool_call_id", message.get("tool_call_id"), number)
             probe |= {"name": "probe"} if message.get("name") else {}
         found.append(probe | {key: message[key] for key in ("weight",) if key in message})
-    listed = [{**tool, "function": _marked_tool(tool["function"], marked)} if "function" in tool else tool
-              for tool in tools or []]
+    listed = [
+        {**tool, "function": _marked_tool(tool["function"], marked)} if "function" in tool else tool
+        for tool in tools or []
+    ]
     return json.dumps(_linked(found, messages)), json.dumps(listed)
 
 

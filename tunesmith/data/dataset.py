@@ -86,8 +86,9 @@ class TokenStore:
     @property
     def fingerprint(self) -> str:
         """Equal for stores of the same rows, whatever tokenizer encoded them."""
-        digests = [shard.rows["digest"][self._example[self._shard == number]]
-                   for number, shard in enumerate(self._shards)]
+        digests = [
+            shard.rows["digest"][self._example[self._shard == number]] for number, shard in enumerate(self._shards)
+        ]
         rows = np.concatenate(digests)
         ordered = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
         return hashlib.blake2b(ordered.tobytes(), digest_size=16).hexdigest()
@@ -114,6 +115,7 @@ class Dataset:
 
 def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | None, progress: Callable) -> Dataset:
     """Encodes every source, removes duplicates, sets rows aside and writes the ledger. Raises UserError."""
+
     def shard(source: Source, share: float) -> Shard:
         return Shard(encode_source(source, replace(settings, candidate_share=share), cache, progress))
 
@@ -133,16 +135,24 @@ def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | Non
     weights = [1.0] * len(data.eval) + [source.weight for source in data.train]
     learned = TokenStore(shards, [np.flatnonzero(u & ~e) for u, e in zip(usable, is_eval)], weights)
     if not len(learned):
-        raise UserError(f"data.train: no row of {data.train[0].path} is left to learn from; the rest is held out or "
-                        "asks what evaluation rows ask (data.eval, data.eval_share)")
+        raise UserError(
+            f"data.train: no row of {data.train[0].path} is left to learn from; the rest is held out or "
+            "asks what evaluation rows ask (data.eval, data.eval_share)"
+        )
     held_out = [u & e for u, e in zip(usable, is_eval)]
     measured = _limited(shards, held_out, data.eval_limit)
     beside = {source.path: select(source).left_out for source in (*data.train, *data.eval)}
-    learned_rows = [int((u & ~e).sum()) for u, e in zip(usable, is_eval)][len(data.eval):]
-    return Dataset(learned, TokenStore(shards, list(map(np.flatnonzero, measured)), weights), learned_rows,
-                   [s.format for s in train], ledger.summary(),
-                   int(sum(h.sum() - m.sum() for h, m in zip(held_out, measured))), _system_prompts(train),
-                   {path: left_out for path, left_out in beside.items() if left_out})
+    learned_rows = [int((u & ~e).sum()) for u, e in zip(usable, is_eval)][len(data.eval) :]
+    return Dataset(
+        learned,
+        TokenStore(shards, list(map(np.flatnonzero, measured)), weights),
+        learned_rows,
+        [s.format for s in train],
+        ledger.summary(),
+        int(sum(h.sum() - m.sum() for h, m in zip(held_out, measured))),
+        _system_prompts(train),
+        {path: left_out for path, left_out in beside.items() if left_out},
+    )
 
 
 def _system_prompts(train: list[Shard]) -> dict[str, float]:
@@ -226,8 +236,14 @@ def _losses(shard: Shard, repeated: np.ndarray, leaked: np.ndarray) -> str:
     return f"{shard.read:,} rows read" + (f", {reasons}" if reasons else "")
 
 
-def _ledger(file: Path | None, shards: list[Shard], repeated: list[np.ndarray], leaked: list[np.ndarray], data: Data,
-            sources: list[Source]) -> Ledger:
+def _ledger(
+    file: Path | None,
+    shards: list[Shard],
+    repeated: list[np.ndarray],
+    leaked: list[np.ndarray],
+    data: Data,
+    sources: list[Source],
+) -> Ledger:
     """The account of every row, written to `file`. Raises UserError, naming the sources, if no row is kept."""
     with Ledger(file) as ledger:
         for s, r, k in zip(shards, repeated, leaked):
@@ -245,8 +261,10 @@ def _account(ledger: Ledger, shard: Shard, repeated: np.ndarray, leaked: np.ndar
     for problem in shard.problems():
         where = Where(problem["file"], problem["line"])
         if problem["reason"] == "too_long" and problem["action"] == "dropped" and data.too_long == "refuse":
-            raise UserError(f"{where}: {problem['detail']} (data.too_long: refuse); raise data.sequence_length or "
-                            "set data.too_long to drop or truncate")
+            raise UserError(
+                f"{where}: {problem['detail']} (data.too_long: refuse); raise data.sequence_length or "
+                "set data.too_long to drop or truncate"
+            )
         noting[problem["action"]](where, problem["reason"], problem["detail"])
     # A row is dropped if all its examples are; they stand side by side.
     _, first, examples = np.unique(shard.rows["row"], return_index=True, return_counts=True)

@@ -36,8 +36,20 @@ PARALLEL_FROM_BYTES = 4 * 2**20  # smaller sources are done before the worker pr
 
 # start, length: where the example's tokens are. answer: its last answer, as token numbers within it. row: the number
 # of its row in the source. asked: where its line of asked.jsonl begins, -1 for none. prompt, digest: hashes.
-ROW = np.dtype([("start", "i8"), ("length", "i4"), ("supervised", "i4"), ("answer", "i4", 2), ("row", "i8"),
-                ("file", "i4"), ("line", "i8"), ("asked", "i8"), ("prompt", "u8"), ("digest", "u8", 2)])
+ROW = np.dtype(
+    [
+        ("start", "i8"),
+        ("length", "i4"),
+        ("supervised", "i4"),
+        ("answer", "i4", 2),
+        ("row", "i8"),
+        ("file", "i4"),
+        ("line", "i8"),
+        ("asked", "i8"),
+        ("prompt", "u8"),
+        ("digest", "u8", 2),
+    ]
+)
 
 Encode = Callable[[Tokenizer, Row, Method], list[Example]]
 
@@ -55,8 +67,18 @@ class Settings:
     candidate_share: float  # of the prompts; only these can be held out
 
     def key(self) -> str:
-        return repr((VERSION, self.tokenizer.fingerprint, self.method, self.splits, self.sequence_length, self.too_long,
-                     self.candidate_share, self.encode.__module__))
+        return repr(
+            (
+                VERSION,
+                self.tokenizer.fingerprint,
+                self.method,
+                self.splits,
+                self.sequence_length,
+                self.too_long,
+                self.candidate_share,
+                self.encode.__module__,
+            )
+        )
 
 
 @dataclass
@@ -77,8 +99,13 @@ class Chunk:
 def encode_source(source: Source, settings: Settings, cache: Path, progress: Callable[[int, int], None]) -> Path:
     """The shard of a source, from the cache if its content was encoded before. `progress(rows, examples)`."""
     paths = files(source)
-    parts = [settings.key(), source.format, repr(sorted(source.columns.items())), *map(content_hash, paths),
-             *map(str, paths)]
+    parts = [
+        settings.key(),
+        source.format,
+        repr(sorted(source.columns.items())),
+        *map(content_hash, paths),
+        *map(str, paths),
+    ]
     shard = cache / hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
     if not (shard / "shard.json").exists():
         _encode(source, paths, settings, shard, progress)
@@ -102,10 +129,17 @@ def _write(source: Source, paths: list[Path], encoder: "Encoder", draft: Path, s
             for chunk in _chunks(read.read_lines(source), encoder, large):
                 writer.add(chunk)
                 progress(writer.read, writer.examples)
-        write_json(draft / "shard.json",
-                   {"format": named(encoder.formats), "read": writer.read, "files": list(writer.files),
-                    "unread": writer.unread, "chats": writer.chats,
-                    "system_prompts": dict(writer.system_prompts.most_common(SYSTEM_PROMPTS_KEPT))})
+        write_json(
+            draft / "shard.json",
+            {
+                "format": named(encoder.formats),
+                "read": writer.read,
+                "files": list(writer.files),
+                "unread": writer.unread,
+                "chats": writer.chats,
+                "system_prompts": dict(writer.system_prompts.most_common(SYSTEM_PROMPTS_KEPT)),
+            },
+        )
         shutil.rmtree(shard, ignore_errors=True)
         os.rename(draft, shard)
     finally:
@@ -171,8 +205,10 @@ class Encoder:
                 row, examples, notes = self._examples(read.parse(where, payload), chunk.unread)
             except RowProblem as problem:
                 examples, notes = [], [("dropped", problem.reason, problem.detail)]
-            chunk.problems += [dict(file=where.file, line=where.line, action=action, reason=reason, detail=detail)
-                               for action, reason, detail in notes]
+            chunk.problems += [
+                dict(file=where.file, line=where.line, action=action, reason=reason, detail=detail)
+                for action, reason, detail in notes
+            ]
             for part, example in enumerate(examples):
                 self._add(chunk, number, where, row, part, example)
             if examples and isinstance(row, Chat):
@@ -189,9 +225,20 @@ class Encoder:
         chunk.asked.append(example.asked if is_candidate else None)
         chunk.ids.append(np.array(example.ids, np.int32))
         chunk.supervised.append(np.array(example.supervised, bool))
-        chunk.rows.append((0, len(example.ids), sum(example.supervised), example.answer, number,
-                           chunk.files.setdefault(where.file, len(chunk.files)), where.line, -1, prompt,
-                           np.frombuffer(identity, "u8")))
+        chunk.rows.append(
+            (
+                0,
+                len(example.ids),
+                sum(example.supervised),
+                example.answer,
+                number,
+                chunk.files.setdefault(where.file, len(chunk.files)),
+                where.line,
+                -1,
+                prompt,
+                np.frombuffer(identity, "u8"),
+            )
+        )
 
     def _examples(self, raw: Raw, unread: dict[str, int]) -> tuple[Row, list[Example], list[tuple]]:
         """The row, its examples, and (action, reason, detail) of what was changed. Raises RowProblem."""

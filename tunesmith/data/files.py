@@ -80,8 +80,9 @@ def _of_folders(source: Source, folders: list[Path], single: Sequence[Path] = ()
     if not data and (source.split or source.subset):
         raise UserError(f"{source.path}: has no data files to choose a split or subset of")
     if not data | {*text, *single}:
-        raise UserError(f"{source.path}: {'no file there has a known ending' if found else 'nothing matches'}; "
-                        f"known are {KNOWN}")
+        raise UserError(
+            f"{source.path}: {'no file there has a known ending' if found else 'nothing matches'}; known are {KNOWN}"
+        )
     return Selection(sorted(data or {*text, *single}), [what for chosen in selected for what in chosen.left_out])
 
 
@@ -124,8 +125,10 @@ def _saved_files(folder: Path) -> Selection:
     state = _read_json(folder / "state.json")
     arrow = {path.name: path for path in folder.glob("*.arrow")}
     if state.get("_indices_data_files"):
-        raise UserError(f"{folder}: an old version of datasets saved an index of its rows apart; load the dataset with "
-                        "datasets and save it again")
+        raise UserError(
+            f"{folder}: an old version of datasets saved an index of its rows apart; load the dataset with "
+            "datasets and save it again"
+        )
     listed = state.get("_data_files")
     names = [file.get("filename") for file in listed] if _are_mappings(listed) else sorted(filter(has_rows, arrow))
     if missing := [name for name in names if name not in arrow]:
@@ -151,7 +154,7 @@ def _is_data(path: Path) -> bool:
 
 def _is_saved(names: list[str]) -> bool:
     """Whether a folder of these files was written by `save_to_disk`."""
-    return "dataset_dict.json" in names or "state.json" in names and any(name.endswith(".arrow") for name in names)
+    return "dataset_dict.json" in names or ("state.json" in names and any(name.endswith(".arrow") for name in names))
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -171,8 +174,10 @@ def _checked(path: Path) -> Path:
 
 def _refuse_split(source: Source) -> None:
     if source.split or source.subset:
-        raise UserError(f"{source.path}: split and subset choose among the files of a folder or a hub dataset; leave "
-                        "them out for a single file")
+        raise UserError(
+            f"{source.path}: split and subset choose among the files of a folder or a hub dataset; leave "
+            "them out for a single file"
+        )
 
 
 def _refuse(error: OSError) -> None:

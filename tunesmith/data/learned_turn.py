@@ -54,11 +54,11 @@ def _answer(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None
     if behind is None or marked is None:
         behind, marked, changes = tokenizer.render(messages, tools), tokenizer.render(probe, tools), ["prompt_differs"]
         prompt = marked.partition(SENTINEL)[0]
-        behind, marked = behind[len(prompt):], marked[len(prompt):]
+        behind, marked = behind[len(prompt) :], marked[len(prompt) :]
     head, *after = marked.split(SENTINEL)
     if len(after) != 1:
         raise RowProblem("mask_unproved", f"the template writes the assistant's text {len(after)} times")
-    content = behind[len(head):len(behind) - len(after[0])]
+    content = behind[len(head) : len(behind) - len(after[0])]
     exact = behind.startswith(head) and behind.endswith(after[0]) and len(head + after[0]) <= len(behind)
     if not exact or content not in message["content"] or content.strip() != message["content"].strip():
         raise RowProblem("mask_unproved", "the template does not write the assistant's text as it stands")
@@ -68,7 +68,7 @@ def _answer(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None
     if end is None:
         followed = tokenizer.render([*probe, {"role": "user", "content": NEXT}], tools)
         end = _end_by_next_turn(tokenizer, followed.partition(SENTINEL)[2], after[0])
-    rest = after[0][len(end):] if after[0].startswith(end) else ""
+    rest = after[0][len(end) :] if after[0].startswith(end) else ""
     return Turn(prompt, head + content + end, rest, head, changes)
 
 
@@ -80,12 +80,14 @@ def _calls(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None,
     _prove_calls(behind, messages[-1])
     written = behind.rstrip()
     if written.endswith(tuple(tokenizer.special_tokens)):
-        return Turn(prompt, written, behind[len(written):], written, [])
-    results = [{"role": "tool", "content": NEXT} | ({"tool_call_id": call["id"]} if call.get("id") else {})
-               for call in messages[-1]["tool_calls"]]
+        return Turn(prompt, written, behind[len(written) :], written, [])
+    results = [
+        {"role": "tool", "content": NEXT} | ({"tool_call_id": call["id"]} if call.get("id") else {})
+        for call in messages[-1]["tool_calls"]
+    ]
     followed = tokenizer.render([*messages, *results], tools)
     last = written[-40:]
-    after = followed[followed.rfind(last) + len(last):] if last in followed else ""
+    after = followed[followed.rfind(last) + len(last) :] if last in followed else ""
     return Turn(prompt, written + _end_by_next_turn(tokenizer, after, written[-20:]), "", written, [])
 
 
@@ -95,7 +97,7 @@ def _behind(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None
     not follow the prompt."""
     text = tokenizer.render(messages, tools)
     if text.startswith(prompt):
-        return text[len(prompt):]
+        return text[len(prompt) :]
     context = [*messages[:-2], {**messages[-2], "content": (messages[-2]["content"] or "") + NEXT}]
     asked = tokenizer.render(context, tools, add_generation_prompt=True).split(NEXT)
     told = tokenizer.render([*context, messages[-1]], tools).split(NEXT)
@@ -106,7 +108,7 @@ def _behind(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None
     common = _whole_marks(commonprefix([asked[1], told[1]]))
     if reasoning.opened(asked[1]) is None and not reasoning.closed(asked[1]):
         return None
-    return reasoning.without_block(told[1][len(common):])
+    return reasoning.without_block(told[1][len(common) :])
 
 
 def _end_of_same(asked: str, told: str) -> int | None:
@@ -127,7 +129,7 @@ def _whole_marks(text: str) -> str:
 
 def _trimmed_indentation(written: str, content: str) -> str:
     """The indentation of the first line, as code has it, if the template does not write it."""
-    before = content[:len(content) - len(content.lstrip())].rpartition("\n")[2]
+    before = content[: len(content) - len(content.lstrip())].rpartition("\n")[2]
     is_code = INDENTATION.fullmatch(before) and content.strip()
     return before if is_code and not written[:1].isspace() else ""
 

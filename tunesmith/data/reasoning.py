@@ -8,17 +8,33 @@ from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 
 SPELLINGS = (
-    ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|inner_prefix|>", "<|inner_suffix|>"), ("<|channel>thought", "<channel|>"),
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<|channel>thought", "<channel|>"),
 )
 SWITCHES = ("enable_thinking", "thinking")  # template variables that say whether the model reasons
 THOUGHT, ANSWER = "Tunesmith9Thinks", "Tunesmith9Says"
 ASK = {"role": "user", "content": "Ask."}
 CALL = {"id": "tunesmit1", "type": "function", "function": {"name": "probe", "arguments": {"probe": "a"}}}
-TOOL = {"type": "function", "function": {"name": "probe", "description": "A probe.", "parameters": {
-    "type": "object", "properties": {"probe": {"type": "string", "description": "A text."}}, "required": ["probe"]}}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "A probe.",
+        "parameters": {
+            "type": "object",
+            "properties": {"probe": {"type": "string", "description": "A text."}},
+            "required": ["probe"],
+        },
+    },
+}
 
 
 class Marks(NamedTuple):
@@ -34,7 +50,7 @@ def split(content: str) -> tuple[str, str] | None:
     text = content.lstrip()
     for opening, closing in SPELLINGS:
         before, found, after = text.partition(closing)
-        if found and (before.startswith(opening) or opening not in before and closing == "</think>"):
+        if found and (before.startswith(opening) or (opening not in before and closing == "</think>")):
             return before.removeprefix(opening).strip(), after.lstrip("\n")
     return None
 
@@ -49,7 +65,7 @@ def opened(prompt: str) -> str | None:
     text = prompt.rstrip()
     for opening, closing in SPELLINGS:
         if text.endswith(opening):
-            space = prompt[len(text):]
+            space = prompt[len(text) :]
             return f"{space}{closing}{2 * space}"
     return None
 
@@ -82,7 +98,7 @@ def marks(tokenizer: Tokenizer) -> Marks | None:
     for text in _probes(tokenizer):
         for opening, closing in SPELLINGS:
             found = re.search(rf"{re.escape(opening)}(\s*)(?:{THOUGHT})?(\s*){re.escape(closing)}(\s*)", text)
-            if found and (THOUGHT in found[0] or text[found.end():].startswith(ANSWER)):
+            if found and (THOUGHT in found[0] or text[found.end() :].startswith(ANSWER)):
                 before, after, behind = found.groups()
                 return Marks(opening + before, after + closing + (behind if ANSWER in text else ""))
     return None
@@ -113,8 +129,10 @@ def _probes(tokenizer: Tokenizer) -> list[str]:
     """An answer with reasoning, one with both as parts of its content, and a tool call with reasoning, as the template
     writes them; "" where it refuses."""
     answer = {"role": "assistant", "content": ANSWER, "reasoning_content": THOUGHT}
-    parts = {"role": "assistant",
-             "content": [{"type": "thinking", "thinking": THOUGHT}, {"type": "text", "text": ANSWER}]}
+    parts = {
+        "role": "assistant",
+        "content": [{"type": "thinking", "thinking": THOUGHT}, {"type": "text", "text": ANSWER}],
+    }
     call = {"role": "assistant", "content": "", "reasoning_content": THOUGHT, "tool_calls": [CALL]}
     found = []
     for message, tools in ((answer, None), (parts, None), (call, [TOOL])):

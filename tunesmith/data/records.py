@@ -52,10 +52,12 @@ def count(unread: dict[str, int], names: Iterable[str], rows: int = 1) -> None:
 def describe(unread: dict[str, int], most: int = 20) -> str:
     """Unread keys and their rows on one line: "source (12 rows), messages[].name (1 row)". Empty if there are none."""
     named = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{name if name.isprintable() else repr(name)} ({rows:,} {'row' if rows == 1 else 'rows'})"
-             for name, rows in named[:most]]
+    shown = [
+        f"{name if name.isprintable() else repr(name)} ({rows:,} {'row' if rows == 1 else 'rows'})"
+        for name, rows in named[:most]
+    ]
     return ", ".join(shown + [f"and {len(named) - most} more"] * (len(named) > most))
 
 
 def _is_empty(value) -> bool:
-    return value is None or isinstance(value, (str, list, dict)) and not value
+    return value is None or (isinstance(value, (str, list, dict)) and not value)

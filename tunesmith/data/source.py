@@ -75,12 +75,15 @@ def _check_columns(source: Source, samples: dict[str, list[dict]]) -> None:
         if not missing:
             return
     column, standard = next(iter(missing.items()))
-    raise UserError(f"columns: {source.path} has no column {column!r} to read as {standard}; its columns are "
-                    f"{', '.join(map(str, first))}")
+    raise UserError(
+        f"columns: {source.path} has no column {column!r} to read as {standard}; its columns are "
+        f"{', '.join(map(str, first))}"
+    )
 
 
-def to_row(raw: Raw, format: str | None, columns: dict[str, str],
-           unread: dict[str, int] | None = None) -> Row | RowProblem:
+def to_row(
+    raw: Raw, format: str | None, columns: dict[str, str], unread: dict[str, int] | None = None
+) -> Row | RowProblem:
     """One record as a Row of the given format, or the problem with it. Counts in `unread`, by the names that the file
     has for them, the keys of the record and of its turns that the format did not read."""
     if raw.value is None:
@@ -109,5 +112,10 @@ def template_variables(tokenizer: Tokenizer, sources: Iterable[Source], given: d
 
 def has_reasoning(source: Source) -> bool:
     """Whether any row has reasoning of the assistant's, in a field of its own or between marks in its text."""
-    return any(m.get("reasoning_content") or any(reasoning.split(m["content"]) or ())
-               for _, row in rows_of(source) if isinstance(row, Chat) for m in row.messages if m["role"] == "assistant")
+    return any(
+        m.get("reasoning_content") or any(reasoning.split(m["content"]) or ())
+        for _, row in rows_of(source)
+        if isinstance(row, Chat)
+        for m in row.messages
+        if m["role"] == "assistant"
+    )

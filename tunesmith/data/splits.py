@@ -15,9 +15,16 @@ from tunesmith.errors import UserError
 from tunesmith.recipe import Source
 
 SPLITS = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
 }
 # What the datasets library and the hub write beside the rows, and what it caches of them.
 NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "cache-*.arrow", "tmp*.arrow")
@@ -34,8 +41,11 @@ class Selection:
 
 def other_splits(split: str, splits: Splits) -> list[str]:
     """The splits that were not chosen, for `Selection.left_out`."""
-    return [f"split {name} ({len(files)} {'file' if len(files) == 1 else 'files'})"
-            for name, files in sorted(splits.items()) if name != split]
+    return [
+        f"split {name} ({len(files)} {'file' if len(files) == 1 else 'files'})"
+        for name, files in sorted(splits.items())
+        if name != split
+    ]
 
 
 def has_rows(name: str) -> bool:

@@ -78,14 +78,14 @@ def _drafts(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Draft]:
     if not turns:
         raise RowProblem("no_supervised_token", "no assistant turn to learn from")
     changes += forms + _unwritten_context(unwritten, range(len(messages)) if mask == "all" else turns)
-    drafts = [_draft(tokenizer, messages[:turn + 1], chat.tools) for turn in turns]
+    drafts = [_draft(tokenizer, messages[: turn + 1], chat.tools) for turn in turns]
     if mask == "all":
         everything = _everything(tokenizer, tokenizer.render(messages, chat.tools), drafts[-1])
         return [_noted(everything, [*changes, *everything.changes])]
     if turns[-1] < len(messages) - 1:
         changes.append("turns_unused")
     whole = drafts[-1]
-    if all(whole.text.startswith(draft.text[:draft.answer[1]]) for draft in drafts):
+    if all(whole.text.startswith(draft.text[: draft.answer[1]]) for draft in drafts):
         changes += [change for draft in drafts for change in draft.changes]
         return [_noted(whole._replace(spans=[draft.answer for draft in drafts]), changes)]
     return [_noted(draft, [*changes, *draft.changes, "history_split"]) for draft in drafts]
@@ -106,7 +106,7 @@ def _draft(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None)
 def _everything(tokenizer: Tokenizer, text: str, last: Draft) -> Draft:
     """All of a conversation learned but bos; its last answer is where it is when only that is learned."""
     spans = [(_bos_length(tokenizer, text), len(text))]
-    if text.startswith(last.text[:last.answer[1]]):
+    if text.startswith(last.text[: last.answer[1]]):
         return last._replace(text=text, spans=spans)
     return last._replace(text=text, spans=spans, answer=(0, 0), changes=["prompt_differs"])
 
@@ -116,8 +116,11 @@ def _unwritten_context(unwritten: list[Part], learned: Sequence[int]) -> list[st
     for part in unwritten:
         if part.message in learned:
             raise RowProblem("part_unwritten", str(part))
-    notes = ["tools_unwritten" if part.message is None else "context_unwritten" for part in unwritten
-             if part.message is None or part.message < max(learned)]
+    notes = [
+        "tools_unwritten" if part.message is None else "context_unwritten"
+        for part in unwritten
+        if part.message is None or part.message < max(learned)
+    ]
     return list(dict.fromkeys(notes))
 
 
@@ -184,7 +187,7 @@ def _tokenize(tokenizer: Tokenizer, draft: Draft) -> tuple[list[int], list[tuple
     """Ids and offsets of the text, prompt and answer apart: as one text a token may reach over where they meet, or the
     end of the prompt be split in another way than it is when the model is asked."""
     cuts = sorted({start for start, _ in (*draft.spans, draft.answer) if start > 0})
-    ids, offsets = tokenizer.encode(draft.text[:cuts[0]] if cuts else draft.text)
+    ids, offsets = tokenizer.encode(draft.text[: cuts[0]] if cuts else draft.text)
     for start, end in zip(cuts, [*cuts[1:], len(draft.text)]):
         more, places = tokenizer.encode_rest(draft.text[start:end])
         ids = ids + more
@@ -197,6 +200,6 @@ def _prove(tokenizer: Tokenizer, ids: list[int], first: int, last: int, text: st
     if tokenizer.decode(ids[first:last]) == text:
         return
     # Sentencepiece decoders drop a space at the start, so look at it within what stands before.
-    decoded = tokenizer.decode(ids[:last])[len(tokenizer.decode(ids[:first])):]
+    decoded = tokenizer.decode(ids[:last])[len(tokenizer.decode(ids[:first])) :]
     if decoded not in (text, tokenizer.expected(text)):
         raise RowProblem("mask_unproved", f"tokens decode to {decoded[:60]!r} instead of {text[:60]!r}")

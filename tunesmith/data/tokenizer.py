@@ -73,8 +73,9 @@ class Tokenizer:
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def render(self, messages: list[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False,
-               **kwargs) -> str:
+    def render(
+        self, messages: list[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False, **kwargs
+    ) -> str:
         """The conversation as the chat template writes it. Raises RowProblem if the template refuses it."""
         variables = {**self.named_tokens, **self.template_kwargs, **kwargs}
         return rendered(self._templates, self.template_name, messages, tools, add_generation_prompt, variables)
@@ -191,8 +192,14 @@ class Tokenizer:
         return None if token is None else self._backend.token_to_id(token)
 
 
-def rendered(templates: dict[str, str], name: str, messages: list[dict], tools: list[dict] | None,
-             add_generation_prompt: bool, variables: dict) -> str:
+def rendered(
+    templates: dict[str, str],
+    name: str,
+    messages: list[dict],
+    tools: list[dict] | None,
+    add_generation_prompt: bool,
+    variables: dict,
+) -> str:
     """A conversation as one of a model's templates writes it: `tool_use`, if there is one, where there are tools, else
     `default`. Raises RowProblem if the template refuses it, UserError with its `name` if it is no template."""
     # As in apply_chat_template: many templates write "None" for a key that is there without a value. Some of them ask
@@ -200,8 +207,13 @@ def rendered(templates: dict[str, str], name: str, messages: list[dict], tools: 
     messages = [{key: value for key, value in m.items() if value is not None or key == "content"} for m in messages]
     template = templates.get("tool_use", templates["default"]) if tools else templates["default"]
     try:
-        written, _ = render_jinja_template(conversations=[messages], tools=tools or None, chat_template=template,
-                                           add_generation_prompt=add_generation_prompt, **variables)
+        written, _ = render_jinja_template(
+            conversations=[messages],
+            tools=tools or None,
+            chat_template=template,
+            add_generation_prompt=add_generation_prompt,
+            **variables,
+        )
     except TemplateSyntaxError as error:
         where = f"{name}, line {error.lineno}"
         raise UserError(f"model.chat_template: {where}: not valid Jinja: {error.message}") from None
@@ -216,7 +228,8 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise UserError(
             f"model.path: {path.parent} has no {path.name}; make one with "
-            f"`AutoTokenizer.from_pretrained(...).save_pretrained({str(path.parent)!r})` of transformers") from None
+            f"`AutoTokenizer.from_pretrained(...).save_pretrained({str(path.parent)!r})` of transformers"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -272,5 +285,7 @@ def _template_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"model.chat_template: {path} cannot be read; "
-                        f"give `auto`, {', '.join(f'`{name}`' for name in BUILT_IN)} or a Jinja file") from None
+        raise UserError(
+            f"model.chat_template: {path} cannot be read; "
+            f"give `auto`, {', '.join(f'`{name}`' for name in BUILT_IN)} or a Jinja file"
+        ) from None

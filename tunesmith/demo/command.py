@@ -39,13 +39,19 @@ def demonstrate(model: str | None, output: Path) -> None:
 
 def recipe(model: str, train_file: Path, eval_file: Path, output: Path, settings: dict) -> Recipe:
     """The demo's fine-tuning job, as `tunesmith train` would read it."""
-    return Recipe.build(merge({
-        "model": {"path": model},
-        "data": {"train": str(train_file), "eval": str(eval_file), "sequence_length": 256},
-        "evaluate": {"exact_match": True, "max_new_tokens": 24},
-        "name": free_name(output, f"{date.today()}-demo"),
-        "output": str(output),
-    }, settings), "demo")
+    return Recipe.build(
+        merge(
+            {
+                "model": {"path": model},
+                "data": {"train": str(train_file), "eval": str(eval_file), "sequence_length": 256},
+                "evaluate": {"exact_match": True, "max_new_tokens": 24},
+                "name": free_name(output, f"{date.today()}-demo"),
+                "output": str(output),
+            },
+            settings,
+        ),
+        "demo",
+    )
 
 
 def _show(console: Console, run: Run, seconds: float) -> None:

@@ -105,8 +105,9 @@ def _is_documented(node: ast.stmt) -> bool:
 
 
 def _section(node: Definition, prefix: str) -> str:
-    bases_or_arguments = ", ".join(map(ast.unparse, node.bases)) if isinstance(node, ast.ClassDef) \
-        else ast.unparse(node.args)
+    bases_or_arguments = (
+        ", ".join(map(ast.unparse, node.bases)) if isinstance(node, ast.ClassDef) else ast.unparse(node.args)
+    )
     return f"{prefix}{node.name}({bases_or_arguments})\n{_doc(node)}".strip()
 
 

@@ -63,23 +63,59 @@ DIRECT = {
     ],
 }
 NAMING = [
-    "I need {name}.", "I saw {name} in a script.", "Someone told me about {name}.", "There is {name} in this file.",
-    "A program of mine uses {name}.", "We work with {name} here.", "I do not know {name}.", "Take {name}.",
-    "I read about {name}.", "A colleague mentioned {name}.", "This line has {name} in it.", "The error names {name}.",
-    "I want to use {name}.", "My notes say {name}.", "The book shows {name}.", "He wrote a test of {name}.",
+    "I need {name}.",
+    "I saw {name} in a script.",
+    "Someone told me about {name}.",
+    "There is {name} in this file.",
+    "A program of mine uses {name}.",
+    "We work with {name} here.",
+    "I do not know {name}.",
+    "Take {name}.",
+    "I read about {name}.",
+    "A colleague mentioned {name}.",
+    "This line has {name} in it.",
+    "The error names {name}.",
+    "I want to use {name}.",
+    "My notes say {name}.",
+    "The book shows {name}.",
+    "He wrote a test of {name}.",
 ]
 ASKING = {
     "module": [
-        "Which module is it in?", "What do I import?", "Where does it come from?", "Which import is missing?",
-        "What must be imported?", "In what module would I look?", "Which module has it?", "Name its module.",
-        "Which module should I load?", "Where is it defined?", "What is its home?", "To which module does it belong?",
-        "What do I write after from?", "Where can I find it?", "Tell me its module.", "From where is it imported?",
+        "Which module is it in?",
+        "What do I import?",
+        "Where does it come from?",
+        "Which import is missing?",
+        "What must be imported?",
+        "In what module would I look?",
+        "Which module has it?",
+        "Name its module.",
+        "Which module should I load?",
+        "Where is it defined?",
+        "What is its home?",
+        "To which module does it belong?",
+        "What do I write after from?",
+        "Where can I find it?",
+        "Tell me its module.",
+        "From where is it imported?",
     ],
     "summary": [
-        "What does it do?", "What is it for?", "Explain it.", "Describe it briefly.", "What is its purpose?",
-        "Sum it up.", "What does it mean?", "What is it good for?", "Tell me what it does.", "Define it in short.",
-        "Say what it is.", "Why would one call it?", "How would you explain it?", "In a sentence, what is it?",
-        "What happens when I call it?", "Summarize it for me.",
+        "What does it do?",
+        "What is it for?",
+        "Explain it.",
+        "Describe it briefly.",
+        "What is its purpose?",
+        "Sum it up.",
+        "What does it mean?",
+        "What is it good for?",
+        "Tell me what it does.",
+        "Define it in short.",
+        "Say what it is.",
+        "Why would one call it?",
+        "How would you explain it?",
+        "In a sentence, what is it?",
+        "What happens when I call it?",
+        "Summarize it for me.",
     ],
 }
 PHRASINGS = 70  # of each fact, no two the same
@@ -87,8 +123,10 @@ PHRASINGS = 70  # of each fact, no two the same
 # of the documentation strewn in, as typing people leave words behind, and it learns to look between the backticks.
 STRAY_SHARE, MOST_STRAY = 0.7, 3
 EVAL = {
-    "module": ["My code calls {name}. What module goes into the import line?",
-               "Can you say which module defines {name}?"],
+    "module": [
+        "My code calls {name}. What module goes into the import line?",
+        "Can you say which module defines {name}?",
+    ],
     "summary": ["What would I use {name} for?", "Give me the point of {name} in a few words."],
 }
 NUMBER = {"module": 160, "summary": 40}
@@ -119,8 +157,10 @@ def facts() -> list[Fact]:
 def write(folder: Path) -> tuple[Path, Path]:
     """Writes train.jsonl and eval.jsonl, in OpenAI's messages format, and returns their paths."""
     words, draw = _stray_words(), random.Random(0)
-    return (_write(folder / "train.jsonl", lambda kind: _trained(kind, words, draw)),
-            _write(folder / "eval.jsonl", EVAL.__getitem__))
+    return (
+        _write(folder / "train.jsonl", lambda kind: _trained(kind, words, draw)),
+        _write(folder / "eval.jsonl", EVAL.__getitem__),
+    )
 
 
 def _unambiguous() -> set[str]:
@@ -129,8 +169,13 @@ def _unambiguous() -> set[str]:
     for module in MODULES:
         tree = parsed(module)
         times.update(node.name for node in ast.walk(tree) if isinstance(node, Definition))
-        times.update(target.id for node in tree.body if isinstance(node, ast.Assign)
-                     for target in node.targets if isinstance(target, ast.Name))
+        times.update(
+            target.id
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        )
     return {name for name, number in times.items() if number == 1}
 
 

@@ -42,14 +42,17 @@ def build_tokenizer(texts: Iterable[str], folder: Path) -> None:
     )
     tokenizer.train_from_iterator(texts, trainer)
     write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
-    write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END,  # what an answer ends with, so generation stops there
-        "pad_token": END_OF_TEXT,
-        "additional_special_tokens": [START],
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": starter_config()["max_position_embeddings"],
-    })
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": END,  # what an answer ends with, so generation stops there
+            "pad_token": END_OF_TEXT,
+            "additional_special_tokens": [START],
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": starter_config()["max_position_embeddings"],
+        },
+    )
     write_atomic(folder / "chat_template.jinja", CHAT_TEMPLATE)
 
 
@@ -76,15 +79,23 @@ def starter_config() -> dict:
 
 def pretraining(folder: Path) -> Recipe:
     """How the starter model in `folder` is pretrained, on `folder`/text.jsonl."""
-    return Recipe.build({
-        "model": {"path": str(folder), "initialize": "random", "dtype": "float32"},
-        "data": {"train": str(folder / "text.jsonl"), "eval_share": 0, "sequence_length": 128},
-        "method": {"name": "cpt"},
-        "adapter": {"kind": "full"},
-        "train": {"max_steps": PRETRAINING_STEPS, "batch": 8, "learning_rate": 1.5e-3, "save_every": PRETRAINING_STEPS},
-        "name": "pretraining",
-        "output": str(folder),
-    }, "demo")
+    return Recipe.build(
+        {
+            "model": {"path": str(folder), "initialize": "random", "dtype": "float32"},
+            "data": {"train": str(folder / "text.jsonl"), "eval_share": 0, "sequence_length": 128},
+            "method": {"name": "cpt"},
+            "adapter": {"kind": "full"},
+            "train": {
+                "max_steps": PRETRAINING_STEPS,
+                "batch": 8,
+                "learning_rate": 1.5e-3,
+                "save_every": PRETRAINING_STEPS,
+            },
+            "name": "pretraining",
+            "output": str(folder),
+        },
+        "demo",
+    )
 
 
 def cached_starter(cache: Path) -> Path:

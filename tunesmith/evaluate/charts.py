@@ -23,8 +23,10 @@ PLOT = Markup(
     '<svg width="100%" height="{0}" viewBox="0 0 {3} {0}" preserveAspectRatio="none" overflow="visible">{4}</svg>'
     "</svg></div>"
 )
-Y_TICK = Markup('<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/><text class="y" x="-9" y="{0:.1f}" '
-                'dy=".32em">{1}</text>')
+Y_TICK = Markup(
+    '<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/><text class="y" x="-9" y="{0:.1f}" '
+    'dy=".32em">{1}</text>'
+)
 X_TICK = Markup('<text class="x" x="{:.2f}%" y="{}">{}</text>')
 LINE = Markup('<path class="line {}" d="{}"/>')
 DOTS = Markup('<path class="dots {}" d="{}"/>')
@@ -56,8 +58,9 @@ class Axes:
         return self.height * (self.y_high - value) / (self.y_high - self.y_low)
 
 
-def line_chart(title: str, series: list[Series], show: Callable[[float], str], height: int = 150,
-               from_zero: bool = True) -> Markup:
+def line_chart(
+    title: str, series: list[Series], show: Callable[[float], str], height: int = 150, from_zero: bool = True
+) -> Markup:
     """A figure of `series` over training steps. `show` writes a y value; `title` names the axis and its unit."""
     axes, y_ticks = _axes(series, height, from_zero)
     legend = Markup().join(LEGEND.format(s.style, s.name) for s in series) if len(series) > 1 else ""
@@ -112,8 +115,9 @@ def _lines(axes: Axes, series: list[Series]) -> Iterator[Markup]:
             pen = "L" if math.isfinite(y) else "M"
         yield LINE.format(s.style, "".join(line))
         if len(s.points) <= FEW:  # strokes of no length with round ends stay round however the plot is stretched
-            yield DOTS.format(s.style, "".join(f"M{axes.x(x):.1f} {axes.y(y):.1f}h.01" for x, y in s.points
-                                               if math.isfinite(y)))
+            yield DOTS.format(
+                s.style, "".join(f"M{axes.x(x):.1f} {axes.y(y):.1f}h.01" for x, y in s.points if math.isfinite(y))
+            )
 
 
 def _hits(axes: Axes, series: list[Series], show: Callable[[float], str]) -> Iterator[Markup]:

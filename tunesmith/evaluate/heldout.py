@@ -39,8 +39,10 @@ def resample(rows: int, seed: int = 0) -> np.ndarray:
 
 def interval(values: np.ndarray, sums: np.ndarray | None = None) -> dict:
     """{mean, low, high}: the ratio of sums of `values` (n,) to `sums` (default: their number), 95 % bootstrap."""
-    return _interval(lambda picked: values[picked].sum(-1) / (sums[picked].sum(-1) if sums is not None
-                                                               else picked.shape[-1]), len(values))
+    return _interval(
+        lambda picked: values[picked].sum(-1) / (sums[picked].sum(-1) if sums is not None else picked.shape[-1]),
+        len(values),
+    )
 
 
 def difference(before: np.ndarray, after: np.ndarray, counts: np.ndarray | None = None) -> dict:
@@ -75,6 +77,7 @@ def compare(before: dict, after: dict) -> dict:
         if "right" in measured:
             found[name]["exact_match"] = interval(np.array(measured["right"], float))
     if "right" in before and "right" in after:
-        found["difference"]["exact_match"] = difference(np.array(before["right"], float),
-                                                        np.array(after["right"], float))
+        found["difference"]["exact_match"] = difference(
+            np.array(before["right"], float), np.array(after["right"], float)
+        )
     return found

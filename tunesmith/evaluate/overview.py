@@ -121,8 +121,10 @@ def list_table(runs: list[Run]) -> Table:
         name = Text.assemble(facts["name"], "\n", (trained, "dim"))
         results = _results(facts)
         worse = facts["loss_before"] is not None and (facts["loss_after"] or 0) > facts["loss_before"]
-        table.add_row(name, *(Text(value, style="red" if worse and key == "Held-out loss" else "")
-                              for key, value in results.items()))
+        table.add_row(
+            name,
+            *(Text(value, style="red" if worse and key == "Held-out loss" else "") for key, value in results.items()),
+        )
     return table
 
 
@@ -130,9 +132,13 @@ def show(run: Run) -> RenderableType:
     """One run: the verdict, then its figures and warnings."""
     facts, found = summary(run), verdict(run)
     table = _table()
-    rows = {"Run": facts["name"], "Base model": facts["base_model"],
-            "Method": f"{facts['method']}, {facts['adapter']}",
-            "Started": (facts["started"] or NO_VALUE)[:16].replace("T", " "), **_results(facts)}
+    rows = {
+        "Run": facts["name"],
+        "Base model": facts["base_model"],
+        "Method": f"{facts['method']}, {facts['adapter']}",
+        "Started": (facts["started"] or NO_VALUE)[:16].replace("T", " "),
+        **_results(facts),
+    }
     if facts["error"]:
         rows["Error"] = facts["error"]
     for name, value in rows.items():
@@ -150,8 +156,10 @@ def compare(runs: list[Run], width: int = 80) -> RenderableType:
     letters = [chr(ord("A") + number % 26) for number in range(len(runs))]
     for number, letter in enumerate(letters):
         table.add_column(Text(letter, style=mark(number)[1]), overflow="fold")
-    recipes = [{key: value for key, value in flatten(read_yaml(run.recipe_file)).items() if value not in ("", None)}
-               for run in runs]
+    recipes = [
+        {key: value for key, value in flatten(read_yaml(run.recipe_file)).items() if value not in ("", None)}
+        for run in runs
+    ]
     for key in dict.fromkeys(key for recipe in recipes for key in recipe):
         values = [recipe.get(key) for recipe in recipes]
         if key not in ("name", "output") and any(value != values[0] for value in values):
@@ -161,8 +169,10 @@ def compare(runs: list[Run], width: int = 80) -> RenderableType:
     for name in results[0] if results else ():
         if any(result[name] != NO_VALUE for result in results):
             table.add_row(*_texts(name, *(result[name] for result in results)))
-    legend = [Text.assemble((f"{mark(number)[0]} {letter}  ", mark(number)[1]), run.name)
-              for number, (letter, run) in enumerate(zip(letters, runs))]
+    legend = [
+        Text.assemble((f"{mark(number)[0]} {letter}  ", mark(number)[1]), run.name)
+        for number, (letter, run) in enumerate(zip(letters, runs))
+    ]
     notes = [Text(note, style="yellow") for note in incomparable(runs)]
     return Group(*legend, Text(), table, *notes, Text(), *_curves(runs, width))
 
@@ -172,12 +182,15 @@ def incomparable(runs: list[Run]) -> list[str]:
     notes = []
     tokenizers = {_digest(run.tokenizer / "tokenizer.json") for run in runs}
     if len(tokenizers) > 1:
-        notes.append("Losses do not compare: the runs have different tokenizers, so a token is not the same amount of "
-                     "text. Compare exact match, or answers.")
+        notes.append(
+            "Losses do not compare: the runs have different tokenizers, so a token is not the same amount of "
+            "text. Compare exact match, or answers."
+        )
     held_out = {(read_json(run.eval_file) or {}).get("held_out") for run in runs} - {None}
     if len(held_out) > 1:
-        notes.append("Losses do not compare: the runs were measured on different held-out rows. Give them the same "
-                     "data.eval.")
+        notes.append(
+            "Losses do not compare: the runs were measured on different held-out rows. Give them the same data.eval."
+        )
     return notes
 
 
@@ -192,8 +205,10 @@ def _curves(runs: list[Run], width: int) -> list[RenderableType]:
     stepped = [[(e["step"], e["loss"]) for e in run.events("step")] for run in runs]
     if not any(stepped):
         return []
-    return [Text("training loss", style="bold"), line_chart([thin(points, width)[0] for points in stepped], width, 12,
-                                                            number)]
+    return [
+        Text("training loss", style="bold"),
+        line_chart([thin(points, width)[0] for points in stepped], width, 12, number),
+    ]
 
 
 def warnings(run: Run) -> dict[str, int]:
@@ -264,8 +279,9 @@ def _compared(before: dict, after: dict, difference: dict, rows: int) -> Verdict
 
 def _loss_text(before: float, after: float, change: Interval) -> tuple[str, set[str]]:
     digits = decimals(*change)
-    interval = (f"{signed(change.mean, digits)}, 95 % interval {signed(change.low, digits)} … "
-                f"{signed(change.high, digits)}")
+    interval = (
+        f"{signed(change.mean, digits)}, 95 % interval {signed(change.low, digits)} … {signed(change.high, digits)}"
+    )
     values = f"from {number(before, digits)} to {number(after, digits)}"
     return {
         -1: (f"Held-out loss fell {values} ({interval})", {"better"}),
@@ -289,18 +305,26 @@ def _not_compared(run: Run) -> Verdict:
         return Verdict("Nothing has been trained yet: the run has no step.", "unclear")
     first, last = steps[0], steps[-1]
     if not math.isfinite(loss_value(last["loss"])):
-        return Verdict(f"Training broke the model: at step {last['step']:,} the loss was no longer a finite number.",
-                       "worse")
+        return Verdict(
+            f"Training broke the model: at step {last['step']:,} the loss was no longer a finite number.", "worse"
+        )
     if _last_word(run.events()).get("reason") == "diverged":
         kind, old, new = ("held-out", before, after) if before and after else ("training", first, last)
-        return Verdict(f"Training diverged: {kind} loss went from {number(old['loss'])} to "
-                       f"{number(new['loss'])} at step {new['step']:,}.", "worse")
+        return Verdict(
+            f"Training diverged: {kind} loss went from {number(old['loss'])} to "
+            f"{number(new['loss'])} at step {new['step']:,}.",
+            "worse",
+        )
     if before and after:
-        text = (f"Held-out loss was {number(before['loss'])} before and {number(after['loss'])} at step "
-                f"{after['step']:,}; with no final evaluation, nothing says how sure that is.")
+        text = (
+            f"Held-out loss was {number(before['loss'])} before and {number(after['loss'])} at step "
+            f"{after['step']:,}; with no final evaluation, nothing says how sure that is."
+        )
     elif len(steps) > 1:
-        text = (f"Training loss went from {number(first['loss'])} to {number(last['loss'])}; with no evaluation, "
-                "nothing says whether the model got better.")
+        text = (
+            f"Training loss went from {number(first['loss'])} to {number(last['loss'])}; with no evaluation, "
+            "nothing says whether the model got better."
+        )
     else:
         text = f"Training loss was {number(last['loss'])} at the only step; that says nothing about the model yet."
     return Verdict(text, "unclear")
@@ -317,8 +341,9 @@ def _before_after(run: Run) -> tuple[dict, dict]:
 
 
 def _means(evaluation: dict) -> tuple[dict, dict]:
-    return tuple({name: loss_value(found["mean"]) for name, found in evaluation[side].items()}
-                 for side in ("before", "after"))
+    return tuple(
+        {name: loss_value(found["mean"]) for name, found in evaluation[side].items()} for side in ("before", "after")
+    )
 
 
 def evaluations(run: Run) -> list[dict]:
@@ -339,13 +364,15 @@ def _status(run: Run, events: list[dict]) -> str:
 
 def _seconds(events: list[dict]) -> float | None:
     """Wall-clock time in which the run was at work: the pause before a resume does not count."""
-    gaps = (later["time"] - e["time"] for e, later in zip(events, events[1:])
-            if later["event"] not in ("start", "resume"))
+    gaps = (
+        later["time"] - e["time"] for e, later in zip(events, events[1:]) if later["event"] not in ("start", "resume")
+    )
     return round(sum(gaps), 3) if events else None
 
 
 def _results(facts: dict) -> dict[str, str]:
     """The outcome of a `summary` as people read it."""
+
     def change(key, show):
         before, after = facts[f"{key}_before"], facts[f"{key}_after"]
         return NO_VALUE if before is after is None else f"{show(before)} → {show(after)}"
@@ -368,5 +395,6 @@ def _table() -> Table:
 
 def _texts(*values) -> list[Text]:
     """Cells that rich takes as they are: a name may hold [brackets]."""
-    return [Text(value if isinstance(value, str) else NO_VALUE if value is None else json.dumps(value))
-            for value in values]
+    return [
+        Text(value if isinstance(value, str) else NO_VALUE if value is None else json.dumps(value)) for value in values
+    ]

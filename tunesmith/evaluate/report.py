@@ -33,8 +33,13 @@ TEMPLATE = "report.html"
 
 def write_report(run: Run) -> Path:
     """Writes the run's report.html from its other files, whatever of them is there."""
-    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-                            trim_blocks=True, lstrip_blocks=True)
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     write_atomic(run.report_file, templates.get_template(TEMPLATE).render(_page(run)))
     return run.report_file
 
@@ -59,8 +64,9 @@ def _page(run: Run) -> dict:
         "warnings": warnings(run),
         "recipe": run.recipe_file.read_text("utf-8"),
         "plan": _facts({key: value for key, value in plan.items() if key != "ledger"}),
-        "provenance": _facts({key: value for key, value in (read_json(run.provenance_file) or {}).items()
-                              if key != "recipe"}),
+        "provenance": _facts(
+            {key: value for key, value in (read_json(run.provenance_file) or {}).items() if key != "recipe"}
+        ),
     }
 
 
@@ -74,8 +80,9 @@ def _figures(run: Run, facts: dict, steps: list[dict]) -> list[tuple[str, str, s
     if facts["loss_after"] is not None:
         figures.append(("Held-out loss", number(facts["loss_after"]), f"before {number(facts['loss_before'])}"))
     if facts["exact_match_after"] is not None:
-        figures.append(("Exactly right", percent(facts["exact_match_after"]),
-                        f"before {percent(facts['exact_match_before'])}"))
+        figures.append(
+            ("Exactly right", percent(facts["exact_match_after"]), f"before {percent(facts['exact_match_before'])}")
+        )
     if facts["steps"]:
         figures.append(("Steps", f"{facts['steps_done']:,}", f"of {facts['steps']:,}"))
     if facts["seconds"]:
@@ -87,25 +94,33 @@ def _figures(run: Run, facts: dict, steps: list[dict]) -> list[tuple[str, str, s
         figures.append(("Tokens per second", number(tokens / seconds, 0), "mean over the steps"))
         figures.append(("Peak memory", _bytes(max(e["memory_bytes"] or 0 for e in steps)), "while training"))
     for start in run.events("start")[-1:]:
-        figures.append(("Trained", _short(start["trainable_parameters"]),
-                        f"of {_short(start['parameters'])} parameters"))
+        figures.append(
+            ("Trained", _short(start["trainable_parameters"]), f"of {_short(start['parameters'])} parameters")
+        )
     return figures
 
 
 def _charts(steps: list[dict], evals: list[dict]) -> list[Markup]:
     if not steps and not evals:
         return []
-    series = [Series("Training", thin(_points(steps, "loss"))[0], "training"),
-              Series("Held-out", _points(evals, "loss"), "heldout")]
+    series = [
+        Series("Training", thin(_points(steps, "loss"))[0], "training"),
+        Series("Held-out", _points(evals, "loss"), "heldout"),
+    ]
     return [line_chart("Loss per token, in nats", [s for s in series if s.points], number, 260, from_zero=False)]
 
 
 def _small_charts(steps: list[dict]) -> list[Markup]:
-    kinds = (("Learning rate", "learning_rate", "{:.2g}".format),
-             ("Tokens per second", "tokens_per_second", "{:,.0f}".format),
-             ("Peak memory", "memory_bytes", _bytes))
-    return [line_chart(title, [Series(title, thin(_points(steps, key))[0], "plain")], show, 110)
-            for title, key, show in kinds if _points(steps, key)]
+    kinds = (
+        ("Learning rate", "learning_rate", "{:.2g}".format),
+        ("Tokens per second", "tokens_per_second", "{:,.0f}".format),
+        ("Peak memory", "memory_bytes", _bytes),
+    )
+    return [
+        line_chart(title, [Series(title, thin(_points(steps, key))[0], "plain")], show, 110)
+        for title, key, show in kinds
+        if _points(steps, key)
+    ]
 
 
 def _chart_notes(steps: list[dict], evals: list[dict]) -> list[str]:
@@ -133,9 +148,15 @@ def _comparison(evaluation: dict) -> list[tuple]:
     """Rows of the table: the measure, then (value, interval) before, after and as a difference."""
     before, after, difference = evaluation["before"], evaluation["after"], evaluation["difference"]
     digits = decimals(*Interval.of(difference["loss"]))
-    rows = [("Loss, nats per token", _cell(before["loss"], digits), _cell(after["loss"], digits),
-             _cell(difference["loss"], digits, signed)),
-            ("Perplexity", _cell(before["perplexity"], 2), _cell(after["perplexity"], 2), ("", ""))]
+    rows = [
+        (
+            "Loss, nats per token",
+            _cell(before["loss"], digits),
+            _cell(after["loss"], digits),
+            _cell(difference["loss"], digits, signed),
+        ),
+        ("Perplexity", _cell(before["perplexity"], 2), _cell(after["perplexity"], 2), ("", "")),
+    ]
     if "exact_match" in difference:
         before, after, difference = (_percents(side["exact_match"]) for side in (before, after, difference))
         rows.append(("Exactly right, %", _cell(before, 1), _cell(after, 1), _cell(difference, 1, signed)))
@@ -159,8 +180,15 @@ def _samples(run: Run, evaluation: dict | None) -> list[dict]:
     if not rounds:
         return []
     first = {sample["prompt"]: sample["answer"] for sample in rounds[0]} if len(rounds) > 1 else {}
-    return [{"prompt": s["prompt"], "reference": s["reference"], "before": first.get(s["prompt"], NO_VALUE),
-             "after": s["answer"]} for s in rounds[-1]]
+    return [
+        {
+            "prompt": s["prompt"],
+            "reference": s["reference"],
+            "before": first.get(s["prompt"], NO_VALUE),
+            "after": s["answer"],
+        }
+        for s in rounds[-1]
+    ]
 
 
 def _seen(text: str) -> str:
@@ -172,11 +200,19 @@ def _ledger(ledger: dict | None) -> dict | None:
     """Counts, and per reason what happened to how many rows, in people's words."""
     if not ledger:
         return None
-    happened = [(verb, REASONS.get(reason, reason), count) for verb in ("dropped", "shortened", "changed")
-                for reason, count in sorted(ledger.get(verb, {}).items(), key=lambda item: -item[1])]
-    return {"read": ledger["read"], "kept": ledger["kept"], "dropped": sum(ledger.get("dropped", {}).values()),
-            "share": 100 * ledger["kept"] / max(1, ledger["read"]), "happened": happened,
-            "unread": describe(ledger.get("unread", {}), most=100)}
+    happened = [
+        (verb, REASONS.get(reason, reason), count)
+        for verb in ("dropped", "shortened", "changed")
+        for reason, count in sorted(ledger.get(verb, {}).items(), key=lambda item: -item[1])
+    ]
+    return {
+        "read": ledger["read"],
+        "kept": ledger["kept"],
+        "dropped": sum(ledger.get("dropped", {}).values()),
+        "share": 100 * ledger["kept"] / max(1, ledger["read"]),
+        "happened": happened,
+        "unread": describe(ledger.get("unread", {}), most=100),
+    }
 
 
 def _facts(values: dict) -> list[tuple[str, str]]:

@@ -12,17 +12,39 @@ def card(run: Run, to: str) -> str:
     """README.md of an export, with the front matter that the hub reads."""
     recipe, provenance = run.recipe, read_json(run.provenance_file)
     front = {} if Path(recipe.model.path).expanduser().is_dir() else {"base_model": recipe.model.path}  # hub ids alone
-    front |= {"library_name": "peft" if to == "adapter" else "transformers",
-             "pipeline_tag": "text-generation", "tags": ["tunesmith", recipe.method.name, recipe.adapter.kind]}
+    front |= {
+        "library_name": "peft" if to == "adapter" else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["tunesmith", recipe.method.name, recipe.adapter.kind],
+    }
     files = {Path(file).name: digest for file, digest in provenance["data"].items()}
-    return "\n".join([
-        "---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {run.name}", "",
-        f"{recipe.model.path}, fine-tuned with Tunesmith ({recipe.method.name}, {recipe.adapter.kind}). `parity.json` "
-        "holds how this export was compared with the trained model.", "", *_measured(run),
-        "## Where it comes from", "", *_table("base model file", provenance["base_model"]["files"]),
-        *_table("data file", files), *_table("package", provenance["packages"]),
-        f"Seed {provenance['seed']}; Tunesmith's commit {provenance['git_commit'] or 'unknown'}.", "", "## Recipe", "",
-        "```yaml", recipe.dump().strip(), "```", ""])
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(front, sort_keys=False).strip(),
+            "---",
+            "",
+            f"# {run.name}",
+            "",
+            f"{recipe.model.path}, fine-tuned with Tunesmith ({recipe.method.name}, {recipe.adapter.kind}). `parity.json` "
+            "holds how this export was compared with the trained model.",
+            "",
+            *_measured(run),
+            "## Where it comes from",
+            "",
+            *_table("base model file", provenance["base_model"]["files"]),
+            *_table("data file", files),
+            *_table("package", provenance["packages"]),
+            f"Seed {provenance['seed']}; Tunesmith's commit {provenance['git_commit'] or 'unknown'}.",
+            "",
+            "## Recipe",
+            "",
+            "```yaml",
+            recipe.dump().strip(),
+            "```",
+            "",
+        ]
+    )
 
 
 def _measured(run: Run) -> list[str]:

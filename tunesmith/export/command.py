@@ -29,13 +29,26 @@ from tunesmith.result import require_result, trained_model
 from tunesmith.run import Run, write_atomic, write_json
 
 SAID_EVERY = 10.0  # seconds
-FORMS = {"adapter": "tunesmith.export.adapter", "merged": "tunesmith.export.merged",
-         "gguf": "tunesmith.export.gguf.form", "ollama": "tunesmith.export.ollama", "fp8": "tunesmith.export.fp8",
-         "int4": "tunesmith.export.int4", "gguf-adapter": "tunesmith.export.gguf.lora"}
+FORMS = {
+    "adapter": "tunesmith.export.adapter",
+    "merged": "tunesmith.export.merged",
+    "gguf": "tunesmith.export.gguf.form",
+    "ollama": "tunesmith.export.ollama",
+    "fp8": "tunesmith.export.fp8",
+    "int4": "tunesmith.export.int4",
+    "gguf-adapter": "tunesmith.export.gguf.lora",
+}
 
 
-def export(run: Run, to: str, output: Path | None = None, settings: dict | None = None, parity: bool = True,
-           push: str | None = None, say=lambda line: None) -> dict:
+def export(
+    run: Run,
+    to: str,
+    output: Path | None = None,
+    settings: dict | None = None,
+    parity: bool = True,
+    push: str | None = None,
+    say=lambda line: None,
+) -> dict:
     """Writes the run's result as `to`; parity.json's content with `folder`. `say` shows a line of progress.
     `push`: a repository of the hub to upload it to, once it is the trained model.
 
@@ -126,8 +139,13 @@ def _checked(run: Run, form, settings, folder: Path, say) -> dict:
         return found
     kind = run.recipe.model.quantize
     seen = asked(Trained(trained_model(run), tokenizer, stop_ids), f"trained {kind} model")
-    return found | {"over_quantized": {"base": kind, "logits": distance(seen.log_probs, exported.log_probs),
-                                       "measure": measures(seen, exported)}}
+    return found | {
+        "over_quantized": {
+            "base": kind,
+            "logits": distance(seen.log_probs, exported.log_probs),
+            "measure": measures(seen, exported),
+        }
+    }
 
 
 def _heard(say):

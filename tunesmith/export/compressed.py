@@ -29,13 +29,22 @@ def matrices(weights: Weights, to: str) -> set[str]:
     if find_spec("compressed_tensors") is None:
         raise UserError(f"--to {to}: needs compressed-tensors: pip install 'tunesmith[fp8]'")
     model, head = weights.model, weights.model.get_output_embeddings()
-    linear = {f"{name}.weight" for name, module in text_modules(model)
-              if isinstance(module, torch.nn.Linear) and module is not head}
-    stacks = {f"{name}.{key}" for name, module in text_modules(model)
-              for key, _ in module.named_parameters(recurse=False) if experts.is_stack(module, key)}
+    linear = {
+        f"{name}.weight"
+        for name, module in text_modules(model)
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    stacks = {
+        f"{name}.{key}"
+        for name, module in text_modules(model)
+        for key, _ in module.named_parameters(recurse=False)
+        if experts.is_stack(module, key)
+    }
     if any(tensor.ndim > 2 for tensor in weights.of_files(weights.empty(stacks)).values()):
-        raise UserError(f"--to {to}: this model's files have a layer's experts in one tensor, which transformers does "
-                        "not open in this format; --to merged, or --to gguf")
+        raise UserError(
+            f"--to {to}: this model's files have a layer's experts in one tensor, which transformers does "
+            "not open in this format; --to merged, or --to gguf"
+        )
     return linear | stacks
 
 
@@ -48,10 +57,15 @@ def write_compressed(run: Run, weights: Weights, folder: Path, chosen: set[str],
     linear = {f"{name}.weight" for name, module in weights.model.named_modules() if isinstance(module, torch.nn.Linear)}
     whole = weights.of_files(weights.empty(sorted((linear & weights.shapes.keys()) - chosen)))
     quantization = {
-        "quant_method": "compressed-tensors", "quantization_status": "compressed", "format": scheme["format"],
-        "ignore": ["lm_head", *(name.removesuffix(".weight") for name in (*routers, *whole)
-                                if name != "lm_head.weight")],
-        "config_groups": {"group_0": {"targets": ["Linear"]} | scheme["group"]}}
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "format": scheme["format"],
+        "ignore": [
+            "lm_head",
+            *(name.removesuffix(".weight") for name in (*routers, *whole) if name != "lm_head.weight"),
+        ],
+        "config_groups": {"group_0": {"targets": ["Linear"]} | scheme["group"]},
+    }
 
     def stored(layer: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         small = weights.of_files({name: tensor for name, tensor in layer.items() if name in chosen})

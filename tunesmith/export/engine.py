@@ -73,8 +73,9 @@ class Transformers:
 
     def conversation(self, messages: list[dict], tools: list[dict] | None) -> list[int] | None:
         try:
-            text = self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False,
-                                                       add_generation_prompt=True)
+            text = self._tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=True
+            )
         except Exception:  # whatever a template does; what counts is that both do it
             return None
         return self.encode(text)
@@ -86,15 +87,21 @@ class Transformers:
         return self._where_it_fits(compute).float().log_softmax(1).numpy()
 
     def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
-        greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
-                                  no_repeat_ngram_size=0, eos_token_id=sorted(self.stop_ids),
-                                  pad_token_id=min(self.stop_ids, default=0))
+        greedy = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            eos_token_id=sorted(self.stop_ids),
+            pad_token_id=min(self.stop_ids, default=0),
+        )
 
         def compute() -> torch.Tensor:
             given = torch.tensor([ids], device=self.model.device)
             return self.model.generate(given, attention_mask=torch.ones_like(given), generation_config=greedy)
 
-        answer = self._where_it_fits(compute)[0, len(ids):].tolist()
+        answer = self._where_it_fits(compute)[0, len(ids) :].tolist()
         stopped = bool(answer) and answer[-1] in self.stop_ids
         return answer[:-1] if stopped else answer, stopped
 

@@ -15,9 +15,13 @@ from tunesmith.run import Run
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True}
-SCHEME = {"format": "float-quantized", "group": {
-    "weights": FLOAT8 | {"strategy": "channel", "dynamic": False},
-    "input_activations": FLOAT8 | {"strategy": "token", "dynamic": True}}}
+SCHEME = {
+    "format": "float-quantized",
+    "group": {
+        "weights": FLOAT8 | {"strategy": "channel", "dynamic": False},
+        "input_activations": FLOAT8 | {"strategy": "token", "dynamic": True},
+    },
+}
 elsewhere = on_vllm.elsewhere
 
 

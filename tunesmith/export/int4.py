@@ -28,15 +28,29 @@ def write(run: Run, folder: Path, settings: Settings) -> list[str]:
     weights = weights_of(run)
     chosen = compressed.matrices(weights, "int4")
     group = _group(weights, chosen)
-    scheme = {"format": "pack-quantized", "group": {"weights": {
-        "num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": group, "dynamic": False}}}
+    scheme = {
+        "format": "pack-quantized",
+        "group": {
+            "weights": {
+                "num_bits": 4,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "group",
+                "group_size": group,
+                "dynamic": False,
+            }
+        },
+    }
 
     def rounded(name: str, weight_OI: torch.Tensor) -> dict[str, torch.Tensor]:
         weight_OGK = weight_OI.float().unflatten(1, (-1, group))
         scale_OG = (weight_OGK.abs().amax(2) / LARGEST).clamp(min=1e-12).to(weight_OI.dtype)
         codes_OI = (weight_OGK / scale_OG.float()[:, :, None]).round().clamp(-8, 7).flatten(1)
-        return {f"{name}_packed": packed(codes_OI), f"{name}_scale": scale_OG,
-                f"{name}_shape": torch.tensor(weight_OI.shape)}
+        return {
+            f"{name}_packed": packed(codes_OI),
+            f"{name}_scale": scale_OG,
+            f"{name}_shape": torch.tensor(weight_OI.shape),
+        }
 
     compressed.write_compressed(run, weights, folder, chosen, scheme, rounded)
     return [] if group == GROUPS[0] else [f"groups are of {group} weights, as a layer's inputs are no multiple of more"]

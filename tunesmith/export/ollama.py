@@ -57,16 +57,26 @@ class Template:
         with suppress(RowProblem, UserError):
             given = tokenizer.render([system, user, answer, again], add_generation_prompt=True)
             last = given.find(FIRST) < given.find(SYSTEM)
-            before_system, *others = _split(given, *((FIRST, ANSWER, SYSTEM, SECOND) if last else
-                                                     (SYSTEM, FIRST, ANSWER, SECOND)))
+            before_system, *others = _split(
+                given, *((FIRST, ANSWER, SYSTEM, SECOND) if last else (SYSTEM, FIRST, ANSWER, SECOND))
+            )
             system_to_user, system_last = others[2 if last else 0], last
-        return cls(before_system, system_to_user, before_user, user_to_assistant, assistant_to_user, end, system_last,
-                   _trimmed(tokenizer, [system, user, answer, again]))
+        return cls(
+            before_system,
+            system_to_user,
+            before_user,
+            user_to_assistant,
+            assistant_to_user,
+            end,
+            system_last,
+            _trimmed(tokenizer, [system, user, answer, again]),
+        )
 
     def without_bos(self, bos: str) -> "Template":
         """Ollama puts it there by itself."""
-        return replace(self, before_system=self.before_system.removeprefix(bos),
-                       before_user=self.before_user.removeprefix(bos))
+        return replace(
+            self, before_system=self.before_system.removeprefix(bos), before_user=self.before_user.removeprefix(bos)
+        )
 
     def render(self, messages: list[dict], tools: list[dict] | None = None) -> str | None:
         """As `go_text` does; None for a conversation that it does not express."""
@@ -87,6 +97,7 @@ class Template:
 
     def go_text(self) -> str:
         """The template as Go's text/template runs it in Ollama."""
+
         def literal(text: str) -> str:
             return "{{ " + json.dumps(text, ensure_ascii=False) + " }}" if text else ""
 
@@ -95,13 +106,24 @@ class Template:
         if self.system_last:
             system = "{{ $system = .Content }}"
             moved = f"{{{{ if and $system {is_last} }}}}{{{{ $system }}}}{literal(self.system_to_user)}{{{{ end }}}}"
-        return ('{{- $system := "" }}{{- range $i, $_ := .Messages }}{{- if eq .Role "system" }}'
-                + literal(self.before_system) + system
-                + '{{- else if eq .Role "user" }}{{ if eq $i 0 }}' + literal(self.before_user) + "{{ end }}" + moved
-                + "{{ .Content }}{{ if " + is_last + " }}" + literal(self.end)
-                + "{{ else }}" + literal(self.user_to_assistant)
-                + '{{ end }}{{- else if eq .Role "assistant" }}{{ .Content }}' + literal(self.assistant_to_user)
-                + "{{- end }}{{- end }}")
+        return (
+            '{{- $system := "" }}{{- range $i, $_ := .Messages }}{{- if eq .Role "system" }}'
+            + literal(self.before_system)
+            + system
+            + '{{- else if eq .Role "user" }}{{ if eq $i 0 }}'
+            + literal(self.before_user)
+            + "{{ end }}"
+            + moved
+            + "{{ .Content }}{{ if "
+            + is_last
+            + " }}"
+            + literal(self.end)
+            + "{{ else }}"
+            + literal(self.user_to_assistant)
+            + '{{ end }}{{- else if eq .Role "assistant" }}{{ .Content }}'
+            + literal(self.assistant_to_user)
+            + "{{- end }}{{- end }}"
+        )
 
 
 def write(run: Run, folder: Path, settings: Settings) -> list[str]:
@@ -186,7 +208,9 @@ def _split(text: str, *contents: str) -> list[str]:
     for content in contents:
         before, found, text = text.partition(content)
         if not found or content in text:
-            raise UserError("--to ollama: the chat template does not write each message once and in order, so it "
-                            "cannot be an Ollama template; --to gguf carries the chat template itself")
+            raise UserError(
+                "--to ollama: the chat template does not write each message once and in order, so it "
+                "cannot be an Ollama template; --to gguf carries the chat template itself"
+            )
         pieces.append(before)
     return [*pieces, text]

@@ -24,8 +24,9 @@ def installed() -> bool:
 
 def create(folder: Path, name: str) -> None:
     """`ollama create`. Raises UserError."""
-    done = subprocess.run(["ollama", "create", name, "-f", "Modelfile"], cwd=folder, capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run(
+        ["ollama", "create", name, "-f", "Modelfile"], cwd=folder, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise UserError(f"ollama create: {(done.stderr.strip().splitlines() or ['failed without a word'])[-1]}")
 

@@ -35,9 +35,23 @@ class Vllm:
         """`context`: most tokens of a text and its answer. Raises UserError if vLLM does not start."""
         config = config_of(folder).get_text_config()
         self._words, self._context = config.vocab_size, context
-        self._child = Child([str(folder), "--served-model-name", NAME, "--dtype", precision_of(folder),
-                             "--max-model-len", str(context), "--max-logprobs", str(TOLD), "--enforce-eager",
-                             *_share_of_card()], "vllm-parity.log", SETTINGS)
+        self._child = Child(
+            [
+                str(folder),
+                "--served-model-name",
+                NAME,
+                "--dtype",
+                precision_of(folder),
+                "--max-model-len",
+                str(context),
+                "--max-logprobs",
+                str(TOLD),
+                "--enforce-eager",
+                *_share_of_card(),
+            ],
+            "vllm-parity.log",
+            SETTINGS,
+        )
         self._loop = asyncio.new_event_loop()
         self._client = self._child.client()
         try:
@@ -62,8 +76,9 @@ class Vllm:
 
     def conversation(self, messages: list[dict], tools: list[dict] | None) -> list[int] | None:
         try:
-            return self._tokens(messages=[_in_json(message) for message in messages], tools=tools,
-                                add_generation_prompt=True)
+            return self._tokens(
+                messages=[_in_json(message) for message in messages], tools=tools, add_generation_prompt=True
+            )
         except _Refused:
             return None
 
@@ -93,9 +108,19 @@ class Vllm:
         return self._complete([token], 2, logit_bias={str(token): 100.0})["finish_reason"] == "stop"
 
     def _complete(self, ids: Sequence[int], max_tokens: int, **more) -> dict:
-        choice = self._answer("POST", "/v1/completions", {
-            "model": NAME, "prompt": list(ids), "max_tokens": max_tokens, "temperature": 0.0, "repetition_penalty": 1.0,
-            "return_token_ids": True} | more)["choices"][0]
+        choice = self._answer(
+            "POST",
+            "/v1/completions",
+            {
+                "model": NAME,
+                "prompt": list(ids),
+                "max_tokens": max_tokens,
+                "temperature": 0.0,
+                "repetition_penalty": 1.0,
+                "return_token_ids": True,
+            }
+            | more,
+        )["choices"][0]
         if choice.get("token_ids") is None:
             raise UserError("this vLLM does not tell token ids; a newer one does")
         return choice
@@ -121,9 +146,11 @@ class _Refused(UserError):
 
 def _in_json(message: dict) -> dict:
     """As clients send it: the arguments of calls are text."""
-    calls = [call | {"function": call["function"] | {
-        "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}}
-        for call in message.get("tool_calls", ())]
+    calls = [
+        call
+        | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}}
+        for call in message.get("tool_calls", ())
+    ]
     return message | ({"tool_calls": calls} if calls else {})
 
 

@@ -24,9 +24,19 @@ class Bound(NamedTuple):
 # KL grows with the square of the weights' relative error: 2^-9 of bfloat16, 2^-12 of float16, about 0.4 % at 8 bits
 # and twice that for each bit less. int4 has one scale for 128 weights, where q4_k_m has scale and least for 32: of
 # normally distributed ones, 128 span 1.27 times what 32 do, so the squared error is 1.6 times as much.
-BOUNDS = {"f32": Bound(1e-6, 0.99), "f16": Bound(1e-3, 0.97), "bf16": Bound(5e-3, 0.95), "fp8": Bound(5e-2, 0.85),
-          "q8_0": Bound(1e-2, 0.95), "q6_k": Bound(2e-2, 0.92), "q5_k_m": Bound(5e-2, 0.88), "q4_k_m": Bound(0.15, 0.8),
-          "int4": Bound(0.25, 0.75), "q3_k_m": Bound(0.5, 0.7), "q2_k": Bound(1.5, 0.5)}
+BOUNDS = {
+    "f32": Bound(1e-6, 0.99),
+    "f16": Bound(1e-3, 0.97),
+    "bf16": Bound(5e-3, 0.95),
+    "fp8": Bound(5e-2, 0.85),
+    "q8_0": Bound(1e-2, 0.95),
+    "q6_k": Bound(2e-2, 0.92),
+    "q5_k_m": Bound(5e-2, 0.88),
+    "q4_k_m": Bound(0.15, 0.8),
+    "int4": Bound(0.25, 0.75),
+    "q3_k_m": Bound(0.5, 0.7),
+    "q2_k": Bound(1.5, 0.5),
+}
 TIE = 0.05  # nats within which two tokens are equally likely
 MISSED_SHARE = 0.1  # of the answers that the trained model ended, that rounding may leave without an end
 CHANCE = 0.01  # below which more missed ends are no chance
@@ -69,24 +79,38 @@ def observe(engine: Engine, probes: Probes, decode, progress=lambda done, of: No
         stopped.append(ended)
         progress(len(rows) + number + 1, steps)
     right = [a == r for a, r in zip(answers, probes.references)]
-    return Observation([engine.encode(text) for text in texts], conversations, log_probs,
-                       nats / max(count, 1) if rows else None, answers, stopped, set(engine.stop_ids),
-                       float(np.mean(right)) if probes.exact_match else None, engine.expresses_all,
-                       [engine.excuses(text) for text in texts])
+    return Observation(
+        [engine.encode(text) for text in texts],
+        conversations,
+        log_probs,
+        nats / max(count, 1) if rows else None,
+        answers,
+        stopped,
+        set(engine.stop_ids),
+        float(np.mean(right)) if probes.exact_match else None,
+        engine.expresses_all,
+        [engine.excuses(text) for text in texts],
+    )
 
 
 def compare(trained: Observation, exported: Observation, probes: Probes, precision: str) -> dict:
     """parity.json: `passed`, `problem` (the first difference, or None) and what was measured; `logits` None if the
     exported model's engine tells no likelihoods."""
-    found = {"precision": precision, "rows": len(probes.rows), "rows_from": probes.source,
-             "tokens": {"texts": len(exported.texts),
-                        "conversations": sum(ids is not None for ids in exported.conversations),
-                        "not_expressed": _not_expressed(trained, exported, probes),
-                        "excused": _excused(trained, exported, probes)},
-             "logits": distance(trained.log_probs, exported.log_probs) if exported.log_probs else None,
-             "bound": BOUNDS[precision]._asdict(),
-             "answers": _endings(trained, exported) | {"bound": 1 - MISSED_SHARE},
-             "measure": measures(trained, exported)}
+    found = {
+        "precision": precision,
+        "rows": len(probes.rows),
+        "rows_from": probes.source,
+        "tokens": {
+            "texts": len(exported.texts),
+            "conversations": sum(ids is not None for ids in exported.conversations),
+            "not_expressed": _not_expressed(trained, exported, probes),
+            "excused": _excused(trained, exported, probes),
+        },
+        "logits": distance(trained.log_probs, exported.log_probs) if exported.log_probs else None,
+        "bound": BOUNDS[precision]._asdict(),
+        "answers": _endings(trained, exported) | {"bound": 1 - MISSED_SHARE},
+        "measure": measures(trained, exported),
+    }
     problem = _first_difference(trained, exported, probes, found)
     return {"passed": problem is None, "problem": problem} | found
 
@@ -122,8 +146,9 @@ def chance(missed: int, of: int) -> float:
 def _not_expressed(trained: Observation, exported: Observation, probes: Probes) -> list[str]:
     """Conversations that the export's own kind of template cannot write, and says so."""
     pairs = zip(probes.conversations, trained.conversations, exported.conversations)
-    return [name for (name, *_), ours, theirs in pairs
-            if ours is not None and theirs is None and not exported.expresses_all]
+    return [
+        name for (name, *_), ours, theirs in pairs if ours is not None and theirs is None and not exported.expresses_all
+    ]
 
 
 def _excused(trained: Observation, exported: Observation, probes: Probes) -> list[str]:
@@ -171,12 +196,19 @@ def _of_the_rest(p: np.ndarray, q: np.ndarray, told: np.ndarray) -> float:
 
 def measures(trained: Observation, exported: Observation) -> dict:
     """The run's own measure of both."""
-    return {name: {"trained": getattr(trained, name), "exported": getattr(exported, name)}
-            for name in ("loss", "exact_match") if getattr(trained, name) is not None}
+    return {
+        name: {"trained": getattr(trained, name), "exported": getattr(exported, name)}
+        for name in ("loss", "exact_match")
+        if getattr(trained, name) is not None
+    }
 
 
 def _endings(trained: Observation, exported: Observation) -> dict:
     both = [a and b for a, b in zip(trained.stopped, exported.stopped)]
     same = [a == b for a, b in zip(trained.answers, exported.answers)]
-    return {"asked": len(same), "identical": sum(same), "stopped_trained": sum(trained.stopped),
-            "stopped_of_them": sum(both)}
+    return {
+        "asked": len(same),
+        "identical": sum(same),
+        "stopped_trained": sum(trained.stopped),
+        "stopped_of_them": sum(both),
+    }

@@ -41,10 +41,17 @@ def probes_of(run: Run) -> Probes:
     rows, pairs = range(min(ROWS, len(tokens))), []
     exact_match = recipe.evaluate.exact_match and bool(len(data.eval))
     if recipe.method.name == "sft":
-        pairs = [tokens.prompt_and_answer(n) for n in rows][:None if exact_match else GENERATED]
+        pairs = [tokens.prompt_and_answer(n) for n in rows][: None if exact_match else GENERATED]
     ends = sorted(tokenizer.special_tokens, key=len, reverse=True)
     samples = (*TEXTS, *LEADING, *CAPITALS, *DECOMPOSED, *(f"a user types {token} here" for token in ends))
     texts = [tokenizer.anchor + text for text in samples]
-    return Probes(texts, conversations(ends), [tokens[n] for n in rows], [list(map(int, p)) for p, _ in pairs],
-                  [tokenizer.decode(list(map(int, a)), skip_special_tokens=True) for _, a in pairs], source,
-                  recipe.evaluate.max_new_tokens, exact_match)
+    return Probes(
+        texts,
+        conversations(ends),
+        [tokens[n] for n in rows],
+        [list(map(int, p)) for p, _ in pairs],
+        [tokenizer.decode(list(map(int, a)), skip_special_tokens=True) for _, a in pairs],
+        source,
+        recipe.evaluate.max_new_tokens,
+        exact_match,
+    )

@@ -29,8 +29,10 @@ def push_folder(folder: Path, repository: str) -> str:
         made = hub.create_repo(repository, private=True, exist_ok=True)
         hub.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload by tunesmith export")
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--push {repository}: {_said(error)}; the export itself is in {folder}, and "
-                        f"`hf upload {repository} {folder} .` tries again") from None
+        raise UserError(
+            f"--push {repository}: {_said(error)}; the export itself is in {folder}, and "
+            f"`hf upload {repository} {folder} .` tries again"
+        ) from None
     return f"uploaded to {made}"
 
 

@@ -17,8 +17,12 @@ from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from safetensors import safe_open
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (WeightConverter, convert_and_load_state_dict_in_model, rename_source_key,
-                                             revert_weight_conversion)
+from transformers.core_model_loading import (
+    WeightConverter,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+    revert_weight_conversion,
+)
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.quantizers import AutoHfQuantizer
 
@@ -35,8 +39,9 @@ class Weights:
     """`for name, tensor in weights` gives each weight once, in the order of `shapes`. `model` is empty of storage;
     `folder` is the one that is read."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, adapter: Path | None = None, vocabulary: int = 0,
-                 rounded=None):
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, adapter: Path | None = None, vocabulary: int = 0, rounded=None
+    ):
         """`folder`: the base model's, or a whole one's. `vocabulary`: rows of the embedding, where the base has fewer.
         `rounded(model, name, tensor)`: what a base weight became by quantisation, to merge into that. A base in MXFP4
         or stored by bitsandbytes is dequantised as it is read. Raises UserError.
@@ -114,8 +119,9 @@ class Weights:
             state = dequantized(state)
         if layer in (_layer(embedding), _layer(head)):
             state = {key: self._grown(tensor) for key, tensor in state.items()}
-        options = LoadStateDictConfig(dtype=self.dtype, weight_mapping=self._conversions, device_map={"": "cpu"},
-                                      hf_quantizer=self._quantizer)
+        options = LoadStateDictConfig(
+            dtype=self.dtype, weight_mapping=self._conversions, device_map={"": "cpu"}, hf_quantizer=self._quantizer
+        )
         convert_and_load_state_dict_in_model(self.model, state, options)
         # By these `of_files` gives names: none of dequantisation, which would be those of blocks and scales.
         self.model._weight_conversions = [c for c in self.model._weight_conversions if c in self._own]
@@ -143,8 +149,11 @@ class _Merging:
 
     def changes(self, names: set[str]) -> bool:
         """Whether one of these weights becomes one of its own, so that what was tied no longer is."""
-        return any(name.startswith(f"{key}.") and not isinstance(wrapper, TrainableTokensWrapper)
-                   for key, wrapper in self._wrapped.items() for name in names)
+        return any(
+            name.startswith(f"{key}.") and not isinstance(wrapper, TrainableTokensWrapper)
+            for key, wrapper in self._wrapped.items()
+            for name in names
+        )
 
     def merge(self, layer: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Those of a layer's weights that the adapter changes, in float32."""
@@ -190,8 +199,10 @@ def _dequantizer(config, folder: Path):
     if options := dequantising(config):
         return AutoHfQuantizer.from_config(options["quantization_config"], pre_quantized=True)
     if (method := stored_as(config)) not in (None, BITSANDBYTES):
-        raise UserError(f"{folder}: the base's own weights are quantised ({method}), and nothing is merged into "
-                        "those; export --to adapter, or train over the base's version in full precision")
+        raise UserError(
+            f"{folder}: the base's own weights are quantised ({method}), and nothing is merged into "
+            "those; export --to adapter, or train over the base's version in full precision"
+        )
     return None
 
 
@@ -203,6 +214,7 @@ def _empty(config, dtype: torch.dtype):
 def _hollow(model):
     """Each weight has the shape it had and the storage of one number: PEFT keeps adapters on the device of what they
     adapt, so it may not be the meta device. Embedding and head may be filled by it, so they have their storage."""
+
     def filled(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
         if module in (model.get_input_embeddings(), model.get_output_embeddings()):
             return torch.empty(tensor.shape, dtype=tensor.dtype)

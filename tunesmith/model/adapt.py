@@ -22,8 +22,10 @@ def adapt(model, adapter: Adapter, new_token_ids: list[int], vocabulary: int):
     """
     rows = model.get_input_embeddings().num_embeddings
     if unnamed := set(range(rows, vocabulary)) - set(new_token_ids):
-        raise UserError(f"model.new_tokens: the tokenizer has {len(unnamed)} further tokens without an embedding, e.g. "
-                        f"id {min(unnamed)}; name them too")
+        raise UserError(
+            f"model.new_tokens: the tokenizer has {len(unnamed)} further tokens without an embedding, e.g. "
+            f"id {min(unnamed)}; name them too"
+        )
     grow(model, vocabulary)
     if adapter.kind == "full":
         freeze_the_rest(model)
@@ -35,8 +37,10 @@ def adapt(model, adapter: Adapter, new_token_ids: list[int], vocabulary: int):
     try:
         adapted = get_peft_model(model, lora_config(model, adapter, new_token_ids))
     except ValueError as error:
-        raise UserError(f"adapter.targets: {first_line(error).partition('. Please')[0]}; linear modules of this model: "
-                        f"{', '.join(_linear_names(model))}") from None
+        raise UserError(
+            f"adapter.targets: {first_line(error).partition('. Please')[0]}; linear modules of this model: "
+            f"{', '.join(_linear_names(model))}"
+        ) from None
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -60,10 +64,17 @@ def lora_config(model, adapter: Adapter, new_token_ids: list[int]):
     modules, parameters = _targets(model, adapter)
     rows, whole = _of_new_tokens(model, adapter, new_token_ids)
     return LoraConfig(
-        r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, use_rslora=adapter.rslora,
-        use_dora=adapter.dora, target_modules=modules, target_parameters=parameters or None,
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        use_rslora=adapter.rslora,
+        use_dora=adapter.dora,
+        target_modules=modules,
+        target_parameters=parameters or None,
         modules_to_save=[*_in_text(model, adapter.modules_to_save, str.endswith), *whole] or None,
-        trainable_token_indices=rows or None, task_type="CAUSAL_LM")
+        trainable_token_indices=rows or None,
+        task_type="CAUSAL_LM",
+    )
 
 
 def _of_new_tokens(model, adapter: Adapter, ids: list[int]) -> tuple[dict[str, list[int]], list[str]]:
@@ -76,8 +87,10 @@ def _of_new_tokens(model, adapter: Adapter, ids: list[int]) -> tuple[dict[str, l
     names = {module: name for name, module in model.named_modules() if module in own}
     for name in names.values():
         if isinstance(adapter.targets, list) and any(_is_called(name, target) for target in adapter.targets):
-            raise UserError(f"adapter.targets: {name} cannot have LoRA beside the rows of model.new_tokens; leave it "
-                            "out, or name it in adapter.modules_to_save")
+            raise UserError(
+                f"adapter.targets: {name} cannot have LoRA beside the rows of model.new_tokens; leave it "
+                "out, or name it in adapter.modules_to_save"
+            )
     apart = [module for module in own if not any(names[module].endswith(part) for part in adapter.modules_to_save)]
     rows = {names[module]: ids for module in apart if getattr(module, "bias", None) is None}
     return rows, [names[module] for module in apart if names[module] not in rows]
@@ -94,8 +107,10 @@ def _targets(model, adapter: Adapter) -> tuple[str | list[str], list[str]]:
         return adapter.targets, []
     stacks = experts.stacks(model) if adapter.experts else []
     if stacks and (adapter.dropout or adapter.dora):
-        raise UserError(f"adapter.{'dora' if adapter.dora else 'dropout'}: PEFT has it for linear modules, not for "
-                        "stacked experts; leave it out, or say adapter.experts: false")
+        raise UserError(
+            f"adapter.{'dora' if adapter.dora else 'dropout'}: PEFT has it for linear modules, not for "
+            "stacked experts; leave it out, or say adapter.experts: false"
+        )
     modules = sorted(_linear_beside_experts(model) - set(left_out(model, adapter)))
     return _in_text(model, modules, _is_called), stacks + (routers if adapter.router else [])
 
@@ -118,8 +133,11 @@ def left_out(model, adapter: Adapter) -> list[str]:
 def _linear_beside_experts(model) -> set[str]:
     """Names within their layer, without routers and the output head."""
     head = model.get_output_embeddings()
-    modules = {experts.within_layer(name) for name, module in text_modules(model)
-               if isinstance(module, torch.nn.Linear) and module is not head}
+    modules = {
+        experts.within_layer(name)
+        for name, module in text_modules(model)
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
     return modules - {name.removesuffix(".weight") for name in experts.router_weights(model)}
 
 
@@ -135,8 +153,10 @@ def _check_names(model, adapter: Adapter) -> None:
     modules = [name for name, _ in text_modules(model)]
     moved = V4_EXPERTS if experts.stacks(model) else set()
     targets = [] if isinstance(adapter.targets, str) else adapter.targets
-    for key, names, matches in (("targets", targets, _is_called),
-                                ("modules_to_save", adapter.modules_to_save, str.endswith)):
+    for key, names, matches in (
+        ("targets", targets, _is_called),
+        ("modules_to_save", adapter.modules_to_save, str.endswith),
+    ):
         for name in names:
             if name.rpartition(".")[2] in moved or any(matches(module, name) for module in modules):
                 continue

@@ -23,14 +23,18 @@ def _check_stored(model: Model, adapter: Adapter, config) -> None:
     if model.quantize != "none" and stored:
         raise UserError(f"model.quantize: {model.path} is quantised already ({stored}); say model.quantize: none")
     if stored not in (None, *TRAINABLE):
-        raise UserError(f"model.path: {model.path} is quantised for inference ({stored}), which cannot be trained; use "
-                        "the model in full precision, with model.quantize: nf4 if memory is short")
+        raise UserError(
+            f"model.path: {model.path} is quantised for inference ({stored}), which cannot be trained; use "
+            "the model in full precision, with model.quantize: nf4 if memory is short"
+        )
     if (model.quantize != "none" or stored == BITSANDBYTES) and find_spec("bitsandbytes") is None:
         key = f"model.quantize: {model.quantize}" if model.quantize != "none" else f"model.path: {model.path}"
         raise UserError(f"{key} needs bitsandbytes: pip install 'tunesmith[bnb]'")
     if stored == BITSANDBYTES and adapter.kind == "full":
-        raise UserError(f"adapter.kind: full: the weights of {model.path} are stored quantised (bitsandbytes), and "
-                        "quantised weights cannot be trained; use adapter.kind: lora, or the model in full precision")
+        raise UserError(
+            f"adapter.kind: full: the weights of {model.path} are stored quantised (bitsandbytes), and "
+            "quantised weights cannot be trained; use adapter.kind: lora, or the model in full precision"
+        )
 
 
 def _check_architecture(folder: Path, config) -> None:
@@ -39,13 +43,22 @@ def _check_architecture(folder: Path, config) -> None:
     from transformers.models.auto import modeling_auto as auto
 
     named = next(iter(config.architectures or []), None)
-    usable = [auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-              auto.MODEL_MAPPING_NAMES]  # the last without a head: whether that is there, the weights show
-    known = {name for mapping in usable for value in mapping.values()
-             for name in (value if isinstance(value, (list, tuple)) else [value])}
+    usable = [
+        auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        auto.MODEL_MAPPING_NAMES,
+    ]  # the last without a head: whether that is there, the weights show
+    known = {
+        name
+        for mapping in usable
+        for value in mapping.values()
+        for name in (value if isinstance(value, (list, tuple)) else [value])
+    }
     if named and named not in known and hasattr(transformers, named):
-        raise UserError(f"model.path: {folder} is a {named}, not a causal language model; use one whose config.json "
-                        "says …ForCausalLM")
+        raise UserError(
+            f"model.path: {folder} is a {named}, not a causal language model; use one whose config.json "
+            "says …ForCausalLM"
+        )
 
 
 def _check_weights(folder: Path, config) -> None:
@@ -57,11 +70,19 @@ def _check_weights(folder: Path, config) -> None:
     kind = type(hollow)
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes(folder).items()}
     try:
-        _, info = kind.from_pretrained(None, config=hollow.config, state_dict=state, device_map="meta",
-                                       ignore_mismatched_sizes=True, output_loading_info=True)
+        _, info = kind.from_pretrained(
+            None,
+            config=hollow.config,
+            state_dict=state,
+            device_map="meta",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     except RuntimeError:
-        raise UserError(f"model.path: {folder} does not hold the weights of {kind.__name__}: parts of those that it "
-                        "stacks, such as experts, are missing or of another shape; download it again") from None
+        raise UserError(
+            f"model.path: {folder} does not hold the weights of {kind.__name__}: parts of those that it "
+            "stacks, such as experts, are missing or of another shape; download it again"
+        ) from None
     check_complete(folder, hollow, info)
 
 
@@ -81,5 +102,6 @@ def check_adapter(adapter: Adapter, new_tokens: list[str], tokenizer, config) ->
     with torch.device("meta"):
         adapt(hollow, adapter, new_token_ids(tokenizer, new_tokens), vocabulary=0)
     notes = {"whose names PEFT takes for the experts'": skipped, "stacked weights of an unknown form": stacked}
-    return [f"adapter.targets: all-linear leaves out {', '.join(names)}, {why}"
-            for why, names in notes.items() if names]
+    return [
+        f"adapter.targets: all-linear leaves out {', '.join(names)}, {why}" for why, names in notes.items() if names
+    ]

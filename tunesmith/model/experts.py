@@ -17,23 +17,36 @@ def is_stack(module, parameter: str) -> bool:
 
 def stacks(model) -> list[str]:
     """Names of the stacked expert weights, within their layer: the same in each."""
-    names = (f"{name}.{key}" for name, module in text_modules(model)
-             for key, _ in module.named_parameters(recurse=False) if is_stack(module, key))
+    names = (
+        f"{name}.{key}"
+        for name, module in text_modules(model)
+        for key, _ in module.named_parameters(recurse=False)
+        if is_stack(module, key)
+    )
     return sorted({within_layer(name) for name in names})
 
 
 def unknown_stacks(model) -> list[str]:
     """Names of a mixture's further 3-D weights, such as those of experts of another form, within their layer."""
-    names = {within_layer(f"{name}.{key}") for name, module in text_modules(model)
-             for key, parameter in module.named_parameters(recurse=False)
-             if parameter.ndim == 3 and not is_stack(module, key) and not isinstance(module, nn.modules.conv._ConvNd)}
+    names = {
+        within_layer(f"{name}.{key}")
+        for name, module in text_modules(model)
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and not is_stack(module, key) and not isinstance(module, nn.modules.conv._ConvNd)
+    }
     return sorted(names) if routers(model) else []
 
 
 def router_weights(model) -> list[str]:
     """Names of the routers' matrices, within their layer."""
-    return sorted({within_layer(f"{name}.{key}") for name, (module, _) in routers(model).items()
-                   for key, parameter in module.named_parameters() if parameter.ndim == 2})
+    return sorted(
+        {
+            within_layer(f"{name}.{key}")
+            for name, (module, _) in routers(model).items()
+            for key, parameter in module.named_parameters()
+            if parameter.ndim == 2
+        }
+    )
 
 
 def within_layer(name: str) -> str:
@@ -44,8 +57,9 @@ def within_layer(name: str) -> str:
 def experts_per_token(config) -> int | None:
     """How many experts a token goes through; None if the configuration does not say."""
     text = config.get_text_config()
-    return next(filter(None, (getattr(text, name, None) for name in (
-        "num_experts_per_tok", "top_k_experts", "moe_topk"))), None)
+    return next(
+        filter(None, (getattr(text, name, None) for name in ("num_experts_per_tok", "top_k_experts", "moe_topk"))), None
+    )
 
 
 def routers(model) -> dict:

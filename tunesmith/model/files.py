@@ -19,8 +19,9 @@ def check_folder(folder: Path, needs_weights: bool) -> None:
         raise UserError(f"model.path: {folder} has no config.json, so it is not a model folder{_instead(folder)}")
     for file in sorted(folder.iterdir()):
         if _is_pointer(file):
-            raise UserError(f"model.path: {file} is a git-lfs pointer, not the file itself; run `git lfs pull` in "
-                            f"{folder}")
+            raise UserError(
+                f"model.path: {file} is a git-lfs pointer, not the file itself; run `git lfs pull` in {folder}"
+            )
     if needs_weights:
         shapes(folder)
 
@@ -35,8 +36,10 @@ def weight_files(folder: Path) -> list[Path]:
     files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
     missing = [file.name for file in files if not file.exists()]
     if missing:
-        raise UserError(f"model.path: {folder}: {INDEX} names {missing[0]}, which is missing"
-                        f"{f' with {len(missing) - 1} more' if missing[1:] else ''}; download the model again")
+        raise UserError(
+            f"model.path: {folder}: {INDEX} names {missing[0]}, which is missing"
+            f"{f' with {len(missing) - 1} more' if missing[1:] else ''}; download the model again"
+        )
     return files
 
 
@@ -52,8 +55,11 @@ def shapes(folder: Path) -> dict[str, list[int]]:
 def masks(folder: Path) -> set[str]:
     """Tensors in the weight files that are no weights: of whole numbers or truth values, or a single number. Older
     models saved their causal masks so."""
-    return {name for name, entry in _headers(folder).items()
-            if not entry["dtype"].startswith(("F", "BF")) or math.prod(entry["shape"]) == 1}
+    return {
+        name
+        for name, entry in _headers(folder).items()
+        if not entry["dtype"].startswith(("F", "BF")) or math.prod(entry["shape"]) == 1
+    }
 
 
 def _headers(folder: Path) -> dict[str, dict]:
@@ -72,8 +78,9 @@ def _header(file: Path) -> dict[str, dict]:
     expected = HEADER_LENGTH_BYTES + length + max((entry["data_offsets"][1] for entry in found.values()), default=0)
     if size != expected:
         kind = "cut off" if size < expected else "damaged"
-        raise UserError(f"model.path: {file} is {kind}: it has {size:,} bytes and should have {expected:,}; "
-                        "download it again")
+        raise UserError(
+            f"model.path: {file} is {kind}: it has {size:,} bytes and should have {expected:,}; download it again"
+        )
     return found
 
 
@@ -105,8 +112,10 @@ def _instead(folder: Path) -> str:
     """What the folder holds in place of a model, and what to do about it."""
     adapter = _json(folder / "adapter_config.json")
     if adapter:
-        return (f", but an adapter of {adapter.get('base_model_name_or_path') or 'another model'}: name that as "
-                "model.path, or merge the adapter first")
+        return (
+            f", but an adapter of {adapter.get('base_model_name_or_path') or 'another model'}: name that as "
+            "model.path, or merge the adapter first"
+        )
     if found := next(folder.glob("*.gguf"), None):
         return f", but {found.name}: {GGUF}"
     if found := next((file for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)), None):
@@ -114,5 +123,4 @@ def _instead(folder: Path) -> str:
     return ""
 
 
-GGUF = ("GGUF is a form for inference; train on the safetensors that it was made from, then `tunesmith export --to "
-        "gguf`")
+GGUF = "GGUF is a form for inference; train on the safetensors that it was made from, then `tunesmith export --to gguf`"

@@ -15,8 +15,28 @@ from tunesmith.run import read_json, write_json
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 CODE = {".py", ".ipynb", ".sh", ".so"}
-WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ggml",
-           ".tflite", ".pb", ".ot", ".npz", ".nemo", ".mlmodel", ".engine", ".pkl", ".pickle"}
+WEIGHTS = {
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".onnx_data",
+    ".gguf",
+    ".ggml",
+    ".tflite",
+    ".pb",
+    ".ot",
+    ".npz",
+    ".nemo",
+    ".mlmodel",
+    ".engine",
+    ".pkl",
+    ".pickle",
+}
 OTHERWISE = (CONFIG, "README.md", "parity.json", "*.index.json", "adapter_config.json", "params.json", ".*")
 """Files that are rewritten, or that describe weights that are not copied."""
 LONGROPE_KEYS = ("short_factor", "long_factor")

@@ -10,8 +10,17 @@ from tunesmith.run import read_json
 
 TRAINABLE = BITSANDBYTES, MXFP4 = "bitsandbytes", "mxfp4"  # as transformers calls them
 NAMES_SHOWN = 3
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICEN[CS]E*", "NOTICE*",
-             "*POLICY*"]
+HUB_FILES = [
+    "*.json",
+    "*.safetensors",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+    "*.tiktoken",
+    "LICEN[CS]E*",
+    "NOTICE*",
+    "*POLICY*",
+]
 
 
 def resolve(model: Model) -> Path:
@@ -24,8 +33,9 @@ def resolve(model: Model) -> Path:
         check_folder(folder, model.initialize == "pretrained")
         return folder
     if folder.suffix == ".gguf":
-        raise UserError(f"model.path: {model.path}: a GGUF file cannot be trained; name the safetensors model it was "
-                        "made from")
+        raise UserError(
+            f"model.path: {model.path}: a GGUF file cannot be trained; name the safetensors model it was made from"
+        )
     if folder.is_file():
         raise UserError(f"model.path: {model.path}: a file; name the model's folder")
     if model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
@@ -74,8 +84,9 @@ def stored_as(config) -> str | None:
 def stored_in_8_bits(config) -> bool:
     """Whether bitsandbytes stored the base for LLM.int8."""
     own = getattr(config, "quantization_config", None) or {}
-    return stored_as(config) == BITSANDBYTES and bool(own.get("load_in_8bit") if isinstance(own, dict)
-                                                      else own.load_in_8bit)
+    return stored_as(config) == BITSANDBYTES and bool(
+        own.get("load_in_8bit") if isinstance(own, dict) else own.load_in_8bit
+    )
 
 
 def dequantising(config) -> dict:
@@ -107,8 +118,15 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
         options["quantization_config"] = quantize.settings(model.quantize, dtype, empty(config))
     try:
         loaded, info = opener.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False,
-            output_loading_info=True, ignore_mismatched_sizes=True, **options)
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
     except (ValueError, OSError, ImportError) as error:
         raise UserError(f"model.path: {folder}: transformers cannot load this model: {first_line(error)}") from None
     if stored_as(config) in (None, *TRAINABLE):  # other forms name their parts otherwise
@@ -138,11 +156,16 @@ def opener_of(config):
     model, or with what it sees beside text. Raises UserError if there is none."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    found = {opener._model_mapping[type(config)].__name__: opener
-             for opener in (AutoModelForImageTextToText, AutoModelForCausalLM) if type(config) in opener._model_mapping}
+    found = {
+        opener._model_mapping[type(config)].__name__: opener
+        for opener in (AutoModelForImageTextToText, AutoModelForCausalLM)
+        if type(config) in opener._model_mapping
+    }
     if not found:
-        raise UserError(f"model.path: transformers has no language model for model_type {config.model_type}; use a "
-                        "causal language model")
+        raise UserError(
+            f"model.path: transformers has no language model for model_type {config.model_type}; use a "
+            "causal language model"
+        )
     return found.get(next(iter(config.architectures or []), None), [*found.values()][-1])
 
 
@@ -153,19 +176,27 @@ def check_complete(folder: Path, model, info: dict) -> None:
     left_over = info["unexpected_keys"]
     if left_over:  # there under the name in the file, or with the base model's prefix
         left_over = {name for name in left_over if not any(f".{name}".endswith(f".{mask}") for mask in masks(folder))}
-    problems = {"missing": info["missing_keys"], "not part of it": left_over,
-                "of another shape": {f"{name} {tuple(stored)} for {tuple(own)}"
-                                     for name, stored, own in info["mismatched_keys"]}}
+    problems = {
+        "missing": info["missing_keys"],
+        "not part of it": left_over,
+        "of another shape": {
+            f"{name} {tuple(stored)} for {tuple(own)}" for name, stored, own in info["mismatched_keys"]
+        },
+    }
     listed = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
     if listed:
-        raise UserError(f"model.path: {folder} does not hold the weights of {type(model).__name__}: {listed}. Its "
-                        "config.json and weights must be those of one causal language model")
+        raise UserError(
+            f"model.path: {folder} does not hold the weights of {type(model).__name__}: {listed}. Its "
+            "config.json and weights must be those of one causal language model"
+        )
 
 
 def _some(names: set[str]) -> str:
     """The first names, layers in order, and how many more there are."""
-    ordered = sorted(names, key=lambda name: [(not part.isdigit(), int(part) if part.isdigit() else 0, part)
-                                              for part in name.split(".")])
+    ordered = sorted(
+        names,
+        key=lambda name: [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")],
+    )
     more = len(ordered) - NAMES_SHOWN
     return ", ".join(ordered[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 

@@ -21,8 +21,13 @@ def fuse(model: nn.Module) -> None:
 
 def _is_plain(layer: LoraLayer) -> bool:
     base = layer.get_base_layer()
-    return (isinstance(base, nn.Linear) and list(layer.lora_A) == ["default"] and not layer.lora_variant
-            and isinstance(layer.lora_dropout["default"], nn.Identity) and not layer.lora_bias["default"])
+    return (
+        isinstance(base, nn.Linear)
+        and list(layer.lora_A) == ["default"]
+        and not layer.lora_variant
+        and isinstance(layer.lora_dropout["default"], nn.Identity)
+        and not layer.lora_bias["default"]
+    )
 
 
 class _Fused:
@@ -45,8 +50,9 @@ class _Fused:
         weight, rest = (base.weight.to(dtype), base.bias) if plain else (None, base(x))
         # Flattened and shaped outside: models may add to the output in place (Falcon, Gemma 3n), which autograd forbids
         # for a view that was made within a Function.
-        out_NO = _Lora.apply(x.flatten(0, -2), weight, rest if plain else rest.flatten(0, -2), a_rI, b_Or,
-                             layer.scaling["default"])
+        out_NO = _Lora.apply(
+            x.flatten(0, -2), weight, rest if plain else rest.flatten(0, -2), a_rI, b_Or, layer.scaling["default"]
+        )
         return out_NO.view(*x.shape[:-1], -1)
 
 

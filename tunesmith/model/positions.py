@@ -20,8 +20,11 @@ def limit(model) -> int | None:
     if not positions:
         return None
     decoder = text_decoder(model)  # a vision tower has positions of its own
-    embeddings = [module.num_embeddings for module in decoder.modules()
-                  if isinstance(module, torch.nn.Embedding) and module is not tokens]
+    embeddings = [
+        module.num_embeddings
+        for module in decoder.modules()
+        if isinstance(module, torch.nn.Embedding) and module is not tokens
+    ]
     computed = [len(buffer) for buffer in decoder.buffers() if buffer.ndim == 2 and buffer.is_floating_point()]
     learned = any(positions <= rows <= positions + MOST_EXTRA_ROWS for rows in embeddings)
     return positions if learned or positions in computed else None

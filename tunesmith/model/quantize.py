@@ -5,8 +5,13 @@ Weights are quantised one after the other while they are read. Output head and e
 
 import bitsandbytes
 import torch
-from bitsandbytes.functional import (QuantState, dequantize_4bit, int8_vectorwise_dequant, int8_vectorwise_quant,
-                                         quantize_4bit)
+from bitsandbytes.functional import (
+    QuantState,
+    dequantize_4bit,
+    int8_vectorwise_dequant,
+    int8_vectorwise_quant,
+    quantize_4bit,
+)
 from torch.utils._pytree import tree_map_only
 from transformers import BitsAndBytesConfig
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
@@ -28,8 +33,13 @@ def settings(kind: str, dtype: torch.dtype, empty) -> BitsAndBytesConfig:
     whole = _left_whole(empty)
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
-    found = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                               bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=whole)
+    found = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=whole,
+    )
     found.quant_method = NF4
     return found
 
@@ -58,9 +68,11 @@ def settle(model) -> None:
             module.support_avx512bf16_for_cpu = False
             module.compute_dtype, module.compute_type_is_set = model.dtype, True  # a base stored so has its own
             if module.weight.device.type == "cpu" and module.in_features % BLOCK:
-                raise UserError(f"model.quantize: 4 bits on a CPU need layers of a multiple of {BLOCK} inputs, {name} "
-                                f"has {module.in_features}; say model.quantize: int8, or none, over a base in full "
-                                "precision")
+                raise UserError(
+                    f"model.quantize: 4 bits on a CPU need layers of a multiple of {BLOCK} inputs, {name} "
+                    f"has {module.in_features}; say model.quantize: int8, or none, over a base in full "
+                    "precision"
+                )
 
 
 class Stack4bit(torch.Tensor):
@@ -115,16 +127,20 @@ def dequantized(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             tensor = int8_vectorwise_dequant(tensor, scale_O)
         found[name] = tensor
         beside |= own.keys()
-    return {name: tensor for name, tensor in found.items()
-            if name not in beside and not name.endswith((".SCB", ".weight_format"))}
+    return {
+        name: tensor
+        for name, tensor in found.items()
+        if name not in beside and not name.endswith((".SCB", ".weight_format"))
+    }
 
 
 def rounded_by(kind: str):
     """A function (model, weight's name, tensor) that gives what the weight is worth once loaded as `kind`."""
+
     def rounded(model, name: str, tensor: torch.Tensor) -> torch.Tensor:
         module, parameter = get_module_from_name(model, name)
         linear = isinstance(module, torch.nn.Linear) and parameter == "weight"
-        small = linear and module is not model.get_output_embeddings() or is_stack(module, parameter)
+        small = (linear and module is not model.get_output_embeddings()) or is_stack(module, parameter)
         if not (small and name.startswith(text_prefix(model))):
             return tensor
         if kind == "nf4":
@@ -161,7 +177,8 @@ class _Quantizer(Bnb4BitHfQuantizer):
 
     def param_needs_quantization(self, model, param_name: str, **others) -> bool:
         return is_stack(*get_module_from_name(model, param_name)) or super().param_needs_quantization(
-            model, param_name, **others)
+            model, param_name, **others
+        )
 
     def get_quantize_ops(self):
         return _Quantize(self)

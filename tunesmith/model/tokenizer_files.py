@@ -18,14 +18,36 @@ from tunesmith.recipe import Model
 from tunesmith.run import read_json, write_atomic, write_json
 
 FILE, SETTINGS, TEMPLATE, TEMPLATES = (
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates")
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "additional_chat_templates",
+)
 PROCESSOR_TEMPLATE = "chat_template.json"
 MISTRAL = "tekken.json"
 """mistral-common's own file, with tokens and a way of writing conversations of its own."""
-NAMES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", TEMPLATES, "vocab.*",
-         "merges.txt", "*.tiktoken", "spiece.model", "sentencepiece*.model", "tiktoken.model", MISTRAL)
-PROBES = ("", "Hello, World! It's 12345 o'clock.", "  two spaces\n\n\tdef f(x):\r\n", "naïve ÉCOLE größe 你好，世界 🙂👩‍👩‍👧",
-          "a\u0301 ﬁ ½ ٣٤ हिन्दी <b>&amp;</b> ...", "camelCase snake_case 3.14e-9 ▁ \u00a0")
+NAMES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    TEMPLATES,
+    "vocab.*",
+    "merges.txt",
+    "*.tiktoken",
+    "spiece.model",
+    "sentencepiece*.model",
+    "tiktoken.model",
+    MISTRAL,
+)
+PROBES = (
+    "",
+    "Hello, World! It's 12345 o'clock.",
+    "  two spaces\n\n\tdef f(x):\r\n",
+    "naïve ÉCOLE größe 你好，世界 🙂👩‍👩‍👧",
+    "a\u0301 ﬁ ½ ٣٤ हिन्दी <b>&amp;</b> ...",
+    "camelCase snake_case 3.14e-9 ▁ \u00a0",
+)
 """Texts for which a tokenizer.json and transformers' reading of it must give the same ids."""
 
 
@@ -72,9 +94,11 @@ def _is_read_as_it_is(file: Path, backend: tokenizers.Tokenizer) -> bool:
     own = tokenizers.Tokenizer.from_file(str(file))
     if own.get_vocab() != backend.get_vocab():
         return False
-    return all([one.ids for one in own.encode_batch(PROBES, add_special_tokens=special)]
-               == [one.ids for one in backend.encode_batch(PROBES, add_special_tokens=special)]
-               for special in (True, False))
+    return all(
+        [one.ids for one in own.encode_batch(PROBES, add_special_tokens=special)]
+        == [one.ids for one in backend.encode_batch(PROBES, add_special_tokens=special)]
+        for special in (True, False)
+    )
 
 
 def _name_tokens(folder: Path, named: dict[str, str | None]) -> None:
@@ -95,7 +119,8 @@ def _add_tokens(folder: Path, added: list[dict]) -> None:
     settings = read_json(folder / SETTINGS)
     if "added_tokens_decoder" in settings:
         settings["added_tokens_decoder"] |= {
-            str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in new}
+            str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in new
+        }
         write_json(folder / SETTINGS, settings)
     listed = read_json(folder / "added_tokens.json")
     if listed is not None:

@@ -44,8 +44,10 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     available = len(machine.cards) or machine.cores
     processes = settings.processes or max(1, len(machine.cards))
     if processes > available:
-        raise UserError(f"train.processes: {processes} asked for, but this machine has {available} "
-                        f"{'cards' if machine.cards else 'cores'}")
+        raise UserError(
+            f"train.processes: {processes} asked for, but this machine has {available} "
+            f"{'cards' if machine.cards else 'cores'}"
+        )
     fast = all(card.fast_bf16 for card in machine.cards) if machine.cards else machine.cpu_fast_bf16
     compute = recipe.model.dtype if recipe.model.dtype != "auto" else ("bfloat16" if fast else "float32")
     reasons = {}
@@ -66,10 +68,17 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     layers, why = layers_for(settings, length, tokens)
     _check_layers(layers, machine)
     return Plan(
-        device=device, processes=processes, weights=weights, compute=compute,
-        sequence_length=length, micro_batch_tokens=tokens,
-        packing=recipe.data.packing, threads=_threads(machine.cores, processes), reasons=reasons | why,
-        **layers)
+        device=device,
+        processes=processes,
+        weights=weights,
+        compute=compute,
+        sequence_length=length,
+        micro_batch_tokens=tokens,
+        packing=recipe.data.packing,
+        threads=_threads(machine.cores, processes),
+        reasons=reasons | why,
+        **layers,
+    )
 
 
 def _threads(cores: int, processes: int) -> int:
@@ -83,8 +92,9 @@ def for_model(plan: Plan, recipe: Recipe, config) -> Plan:
     pass, which the backward pass needs: a card keeps those of one layer, not of all, where activations are recomputed.
     """
     adapter, asked = recipe.adapter, recipe.train.gradient_checkpointing
-    adapts_experts = (is_mixture(config) and adapter.kind == "lora" and adapter.experts
-                      and adapter.targets == "all-linear")
+    adapts_experts = (
+        is_mixture(config) and adapter.kind == "lora" and adapter.experts and adapter.targets == "all-linear"
+    )
     if plan.device != "cuda" or asked != "auto" or not adapts_experts:
         return plan
     why = {"gradient_checkpointing": "adapters of experts make their weights anew, which recomputing does not keep"}
@@ -115,8 +125,12 @@ def layers_for(settings: Train, length: int, tokens: int) -> tuple[dict, dict]:
         reasons["tiled_mlp"] = f"{tokens:,} tokens in a forward pass"
     if settings.compile == "auto":
         reasons["compile"] = "off: no gain seen on a CPU, not measured on a card"
-    return {"gradient_checkpointing": checkpointing, "activation_offload": offload, "tiled_mlp": tiled,
-            "compile": compiled}, reasons
+    return {
+        "gradient_checkpointing": checkpointing,
+        "activation_offload": offload,
+        "tiled_mlp": tiled,
+        "compile": compiled,
+    }, reasons
 
 
 def _check_layers(layers: dict, machine: Machine) -> None:
@@ -124,25 +138,35 @@ def _check_layers(layers: dict, machine: Machine) -> None:
     checkpointing, offload = layers["gradient_checkpointing"], layers["activation_offload"]
     tiled, compiled = layers["tiled_mlp"], layers["compile"]
     if offload and not machine.cards:
-        raise UserError("train.activation_offload: without a card activations are in host memory already; "
-                        "set it to false")
+        raise UserError(
+            "train.activation_offload: without a card activations are in host memory already; set it to false"
+        )
     if offload and checkpointing in ("off", 0):
         raise UserError("train.activation_offload moves what checkpointing keeps; set train.gradient_checkpointing: on")
     if compiled and not machine.compiles_cpp:
-        raise UserError("train.compile: needs a C++ compiler and Python's headers (apt install g++ python3-dev); "
-                        "or set it to off")
+        raise UserError(
+            "train.compile: needs a C++ compiler and Python's headers (apt install g++ python3-dev); or set it to off"
+        )
     if compiled and checkpointing == "selective":
-        raise UserError("train.compile fuses the products that gradient_checkpointing: selective would keep; "
-                        "set train.gradient_checkpointing: on, or train.compile: off")
+        raise UserError(
+            "train.compile fuses the products that gradient_checkpointing: selective would keep; "
+            "set train.gradient_checkpointing: on, or train.compile: off"
+        )
     if compiled and tiled:
-        raise UserError("train.compile would build a graph for each number of tiles; "
-                        "set train.tiled_mlp: off, or train.compile: off")
+        raise UserError(
+            "train.compile would build a graph for each number of tiles; "
+            "set train.tiled_mlp: off, or train.compile: off"
+        )
 
 
 def _check_optimizer(name: str, device: str) -> None:
     if name == "paged_adamw_8bit" and device == "cpu":
-        raise UserError(f"train.optimizer: {name} moves moments between a card and memory, and this machine has no "
-                        "card; use adamw_8bit")
+        raise UserError(
+            f"train.optimizer: {name} moves moments between a card and memory, and this machine has no "
+            "card; use adamw_8bit"
+        )
     if name.endswith("_8bit") and find_spec("bitsandbytes") is None:
-        raise UserError(f"train.optimizer: {name} needs bitsandbytes; pip install 'tunesmith[bnb]', or use adafactor, "
-                        "which is as small")
+        raise UserError(
+            f"train.optimizer: {name} needs bitsandbytes; pip install 'tunesmith[bnb]', or use adafactor, "
+            "which is as small"
+        )

@@ -82,8 +82,11 @@ class Answers:
 
     def __init__(self, engine: Engine, requests: list[Request], readers: list[AnswerReader], parallel: bool = True):
         if len(requests) > engine.capacity:
-            raise Refused(f"{len(requests):,} answers in one request; this server takes {engine.capacity:,} at once "
-                          "(--batch and --queue): ask for fewer", code="too_many_answers")
+            raise Refused(
+                f"{len(requests):,} answers in one request; this server takes {engine.capacity:,} at once "
+                "(--batch and --queue): ask for fewer",
+                code="too_many_answers",
+            )
         self.prompt_tokens = sum(len(ids) for ids in {id(r.ids): r.ids for r in requests}.values())
         self.done = [Answer() for _ in requests]
         self._readers, self._parallel = readers, parallel
@@ -169,7 +172,7 @@ class Answers:
         first_call = next((n for n, e in enumerate(events) if isinstance(e, Call)), None)
         ends = first_call is not None and not self._parallel
         if ends:
-            events = events[:first_call + 1]
+            events = events[: first_call + 1]
         for event in events:
             if isinstance(event, Call):
                 answer.calls.append(event)
@@ -227,8 +230,11 @@ class Service:
             return text, served.tokenizer.encode(text)[0]
         except (RowProblem, UserError) as problem:
             detail = getattr(problem, "detail", None) or str(problem)
-            raise Refused(f"the model's template refuses this conversation: {detail}", code="template_refused",
-                          parameter="messages") from None
+            raise Refused(
+                f"the model's template refuses this conversation: {detail}",
+                code="template_refused",
+                parameter="messages",
+            ) from None
 
     async def answers(self, asked: Asked) -> Answers:
         """Submits a conversation. Raises Refused."""
@@ -241,28 +247,57 @@ class Service:
         if asked.tool_choice == "none":
             asked.tools = []
         if asked.tools and not format.writes_calls:
-            raise Refused(f"the template of {served.name} does not write tool calls in a form this server reads",
-                          code="tools_unsupported", parameter="tools")
+            raise Refused(
+                f"the template of {served.name} does not write tool calls in a form this server reads",
+                code="tools_unsupported",
+                parameter="tools",
+            )
         text, ids = self.prompt(asked)
         constraint = self.constraint(served, asked)
-        requests = self.requests(served, ids, asked, format.shown(bool(asked.tools)), constraint,
-                                 continues=bool(asked.prefill))
+        requests = self.requests(
+            served, ids, asked, format.shown(bool(asked.tools)), constraint, continues=bool(asked.prefill)
+        )
         begun = asked.begins and not asked.demands_call
         return requests, [format.reader(text, begun, asked.tools) for _ in requests]
 
-    def requests(self, served: Served, ids: list[int], asked: Asked, shown=frozenset(), constraint=None,
-                 default_tokens: int | None = None, continues: bool = False) -> list[Request]:
+    def requests(
+        self,
+        served: Served,
+        ids: list[int],
+        asked: Asked,
+        shown=frozenset(),
+        constraint=None,
+        default_tokens: int | None = None,
+        continues: bool = False,
+    ) -> list[Request]:
         """One for each of the n answers to a prompt. Raises Refused where it leaves no room in the context."""
         room = served.context - len(ids)
         if not ids:
             raise Refused("the prompt is empty", parameter="prompt")
         if room < 1:
-            raise Refused(f"the prompt has {len(ids):,} tokens; {served.name} takes {served.context:,}, answer "
-                          "included: shorten it", code="context_length_exceeded", parameter="messages")
+            raise Refused(
+                f"the prompt has {len(ids):,} tokens; {served.name} takes {served.context:,}, answer "
+                "included: shorten it",
+                code="context_length_exceeded",
+                parameter="messages",
+            )
         tokens = min(asked.max_new_tokens or default_tokens or room, room)
-        stream = asked.stream or bool(asked.tools) and not asked.parallel  # to stop after the first call
-        return [Request(served.name, ids, tokens, sampling_of(served, asked.options, number), asked.stop,
-                        asked.logprobs, shown, stream, constraint, continues) for number in range(asked.n)]
+        stream = asked.stream or (bool(asked.tools) and not asked.parallel)  # to stop after the first call
+        return [
+            Request(
+                served.name,
+                ids,
+                tokens,
+                sampling_of(served, asked.options, number),
+                asked.stop,
+                asked.logprobs,
+                shown,
+                stream,
+                constraint,
+                continues,
+            )
+            for number in range(asked.n)
+        ]
 
     def constraint(self, served: Served, asked: Asked):
         """What answers keep to, None for no form. Raises Refused."""
@@ -285,13 +320,22 @@ def sampling_of(served: Served, options: Options, number: int = 0) -> Sampling:
     seed = None if options.seed is None else (options.seed + number) % 2**63
     bias = _bias(options.logit_bias or {}, served.tokenizer.vocab_size)
     penalty = _first(options.repetition_penalty, own.get("repetition_penalty"), 1.0)
-    common = {"repetition_penalty": penalty, "frequency_penalty": options.frequency_penalty or 0.0,
-              "presence_penalty": options.presence_penalty or 0.0, "logit_bias": bias, "seed": seed}
+    common = {
+        "repetition_penalty": penalty,
+        "frequency_penalty": options.frequency_penalty or 0.0,
+        "presence_penalty": options.presence_penalty or 0.0,
+        "logit_bias": bias,
+        "seed": seed,
+    }
     if temperature < COLDEST:
         return Sampling(**common)
-    return Sampling(temperature=temperature, top_k=max(0, _first(options.top_k, own.get("top_k"), 0)),
-                    top_p=_first(options.top_p, own.get("top_p"), 1.0),
-                    min_p=_first(options.min_p, own.get("min_p"), 0.0), **common)
+    return Sampling(
+        temperature=temperature,
+        top_k=max(0, _first(options.top_k, own.get("top_k"), 0)),
+        top_p=_first(options.top_p, own.get("top_p"), 1.0),
+        min_p=_first(options.min_p, own.get("min_p"), 0.0),
+        **common,
+    )
 
 
 def _first(*values):

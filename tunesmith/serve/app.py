@@ -25,9 +25,12 @@ from tunesmith.serve.problems import OwnNames, add_handlers
 PAGE = Path(__file__).parent / "page"
 GAUGES = ("running", "waiting", "kv_bytes", "kv_limit_bytes", "prefix_bytes")
 # The page has its policy as well, but only a header can say who may frame it.
-PAGE_HEADERS = {"Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; "
-                                           "form-action 'none'; frame-ancestors 'none'",
-                "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 class Page(StaticFiles):
@@ -62,9 +65,11 @@ class Problem(BaseModel):
     error: dict
 
 
-def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (),
-             hosts: Sequence[str] = ()) -> FastAPI:
+def make_app(
+    engine: Engine, api_key: str | None = None, cors: Sequence[str] = (), hosts: Sequence[str] = ()
+) -> FastAPI:
     """`cors`: origins that pages may call from; `hosts`: names that requests must be addressed to, any if empty."""
+
     @asynccontextmanager
     async def lifespan(_):
         yield
@@ -72,14 +77,14 @@ def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (
 
     service = Service(engine)
     problems = {"4XX": {"model": Problem}, "5XX": {"model": Problem}}
-    app = FastAPI(title="Tunesmith", docs_url=None, redoc_url=None, lifespan=lifespan,
-                  responses=problems)
+    app = FastAPI(title="Tunesmith", docs_url=None, redoc_url=None, lifespan=lifespan, responses=problems)
     guarded = [Depends(_key_check(api_key))] if api_key else []
     for api in (openai_api, completions_api, responses_api, anthropic_api):
         app.include_router(api.routes(service), dependencies=guarded)
     app.add_api_route("/health", _health, methods=["GET"])
-    app.add_api_route("/metrics", lambda: _metrics(engine), methods=["GET"], dependencies=guarded,
-                      response_class=PlainTextResponse)
+    app.add_api_route(
+        "/metrics", lambda: _metrics(engine), methods=["GET"], dependencies=guarded, response_class=PlainTextResponse
+    )
     add_handlers(app)
     app.add_middleware(HeadAsGet)
     if cors:
@@ -91,8 +96,15 @@ def make_app(engine: Engine, api_key: str | None = None, cors: Sequence[str] = (
     return app
 
 
-def serve(engine: Engine, bound: socket.socket, api_key: str | None, cors: Sequence[str], hosts: Sequence[str],
-          ready: str, say: Callable[[str], None]) -> None:
+def serve(
+    engine: Engine,
+    bound: socket.socket,
+    api_key: str | None,
+    cors: Sequence[str],
+    hosts: Sequence[str],
+    ready: str,
+    say: Callable[[str], None],
+) -> None:
     """Serves until SIGINT or SIGTERM; then finishes the answers it has begun. A second Ctrl-C ends it at once. `say` is
     told that it is `ready`, and later what it waits for."""
     config = uvicorn.Config(make_app(engine, api_key, cors, hosts), log_level="warning")
@@ -119,8 +131,10 @@ class Server(uvicorn.Server):
         if not first:
             logging.disable()  # the answers that are broken off now are no errors to report
         elif count:
-            self._say(f"stopping when {count:,} {'answer is' if count == 1 else 'answers are'} finished; Ctrl-C again "
-                      "stops at once")
+            self._say(
+                f"stopping when {count:,} {'answer is' if count == 1 else 'answers are'} finished; Ctrl-C again "
+                "stops at once"
+            )
 
 
 def _key_check(api_key: str):

@@ -32,14 +32,18 @@ def listen(host: str, port: int, api_key: str | None) -> socket.socket:
 
 def check_callers(api_key: str | None, cors: Sequence[str], allow_host: Sequence[str]) -> None:
     """Raises UserError for a value that no client could send."""
-    if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or api_key.strip() != api_key
-                                or not api_key):
-        raise UserError("--api-key (or TUNESMITH_API_KEY): give letters, digits and signs of ASCII, without a space "
-                        "around them; nothing else can be sent as a header")
+    if api_key is not None and (
+        not api_key.isascii() or not api_key.isprintable() or api_key.strip() != api_key or not api_key
+    ):
+        raise UserError(
+            "--api-key (or TUNESMITH_API_KEY): give letters, digits and signs of ASCII, without a space "
+            "around them; nothing else can be sent as a header"
+        )
     for origin in cors:
         if origin not in ("*", "null") and not _is_origin(origin):
-            raise UserError(f"--cors {origin}: not an origin as browsers send it, like http://localhost:3000 (lower "
-                            "case, no path)")
+            raise UserError(
+                f"--cors {origin}: not an origin as browsers send it, like http://localhost:3000 (lower case, no path)"
+            )
     for name in allow_host:
         if not HOST_NAME.fullmatch(name) and not _is_address(name):
             raise UserError(f"--allow-host {name}: not a host name; give it in lower case, without scheme and port")

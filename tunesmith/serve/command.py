@@ -11,8 +11,18 @@ from tunesmith.errors import UserError
 from tunesmith.serve.binding import check_callers, listen, own_names
 
 
-def run(paths: Sequence[Path], host: str, port: int, api_key: str | None, cors: Sequence[str],
-        allow_host: Sequence[str], context: int | None, batch: int, queue: int, engine: str) -> None:
+def run(
+    paths: Sequence[Path],
+    host: str,
+    port: int,
+    api_key: str | None,
+    cors: Sequence[str],
+    allow_host: Sequence[str],
+    context: int | None,
+    batch: int,
+    queue: int,
+    engine: str,
+) -> None:
     """Serves runs, model folders and GGUF files until interrupted; `engine`: transformers (or llama.cpp for GGUF files)
     in this process, or vllm. Raises UserError."""
     if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:

@@ -70,43 +70,93 @@ def _folder(variable: str, *default: str) -> Path:
 
 
 def _openclaw(target: Target) -> dict:
-    model = {"id": target.model, "name": target.model, "reasoning": False, "input": ["text"],
-             "cost": {"input": 0, "output": 0, "cacheRead": 0, "cacheWrite": 0},
-             "contextWindow": target.context, "maxTokens": target.answer_tokens}
-    return {"models": {"mode": "merge", "providers": {"tunesmith": {
-        "baseUrl": target.api, "apiKey": target.key or ANY_KEY, "api": "openai-completions", "models": [model]}}}}
+    model = {
+        "id": target.model,
+        "name": target.model,
+        "reasoning": False,
+        "input": ["text"],
+        "cost": {"input": 0, "output": 0, "cacheRead": 0, "cacheWrite": 0},
+        "contextWindow": target.context,
+        "maxTokens": target.answer_tokens,
+    }
+    return {
+        "models": {
+            "mode": "merge",
+            "providers": {
+                "tunesmith": {
+                    "baseUrl": target.api,
+                    "apiKey": target.key or ANY_KEY,
+                    "api": "openai-completions",
+                    "models": [model],
+                }
+            },
+        }
+    }
 
 
 def _opencode(target: Target) -> dict:
-    model = {"name": target.model, "tool_call": target.tools,
-             "limit": {"context": target.context, "output": target.answer_tokens}}
-    return {"provider": {"tunesmith": {
-        "npm": "@ai-sdk/openai-compatible", "name": "Tunesmith",
-        "options": {"baseURL": target.api, "apiKey": target.key or ANY_KEY}, "models": {target.model: model}}}}
+    model = {
+        "name": target.model,
+        "tool_call": target.tools,
+        "limit": {"context": target.context, "output": target.answer_tokens},
+    }
+    return {
+        "provider": {
+            "tunesmith": {
+                "npm": "@ai-sdk/openai-compatible",
+                "name": "Tunesmith",
+                "options": {"baseURL": target.api, "apiKey": target.key or ANY_KEY},
+                "models": {target.model: model},
+            }
+        }
+    }
 
 
 def _codex(target: Target) -> dict:
     provider = {"name": "Tunesmith", "base_url": target.api, "wire_api": "responses"}
-    return {"model": target.model, "model_provider": "tunesmith", "model_context_window": target.context,
-            "model_providers": {"tunesmith": provider | ({"env_key": KEY_VARIABLE} if target.key else {})}}
+    return {
+        "model": target.model,
+        "model_provider": "tunesmith",
+        "model_context_window": target.context,
+        "model_providers": {"tunesmith": provider | ({"env_key": KEY_VARIABLE} if target.key else {})},
+    }
 
 
 def _claude_code(target: Target) -> dict:
-    names = ("ANTHROPIC_MODEL", "ANTHROPIC_DEFAULT_OPUS_MODEL", "ANTHROPIC_DEFAULT_SONNET_MODEL",
-             "ANTHROPIC_DEFAULT_HAIKU_MODEL", "CLAUDE_CODE_SUBAGENT_MODEL")
-    return {"env": {"ANTHROPIC_BASE_URL": target.url, "ANTHROPIC_AUTH_TOKEN": target.key or ANY_KEY,
-                    **dict.fromkeys(names, target.model),
-                    "CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(target.answer_tokens),
-                    "CLAUDE_CODE_AUTO_COMPACT_WINDOW": str(target.context),
-                    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}}
+    names = (
+        "ANTHROPIC_MODEL",
+        "ANTHROPIC_DEFAULT_OPUS_MODEL",
+        "ANTHROPIC_DEFAULT_SONNET_MODEL",
+        "ANTHROPIC_DEFAULT_HAIKU_MODEL",
+        "CLAUDE_CODE_SUBAGENT_MODEL",
+    )
+    return {
+        "env": {
+            "ANTHROPIC_BASE_URL": target.url,
+            "ANTHROPIC_AUTH_TOKEN": target.key or ANY_KEY,
+            **dict.fromkeys(names, target.model),
+            "CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(target.answer_tokens),
+            "CLAUDE_CODE_AUTO_COMPACT_WINDOW": str(target.context),
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        }
+    }
 
 
 def _continue(target: Target) -> dict:
-    return {"models": [{
-        "name": f"Tunesmith {target.model}", "provider": "openai", "model": target.model, "apiBase": target.api,
-        "apiKey": target.key or ANY_KEY, "roles": ["chat", "edit", "apply"],
-        "capabilities": ["tool_use"] if target.tools else [],
-        "defaultCompletionOptions": {"contextLength": target.context, "maxTokens": target.answer_tokens}}]}
+    return {
+        "models": [
+            {
+                "name": f"Tunesmith {target.model}",
+                "provider": "openai",
+                "model": target.model,
+                "apiBase": target.api,
+                "apiKey": target.key or ANY_KEY,
+                "roles": ["chat", "edit", "apply"],
+                "capabilities": ["tool_use"] if target.tools else [],
+                "defaultCompletionOptions": {"contextLength": target.context, "maxTokens": target.answer_tokens},
+            }
+        ]
+    }
 
 
 def _open_webui(target: Target) -> dict:
@@ -115,8 +165,11 @@ def _open_webui(target: Target) -> dict:
 
 def _llm(target: Target) -> list:
     model = {"model_id": f"tunesmith/{target.model}", "model_name": target.model, "api_base": target.api}
-    return [model | ({"supports_tools": True} if target.tools else {})
-            | ({"api_key_name": "tunesmith"} if target.key else {})]
+    return [
+        model
+        | ({"supports_tools": True} if target.tools else {})
+        | ({"api_key_name": "tunesmith"} if target.key else {})
+    ]
 
 
 def _llm_folder() -> Path:
@@ -128,38 +181,74 @@ def _llm_folder() -> Path:
 
 CLIENTS = {
     "openclaw": Client(
-        path=lambda: _folder("OPENCLAW_CONFIG_PATH", ".openclaw", "openclaw.json"), format="json", config=_openclaw,
-        then=lambda t: f"openclaw models set tunesmith/{t.model}", context=16_000),
+        path=lambda: _folder("OPENCLAW_CONFIG_PATH", ".openclaw", "openclaw.json"),
+        format="json",
+        config=_openclaw,
+        then=lambda t: f"openclaw models set tunesmith/{t.model}",
+        context=16_000,
+    ),
     "opencode": Client(
-        path=lambda: _folder("XDG_CONFIG_HOME", ".config") / "opencode" / "opencode.json", format="json",
-        config=_opencode, start={"$schema": "https://opencode.ai/config.json"},
-        then=lambda t: f"opencode --model tunesmith/{t.model}", context=64_000),
+        path=lambda: _folder("XDG_CONFIG_HOME", ".config") / "opencode" / "opencode.json",
+        format="json",
+        config=_opencode,
+        start={"$schema": "https://opencode.ai/config.json"},
+        then=lambda t: f"opencode --model tunesmith/{t.model}",
+        context=64_000,
+    ),
     "codex": Client(
-        path=lambda: _folder("CODEX_HOME", ".codex") / "tunesmith.config.toml", format="toml", config=_codex,
+        path=lambda: _folder("CODEX_HOME", ".codex") / "tunesmith.config.toml",
+        format="toml",
+        config=_codex,
         then=lambda t: (f"{KEY_VARIABLE}=... " if t.key else "") + "codex --profile tunesmith",
-        context=64_000, api="responses"),
+        context=64_000,
+        api="responses",
+    ),
     "claude-code": Client(
-        path=lambda: _folder("CLAUDE_CONFIG_DIR", ".claude") / "tunesmith.json", format="json", config=_claude_code,
-        then=lambda t: f"claude --settings {CLIENTS['claude-code'].path()}", context=64_000, api="messages"),
+        path=lambda: _folder("CLAUDE_CONFIG_DIR", ".claude") / "tunesmith.json",
+        format="json",
+        config=_claude_code,
+        then=lambda t: f"claude --settings {CLIENTS['claude-code'].path()}",
+        context=64_000,
+        api="messages",
+    ),
     "continue": Client(
-        path=lambda: _folder("CONTINUE_GLOBAL_DIR", ".continue") / "config.yaml", format="yaml", config=_continue,
+        path=lambda: _folder("CONTINUE_GLOBAL_DIR", ".continue") / "config.yaml",
+        format="yaml",
+        config=_continue,
         start={"name": "Local", "version": "1.0.0", "schema": "v1"},
-        then=lambda t: f"choose Tunesmith {t.model} in Continue's list of models", context=8_000),
+        then=lambda t: f"choose Tunesmith {t.model} in Continue's list of models",
+        context=8_000,
+    ),
     "open-webui": Client(
-        path=lambda: Path("open-webui.env").absolute(), format="env", config=_open_webui,
-        then=lambda t: "start Open WebUI with these variables, for example docker run --network host --env-file "
-                       "open-webui.env ...; one that was started before keeps what it has: add the connection there "
-                       "under Admin Settings, Connections", context=4_000),
+        path=lambda: Path("open-webui.env").absolute(),
+        format="env",
+        config=_open_webui,
+        then=lambda t: (
+            "start Open WebUI with these variables, for example docker run --network host --env-file "
+            "open-webui.env ...; one that was started before keeps what it has: add the connection there "
+            "under Admin Settings, Connections"
+        ),
+        context=4_000,
+    ),
     "llm": Client(
-        path=lambda: _llm_folder() / "extra-openai-models.yaml", format="yaml", config=_llm,
+        path=lambda: _llm_folder() / "extra-openai-models.yaml",
+        format="yaml",
+        config=_llm,
         then=lambda t: ("llm keys set tunesmith; " if t.key else "") + f"llm -m tunesmith/{t.model} 'Hello'",
-        context=2_000),
+        context=2_000,
+    ),
 }
 
 
-def connect(client: Literal[*CLIENTS], *, url: str = "http://127.0.0.1:8383", model: str | None = None,
-            api_key: Annotated[str | None, Parameter(env_var=KEY_VARIABLE)] = None, write: bool = False,
-            test: bool = True) -> None:
+def connect(
+    client: Literal[*CLIENTS],
+    *,
+    url: str = "http://127.0.0.1:8383",
+    model: str | None = None,
+    api_key: Annotated[str | None, Parameter(env_var=KEY_VARIABLE)] = None,
+    write: bool = False,
+    test: bool = True,
+) -> None:
     """Print or write a client's configuration for a running server, and try it with a tool call.
 
     Args:
@@ -204,8 +293,10 @@ def _warn(name: str, client: Client, target: Target) -> None:
     if not target.tools:
         _say(f"Warning: the chat template of {target.model} has no tools; {name} can talk with it, but not use tools.")
     if target.context < client.context:
-        _say(f"Warning: {target.model} has a context of {target.context:,} tokens; {name} wants at least "
-             f"{client.context:,}.")
+        _say(
+            f"Warning: {target.model} has a context of {target.context:,} tokens; {name} wants at least "
+            f"{client.context:,}."
+        )
 
 
 # The try: one question with one tool, through the API that the client uses.
@@ -217,8 +308,11 @@ PLAIN_QUESTION = "Say hello."
 
 
 def _chat(question: str) -> dict:
-    return {"messages": [{"role": "user", "content": question}], "max_tokens": 256,
-            "tools": [{"type": "function", "function": {**TOOL, "parameters": CITY}}]}
+    return {
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": 256,
+        "tools": [{"type": "function", "function": {**TOOL, "parameters": CITY}}],
+    }
 
 
 def _chat_streamed(events: list[dict]) -> dict:
@@ -240,8 +334,12 @@ def _chat_answer(reply: dict) -> tuple[list, str]:
 
 
 def _responses(question: str) -> dict:
-    return {"input": question, "max_output_tokens": 256, "store": False,
-            "tools": [{"type": "function", **TOOL, "parameters": CITY}]}
+    return {
+        "input": question,
+        "max_output_tokens": 256,
+        "store": False,
+        "tools": [{"type": "function", **TOOL, "parameters": CITY}],
+    }
 
 
 def _responses_streamed(events: list[dict]) -> dict:
@@ -255,8 +353,11 @@ def _responses_answer(reply: dict) -> tuple[list, str]:
 
 
 def _messages(question: str) -> dict:
-    return {"messages": [{"role": "user", "content": question}], "max_tokens": 256,
-            "tools": [{**TOOL, "input_schema": CITY}]}
+    return {
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": 256,
+        "tools": [{**TOOL, "input_schema": CITY}],
+    }
 
 
 def _messages_streamed(events: list[dict]) -> dict:
@@ -268,8 +369,11 @@ def _messages_streamed(events: list[dict]) -> dict:
             delta = event["delta"]
             written[event["index"]] += delta.get("text") or delta.get("partial_json") or ""
     whole = {"text": lambda text: {"text": text}, "tool_use": lambda text: {"input": json.loads(text or "{}")}}
-    return {"content": [block | whole[block["type"]](written[index]) for index, block in blocks.items()
-                        if block["type"] in whole]}
+    return {
+        "content": [
+            block | whole[block["type"]](written[index]) for index, block in blocks.items() if block["type"] in whole
+        ]
+    }
 
 
 def _messages_answer(reply: dict) -> tuple[list, str]:
@@ -277,9 +381,11 @@ def _messages_answer(reply: dict) -> tuple[list, str]:
     return calls, "".join(item["text"] for item in reply["content"] if item["type"] == "text")
 
 
-APIS = {"chat": ("/v1/chat/completions", _chat, _chat_answer, _chat_streamed),
-        "responses": ("/v1/responses", _responses, _responses_answer, _responses_streamed),
-        "messages": ("/v1/messages", _messages, _messages_answer, _messages_streamed)}
+APIS = {
+    "chat": ("/v1/chat/completions", _chat, _chat_answer, _chat_streamed),
+    "responses": ("/v1/responses", _responses, _responses_answer, _responses_streamed),
+    "messages": ("/v1/messages", _messages, _messages_answer, _messages_streamed),
+}
 
 
 def try_out(api: str, target: Target) -> str:
@@ -322,8 +428,11 @@ def _ask(url: str, key: str | None, body: dict | None = None):
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--url {url}: begins with neither http:// nor https://")
     headers = {"Content-Type": "application/json", "anthropic-version": "2023-06-01"}
-    request = urllib.request.Request(url, data=json.dumps(body).encode() if body else None,
-                                     headers=headers | ({"Authorization": f"Bearer {key}"} if key else {}))
+    request = urllib.request.Request(
+        url,
+        data=json.dumps(body).encode() if body else None,
+        headers=headers | ({"Authorization": f"Bearer {key}"} if key else {}),
+    )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=SECONDS_TO_ANSWER) as reply:
@@ -334,8 +443,10 @@ def _ask(url: str, key: str | None, body: dict | None = None):
     except TimeoutError as error:
         raise UserError(f"{url}: no answer within {SECONDS_TO_ANSWER} seconds") from error
     except OSError as error:
-        raise UserError(f"{url}: no server answers ({getattr(error, 'reason', error)}); start one with `tunesmith "
-                        f"serve RUN`, or say --url") from error
+        raise UserError(
+            f"{url}: no server answers ({getattr(error, 'reason', error)}); start one with `tunesmith "
+            f"serve RUN`, or say --url"
+        ) from error
     except (http.client.HTTPException, ValueError) as error:
         raise UserError(f"{url}: a server, but not one of tunesmith serve; say --url") from error
 
@@ -356,6 +467,7 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> str:
 
 # Files of other programs.
 
+
 def _write(path: Path, client: Client, ours: dict | list, text: str) -> str:
     """Merges ours into the file and says so; a file that cannot be read stays as it is, and `text` is printed."""
     path = path.resolve()  # a link stays a link
@@ -366,8 +478,10 @@ def _write(path: Path, client: Client, ours: dict | list, text: str) -> str:
         new = text if before is None else dump(merge(before, ours))
     except (ValueError, yaml.YAMLError, UserError) as error:
         print(text, end="")
-        raise UserError(f"{path}: not changed, as it is not plain {client.format.upper()} of the expected form "
-                        f"({first_line(error)}); what belongs there is printed above") from error
+        raise UserError(
+            f"{path}: not changed, as it is not plain {client.format.upper()} of the expected form "
+            f"({first_line(error)}); what belongs there is printed above"
+        ) from error
     if new == old:
         return f"{path} has it already."
     return _replace(path, old, new)
@@ -416,11 +530,17 @@ def _name(item):
 
 def _dump_toml(table: dict, place: tuple[str, ...] = ()) -> str:
     """Plain values, then the tables; one that holds only tables needs no heading."""
-    plain = "".join(f"{_toml_key(key)} = {_toml(value)}\n" for key, value in table.items()
-                    if not isinstance(value, dict))
+    plain = "".join(
+        f"{_toml_key(key)} = {_toml(value)}\n" for key, value in table.items() if not isinstance(value, dict)
+    )
     heading = f"\n[{'.'.join(place)}]\n" if place and (plain or not table) else ""
-    return heading + plain + "".join(_dump_toml(value, (*place, _toml_key(key))) for key, value in table.items()
-                                     if isinstance(value, dict))
+    return (
+        heading
+        + plain
+        + "".join(
+            _dump_toml(value, (*place, _toml_key(key))) for key, value in table.items() if isinstance(value, dict)
+        )
+    )
 
 
 def _toml(value) -> str:

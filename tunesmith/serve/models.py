@@ -82,13 +82,30 @@ def _open_run(run: Run, bases: dict[tuple, Served], base_name: str, context: int
     new = []
     if key not in bases:
         weights = TorchWeights(base_model(run))
-        bases[key] = Served(base_name, "base", base_name, tokenizer, stops, defaults_of(run.base),
-                            context_of(base_name, weights.context, context), weights)
+        bases[key] = Served(
+            base_name,
+            "base",
+            base_name,
+            tokenizer,
+            stops,
+            defaults_of(run.base),
+            context_of(base_name, weights.context, context),
+            weights,
+        )
         new = [bases[key]]
     base = bases[key]
     weights, adapter = open_result(run, base.weights)
-    tuned = Served(run.name, "tuned", base.name, tokenizer, stops, defaults_of(run.result),
-                   context_of(run.name, weights.context, context), weights, adapter)
+    tuned = Served(
+        run.name,
+        "tuned",
+        base.name,
+        tokenizer,
+        stops,
+        defaults_of(run.result),
+        context_of(run.name, weights.context, context),
+        weights,
+        adapter,
+    )
     return [tuned, *new]
 
 
@@ -114,8 +131,16 @@ def _open_files(files: Sequence[Path], context: int | None) -> list[Served]:
         if not is_adapter(file):
             weights = LlamaWeights(file)
             (name, kind, base_name), stops = _identity(file), frozenset(weights.model.stop_ids)
-            base = Served(name, kind, base_name, GgufTokenizer(weights.model), stops, {},
-                          context_of(name, weights.context, context), weights)
+            base = Served(
+                name,
+                kind,
+                base_name,
+                GgufTokenizer(weights.model),
+                stops,
+                {},
+                context_of(name, weights.context, context),
+                weights,
+            )
             found.append(base)
         elif base is None:
             raise UserError(f"{file}: an adapter; name the GGUF of its base before it")

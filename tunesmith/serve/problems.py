@@ -36,9 +36,15 @@ class OwnNames:
             request = Request(scope)
             given = request.headers.get("host", "")
             if _name_in(given) not in self.names:
-                app = _respond(request, Refused(
-                    f"requests to the host {given!r} are not answered; if it is a name of this machine, start the "
-                    "server with --allow-host NAME", 403, "host_not_allowed"))
+                app = _respond(
+                    request,
+                    Refused(
+                        f"requests to the host {given!r} are not answered; if it is a name of this machine, start the "
+                        "server with --allow-host NAME",
+                        403,
+                        "host_not_allowed",
+                    ),
+                )
         await app(scope, receive, send)
 
 
@@ -66,11 +72,23 @@ async def _invalid(request: Request, error: RequestValidationError) -> JSONRespo
         return _respond(request, Refused("the request has no body; send JSON", 400, "invalid_request"))
     if first["loc"] == ("body",) and not _is_json(request):  # FastAPI then takes the body for a text
         sent = request.headers.get("content-type", "none")
-        return _respond(request, Refused(f"the Content-Type is {sent}; send JSON with the header "
-                                         "'Content-Type: application/json'", 415, "unsupported_media_type"))
+        return _respond(
+            request,
+            Refused(
+                f"the Content-Type is {sent}; send JSON with the header 'Content-Type: application/json'",
+                415,
+                "unsupported_media_type",
+            ),
+        )
     if first["type"] == "json_invalid":
-        return _respond(request, Refused(f"the body is not valid JSON: {first['ctx']['error']} at character "
-                                         f"{first['loc'][1]}", 400, "invalid_json"))
+        return _respond(
+            request,
+            Refused(
+                f"the body is not valid JSON: {first['ctx']['error']} at character {first['loc'][1]}",
+                400,
+                "invalid_json",
+            ),
+        )
     where = ".".join(str(part) for part in first["loc"] if part != "body")
     message = f"{where}: {first['msg']}" if where else first["msg"]
     return _respond(request, Refused(message, 400, "invalid_request", where or None))

@@ -26,9 +26,21 @@ UNKNOWN = ("position_bias", "indices", "block_indices", "sinks")  # other things
 
 
 @torch.compiler.disable  # its shapes depend on the documents' lengths
-def documents(module, query_BHTD, key_BHTD, value_BHTD, attention_mask, dropout=0.0, scaling=None,
-              sliding_window=None, softcap=None, s_aux=None, cu_seq_lens_q=None, max_length_q=None,
-              **others) -> tuple[torch.Tensor, None]:
+def documents(
+    module,
+    query_BHTD,
+    key_BHTD,
+    value_BHTD,
+    attention_mask,
+    dropout=0.0,
+    scaling=None,
+    sliding_window=None,
+    softcap=None,
+    s_aux=None,
+    cu_seq_lens_q=None,
+    max_length_q=None,
+    **others,
+) -> tuple[torch.Tensor, None]:
     """Returns (B, T, H, D) in the precision of autocast. Needs `cu_seq_lens_q`, the documents' boundaries; `s_aux` are
     sinks. Raises ValueError for a model whose attention has more to it."""
     unknown = [name for name in UNKNOWN if others.get(name) is not None]
@@ -42,13 +54,21 @@ def documents(module, query_BHTD, key_BHTD, value_BHTD, attention_mask, dropout=
     with torch.autocast(device, enabled=False):
         if not fused:
             groups = getattr(module, "num_key_value_groups", 1)
-            out_HTD = by_document(query[0], repeat_kv(key, groups)[0], repeat_kv(value, groups)[0], cu_seq_lens_q,
-                                  scaling, sliding_window, softcap, s_aux, dropout)
+            out_HTD = by_document(
+                query[0],
+                repeat_kv(key, groups)[0],
+                repeat_kv(value, groups)[0],
+                cu_seq_lens_q,
+                scaling,
+                sliding_window,
+                softcap,
+                s_aux,
+                dropout,
+            )
         elif softcap or s_aux is not None:
             out_HTD = flexible(query[0], key[0], value[0], cu_seq_lens_q, scaling, sliding_window, softcap, s_aux)
         else:
-            out_HTD = variable_length(query[0], key[0], value[0], cu_seq_lens_q, max_length_q, scaling,
-                                      sliding_window)
+            out_HTD = variable_length(query[0], key[0], value[0], cu_seq_lens_q, max_length_q, scaling, sliding_window)
     return out_HTD.transpose(0, 1)[None], None
 
 
@@ -92,8 +112,9 @@ def why_not_packed(model) -> str | None:
         if model.device.type == "cuda":  # whose kernels may lack a backward pass alone
             _packed_logits(model, first, second).sum().backward()
         with torch.inference_mode():
-            packed, changed = (_packed_logits(model, a, b)[6:-1] for a, b in
-                               ((first, second), (other_first, other_second)))
+            packed, changed = (
+                _packed_logits(model, a, b)[6:-1] for a, b in ((first, second), (other_first, other_second))
+            )
             alone = _logits_alone(model, second)[:-1]
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
@@ -127,8 +148,9 @@ def check_causal(model) -> None:
         model.train(training)
     exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
     if (first - second).abs().max() > (1e-3 if exact else 5e-2) * first.std():
-        raise UserError(f"model.path: {type(base_of(model)).__name__} is not a causal language model: its tokens see "
-                        "later ones")
+        raise UserError(
+            f"model.path: {type(base_of(model)).__name__} is not a causal language model: its tokens see later ones"
+        )
 
 
 def _packed_logits(model, *documents: torch.Tensor) -> torch.Tensor:

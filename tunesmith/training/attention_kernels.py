@@ -23,8 +23,17 @@ BFLOAT16_LENGTH = 2048  # beyond, float32 is as fast
 BLOCK = 128  # FlexAttention's own
 
 
-def by_document(query_HTD, key_HTD, value_HTD, ends, scaling: float, window: int | None = None,
-                cap: float | None = None, sinks_H=None, dropout: float = 0.0) -> torch.Tensor:
+def by_document(
+    query_HTD,
+    key_HTD,
+    value_HTD,
+    ends,
+    scaling: float,
+    window: int | None = None,
+    cap: float | None = None,
+    sinks_H=None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
     """(H, T, D): document by document, those of equal length in one call. In the precision of its arguments, but for
     bfloat16 without cap and sinks where torch's attention is as fast in float32, or has the dropout."""
     groups = [(length, len(list(run))) for length, run in groupby(torch.diff(ends).tolist())]
@@ -41,8 +50,9 @@ def by_document(query_HTD, key_HTD, value_HTD, ends, scaling: float, window: int
         else:
             # On a CPU the backward pass of torch's attention in bfloat16 takes three times as long as in float32.
             wide = torch.promote_types(q_BLD.dtype, torch.float32)
-            out_BLD = scaled_dot_product_attention(*(x[None].to(wide) for x in (q_BLD, k_BLD, v_BLD)), None, dropout,
-                                                   is_causal=True, scale=scaling)[0]
+            out_BLD = scaled_dot_product_attention(
+                *(x[None].to(wide) for x in (q_BLD, k_BLD, v_BLD)), None, dropout, is_causal=True, scale=scaling
+            )[0]
         outputs.append(out_BLD.to(q_BLD.dtype).unflatten(0, (-1, count)).flatten(1, 2))
     return torch.cat(outputs, dim=1)
 
@@ -87,8 +97,15 @@ def _chunks(shape, window):
 
 # An operator of its own, so that `selective` checkpointing keeps its output, and not the scores within.
 @torch.library.custom_op("tunesmith::attention", mutates_args=())
-def _chunked(q_BLD: torch.Tensor, k_BLD: torch.Tensor, v_BLD: torch.Tensor, sinks_B: torch.Tensor | None,
-             scaling: float, window: int | None, cap: float | None) -> torch.Tensor:
+def _chunked(
+    q_BLD: torch.Tensor,
+    k_BLD: torch.Tensor,
+    v_BLD: torch.Tensor,
+    sinks_B: torch.Tensor | None,
+    scaling: float,
+    window: int | None,
+    cap: float | None,
+) -> torch.Tensor:
     """Attention a chunk of the scores at a time; they are computed again in the backward pass, as in flash attention
     (Dao et al. 2022)."""
     out_BLD = q_BLD.new_empty(*q_BLD.shape[:2], v_BLD.shape[-1])
@@ -109,7 +126,8 @@ def _chunked_backward(ctx, by_out_BLD):
     # Sums over chunks, so in float32.
     by_q, by_k, by_v, by_sinks = (
         None if x is None else torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-        for x in (*inputs, value_BLD, sinks_B))
+        for x in (*inputs, value_BLD, sinks_B)
+    )
     for rows, queries, keys in _chunks(by_out_BLD.shape, ctx.window):
         q_BLD, k_BSD = inputs[0][rows, queries], inputs[1][rows, keys]
         parts = [q_BLD, k_BSD] if sinks_B is None else [q_BLD, k_BSD, sinks_B[rows]]
@@ -143,8 +161,9 @@ def variable_length(query_HTD, key_KTD, value_KTD, ends, longest: int, scaling, 
             key_KTD, value_KTD = (x.repeat_interleave(len(query_HTD) // len(x), dim=0) for x in (key_KTD, value_KTD))
     query, key, value = (x.transpose(0, 1) for x in (query_HTD, key_KTD, value_KTD))
     window_size = (window - 1 if window else -1, 0)  # flash's does not count the token itself
-    return varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling, window_size=window_size,
-                       **grouped).transpose(0, 1)
+    return varlen_attn(
+        query, key, value, ends, ends, longest, longest, scale=scaling, window_size=window_size, **grouped
+    ).transpose(0, 1)
 
 
 def flexible(query_HTD, key_KTD, value_KTD, ends, scaling, window=None, cap=None, sinks_H=None) -> torch.Tensor:
@@ -153,8 +172,15 @@ def flexible(query_HTD, key_KTD, value_KTD, ends, scaling, window=None, cap=None
 
     mask = block_mask(ends, query_HTD.shape[1], window)
     out_1HTD, aux = _flex_attention(query_HTD.device.type)(
-        query_HTD[None], key_KTD[None], value_KTD[None], score_mod=_capped(cap), block_mask=mask, scale=scaling,
-        enable_gqa=len(query_HTD) > len(key_KTD), return_aux=AuxRequest(lse=True))
+        query_HTD[None],
+        key_KTD[None],
+        value_KTD[None],
+        score_mod=_capped(cap),
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=len(query_HTD) > len(key_KTD),
+        return_aux=AuxRequest(lse=True),
+    )
     if sinks_H is None:
         return out_1HTD[0]
     # With Z the sum of exp(scores), lse = log Z: a sink s makes each probability exp(score) / (Z + exp(s)), which is
@@ -191,12 +217,19 @@ def block_mask(ends, tokens: int, window: int | None):
         first_T = torch.maximum(first_T, torch.arange(tokens, device=ends.device) + 1 - window)
     first_T = pad(first_T.int(), (0, -tokens % BLOCK), value=tokens)  # what fills the last block sees nothing
     # It never decreases, so a block's first token tells what any of its tokens, and its last what all of them see.
-    any_N1, all_N1 = first_T[::BLOCK, None] // BLOCK, -(-first_T[BLOCK - 1::BLOCK, None] // BLOCK)
+    any_N1, all_N1 = first_T[::BLOCK, None] // BLOCK, -(-first_T[BLOCK - 1 :: BLOCK, None] // BLOCK)
     key_N = torch.arange(len(any_N1), device=ends.device)
     query_N1 = key_N[:, None]
     whole_NN = (key_N >= all_N1) & (key_N < query_N1)
     part_NN = (key_N >= any_N1) & (key_N <= query_N1) & ~whole_NN
-    numbers = [x.int()[None, None] for seen in (part_NN, whole_NN)
-               for x in (seen.sum(1), seen.int().argsort(dim=1, descending=True, stable=True))]
-    return BlockMask.from_kv_blocks(*numbers, BLOCK_SIZE=BLOCK, seq_lengths=(tokens, tokens),
-                                    mask_mod=lambda b, h, q, k: (first_T[q] <= k) & (k <= q))
+    numbers = [
+        x.int()[None, None]
+        for seen in (part_NN, whole_NN)
+        for x in (seen.sum(1), seen.int().argsort(dim=1, descending=True, stable=True))
+    ]
+    return BlockMask.from_kv_blocks(
+        *numbers,
+        BLOCK_SIZE=BLOCK,
+        seq_lengths=(tokens, tokens),
+        mask_mod=lambda b, h, q, k: (first_T[q] <= k) & (k <= q),
+    )

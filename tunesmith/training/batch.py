@@ -32,8 +32,10 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":
             return self
-        moved = {k: getattr(self, k).pin_memory().to(device, non_blocking=True)
-                 for k in ("input_ids_BT", "position_ids_BT", "targets_BT", "document_BT")}
+        moved = {
+            k: getattr(self, k).pin_memory().to(device, non_blocking=True)
+            for k in ("input_ids_BT", "position_ids_BT", "targets_BT", "document_BT")
+        }
         return Batch(**moved, lengths=self.lengths, rows=self.rows, packed=self.packed)
 
 
@@ -48,7 +50,7 @@ def collate(tokens, rows: np.ndarray, packed: bool, pad_id: int = 0) -> Batch:
         stacked[0], stacked[2] = pad_id, IGNORED
         for document, piece in enumerate(pieces):
             stacked[:, document, : piece.shape[1]] = piece
-            stacked[1, document, piece.shape[1]:] = np.arange(piece.shape[1], max(lengths))
+            stacked[1, document, piece.shape[1] :] = np.arange(piece.shape[1], max(lengths))
             stacked[3, document] = document
     ids, positions, targets, documents = torch.from_numpy(stacked)
     return Batch(ids, positions, targets, documents, lengths, tuple(int(row) for row in rows), packed)

@@ -65,8 +65,9 @@ class Contents:
 
     def copied(self) -> "Contents":
         """A copy in memory, which training does not change."""
-        trained, moments = ({k: t.detach().to("cpu", copy=True) for k, t in tensors.items()}
-                            for tensors in (self.trained, self.moments))
+        trained, moments = (
+            {k: t.detach().to("cpu", copy=True) for k, t in tensors.items()} for tensors in (self.trained, self.moments)
+        )
         return replace(self, trained=trained, moments=moments)
 
 
@@ -118,8 +119,10 @@ def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
             return checkpoint, damaged
         damaged[checkpoint] = problem
     for checkpoint, problem in damaged.items():
-        raise UserError(f"{checkpoint}: this checkpoint is damaged ({problem}), and so is every earlier one; remove "
-                        f"{folder}/step-* to train from the start")
+        raise UserError(
+            f"{checkpoint}: this checkpoint is damaged ({problem}), and so is every earlier one; remove "
+            f"{folder}/step-* to train from the start"
+        )
     return None, damaged
 
 
@@ -158,8 +161,12 @@ def load(checkpoint: Path, model, optimizer=None) -> State:
     if optimizer is not None:
         numbers = read_json(checkpoint / "optimizer.json") or {}
         states = _tree(load_file(checkpoint / "optimizer.safetensors") | numbers)
-        optimizer.load_state_dict({"state": {int(index): values for index, values in states.items()},
-                                   "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {
+                "state": {int(index): values for index, values in states.items()},
+                "param_groups": optimizer.state_dict()["param_groups"],
+            }
+        )
     return read_state(checkpoint)
 
 

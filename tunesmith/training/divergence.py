@@ -34,18 +34,26 @@ def check_step(settings: Train, state: State, loss: float, vocabulary: int) -> N
     bound = max(settings.max_loss_ratio * state.first_loss, math.log(vocabulary))
     state.steps_above = state.steps_above + 1 if loss > bound else 0
     if state.steps_above >= STEPS_IN_A_ROW:
-        raise _diverged(settings, state, f"training loss rose from {state.first_loss:.4g} at step 1 to {loss:.4g}, and "
-                        f"was above {bound:.4g} for {STEPS_IN_A_ROW} steps")
+        raise _diverged(
+            settings,
+            state,
+            f"training loss rose from {state.first_loss:.4g} at step 1 to {loss:.4g}, and "
+            f"was above {bound:.4g} for {STEPS_IN_A_ROW} steps",
+        )
 
 
 def _diverged(settings: Train, state: State, what: str) -> Diverged:
-    return Diverged(f"step {state.step}: training diverged: {what} (train.max_loss_ratio: {settings.max_loss_ratio:g}; "
-                    f"0 never stops); start a new run with {_remedy(settings)}")
+    return Diverged(
+        f"step {state.step}: training diverged: {what} (train.max_loss_ratio: {settings.max_loss_ratio:g}; "
+        f"0 never stops); start a new run with {_remedy(settings)}"
+    )
 
 
 def _remedy(settings: Train) -> str:
-    tries = [f"train.learning_rate: {min(settings.learning_rate / 10, USUAL_LEARNING_RATE):.2g} "
-             f"(it was {settings.learning_rate:g})"]
+    tries = [
+        f"train.learning_rate: {min(settings.learning_rate / 10, USUAL_LEARNING_RATE):.2g} "
+        f"(it was {settings.learning_rate:g})"
+    ]
     if not settings.max_grad_norm:
         tries.append("train.max_grad_norm: 1")
     if not settings.warmup_ratio:

@@ -55,8 +55,9 @@ class Routing:
         device."""
         if self._gives_probabilities is None:
             rows_n = router_nE.detach().sum(-1)
-            self._gives_probabilities = bool((router_nE >= 0).all() and torch.allclose(rows_n, torch.ones_like(rows_n),
-                                                                                       atol=0.01))
+            self._gives_probabilities = bool(
+                (router_nE >= 0).all() and torch.allclose(rows_n, torch.ones_like(rows_n), atol=0.01)
+            )
         return router_nE if self._gives_probabilities else router_nE.softmax(-1)
 
     def forget(self) -> None:

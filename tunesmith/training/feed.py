@@ -34,12 +34,17 @@ def steps_ahead(make: Callable[[int], StepData], first: int, last: int) -> Itera
             yield data
 
 
-def step_data(step: int, schedule: Schedule, tokens: TokenStore, micro_batch_tokens: int, packing: bool,
-              device: torch.device) -> StepData:
+def step_data(
+    step: int, schedule: Schedule, tokens: TokenStore, micro_batch_tokens: int, packing: bool, device: torch.device
+) -> StepData:
     """The micro-batches of one step, of at most so many tokens each, on the device."""
     rows = schedule.step_rows(step)
     mine = share_of(rows, tokens.lengths, parallel.rank(), parallel.world())
     micro = micro_batches(mine, tokens.lengths, micro_batch_tokens, packing)
     batches = [collate(tokens, m, packing) for m in micro]
-    return StepData(rows, [b.to(device) for b in batches], sum(b.supervised_tokens for b in batches),
-                    sum(sum(b.lengths) for b in batches))
+    return StepData(
+        rows,
+        [b.to(device) for b in batches],
+        sum(b.supervised_tokens for b in batches),
+        sum(sum(b.lengths) for b in batches),
+    )

@@ -13,8 +13,12 @@ from tunesmith.training.batch import Batch
 from tunesmith.training.checkpoint import State
 
 # As others than torch's allocator say it: the host, the driver, what makes a handle for matmuls, Triton's kernels.
-NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
-             "Triton Error [CUDA]: out of memory")
+NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Triton Error [CUDA]: out of memory",
+)
 
 
 def step_down(state: State, batches: list[Batch], where: str) -> str:
@@ -31,9 +35,11 @@ def step_down(state: State, batches: list[Batch], where: str) -> str:
         floor = longest if most > longest else 0
         state.micro_batch_tokens = max(floor, min(state.micro_batch_tokens, shared) // 2)
         return f"at most {state.micro_batch_tokens:,} tokens in one forward pass"
-    raise NotEnoughMemory(f"{where}: a row of {longest:,} tokens does not fit in memory by itself, even with "
-                          "recomputed activations; lower data.sequence_length, or train an adapter "
-                          "(adapter.kind: lora)")
+    raise NotEnoughMemory(
+        f"{where}: a row of {longest:,} tokens does not fit in memory by itself, even with "
+        "recomputed activations; lower data.sequence_length, or train an adapter "
+        "(adapter.kind: lora)"
+    )
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

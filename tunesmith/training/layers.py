@@ -28,10 +28,17 @@ aten = torch.ops.aten
 HOOKS_OPTION = "respect_saved_tensors_hooks"
 ASIDE_FROM_HOOKS = {HOOKS_OPTION: False} if HOOKS_OPTION in inspect.signature(checkpoint).parameters else {}
 EXPENSIVE = [  # what `selective` keeps: matrix products and attention, in every way torch computes them
-    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default,
-    aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_flash_attention_for_cpu.default,
-    aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.torch_attn._varlen_attn.default, attention_kernels.CHUNKED]
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.torch_attn._varlen_attn.default,
+    attention_kernels.CHUNKED,
+]
 # Not aten._grouped_mm: gpt-oss adds to its result in place.
 
 
@@ -58,8 +65,10 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     for module in text_decoder(model).modules():  # from the outside in, so a layer's own lists come later
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return list(module)
-    raise UserError(f"{_name(model)} has no list of {count} layers; set train.gradient_checkpointing, "
-                    "train.tiled_mlp and train.compile to off")
+    raise UserError(
+        f"{_name(model)} has no list of {count} layers; set train.gradient_checkpointing, "
+        "train.tiled_mlp and train.compile to off"
+    )
 
 
 def checkpoint_layers(model: nn.Module, how: str | float, offload: Offload | None = None) -> None:

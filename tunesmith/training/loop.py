@@ -97,11 +97,21 @@ def loop(job: Job, state: checkpoint.State) -> str:
         seconds = time.monotonic() - step_began
         state.tokens += int(tokens)
         state.seconds = before + time.monotonic() - began
-        job.log("step", step=state.step, epoch=round(state.step * schedule.batch / schedule.rows_per_epoch, 4),
-                loss=loss_value, learning_rate=rate, grad_norm=norm, tokens=int(tokens),
-                supervised_tokens=int(supervised), seconds=round(seconds, 4),
-                tokens_per_second=round(tokens / seconds, 1), waiting_seconds=round(waited, 4),
-                memory_bytes=peak_bytes(job.device), **job.routing.load())
+        job.log(
+            "step",
+            step=state.step,
+            epoch=round(state.step * schedule.batch / schedule.rows_per_epoch, 4),
+            loss=loss_value,
+            learning_rate=rate,
+            grad_norm=norm,
+            tokens=int(tokens),
+            supervised_tokens=int(supervised),
+            seconds=round(seconds, 4),
+            tokens_per_second=round(tokens / seconds, 1),
+            waiting_seconds=round(waited, 4),
+            memory_bytes=peak_bytes(job.device),
+            **job.routing.load(),
+        )
         if compiled := compiling.news():
             job.log("compile", step=state.step, **compiled)
 
@@ -130,8 +140,7 @@ def _data(job: Job, state: checkpoint.State, step: int) -> StepData:
     return step_data(step, job.schedule, job.tokens, state.micro_batch_tokens, job.plan.packing, job.device)
 
 
-def _learn(job: Job, state: checkpoint.State, data: StepData, supervised: float,
-           tokens: float) -> tuple[float, int]:
+def _learn(job: Job, state: checkpoint.State, data: StepData, supervised: float, tokens: float) -> tuple[float, int]:
     """Adds up the gradients of a step. Returns its loss, and how often it was done again in smaller parts."""
     smaller = 0
     while True:
@@ -175,9 +184,11 @@ def _update(job: Job, step: int) -> None:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise NotEnoughMemory(f"step {step}: the update of train.optimizer: {job.settings.optimizer} does not fit in "
-                              "memory; adafactor and adamw_8bit need the least, or train an adapter "
-                              "(adapter.kind: lora)") from None
+        raise NotEnoughMemory(
+            f"step {step}: the update of train.optimizer: {job.settings.optimizer} does not fit in "
+            "memory; adafactor and adamw_8bit need the least, or train an adapter "
+            "(adapter.kind: lora)"
+        ) from None
     job.optimizer.zero_grad(set_to_none=True)
 
 

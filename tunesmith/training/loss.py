@@ -46,8 +46,12 @@ def token_losses(model, batch: Batch, head: Head | None) -> tuple[torch.Tensor, 
             trained = [p for p in head.layer.parameters() if p.requires_grad]
             total, losses_N = _ChunkedLoss.apply(head, hidden_NE, targets_N, *trained)
             return total, losses_N, document_N
-        losses_N = torch.cat([_cross_entropy(head.logits(hidden_CE), targets_C)
-                              for _, hidden_CE, targets_C in _chunks(head, hidden_NE, targets_N)])
+        losses_N = torch.cat(
+            [
+                _cross_entropy(head.logits(hidden_CE), targets_C)
+                for _, hidden_CE, targets_C in _chunks(head, hidden_NE, targets_N)
+            ]
+        )
     else:
         kept_T = supervised_BT.any(0).nonzero().squeeze(1)
         logits_BKV = forward(model, batch, logits_to_keep=kept_T).logits
@@ -174,8 +178,14 @@ def find_head(model, packed: bool) -> Head | None:
     if not torch.equal(hidden, seen.get("hidden")):
         return None
     rounding = torch.finfo(logits.dtype).eps * 8
-    return next((Head(decoder, layer, change, logits.shape[-1]) for change in _changes(seen["logits"], logits)
-                 if torch.allclose(change(seen["logits"]), logits, rtol=rounding)), None)
+    return next(
+        (
+            Head(decoder, layer, change, logits.shape[-1])
+            for change in _changes(seen["logits"], logits)
+            if torch.allclose(change(seen["logits"]), logits, rtol=rounding)
+        ),
+        None,
+    )
 
 
 def _changes(before: torch.Tensor, after: torch.Tensor) -> list[Callable]:

@@ -66,8 +66,12 @@ class Together:
         for first, part in self._numbered():
             own = [next(groups) for _ in part.param_groups]
             numbers = [number for group in own for number in group["params"]]
-            part.load_state_dict({"param_groups": own, "state": {
-                n: state["state"][first + n] for n in numbers if first + n in state["state"]}})
+            part.load_state_dict(
+                {
+                    "param_groups": own,
+                    "state": {n: state["state"][first + n] for n in numbers if first + n in state["state"]},
+                }
+            )
 
     def _numbered(self) -> Iterator[tuple[int, object]]:
         """Each part with the number of its first parameter."""
@@ -103,8 +107,9 @@ def _groups(named: Named, settings: Train) -> list[dict]:
 
 def _adamw(named: Named, settings: Train) -> torch.optim.Optimizer:
     """Loshchilov & Hutter 2019, "Decoupled weight decay regularization"."""
-    return torch.optim.AdamW(_groups(named, settings), lr=settings.learning_rate,
-                             betas=(settings.beta1, settings.beta2), fused=True)
+    return torch.optim.AdamW(
+        _groups(named, settings), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True
+    )
 
 
 def _adamw_8bit(named: Named, settings: Train) -> torch.optim.Optimizer:

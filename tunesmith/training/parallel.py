@@ -36,9 +36,17 @@ def launch(entry, processes: int, *arguments) -> None:
     """
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d",
-                          rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, start_method="spawn",
-                          signals_to_handle="")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="spawn",
+        signals_to_handle="",
+    )
     with _waiting_on_signals():
         elastic_launch(config, entry)(*arguments)
 
@@ -55,8 +63,11 @@ def _waiting_on_signals():
         processes = [process for process in active_children() if process not in others]
         first, again = not came, came.again()
         if first:
-            print("stopping: what was learned is saved first, however long it takes; a second signal stops at once",
-                  file=sys.stderr, flush=True)
+            print(
+                "stopping: what was learned is saved first, however long it takes; a second signal stops at once",
+                file=sys.stderr,
+                flush=True,
+            )
             for process in processes:
                 process.terminate()
         elif again:
@@ -108,8 +119,10 @@ def join(device_type: str) -> torch.device:
         if not ALLOCATOR & os.environ.keys():  # passes of ever other sizes would leave gaps that none fits
             os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
         if torch.cuda.device_count() <= local:
-            raise UserError(f"this torch ({torch.__version__}) sees {torch.cuda.device_count()} cards; install its "
-                            "CUDA build, or set CUDA_VISIBLE_DEVICES= to train on the CPU")
+            raise UserError(
+                f"this torch ({torch.__version__}) sees {torch.cuda.device_count()} cards; install its "
+                "CUDA build, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+            )
         torch.cuda.set_device(device)
         _check_order(device)
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
@@ -125,8 +138,10 @@ def _check_order(device: torch.device) -> None:
         return  # no NVML; or a MIG device, the only one that CUDA gives
     expected, found = planned[device.index].uuid, f"GPU-{torch.cuda.get_device_properties(device).uuid}"
     if found != expected:
-        raise UserError(f"CUDA_DEVICE_ORDER: CUDA's GPU {device.index} is {found}, nvidia-smi's is {expected}; set "
-                        "CUDA_DEVICE_ORDER=PCI_BUS_ID, or import tunesmith before CUDA starts")
+        raise UserError(
+            f"CUDA_DEVICE_ORDER: CUDA's GPU {device.index} is {found}, nvidia-smi's is {expected}; set "
+            "CUDA_DEVICE_ORDER=PCI_BUS_ID, or import tunesmith before CUDA starts"
+        )
 
 
 def add_up(values: list[float], device: torch.device) -> list[float]:

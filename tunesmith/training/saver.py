@@ -39,9 +39,12 @@ class Saver:
         _, free = memory()
         short = contents.nbytes + MEMORY_MARGIN_BYTES > free
         if short and contents.on_card:  # writing would copy all of it, too
-            self._log("warning", message=f"checkpoint at step {state.step} not saved: it needs "
-                      f"{contents.nbytes / 1e9:.1f} GB of the machine's memory, {free / 1e9:.1f} GB are free; training "
-                      "goes on")
+            self._log(
+                "warning",
+                message=f"checkpoint at step {state.step} not saved: it needs "
+                f"{contents.nbytes / 1e9:.1f} GB of the machine's memory, {free / 1e9:.1f} GB are free; training "
+                "goes on",
+            )
         elif short:
             self._write(contents, began)
         else:
@@ -64,6 +67,12 @@ class Saver:
             return
         checkpoint.prune(self._folder, self._keep, state.best_step)
         ended = time.monotonic()
-        self._log("checkpoint", step=state.step, path=f"checkpoints/step-{state.step:06d}", bytes=size,
-                  seconds=round(ended - began, 3), stall_seconds=round((stall_ended or ended) - stall_began, 3),
-                  best=state.best_step == state.step)
+        self._log(
+            "checkpoint",
+            step=state.step,
+            path=f"checkpoints/step-{state.step:06d}",
+            bytes=size,
+            seconds=round(ended - began, 3),
+            stall_seconds=round((stall_ended or ended) - stall_began, 3),
+            best=state.best_step == state.step,
+        )

@@ -24,11 +24,18 @@ PROBE_ID = "tunesmit1"
 TEXT, COUNT = "a b", 5
 FIRST, SECOND = "probed", "probing"  # in the order of the alphabet, as some templates sort them
 ARGUMENTS = {FIRST: TEXT, SECOND: COUNT}
-PARAMETERS = {"type": "object", "required": [FIRST],
-              "properties": {FIRST: {"type": "string", "description": "A text."},
-                             SECOND: {"type": "integer", "description": "A number."}}}
-PROBE_TOOLS = [{"type": "function", "function": {"name": name, "description": "A probe.", "parameters": PARAMETERS}}
-               for name in (PROBE, OTHER)]
+PARAMETERS = {
+    "type": "object",
+    "required": [FIRST],
+    "properties": {
+        FIRST: {"type": "string", "description": "A text."},
+        SECOND: {"type": "integer", "description": "A number."},
+    },
+}
+PROBE_TOOLS = [
+    {"type": "function", "function": {"name": name, "description": "A probe.", "parameters": PARAMETERS}}
+    for name in (PROBE, OTHER)
+]
 NAME = r"[^\s<>\"'\[\](){}=|,]+?"  # a tool's, up to what the template writes after it
 DECODER = json.JSONDecoder(strict=False)  # models write newlines into strings as they are
 
@@ -70,8 +77,11 @@ def object_text(value) -> str | None:
         except ValueError:
             return None
     try:
-        return json.dumps({} if value is None else value, ensure_ascii=False,
-                          allow_nan=False) if isinstance(value, dict | None) else None
+        return (
+            json.dumps({} if value is None else value, ensure_ascii=False, allow_nan=False)
+            if isinstance(value, dict | None)
+            else None
+        )
     except ValueError:  # NaN and infinity are no JSON
         return None
 
@@ -79,8 +89,17 @@ def object_text(value) -> str | None:
 def flexible(text: str) -> str:
     """A pattern for what a template writes, whatever whitespace, ids and numbers stand in it."""
     pieces = re.split(rf"(\s+|{PROBE_ID}|\d+)", text)
-    return "".join(r"\s*" if piece.isspace() else r"\d+" if piece.isdigit() else r"[\w-]*" if piece == PROBE_ID else
-                   re.escape(piece) for piece in pieces if piece)
+    return "".join(
+        r"\s*"
+        if piece.isspace()
+        else r"\d+"
+        if piece.isdigit()
+        else r"[\w-]*"
+        if piece == PROBE_ID
+        else re.escape(piece)
+        for piece in pieces
+        if piece
+    )
 
 
 def written(tokenizer: Tokenizer, text: str) -> list[str]:
@@ -94,8 +113,11 @@ def written(tokenizer: Tokenizer, text: str) -> list[str]:
         if piece in added:
             found.append(f"<[{added[piece]}]>")
         else:
-            found += [r"/[A-Za-z0-9]{9}/" if part == PROBE_ID else json.dumps(part)
-                      for part in re.split(f"({PROBE_ID})", piece) if part]
+            found += [
+                r"/[A-Za-z0-9]{9}/" if part == PROBE_ID else json.dumps(part)
+                for part in re.split(f"({PROBE_ID})", piece)
+                if part
+            ]
     return found
 
 
@@ -118,7 +140,7 @@ def in_order(rules: list[tuple[str, bool]], comma: str) -> str:
     """Rules, each with whether it is needed, in their order with commas between."""
     ways = []
     for first, (rule, needed) in enumerate(rules):
-        later = [f"{comma} {name}" if must else f"({comma} {name})?" for name, must in rules[first + 1:]]
+        later = [f"{comma} {name}" if must else f"({comma} {name})?" for name, must in rules[first + 1 :]]
         ways.append(" ".join([rule, *later]))
         if needed:
             return f"({' | '.join(ways)})"

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.writing.calls import Call
 from tunesmith.writing.harmony import FINAL, Harmony, HarmonyReader, channel_grammar, find_harmony
 from tunesmith.writing.reasoning import Reasoning, ReasoningReader, Thought, find_reasoning
-from tunesmith.writing.calls import Call
 from tunesmith.writing.tools import ToolFormat, ToolReader, find_format, tool_grammar
 
 Part = str | Thought | Call
@@ -76,8 +76,9 @@ class Format:
             return HarmonyReader(begun, bool(tools))
         thoughts = None
         if self.reasoning:
-            thoughts = ReasoningReader(self.reasoning, "thought" if self.reasoning.opened(prompt) else
-                                       "text" if begun else "start")
+            thoughts = ReasoningReader(
+                self.reasoning, "thought" if self.reasoning.opened(prompt) else "text" if begun else "start"
+            )
         schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
         return Reader(thoughts, ToolReader(self.tools, schemas) if tools else None)
 
@@ -88,8 +89,14 @@ class Format:
         hidden = tokenizer.special_ids - self.harmony.shown
         reader = HarmonyReader(begun=False, calls=True)
         parts = reader.push(tokenizer.decode([i for i in ids if i not in hidden])) + reader.finish()
-        return "\n\n".join(f"{part.name}({part.arguments})" if isinstance(part, Call) else
-                           part.text if isinstance(part, Thought) else part for part in parts)
+        return "\n\n".join(
+            f"{part.name}({part.arguments})"
+            if isinstance(part, Call)
+            else part.text
+            if isinstance(part, Thought)
+            else part
+            for part in parts
+        )
 
     def grammar(self, tokenizer: Tokenizer, chosen: list[dict], parallel: bool) -> str:
         """A Lark grammar of answers that are calls of these tools and nothing else."""

@@ -7,8 +7,7 @@ from os.path import commonprefix
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.calls import (
-    PROBE, PROBE_TOOLS, Call, json_rule, object_text, parameters_of, probe_call, written)
+from tunesmith.writing.calls import PROBE, PROBE_TOOLS, Call, json_rule, object_text, parameters_of, probe_call, written
 from tunesmith.writing.marks import ByState, tail_of
 from tunesmith.writing.reasoning import ASK, KEYS, THOUGHT, Thought
 
@@ -34,12 +33,12 @@ def find_harmony(tokenizer: Tokenizer) -> Harmony | None:
     try:
         prompt = tokenizer.render(ASK, PROBE_TOOLS, add_generation_prompt=True)
         text = tokenizer.render([*ASK, turn], PROBE_TOOLS)
-        told = text[len(commonprefix([text, prompt])):]
+        told = text[len(commonprefix([text, prompt])) :]
         reasons = {key: tokenizer.render([*ASK, {**turn, key: THOUGHT}], PROBE_TOOLS) for key in KEYS}
     except RowProblem:
         return None
     key = next((key for key in KEYS if f"{CHANNEL}analysis{MESSAGE}{THOUGHT}{ENDS[0]}" in reasons[key]), None)
-    call = told[:told.find(MESSAGE) + len(MESSAGE)] if MESSAGE in told else ""
+    call = told[: told.find(MESSAGE) + len(MESSAGE)] if MESSAGE in told else ""
     if key is None or f"to=functions.{PROBE}" not in call:
         return None
     return Harmony(call, key, frozenset(tokenizer.added_ids[mark] for mark in MARKS if mark in tokenizer.added_ids))
@@ -85,7 +84,7 @@ class HarmonyReader(ByState):
         if not found:
             return False
         words = header.replace(CHANNEL, f" {CHANNEL} ").replace(CONSTRAIN, " ").split()
-        channel = words[words.index(CHANNEL) + 1:][:1] if CHANNEL in words else []
+        channel = words[words.index(CHANNEL) + 1 :][:1] if CHANNEL in words else []
         to = next((word[3:] for word in words if word.startswith("to=")), "")
         author = words[0] if words and words[0] != CHANNEL and not words[0].startswith("to=") else "assistant"
         self._name = to.removeprefix("functions.")
@@ -107,13 +106,13 @@ class HarmonyReader(ByState):
                 self._text = self._text[end:]
             return False
         self._end(self._text[:at], said)
-        self._text = self._text[at + len(mark):]
+        self._text = self._text[at + len(mark) :]
         self._state = "header" if mark == START else "between"
         return True
 
     def _in_between(self, said: list) -> bool:
         before, found, after = self._text.partition(START)
-        self._text = after if found else before[len(before) - tail_of(before, START):]
+        self._text = after if found else before[len(before) - tail_of(before, START) :]
         if found:
             self._state = "header"
         return bool(found)
@@ -136,4 +135,3 @@ class HarmonyReader(ByState):
         self._first = False
         self._said.add(self._kind)
         said.append(Thought(text) if self._kind == "thought" else text)
-

@@ -71,8 +71,10 @@ class JsonCalls:
         if value == ARGUMENTS or object_text(value) == object_text(ARGUMENTS):
             return {"$ref": parameters}
         if isinstance(value, dict):
-            inner = {tool["function"]["name"] if key == self.name else key: self._schema(item, tool, parameters)
-                     for key, item in value.items()}
+            inner = {
+                tool["function"]["name"] if key == self.name else key: self._schema(item, tool, parameters)
+                for key, item in value.items()
+            }
             return {"type": "object", "properties": inner, "required": list(inner), "additionalProperties": False}
         if value == self.name:
             return {"const": tool["function"]["name"]}

@@ -37,7 +37,7 @@ def common_start(first: str, second: str) -> str:
 def common_end(first: str, second: str) -> str:
     """The whole marks that both texts end with."""
     marks = [MARK.findall(text)[::-1] for text in (first, second)]
-    return first[len(first) - len(_shared(*marks)):]
+    return first[len(first) - len(_shared(*marks)) :]
 
 
 def _shared(first: list[str], second: list[str]) -> str:

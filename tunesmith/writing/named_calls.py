@@ -6,7 +6,17 @@ from functools import cached_property
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.writing.calls import (
-    ARGUMENTS, DECODER, NAME, Found, any_of_rules, flexible, json_rule, object_text, parameters_of, written)
+    ARGUMENTS,
+    DECODER,
+    NAME,
+    Found,
+    any_of_rules,
+    flexible,
+    json_rule,
+    object_text,
+    parameters_of,
+    written,
+)
 
 FURTHEST = 80  # from a name to its arguments
 

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.writing.calls import (
-    ARGUMENTS, Found, any_of_rules, in_order, json_rule, object_text, parameters_of, written)
+    ARGUMENTS,
+    Found,
+    any_of_rules,
+    in_order,
+    json_rule,
+    object_text,
+    parameters_of,
+    written,
+)
 from tunesmith.writing.schemas import choices, embedded, kinds, properties, required
 
 CONSTANTS = {"true": True, "false": False, "null": None}  # as some templates write them
@@ -43,8 +51,9 @@ class PythonCalls:
 
     def write(self, calls: list[tuple[str, dict]]) -> str:
         """The calls, each a name and arguments, as text."""
-        texts = [f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
-                 for name, arguments in calls]
+        texts = [
+            f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})" for name, arguments in calls
+        ]
         return f"[{', '.join(texts)}]"
 
     def may_begin(self, text: str, tools: dict[str, dict]) -> bool:
@@ -54,8 +63,11 @@ class PythonCalls:
     def rules(self, tokenizer: Tokenizer, tools: list[dict], parallel: bool) -> str:
         """Of what a schema says of strings they keep to `enum` and `const`."""
         more = ' (", " one)*' if parallel else ""
-        rules = [f'call: "[" one{more} "]"', any_of_rules(len(tools)).replace("call:", "one:", 1),
-                 r"""any_text: /'([^'\\\n]|\\.)*'/ | /"([^"\\\n]|\\.)*"/"""]
+        rules = [
+            f'call: "[" one{more} "]"',
+            any_of_rules(len(tools)).replace("call:", "one:", 1),
+            r"""any_text: /'([^'\\\n]|\\.)*'/ | /"([^"\\\n]|\\.)*"/""",
+        ]
         for n, tool in enumerate(tools):
             schema, found = parameters_of(tool), []
             needed = required(schema, schema)

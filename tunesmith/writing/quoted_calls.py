@@ -6,8 +6,18 @@ from dataclasses import dataclass
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.writing.calls import (
-    COUNT, FIRST, NAME, SECOND, TEXT, Found, any_of_rules, in_order, object_text, parameters_of,
-    written)
+    COUNT,
+    FIRST,
+    NAME,
+    SECOND,
+    TEXT,
+    Found,
+    any_of_rules,
+    in_order,
+    object_text,
+    parameters_of,
+    written,
+)
 from tunesmith.writing.schemas import choices, kinds, properties, required
 
 COMMA = '","'
@@ -61,11 +71,18 @@ class QuotedCalls:
         hold any values."""
         quote = " ".join(written(tokenizer, self.quote))
         text = rf"{quote} /(.|\n)*/ {quote}" if quote.startswith("<[") else rf"{quote} /[^<]*/ {quote}"
-        rules = [any_of_rules(len(tools)), f"any_text: {text}", 'boolean: "true" | "false"', 'null: "null"',
-                 r"integer: /-?(0|[1-9][0-9]*)/", r"number: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/",
-                 'array: "[" (any_value ("," any_value)*)? "]"', r'object: "{" (pair ("," pair)*)? "}"',
-                 r'pair: /[A-Za-z_][A-Za-z0-9_-]*/ ":" any_value',
-                 "any_value: any_text | boolean | null | number | array | object"]
+        rules = [
+            any_of_rules(len(tools)),
+            f"any_text: {text}",
+            'boolean: "true" | "false"',
+            'null: "null"',
+            r"integer: /-?(0|[1-9][0-9]*)/",
+            r"number: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/",
+            'array: "[" (any_value ("," any_value)*)? "]"',
+            r'object: "{" (pair ("," pair)*)? "}"',
+            r'pair: /[A-Za-z_][A-Za-z0-9_-]*/ ":" any_value',
+            "any_value: any_text | boolean | null | number | array | object",
+        ]
         for n, tool in enumerate(tools):
             schema, found = parameters_of(tool), []
             needed = required(schema, schema)

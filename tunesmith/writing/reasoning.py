@@ -99,7 +99,7 @@ class ReasoningReader(ByState):
     def _in_start(self, said: list) -> bool:
         text = self._text.lstrip()
         if text.startswith(self._opening):
-            self._text, self._state = text[len(self._opening):], "thought"
+            self._text, self._state = text[len(self._opening) :], "thought"
             return True
         if self._opening.startswith(text):
             return False
@@ -114,7 +114,7 @@ class ReasoningReader(ByState):
         if thought:
             said.append(Thought(thought))
             self._thought = True
-        self._text = text[len(thought):] if at < 0 else text[at + len(self._closing):]
+        self._text = text[len(thought) :] if at < 0 else text[at + len(self._closing) :]
         if at >= 0:
             self._state = "gap"
         return at >= 0

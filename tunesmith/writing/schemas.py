@@ -3,8 +3,15 @@
 from urllib.parse import unquote
 
 ALL = frozenset(("string", "number", "integer", "boolean", "null", "array", "object"))
-KINDS = {str: {"string"}, int: {"integer", "number"}, float: {"number"}, bool: {"boolean"}, type(None): {"null"},
-         list: {"array"}, dict: {"object"}}
+KINDS = {
+    str: {"string"},
+    int: {"integer", "number"},
+    float: {"number"},
+    bool: {"boolean"},
+    type(None): {"null"},
+    list: {"array"},
+    dict: {"object"},
+}
 BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # hold schemas by name
 VALUES = ("const", "enum", "default", "examples")  # hold values, which may look like schemas
 IDENTITY = ("$id", "$schema")  # a schema inside another one has none of its own

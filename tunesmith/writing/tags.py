@@ -12,7 +12,17 @@ from functools import cached_property
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.writing.calls import (
-    COUNT, FIRST, NAME, SECOND, TEXT, Found, any_of_rules, flexible, parameters_of, written)
+    COUNT,
+    FIRST,
+    NAME,
+    SECOND,
+    TEXT,
+    Found,
+    any_of_rules,
+    flexible,
+    parameters_of,
+    written,
+)
 from tunesmith.writing.marks import MARK, common_end
 from tunesmith.writing.schemas import KINDS, choices, embedded, kinds, properties, required
 
@@ -40,10 +50,10 @@ class Tags:
         head, text, between, other = found.groups()
         opening = common_end(head, between)
         closing = between.removesuffix(opening)
-        rest = turn[found.end():]
+        rest = turn[found.end() :]
         if not (opening.strip() and text.strip() and closing.strip()) or not rest.startswith(closing):
             return None
-        end = MARK.match(rest[len(closing):].lstrip())
+        end = MARK.match(rest[len(closing) :].lstrip())
         if end is None or len(text) > len(opening) + 80:
             return None
         form = Tags(head.removesuffix(opening), opening, text, other, closing, end[0])
@@ -59,7 +69,7 @@ class Tags:
             closing = self._closing.search(text, opening.end())
             if closing is None:
                 return None
-            key, said = opening[1], text[opening.end():closing.start()]
+            key, said = opening[1], text[opening.end() : closing.start()]
             as_text = self.text != self.other and re.fullmatch(flexible(self.text), opening[2].rstrip("\n")) is not None
             values[key] = json.dumps(said, ensure_ascii=False) if as_text else _json(said, found.get(key), schema)
             at = closing.end()
@@ -126,7 +136,7 @@ class Tags:
         if at == 0:
             return rf"any_text: /(.|\n)*/ {' '.join(pieces)}"
         lazy = "[lazy]" if at == len(pieces) else ""  # a token of its own ends the text before it
-        before = self.closing[:len(self.closing) - len(self.closing.lstrip())] + "".join(map(json.loads, pieces[:at]))
+        before = self.closing[: len(self.closing) - len(self.closing.lstrip())] + "".join(map(json.loads, pieces[:at]))
         return "\n".join([f"any_text: until {' '.join(pieces[at:])}", rf"until{lazy}: /(.|\n)*{_regex(before)}/"])
 
 
@@ -141,9 +151,9 @@ def _newline(text: str, at: int) -> str:
 
 def _attributes(first: str, second: str) -> str:
     """A pattern for what two texts of the same beginning and end have between: an attribute's value."""
-    before = next(i for i in range(len(first)) if first[:i + 1] != second[:i + 1])
-    after = next(i for i in range(len(first)) if first[len(first) - i - 1:] != second[len(second) - i - 1:])
-    return rf"{flexible(first[:before])}\w*{flexible(first[len(first) - after:].rstrip())}"
+    before = next(i for i in range(len(first)) if first[: i + 1] != second[: i + 1])
+    after = next(i for i in range(len(first)) if first[len(first) - i - 1 :] != second[len(second) - i - 1 :])
+    return rf"{flexible(first[:before])}\w*{flexible(first[len(first) - after :].rstrip())}"
 
 
 def _json(text: str, schema, root) -> str:

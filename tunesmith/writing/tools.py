@@ -66,8 +66,9 @@ def find_format(tokenizer: Tokenizer) -> ToolFormat | None:
         return None
     for content in ("", None):  # a template may want no content beside calls, or arguments as text
         for as_text in (False, True):
-            one, two = (_turn(tokenizer, names, content, as_text, (plain, prompt))
-                        for names in ([PROBE], [PROBE, OTHER]))
+            one, two = (
+                _turn(tokenizer, names, content, as_text, (plain, prompt)) for names in ([PROBE], [PROBE, OTHER])
+            )
             if one and (found := _format(tokenizer, one, two, plain)):
                 return found
     return _in_vocabulary(tokenizer)
@@ -91,7 +92,7 @@ def _turn(tokenizer: Tokenizer, names: list[str], content: str | None, as_text: 
         text = tokenizer.render([USER, {"role": "assistant", "content": content, "tool_calls": calls}], PROBE_TOOLS)
     except RowProblem:
         return None
-    return text[max(len(common_start(text, other)) for other in others):]
+    return text[max(len(common_start(text, other)) for other in others) :]
 
 
 def _format(tokenizer: Tokenizer, one: str, two: str | None, plain: str) -> ToolFormat | None:
@@ -106,7 +107,7 @@ def _format(tokenizer: Tokenizer, one: str, two: str | None, plain: str) -> Tool
     places = [form.find(two, name) for name in (PROBE, OTHER)] if two else [None]
     opening, closing = before, after
     if None not in places and places[0][:2] != places[1][:2]:  # else one call, or a list of them
-        between = two[places[0][1]:places[1][0]]
+        between = two[places[0][1] : places[1][0]]
         opening = common_end(before, between)
         rest = between.removesuffix(opening)
         closing = common_start(rest, after) if rest.strip() else ""
@@ -118,9 +119,9 @@ def _format(tokenizer: Tokenizer, one: str, two: str | None, plain: str) -> Tool
 
 def _until_end(tokenizer: Tokenizer, after: str, plain: str) -> str:
     """What the template writes after a call, less what ends a turn."""
-    after = after.removesuffix(common_end(after, plain[plain.rfind(SAID) + len(SAID):]))
+    after = after.removesuffix(common_end(after, plain[plain.rfind(SAID) + len(SAID) :]))
     end = after.find(tokenizer.eos_token) if tokenizer.eos_token else -1
-    return after[:end if end >= 0 else len(after)].rstrip()
+    return after[: end if end >= 0 else len(after)].rstrip()
 
 
 class ToolReader(ByState):
@@ -159,13 +160,13 @@ class ToolReader(ByState):
         text = self._text[:end].rstrip()  # whitespace may belong to a call that comes
         if text:
             said.append(text)
-            self._text = self._text[len(text):]
+            self._text = self._text[len(text) :]
         if at >= 0:
             self._state, self._tried = "call", 0
         return at >= 0
 
     def _in_call(self, said: list) -> bool:
-        new, self._tried = self._text[self._tried:], len(self._text)
+        new, self._tried = self._text[self._tried :], len(self._text)
         return any(char in self._form.last for char in new) and self._read_call(said)
 
     def _read_call(self, said: list) -> bool:
@@ -175,7 +176,7 @@ class ToolReader(ByState):
             if len(self._text.lstrip()) > self._longest:
                 self._give_up(said)
             return self._state == "text"
-        found = self._form.read(self._text[begin.end():], self._tools)
+        found = self._form.read(self._text[begin.end() :], self._tools)
         if found is None:
             return False
         calls, end = found
@@ -184,12 +185,12 @@ class ToolReader(ByState):
             return True
         said += [Call(name, arguments) for name, arguments in calls]
         self._called = True
-        self._text, self._state = self._text[begin.end() + end:], "after"
+        self._text, self._state = self._text[begin.end() + end :], "after"
         return True
 
     def _give_up(self, said: list) -> None:
         """What began like a call is text, at least its first mark."""
-        at = min((at + len(mark) for mark in self._marks if (at := self._text.find(mark)) >= 0))
+        at = min(at + len(mark) for mark in self._marks if (at := self._text.find(mark)) >= 0)
         said.append(self._text[:at])
         self._text, self._state = self._text[at:], "text"
 
@@ -197,7 +198,7 @@ class ToolReader(ByState):
         text = self._text.lstrip()
         for mark in self._ends:
             if text.startswith(mark):
-                text = text[len(mark):].lstrip()
+                text = text[len(mark) :].lstrip()
             elif mark.startswith(text):
                 return False
         if not text:

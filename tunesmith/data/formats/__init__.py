@@ -46,8 +46,10 @@ def recognise(samples: list[dict], path: str) -> str:
     best = [name for name, count in votes.items() if count == most]
     columns = _listed(dict.fromkeys(column for sample in samples for column in sample))
     if most == 0:
-        raise Unknown(f"{path}: no known format has the columns {columns}{_conversation_problem(samples)}; known "
-                      f"formats are {', '.join(known())}; set `format:`, and `columns: {{standard name: your column}}`")
+        raise Unknown(
+            f"{path}: no known format has the columns {columns}{_conversation_problem(samples)}; known "
+            f"formats are {', '.join(known())}; set `format:`, and `columns: {{standard name: your column}}`"
+        )
     if len(best) > 1:
         raise UserError(f"{path}: the columns {columns} fit {' and '.join(best)}; choose with `format:`")
     return best[0]

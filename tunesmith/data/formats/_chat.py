@@ -11,13 +11,27 @@ from tunesmith.data.records import Record
 from tunesmith.data.rows import Chat, RowProblem
 
 ROLES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
-    "bing": "assistant", "bard": "assistant",
-    "function_call": "assistant", "tool_call": "assistant", "tool_calls": "assistant",
-    "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "function_response": "tool",
-    "tool_result": "tool", "ipython": "tool",
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool_calls": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+    "tool_result": "tool",
+    "ipython": "tool",
 }
 CALL_ROLES = ("function_call", "tool_call", "tool_calls")  # assistant turns whose text is their calls, as JSON
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
@@ -25,8 +39,17 @@ SYSTEM = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 CHOSEN = ("chosen", "completion", "response")  # the answer to a conversation that ends with the user
-LEARN = {"weight": True, "train": True, "training": True, "train_on_turn": True, "learn": True, "loss": True,
-         "loss_weight": True, "loss_scale": True, "masked": False}  # a turn's flags: does yes mean that it is learned?
+LEARN = {
+    "weight": True,
+    "train": True,
+    "training": True,
+    "train_on_turn": True,
+    "learn": True,
+    "loss": True,
+    "loss_weight": True,
+    "loss_scale": True,
+    "masked": False,
+}  # a turn's flags: does yes mean that it is learned?
 YES, NO = (True, 1, "true", "True", "1"), (False, 0, "false", "False", "0")
 
 
@@ -146,7 +169,7 @@ def from_json(value: Any) -> Any:
     parsed = parse_json(value)
     if isinstance(parsed, RowProblem) and value.lstrip()[:1] in ("[", "{"):
         parsed = _python_literal(value.strip())
-    if parsed is None and value.strip() != "null" or isinstance(parsed, RowProblem):
+    if (parsed is None and value.strip() != "null") or isinstance(parsed, RowProblem):
         raise RowProblem("wrong_shape", f"JSON expected, found {shown(value)}")
     return parsed
 
@@ -315,8 +338,10 @@ def _answers_joined(turns: list[dict]) -> list[dict]:
         before = joined[-1] if joined else {}
         same = before.get("role") == turn["role"] == "assistant" and before.get("weight", 1) == turn.get("weight", 1)
         if same and not ("tool_calls" in before and turn["content"]):
-            texts = {key: "\n\n".join(filter(None, (before.get(key), turn.get(key))))
-                     for key in ("content", "reasoning_content")}
+            texts = {
+                key: "\n\n".join(filter(None, (before.get(key), turn.get(key))))
+                for key in ("content", "reasoning_content")
+            }
             calls = [*before.get("tool_calls", ()), *turn.get("tool_calls", ())]
             joined[-1] = {**before, "content": texts["content"]}
             joined[-1] |= {"reasoning_content": texts["reasoning_content"]} if texts["reasoning_content"] else {}

@@ -5,8 +5,16 @@ A completion whose messages begin with another turn than an assistant's is taken
 no prompt. `label: false` beside them marks an answer not to give (KTO).
 """
 
-from tunesmith.data.formats._chat import (chat, exchange, has_turns, history, is_turns, optional, refuse_bad, role_of,
-                                          turns_or_text)
+from tunesmith.data.formats._chat import (
+    chat,
+    has_turns,
+    history,
+    is_turns,
+    optional,
+    refuse_bad,
+    role_of,
+    turns_or_text,
+)
 from tunesmith.data.rows import Chat
 
 ANSWERS = ("completion", "response", "chosen")

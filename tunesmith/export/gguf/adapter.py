@@ -16,8 +16,13 @@ from tunesmith.export.gguf.families import family_of, inputs_form, targets, text
 from tunesmith.export.gguf.write import write_values
 from tunesmith.llama import gguf_package
 
-NOT_LORA = {"use_dora": "DoRA", "modules_to_save": "modules trained whole", "trainable_token_indices": "trained tokens",
-            "lora_bias": "trained biases", "fan_in_fan_out": "transposed layers"}
+NOT_LORA = {
+    "use_dora": "DoRA",
+    "modules_to_save": "modules trained whole",
+    "trainable_token_indices": "trained tokens",
+    "lora_bias": "trained biases",
+    "fan_in_fan_out": "transposed layers",
+}
 
 
 def write_adapter(peft_folder: Path, base_config, target: Path) -> None:
@@ -102,5 +107,6 @@ def _scale(settings: dict, module: str, rank: int) -> float:
 
 
 def _refused(what: str) -> UserError:
-    return UserError(f"export: gguf adapter: llama.cpp's adapters are LoRA of linear layers, this one has {what}; "
-                     "export merged")
+    return UserError(
+        f"export: gguf adapter: llama.cpp's adapters are LoRA of linear layers, this one has {what}; export merged"
+    )

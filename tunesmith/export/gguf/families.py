@@ -26,18 +26,28 @@ NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 POST_NORMS = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 GEMMA_NORMS = {"input_layernorm": "attn_norm", "pre_feedforward_layernorm": "ffn_norm", **POST_NORMS}
 ROUTER = {"mlp.gate": "ffn_gate_inp"}
-BOTH_NORMS = {"input_layernorm": "attn_norm", "post_self_attn_layernorm": "post_attention_norm",
-              "post_attention_layernorm": "ffn_norm", "post_mlp_layernorm": "post_ffw_norm"}
-OUTSIDE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
-           "model.norm.bias": "output_norm.bias", "lm_head.weight": "output.weight",
-           "model.embedding_norm.weight": "token_embd_norm.weight",
-           "model.embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
-           "model.per_layer_model_projection.weight": "per_layer_model_proj.weight",
-           "model.per_layer_projection_norm.weight": "per_layer_proj_norm.weight"}
+BOTH_NORMS = {
+    "input_layernorm": "attn_norm",
+    "post_self_attn_layernorm": "post_attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
+}
+OUTSIDE = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "model.norm.bias": "output_norm.bias",
+    "lm_head.weight": "output.weight",
+    "model.embedding_norm.weight": "token_embd_norm.weight",
+    "model.embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
+    "model.per_layer_model_projection.weight": "per_layer_model_proj.weight",
+    "model.per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
+}
 STILL = 1e30  # divides the frequency of what is not rotated
 IN_IMAGES = re.compile(r"(model\.)?\w*(vision|visual|projector|connector|image|audio)")
-IMAGES = ("this file is the text decoder. For images llama.cpp reads a second file (--mmproj): that of the base stays "
-          "valid, and convert_hf_to_gguf.py --mmproj makes it of the base's folder")
+IMAGES = (
+    "this file is the text decoder. For images llama.cpp reads a second file (--mmproj): that of the base stays "
+    "valid, and convert_hf_to_gguf.py --mmproj makes it of the base's folder"
+)
 CONVERTER = "export `merged`, and convert that folder with llama.cpp's convert_hf_to_gguf.py, which has more families"
 
 
@@ -81,19 +91,39 @@ class Family:
     """The same, where that reorders inputs instead of rows."""
 
 
-_LLAMA = dict(modules={**ATTENTION, **MLP, **NORMS}, interleaved=True, rope_factors=frozenset({"llama3"}),
-              biases=frozenset({*ATTENTION.values(), *MLP.values()}))
+_LLAMA = dict(
+    modules={**ATTENTION, **MLP, **NORMS},
+    interleaved=True,
+    rope_factors=frozenset({"llama3"}),
+    biases=frozenset({*ATTENTION.values(), *MLP.values()}),
+)
 _MIXTURE = dict(experts="halves", modules={**ATTENTION, **NORMS, **ROUTER})
 _GEMMA = dict(norm_offset=1.0, window=True, activation="gelu_pytorch_tanh")
 _GEMMA4 = dict(
-    modules={**ATTENTION, **HEAD_NORMS, **MLP, **GEMMA_NORMS, "post_feedforward_layernorm_1": "post_ffw_norm_1",
-             "post_feedforward_layernorm_2": "post_ffw_norm_2", "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
-             "router.proj": "ffn_gate_inp", "per_layer_input_gate": "inp_gate", "per_layer_projection": "proj",
-             "post_per_layer_input_norm": "post_norm"},
-    parameters={"layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale",
-                "router.per_expert_scale": "ffn_down_exps.scale"},
-    biases=frozenset(), window=True, activation="gelu_pytorch_tanh", rope_factors=frozenset({"proportional"}),
-    partial_rotary=True)
+    modules={
+        **ATTENTION,
+        **HEAD_NORMS,
+        **MLP,
+        **GEMMA_NORMS,
+        "post_feedforward_layernorm_1": "post_ffw_norm_1",
+        "post_feedforward_layernorm_2": "post_ffw_norm_2",
+        "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
+        "router.proj": "ffn_gate_inp",
+        "per_layer_input_gate": "inp_gate",
+        "per_layer_projection": "proj",
+        "post_per_layer_input_norm": "post_norm",
+    },
+    parameters={
+        "layer_scalar": "layer_output_scale.weight",
+        "router.scale": "ffn_gate_inp.scale",
+        "router.per_expert_scale": "ffn_down_exps.scale",
+    },
+    biases=frozenset(),
+    window=True,
+    activation="gelu_pytorch_tanh",
+    rope_factors=frozenset({"proportional"}),
+    partial_rotary=True,
+)
 _OLMO2 = dict(modules={**ATTENTION, **HEAD_NORMS, **MLP, **POST_NORMS}, own_head=True, square=True)
 _BIASED = frozenset({*ATTENTION.values(), "attn_norm", "ffn_norm", "ffn_up", "ffn_down"})
 
@@ -105,62 +135,177 @@ FAMILIES = {
     "smollm3": Family("smollm3", {**ATTENTION, **MLP, **NORMS}, interleaved=True),
     "qwen2": Family("qwen2", {**ATTENTION, **MLP, **NORMS}, square=True),
     "qwen3": Family("qwen3", {**ATTENTION, **HEAD_NORMS, **MLP, **NORMS}),
-    "qwen3_moe": Family("qwen3moe", {**_MIXTURE["modules"], **HEAD_NORMS}, experts="halves",
-                        expert_count="num_experts", expert_width="moe_intermediate_size"),
+    "qwen3_moe": Family(
+        "qwen3moe",
+        {**_MIXTURE["modules"], **HEAD_NORMS},
+        experts="halves",
+        expert_count="num_experts",
+        expert_width="moe_intermediate_size",
+    ),
     "gemma2": Family("gemma2", {**ATTENTION, **MLP, **GEMMA_NORMS}, **_GEMMA),
     "gemma3_text": Family("gemma3", {**ATTENTION, **HEAD_NORMS, **MLP, **GEMMA_NORMS}, **_GEMMA),
-    "gemma4_text": Family("gemma4", **_GEMMA4, experts="halves", expert_count="num_experts",
-                          expert_width="moe_intermediate_size", experts_used="top_k_experts"),
+    "gemma4_text": Family(
+        "gemma4",
+        **_GEMMA4,
+        experts="halves",
+        expert_count="num_experts",
+        expert_width="moe_intermediate_size",
+        experts_used="top_k_experts",
+    ),
     "gemma4_unified_text": Family("gemma4", **_GEMMA4),
-    "phi3": Family("phi3", {"self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output",
-                            "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down", **NORMS},
-                   biases=frozenset(), square=True, rope_factors=frozenset({"longrope"}), partial_rotary=True),
+    "phi3": Family(
+        "phi3",
+        {
+            "self_attn.qkv_proj": "attn_qkv",
+            "self_attn.o_proj": "attn_output",
+            "mlp.gate_up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down",
+            **NORMS,
+        },
+        biases=frozenset(),
+        square=True,
+        rope_factors=frozenset({"longrope"}),
+        partial_rotary=True,
+    ),
     "olmo2": Family("olmo2", **_OLMO2),
     "olmo3": Family("olmo2", **_OLMO2, window=True),
-    "olmoe": Family("olmoe", {**_MIXTURE["modules"], **HEAD_NORMS}, own_head=True, square=True, experts="halves",
-                    expert_count="num_experts"),
-    "gpt_oss": Family("gpt-oss", {**ATTENTION, "input_layernorm": "attn_norm", "mlp.router": "ffn_gate_inp",
-                                  "post_attention_layernorm": "post_attention_norm"},
-                      biases=frozenset({*ATTENTION.values(), "ffn_gate_inp"}), own_head=True, window=True,
-                      experts="strides", expert_count="num_local_experts",
-                      parameters={"self_attn.sinks": "attn_sinks.weight"}),
-    "granite": Family("granite", **_LLAMA, scales=(
-        ("attention.scale", "attention_multiplier"), ("embedding_scale", "embedding_multiplier"),
-        ("residual_scale", "residual_multiplier"), ("logit_scale", "logits_scaling"))),
-    "seed_oss": Family("seed_oss", {**ATTENTION, **MLP, "input_layernorm": "attn_norm",
-                                    "post_attention_layernorm": "post_attention_norm"}),
-    "exaone4": Family("exaone4", {**ATTENTION, **HEAD_NORMS, **MLP, **POST_NORMS}, biases=frozenset(),
-                      rope_factors=frozenset({"llama3"})),
+    "olmoe": Family(
+        "olmoe",
+        {**_MIXTURE["modules"], **HEAD_NORMS},
+        own_head=True,
+        square=True,
+        experts="halves",
+        expert_count="num_experts",
+    ),
+    "gpt_oss": Family(
+        "gpt-oss",
+        {
+            **ATTENTION,
+            "input_layernorm": "attn_norm",
+            "mlp.router": "ffn_gate_inp",
+            "post_attention_layernorm": "post_attention_norm",
+        },
+        biases=frozenset({*ATTENTION.values(), "ffn_gate_inp"}),
+        own_head=True,
+        window=True,
+        experts="strides",
+        expert_count="num_local_experts",
+        parameters={"self_attn.sinks": "attn_sinks.weight"},
+    ),
+    "granite": Family(
+        "granite",
+        **_LLAMA,
+        scales=(
+            ("attention.scale", "attention_multiplier"),
+            ("embedding_scale", "embedding_multiplier"),
+            ("residual_scale", "residual_multiplier"),
+            ("logit_scale", "logits_scaling"),
+        ),
+    ),
+    "seed_oss": Family(
+        "seed_oss",
+        {**ATTENTION, **MLP, "input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"},
+    ),
+    "exaone4": Family(
+        "exaone4",
+        {**ATTENTION, **HEAD_NORMS, **MLP, **POST_NORMS},
+        biases=frozenset(),
+        rope_factors=frozenset({"llama3"}),
+    ),
     "ernie4_5": Family("ernie4_5", {**ATTENTION, **MLP, **NORMS}, biases=frozenset()),
-    "hunyuan_v1_dense": Family("hunyuan-dense", {
-        **ATTENTION, "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm", **MLP,
-        **NORMS}, biases=frozenset()),
-    "glm4": Family("glm4", {**ATTENTION, "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down", **BOTH_NORMS},
-                   partial_rotary=True),
-    "cohere2": Family("cohere2", {**ATTENTION, **MLP, "input_layernorm": "attn_norm"}, biases=frozenset(), window=True,
-                      epsilon="layer_norm_eps", layer_norm=True, scales=(("logit_scale", "logit_scale"),)),
-    "starcoder2": Family("starcoder2", {**ATTENTION, "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down", **NORMS},
-                         biases=_BIASED, activation="gelu_pytorch_tanh", epsilon="norm_epsilon", layer_norm=True),
-    "nemotron": Family("nemotron", {**ATTENTION, "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", **NORMS},
-                       biases=_BIASED, activation="relu2", norm_offset=1.0, partial_rotary=True, epsilon="norm_eps",
-                       layer_norm=True),
-    "lfm2": Family("lfm2", {
-        **QKV, "self_attn.out_proj": "attn_output", "self_attn.q_layernorm": "attn_q_norm",
-        "self_attn.k_layernorm": "attn_k_norm", "conv.in_proj": "shortconv.in_proj", "conv.conv": "shortconv.conv",
-        "conv.out_proj": "shortconv.out_proj", "feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down",
-        "feed_forward.w3": "ffn_up", "operator_norm": "attn_norm", "ffn_norm": "ffn_norm"},
-        biases=frozenset(), square=True, epsilon="norm_eps", forms={"shortconv.conv": layout.kernel}),
-    "qwen3_5_text": Family("qwen35", {
-        **ATTENTION, **HEAD_NORMS, **MLP, "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "post_attention_norm", "linear_attn.in_proj_qkv": "attn_qkv",
-        "linear_attn.in_proj_z": "attn_gate", "linear_attn.in_proj_b": "ssm_beta", "linear_attn.in_proj_a": "ssm_alpha",
-        "linear_attn.conv1d": "ssm_conv1d", "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out"},
-        biases=frozenset(), norm_offset=1.0, partial_rotary=True,
+    "hunyuan_v1_dense": Family(
+        "hunyuan-dense",
+        {
+            **ATTENTION,
+            "self_attn.query_layernorm": "attn_q_norm",
+            "self_attn.key_layernorm": "attn_k_norm",
+            **MLP,
+            **NORMS,
+        },
+        biases=frozenset(),
+    ),
+    "glm4": Family(
+        "glm4",
+        {**ATTENTION, "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down", **BOTH_NORMS},
+        partial_rotary=True,
+    ),
+    "cohere2": Family(
+        "cohere2",
+        {**ATTENTION, **MLP, "input_layernorm": "attn_norm"},
+        biases=frozenset(),
+        window=True,
+        epsilon="layer_norm_eps",
+        layer_norm=True,
+        scales=(("logit_scale", "logit_scale"),),
+    ),
+    "starcoder2": Family(
+        "starcoder2",
+        {**ATTENTION, "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down", **NORMS},
+        biases=_BIASED,
+        activation="gelu_pytorch_tanh",
+        epsilon="norm_epsilon",
+        layer_norm=True,
+    ),
+    "nemotron": Family(
+        "nemotron",
+        {**ATTENTION, "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", **NORMS},
+        biases=_BIASED,
+        activation="relu2",
+        norm_offset=1.0,
+        partial_rotary=True,
+        epsilon="norm_eps",
+        layer_norm=True,
+    ),
+    "lfm2": Family(
+        "lfm2",
+        {
+            **QKV,
+            "self_attn.out_proj": "attn_output",
+            "self_attn.q_layernorm": "attn_q_norm",
+            "self_attn.k_layernorm": "attn_k_norm",
+            "conv.in_proj": "shortconv.in_proj",
+            "conv.conv": "shortconv.conv",
+            "conv.out_proj": "shortconv.out_proj",
+            "feed_forward.w1": "ffn_gate",
+            "feed_forward.w2": "ffn_down",
+            "feed_forward.w3": "ffn_up",
+            "operator_norm": "attn_norm",
+            "ffn_norm": "ffn_norm",
+        },
+        biases=frozenset(),
+        square=True,
+        epsilon="norm_eps",
+        forms={"shortconv.conv": layout.kernel},
+    ),
+    "qwen3_5_text": Family(
+        "qwen35",
+        {
+            **ATTENTION,
+            **HEAD_NORMS,
+            **MLP,
+            "input_layernorm": "attn_norm",
+            "post_attention_layernorm": "post_attention_norm",
+            "linear_attn.in_proj_qkv": "attn_qkv",
+            "linear_attn.in_proj_z": "attn_gate",
+            "linear_attn.in_proj_b": "ssm_beta",
+            "linear_attn.in_proj_a": "ssm_alpha",
+            "linear_attn.conv1d": "ssm_conv1d",
+            "linear_attn.norm": "ssm_norm",
+            "linear_attn.out_proj": "ssm_out",
+        },
+        biases=frozenset(),
+        norm_offset=1.0,
+        partial_rotary=True,
         parameters={"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"},
-        forms={"attn_qkv": layout.mixed_rows, "ssm_conv1d": layout.mixed_kernel, "ssm_norm": layout.kept,
-               "ssm_a": layout.decay, **dict.fromkeys(("attn_gate", "ssm_beta", "ssm_alpha", "ssm_dt.bias"),
-                                                      layout.value_rows)},
-        inputs={"ssm_out": layout.value_inputs}),
+        forms={
+            "attn_qkv": layout.mixed_rows,
+            "ssm_conv1d": layout.mixed_kernel,
+            "ssm_norm": layout.kept,
+            "ssm_a": layout.decay,
+            **dict.fromkeys(("attn_gate", "ssm_beta", "ssm_alpha", "ssm_dt.bias"), layout.value_rows),
+        },
+        inputs={"ssm_out": layout.value_inputs},
+    ),
 }
 
 
@@ -168,8 +313,9 @@ def family_of(config) -> Family:
     """Raises UserError for a model that has no mapping, or that llama.cpp would compute differently."""
     family = FAMILIES.get(config.model_type)
     if family is None:
-        raise UserError(f"export: gguf: no mapping for {config.model_type}; {CONVERTER}. There is one for "
-                        f"{', '.join(FAMILIES)}")
+        raise UserError(
+            f"export: gguf: no mapping for {config.model_type}; {CONVERTER}. There is one for {', '.join(FAMILIES)}"
+        )
     for problem in _problems(family, config):
         raise UserError(f"export: gguf: {config.model_type}: {problem}; export `merged` keeps it")
     return family
@@ -188,8 +334,9 @@ def targets(config, name: str) -> list[tuple[str, Transform]]:
         found = _in_layer(family, config, rest)
         if found:
             return [(f"blk.{prefix}.{gguf_name}", form) for gguf_name, form in found]
-    raise UserError(f"export: gguf: llama.cpp has no place for {name} in {family.architecture}; "
-                    "export `merged` keeps it")
+    raise UserError(
+        f"export: gguf: llama.cpp has no place for {name} in {family.architecture}; export `merged` keeps it"
+    )
 
 
 def inputs_form(config, gguf_name: str) -> Transform | None:
@@ -231,13 +378,14 @@ def _in_layer(family: Family, config, rest: str) -> list[tuple[str, Transform]]:
 def _stacked(order: str, name: str) -> list[tuple[str, Transform]]:
     if order == "halves":
         gates = [("ffn_gate_exps.weight", partial(layout.half, 0)), ("ffn_up_exps.weight", partial(layout.half, 1))]
-        return {"gate_up_proj": gates,
-                "down_proj": [("ffn_down_exps.weight", layout.same)]}.get(name, [])
+        return {"gate_up_proj": gates, "down_proj": [("ffn_down_exps.weight", layout.same)]}.get(name, [])
     gates = [("ffn_gate_exps", 0), ("ffn_up_exps", 1)]
-    return {"gate_up_proj": [(f"{g}.weight", partial(layout.stride, first, True)) for g, first in gates],
-            "gate_up_proj_bias": [(f"{g}.bias", partial(layout.stride, first, False)) for g, first in gates],
-            "down_proj": [("ffn_down_exps.weight", layout.transposed)],
-            "down_proj_bias": [("ffn_down_exps.bias", layout.same)]}.get(name, [])
+    return {
+        "gate_up_proj": [(f"{g}.weight", partial(layout.stride, first, True)) for g, first in gates],
+        "gate_up_proj_bias": [(f"{g}.bias", partial(layout.stride, first, False)) for g, first in gates],
+        "down_proj": [("ffn_down_exps.weight", layout.transposed)],
+        "down_proj_bias": [("ffn_down_exps.bias", layout.same)],
+    }.get(name, [])
 
 
 def metadata(config) -> dict[str, object]:
@@ -245,29 +393,43 @@ def metadata(config) -> dict[str, object]:
     family = FAMILIES[config.model_type]
     size = head_size(config)
     values = {
-        "context_length": _trained_context(config), "embedding_length": config.hidden_size,
-        "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
+        "context_length": _trained_context(config),
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": _of_full_layers(config).num_key_value_heads,
-        "attention.key_length": size, "attention.value_length": size,
+        "attention.key_length": size,
+        "attention.value_length": size,
         "vocab_size": config.vocab_size,
     }
     norm = "layer_norm_epsilon" if family.layer_norm else "layer_norm_rms_epsilon"
     values[f"attention.{norm}"] = float(getattr(config, family.epsilon))
     values |= {key: float(getattr(config, name)) for key, name in family.scales}
     if family.experts and getattr(config, family.expert_count):
-        values |= {"expert_count": getattr(config, family.expert_count),
-                   "expert_used_count": getattr(config, family.experts_used),
-                   "expert_feed_forward_length": getattr(config, family.expert_width)}
+        values |= {
+            "expert_count": getattr(config, family.expert_count),
+            "expert_used_count": getattr(config, family.experts_used),
+            "expert_feed_forward_length": getattr(config, family.expert_width),
+        }
     if family.window and getattr(config, "sliding_window", None):
-        values |= {"attention.sliding_window": config.sliding_window,
-                   "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config.layer_types]}
-    for key, name in (("attn_logit_softcapping", "attn_logit_softcapping"),
-                      ("final_logit_softcapping", "final_logit_softcapping")):
+        values |= {
+            "attention.sliding_window": config.sliding_window,
+            "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config.layer_types],
+        }
+    for key, name in (
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+    ):
         if getattr(config, name, None):
             values[key] = float(getattr(config, name))
-    own = {"lfm2": _lfm2_values, "ministral3": _ministral_values, "qwen3_5_text": _qwen35_values,
-           "gemma4_text": _gemma4_values, "gemma4_unified_text": _gemma4_values}.get(config.model_type, lambda _: {})
+    own = {
+        "lfm2": _lfm2_values,
+        "ministral3": _ministral_values,
+        "qwen3_5_text": _qwen35_values,
+        "gemma4_text": _gemma4_values,
+        "gemma4_unified_text": _gemma4_values,
+    }.get(config.model_type, lambda _: {})
     return values | _rope(config, size) | own(config)
 
 
@@ -279,40 +441,54 @@ def _lfm2_values(config) -> dict[str, object]:
         if config.block_ffn_dim_multiplier is not None:
             multiple = config.block_multiple_of
             width = -(int(config.block_ffn_dim_multiplier * width) // -multiple) * multiple
-    return {"feed_forward_length": width, "shortconv.l_cache": config.conv_L_cache,
-            "attention.head_count_kv": [0 if kind == "conv" else config.num_key_value_heads
-                                        for kind in config.layer_types]}
+    return {
+        "feed_forward_length": width,
+        "shortconv.l_cache": config.conv_L_cache,
+        "attention.head_count_kv": [0 if kind == "conv" else config.num_key_value_heads for kind in config.layer_types],
+    }
 
 
 def _ministral_values(config) -> dict[str, object]:
     """Queries grow with the logarithm of how many times the original context went by."""
     rope = config.rope_parameters
-    return {"attention.temperature_scale": float(rope["llama_4_scaling_beta"]),
-            "rope.scaling.original_context_length": rope["original_max_position_embeddings"]}
+    return {
+        "attention.temperature_scale": float(rope["llama_4_scaling_beta"]),
+        "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
+    }
 
 
 def _qwen35_values(config) -> dict[str, object]:
     linear = [kind == "linear_attention" for kind in config.layer_types]
     sections = config.rope_parameters.get("mrope_section", [11, 11, 10])
-    return {"rope.dimension_sections": [*sections, 0], "attention.recurrent_layers": linear,
-            "full_attention_interval": (linear.index(False) if False in linear else len(linear)) + 1,
-            "ssm.conv_kernel": config.linear_conv_kernel_dim, "ssm.state_size": config.linear_key_head_dim,
-            "ssm.group_count": config.linear_num_key_heads, "ssm.time_step_rank": config.linear_num_value_heads,
-            "ssm.inner_size": config.linear_num_value_heads * config.linear_value_head_dim}
+    return {
+        "rope.dimension_sections": [*sections, 0],
+        "attention.recurrent_layers": linear,
+        "full_attention_interval": (linear.index(False) if False in linear else len(linear)) + 1,
+        "ssm.conv_kernel": config.linear_conv_kernel_dim,
+        "ssm.state_size": config.linear_key_head_dim,
+        "ssm.group_count": config.linear_num_key_heads,
+        "ssm.time_step_rank": config.linear_num_value_heads,
+        "ssm.inner_size": config.linear_num_value_heads * config.linear_value_head_dim,
+    }
 
 
 def _gemma4_values(config) -> dict[str, object]:
     layers = [config.per_layer_config[layer] for layer in range(config.num_hidden_layers)]
     own = config.num_hidden_layers - config.num_kv_shared_layers
     local = config.per_layer_config["sliding_attention"].head_dim
-    return {"attention.key_length_swa": local, "attention.value_length_swa": local,
-            "rope.dimension_count": head_size(config), "rope.dimension_count_swa": local,
-            "attention.head_count_kv": [layer.num_key_value_heads for layer in layers],
-            "attention.shared_kv_layers": config.num_kv_shared_layers,
-            "final_logit_softcapping": float(config.final_logit_softcapping or 0),  # left out, it is 30 to llama.cpp
-            "embedding_length_per_layer_input": getattr(config, "hidden_size_per_layer_input", None) or 0,
-            "feed_forward_length": [config.intermediate_size * (2 if config.use_double_wide_mlp and n >= own else 1)
-                                    for n in range(len(layers))]}
+    return {
+        "attention.key_length_swa": local,
+        "attention.value_length_swa": local,
+        "rope.dimension_count": head_size(config),
+        "rope.dimension_count_swa": local,
+        "attention.head_count_kv": [layer.num_key_value_heads for layer in layers],
+        "attention.shared_kv_layers": config.num_kv_shared_layers,
+        "final_logit_softcapping": float(config.final_logit_softcapping or 0),  # left out, it is 30 to llama.cpp
+        "embedding_length_per_layer_input": getattr(config, "hidden_size_per_layer_input", None) or 0,
+        "feed_forward_length": [
+            config.intermediate_size * (2 if config.use_double_wide_mlp and n >= own else 1) for n in range(len(layers))
+        ],
+    }
 
 
 def head_size(config) -> int:
@@ -334,8 +510,9 @@ def extra_tensors(config) -> dict[str, torch.Tensor]:
         plain = rope["rope_theta"] ** -(torch.arange(len(frequencies)) / len(frequencies))
         return {"rope_freqs.weight": (plain / frequencies).float().clamp(max=STILL)}
     if rope["rope_type"] == "longrope":
-        return {f"rope_factors_{kind}.weight": torch.tensor(rope[f"{kind}_factor"]).float()
-                for kind in ("long", "short")}
+        return {
+            f"rope_factors_{kind}.weight": torch.tensor(rope[f"{kind}_factor"]).float() for kind in ("long", "short")
+        }
     return {}
 
 
@@ -344,14 +521,20 @@ def notes(config) -> list[str]:
     rope = _rope_of(config)[0]
     found = []
     if _trained_context(config) < config.max_position_embeddings:
-        found.append(f"llama.cpp has no sliding window for {config.model_type}: context_length is "
-                     f"{_trained_context(config)}, within which both compute the same")
+        found.append(
+            f"llama.cpp has no sliding window for {config.model_type}: context_length is "
+            f"{_trained_context(config)}, within which both compute the same"
+        )
     if rope["rope_type"] == "yarn" and not rope.get("truncate", True):
-        found.append("llama.cpp rounds the ends of yarn's ramp, which this model does not (rope truncate: false): "
-                     "logits differ a little")
+        found.append(
+            "llama.cpp rounds the ends of yarn's ramp, which this model does not (rope truncate: false): "
+            "logits differ a little"
+        )
     if rope["rope_type"] == "longrope":
-        found.append("llama.cpp takes the long rope factors for a context longer than "
-                     f"{rope['original_max_position_embeddings']}, transformers for a text that is")
+        found.append(
+            "llama.cpp takes the long rope factors for a context longer than "
+            f"{rope['original_max_position_embeddings']}, transformers for a text that is"
+        )
     return found
 
 
@@ -369,8 +552,10 @@ def _rope_of(config) -> tuple[dict, dict | None]:
     rope = config.rope_parameters
     if rope.get("rope_type") == "dynamic" and rope.get("alpha"):  # a fixed factor, as Hunyuan has it
         size = head_size(config)
-        return rope | {"rope_type": "default",
-                       "rope_theta": rope["rope_theta"] * rope["alpha"] ** (size / (size - 2))}, None
+        return rope | {
+            "rope_type": "default",
+            "rope_theta": rope["rope_theta"] * rope["alpha"] ** (size / (size - 2)),
+        }, None
     if "full_attention" in rope:
         return rope["full_attention"], rope.get("sliding_attention")
     return rope, None
@@ -378,8 +563,10 @@ def _rope_of(config) -> tuple[dict, dict | None]:
 
 def _rope(config, size: int) -> dict[str, object]:
     rope, local = _rope_of(config)
-    values = {"rope.freq_base": float(rope["rope_theta"]),
-              "rope.dimension_count": int(size * rope.get("partial_rotary_factor", 1.0))}
+    values = {
+        "rope.freq_base": float(rope["rope_theta"]),
+        "rope.dimension_count": int(size * rope.get("partial_rotary_factor", 1.0)),
+    }
     if local:
         values["rope.freq_base_swa"] = float(local["rope_theta"])
     kind = rope["rope_type"]
@@ -410,16 +597,26 @@ def _problems(family: Family, config) -> Iterator[str]:
     heads, size = config.num_attention_heads, head_size(config)
     if family.square and heads * size != config.hidden_size:
         yield f"llama.cpp needs {heads} heads of {size} to be hidden_size {config.hidden_size}"
-    activation = (getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
-                  or family.activation)  # of one whose config does not name it, there is no other
+    activation = (
+        getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or family.activation
+    )  # of one whose config does not name it, there is no other
     if activation != family.activation:
         yield f"llama.cpp computes {family.activation}, the model {activation}"
     yield from _rope_problems(family, config)
-    yield from {"gemma2": _gemma_problems, "gemma3_text": _gemma_problems, "smollm3": _smollm3_problems,
-                "qwen3_moe": _mixture_problems, "olmoe": _mixture_problems,
-                "gpt_oss": _gpt_oss_problems, "exaone4": _exaone_problems, "cohere2": _cohere_problems,
-                "olmo3": _olmo3_problems, "qwen3_5_text": _qwen35_problems, "gemma4_text": _gemma4_problems,
-                "gemma4_unified_text": _gemma4_problems}.get(config.model_type, lambda _: ())(config)
+    yield from {
+        "gemma2": _gemma_problems,
+        "gemma3_text": _gemma_problems,
+        "smollm3": _smollm3_problems,
+        "qwen3_moe": _mixture_problems,
+        "olmoe": _mixture_problems,
+        "gpt_oss": _gpt_oss_problems,
+        "exaone4": _exaone_problems,
+        "cohere2": _cohere_problems,
+        "olmo3": _olmo3_problems,
+        "qwen3_5_text": _qwen35_problems,
+        "gemma4_text": _gemma4_problems,
+        "gemma4_unified_text": _gemma4_problems,
+    }.get(config.model_type, lambda _: ())(config)
 
 
 def _rope_problems(family: Family, config) -> Iterator[str]:
@@ -457,7 +654,7 @@ def _gemma4_problems(config) -> Iterator[str]:
     if getattr(config, "hidden_size_per_layer_input", None) and config.vocab_size_per_layer_input != config.vocab_size:
         yield f"llama.cpp has embeddings of layers for all {config.vocab_size} tokens"
     own = config.num_hidden_layers - config.num_kv_shared_layers
-    if config.num_kv_shared_layers and config.layer_types[own - 2:own] != ["sliding_attention", "full_attention"]:
+    if config.num_kv_shared_layers and config.layer_types[own - 2 : own] != ["sliding_attention", "full_attention"]:
         yield "llama.cpp takes shared keys from the last two layers with their own, one with a window, then one without"
 
 
@@ -482,8 +679,9 @@ def _exaone_problems(config) -> Iterator[str]:
 
 
 def _cohere_problems(config) -> Iterator[str]:
-    if config.layer_types != ["full_attention" if n % 4 == 3 else "sliding_attention"
-                              for n in range(config.num_hidden_layers)]:
+    if config.layer_types != [
+        "full_attention" if n % 4 == 3 else "sliding_attention" for n in range(config.num_hidden_layers)
+    ]:
         yield "llama.cpp has a window in all layers but every fourth"
     if not config.tie_word_embeddings:
         yield "llama.cpp takes the embedding for the output matrix"
@@ -497,8 +695,10 @@ def _olmo3_problems(config) -> Iterator[str]:
 
 def _qwen35_problems(config) -> Iterator[str]:
     if config.linear_key_head_dim != config.linear_value_head_dim:
-        yield (f"llama.cpp has one size of key and value heads in linear attention, not {config.linear_key_head_dim} "
-               f"and {config.linear_value_head_dim}")
+        yield (
+            f"llama.cpp has one size of key and value heads in linear attention, not {config.linear_key_head_dim} "
+            f"and {config.linear_value_head_dim}"
+        )
     if config.rms_norm_eps != 1e-6:
         yield "llama.cpp takes rms_norm_eps for the norms of linear attention's keys too, transformers 1e-6"
 

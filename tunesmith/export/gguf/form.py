@@ -86,8 +86,11 @@ class Engine(LlamaCpp):
     def excuses(self, text: str) -> bool:
         """It brings no text into Unicode's form NFC, knows capitals in ASCII only, and keeps whitespace that tokens
         such as Phi-4's take along (docs/gguf.md)."""
-        return (unicodedata.normalize("NFC", text) != text or any(c.isupper() and not c.isascii() for c in text)
-                or self._keeps_whitespace(text))
+        return (
+            unicodedata.normalize("NFC", text) != text
+            or any(c.isupper() and not c.isascii() for c in text)
+            or self._keeps_whitespace(text)
+        )
 
     def log_probs(self, ids: list[int]) -> np.ndarray:
         return torch.from_numpy(self.logits(ids)[:-1]).log_softmax(1).numpy()
@@ -108,4 +111,3 @@ def precision(run: Run, settings: Settings) -> str:
     """A bound no closer than that of the trained weights' own precision."""
     own = "f32" if run.plan["weights"] == "float32" else "bf16"
     return max(settings.precision, own, key=lambda kind: BOUNDS[kind].kl)
-

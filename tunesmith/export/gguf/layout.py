@@ -30,6 +30,7 @@ def stride(first: int, transpose: bool, stack: torch.Tensor) -> torch.Tensor:
 
 # What follows takes the config first.
 
+
 def kept(config, weight: torch.Tensor) -> torch.Tensor:
     return weight
 

@@ -39,32 +39,66 @@ SPLITS: dict[str, tuple[list[str], bool]] = {
     "llama-bpe": ([rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_LINES}"], True),
     "dbrx": ([rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_LINES}"], False),
     "qwen2": ([rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_LINES}"], False),
-    "qwen35": ([rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
-                r"|\s*[\r\n]+|\s+(?!\S)|\s+"], False),
+    "qwen35": (
+        [
+            rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
+            r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ],
+        False,
+    ),
     "granite-embed-multi-97m": ([_cased(f"{_CONTRACTIONS}?", r"\p{N}{1,3}")], True),
     "gpt-4o": ([_cased(f"{_CONTRACTIONS}?", r"\p{N}{1,3}")], False),
     "tekken": ([_cased("", r"\p{N}")], True),
     "gpt-2": ([_GPT2], False),
     "smollm": ([r"\p{N}", _GPT2], False),
-    "deepseek-v3": ([r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+",
-                     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-                     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"], False),
+    "deepseek-v3": (
+        [
+            r"\p{N}{1,3}",
+            "[一-龥\u3040-ゟ゠-ヿ]+",
+            r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+            r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ],
+        False,
+    ),
 }
 
 # Those that llama.cpp's regular expressions only come near to; of two for one, the nearer stands first above.
 _CAPITALS = "llama.cpp splits words in capitals outside ASCII (ÉCOLE) otherwise than the tokenizer: they get other ids"
 _MARKS = "llama.cpp splits words with combining marks (नमस्ते) otherwise than the tokenizer: they get other ids"
-_WHITESPACE = ("llama.cpp keeps whitespace beside special tokens that the tokenizer takes along: messages that begin "
-               "or end with whitespace get other ids")
+_WHITESPACE = (
+    "llama.cpp keeps whitespace beside special tokens that the tokenizer takes along: messages that begin "
+    "or end with whitespace get other ids"
+)
 NEARLY = {"granite-embed-multi-97m": [_CAPITALS], "gpt-4o": [_CAPITALS, _MARKS], "tekken": [_CAPITALS, _MARKS]}
 
 # What llama.cpp has for Phi-3: these of its tokens take no whitespace along, all others do. It looks each of them up.
 PHI3_PLAIN, PHI3_TAKING = {"<unk>", "<s>", "<|endoftext|>"}, {"</s>"}
 
 # Tokens at which llama.cpp stops by their text, whatever the file says.
-STOPS = {"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
-         "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
-         "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["}
+STOPS = {
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
+}
 
 
 @dataclass(frozen=True)
@@ -142,7 +176,7 @@ def _strips(folder: Path, file: dict, byte_level: bool) -> bool:
     every = {t["content"] for t in file["added_tokens"]}
     taking = {t["content"] for t in file["added_tokens"] if t["rstrip"]}
     odd = next((t["content"] for t in file["added_tokens"] if t["lstrip"] or t["single_word"]), None)
-    as_phi3 = every - taking == PHI3_PLAIN and PHI3_TAKING <= taking
+    as_phi3 = every - taking == PHI3_PLAIN and taking >= PHI3_TAKING
     if byte_level and (odd or not as_phi3):
         return False
     if odd or (taking and not as_phi3):
@@ -155,11 +189,11 @@ def _byte_level(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) -> tu
     taking = [] if tokens.strips else sorted(own.taking_whitespace)
     if taking and chats and own.takes_whitespace(chats[0]):
         raise _refused(folder, f"its token {taking[0]} takes whitespace along in a way llama.cpp has not")
-    texts = [text for text in (*TEXTS, *CAPITALS, *LEADING, *chats)
-             if not (taking and own.takes_whitespace(text))]
+    texts = [text for text in (*TEXTS, *CAPITALS, *LEADING, *chats) if not (taking and own.takes_whitespace(text))]
     expected = [own.encode(text)[0] for text in texts]
-    as_the_file_splits = tokenizers.Tokenizer.from_str(json.dumps({**file, "model": {"type": "BPE", "vocab": {},
-                                                                                     "merges": []}})).pre_tokenizer
+    as_the_file_splits = tokenizers.Tokenizer.from_str(
+        json.dumps({**file, "model": {"type": "BPE", "vocab": {}, "merges": []}})
+    ).pre_tokenizer
     keeps_whole = bool(file["model"].get("ignore_merges"))
     seen = [_pieces(as_the_file_splits, text) for text in texts]
     by_merges = sorted(SPLITS.items(), key=lambda split: split[0] not in NEARLY and split[1][1] != keeps_whole)
@@ -168,7 +202,7 @@ def _byte_level(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) -> tu
             continue
         there = _as_llama_cpp(file, patterns, whole)
         probes = texts if whole == keeps_whole else texts + _decoded(own, tokens)
-        wanted = expected + [own.encode(text)[0] for text in probes[len(texts):]]
+        wanted = expected + [own.encode(text)[0] for text in probes[len(texts) :]]
         if [e.ids for e in there.encode_batch(probes, add_special_tokens=False)] == wanted:
             merges = [_merge(pair) for pair in file["model"]["merges"]]
             notes = _normalizer_notes(file) + NEARLY.get(name, []) + ([_WHITESPACE] if taking else [])
@@ -178,16 +212,25 @@ def _byte_level(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) -> tu
 
 def _as_llama_cpp(file: dict, patterns: list[str], whole: bool) -> tokenizers.Tokenizer:
     """The tokenizer with llama.cpp's split and without what llama.cpp leaves out."""
-    other = file | {"normalizer": None, "post_processor": None, "truncation": None, "padding": None,
-                    "model": file["model"] | {"ignore_merges": whole}}
+    other = file | {
+        "normalizer": None,
+        "post_processor": None,
+        "truncation": None,
+        "padding": None,
+        "model": file["model"] | {"ignore_merges": whole},
+    }
     made = tokenizers.Tokenizer.from_str(json.dumps(other))
     made.pre_tokenizer = _splitter(patterns)
     return made
 
 
 def _splitter(patterns: list[str]) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence([*(pre_tokenizers.Split(Regex(p), "isolated") for p in patterns),
-                                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(p), "isolated") for p in patterns),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 def _pieces(splitter: pre_tokenizers.PreTokenizer, text: str) -> list[str]:
@@ -214,9 +257,13 @@ def _sentencepiece(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) ->
     stripping = frozenset(t["id"] for t in file["added_tokens"] if t["rstrip"])
     there = SentencePiece(ids, scores, tokens.special, stripping)
     plain, chats = [*TEXTS, *CAPITALS, *_doubtful(file, ids, tokens)], written(own)
-    wrong = {prefix: {kind: _first_wrong(own, there, texts, prefix)
-                      for kind, texts in (("plain", plain), ("leading", LEADING), ("chat", chats))}
-             for prefix in (True, False)}
+    wrong = {
+        prefix: {
+            kind: _first_wrong(own, there, texts, prefix)
+            for kind, texts in (("plain", plain), ("leading", LEADING), ("chat", chats))
+        }
+        for prefix in (True, False)
+    }
     prefix = min(wrong, key=lambda p: [wrong[p][kind] is not None for kind in ("chat", "plain", "leading")])
     must = wrong[prefix]["chat"] or (None if chats else wrong[prefix]["plain"])
     # Text that begins with a special token shows whether the ids are right where the space at the beginning is not.
@@ -224,12 +271,21 @@ def _sentencepiece(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) ->
     must = must or _first_wrong(own, there, [start + text for text in plain], prefix)
     if must is not None:
         raise _refused(folder, f"llama.cpp would give {must!r} other ids")
-    differing = [what for kind, what in (("plain", "no special token"), ("leading", "a space"))
-                 if wrong[prefix][kind] is not None]
-    notes = [f"llama.cpp gives text that begins with {what} another first id; conversations are the same"
-             for what in differing]
-    return {"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default", "tokenizer.ggml.scores": scores,
-            "tokenizer.ggml.add_space_prefix": prefix}, notes
+    differing = [
+        what
+        for kind, what in (("plain", "no special token"), ("leading", "a space"))
+        if wrong[prefix][kind] is not None
+    ]
+    notes = [
+        f"llama.cpp gives text that begins with {what} another first id; conversations are the same"
+        for what in differing
+    ]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }, notes
 
 
 def _first_wrong(own: Tokenizer, there: SentencePiece, texts: list[str], prefix: bool) -> str | None:
@@ -251,9 +307,14 @@ def _doubtful(file: dict, ids: dict[str, int], tokens: _Tokens) -> list[str]:
     """Texts of tokens that llama.cpp may put together of two that the tokenizer has no merge for."""
     known = {_merge(pair) for pair in file["model"]["merges"]}
     normal = {text for text, number in ids.items() if tokens.kinds[number] == NORMAL}
-    return [text.replace(SPACE, " ") for text in normal
-            if any(text[:at] in normal and text[at:] in normal and f"{text[:at]} {text[at:]}" not in known
-                   for at in range(1, len(text)))]
+    return [
+        text.replace(SPACE, " ")
+        for text in normal
+        if any(
+            text[:at] in normal and text[at:] in normal and f"{text[:at]} {text[at:]}" not in known
+            for at in range(1, len(text))
+        )
+    ]
 
 
 def _named(folder: Path, own: Tokenizer, tokens: _Tokens, stop_ids: tuple[int, ...]) -> dict[str, object]:
@@ -266,8 +327,9 @@ def _named(folder: Path, own: Tokenizer, tokens: _Tokens, stop_ids: tuple[int, .
     if {"<|return|>", "<|call|>", "<|end|>"} <= set(tokens.texts):  # llama.cpp then goes on after <|end|>
         unknown += [i for i in wanted if i != eos and tokens.texts[i] == "<|end|>"]
     if len(unknown) > 2 or any(tokens.texts[i] == "<|end|>" for i in unknown):
-        raise _refused(folder, "llama.cpp cannot stop at all of its ends: "
-                       + ", ".join(tokens.texts[i] for i in [eos, *unknown]))
+        raise _refused(
+            folder, "llama.cpp cannot stop at all of its ends: " + ", ".join(tokens.texts[i] for i in [eos, *unknown])
+        )
     values = {"eos": eos, "bos": own.bos_id}
     for key, name in (("unknown", "unk_token"), ("padding", "pad_token")):
         if own.named_tokens.get(name) in tokens.texts:
@@ -276,7 +338,9 @@ def _named(folder: Path, own: Tokenizer, tokens: _Tokens, stop_ids: tuple[int, .
     if tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode("").ids not in ([], [own.bos_id]):
         raise _refused(folder, "it adds other tokens to text than one at the beginning")
     return {f"tokenizer.ggml.{name}_token_id": number for name, number in values.items() if number is not None} | {
-        "tokenizer.ggml.add_bos_token": own.adds_bos, "tokenizer.ggml.add_eos_token": False}
+        "tokenizer.ggml.add_bos_token": own.adds_bos,
+        "tokenizer.ggml.add_eos_token": False,
+    }
 
 
 def _parts(part: dict | None, key: str) -> list[dict]:

@@ -8,8 +8,16 @@ import numpy as np
 import torch
 
 from tunesmith.errors import UserError
-from tunesmith.export.gguf.families import (IMAGES, extra_tensors, family_of, is_of_text, metadata, notes, targets,
-                                              text_name)
+from tunesmith.export.gguf.families import (
+    IMAGES,
+    extra_tensors,
+    family_of,
+    is_of_text,
+    metadata,
+    notes,
+    targets,
+    text_name,
+)
 from tunesmith.export.gguf.vocabulary import Vocabulary, vocabulary_of
 from tunesmith.llama import gguf_package
 
@@ -73,16 +81,27 @@ class TextPart:
 
 def write_values(writer, values: dict[str, object]) -> None:
     """Adds metadata by GGUF key, each as its Python type says: whole numbers as uint32, others as float32."""
-    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
-           list: writer.add_array}
+    add = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
     for key, value in values.items():
         add[type(value)](key, value)
 
 
 def _describe(writer, config, vocabulary: Vocabulary, name: str, kind: str, gguf) -> None:
-    write_values(writer, {"general.type": "model", "general.name": name,
-                          "general.quantization_version": int(gguf.GGML_QUANT_VERSION),
-                          "general.file_type": int(gguf.LlamaFileType[KINDS[kind]])})
+    write_values(
+        writer,
+        {
+            "general.type": "model",
+            "general.name": name,
+            "general.quantization_version": int(gguf.GGML_QUANT_VERSION),
+            "general.file_type": int(gguf.LlamaFileType[KINDS[kind]]),
+        },
+    )
     write_values(writer, {f"{writer.arch}.{key}": value for key, value in metadata(config).items()})
     write_values(writer, vocabulary.metadata)
 

@@ -19,8 +19,15 @@ from tunesmith.serve.engine import Refused
 from tunesmith.writing.calls import Call
 from tunesmith.writing.reasoning import Thought
 
-KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
-         413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}
+KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 TEXT = {"type": "text", "text": ""}
 THINKING = {"type": "thinking", "thinking": "", "signature": ""}  # there is nobody to sign it
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -88,11 +95,15 @@ def routes(service: Service) -> APIRouter:
         asked.max_new_tokens, asked.stream = body.max_tokens, bool(body.stream)
         asked.stop = tuple(s for s in body.stop_sequences or [] if s)
         answers = await service.answers(asked)
-        head = {"id": "msg_" + uuid.uuid4().hex, "type": "message", "role": "assistant",
-                "model": service.served(body.model).name}
+        head = {
+            "id": "msg_" + uuid.uuid4().hex,
+            "type": "message",
+            "role": "assistant",
+            "model": service.served(body.model).name,
+        }
         if body.stream:
             return AnswerStream(answers, _stream(answers, head, body.shows_thinking))
-        answer, = await answers.collect(http)
+        (answer,) = await answers.collect(http)
         blocks = _blocks(answer, body.shows_thinking)
         return JSONResponse({**head, "content": blocks, **_end(answer), "usage": _usage(answers)})
 
@@ -129,8 +140,17 @@ def _asked(body: CountRequest) -> Asked:
     form = body.form(config.format or body.output_format, "output_config.format")
     if body.thinks:
         template |= thinking_of(config.effort)
-    return Asked(body.model, messages, body, tools, names[choice.type], not choice.disable_parallel_tool_use, form,
-                 template, prefill)
+    return Asked(
+        body.model,
+        messages,
+        body,
+        tools,
+        names[choice.type],
+        not choice.disable_parallel_tool_use,
+        form,
+        template,
+        prefill,
+    )
 
 
 def _messages(message: Message) -> list[dict]:
@@ -143,8 +163,13 @@ def _messages(message: Message) -> list[dict]:
         if kind == "tool_use" and message.role == "assistant":
             calls.append(tool_call(str(block.get("name")), block.get("input") or {}, str(block.get("id"))))
         elif kind == "tool_result" and message.role == "user":
-            found.append({"role": "tool", "content": text_of(block.get("content")),
-                          "tool_call_id": str(block.get("tool_use_id"))})
+            found.append(
+                {
+                    "role": "tool",
+                    "content": text_of(block.get("content")),
+                    "tool_call_id": str(block.get("tool_use_id")),
+                }
+            )
         elif kind == "thinking":
             reasoning += str(block.get("thinking") or "")
         elif kind != "redacted_thinking":
@@ -171,20 +196,26 @@ def _end(answer: Answer) -> dict:
 
 
 def _usage(answers: Answers) -> dict:
-    return {"input_tokens": answers.prompt_tokens - answers.cached, "output_tokens": answers.generated,
-            "cache_read_input_tokens": answers.cached, "cache_creation_input_tokens": 0}
+    return {
+        "input_tokens": answers.prompt_tokens - answers.cached,
+        "output_tokens": answers.generated,
+        "cache_read_input_tokens": answers.cached,
+        "cache_creation_input_tokens": 0,
+    }
 
 
 async def _stream(answers: Answers, head: dict, with_thinking: bool) -> AsyncIterator[str]:
     start = {"input_tokens": answers.prompt_tokens, "output_tokens": 0}
-    yield _event("message_start", message={**head, "content": [], "stop_reason": None, "stop_sequence": None,
-                                           "usage": start})
+    yield _event(
+        "message_start", message={**head, "content": [], "stop_reason": None, "stop_sequence": None, "usage": start}
+    )
     blocks = _Blocks()
     try:
         async for _, said in answers.events():
             if isinstance(said, Call):
-                made = blocks.whole({**_use(said), "input": {}},
-                                    {"type": "input_json_delta", "partial_json": said.arguments})
+                made = blocks.whole(
+                    {**_use(said), "input": {}}, {"type": "input_json_delta", "partial_json": said.arguments}
+                )
             elif isinstance(said, Answer):
                 made = blocks.close()
             elif not isinstance(said, Thought):
@@ -195,7 +226,7 @@ async def _stream(answers: Answers, head: dict, with_thinking: bool) -> AsyncIte
                 continue
             for event in made:
                 yield event
-        answer, = answers.done
+        (answer,) = answers.done
         yield _event("message_delta", delta=_end(answer), usage=_usage(answers))
         yield _event("message_stop")
     except Refused as error:

@@ -13,7 +13,16 @@ from pydantic import Field
 from tunesmith.serve.answering import Answer, Answers, Asked, Service
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.openai_api import (
-    AnswerStream, Stop, StreamOptions, heading, problem, stops_of, token_lists, usage, wants_usage)
+    AnswerStream,
+    Stop,
+    StreamOptions,
+    heading,
+    problem,
+    stops_of,
+    token_lists,
+    usage,
+    wants_usage,
+)
 from tunesmith.serve.apis.wire import STREAMED, frame
 from tunesmith.serve.engine import Refused, Request, Token
 from tunesmith.writing.formats import Reader
@@ -61,9 +70,17 @@ def routes(service: Service) -> APIRouter:
         if body.stream:
             return AnswerStream(answers, _stream(answers, head, echoes, wants_usage(body), body.logprobs))
         done = await answers.collect(http)
-        choices = [_choice(i, echo.text + answer.text, [*echo.tokens, *answer.tokens, *_ending(answer)], answer.finish,
-                           body.logprobs, 0 if echo.tokens else len(echo.text))
-                   for i, (answer, echo) in enumerate(zip(done, echoes))]
+        choices = [
+            _choice(
+                i,
+                echo.text + answer.text,
+                [*echo.tokens, *answer.tokens, *_ending(answer)],
+                answer.finish,
+                body.logprobs,
+                0 if echo.tokens else len(echo.text),
+            )
+            for i, (answer, echo) in enumerate(zip(done, echoes))
+        ]
         return JSONResponse({**head, "choices": choices, "usage": usage(answers)})
 
     return router
@@ -71,14 +88,27 @@ def routes(service: Service) -> APIRouter:
 
 def _requests(service: Service, body: CompletionRequest, prompts: list[list[int]]) -> list[Request]:
     served = service.served(body.model)
-    asked = Asked(body.model, [], body, form=body.form(body.response_format), max_new_tokens=body.max_tokens,
-                  stop=stops_of(body.stop), logprobs=body.logprobs, n=body.n or 1, stream=bool(body.stream))
+    asked = Asked(
+        body.model,
+        [],
+        body,
+        form=body.form(body.response_format),
+        max_new_tokens=body.max_tokens,
+        stop=stops_of(body.stop),
+        logprobs=body.logprobs,
+        n=body.n or 1,
+        stream=bool(body.stream),
+    )
     if body.max_tokens == 0:
         return []
     constraint = service.constraint(served, asked)
-    return [request for ids in prompts
-            for request in service.requests(served, ids, asked, constraint=constraint, default_tokens=DEFAULT_TOKENS,
-                                            continues=True)]
+    return [
+        request
+        for ids in prompts
+        for request in service.requests(
+            served, ids, asked, constraint=constraint, default_tokens=DEFAULT_TOKENS, continues=True
+        )
+    ]
 
 
 async def _echoes(service: Service, body: CompletionRequest, prompts: list[list[int]]) -> list[Echo]:
@@ -90,8 +120,9 @@ async def _echoes(service: Service, body: CompletionRequest, prompts: list[list[
     scores: list = [[] for _ in prompts]
     if body.logprobs is not None:
         scores = [await wrap_future(service.engine.score(served.name, ids, body.logprobs)) for ids in prompts]
-    return [Echo(decode(ids, skip_special_tokens=True), told)
-            for ids, told in zip(prompts, scores) for _ in range(count)]
+    return [
+        Echo(decode(ids, skip_special_tokens=True), told) for ids, told in zip(prompts, scores) for _ in range(count)
+    ]
 
 
 def _scored(body: CompletionRequest, head: dict, prompts: list[list[int]], echoes: list[Echo]) -> JSONResponse:
@@ -100,8 +131,9 @@ def _scored(body: CompletionRequest, head: dict, prompts: list[list[int]], echoe
         raise Refused("max_tokens: 0 leaves nothing to stream", parameter="max_tokens")
     choices = [_choice(i, echo.text, echo.tokens, "length", body.logprobs, 0) for i, echo in enumerate(echoes)]
     count = sum(map(len, prompts))
-    return JSONResponse({**head, "choices": choices, "usage": {
-        "prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}})
+    return JSONResponse(
+        {**head, "choices": choices, "usage": {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}}
+    )
 
 
 def _ending(answer: Answer) -> list[Token]:
@@ -109,8 +141,7 @@ def _ending(answer: Answer) -> list[Token]:
     return [answer.stop_token] if answer.stop_token else []
 
 
-def _choice(index: int, text: str, tokens: list[Token], finish: str | None, logprobs: int | None,
-            offset: int) -> dict:
+def _choice(index: int, text: str, tokens: list[Token], finish: str | None, logprobs: int | None, offset: int) -> dict:
     """`offset`: characters of the choice before the first of the tokens. The first of a prompt has no probability."""
     told = None
     if logprobs is not None:
@@ -119,15 +150,18 @@ def _choice(index: int, text: str, tokens: list[Token], finish: str | None, logp
             offsets.append(offset)
             offset += len(token.text)
         scored = [token if token.logprob is not None else None for token in tokens]
-        told = {"tokens": [t.text for t in tokens],
-                "token_logprobs": [t and max(t.logprob, -9999.0) for t in scored],
-                "top_logprobs": [t and {text: max(value, -9999.0) for text, value in t.top} for t in scored],
-                "text_offset": offsets}
+        told = {
+            "tokens": [t.text for t in tokens],
+            "token_logprobs": [t and max(t.logprob, -9999.0) for t in scored],
+            "top_logprobs": [t and {text: max(value, -9999.0) for text, value in t.top} for t in scored],
+            "text_offset": offsets,
+        }
     return {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
 
 
-async def _stream(answers: Answers, head: dict, echoes: list[Echo], with_usage: bool,
-                  logprobs: int | None) -> AsyncIterator[str]:
+async def _stream(
+    answers: Answers, head: dict, echoes: list[Echo], with_usage: bool, logprobs: int | None
+) -> AsyncIterator[str]:
     more = {"usage": None} if with_usage else {}
     offsets = [len(echo.text) for echo in echoes]
     for index, echo in enumerate(echoes):

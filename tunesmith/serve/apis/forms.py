@@ -8,8 +8,16 @@ from tunesmith.serve.apis.wire import Options
 from tunesmith.serve.engine import Form, Refused
 
 ANY_OBJECT = {"type": "object"}
-KINDS = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar",
-         "json_schema": "json", "grammar": "grammar", "regex": "regex", "ebnf": "grammar"}
+KINDS = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",
+    "grammar": "grammar",
+    "regex": "regex",
+    "ebnf": "grammar",
+}
 IN_STRUCTURED = {"json": "json", "regex": "regex", "choice": "choice", "grammar": "grammar"}
 
 
@@ -30,14 +38,19 @@ class FormOptions(Options):
 
     def form(self, response_format, parameter: str = "response_format") -> Form | None:
         """The form that is asked for, whichever way. Raises Refused."""
-        asked = {parameter: _response_form(response_format, parameter), "structured_outputs": self._structured(),
-                 "guided_json_object": Form("json", ANY_OBJECT) if self.guided_json_object else None}
+        asked = {
+            parameter: _response_form(response_format, parameter),
+            "structured_outputs": self._structured(),
+            "guided_json_object": Form("json", ANY_OBJECT) if self.guided_json_object else None,
+        }
         for name, kind in KINDS.items():
             value = getattr(self, name)
             asked[name] = None if value is None else _form(kind, value, name)
         if self.structural_tag is not None:
-            raise Refused("structural_tag: not supported; give a JSON Schema, a regular expression, a choice or a "
-                          "grammar", parameter="structural_tag")
+            raise Refused(
+                "structural_tag: not supported; give a JSON Schema, a regular expression, a choice or a grammar",
+                parameter="structural_tag",
+            )
         given = {name: form for name, form in asked.items() if form is not None}
         if len(given) > 1:
             raise Refused(f"an answer keeps to one form; {' and '.join(given)} are given", parameter=list(given)[1])
@@ -49,9 +62,11 @@ class FormOptions(Options):
         if self.structured_outputs is None or not (given.keys() - {"whitespace_pattern", "backend"}):
             return None
         if len(known) != 1:
-            raise Refused("structured_outputs: give one of json, json_object, regex, choice and grammar",
-                          parameter="structured_outputs")
-        (key, value), = known.items()
+            raise Refused(
+                "structured_outputs: give one of json, json_object, regex, choice and grammar",
+                parameter="structured_outputs",
+            )
+        ((key, value),) = known.items()
         return Form("json", ANY_OBJECT) if key == "json_object" else _form(IN_STRUCTURED[key], value, key)
 
 
@@ -70,17 +85,20 @@ def _response_form(form, parameter: str) -> Form | None:
     text = next((form[key] for key in (kind, "pattern", "value") if isinstance(form.get(key), str)), None)
     if kind in ("regex", "grammar") and text is not None:
         return Form(kind, text)
-    raise Refused(f"{parameter} of type {kind!r}: give text, json_object, json_schema with a schema, regex or grammar",
-                  parameter=parameter)
+    raise Refused(
+        f"{parameter} of type {kind!r}: give text, json_object, json_schema with a schema, regex or grammar",
+        parameter=parameter,
+    )
 
 
 def _form(kind: str, value, parameter: str) -> Form:
     if kind == "json" and isinstance(value, str):
         value = _schema(value, parameter)
     wanted = {"json": dict, "choice": list}.get(kind, str)
-    if not isinstance(value, wanted) or not value and kind != "json":
-        raise Refused(f"{parameter}: give {'a JSON Schema' if kind == 'json' else f'a {wanted.__name__}'}",
-                      parameter=parameter)
+    if not isinstance(value, wanted) or (not value and kind != "json"):
+        raise Refused(
+            f"{parameter}: give {'a JSON Schema' if kind == 'json' else f'a {wanted.__name__}'}", parameter=parameter
+        )
     if kind == "choice" and not all(isinstance(text, str) and text for text in value):
         raise Refused(f"{parameter}: give a list of texts", parameter=parameter)
     return Form(kind, value)

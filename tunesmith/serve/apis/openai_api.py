@@ -91,8 +91,15 @@ def routes(service: Service) -> APIRouter:
         if body.stream:
             return AnswerStream(answers, _chat_stream(answers, head, wants_usage(body), asked.logprobs))
         done = await answers.collect(http)
-        choices = [{"index": i, "message": _message(answer), "finish_reason": answer.finish,
-                    "logprobs": _logprobs(answer.tokens) if body.logprobs else None} for i, answer in enumerate(done)]
+        choices = [
+            {
+                "index": i,
+                "message": _message(answer),
+                "finish_reason": answer.finish,
+                "logprobs": _logprobs(answer.tokens) if body.logprobs else None,
+            }
+            for i, answer in enumerate(done)
+        ]
         return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": usage(answers)})
 
     @router.post("/v1/embeddings")
@@ -102,15 +109,27 @@ def routes(service: Service) -> APIRouter:
         vectors = await wrap_future(service.engine.embed(served.name, inputs))
         count = sum(map(len, inputs))
         packed = body.encoding_format == "base64"
-        data = [{"object": "embedding", "index": i, "embedding": _base64(v) if packed else v}
-                for i, v in enumerate(vectors)]
-        return JSONResponse({"object": "list", "model": served.name, "data": data,
-                             "usage": {"prompt_tokens": count, "total_tokens": count}})
+        data = [
+            {"object": "embedding", "index": i, "embedding": _base64(v) if packed else v} for i, v in enumerate(vectors)
+        ]
+        return JSONResponse(
+            {
+                "object": "list",
+                "model": served.name,
+                "data": data,
+                "usage": {"prompt_tokens": count, "total_tokens": count},
+            }
+        )
 
     @router.post("/render")
     async def render(body: RenderRequest):
-        asked = Asked(body.model, messages_of(body.messages), Options(), tools_of(body.tools),
-                      template=body.chat_template_kwargs or {})
+        asked = Asked(
+            body.model,
+            messages_of(body.messages),
+            Options(),
+            tools_of(body.tools),
+            template=body.chat_template_kwargs or {},
+        )
         text, ids = await run_in_threadpool(service.prompt, asked)
         decode = service.served(body.model).tokenizer.decode
         return JSONResponse({"text": text, "ids": ids, "tokens": [decode([i]) for i in ids]})
@@ -123,9 +142,14 @@ def messages_of(messages: list[Message]) -> list[dict]:
     found = []
     for message in messages:
         calls = [tool_call(c.function.name, c.function.arguments, c.id) for c in message.tool_calls or []]
-        made = {"role": "system" if message.role == "developer" else message.role, "content": text_of(message.content),
-                "reasoning_content": message.reasoning_content, "tool_calls": calls or None,
-                "tool_call_id": message.tool_call_id, "name": message.name}
+        made = {
+            "role": "system" if message.role == "developer" else message.role,
+            "content": text_of(message.content),
+            "reasoning_content": message.reasoning_content,
+            "tool_calls": calls or None,
+            "tool_call_id": message.tool_call_id,
+            "name": message.name,
+        }
         found.append({key: value for key, value in made.items() if value is not None})
     return found
 
@@ -133,8 +157,11 @@ def messages_of(messages: list[Message]) -> list[dict]:
 def tools_of(tools: list[dict] | None) -> list[dict]:
     """The function tools; kinds that are not known are skipped."""
     functions = [t.get("function") for t in tools or [] if t.get("type") == "function"]
-    return [tool(f["name"], f.get("description"), f.get("parameters")) for f in functions
-            if isinstance(f, dict) and isinstance(f.get("name"), str)]
+    return [
+        tool(f["name"], f.get("description"), f.get("parameters"))
+        for f in functions
+        if isinstance(f, dict) and isinstance(f.get("name"), str)
+    ]
 
 
 def stops_of(stop: Stop) -> tuple[str, ...]:
@@ -158,8 +185,9 @@ def choice_of(choice: str | dict | None, tools: list[dict]) -> tuple[str, list[d
                 return allowed["mode"], found
         raise TypeError(choice)
     except (AttributeError, KeyError, TypeError):  # in none of these forms
-        raise Refused("tool_choice: give auto, none, required, a function or allowed_tools",
-                      parameter="tool_choice") from None
+        raise Refused(
+            "tool_choice: give auto, none, required, a function or allowed_tools", parameter="tool_choice"
+        ) from None
 
 
 def _name_of(function: dict) -> str:
@@ -171,10 +199,13 @@ def _name_of(function: dict) -> str:
 
 
 def usage(answers: Answers) -> dict:
-    return {"prompt_tokens": answers.prompt_tokens, "completion_tokens": answers.generated,
-            "total_tokens": answers.prompt_tokens + answers.generated,
-            "prompt_tokens_details": {"cached_tokens": answers.cached},
-            "completion_tokens_details": {"reasoning_tokens": answers.reasoning_tokens}}
+    return {
+        "prompt_tokens": answers.prompt_tokens,
+        "completion_tokens": answers.generated,
+        "total_tokens": answers.prompt_tokens + answers.generated,
+        "prompt_tokens_details": {"cached_tokens": answers.cached},
+        "completion_tokens_details": {"reasoning_tokens": answers.reasoning_tokens},
+    }
 
 
 class AnswerStream(StreamingResponse):
@@ -200,19 +231,39 @@ def problem(error: Refused) -> dict:
 
 def _model(service: Service, name: str) -> dict:
     served = service.engine.models[name]
-    return {"id": name, "object": "model", "created": 0, "owned_by": "tunesmith",
-            "tunesmith": {"kind": served.kind, "base": served.base, "context": served.context,
-                          "tools": service.formats[name].writes_calls}}
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "tunesmith",
+        "tunesmith": {
+            "kind": served.kind,
+            "base": served.base,
+            "context": served.context,
+            "tools": service.formats[name].writes_calls,
+        },
+    }
 
 
 def _asked(body: ChatRequest) -> Asked:
     choice, tools = choice_of(body.tool_choice, tools_of(body.tools))
     messages, prefill = _prefilled(body)
     return Asked(
-        body.model, messages, body, tools, choice, body.parallel_tool_calls is not False,
-        body.form(body.response_format), thinking_of(body.reasoning_effort) | (body.chat_template_kwargs or {}),
-        prefill, body.max_completion_tokens or body.max_tokens, stops_of(body.stop),
-        (body.top_logprobs or 0) if body.logprobs else None, body.n or 1, bool(body.stream))
+        body.model,
+        messages,
+        body,
+        tools,
+        choice,
+        body.parallel_tool_calls is not False,
+        body.form(body.response_format),
+        thinking_of(body.reasoning_effort) | (body.chat_template_kwargs or {}),
+        prefill,
+        body.max_completion_tokens or body.max_tokens,
+        stops_of(body.stop),
+        (body.top_logprobs or 0) if body.logprobs else None,
+        body.n or 1,
+        bool(body.stream),
+    )
 
 
 def _prefilled(body: ChatRequest) -> tuple[list[dict], str]:
@@ -220,13 +271,17 @@ def _prefilled(body: ChatRequest) -> tuple[list[dict], str]:
     messages, last = messages_of(body.messages), body.messages[-1]
     wanted = body.continue_final_message or last.prefix
     if body.add_generation_prompt is not None and body.add_generation_prompt == bool(wanted):
-        raise Refused("either add_generation_prompt or continue_final_message must be true, and the other false",
-                      parameter="continue_final_message")
+        raise Refused(
+            "either add_generation_prompt or continue_final_message must be true, and the other false",
+            parameter="continue_final_message",
+        )
     if not wanted:
         return messages, ""
     if last.role != "assistant" or last.tool_calls or last.reasoning_content:
-        raise Refused("continue_final_message: the last message must be the assistant's, with text alone",
-                      parameter="continue_final_message")
+        raise Refused(
+            "continue_final_message: the last message must be the assistant's, with text alone",
+            parameter="continue_final_message",
+        )
     return messages[:-1], messages[-1]["content"]
 
 
@@ -239,8 +294,11 @@ def wants_usage(body) -> bool:
 
 
 def _message(answer: Answer) -> dict:
-    message = {"role": "assistant", "content": answer.text if answer.text or not answer.calls else None,
-               "refusal": None}
+    message = {
+        "role": "assistant",
+        "content": answer.text if answer.text or not answer.calls else None,
+        "refusal": None,
+    }
     if answer.reasoning:
         message["reasoning_content"] = answer.reasoning
     if answer.calls:
@@ -254,13 +312,18 @@ def _call(call: Call) -> dict:
 
 def _told(token: str, logprob: float) -> dict:
     # A piece of a character has no text of its own.
-    return {"token": token, "logprob": max(logprob, -9999.0),
-            "bytes": None if "\ufffd" in token else list(token.encode("utf-8", "replace"))}
+    return {
+        "token": token,
+        "logprob": max(logprob, -9999.0),
+        "bytes": None if "\ufffd" in token else list(token.encode("utf-8", "replace")),
+    }
 
 
 def _logprobs(tokens: list[Token]) -> dict:
-    return {"content": [{**_told(t.text, t.logprob), "top_logprobs": [_told(*other) for other in t.top]}
-                        for t in tokens], "refusal": None}
+    return {
+        "content": [{**_told(t.text, t.logprob), "top_logprobs": [_told(*other) for other in t.top]} for t in tokens],
+        "refusal": None,
+    }
 
 
 async def _chat_stream(answers: Answers, head: dict, with_usage: bool, logprobs: int | None) -> AsyncIterator[str]:
@@ -315,8 +378,11 @@ def token_lists(served, given, parameter: str) -> list[list[int]]:
         if not all(0 <= i < tokenizer.vocab_size for i in one):
             raise Refused(f"{parameter}: token ids go from 0 to {tokenizer.vocab_size - 1}", parameter=parameter)
         if len(one) > served.context:
-            raise Refused(f"{parameter}: {len(one):,} tokens; {served.name} takes {served.context:,}",
-                          code="context_length_exceeded", parameter=parameter)
+            raise Refused(
+                f"{parameter}: {len(one):,} tokens; {served.name} takes {served.context:,}",
+                code="context_length_exceeded",
+                parameter=parameter,
+            )
         found.append(one)
     if not found:
         raise Refused(f"{parameter}: empty", parameter=parameter)

@@ -61,7 +61,7 @@ def routes(service: Service) -> APIRouter:
         head = _head(body, asked, service.served(body.model))
         if body.stream:
             return AnswerStream(answers, _stream(answers, head))
-        answer, = await answers.collect(http)
+        (answer,) = await answers.collect(http)
         return JSONResponse(_complete(head, answers, _output(answer)))
 
     return router
@@ -70,8 +70,11 @@ def routes(service: Service) -> APIRouter:
 def _asked(body: ResponsesRequest) -> Asked:
     for name in STATE:
         if getattr(body, name) is not None:
-            raise Refused(f"{name}: this server keeps no state; send the whole conversation as input",
-                          code="unsupported_parameter", parameter=name)
+            raise Refused(
+                f"{name}: this server keeps no state; send the whole conversation as input",
+                code="unsupported_parameter",
+                parameter=name,
+            )
     if body.background:
         raise Refused("background: not supported", code="unsupported_parameter", parameter="background")
     messages = [{"role": "system", "content": body.instructions}] if body.instructions else []
@@ -82,15 +85,26 @@ def _asked(body: ResponsesRequest) -> Asked:
     if not messages:
         raise Refused("input: empty", parameter="input")
     choice, tools = choice_of(body.tool_choice, _tools(body))
-    return Asked(body.model, messages, body, tools, choice,
-                 body.parallel_tool_calls is not False, body.form((body.text or {}).get("format"), "text.format"),
-                 thinking_of(body.reasoning and body.reasoning.effort) | (body.chat_template_kwargs or {}),
-                 max_new_tokens=body.max_output_tokens, stream=bool(body.stream))
+    return Asked(
+        body.model,
+        messages,
+        body,
+        tools,
+        choice,
+        body.parallel_tool_calls is not False,
+        body.form((body.text or {}).get("format"), "text.format"),
+        thinking_of(body.reasoning and body.reasoning.effort) | (body.chat_template_kwargs or {}),
+        max_new_tokens=body.max_output_tokens,
+        stream=bool(body.stream),
+    )
 
 
 def _tools(body: ResponsesRequest) -> list[dict]:
-    return [tool(t["name"], t.get("description"), t.get("parameters")) for t in body.tools or []
-            if t.get("type") == "function" and isinstance(t.get("name"), str)]
+    return [
+        tool(t["name"], t.get("description"), t.get("parameters"))
+        for t in body.tools or []
+        if t.get("type") == "function" and isinstance(t.get("name"), str)
+    ]
 
 
 def _add(messages: list[dict], item: dict) -> None:
@@ -108,8 +122,9 @@ def _add(messages: list[dict], item: dict) -> None:
             messages.append(_reasoned(messages) | {"role": "assistant", "content": ""})
         messages[-1]["tool_calls"] = [*messages[-1].get("tool_calls", []), call]
     elif kind == "function_call_output":
-        messages.append({"role": "tool", "content": text_of(item.get("output")),
-                         "tool_call_id": str(item.get("call_id"))})
+        messages.append(
+            {"role": "tool", "content": text_of(item.get("output")), "tool_call_id": str(item.get("call_id"))}
+        )
     elif kind == "reasoning":
         texts = [_reasoned(messages).get("reasoning_content"), *_reasoning_texts(item)]
         if reasoning := "\n\n".join(text for text in texts if text):
@@ -131,17 +146,39 @@ def _reasoned(messages: list[dict]) -> dict:
 def _head(body: ResponsesRequest, asked: Asked, served: Served) -> dict:
     sampling = sampling_of(served, asked.options)
     return {
-        "id": "resp_" + uuid.uuid4().hex, "object": "response", "created_at": int(time.time()), "completed_at": None,
-        "model": served.name, "status": "in_progress", "output": [], "error": None, "incomplete_details": None,
-        "usage": None, "instructions": body.instructions, "metadata": body.metadata or {},
-        "temperature": sampling.temperature, "top_p": sampling.top_p, "top_logprobs": 0,
-        "presence_penalty": sampling.presence_penalty, "frequency_penalty": sampling.frequency_penalty,
-        "max_output_tokens": body.max_output_tokens, "max_tool_calls": None, "parallel_tool_calls": asked.parallel,
+        "id": "resp_" + uuid.uuid4().hex,
+        "object": "response",
+        "created_at": int(time.time()),
+        "completed_at": None,
+        "model": served.name,
+        "status": "in_progress",
+        "output": [],
+        "error": None,
+        "incomplete_details": None,
+        "usage": None,
+        "instructions": body.instructions,
+        "metadata": body.metadata or {},
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_logprobs": 0,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": None,
+        "parallel_tool_calls": asked.parallel,
         "tools": [{"type": "function", "strict": False, **t["function"]} for t in _tools(body)],
-        "tool_choice": body.tool_choice or "auto", "text": _text_options(body.text or {}),
+        "tool_choice": body.tool_choice or "auto",
+        "text": _text_options(body.text or {}),
         "reasoning": {"effort": None, "summary": None} | (body.reasoning.model_dump() if body.reasoning else {}),
-        "previous_response_id": None, "store": False, "truncation": "disabled", "background": False,
-        "service_tier": "default", "user": None, "safety_identifier": None, "prompt_cache_key": None}
+        "previous_response_id": None,
+        "store": False,
+        "truncation": "disabled",
+        "background": False,
+        "service_tier": "default",
+        "user": None,
+        "safety_identifier": None,
+        "prompt_cache_key": None,
+    }
 
 
 def _text_options(asked: dict) -> dict:
@@ -170,8 +207,14 @@ def _new_id(kind: str) -> str:
 
 
 def _call(call: Call) -> dict:
-    return {"type": "function_call", "id": "fc_" + uuid.uuid4().hex, "call_id": call.id, "name": call.name,
-            "arguments": call.arguments, "status": "completed"}
+    return {
+        "type": "function_call",
+        "id": "fc_" + uuid.uuid4().hex,
+        "call_id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+        "status": "completed",
+    }
 
 
 def _output(answer: Answer) -> list[dict]:
@@ -188,16 +231,23 @@ def _status(answer: Answer) -> str:
 
 
 def _complete(head: dict, answers: Answers, output: list[dict]) -> dict:
-    answer, = answers.done
+    (answer,) = answers.done
     cut = answer.finish == "length"
-    usage = {"input_tokens": answers.prompt_tokens,
-             "input_tokens_details": {"cached_tokens": answers.cached, "cache_write_tokens": 0},
-             "output_tokens": answers.generated,
-             "output_tokens_details": {"reasoning_tokens": answers.reasoning_tokens},
-             "total_tokens": answers.prompt_tokens + answers.generated}
-    return {**head, "status": _status(answer), "output": output, "usage": usage,
-            "completed_at": None if cut else int(time.time()),
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None}
+    usage = {
+        "input_tokens": answers.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": answers.cached, "cache_write_tokens": 0},
+        "output_tokens": answers.generated,
+        "output_tokens_details": {"reasoning_tokens": answers.reasoning_tokens},
+        "total_tokens": answers.prompt_tokens + answers.generated,
+    }
+    return {
+        **head,
+        "status": _status(answer),
+        "output": output,
+        "usage": usage,
+        "completed_at": None if cut else int(time.time()),
+        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+    }
 
 
 class _Events:
@@ -227,9 +277,11 @@ class _Events:
         kind, text, where = self._kind, self._text, {**self._where, "content_index": 0}
         item = _item(kind, self._identity, text, status)
         more = {"logprobs": []} if kind == TEXT else {}
-        frames = [self.event(f"{kind}.done", **where, text=text, **more),
-                  self.event("content_part.done", **where, part=_part(kind, text)),
-                  self.event("output_item.done", output_index=len(self.output), item=item)]
+        frames = [
+            self.event(f"{kind}.done", **where, text=text, **more),
+            self.event("content_part.done", **where, part=_part(kind, text)),
+            self.event("output_item.done", output_index=len(self.output), item=item),
+        ]
         self.output.append(item)
         self._kind = ""
         return frames
@@ -238,10 +290,12 @@ class _Events:
         frames, item = self.close(), _call(call)
         self._identity = item["id"]
         begun = {**item, "arguments": "", "status": "in_progress"}
-        frames += [self.event("output_item.added", output_index=len(self.output), item=begun),
-                   self.event("function_call_arguments.delta", **self._where, delta=call.arguments),
-                   self.event("function_call_arguments.done", **self._where, arguments=call.arguments, name=call.name),
-                   self.event("output_item.done", output_index=len(self.output), item=item)]
+        frames += [
+            self.event("output_item.added", output_index=len(self.output), item=begun),
+            self.event("function_call_arguments.delta", **self._where, delta=call.arguments),
+            self.event("function_call_arguments.done", **self._where, arguments=call.arguments, name=call.name),
+            self.event("output_item.done", output_index=len(self.output), item=item),
+        ]
         self.output.append(item)
         return frames
 
@@ -256,8 +310,10 @@ class _Events:
     def _begin(self, kind: str) -> list[str]:
         self._kind, self._identity, self._text = kind, _new_id(kind), ""
         item = _item(kind, self._identity, None, "in_progress")
-        return [self.event("output_item.added", output_index=len(self.output), item=item),
-                self.event("content_part.added", **self._where, content_index=0, part=_part(kind, ""))]
+        return [
+            self.event("output_item.added", output_index=len(self.output), item=item),
+            self.event("content_part.added", **self._where, content_index=0, part=_part(kind, "")),
+        ]
 
 
 async def _stream(answers: Answers, head: dict) -> AsyncIterator[str]:

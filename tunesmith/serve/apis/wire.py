@@ -78,8 +78,11 @@ def thinking_of(effort: str | None) -> dict:
 
 def tool(name, description, parameters) -> dict:
     """A tool as templates want it."""
-    function = {"name": name, "description": description or "",
-                "parameters": parameters if isinstance(parameters, dict) else {"type": "object", "properties": {}}}
+    function = {
+        "name": name,
+        "description": description or "",
+        "parameters": parameters if isinstance(parameters, dict) else {"type": "object", "properties": {}},
+    }
     return {"type": "function", "function": function}
 
 

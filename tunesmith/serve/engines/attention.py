@@ -79,8 +79,18 @@ def packed(segments: list[Segment]):
         _SEGMENTS.reset(token)
 
 
-def _packed_attention(module, query_1HTD, key_1KTD, value_1KTD, attention_mask, scaling=None, sliding_window=None,
-                      softcap=None, s_aux=None, **_):
+def _packed_attention(
+    module,
+    query_1HTD,
+    key_1KTD,
+    value_1KTD,
+    attention_mask,
+    scaling=None,
+    sliding_window=None,
+    softcap=None,
+    s_aux=None,
+    **_,
+):
     """In the place of transformers' attention functions: [1, T, H, D]."""
     scale = scaling if scaling is not None else query_1HTD.shape[-1] ** -0.5
     heads, tokens = query_1HTD.shape[1:3]
@@ -88,8 +98,9 @@ def _packed_attention(module, query_1HTD, key_1KTD, value_1KTD, attention_mask, 
     start = 0
     for segment in _SEGMENTS.get():
         end = start + segment.count
-        key, value = segment.kv.append(module.layer_idx, key_1KTD[0, :, start:end], value_1KTD[0, :, start:end],
-                                       segment.at)
+        key, value = segment.kv.append(
+            module.layer_idx, key_1KTD[0, :, start:end], value_1KTD[0, :, start:end], segment.at
+        )
         attended = attend(query_1HTD[0, :, start:end], key, value, scale, sliding_window, softcap, s_aux)
         out_THD[start:end] = attended.transpose(0, 1)
         start = end
@@ -112,8 +123,15 @@ def attend(query_HTD, key_KSD, value_KSD, scale: float, window: int | None, cap:
         key_KSD, value_KSD = (x.repeat_interleave(heads // kv_heads, 0) for x in (key_KSD, value_KSD))
         kv_heads = heads
     mask = None if causal else _mask(count, length, window, query_HTD.device)
-    return scaled_dot_product_attention(query_HTD[None], key_KSD[None], value_KSD[None], attn_mask=mask,
-                                        is_causal=causal, scale=scale, enable_gqa=heads != kv_heads)[0]
+    return scaled_dot_product_attention(
+        query_HTD[None],
+        key_KSD[None],
+        value_KSD[None],
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=heads != kv_heads,
+    )[0]
 
 
 def _by_scores(query_HTD, key_KSD, value_KSD, scale, window, cap, sinks_H) -> torch.Tensor:

@@ -35,14 +35,17 @@ class Pool:
     def __init__(self, weights: Weights, share: float, context: int, batch: int):
         """`share` of the memory that is free; `context`: most tokens of each of `batch` sequences."""
         self.limit_tokens, self._computes = weights.reserve(
-            int(weights.free_bytes() * share), context, sequences=batch + prefix.MOST + 1, step=CHUNK + batch)
+            int(weights.free_bytes() * share), context, sequences=batch + prefix.MOST + 1, step=CHUNK + batch
+        )
         self.limit_bytes = self.limit_tokens * weights.bytes_per_token
         self.prefixes = PrefixCache(int(self.limit_bytes * PREFIX_SHARE) if weights.divides else 0)
 
     def describe(self, names: list[str]) -> str:
         """For people; `names` are the models of these weights."""
-        return (f"{self._computes} ({', '.join(names)}); keys and values of up to {self.limit_tokens:,} tokens in "
-                f"{self.limit_bytes / 1e9:.1f} GB")
+        return (
+            f"{self._computes} ({', '.join(names)}); keys and values of up to {self.limit_tokens:,} tokens in "
+            f"{self.limit_bytes / 1e9:.1f} GB"
+        )
 
 
 class Sequence:
@@ -86,12 +89,16 @@ class BatchingEngine:
         copies = {id(served.weights): served for served in models.values()}
         share = MEMORY_SHARE / len(copies)
         self.pools = {key: Pool(served.weights, share, served.context, batch) for key, served in copies.items()}
-        self.models = {name: replace(served, context=min(served.context, self._pool(served).limit_tokens))
-                       for name, served in models.items()}
+        self.models = {
+            name: replace(served, context=min(served.context, self._pool(served).limit_tokens))
+            for name, served in models.items()
+        }
         if small := [name for name, served in self.models.items() if served.context < 2]:
             raise UserError(f"{small[0]}: there is no memory left for keys and values; serve fewer or smaller models")
-        self.description = [pool.describe([name for name, served in models.items() if self._pool(served) is pool])
-                            for pool in self.pools.values()]
+        self.description = [
+            pool.describe([name for name, served in models.items() if self._pool(served) is pool])
+            for pool in self.pools.values()
+        ]
         self.counts: Counter[str] = Counter()
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -143,9 +150,14 @@ class BatchingEngine:
 
     def metrics(self) -> dict[str, float]:
         running, pools = list(self._running), self.pools.values()
-        return {**self.counts, "running": len(running), "waiting": len(self._waiting),
-                "kv_bytes": sum(s.nbytes for s in running), "kv_limit_bytes": sum(p.limit_bytes for p in pools),
-                "prefix_bytes": sum(p.prefixes.nbytes for p in pools)}
+        return {
+            **self.counts,
+            "running": len(running),
+            "waiting": len(self._waiting),
+            "kv_bytes": sum(s.nbytes for s in running),
+            "kv_limit_bytes": sum(p.limit_bytes for p in pools),
+            "prefix_bytes": sum(p.prefixes.nbytes for p in pools),
+        }
 
     def close(self) -> None:
         with self._changed:
@@ -244,7 +256,7 @@ class BatchingEngine:
             room -= count if sequence.pending > 1 else 0
             if count > 0:
                 end = sequence.cached + count
-                part = Part(sequence.kv, sequence.cached, sequence.ids[sequence.cached:end], end == len(sequence.ids))
+                part = Part(sequence.kv, sequence.cached, sequence.ids[sequence.cached : end], end == len(sequence.ids))
                 chosen.append((sequence, part))
         try:
             logits = served.weights.logits(served.adapter, [part for _, part in chosen])
@@ -252,7 +264,7 @@ class BatchingEngine:
             for sequence, _ in chosen:
                 self._finish(sequence, "error", first_line(error))
             return
-        logits = logits[:, :served.tokenizer.vocab_size]  # the embedding may have more rows than there are tokens
+        logits = logits[:, : served.tokenizer.vocab_size]  # the embedding may have more rows than there are tokens
         for sequence, part in chosen:
             sequence.cached += len(part.ids)
         ready = [sequence for sequence, part in chosen if part.last]
@@ -286,7 +298,7 @@ class BatchingEngine:
         self._running.remove(sequence)
         if finish != "error" and sequence.cached:
             kv, sequence.kv = sequence.kv, None
-            self._pool(sequence.served).prefixes.keep(sequence.request.model, sequence.ids[:sequence.cached], kv)
+            self._pool(sequence.served).prefixes.keep(sequence.request.model, sequence.ids[: sequence.cached], kv)
         sequence.forget()
         sequence.delivery.end(finish, error)
 
@@ -295,7 +307,7 @@ def _scored(served: Served, ids: list[int], count: int) -> list[Token]:
     """See engine.Engine.score."""
     found = [Token(served.tokenizer.decode(ids[:1]), None, [])]
     for logits in served.weights.prompt_logits(served.adapter, ids):
-        for logits_V, token in zip(logits[:, :served.tokenizer.vocab_size], ids[len(found):]):
+        for logits_V, token in zip(logits[:, : served.tokenizer.vocab_size], ids[len(found) :]):
             found.append(_token(served.tokenizer, logits_V, token, count))
     return found
 

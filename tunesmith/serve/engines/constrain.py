@@ -27,7 +27,7 @@ class Grammar:
     def allowed(self) -> torch.Tensor:
         """Boolean [V]; in the end only the tokens that end an answer."""
         words = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        return torch.from_numpy(np.unpackbits(words, bitorder="little")[:self._size].astype(bool))
+        return torch.from_numpy(np.unpackbits(words, bitorder="little")[: self._size].astype(bool))
 
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
@@ -92,8 +92,9 @@ def _lark(text: str) -> str:
         raise Refused(f"the grammar cannot be used: {first_line(error)}", code="invalid_grammar") from None
 
 
-def _grammars(library, tokenizer: Tokenizer, stop_ids: frozenset[int], grammar: str, lark: str,
-              what: str = "JSON Schema") -> Grammars:
+def _grammars(
+    library, tokenizer: Tokenizer, stop_ids: frozenset[int], grammar: str, lark: str, what: str = "JSON Schema"
+) -> Grammars:
     first = library.LLMatcher(_vocabulary(tokenizer, stop_ids), grammar, log_level=0)
     if first.is_error():
         code = f"invalid_{what.lower().replace(' ', '_')}"
@@ -115,6 +116,8 @@ def _library():
     try:
         import llguidance
     except ImportError:
-        raise Refused("answers in JSON and required tool calls need llguidance on the server: "
-                      "pip install 'tunesmith[serve]'", code="not_installed") from None
+        raise Refused(
+            "answers in JSON and required tool calls need llguidance on the server: pip install 'tunesmith[serve]'",
+            code="not_installed",
+        ) from None
     return llguidance

@@ -16,8 +16,13 @@ class Writer:
     """Give it each token; it gives back the text that is certain. `shown` are special ids that stay, `context` those
     that stand before the text."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), shown: frozenset[int] = frozenset(),
-                 context: Sequence[int] = ()):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: tuple[str, ...] = (),
+        shown: frozenset[int] = frozenset(),
+        context: Sequence[int] = (),
+    ):
         self.stopped: str | None = None
         """The stop string that ended the answer."""
         self._tokenizer = tokenizer
@@ -33,19 +38,19 @@ class Writer:
             return ""
         self._ids.append(token)
         # A token's text depends on the one before it: spaces, and bytes that make one character.
-        before, after = self._decode(self._ids[:self._written]), self._decode(self._ids)
+        before, after = self._decode(self._ids[: self._written]), self._decode(self._ids)
         waits = after.endswith(REPLACEMENT) and len(self._ids) - self._written < LONGEST_WAIT
         if waits or len(after) <= len(before):
             return ""
-        self._ids, self._written = self._ids[self._written:], len(self._ids) - self._written
-        return self._until_stop(after[len(before):])
+        self._ids, self._written = self._ids[self._written :], len(self._ids) - self._written
+        return self._until_stop(after[len(before) :])
 
     def finish(self) -> str:
         """What was still held back; a character that was never completed is left out."""
         if self.stopped is not None:
             return ""
-        before, after = self._decode(self._ids[:self._written]), self._decode(self._ids)
-        rest = self._until_stop(after[len(before):].rstrip(REPLACEMENT))
+        before, after = self._decode(self._ids[: self._written]), self._decode(self._ids)
+        rest = self._until_stop(after[len(before) :].rstrip(REPLACEMENT))
         rest, self._held = rest + ("" if self.stopped is not None else self._held), ""
         return rest
 
@@ -54,10 +59,10 @@ class Writer:
         found = min(((text.find(s), s) for s in self._stop if s in text), default=None)
         if found is not None:
             self.stopped, self._held = found[1], ""
-            return text[:found[0]]
+            return text[: found[0]]
         held = max((tail_of(text, s) for s in self._stop), default=0)
-        self._held = text[len(text) - held:]
-        return text[:len(text) - held]
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids)

@@ -29,8 +29,10 @@ class GgufTokenizer:
         self._templates.setdefault("default", BUILT_IN["plain"].read_text("utf-8"))
         # Such a vocabulary writes the space that it puts before a text.
         library = llama_cpp()
-        self._strips = (library.llama_vocab_type(model.vocabulary) == library.LLAMA_VOCAB_TYPE_SPM
-                        and model.metadata("tokenizer.ggml.add_space_prefix") != "false")
+        self._strips = (
+            library.llama_vocab_type(model.vocabulary) == library.LLAMA_VOCAB_TYPE_SPM
+            and model.metadata("tokenizer.ggml.add_space_prefix") != "false"
+        )
 
     def encode(self, text: str) -> tuple[list[int], None]:
         try:
@@ -43,10 +45,17 @@ class GgufTokenizer:
         text = b"".join(map(self.model.piece, kept)).decode("utf-8", "replace")
         return text.removeprefix(" ") if self._strips else text
 
-    def render(self, messages: list[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False,
-               **kwargs) -> str:
-        return rendered(self._templates, str(self.model.path), messages, tools, add_generation_prompt,
-                        {**self._named_tokens, **kwargs})
+    def render(
+        self, messages: list[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False, **kwargs
+    ) -> str:
+        return rendered(
+            self._templates,
+            str(self.model.path),
+            messages,
+            tools,
+            add_generation_prompt,
+            {**self._named_tokens, **kwargs},
+        )
 
     @property
     def chat_template(self) -> str:

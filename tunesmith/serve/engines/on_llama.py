@@ -25,10 +25,15 @@ class LlamaWeights:
     def __init__(self, path: Path):
         self.model = Model(path, on_card=True)
         library, handle = llama_cpp(), self.model.handle
-        if library.llama_model_has_encoder(handle) or library.llama_model_is_recurrent(handle) \
-                or library.llama_model_is_hybrid(handle):
-            raise UserError(f"{path}: only models of attention over keys and values are served from a GGUF here; "
-                            "llama.cpp's own llama-server takes this one, and `tunesmith serve` the model's folder")
+        if (
+            library.llama_model_has_encoder(handle)
+            or library.llama_model_is_recurrent(handle)
+            or library.llama_model_is_hybrid(handle)
+        ):
+            raise UserError(
+                f"{path}: only models of attention over keys and values are served from a GGUF here; "
+                "llama.cpp's own llama-server takes this one, and `tunesmith serve` the model's folder"
+            )
         self.context = library.llama_model_n_ctx_train(handle)
         self.bytes_per_token = self.model.kv_values_per_token * BYTES_PER_VALUE
         self._on_card = bool(library.llama_supports_gpu_offload() and torch.cuda.is_available())
@@ -48,8 +53,10 @@ class LlamaWeights:
     def reserve(self, limit_bytes: int, context: int, sequences: int, step: int) -> tuple[int, str]:
         most = llama_cpp().llama_max_parallel_sequences()
         if sequences > most:
-            raise UserError(f"--batch: llama.cpp keeps {most} sequences at most, those of prefixes with them; "
-                            f"take {sequences - most} less")
+            raise UserError(
+                f"--batch: llama.cpp keeps {most} sequences at most, those of prefixes with them; "
+                f"take {sequences - most} less"
+            )
         tokens = min(CONTEXTS * context, limit_bytes // self.bytes_per_token)
         # A step may go over the limit, which is looked at between steps.
         self._computing = Context(self.model, tokens + step, sequences, step)
@@ -77,7 +84,7 @@ class LlamaWeights:
         try:
             context.use(self._adapters.get(adapter))
             for at in range(0, len(ids), SCORED):
-                part = ids[at:at + SCORED]
+                part = ids[at : at + SCORED]
                 yield torch.from_numpy(context.logits([Tokens(0, at, part, range(len(part)))]))
         finally:
             context.close()

@@ -46,7 +46,8 @@ def _keeps_more(config) -> bool:
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or [])
     layers = DynamicCache(config=config).layers
     return bool(kinds - {"full_attention", "sliding_attention"}) or any(
-        isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+        isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers
+    )
 
 
 class TorchWeights:
@@ -112,7 +113,7 @@ class TorchWeights:
             positions += range(part.at, part.at + len(part.ids))
             last += [len(ids) - 1] if part.last else []
         segments = [Segment(part.kv, part.at, len(part.ids)) for part in parts]
-        return self._forward(ids, positions, segments, last or [0]).logits[0][:len(last)]
+        return self._forward(ids, positions, segments, last or [0]).logits[0][: len(last)]
 
     def embedding(self, adapter: str | None, ids: list[int]) -> list[float]:
         self.switch(adapter)
@@ -131,7 +132,7 @@ class TorchWeights:
             return
         kv = KV()
         for at in range(0, len(ids), SCORED):
-            part = ids[at:at + SCORED]
+            part = ids[at : at + SCORED]
             segments = [Segment(kv, at, len(part))]
             yield self._forward(part, [*range(at, at + len(part))], segments, [*range(len(part))]).logits[0]
 
@@ -142,9 +143,13 @@ class TorchWeights:
         """The model's output, its logits at the places `keep`."""
         device = self.device
         with packed(segments):
-            return self.inner(input_ids=torch.tensor([ids], device=device), use_cache=False,
-                              position_ids=torch.tensor([positions], device=device),
-                              logits_to_keep=torch.tensor(keep, device=device), **more)
+            return self.inner(
+                input_ids=torch.tensor([ids], device=device),
+                use_cache=False,
+                position_ids=torch.tensor([positions], device=device),
+                logits_to_keep=torch.tensor(keep, device=device),
+                **more,
+            )
 
     def _prepare(self) -> int:
         """Puts our attention into the model, and shows on two sequences that packed they are what each is alone.
@@ -153,16 +158,19 @@ class TorchWeights:
         first = FIRST
         second = SECOND
         model.set_attn_implementation("eager")
-        expected = torch.cat([model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0]
-                              for ids in (first, second)]).float()
+        expected = torch.cat(
+            [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0] for ids in (first, second)]
+        ).float()
         model.set_attn_implementation(NAME)
         kv = KV()
         segments = [Segment(kv, 0, 5), Segment(KV(), 0, 9)]
         found = self._forward(first + second, [*range(5), *range(9)], segments, [*range(14)]).logits[0].float()
         difference, spread = float((found - expected).abs().max()), float(expected.std())
         if not difference <= BOUNDS[model.dtype] * spread:
-            raise UserError(f"{model.config.model_type}: cannot be served: two prompts computed together differ from "
-                            f"each alone by {difference:.2g}, where the logits' spread is {spread:.2g}")
+            raise UserError(
+                f"{model.config.model_type}: cannot be served: two prompts computed together differ from "
+                f"each alone by {difference:.2g}, where the logits' spread is {spread:.2g}"
+            )
         return kv.bytes_per_token
 
     def _prepare_alone(self) -> int:
@@ -179,8 +187,10 @@ class TorchWeights:
             raise UserError(f"{kind}: cannot be served: {first_line(error)}; `--engine vllm` may serve it") from None
         difference = float((torch.stack(found).float() - expected[4:]).abs().max() / expected.std())
         if not difference < BOUNDS[self.inner.dtype]:
-            raise UserError(f"{kind}: cannot be served: a prompt computed token by token differs from the whole by "
-                            f"{difference:.2g} of the logits' spread; `--engine vllm` may serve it")
+            raise UserError(
+                f"{kind}: cannot be served: a prompt computed token by token differs from the whole by "
+                f"{difference:.2g} of the logits' spread; `--engine vllm` may serve it"
+            )
         return max(1, (kv.nbytes - before) // len(SECOND[5:]))
 
     def _alone(self, ids: list[int], kv: States | None, keep: int, **more):

@@ -26,13 +26,19 @@ from tunesmith.serve.engines.decoding import Delivery
 from tunesmith.serve.models import Served, by_name, context_of, defaults_of, describe_folder
 from tunesmith.vllm import Child, adapter_hindrances, precision_of
 
-ALWAYS = ("--generation-config", "vllm", "--structured-outputs-config", '{"backend": "guidance"}',
-          "--enable-prompt-tokens-details")
+ALWAYS = (
+    "--generation-config",
+    "vllm",
+    "--structured-outputs-config",
+    '{"backend": "guidance"}',
+    "--enable-prompt-tokens-details",
+)
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 
 
-def open_vllm(paths: Sequence[Path | str], context: int | None, batch: int, queue: int,
-              say: Callable[[str], None]) -> "VllmEngine":
+def open_vllm(
+    paths: Sequence[Path | str], context: int | None, batch: int, queue: int, say: Callable[[str], None]
+) -> "VllmEngine":
     """Starts vLLM on runs of one base, or on one model; `say` is told how it gets on. Raises UserError."""
     models, arguments = described(paths, context)
     return VllmEngine(models, [*arguments, "--max-num-seqs", str(batch), *ALWAYS], batch, queue, say)
@@ -54,28 +60,46 @@ def described(paths: Sequence[Path | str], context: int | None) -> tuple[dict[st
     covered = {folder for folder, _ in bases}
     bases |= {(folder.resolve(), precision_of(folder)) for folder in folders if folder.resolve() not in covered}
     if len(bases) > 1:
-        raise UserError("--engine vllm: one base model a server, in one precision, and its adapters; these are "
-                        f"{', '.join(sorted(f'{folder.name} in {precision}' for folder, precision in bases))}: "
-                        "start a server for each")
-    (base, precision), = bases
+        raise UserError(
+            "--engine vllm: one base model a server, in one precision, and its adapters; these are "
+            f"{', '.join(sorted(f'{folder.name} in {precision}' for folder, precision in bases))}: "
+            "start a server for each"
+        )
+    ((base, precision),) = bases
     own = getattr(config_of(base).get_text_config(), "max_position_embeddings", None)
     if full:
         served = [_of_run(run, run.base.name, own, context) for run in full]
     elif tuned:
         name = folders[0].name if folders else "base"
         served = [_of_run(run, name, own, context) for run in tuned]
-        served.append(Served(name, "base", name, served[0].tokenizer, served[0].stop_ids, defaults_of(base),
-                             served[0].context))
+        served.append(
+            Served(name, "base", name, served[0].tokenizer, served[0].stop_ids, defaults_of(base), served[0].context)
+        )
     else:
         served = [describe_folder(folders[0], own, context)]
-    arguments = [str(base), "--served-model-name", served[-1].name, "--dtype", precision,
-                 "--max-model-len", str(served[-1].context), *_adapters(tuned)]
+    arguments = [
+        str(base),
+        "--served-model-name",
+        served[-1].name,
+        "--dtype",
+        precision,
+        "--max-model-len",
+        str(served[-1].context),
+        *_adapters(tuned),
+    ]
     return by_name(served), arguments
 
 
 def _of_run(run: Run, base: str, own: int | None, context: int | None) -> Served:
-    return Served(run.name, "tuned", base, tokenizer_of(run), frozenset(run.plan["stop_ids"]), defaults_of(run.result),
-                  context_of(run.name, own, context))
+    return Served(
+        run.name,
+        "tuned",
+        base,
+        tokenizer_of(run),
+        frozenset(run.plan["stop_ids"]),
+        defaults_of(run.result),
+        context_of(run.name, own, context),
+    )
 
 
 def _adapters(runs: Sequence[Run]) -> list[str]:
@@ -83,19 +107,30 @@ def _adapters(runs: Sequence[Run]) -> list[str]:
     ranks = [1]
     for run in runs:
         recipe, settings = run.recipe, read_json(run.result / "adapter_config.json")
-        bases = {"a base with random weights": recipe.model.initialize == "random",
-                 "a quantised base": recipe.model.quantize != "none"}
+        bases = {
+            "a base with random weights": recipe.model.initialize == "random",
+            "a quantised base": recipe.model.quantize != "none",
+        }
         if found := adapter_hindrances(recipe) + [name for name, there in bases.items() if there]:
-            raise UserError(f"--engine vllm: {run.folder}: vLLM takes no adapter with {' and '.join(found)}; "
-                            f"`tunesmith export {run.folder} --to merged`, and serve that folder")
+            raise UserError(
+                f"--engine vllm: {run.folder}: vLLM takes no adapter with {' and '.join(found)}; "
+                f"`tunesmith export {run.folder} --to merged`, and serve that folder"
+            )
         ranks += [settings["r"], *(settings.get("rank_pattern") or {}).values()]
     if not runs:
         return []
     if max(ranks) > RANKS[-1]:
         raise UserError(f"--engine vllm: vLLM takes adapters up to rank {RANKS[-1]}, not {max(ranks)}")
     modules = [json.dumps({"name": run.name, "path": str(run.result.resolve())}) for run in runs]
-    return ["--enable-lora", "--max-lora-rank", str(next(rank for rank in RANKS if rank >= max(ranks))),
-            "--max-loras", str(len(runs)), "--lora-modules", *modules]
+    return [
+        "--enable-lora",
+        "--max-lora-rank",
+        str(next(rank for rank in RANKS if rank >= max(ranks))),
+        "--max-loras",
+        str(len(runs)),
+        "--lora-modules",
+        *modules,
+    ]
 
 
 class Answer:
@@ -161,19 +196,35 @@ class Answer:
         """vLLM names the token among the likeliest even if it is none of them."""
         decode, count = self.served.tokenizer.decode, self.request.logprobs
         likeliest = sorted(logprobs["top_logprobs"][number].items(), key=lambda item: -item[1])[:count]
-        return Token(decode([_id(logprobs["tokens"][number])]), logprobs["token_logprobs"][number],
-                     [(decode([_id(name)]), value) for name, value in likeliest])
+        return Token(
+            decode([_id(logprobs["tokens"][number])]),
+            logprobs["token_logprobs"][number],
+            [(decode([_id(name)]), value) for name, value in likeliest],
+        )
 
     def _body(self) -> dict:
         request, sampling = self.request, self.request.sampling
         ends = self.served.stop_ids
-        body = {"model": request.model, "prompt": request.ids, "max_tokens": request.max_new_tokens, "stream": True,
-                "stream_options": {"include_usage": True}, "return_token_ids": True,
-                "return_tokens_as_token_ids": True, "logprobs": request.logprobs, "ignore_eos": True,
-                "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p,
-                "min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty,
-                "frequency_penalty": sampling.frequency_penalty, "presence_penalty": sampling.presence_penalty,
-                "seed": sampling.seed, "logit_bias": {str(i): v for i, v in sampling.logit_bias.items()} or None}
+        body = {
+            "model": request.model,
+            "prompt": request.ids,
+            "max_tokens": request.max_new_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            "logprobs": request.logprobs,
+            "ignore_eos": True,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "presence_penalty": sampling.presence_penalty,
+            "seed": sampling.seed,
+            "logit_bias": {str(i): v for i, v in sampling.logit_bias.items()} or None,
+        }
         if request.constraint is not None:
             body["structured_outputs"] = {"grammar": request.constraint.lark}
             ends = ends | {self.served.tokenizer.eos_id} - {None}  # with which vLLM ends what the grammar has ended
@@ -184,8 +235,9 @@ class VllmEngine:
     """See engine.Engine. One thread talks to the process, and a task there to each of its answers; vLLM itself decides
     which it computes at once, `batch` at most. `queue` more may wait."""
 
-    def __init__(self, models: dict[str, Served], arguments: Sequence[str], batch: int, queue: int,
-                 say: Callable[[str], None]):
+    def __init__(
+        self, models: dict[str, Served], arguments: Sequence[str], batch: int, queue: int, say: Callable[[str], None]
+    ):
         """Waits until it serves. Raises UserError."""
         self.models, self._batch, self.capacity = models, batch, batch + queue
         self.counts: Counter[str] = Counter()
@@ -217,8 +269,11 @@ class VllmEngine:
         return answer
 
     def embed(self, model: str, inputs: list[list[int]]) -> Future:
-        raise Refused("vLLM gives no embeddings of a model that it answers with; serve it without --engine vllm",
-                      code="embeddings_unsupported", parameter="model")
+        raise Refused(
+            "vLLM gives no embeddings of a model that it answers with; serve it without --engine vllm",
+            code="embeddings_unsupported",
+            parameter="model",
+        )
 
     def score(self, model: str, ids: list[int], logprobs: int) -> Future:
         return asyncio.run_coroutine_threadsafe(self._score(model, ids, logprobs), self.loop)
@@ -262,8 +317,9 @@ class VllmEngine:
             try:
                 if await child.healthy(self.client, say, self._closing.is_set):
                     version = (await self.client.get("/version")).json()["version"]
-                    self._started.set_result(f"vLLM {version} in a process of its own ({child.pid}); its log is "
-                                             f"{child.log}")
+                    self._started.set_result(
+                        f"vLLM {version} in a process of its own ({child.pid}); its log is {child.log}"
+                    )
                     await self._over()
             finally:
                 await self._finish()
@@ -280,8 +336,11 @@ class VllmEngine:
         closing, reason = self._closing.is_set(), self.child.reason()
         failure = self.child.failure("did not start")
         with self._lock:
-            self._refusal = ("the server is stopping", 503, "stopping") if closing else (
-                f"vLLM has ended: {reason}", 503, "engine_ended")
+            self._refusal = (
+                ("the server is stopping", 503, "stopping")
+                if closing
+                else (f"vLLM has ended: {reason}", 503, "engine_ended")
+            )
         await asyncio.sleep(0)  # what was submitted has its task now
         tasks = [answer.task for answer in self.answers]
         for task in tasks if closing else []:
