@@ -69,12 +69,14 @@ def main():
     torch.set_num_threads(asked.threads)
     print(f"torch {torch.__version__}, {asked.threads} threads, {asked.heads} heads")
     print(
-        "| documents | precision | window | torch in float32, ms | Tunesmith, ms | times faster |\n|---|---|---|---|---|---|"
+        "| documents | precision | window | torch in float32, ms | Tunesmith, ms | times faster |\n"
+        "|---|---|---|---|---|---|"
     )
     for name, lengths, dtype, window in cases():
         before, now = best_seconds(lengths, asked.heads, dtype, window)
         print(
-            f"| {name} | {str(dtype)[6:]} | {window or ''} | {before * 1e3:.0f} | {now * 1e3:.0f} | {before / now:.1f} |",
+            f"| {name} | {str(dtype)[6:]} | {window or ''} | {before * 1e3:.0f} | {now * 1e3:.0f} "
+            f"| {before / now:.1f} |",
             flush=True,
         )
 

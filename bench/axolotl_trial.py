@@ -71,7 +71,7 @@ def main(case: Case) -> dict:
     _, mean_length = ordered_rows(case, tokenizer)
     with tempfile.TemporaryDirectory() as output:
         config = load_cfg(DictDefault(settings(case, mean_length, output)))
-        trainer, model, *_ = setup_model_and_trainer(config, load_datasets(cfg=config))
+        trainer, *_ = setup_model_and_trainer(config, load_datasets(cfg=config))
         marks = TrainerMarks(AxolotlTrainer)
         trainer.add_callback(marks)
         trainer.train()

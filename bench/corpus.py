@@ -74,10 +74,10 @@ def _pairs() -> Iterator[tuple[str, str]]:
         yield f"Explain `{name}`.", cleandoc(text)
     for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-                if text := ast.get_docstring(node):
-                    yield f"What does {file.stem}.{node.name} do?", text
-                    yield f"In one line, what is {node.name}?", text.split("\n\n")[0]
+            public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+            if public and (text := ast.get_docstring(node)):
+                yield f"What does {file.stem}.{node.name} do?", text
+                yield f"In one line, what is {node.name}?", text.split("\n\n")[0]
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

@@ -52,7 +52,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def real_vllm(monkeypatch):
-    """Skips where vLLM is not installed; `TUNESMITH_TEST_VLLM` may name the folder of its program, else it is on PATH."""
+    """Skips where vLLM is not installed: its program is on PATH or in the folder that `TUNESMITH_TEST_VLLM` names."""
     places = os.pathsep.join([os.environ.get("TUNESMITH_TEST_VLLM", ""), os.environ["PATH"]]).strip(os.pathsep)
     if shutil.which("vllm", path=places) is None:
         pytest.skip("needs vLLM: install it, or name the folder of its program in TUNESMITH_TEST_VLLM")

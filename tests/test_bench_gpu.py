@@ -80,7 +80,7 @@ def test_the_longest_row_found_fits_and_no_much_longer_one_would(fixed, slope, b
         peak = fixed + slope * tokens + by_square * tokens**2
         return int(peak) if peak <= cap * (1 - lost) else None  # fragments are seen only when there is no room
 
-    tokens, why = shapes_trial.largest_context(peak_of, cap, most, seconds=60)
+    tokens, _ = shapes_trial.largest_context(peak_of, cap, most, seconds=60)
     assert len(tried) < 20 and max(tried) <= most
     if tokens:
         assert tokens in tried and peak_of(tokens)

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -45,18 +46,18 @@ def hub(tmp_path_factory):
 class StandIn(BaseHTTPRequestHandler):
     """As much of the hub as its client asks for: listings, files with a commit and an ETag, and commits of others."""
 
-    repositories: dict[str, dict[str, bytes]] = {}
+    repositories: ClassVar[dict[str, dict[str, bytes]]] = {}
     head = COMMIT
     """What the main branch is."""
     mode = "regular"
     """How files are to be sent: regular, within the commit, or lfs, each by itself and then named in it."""
-    sent: list[str] = []
+    sent: ClassVar[list[str]] = []
     """What was sent here, as method and path."""
-    made: dict[str, str] = {}
+    made: ClassVar[dict[str, str]] = {}
     """Visibility of the repositories that were made."""
-    blobs: dict[str, bytes] = {}
+    blobs: ClassVar[dict[str, bytes]] = {}
     """By SHA-256."""
-    committed: dict[str, dict[str, bytes]] = defaultdict(dict)
+    committed: ClassVar[dict[str, dict[str, bytes]]] = defaultdict(dict)
     """Files by repository."""
 
     def do_GET(self):

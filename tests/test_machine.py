@@ -22,8 +22,10 @@ class NotSupported(Exception):
 
 
 class Driver:
-    """NVML's functions over {UUID: (name, (total, free) or None, capability)}; a handle is the UUID. `parts`: MIG devices
-    by GPU, where MIG mode is on."""
+    """NVML's functions over {UUID: (name, (total, free) or None, capability)}; a handle is the UUID.
+
+    `parts`: MIG devices by GPU, where MIG mode is on.
+    """
 
     NVMLError, NVMLError_NotSupported = Exception, NotSupported
 

@@ -98,7 +98,10 @@ def test_flags_change_one_field_of_a_short_form(tmp_path):
     ("text", "known", "unknown"),
     [
         (
-            "base_model: m\ndatasets: [{path: d, type: alpaca}]\nsequence_len: 512\nadapter: qlora\nload_in_4bit: true\n",
+            (
+                "base_model: m\ndatasets: [{path: d, type: alpaca}]\nsequence_len: 512\n"
+                "adapter: qlora\nload_in_4bit: true\n"
+            ),
             ["base_model is model.path", "datasets is data.train", "load_in_4bit is model.quantize: nf4"],
             None,
         ),

@@ -159,8 +159,10 @@ GPT_OSS = """{{ '<|start|>system<|message|>You are ChatGPT, a large language mod
 
 @dataclass(frozen=True)
 class Family:
-    """`end` ends a turn; `plain` tokens are in the vocabulary without being special, `rstrip` ones, which may be either,
-    eat whitespace."""
+    """`end` ends a turn; `plain` tokens are in the vocabulary without being special.
+
+    `rstrip` tokens, special or not, eat the whitespace after them.
+    """
 
     prefix: str
     kind: str

@@ -241,7 +241,7 @@ def _parity_table(found: dict) -> Table:
     )
     for key, what in (("excused", "other ids, as noted"), ("not_expressed", "conversations not compared")):
         if any(one["tokens"][key] for one in asked):
-            row(what, "", lambda one: ", ".join(map(repr, one["tokens"][key])))
+            row(what, "", lambda one, key=key: ", ".join(map(repr, one["tokens"][key])))
     row("mean KL of logits, nats", f"{bound['kl']:g}", of_logits(lambda logits: f"{logits['mean_kl']:.2e}"))
     row("same first choice", f"{bound['top1']:.0%}", of_logits(lambda logits: f"{logits['top1_agreement']:.1%}"))
     row("largest drift of a logit, of the spread", "", of_logits(lambda logits: f"{logits['largest_drift']:.2e}"))
@@ -252,14 +252,13 @@ def _parity_table(found: dict) -> Table:
     )
     row("answers word for word the same", "", lambda one: f"{one['answers']['identical']} of {one['answers']['asked']}")
     for name, values in found["measure"].items():
-        row(
-            f"{name.replace('_', ' ')}, trained {values['trained']:.4f}",
-            "",
-            lambda one: (
-                "not told" if one["measure"][name]["exported"] is None else f"{one['measure'][name]['exported']:.4f}"
-            ),
-        )
+        what = f"{name.replace('_', ' ')}, trained {values['trained']:.4f}"
+        row(what, "", lambda one, name=name: _exported(one["measure"][name]["exported"]))
     return shown
+
+
+def _exported(value: float | None) -> str:
+    return "not told" if value is None else f"{value:.4f}"
 
 
 def evaluated(found: dict) -> None:
@@ -281,7 +280,7 @@ def show_run(run) -> None:
 
 
 def _count(number: int) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
+    for unit, units in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= units:
+            return f"{number / units:.1f}{unit}"
     return str(number)

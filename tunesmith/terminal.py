@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 from rich.console import Console
 from rich.text import Text
@@ -127,7 +128,7 @@ def line_chart(
         )
 
     for number, points in enumerate(finite):
-        for (x, y), (next_x, next_y) in zip(points, points[1:]):
+        for (x, y), (next_x, next_y) in pairwise(points):
             width_between = place(next_x, next_y)[1] - place(x, y)[1]
             for part in range(1, width_between):
                 share = part / width_between

@@ -83,7 +83,7 @@ class Child:
         ]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.unlink(missing_ok=True)  # another server may be writing to it
-        self._file = open(self.log, "a+b")
+        self._file = open(self.log, "a+b")  # noqa: SIM115  open as long as the process
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:

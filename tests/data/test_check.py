@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,8 +78,8 @@ def test_lengths_are_drawn_and_add_up(family, tmp_path, capsys, name):
     tokenizer = Tokenizer.load(family(name))
     lengths = sorted(len(encode_text(tokenizer, text).ids) for text in texts)
     bounds = [0, *found["histogram"]]
-    counted = {high: sum(low < n <= high for n in lengths) for low, high in zip(bounds, bounds[1:])}
-    first, *others = found["histogram"]
+    counted = {high: sum(low < n <= high for n in lengths) for low, high in pairwise(bounds)}
+    first = next(iter(found["histogram"]))
     counted[first] = sum(n <= first for n in lengths)
     assert found["histogram"] == counted and sum(counted.values()) == len(texts)
     assert found["longest"] == {"where": f"{file}:7", "tokens": lengths[-1]}

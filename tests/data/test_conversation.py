@@ -1,4 +1,4 @@
-"""What a row says and how the template writes it: forms that are tried, what is lost, and the prompt it stands behind."""
+"""What a row says and how the template writes it: forms that are tried, what is lost, and the prompt before it."""
 
 import json
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -43,8 +44,8 @@ EVALUATION = {
         {
             "prompt": "Which function of itertools repeats an iterable for ever?",
             "reference": "itertools.cycle",
-            "before": "The function you are looking for is itertools.repeat, which repeats the iterable as often as you "
-            "like. For example:\n\nfor x in repeat([1, 2]):\n    print(x)",
+            "before": "The function you are looking for is itertools.repeat, which repeats the iterable as often as "
+            "you like. For example:\n\nfor x in repeat([1, 2]):\n    print(x)",
             "after": "itertools.cycle",
         },
         {
@@ -328,7 +329,7 @@ def test_ticks_enclose_the_values_evenly(low, span, about):
     tolerance = 1e-6 * max(1, abs(low), span)
     assert found[0] <= low + tolerance and found[-1] >= low + span - tolerance
     assert 2 <= len(found) <= 2 * about + 3
-    gaps = [b - a for a, b in zip(found, found[1:])]
+    gaps = [b - a for a, b in pairwise(found)]
     assert min(gaps) > 0 and max(gaps) == pytest.approx(min(gaps), rel=1e-3)
 
 

@@ -382,7 +382,7 @@ def test_half_a_file_never_stays(tmp_path):
             yield from list(super().__iter__())[:3]
             raise OSError("disk")
 
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="disk"):
         write_gguf(Breaking(model), tmp_path / "model", tmp_path / "model.gguf", "f32")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

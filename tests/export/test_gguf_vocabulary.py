@@ -86,7 +86,7 @@ def test_tokens_that_take_whitespace_along_are_carried_as_phi3s_or_said_or_refus
         found = vocabulary_of(
             *folder(
                 "phi4",
-                change=lambda tokenizer: tokenizer.add_special_tokens(
+                change=lambda tokenizer, more=more: tokenizer.add_special_tokens(
                     [AddedToken("<|im_sep|>", special=True, normalized=False, **more)]
                 ),
             )

@@ -25,7 +25,7 @@ ADAPTERS = [
 
 def by_peft(run) -> dict[str, torch.Tensor]:
     model = trained_model(run, quantize="none").merge_and_unload(safe_merge=True)
-    return {name: tensor for name, tensor in model.state_dict().items()}
+    return dict(model.state_dict())
 
 
 def assert_same(run) -> None:

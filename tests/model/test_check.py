@@ -76,8 +76,7 @@ def one_expert_less(tensors: dict) -> None:
             "phi3",
             None,
             {"intermediate_size": 96},
-            r"of another shape: model.layers.0.mlp.down_proj.weight \(64, 64\) for "
-            r"\(64, 96\)",
+            r"of another shape: model.layers.0.mlp.down_proj.weight \(64, 64\) for \(64, 96\)",
         ),
         ("qwen3_moe", one_expert_less, {}, "weights of Qwen3MoeForCausalLM: parts of those that it stacks"),
     ],

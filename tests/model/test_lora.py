@@ -85,9 +85,9 @@ def test_an_input_is_kept_once_for_all_that_read_it(family):
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            with torch.autocast("cpu", torch.bfloat16):
-                model(input_ids=torch.arange(5, 5 + tokens)[None], use_cache=False)
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=torch.arange(5, 5 + tokens)[None], use_cache=False)
         return sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
 
     saved = kept_bytes(plain) - kept_bytes(fused)
@@ -96,7 +96,7 @@ def test_an_input_is_kept_once_for_all_that_read_it(family):
 
 @pytest.mark.parametrize("adapter", [{"dora": True}, {"dropout": 0.1}])
 def test_other_adapters_stay_as_peft_has_them(family, adapter):
-    plain, left = both(family, "llama3", **adapter)
+    _, left = both(family, "llama3", **adapter)
     assert not fused_layers(left)
 
 

@@ -194,8 +194,10 @@ def test_of_allowed_tools_alone_one_is_called(openai, allowed):
         ("qwen3", '<tool_call>\n{"name": "paint", "arguments": {"colour": "red", "count": 3}}\n</tool_call>'),
         (
             "coder",
-            "<tool_call>\n<function=paint>\n<parameter=colour>\nred\n</parameter>\n<parameter=count>\n3\n</parameter>"
-            "\n</function>\n</tool_call>",
+            (
+                "<tool_call>\n<function=paint>\n<parameter=colour>\nred\n</parameter>\n"
+                "<parameter=count>\n3\n</parameter>\n</function>\n</tool_call>"
+            ),
         ),
         ("mistral", '[TOOL_CALLS] [{"name": "paint", "arguments": {"colour": "red", "count": 3}}]'),
         (

@@ -99,15 +99,22 @@ RESPONSE = needs(
     prompt_cache_key=maybe(STR),
 )
 WHERE = {"item_id": STR, "output_index": INT}
+
+
+def alike(*kinds: str, **fields) -> dict[str, dict]:
+    """Kinds of events that have the same fields."""
+    return {kind: dict(fields) for kind in kinds}
+
+
 EVENTS = {
     f"response.{kind}": needs(type=STR, sequence_number=INT, **fields)
     for kind, fields in {
-        **dict.fromkeys(("created", "in_progress", "completed", "failed", "incomplete"), {"response": RESPONSE}),
-        **dict.fromkeys(("output_item.added", "output_item.done"), {"output_index": INT, "item": ITEM}),
-        **dict.fromkeys(("content_part.added", "content_part.done"), {**WHERE, "content_index": INT, "part": PART}),
+        **alike("created", "in_progress", "completed", "failed", "incomplete", response=RESPONSE),
+        **alike("output_item.added", "output_item.done", output_index=INT, item=ITEM),
+        **alike("content_part.added", "content_part.done", **WHERE, content_index=INT, part=PART),
         # The specification calls the last two `reasoning`; OpenAI and its clients, reasoning_text.
-        **dict.fromkeys(("output_text.delta", "reasoning_text.delta"), {**WHERE, "content_index": INT, "delta": STR}),
-        **dict.fromkeys(("output_text.done", "reasoning_text.done"), {**WHERE, "content_index": INT, "text": STR}),
+        **alike("output_text.delta", "reasoning_text.delta", **WHERE, content_index=INT, delta=STR),
+        **alike("output_text.done", "reasoning_text.done", **WHERE, content_index=INT, text=STR),
         "function_call_arguments.delta": {**WHERE, "delta": STR},
         "function_call_arguments.done": {**WHERE, "arguments": STR},
     }.items()

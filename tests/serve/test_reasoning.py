@@ -1,6 +1,7 @@
 """Reasoning is served apart from the answer, in whatever pieces it comes, in every API."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from anthropic import Anthropic
@@ -56,7 +57,7 @@ def read(reader, pieces) -> tuple[str, str]:
 
 def split(text: str, cuts: list[int]) -> list[str]:
     at = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
-    return [text[a:b] for a, b in zip(at, at[1:])]
+    return [text[a:b] for a, b in pairwise(at)]
 
 
 def test_how_templates_write_it(tokenizers):

@@ -1,6 +1,7 @@
 """Calls are read back as the template wrote them, in whatever pieces they come."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -78,7 +79,7 @@ TAGGED_CALLS = st.lists(
 
 def split(text: str, cuts: list[int]) -> list[str]:
     at = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
-    return [text[a:b] for a, b in zip(at, at[1:])]
+    return [text[a:b] for a, b in pairwise(at)]
 
 
 def read(reader, pieces: list[str]) -> list:
@@ -353,16 +354,19 @@ def test_the_grammar_takes_what_the_template_writes(tokenizers, name):
     lark = find(tok).grammar(tok, [*PAINT, *TOOLS], False)
     for arguments in ({"colour": "green", "count": 12}, {"colour": "red", "count": 3, "name": "a </b>\nc"}):
         grammar = constrain.from_lark(tok, stops, lark)()
-        for token in tok.encode_rest(written(tok, name, [("paint", arguments)], tools=PAINT))[0]:
-            assert grammar.allowed()[token], tok.decode([token])
-            grammar.accept(token)
+        accept_text(grammar, tok, written(tok, name, [("paint", arguments)], tools=PAINT))
         assert set(grammar.allowed().nonzero().flatten().tolist()) == stops
     wrong = constrain.from_lark(tok, stops, lark)()
     text = written(tok, name, [("paint", {"colour": "blue", "count": 12})], tools=PAINT)
     with pytest.raises(AssertionError):
-        for token in tok.encode_rest(text)[0]:
-            assert wrong.allowed()[token]
-            wrong.accept(token)
+        accept_text(wrong, tok, text)
+
+
+def accept_text(grammar, tokenizer, text: str) -> None:
+    """Raises AssertionError at the first token that the grammar does not allow."""
+    for token in tokenizer.encode_rest(text)[0]:
+        assert grammar.allowed()[token], tokenizer.decode([token])
+        grammar.accept(token)
 
 
 @pytest.mark.parametrize(

@@ -44,13 +44,13 @@ def on_card(monkeypatch):
 def quick(recipe):
     """Small recipes of four steps, evaluated and sampled."""
 
-    def build(base: str, name: str, train: dict = {}, **sections):
+    def build(base: str, name: str, train: dict | None = None, **sections):
         return recipe(
             base,
             name,
             data={"eval_share": 0.1},
             evaluate={"samples": 2},
-            train={"max_steps": 4, "eval_every": 2, "sample_every": 2} | train,
+            train={"max_steps": 4, "eval_every": 2, "sample_every": 2} | (train or {}),
             **sections,
         )
 

@@ -30,7 +30,8 @@ def reference(recipe) -> list[float]:
 
         model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
     model.train()
-    rows = [encoded(tokenizer, json.loads(line)) for line in open(recipe.data.train[0].path)]
+    with open(recipe.data.train[0].path) as file:
+        rows = [encoded(tokenizer, json.loads(line)) for line in file]
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decay = [p for name, p in trained if "norm" not in name and p.ndim > 1]
     rest = [p for name, p in trained if "norm" in name or p.ndim <= 1]
@@ -48,7 +49,7 @@ def reference(recipe) -> list[float]:
         batch = [rows[i] for i in order.step_rows(step)]
         longest = max(len(ids) for ids, _ in batch)
         ids = torch.tensor([i + [0] * (longest - len(i)) for i, _ in batch])
-        labels = torch.tensor([l + [-100] * (longest - len(l)) for _, l in batch])
+        labels = torch.tensor([learned + [-100] * (longest - len(learned)) for _, learned in batch])
         mask = torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i, _ in batch])
         logits = model(input_ids=ids, attention_mask=mask).logits
         loss = torch.nn.functional.cross_entropy(

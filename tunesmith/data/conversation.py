@@ -322,12 +322,13 @@ def _unwritten(tokenizer: Tokenizer, messages: list[dict], tools: list[dict]) ->
         return None
     lost = []
     for number, message in enumerate(messages):
-        for marker in (message["content"] or "").split("\n\n"):  # of turns that were joined, each its own
-            if marker.strip() not in text:
-                lost.append(Part(number, f"the {message['role']} text"))
-        for call in message.get("tool_calls", ()):
-            if not all(marker in text for marker in leaves(call["function"])):
-                lost.append(Part(number, "a tool call"))
+        markers = (message["content"] or "").split("\n\n")  # of turns that were joined, each its own
+        lost += [Part(number, f"the {message['role']} text") for marker in markers if marker.strip() not in text]
+        lost += [
+            Part(number, "a tool call")
+            for call in message.get("tool_calls", ())
+            if not all(marker in text for marker in leaves(call["function"]))
+        ]
     if not all(tool.get("function", {}).get("name", "") in text for tool in tools):
         lost.append(Part(None, "the tools"))
     return lost

@@ -283,7 +283,7 @@ class Writer:
 
     def __enter__(self):
         names = ("ids.bin", "supervised.bin", "rows.bin", "asked.jsonl", "problems.jsonl")
-        self._open = {name: open(self.folder / name, "wb") for name in names}
+        self._open = {name: open(self.folder / name, "wb") for name in names}  # noqa: SIM115  __exit__ closes them
         return self
 
     def __exit__(self, *_):

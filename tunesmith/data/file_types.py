@@ -15,9 +15,9 @@ DATA_ENDINGS = {
 }
 TEXT_ENDINGS = dict.fromkeys(
     (
-        ".txt .md .rst .tex .py .pyi .ipynb .js .mjs .ts .jsx .tsx .java .kt .scala .c .h .cc .cpp .hpp .cu .cuh .cs .go "
-        ".rs .swift .rb .php .pl .lua .r .jl .hs .ml .ex .exs .erl .clj .lisp .el .sh .bash .zsh .ps1 .sql .html .css "
-        ".scss .vue .xml .toml .yaml .yml .ini .cmake .proto .zig .nim .dart .f90 .asm .s .v .sv .vhd"
+        ".txt .md .rst .tex .py .pyi .ipynb .js .mjs .ts .jsx .tsx .java .kt .scala .c .h .cc .cpp .hpp .cu .cuh .cs "
+        ".go .rs .swift .rb .php .pl .lua .r .jl .hs .ml .ex .exs .erl .clj .lisp .el .sh .bash .zsh .ps1 .sql .html "
+        ".css .scss .vue .xml .toml .yaml .yml .ini .cmake .proto .zig .nim .dart .f90 .asm .s .v .sv .vhd"
     ).split(),
     containers.read_text,
 )

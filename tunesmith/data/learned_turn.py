@@ -105,7 +105,7 @@ def _behind(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None
         return None
     if (end := _end_of_same(asked[1], told[1])) is not None:
         return told[1][end:]
-    common = _whole_marks(commonprefix([asked[1], told[1]]))
+    common = _whole_marks(commonprefix([asked[1], told[1]]))  # noqa: RUF071  texts, not paths
     if reasoning.opened(asked[1]) is None and not reasoning.closed(asked[1]):
         return None
     return reasoning.without_block(told[1][len(common) :])

@@ -82,9 +82,9 @@ def parsed(module: str) -> ast.Module:
 def _public(tree: ast.Module) -> set[str]:
     """The names in `__all__` where it is a plain list, else all without a leading underscore."""
     for node in tree.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            if isinstance(node.value, ast.List | ast.Tuple):
-                return {item.value for item in node.value.elts if isinstance(item, ast.Constant)}
+        names_all = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+        if names_all and isinstance(node.value, ast.List | ast.Tuple):
+            return {item.value for item in node.value.elts if isinstance(item, ast.Constant)}
     return {node.name for node in tree.body if isinstance(node, Definition) and not node.name.startswith("_")}
 
 

@@ -8,6 +8,7 @@ class, so that light, dark and print agree.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -127,7 +128,7 @@ def _hits(axes: Axes, series: list[Series], show: Callable[[float], str]) -> Ite
         for x, y in s.points:
             at.setdefault(x, []).append(f"{s.name}: {show(y)}" if math.isfinite(y) else f"{s.name}: not finite")
     xs = sorted(at)
-    middles = [(a + b) / 2 for a, b in zip(xs, xs[1:])]
+    middles = [(a + b) / 2 for a, b in pairwise(xs)]
     for x, left, right in zip(xs, [0, *middles], [*middles, axes.x_high]):
         title = "\n".join([f"step {x:,.0f}", *at[x]])
         yield HIT.format(axes.x(left), axes.x(right) - axes.x(left), axes.height, title)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -364,9 +365,7 @@ def _status(run: Run, events: list[dict]) -> str:
 
 def _seconds(events: list[dict]) -> float | None:
     """Wall-clock time in which the run was at work: the pause before a resume does not count."""
-    gaps = (
-        later["time"] - e["time"] for e, later in zip(events, events[1:]) if later["event"] not in ("start", "resume")
-    )
+    gaps = (later["time"] - e["time"] for e, later in pairwise(events) if later["event"] not in ("start", "resume"))
     return round(sum(gaps), 3) if events else None
 
 

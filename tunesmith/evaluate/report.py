@@ -93,11 +93,10 @@ def _figures(run: Run, facts: dict, steps: list[dict]) -> list[tuple[str, str, s
         seconds = sum(e["seconds"] for e in steps)
         figures.append(("Tokens per second", number(tokens / seconds, 0), "mean over the steps"))
         figures.append(("Peak memory", _bytes(max(e["memory_bytes"] or 0 for e in steps)), "while training"))
-    for start in run.events("start")[-1:]:
-        figures.append(
-            ("Trained", _short(start["trainable_parameters"]), f"of {_short(start['parameters'])} parameters")
-        )
-    return figures
+    return figures + [
+        ("Trained", _short(start["trainable_parameters"]), f"of {_short(start['parameters'])} parameters")
+        for start in run.events("start")[-1:]
+    ]
 
 
 def _charts(steps: list[dict], evals: list[dict]) -> list[Markup]:

@@ -26,8 +26,10 @@ def card(run: Run, to: str) -> str:
             "",
             f"# {run.name}",
             "",
-            f"{recipe.model.path}, fine-tuned with Tunesmith ({recipe.method.name}, {recipe.adapter.kind}). `parity.json` "
-            "holds how this export was compared with the trained model.",
+            (
+                f"{recipe.model.path}, fine-tuned with Tunesmith ({recipe.method.name}, {recipe.adapter.kind}). "
+                "`parity.json` holds how this export was compared with the trained model."
+            ),
             "",
             *_measured(run),
             "## Where it comes from",

@@ -100,7 +100,7 @@ class Weights:
         found: dict[str, dict[str, Path]] = defaultdict(dict)
         for file in weight_files(self.folder):
             with safe_open(file, "pt") as opened:
-                for key in opened.keys():
+                for key in opened.keys():  # noqa: SIM118  no mapping
                     name, _ = rename_source_key(key, renamings, converters, self.model.base_model_prefix, known)
                     found[_layer(name)][key] = file
         return found

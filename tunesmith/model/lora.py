@@ -64,10 +64,7 @@ class _Lora(torch.autograd.Function):
         dtype = x_NI.dtype
         with torch.autocast(x_NI.device.type, enabled=False):
             low_Nr = x_NI @ a_rI.to(dtype).t()
-            if weight_OI is None:
-                out_NO = rest
-            else:
-                out_NO = F.linear(x_NI, weight_OI, None if rest is None else rest.to(dtype))
+            out_NO = rest if weight_OI is None else F.linear(x_NI, weight_OI, None if rest is None else rest.to(dtype))
             out_NO = torch.addmm(out_NO, low_Nr, b_Or.to(dtype).t(), alpha=scaling)
         ctx.save_for_backward(x_NI, weight_OI, a_rI, b_Or, low_Nr)
         ctx.scaling = scaling

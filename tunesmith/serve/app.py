@@ -6,12 +6,13 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
-from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -141,7 +142,10 @@ def _key_check(api_key: str):
     """Takes the key as either API's clients send it."""
     bearer, header = HTTPBearer(auto_error=False), APIKeyHeader(name="x-api-key", auto_error=False)
 
-    async def check(given=Depends(bearer), other=Depends(header)) -> None:
+    async def check(
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+        other: Annotated[str | None, Depends(header)],
+    ) -> None:
         key = (given.credentials if given else other) or ""
         if not hmac.compare_digest(key.encode(), api_key.encode()):
             raise Refused("the API key is missing or wrong", 401, "invalid_api_key")

@@ -51,8 +51,10 @@ def _diverged(settings: Train, state: State, what: str) -> Diverged:
 
 def _remedy(settings: Train) -> str:
     tries = [
-        f"train.learning_rate: {min(settings.learning_rate / 10, USUAL_LEARNING_RATE):.2g} "
-        f"(it was {settings.learning_rate:g})"
+        (
+            f"train.learning_rate: {min(settings.learning_rate / 10, USUAL_LEARNING_RATE):.2g} "
+            f"(it was {settings.learning_rate:g})"
+        )
     ]
     if not settings.max_grad_norm:
         tries.append("train.max_grad_norm: 1")

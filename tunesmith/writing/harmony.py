@@ -33,7 +33,7 @@ def find_harmony(tokenizer: Tokenizer) -> Harmony | None:
     try:
         prompt = tokenizer.render(ASK, PROBE_TOOLS, add_generation_prompt=True)
         text = tokenizer.render([*ASK, turn], PROBE_TOOLS)
-        told = text[len(commonprefix([text, prompt])) :]
+        told = text[len(commonprefix([text, prompt])) :]  # noqa: RUF071  texts, not paths
         reasons = {key: tokenizer.render([*ASK, {**turn, key: THOUGHT}], PROBE_TOOLS) for key in KEYS}
     except RowProblem:
         return None

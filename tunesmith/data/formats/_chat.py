@@ -243,7 +243,8 @@ def _assistant(raw: dict, content: Any, is_call: bool) -> dict:
         message["tool_calls"] = calls
     flags = {key: raw[key] for key in LEARN if raw.get(key) is not None}
     if flags:
-        message["weight"] = int(all([_says_learn(key, value) for key, value in flags.items()]))
+        learned = [_says_learn(key, value) for key, value in flags.items()]  # raises for a wrong one after a 0 too
+        message["weight"] = int(all(learned))
     if not message["content"].strip() and not calls:
         raise RowProblem("empty_answer")
     return message

@@ -269,7 +269,7 @@ class _Events:
         frames = [] if kind == self._kind else [*self.close(), *self._begin(kind)]
         self._text += text
         more = {"logprobs": []} if kind == TEXT else {}
-        return frames + [self.event(f"{kind}.delta", **self._where, content_index=0, delta=text, **more)]
+        return [*frames, self.event(f"{kind}.delta", **self._where, content_index=0, delta=text, **more)]
 
     def close(self, status: str = "completed") -> list[str]:
         if not self._kind:
