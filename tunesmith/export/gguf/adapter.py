@@ -12,7 +12,8 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
 from tunesmith.errors import UserError
-from tunesmith.export.gguf.families import family_of, inputs_form, targets, text_name
+from tunesmith.export.gguf.families import inputs_form, targets, text_name
+from tunesmith.export.gguf.limits import family_of
 from tunesmith.export.gguf.write import write_values
 from tunesmith.llama import gguf_package
 

@@ -8,16 +8,9 @@ import numpy as np
 import torch
 
 from tunesmith.errors import UserError
-from tunesmith.export.gguf.families import (
-    IMAGES,
-    extra_tensors,
-    family_of,
-    is_of_text,
-    metadata,
-    notes,
-    targets,
-    text_name,
-)
+from tunesmith.export.gguf.families import is_of_text, targets, text_name
+from tunesmith.export.gguf.limits import IMAGES, family_of, notes
+from tunesmith.export.gguf.metadata import extra_tensors, metadata
 from tunesmith.export.gguf.vocabulary import Vocabulary, vocabulary_of
 from tunesmith.llama import gguf_package
 
