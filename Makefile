@@ -1,10 +1,12 @@
 # make demo   install into .venv and run the demonstration
 # make test   install into .venv and run the tests, the same every time
+# make lint   install into .venv and check the code: its format, ruff, mypy
 # make test-all  run the long tests too, and property tests on random examples; SEED=N repeats a run, N being printed
 # make bench  install into .venv-bench, with TRL, and compare; after make bench-peers also with LLaMA-Factory and Axolotl
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CODE := tunesmith tests bench
 # Two at a time, each on one thread, as the models are too small for more; those that wait do not spin.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -18,6 +20,11 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(PYTEST) $(PYTEST_OPTIONS)
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy tunesmith
 
 test-all: $(VENV)/installed-test .venv-transformers4/installed
 	$(PYTEST) -m '' --hypothesis-profile=random --hypothesis-seed=$(SEED)
@@ -36,10 +43,12 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e .
 	touch $@
 
+# pip knows dependency groups from 25.1 on. mypy reads the types of what is installed, so it shares the environment.
 # llama.cpp comes as source: without what is not used here, and not for this machine's processor alone.
 $(VENV)/installed-test: export CMAKE_ARGS := -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -q 'pip>=25.1'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bnb,serve,gguf,fp8]' --group test --group lint
 	touch $@
 
 .venv-transformers4/installed: $(VENV)/installed-test
@@ -63,4 +72,4 @@ $(VENV)/installed-test: $(VENV)/installed
 	.venv-axolotl/bin/pip install -q -r $<
 	touch $@
 
-.PHONY: demo test test-all bench bench-peers
+.PHONY: demo lint test test-all bench bench-peers
