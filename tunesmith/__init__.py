@@ -8,7 +8,7 @@ Example:
 """
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.job import resume, train
@@ -22,7 +22,7 @@ __all__ = ["Recipe", "resume", "train"]
 _HOMES = {"Recipe": "tunesmith.recipe", "train": "tunesmith.job", "resume": "tunesmith.job"}
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Imported when asked for: `tunesmith --help` waits for none of it."""
     if name not in _HOMES:
         raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")

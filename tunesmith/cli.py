@@ -7,7 +7,7 @@ import errno
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import Number
@@ -364,8 +364,8 @@ class Asked:
     """The sources to look at and how they are to be encoded, from a recipe or from flags."""
 
     sources: list
-    model: object = None  # the recipe's section
-    mask: str = "assistant"
+    model: Any = None  # the recipe's section
+    mask: Literal["assistant", "last", "all"] = "assistant"
     sequence_length: int | None = None
 
     def tokenizer(self):

@@ -3,6 +3,7 @@
 import errno
 import shlex
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class NotTheSame(Ending):
 
 
 @contextmanager
-def report_full_disk(folder: Path, remedy: str):
+def report_full_disk(folder: Path, remedy: str) -> Iterator[None]:
     """Raises UserError where what is done in this block finds no room on the disk of `folder`."""
     try:
         yield

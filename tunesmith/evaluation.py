@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from tunesmith import method
 from tunesmith.data.dataset import TokenStore, measured_only
-from tunesmith.data.encode import Settings
+from tunesmith.data.encode import Progress, Settings
 from tunesmith.evaluate import generate, heldout
 from tunesmith.inputs import cache_folder, plan_of, tokenizer_of
 from tunesmith.model.load import on_best, quieten
@@ -18,7 +19,7 @@ from tunesmith.training.loss import autocast, find_head
 from tunesmith.writing.formats import find
 
 
-def evaluate(run: Run, source: Source, progress=lambda rows, examples: None) -> dict:
+def evaluate(run: Run, source: Source, progress: Progress = lambda rows, examples: None) -> dict:
     """The numbers of eval.json for the rows of `source`, before and after training, with `ledger`, `path` and the
     `samples`. Raises UserError for a run without a result and for data without a usable row."""
     require_result(run)
@@ -43,7 +44,7 @@ def evaluate(run: Run, source: Source, progress=lambda rows, examples: None) -> 
     }
 
 
-def _tokens(run: Run, source: Source, progress) -> tuple[TokenStore, dict]:
+def _tokens(run: Run, source: Source, progress: Progress) -> tuple[TokenStore, dict]:
     recipe, plan = run.recipe, plan_of(run)
     chosen = method.get(recipe.method.name)
     settings = Settings(
@@ -70,11 +71,11 @@ def _measured(run: Run, tokens: TokenStore) -> tuple[dict, dict]:
     return after, _measure(run, on_best(base_model(run)), tokens)
 
 
-def _measure(run: Run, model, tokens: TokenStore) -> dict:
+def _measure(run: Run, model: Any, tokens: TokenStore) -> dict:
     """`losses`, `answers` by row and, where the recipe asks for exact match, `right`, as heldout.compare takes them."""
     settings, device = run.recipe.evaluate, model.device
     plan = replace(plan_of(run), packing=False, device=device.type)
-    found = {"losses": heldout.row_losses(model, find_head(model, False), tokens, plan, device)}
+    found: dict[str, Any] = {"losses": heldout.row_losses(model, find_head(model, False), tokens, plan, device)}
     rows = range(len(tokens)) if settings.exact_match else _sampled(run, tokens)
     tokenizer = tokenizer_of(run)
     plain = partial(find(tokenizer).plain, tokenizer)

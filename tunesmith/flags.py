@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, TypedDict, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter, Token
 from pydantic import BaseModel
@@ -15,9 +15,9 @@ from tunesmith.run import Run
 SHORT_FORMS = {"model.path": "--model", "data.train": "--data"}
 
 
-def _flags(section: type[BaseModel], prefix: str = "", group: Group | None = None) -> type[dict]:
+def _flags(section: type[BaseModel], prefix: str = "", group: Group | None = None) -> Any:
     """A dictionary type with every field of a section as an optional key, each a documented flag with its default."""
-    keys = {}
+    keys: dict[str, Any] = {}
     for place, (name, field) in enumerate(section.model_fields.items()):
         inner, key = field.annotation, prefix + name
         if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -25,7 +25,8 @@ def _flags(section: type[BaseModel], prefix: str = "", group: Group | None = Non
             keys[name] = Annotated[inside, Parameter(name="*")]
         else:
             keys[name] = Annotated[_flag_type(inner), _flag(key, field, group)]
-    return TypedDict(f"{section.__name__}Flags", keys, total=False)
+    made: Any = TypedDict  # from fields, which a type checker cannot follow
+    return made(f"{section.__name__}Flags", keys, total=False)
 
 
 def _flag(key: str, field: FieldInfo, group: Group | None) -> Parameter:
@@ -38,12 +39,12 @@ def _flag(key: str, field: FieldInfo, group: Group | None) -> Parameter:
     return Parameter.combine(flag, Parameter(converter=_as_written)) if one else flag
 
 
-def _as_written(_, tokens: list[Token]) -> str:
+def _as_written(_: Any, tokens: list[Token]) -> str:
     """Leaves it to the recipe to say what is wrong with a value."""
     return tokens[0].value
 
 
-def _flag_type(annotation):
+def _flag_type(annotation: Any) -> Any:
     """A list of sources becomes a list of paths; `X | list[X]` a list."""
     if annotation == list[Source]:
         return list[str]
@@ -53,10 +54,13 @@ def _flag_type(annotation):
     return annotation
 
 
-RecipeFlags = _flags(Recipe, group=Group("Recipe", sort_key=0))
+if TYPE_CHECKING:
+    RecipeFlags = dict[str, Any]  # made from the recipe's fields, which a type checker cannot follow
+else:
+    RecipeFlags = _flags(Recipe, group=Group("Recipe", sort_key=0))
 
 
-def chosen(flags: RecipeFlags | None) -> dict:
+def chosen(flags: RecipeFlags | None) -> dict[str, Any]:
     """What was said on the command line, nested like a recipe."""
     values = dict(flags or {})
     targets = values.get("adapter", {}).get("targets")

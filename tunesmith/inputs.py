@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tunesmith import method
 from tunesmith.data.dataset import Dataset, prepare
-from tunesmith.data.encode import Settings
+from tunesmith.data.encode import Progress, Settings
 from tunesmith.data.pack import Schedule
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.plan.choose import Plan
@@ -29,7 +29,7 @@ def dataset_of(
     tokenizer: Tokenizer,
     sequence_length: int,
     ledger_file: Path | None = None,
-    progress=lambda rows, examples: None,
+    progress: Progress = lambda rows, examples: None,
     day: str | None = None,
 ) -> Dataset:
     """The run's tokens; after `prepare` they come from the cache. `day` as the plan has it or will have it, for

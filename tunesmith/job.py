@@ -8,9 +8,11 @@ import logging
 import multiprocessing
 import shutil
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from tunesmith import provenance
 from tunesmith.data import hub
@@ -138,7 +140,7 @@ def _warn(run: Run, screen: Screen, message: str) -> None:
     screen.show("warning", {"message": message})
 
 
-def _check_fit(recipe: Recipe, dataset: Dataset, config) -> None:
+def _check_fit(recipe: Recipe, dataset: Dataset, config: Any) -> None:
     """That rows of each source are seen at all, that there are held-out rows where the recipe needs them, and that the
     model knows all tokens."""
     epochs = recipe.train.epochs
@@ -213,7 +215,7 @@ def _start_many(run: Run, plan: Plan) -> None:
 
 
 @contextmanager
-def _silent_launcher():
+def _silent_launcher() -> Iterator[None]:
     """The launcher logs what it then raises; once is enough."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
@@ -223,7 +225,7 @@ def _silent_launcher():
         logging.disable(before)
 
 
-def _cause(plan: Plan, rank: int, failure) -> Exception:
+def _cause(plan: Plan, rank: int, failure: Any) -> Exception:
     """Why a training process ended: its own exception where that is for the user, else with its traceback, once."""
     if failure.exitcode == UNGUARDED_STATUS:
         return UserError(UNGUARDED)

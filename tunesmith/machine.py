@@ -6,6 +6,7 @@ import shutil
 import sysconfig
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tunesmith.errors import UserError
 
@@ -42,7 +43,7 @@ class Machine:
     driver: str | None = None
     cards: list[Card] = field(default_factory=list)
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -109,7 +110,7 @@ def gpus() -> tuple[str | None, list[Card]]:
         pynvml.nvmlShutdown()
 
 
-def _card(pynvml, handle) -> Card:
+def _card(pynvml: Any, handle: Any) -> Card:
     try:
         found = pynvml.nvmlDeviceGetMemoryInfo(handle)
         total, free = found.total, found.free
@@ -117,17 +118,18 @@ def _card(pynvml, handle) -> Card:
         total, free = memory()
     is_part = pynvml.nvmlDeviceIsMigDeviceHandle(handle)
     gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_part else handle
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     return Card(
         pynvml.nvmlDeviceGetIndex(gpu),
         pynvml.nvmlDeviceGetName(handle),
         total,
         free,
-        tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        (major, minor),
         pynvml.nvmlDeviceGetUUID(handle),
     )
 
 
-def _visible(pynvml) -> list:
+def _visible(pynvml: Any) -> list[Any]:
     """The handles of those GPUs, in the order of the PCI bus or of CUDA_VISIBLE_DEVICES.
 
     A GPU that is split into MIG devices stands for the first of them. CUDA gives a process one MIG device at most,
@@ -140,10 +142,10 @@ def _visible(pynvml) -> list:
     return parts[:1] or chosen
 
 
-def _selected(pynvml, handles: list, names: str) -> list:
+def _selected(pynvml: Any, handles: list[Any], names: str) -> list[Any]:
     """The GPUs and MIG devices that CUDA_VISIBLE_DEVICES names, by number or by the start of a UUID."""
     known = {pynvml.nvmlDeviceGetUUID(handle): handle for handle in handles}
-    chosen: dict[str, object] = {}
+    chosen: dict[str, Any] = {}
     for name in filter(None, map(str.strip, names.split(","))):
         if name in NO_GPU:
             break
@@ -166,14 +168,14 @@ def _selected(pynvml, handles: list, names: str) -> list:
     return list(chosen.values())
 
 
-def _by_uuid(pynvml, name: str) -> list[tuple[str, object]]:
+def _by_uuid(pynvml: Any, name: str) -> list[tuple[str, Any]]:
     try:
         return [(name, pynvml.nvmlDeviceGetHandleByUUID(name))]
     except pynvml.NVMLError:
         return []
 
 
-def _mig_device(pynvml, handle):
+def _mig_device(pynvml: Any, handle: Any) -> Any:
     """The handle itself if it is a MIG device, the GPU's first MIG device if it is split, else None."""
     if pynvml.nvmlDeviceIsMigDeviceHandle(handle):
         return handle

@@ -6,6 +6,7 @@ become its flag, its help and its entry in the schema.
 
 import difflib
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -290,7 +291,7 @@ class Recipe(Section):
         return next((key for key, value in asked.items() if value), None)
 
     @classmethod
-    def build(cls, values: dict, where: str = "recipe") -> "Recipe":
+    def build(cls, values: dict[str, Any], where: str = "recipe") -> "Recipe":
         """Validates plain values. Raises UserError naming the first wrong key and the nearest known one."""
         try:
             return cls.model_validate(merge({"model": {}, "data": {}}, _in_full(values)))
@@ -298,17 +299,18 @@ class Recipe(Section):
             raise UserError(f"{where}: {first_problem(error)}") from None
 
     @classmethod
-    def load(cls, path: str | Path, overrides: dict | None = None) -> "Recipe":
+    def load(cls, path: str | Path, overrides: dict[str, Any] | None = None) -> "Recipe":
         """Reads a YAML file; `overrides` (nested like the recipe) win over it. Raises UserError."""
         values = read_yaml(Path(path))
         return cls.build(merge(_in_full(values), overrides or {}), str(path))
 
     def dump(self) -> str:
         """The complete recipe as YAML, defaults written out."""
-        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        text: str = yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return text
 
 
-def read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError with file:line."""
     if path.is_file() and {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt"} & set(path.suffixes):
         raise UserError(
@@ -336,14 +338,15 @@ def read_yaml(path: Path) -> dict:
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-4 as a string; people mean a number. And it takes the last of two values for one key."""
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
         for key, _ in node.value:
             name = str(key.value)
             if name in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"`{name}` is set twice; keep one", key.start_mark)
             seen.add(name)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 class _Dumper(yaml.SafeDumper):
@@ -356,10 +359,10 @@ for _class in (_Loader, _Dumper):
     )
 
 
-def _in_full(values: dict) -> dict:
+def _in_full(values: dict[str, Any]) -> dict[str, Any]:
     """A recipe without short forms: `model: X` means its path, `data: X` its training rows, an empty section its
     defaults."""
-    full = {key: {} if value is None and _is_section(Recipe, key) else value for key, value in values.items()}
+    full = {key: {} if value is None and _section(Recipe, key) else value for key, value in values.items()}
     if isinstance(full.get("model"), str):
         full["model"] = {"path": full["model"]}
     if isinstance(full.get("data"), str | list):
@@ -367,12 +370,13 @@ def _in_full(values: dict) -> dict:
     return full
 
 
-def _is_section(owner: type[BaseModel], name: str) -> bool:
+def _section(owner: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The class of a field that is a section, else None."""
     kind = owner.model_fields[name].annotation if name in owner.model_fields else None
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def merge(base: dict, over: dict) -> dict:
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over`, mapping by mapping."""
     merged = dict(base)
     for key, value in over.items():
@@ -384,17 +388,18 @@ def merge(base: dict, over: dict) -> dict:
 def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     """Dotted names of every field below a section."""
     keys = []
-    for name, field in section.model_fields.items():
+    for name in section.model_fields:
         keys.append(prefix + name)
-        if _is_section(section, name):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
+        if inner := _section(section, name):
+            keys += known_keys(inner, f"{prefix}{name}.")
     return keys
 
 
 def first_problem(error: ValidationError, parent: str = "") -> str:
     """The first mistake that pydantic found, in one line that names its key, which stands under `parent`. Unknown keys
     come first, as they explain what is missing."""
-    problems = [p | {"loc": (*filter(None, parent.split(".")), *p["loc"])} for p in error.errors()]
+    above = [*filter(None, parent.split("."))]
+    problems: list[dict[str, Any]] = [{**p, "loc": (*above, *p["loc"])} for p in error.errors()]
     unknown = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "extra_forbidden"]
     if unknown:
         return (len(unknown) > 1 and wording.foreign(unknown)) or _unknown_key(unknown[0])

@@ -33,9 +33,11 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from typing import IO, Any
 
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe, Source
@@ -109,8 +111,9 @@ class Run:
         return Recipe.load(self.recipe_file)
 
     @property
-    def plan(self) -> dict:
-        return read_json(self.plan_file)
+    def plan(self) -> dict[str, Any]:
+        plan: dict[str, Any] = read_json(self.plan_file)
+        return plan
 
     @property
     def base(self) -> Path:
@@ -123,7 +126,7 @@ class Run:
         return self.folder / ("model" if self.recipe.adapter.kind == "full" else "adapter")
 
     @contextmanager
-    def held(self):
+    def held(self) -> Iterator[None]:
         """While this holds, no other process may work on the run; the kernel lets go of it when this process dies.
         Raises UserError if another one has it."""
         with open(self.lock_file, "ab") as file:
@@ -144,7 +147,7 @@ class Run:
         with open(self.lock_file, "rb") as file:
             return _lock(file, fcntl.LOCK_SH) is False
 
-    def log(self, event: str, **values) -> None:
+    def log(self, event: str, **values: Any) -> None:
         """Appends one event. A line is written in one call, so a reader never sees half of one but the last."""
         line = json_text({"event": event, "time": round(time.time(), 3), **values})
         with open(self.events_file, "ab+") as file:
@@ -152,9 +155,9 @@ class Run:
                 line = "\n" + line
             file.write(line.encode() + b"\n")
 
-    def events(self, *kinds: str) -> list[dict]:
+    def events(self, *kinds: str) -> list[dict[str, Any]]:
         """Events in order, without what a crash cut off or a resume undid; of the given kinds, or all."""
-        kept: list[dict] = []
+        kept: list[dict[str, Any]] = []
         if not self.events_file.exists():
             return kept
         with open(self.events_file, encoding="utf-8") as file:
@@ -183,7 +186,7 @@ def list_runs(output: Path) -> list[Run]:
     return sorted(found, key=lambda run: (run.recipe_file.stat().st_mtime, run.name))
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> Any:
     """The content of a JSON file, or None if there is none yet. Raises UserError if it is damaged."""
     try:
         return json.loads(path.read_text("utf-8")) if path.exists() else None
@@ -191,12 +194,12 @@ def read_json(path: Path):
         raise UserError(f"{path}: damaged, not valid JSON: {error}") from None
 
 
-def json_text(value, indent: int | None = None) -> str:
+def json_text(value: Any, indent: int | None = None) -> str:
     """Valid JSON, which `json.dumps` alone does not promise: a number that is not finite becomes null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def _finite(value):
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -205,11 +208,11 @@ def _finite(value):
 
 
 @contextmanager
-def replacing(path: Path, binary: bool = False):
+def replacing(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
     """A file to write that takes the place of `path` only when whole and on disk."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(draft, "wb" if binary else "w", **({} if binary else {"encoding": "utf-8"})) as file:
+        with open(draft, "wb" if binary else "w", encoding=None if binary else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -224,7 +227,7 @@ def write_atomic(path: Path, text: str) -> None:
         file.write(text)
 
 
-def _lock(file, kind: int) -> bool | None:
+def _lock(file: IO[bytes], kind: int) -> bool | None:
     """Whether the file is locked now, which it is not where another process has it; None where there are no locks."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -237,7 +240,7 @@ def _lock(file, kind: int) -> bool | None:
     return True
 
 
-def _ends_line(file) -> bool:
+def _ends_line(file: IO[bytes]) -> bool:
     """Whether the last line is whole; a process killed while it wrote leaves one that is not."""
     file.seek(-1, os.SEEK_END)
     return file.read(1) == b"\n"
@@ -253,11 +256,11 @@ def follow_umask(file: Path) -> None:
         usual.unlink()
 
 
-def write_json(path: Path, value) -> None:
+def write_json(path: Path, value: Any) -> None:
     write_atomic(path, file_text(value))
 
 
-def file_text(value) -> str:
+def file_text(value: Any) -> str:
     """What `write_json` writes."""
     return json_text(value, indent=2) + "\n"
 

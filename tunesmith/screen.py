@@ -52,7 +52,7 @@ class Screen:
         base = f" over {recipe.model.quantize} weights" if recipe.model.quantize != "none" else ""
         what = "every weight" if adapter.kind == "full" else f"LoRA of rank {adapter.rank}{base}"
         recomputed = {"on": "recomputing activations", "off": "keeping activations"}.get(
-            plan.gradient_checkpointing, f"recomputing activations: {plan.gradient_checkpointing}"
+            str(plan.gradient_checkpointing), f"recomputing activations: {plan.gradient_checkpointing}"
         )
         precision = plan.compute if plan.weights == plan.compute else f"{plan.compute}, weights in {plan.weights}"
         length = ", limited by train.max_steps" if steps == train.max_steps else f": {train.epochs:g} epochs"

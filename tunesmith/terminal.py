@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -34,7 +34,7 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def waiting(what: str):
+def waiting(what: str) -> Iterator[None]:
     """While this holds, a terminal shows that something goes on; elsewhere nothing is written."""
     shown = sys.stderr.isatty()
     if shown:

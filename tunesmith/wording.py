@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from typing import Any
 
 # Keys of Axolotl, LLaMA-Factory and the Transformers Trainer, and what they are called here.
 FOREIGN_KEYS = {
@@ -96,7 +97,7 @@ BOUNDS = {
 UNION_MEMBERS = ("int", "float", "str", "bool")  # parts of pydantic's locations that are no keys
 
 
-def key_of(problem: dict) -> str:
+def key_of(problem: dict[str, Any]) -> str:
     """The dotted key that a finding of pydantic's is about, without the members of a union that it tried."""
     parts = []
     for part in problem["loc"]:
@@ -106,7 +107,7 @@ def key_of(problem: dict) -> str:
     return ".".join(parts)
 
 
-def wrong_value(key: str, problems: list[dict]) -> str:
+def wrong_value(key: str, problems: list[dict[str, Any]]) -> str:
     """What is wrong with the value of a key, from all findings about it: one for each member of a union."""
     value = problems[0]["input"]
     own = [p["msg"].removeprefix("Value error, ") for p in problems if p["type"] == "value_error"]
@@ -129,7 +130,7 @@ def foreign(keys: list[str]) -> str | None:
     return f"not in the form of a Tunesmith recipe. Here {', '.join(names)}{unknown}"
 
 
-def _wanted(problem: dict) -> list[str]:
+def _wanted(problem: dict[str, Any]) -> list[str]:
     """What the value may be, each choice apart."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "literal_error":
@@ -140,7 +141,7 @@ def _wanted(problem: dict) -> list[str]:
     return [KINDS.get(kind.partition("_")[0]) or problem["msg"].removeprefix("Input should be ")]
 
 
-def _hint(key: str, value, problems: list[dict]) -> str:
+def _hint(key: str, value: Any, problems: list[dict[str, Any]]) -> str:
     if not isinstance(value, str):
         return ""
     text = value.lower().replace("-", "").replace("_", "")

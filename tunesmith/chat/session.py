@@ -222,7 +222,7 @@ class Session:
         except KeyboardInterrupt:
             return True
         except Exception as error:  # torch and transformers raise many kinds
-            return self._fail(f"generation failed: {first_line(error)}")
+            self._fail(f"generation failed: {first_line(error)}")
         return False
 
     def _note(self, text: str) -> None:

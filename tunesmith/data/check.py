@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -12,7 +13,7 @@ from tunesmith.data.ledger import Ledger
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS, Chat, Row, RowProblem, Where, digest
 from tunesmith.data.source import formats_of, named, rows_of, template_variables
-from tunesmith.data.template import Example, encode_chat, encode_text
+from tunesmith.data.template import Example, Mask, encode_chat, encode_text
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.recipe import Model, Source
 from tunesmith.terminal import bar
@@ -24,9 +25,10 @@ LARGE_SHARE = 0.25  # of all tokens in one row, which is then named
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
-def check(source: Source, tokenizer: Tokenizer | None, mask: str = "assistant") -> dict:
+def check(source: Source, tokenizer: Tokenizer | None, mask: Mask = "assistant") -> dict:
     """What a source holds, in tokens too if there is a tokenizer. Raises UserError if nothing in it is usable."""
-    ledger, seen, examples, places, first = Ledger(), set(), [], [], []
+    ledger, seen, examples, places = Ledger(), set(), [], []
+    first: list[Any] = []
     for where, row in rows_of(source, ledger.unread):
         try:
             if isinstance(row, RowProblem):
@@ -124,7 +126,7 @@ def _report_lengths(console: Console, found: dict, sequence_length: int | None) 
             console.print(f"  data.sequence_length: {length:,} would lose {share:.1%} of them")
 
 
-def show(source: Source, tokenizer: Tokenizer, rows: int, mask: str) -> None:
+def show(source: Source, tokenizer: Tokenizer, rows: int, mask: Mask) -> None:
     """Prints the first rows as the model sees them: what it learns in green, or between marks without colour."""
     console = Console(highlight=False, markup=False, emoji=False)
     marks = _marks(console)
@@ -167,7 +169,7 @@ def _coloured(tokenizer: Tokenizer, example: Example, marks: tuple[str, str] | N
     return styled
 
 
-def _encode(tokenizer: Tokenizer, row: Row, mask: str) -> list[Example]:
+def _encode(tokenizer: Tokenizer, row: Row, mask: Mask) -> list[Example]:
     return encode_chat(tokenizer, row, mask) if isinstance(row, Chat) else [encode_text(tokenizer, row.text)]
 
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from math import isnan
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.errors import UserError
@@ -53,7 +53,7 @@ class _AsUtf8(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self.waiting and not self.ended:
             piece = self.file.read(CHUNK)
             self.ended = not piece
@@ -70,7 +70,7 @@ class _AsUtf8(io.RawIOBase):
         super().close()
 
 
-def _open_decompressed(path: Path) -> BinaryIO:
+def _open_decompressed(path: Path) -> Any:
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")
     if path.suffix.lower() == ".zst":
@@ -136,7 +136,7 @@ def parse_json(text: bytes | str) -> Any:
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair has no tokens
         return value
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         return RowProblem("unreadable", f"not UTF-8: {error.reason}")
     except RecursionError:
         return RowProblem("broken_json", "nested too deeply")
@@ -276,7 +276,7 @@ class _Document:
         more = self.file.read(size)
         self.text, self.at, self.ended = self.text[self.at :] + more, 0, not more
 
-    def stop(self, message: str):
+    def stop(self, message: str) -> NoReturn:
         raise _Broken(message)
 
 
@@ -323,7 +323,7 @@ class _CsvLines:
         self.taken: list[str] = []
         self.waiting: deque[str] = deque()
 
-    def __iter__(self):
+    def __iter__(self) -> "_CsvLines":
         return self
 
     def __next__(self) -> str:
@@ -426,7 +426,7 @@ def _damage() -> tuple[type[Exception], ...]:
     return (pyarrow.ArrowException, OSError, MemoryError, ValueError, TypeError, LookupError, ArithmeticError)
 
 
-def _batches(file):
+def _batches(file: Any) -> Iterator[Any]:
     from pyarrow import ipc
 
     if file.read(6) == b"ARROW1":
@@ -436,7 +436,7 @@ def _batches(file):
     return ipc.open_stream(file)
 
 
-def _rows(batch, line: int) -> Lines:
+def _rows(batch: Any, line: int) -> Lines:
     """The rows of an Arrow record batch. Structs lose their null fields, and NaN, which pandas has for null: Arrow
     gives every struct of a column the fields of all, so that a null says no more than that another row has the
     field."""
@@ -450,7 +450,7 @@ def _rows(batch, line: int) -> Lines:
             yield line + start + row, value if isinstance(value, RowProblem) else _without_nulls(value)
 
 
-def _single(part) -> Payload:
+def _single(part: Any) -> Payload:
     try:
         return part.to_pylist()[0]
     except _damage() as error:

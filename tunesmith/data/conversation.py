@@ -46,7 +46,7 @@ def accepted(tokenizer: Tokenizer, chat: Chat) -> Accepted:
     return Accepted(messages, changes, list(unwritten))
 
 
-def generation_prompt(tokenizer: Tokenizer, chat: Chat, **variables) -> str:
+def generation_prompt(tokenizer: Tokenizer, chat: Chat, **variables: Any) -> str:
     """The text that an answer to a conversation stands behind, as training saw it. Raises RowProblem if the template
     refuses the conversation or does not write a part of it: the answer would be to something else."""
     messages, _, unwritten = accepted(tokenizer, chat)
@@ -76,7 +76,8 @@ def _reasoning_placed(tokenizer: Tokenizer, messages: list[dict]) -> tuple[list[
 
 def _ids_of_length(messages: list[dict]) -> list[dict]:
     """Calls and results with ids of nine characters; a result belongs to the call of its id, or the next one."""
-    changed, names, waiting = [], {}, []
+    names: dict[str, str] = {}
+    changed, waiting = [], []
     for message in messages:
         if calls := message.get("tool_calls"):
             ids = [f"call{len(names) + n:05}" for n in range(len(calls))]
@@ -217,7 +218,8 @@ FORMS = (  # in the order in which they are applied
 def _decide(tokenizer: Tokenizer, messages: str, tools: str) -> tuple[tuple[int, ...], tuple[Part, ...]]:
     """The forms to apply to conversations of a probe's shape, and what they leave unwritten."""
     probe, probe_tools = json.loads(messages), json.loads(tools)
-    best, fewest = ((), ()), None
+    best: tuple[tuple[int, ...], tuple[Part, ...]] = ((), ())
+    fewest: int | None = None
     for chosen, changed in _candidates(probe):
         unwritten = _unwritten(tokenizer, changed, probe_tools)
         if unwritten is not None and (fewest is None or len(unwritten) < fewest):
@@ -236,8 +238,8 @@ def _candidates(messages: list[dict]) -> Iterator[tuple[tuple[int, ...], list[di
     sets = [chosen for size in range(len(usable) + 1) for chosen in combinations(usable, size)]
     for chosen in sorted(sets, key=lambda chosen: sum(FORMS[i].reason is not None for i in chosen)):
         changed = messages
-        for form in chosen:
-            changed = FORMS[form].apply(changed)
+        for number in chosen:
+            changed = FORMS[number].apply(changed)
         yield chosen, changed
 
 

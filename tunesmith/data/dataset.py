@@ -7,14 +7,14 @@ the same are on one side whatever their order. Every row that is not used as it 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from tunesmith.data import records
-from tunesmith.data.encode import ROW, SYSTEM_PROMPTS_KEPT, Settings, encode_source
+from tunesmith.data.encode import ROW, SYSTEM_PROMPTS_KEPT, Progress, Settings, encode_source
 from tunesmith.data.files import files, select
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.rows import REASONS, Where
@@ -45,7 +45,7 @@ class Shard:
             file.seek(int(self.rows["asked"][example]))
             return json.loads(file.readline())
 
-    def problems(self):
+    def problems(self) -> Iterator[dict]:
         with open(self.folder / "problems.jsonl", encoding="utf-8") as file:
             yield from map(json.loads, file)
 
@@ -113,7 +113,7 @@ class Dataset:
     left_out: dict[str, list[str]]  # by source: what lies beside its files and is not read, for people
 
 
-def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | None, progress: Callable) -> Dataset:
+def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | None, progress: Progress) -> Dataset:
     """Encodes every source, removes duplicates, sets rows aside and writes the ledger. Raises UserError."""
 
     def shard(source: Source, share: float) -> Shard:
@@ -163,7 +163,7 @@ def _system_prompts(train: list[Shard]) -> dict[str, float]:
     return {prompt: round(rows / chats, 3) for prompt, rows in counts.most_common(SYSTEM_PROMPTS_KEPT)}
 
 
-def measured_only(data: Data, settings: Settings, cache: Path, progress: Callable) -> tuple[TokenStore, dict]:
+def measured_only(data: Data, settings: Settings, cache: Path, progress: Progress) -> tuple[TokenStore, dict]:
     """The rows of `data.eval` without duplicates, at most `data.eval_limit`, and the ledger's summary. Raises
     UserError if none is usable."""
     settings = replace(settings, candidate_share=1.0)

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,7 @@ ROW = np.dtype(
 )
 
 Encode = Callable[[Tokenizer, Row, Method], list[Example]]
+Progress = Callable[[int, int], None]  # rows, examples
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ class Chunk:
     read: int = 0
 
 
-def encode_source(source: Source, settings: Settings, cache: Path, progress: Callable[[int, int], None]) -> Path:
-    """The shard of a source, from the cache if its content was encoded before. `progress(rows, examples)`."""
+def encode_source(source: Source, settings: Settings, cache: Path, progress: Progress) -> Path:
+    """The shard of a source, from the cache if its content was encoded before."""
     paths = files(source)
     parts = [
         settings.key(),
@@ -112,7 +114,7 @@ def encode_source(source: Source, settings: Settings, cache: Path, progress: Cal
     return shard
 
 
-def _encode(source: Source, paths: list[Path], settings: Settings, shard: Path, progress) -> None:
+def _encode(source: Source, paths: list[Path], settings: Settings, shard: Path, progress: Progress) -> None:
     encoder = Encoder(settings, formats_of(source), source.columns)
     draft = shard.with_name(f".{shard.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
@@ -121,7 +123,7 @@ def _encode(source: Source, paths: list[Path], settings: Settings, shard: Path, 
         _write(source, paths, encoder, draft, shard, progress)
 
 
-def _write(source: Source, paths: list[Path], encoder: "Encoder", draft: Path, shard: Path, progress) -> None:
+def _write(source: Source, paths: list[Path], encoder: "Encoder", draft: Path, shard: Path, progress: Progress) -> None:
     try:
         draft.mkdir(parents=True)
         large = sum(f.stat().st_size for f in paths) >= PARALLEL_FROM_BYTES
@@ -177,6 +179,9 @@ def _pieces(lines: Iterator) -> Iterator[list]:
             piece, size = [], 0
     if piece:
         yield piece
+
+
+_encoder: "Encoder"  # of a worker process
 
 
 def _start_worker(encoder: "Encoder") -> None:
@@ -281,12 +286,12 @@ class Writer:
         self.system_prompts: Counter[str] = Counter()
         self._tokens = 0
 
-    def __enter__(self):
+    def __enter__(self) -> "Writer":
         names = ("ids.bin", "supervised.bin", "rows.bin", "asked.jsonl", "problems.jsonl")
         self._open = {name: open(self.folder / name, "wb") for name in names}  # noqa: SIM115  __exit__ closes them
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for file in self._open.values():
             file.close()
 
@@ -320,5 +325,5 @@ class Writer:
         self.examples += len(rows)
 
 
-def _line(value) -> bytes:
+def _line(value: Any) -> bytes:
     return json.dumps(value).encode() + b"\n"  # ASCII, so that half a surrogate pair does no harm

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tunesmith.data import hub
 from tunesmith.data.file_types import DATA_ENDINGS, KNOWN, ending
@@ -73,8 +74,8 @@ def _of_folders(source: Source, folders: list[Path], single: Sequence[Path] = ()
                 selected.append(_saved(source, place))
             else:
                 plain += [place / name for name in names if ending(place / name)]
-        data = [path for path in plain if _is_data(path)]
-        selected += [_named(source, folder, data)] if data else []
+        rows = [path for path in plain if _is_data(path)]
+        selected += [_named(source, folder, rows)] if rows else []
         text += [path for path in plain if not _is_data(path)]
     data = {*filter(_is_data, single), *(path for selection in selected for path in selection.files)}
     if not data and (source.split or source.subset):
@@ -144,7 +145,7 @@ def _read_json(path: Path) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _are_mappings(value) -> bool:
+def _are_mappings(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 

@@ -1,5 +1,6 @@
 """Datasets of the Hugging Face hub, as the data files they hold. No script of a dataset is ever run."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
@@ -44,7 +45,7 @@ def pinned(source: Source) -> Source:
 
 
 @contextmanager
-def _hub_errors(path: str):
+def _hub_errors(path: str) -> Iterator[None]:
     from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:

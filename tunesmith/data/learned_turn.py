@@ -117,7 +117,7 @@ def _end_of_same(asked: str, told: str) -> int | None:
         return len(asked)
     pattern = r"\s*".join(map(re.escape, "".join(asked.split()))) + (r"\s*" if asked[-1:].isspace() else "")
     same = re.match(pattern, told)
-    return same and same.end()
+    return same.end() if same else None
 
 
 def _whole_marks(text: str) -> str:

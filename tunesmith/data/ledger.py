@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import TextIO
 
 from tunesmith.data.rows import REASONS, Where
 from tunesmith.errors import UserError
@@ -21,14 +22,15 @@ class Ledger:
         self.unread: dict[str, int] = {}  # rows for each key that their format did not read
         self.first: list[dict] = []
         self.kept_rows = 0
-        self._path, self._file = path, None
+        self._path = path
+        self._file: TextIO | None = None
 
     def __enter__(self) -> "Ledger":
         if self._path:  # buffering=1: a reader, and a crash, finds whole lines
             self._file = open(self._path, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._file:
             self._file.close()
 

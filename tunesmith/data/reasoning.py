@@ -2,7 +2,7 @@
 
 import re
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
@@ -118,7 +118,7 @@ def switched(tokenizer: Tokenizer, switch: str, wanted: bool) -> dict:
     return {switch: True} if default == off != on else {}
 
 
-def _prompt(tokenizer: Tokenizer, **variables) -> str:
+def _prompt(tokenizer: Tokenizer, **variables: Any) -> str:
     try:
         return tokenizer.render([ASK], add_generation_prompt=True, **variables)
     except RowProblem:

@@ -1,6 +1,7 @@
 """A record as a format reads it: a mapping that notes which of its keys were read, so that the others can be named."""
 
 from collections.abc import Iterable
+from typing import Any
 
 MOST_NAMES = 500  # of unread keys that are counted by name; a file may have a new one in each row
 OTHERS = "…"  # the name under which the rest are counted
@@ -12,22 +13,22 @@ class Record(dict):
 
     def __init__(self, values: dict):
         super().__init__(values)
-        self._read = set()
+        self._read: set[Any] = set()
         self._turns: dict[str, list[Record]] = {}
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> Any:
         self._read.add(key)
         return super().__getitem__(key)
 
-    def get(self, key, default=None):
+    def get(self, key: Any, default: Any = None) -> Any:
         self._read.add(key)
         return super().get(key, default)
 
-    def items(self):
+    def items(self) -> Any:
         self._read.update(self)
         return super().items()
 
-    def values(self):
+    def values(self) -> Any:
         self._read.update(self)
         return super().values()
 
@@ -59,5 +60,5 @@ def describe(unread: dict[str, int], most: int = 20) -> str:
     return ", ".join(shown + [f"and {len(named) - most} more"] * (len(named) > most))
 
 
-def _is_empty(value) -> bool:
+def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, (str, list, dict)) and not value)

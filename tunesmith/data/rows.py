@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Where(NamedTuple):
@@ -100,6 +100,6 @@ def prompt_digest(row: Row) -> bytes:
     return _hash([[m["role"], m.get("content")] for m in row.messages[:last] if m["role"] != "system"])
 
 
-def _hash(value) -> bytes:
+def _hash(value: Any) -> bytes:
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -175,8 +175,8 @@ def _encode(tokenizer: Tokenizer, draft: Draft, prove: bool = True) -> Example:
         supervised[first:last] = [True] * (last - first)
     if not any(supervised):
         raise RowProblem("no_supervised_token")
-    answer = tuple(bisect_left(offsets, at, key=_start) for at in draft.answer)
-    return Example(ids, supervised, draft.changes, answer, draft.asked)
+    begin, end = (bisect_left(offsets, at, key=_start) for at in draft.answer)
+    return Example(ids, supervised, draft.changes, (begin, end), draft.asked)
 
 
 def _start(offset: tuple[int, int]) -> int:

@@ -9,6 +9,7 @@ import re
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -48,7 +49,7 @@ class Tokenizer:
         Raises UserError."""
         return cls(Path(folder), chat_template, dict(template_kwargs or {}))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self.folder, self._asked_template, self.template_kwargs, self._day)
 
     def on(self, day: str | None) -> "Tokenizer":
@@ -74,7 +75,7 @@ class Tokenizer:
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def render(
-        self, messages: list[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False, **kwargs
+        self, messages: list[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False, **kwargs: Any
     ) -> str:
         """The conversation as the chat template writes it. Raises RowProblem if the template refuses it."""
         variables = {**self.named_tokens, **self.template_kwargs, **kwargs}
@@ -207,13 +208,14 @@ def rendered(
     messages = [{key: value for key, value in m.items() if value is not None or key == "content"} for m in messages]
     template = templates.get("tool_use", templates["default"]) if tools else templates["default"]
     try:
-        written, _ = render_jinja_template(
+        rendered: Any = render_jinja_template(
             conversations=[messages],
-            tools=tools or None,
+            tools=[*tools] if tools else None,
             chat_template=template,
             add_generation_prompt=add_generation_prompt,
             **variables,
         )
+        written, _ = rendered
     except TemplateSyntaxError as error:
         where = f"{name}, line {error.lineno}"
         raise UserError(f"model.chat_template: {where}: not valid Jinja: {error.message}") from None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from inspect import cleandoc
 from pathlib import Path
+from typing import TypeGuard
 
 # In every CPython from 3.11 on, Linux or macOS, also where a distribution splits tkinter or the tests off.
 MODULES = """
@@ -82,9 +83,10 @@ def parsed(module: str) -> ast.Module:
 def _public(tree: ast.Module) -> set[str]:
     """The names in `__all__` where it is a plain list, else all without a leading underscore."""
     for node in tree.body:
-        names_all = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
-        if names_all and isinstance(node.value, ast.List | ast.Tuple):
-            return {item.value for item in node.value.elts if isinstance(item, ast.Constant)}
+        if not isinstance(node, ast.Assign) or getattr(node.targets[0], "id", "") != "__all__":
+            continue
+        if isinstance(node.value, ast.List | ast.Tuple):
+            return {str(item.value) for item in node.value.elts if isinstance(item, ast.Constant)}
     return {node.name for node in tree.body if isinstance(node, Definition) and not node.name.startswith("_")}
 
 
@@ -100,7 +102,7 @@ def _page(module: str) -> str:
     return "\n\n".join(parts)
 
 
-def _is_documented(node: ast.stmt) -> bool:
+def _is_documented(node: ast.stmt) -> TypeGuard[Definition]:
     return isinstance(node, Definition) and not node.name.startswith("_") and bool(_doc(node))
 
 

@@ -1,5 +1,7 @@
 """Greedy answers to held-out prompts."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import GenerationConfig
@@ -10,7 +12,9 @@ from tunesmith.training.attention import generating
 PROMPTS_AT_ONCE, TOKENS_AT_ONCE = 64, 16384  # tokens with answers, for which keys and values are kept
 
 
-def answers(model, prompts: list[np.ndarray], max_new_tokens: int, stop_ids: list[int], pad_id: int) -> list[list[int]]:
+def answers(
+    model: Any, prompts: list[np.ndarray], max_new_tokens: int, stop_ids: list[int], pad_id: int
+) -> list[list[int]]:
     """The ids of the model's greedy answer to each prompt (token ids), in order, without what ends it. An answer ends,
     also, where the model has no more positions."""
     model.eval()
@@ -53,7 +57,7 @@ def _together(order: list[int], lengths: list[int], room: list[int]) -> list[lis
     return groups
 
 
-def _left_padded(prompts: list[np.ndarray], pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_padded(prompts: list[np.ndarray], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     longest = max(map(len, prompts))
     ids = np.full((len(prompts), longest), pad_id, np.int64)
     mask = np.zeros_like(ids)

@@ -1,17 +1,24 @@
 """Loss on held-out rows, and how sure it is."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 
+from tunesmith.data.dataset import TokenStore
 from tunesmith.data.pack import micro_batches, share_of
+from tunesmith.plan.choose import Plan
 from tunesmith.training import parallel
 from tunesmith.training.batch import collate
-from tunesmith.training.loss import autocast, token_losses
+from tunesmith.training.loss import Head, autocast, token_losses
 
 RESAMPLES = 2000
 
 
-def row_losses(model, head, tokens, plan, device) -> np.ndarray:
+def row_losses(
+    model: torch.nn.Module, head: Head | None, tokens: TokenStore, plan: Plan, device: torch.device
+) -> np.ndarray:
     """(rows, 2): sum of the losses of each row's supervised tokens in nats, and their number. On all processes."""
     model.eval()
     found = np.zeros((len(tokens), 2))
@@ -51,7 +58,7 @@ def difference(before: np.ndarray, after: np.ndarray, counts: np.ndarray | None 
         return interval(after - before, counts)
 
 
-def _interval(statistic, rows: int) -> dict:
+def _interval(statistic: Callable[[np.ndarray], Any], rows: int) -> dict:
     with np.errstate(invalid="ignore"):  # losses of a broken model
         low, high = np.quantile(statistic(resample(rows)), [0.025, 0.975])
         return {"mean": float(statistic(np.arange(rows))), "low": float(low), "high": float(high)}
@@ -70,7 +77,7 @@ def compare(before: dict, after: dict) -> dict:
     """
     first, last = np.array(before["losses"], float), np.array(after["losses"], float)  # null: not finite
     counts = last[:, 1]
-    found = {"rows": len(last), "difference": {"loss": difference(first[:, 0], last[:, 0], counts)}}
+    found: dict[str, Any] = {"rows": len(last), "difference": {"loss": difference(first[:, 0], last[:, 0], counts)}}
     for name, measured, losses in (("before", before, first), ("after", after, last)):
         loss = interval(losses[:, 0], counts)
         found[name] = {"loss": loss, "perplexity": {k: _perplexity(v) for k, v in loss.items()}}

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -119,11 +120,11 @@ def list_table(runs: list[Run]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for facts in map(summary, runs):
         trained = f"{PurePath(facts['base_model'] or NO_VALUE).name}, {facts['method']}, {facts['adapter']}"
-        name = Text.assemble(facts["name"], "\n", (trained, "dim"))
+        heading = Text.assemble(facts["name"], "\n", (trained, "dim"))
         results = _results(facts)
         worse = facts["loss_before"] is not None and (facts["loss_after"] or 0) > facts["loss_before"]
         table.add_row(
-            name,
+            heading,
             *(Text(value, style="red" if worse and key == "Held-out loss" else "") for key, value in results.items()),
         )
     return table
@@ -222,7 +223,7 @@ def warnings(run: Run) -> dict[str, int]:
 
 def flatten(value: dict, prefix: str = "") -> dict:
     """A nested mapping as one of dotted keys; lists of plain values become text, others are counted from 1."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, inner in value.items():
         if isinstance(inner, list):
             plain = not any(isinstance(item, dict | list) for item in inner)
@@ -342,9 +343,10 @@ def _before_after(run: Run) -> tuple[dict, dict]:
 
 
 def _means(evaluation: dict) -> tuple[dict, dict]:
-    return tuple(
+    before, after = (
         {name: loss_value(found["mean"]) for name, found in evaluation[side].items()} for side in ("before", "after")
     )
+    return before, after
 
 
 def evaluations(run: Run) -> list[dict]:
@@ -372,7 +374,7 @@ def _seconds(events: list[dict]) -> float | None:
 def _results(facts: dict) -> dict[str, str]:
     """The outcome of a `summary` as people read it."""
 
-    def change(key, show):
+    def change(key: str, show: Callable[[Any], str]) -> str:
         before, after = facts[f"{key}_before"], facts[f"{key}_after"]
         return NO_VALUE if before is after is None else f"{show(before)} → {show(after)}"
 
@@ -392,7 +394,7 @@ def _table() -> Table:
     return table
 
 
-def _texts(*values) -> list[Text]:
+def _texts(*values: Any) -> list[Text]:
     """Cells that rich takes as they are: a name may hold [brackets]."""
     return [
         Text(value if isinstance(value, str) else NO_VALUE if value is None else json.dumps(value)) for value in values

@@ -2,8 +2,10 @@
 
 import math
 import re
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -162,7 +164,7 @@ def _comparison(evaluation: dict) -> list[tuple]:
     return rows
 
 
-def _cell(found: dict, digits: int, show=number) -> tuple[str, str]:
+def _cell(found: dict, digits: int, show: Callable[..., str] = number) -> tuple[str, str]:
     mean, low, high = (show(value, digits) for value in Interval.of(found))
     return mean, f"{low} … {high}"
 
@@ -218,7 +220,7 @@ def _facts(values: dict) -> list[tuple[str, str]]:
     return [(key, _fact(key, value)) for key, value in flatten(values).items()]
 
 
-def _fact(key: str, value) -> str:
+def _fact(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float) and key.endswith("_bytes"):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -11,7 +12,8 @@ from tunesmith.run import Run, read_json
 def card(run: Run, to: str) -> str:
     """README.md of an export, with the front matter that the hub reads."""
     recipe, provenance = run.recipe, read_json(run.provenance_file)
-    front = {} if Path(recipe.model.path).expanduser().is_dir() else {"base_model": recipe.model.path}  # hub ids alone
+    is_local = Path(recipe.model.path).expanduser().is_dir()
+    front: dict[str, Any] = {} if is_local else {"base_model": recipe.model.path}  # hub ids alone
     front |= {
         "library_name": "peft" if to == "adapter" else "transformers",
         "pipeline_tag": "text-generation",

@@ -5,8 +5,9 @@ A method has `encode(tokenizer, row, settings) -> list[Example]`, where settings
 """
 
 from importlib import import_module
+from types import ModuleType
 
 
-def get(name: str):
+def get(name: str) -> ModuleType:
     """The method's module."""
     return import_module(f"tunesmith.method.{name}")

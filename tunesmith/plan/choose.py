@@ -3,6 +3,7 @@
 import os
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
+from typing import Any
 
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine
@@ -87,7 +88,7 @@ def _threads(cores: int, processes: int) -> int:
     return int(asked) if asked.isdigit() and int(asked) else max(1, cores // processes)
 
 
-def for_model(plan: Plan, recipe: Recipe, config) -> Plan:
+def for_model(plan: Plan, recipe: Recipe, config: Any) -> Plan:
     """The plan for a model with this configuration of transformers. Adapters of experts make their weights anew in each
     pass, which the backward pass needs: a card keeps those of one layer, not of all, where activations are recomputed.
     """

@@ -1,6 +1,7 @@
 """Values that a recipe may hold but that hardly anyone means: refused where they have no use, else one line."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from tunesmith.data.dataset import Dataset
 from tunesmith.errors import UserError
@@ -12,7 +13,7 @@ USUAL_LENGTH = Data.model_fields["sequence_length"].default
 FAR_ABOVE = 100  # times the usual learning rate: small models take ten times
 
 
-def check(recipe: Recipe, plan: Plan, config) -> list[str]:
+def check(recipe: Recipe, plan: Plan, config: Any) -> list[str]:
     """Warnings before the data is read, for a model with this configuration of transformers. Raises UserError."""
     width = getattr(config.get_text_config(), "hidden_size", None)
     if recipe.adapter.kind == "lora" and width and recipe.adapter.rank > width:

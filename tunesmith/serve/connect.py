@@ -179,7 +179,7 @@ def _llm_folder() -> Path:
     return Path(os.environ.get("LLM_USER_PATH") or _folder("XDG_CONFIG_HOME", ".config") / "io.datasette.llm")
 
 
-CLIENTS = {
+CLIENTS: dict[str, Client] = {
     "openclaw": Client(
         path=lambda: _folder("OPENCLAW_CONFIG_PATH", ".openclaw", "openclaw.json"),
         format="json",
@@ -241,7 +241,7 @@ CLIENTS = {
 
 
 def connect(
-    client: Literal[*CLIENTS],
+    client: Literal[*CLIENTS],  # type: ignore[valid-type]  # the names are said once, in CLIENTS
     *,
     url: str = "http://127.0.0.1:8383",
     model: str | None = None,
@@ -263,7 +263,7 @@ def connect(
     target = find_target(url, model, api_key)
     _warn(client, chosen, target)
     ours = chosen.config(target)
-    text = FORMATS[chosen.format][1]({**chosen.start, **ours} if chosen.start else ours)
+    text = FORMATS[chosen.format][1]({**chosen.start, **dict(ours)} if chosen.start else ours)
     path = chosen.path()
     if write:
         _say(_write(path, chosen, ours, text))

@@ -14,7 +14,7 @@ import json
 import re
 import secrets
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.writing.marks import SPACES
@@ -69,7 +69,7 @@ def probe_call(name: str, as_text: bool) -> dict:
     return {"id": PROBE_ID, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def object_text(value) -> str | None:
+def object_text(value: Any) -> str | None:
     """Arguments as the text of a JSON object, None if they are none. They may be such text, or missing."""
     if isinstance(value, str):
         try:

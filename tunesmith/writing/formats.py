@@ -28,7 +28,7 @@ class Reader:
 
     def _read(self, parts: list[str | Thought]) -> list[Part]:
         if self._calls is None:
-            return parts
+            return [*parts]
         return [said for part in parts for said in (self._calls.push(part) if isinstance(part, str) else [part])]
 
 

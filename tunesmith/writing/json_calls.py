@@ -52,7 +52,7 @@ class JsonCalls:
         definitions = {str(n): placed(parameters_of(tool), f"#/$defs/{n}") for n, tool in enumerate(tools)}
         return f"call: {json_rule({**schema, '$defs': definitions})}"
 
-    def _call(self, one, tools: dict[str, dict]) -> tuple[str, str] | None:
+    def _call(self, one: Any, tools: dict[str, dict]) -> tuple[str, str] | None:
         """(name, arguments) of a call, None if it is none."""
         if not isinstance(one, dict):
             return None
@@ -66,7 +66,7 @@ class JsonCalls:
         text = object_text(arguments)
         return None if name is None or text is None else (name, text)
 
-    def _schema(self, value, tool: dict, parameters: str) -> dict:
+    def _schema(self, value: Any, tool: dict, parameters: str) -> dict:
         """The shape as a schema for calls of a tool, whose parameters' schema stands at the pointer `parameters`."""
         if value == ARGUMENTS or object_text(value) == object_text(ARGUMENTS):
             return {"$ref": parameters}

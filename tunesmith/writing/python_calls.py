@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.writing.calls import (
@@ -69,7 +70,8 @@ class PythonCalls:
             r"""any_text: /'([^'\\\n]|\\.)*'/ | /"([^"\\\n]|\\.)*"/""",
         ]
         for n, tool in enumerate(tools):
-            schema, found = parameters_of(tool), []
+            schema = parameters_of(tool)
+            found: list[tuple[str, bool]] = []
             needed = required(schema, schema)
             for key, inner in properties(schema, schema).items():
                 found.append((f"value{n}_{len(found)}", key in needed))
@@ -79,7 +81,7 @@ class PythonCalls:
         return "\n".join(rules)
 
 
-def _value(schema, root: dict) -> str:
+def _value(schema: Any, root: dict) -> str:
     if (texts := choices(schema, root)) and all(isinstance(text, str) for text in texts):
         return f"({' | '.join(json.dumps(quoted) for text in texts for quoted in (repr(text), json.dumps(text)))})"
     if "string" in kinds(schema, root):
@@ -116,10 +118,11 @@ def _calls(text: str) -> list[tuple[str, str]]:
     pieces = QUOTED.split(text)  # tools and keys may have names that Python's own may not
     pieces[::2] = [KEY.sub(r"\1_\2=", NAME.sub(numbered, piece)) for piece in pieces[::2]]
     pieces[1::2] = [piece.replace("\n", r"\n") for piece in pieces[1::2]]  # a newline stands in a string as it is
-    return [_call(node, names) for node in ast.parse("".join(pieces), mode="eval").body.elts]
+    listed: Any = ast.parse("".join(pieces), mode="eval").body
+    return [_call(node, names) for node in listed.elts]
 
 
-def _call(node: ast.Call, names: list[str]) -> tuple[str, str]:
+def _call(node: Any, names: list[str]) -> tuple[str, str]:
     if node.args:
         raise ValueError("no call by keywords")
     arguments = object_text({keyword.arg[1:]: _plain(keyword.value) for keyword in node.keywords})
@@ -128,7 +131,7 @@ def _call(node: ast.Call, names: list[str]) -> tuple[str, str]:
     return names[int(node.func.id[1:])], arguments
 
 
-def _plain(node):
+def _plain(node: Any) -> Any:
     """The value of a literal."""
     if isinstance(node, ast.Name) and node.id in CONSTANTS:
         return CONSTANTS[node.id]

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.writing.calls import (
@@ -84,7 +85,8 @@ class QuotedCalls:
             "any_value: any_text | boolean | null | number | array | object",
         ]
         for n, tool in enumerate(tools):
-            schema, found = parameters_of(tool), []
+            schema = parameters_of(tool)
+            found: list[tuple[str, bool]] = []
             needed = required(schema, schema)
             for key, inner in sorted(properties(schema, schema).items()):
                 found.append((f"value{n}_{len(found)}", key in needed))
@@ -93,13 +95,13 @@ class QuotedCalls:
             rules.append(f'call{n}: {head} {in_order(found, COMMA)} "}}"')
         return "\n".join(rules)
 
-    def _rule(self, schema, root: dict, quote: str) -> str:
+    def _rule(self, schema: Any, root: dict, quote: str) -> str:
         if (texts := choices(schema, root)) and all(isinstance(text, str) for text in texts):
             return f"({' | '.join(f'{quote} {json.dumps(text)} {quote}' for text in texts)})"
         names = {"string": "any_text"}
         return f"({' | '.join(sorted(names.get(kind, kind) for kind in kinds(schema, root)))})"
 
-    def _value(self, text: str, at: int):
+    def _value(self, text: str, at: int) -> tuple[Any, int]:
         """(value, where it ends). Raises _Incomplete and _Malformed."""
         if text.startswith(self.quote, at):
             start = at + len(self.quote)
@@ -121,10 +123,10 @@ class QuotedCalls:
             raise _Malformed
         return json.loads(number[0]), number.end()
 
-    def _items(self, text: str, at: int):
+    def _items(self, text: str, at: int) -> tuple[dict | list, int]:
         """Of an object or a list."""
         closing = {"{": "}", "[": "]"}[text[at]]
-        found: dict | list = {} if closing == "}" else []
+        found: Any = {} if closing == "}" else []
         at = _skip(text, at + 1)
         while text[at] != closing:
             key = None

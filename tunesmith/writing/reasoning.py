@@ -5,7 +5,7 @@ Qwen 3 writes `<think>` … `</think>` before what it says; some templates open 
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
@@ -64,7 +64,8 @@ def _rendered(tokenizer: Tokenizer, key: str) -> str:
 
 def _in_prompt(tokenizer: Tokenizer) -> Reasoning | None:
     """As templates write it that leave it out of messages: in the generation prompt, open or, if unwanted, empty."""
-    for wanted in ({}, {"enable_thinking": False}):
+    choices: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False})
+    for wanted in choices:
         tag = IN_PROMPT.search(tokenizer.render(ASK, add_generation_prompt=True, **wanted))
         # What also stands before answers of earlier turns is the head of a turn.
         if tag and tag[1] not in tokenizer.render([*ASK, {"role": "assistant", "content": ANSWER}, *ASK]):

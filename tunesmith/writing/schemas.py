@@ -1,5 +1,6 @@
 """JSON Schemas: written into other schemas, and read through their references."""
 
+from typing import Any
 from urllib.parse import unquote
 
 ALL = frozenset(("string", "number", "integer", "boolean", "null", "array", "object"))
@@ -18,7 +19,7 @@ IDENTITY = ("$id", "$schema")  # a schema inside another one has none of its own
 DEEPEST = 16  # references in a row; a schema may refer to itself
 
 
-def placed(schema, pointer: str):
+def placed(schema: Any, pointer: str) -> Any:
     """A schema to stand at `pointer` (`#/$defs/tool`) of another one: its references to itself point there."""
     if isinstance(schema, list):
         return [placed(inner, pointer) for inner in schema]
@@ -27,7 +28,7 @@ def placed(schema, pointer: str):
     return {key: _placed(key, value, pointer) for key, value in schema.items() if key not in IDENTITY}
 
 
-def _placed(key: str, value, pointer: str):
+def _placed(key: str, value: Any, pointer: str) -> Any:
     if key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/")):
         return pointer + value[1:]
     if key in VALUES:
@@ -37,7 +38,7 @@ def _placed(key: str, value, pointer: str):
     return placed(value, pointer)
 
 
-def embedded(schema, root: dict) -> dict:
+def embedded(schema: Any, root: dict) -> Any:
     """A part of the schema `root` as a schema of its own, with what it refers to."""
     part = placed(schema, "#/$defs/root")
     if not isinstance(part, dict) or "$ref" not in str(part):
@@ -45,7 +46,7 @@ def embedded(schema, root: dict) -> dict:
     return {**part, "$defs": {"root": placed(root, "#/$defs/root")}}
 
 
-def kinds(schema, root, depth: int = 0) -> frozenset[str]:
+def kinds(schema: Any, root: Any, depth: int = 0) -> frozenset[str]:
     """The JSON types that a part of the schema `root` allows; all where it does not say."""
     if not isinstance(schema, dict) or depth > DEEPEST:
         return ALL
@@ -65,7 +66,7 @@ def kinds(schema, root, depth: int = 0) -> frozenset[str]:
     return allowed | ({"integer"} if "number" in allowed else frozenset())
 
 
-def choices(schema, root, depth: int = 0) -> list:
+def choices(schema: Any, root: Any, depth: int = 0) -> list:
     """The only values that a part of the schema `root` allows, if it names them."""
     if not isinstance(schema, dict) or depth > DEEPEST:
         return []
@@ -76,7 +77,7 @@ def choices(schema, root, depth: int = 0) -> list:
     return next((found for part in _all_of(schema, root) if (found := choices(part, root, depth + 1))), [])
 
 
-def properties(schema, root, depth: int = 0) -> dict:
+def properties(schema: Any, root: Any, depth: int = 0) -> dict:
     """The schemas of an object's properties, by name."""
     if not isinstance(schema, dict) or depth > DEEPEST:
         return {}
@@ -91,7 +92,7 @@ def properties(schema, root, depth: int = 0) -> dict:
     return found | (own if isinstance(own, dict) else {})
 
 
-def required(schema, root, depth: int = 0) -> set[str]:
+def required(schema: Any, root: Any, depth: int = 0) -> set[str]:
     """The names of the properties that an object must have."""
     if not isinstance(schema, dict) or depth > DEEPEST:
         return set()
@@ -100,14 +101,14 @@ def required(schema, root, depth: int = 0) -> set[str]:
     return found.union(*(required(part, root, depth + 1) for part in _all_of(schema, root)))
 
 
-def _all_of(schema: dict, root) -> list:
+def _all_of(schema: dict, root: Any) -> list:
     """The other schemas that a value must keep to as well."""
     target = _target(root, schema["$ref"]) if isinstance(schema.get("$ref"), str) else None
     others = schema["allOf"] if isinstance(schema.get("allOf"), list) else []
     return others if target is None else [target, *others]
 
 
-def _target(root, reference: str):
+def _target(root: Any, reference: str) -> Any:
     """What a JSON pointer points at, None if there is nothing."""
     if not reference.startswith("#"):
         return None

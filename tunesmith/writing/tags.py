@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NoReturn
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.writing.calls import (
@@ -86,7 +87,8 @@ class Tags:
         """Of what a schema says of strings they keep to `enum` and `const`."""
         rules = [any_of_rules(len(tools)), self._any_text(tokenizer)]
         for n, tool in enumerate(tools):
-            schema, names = parameters_of(tool), []
+            schema = parameters_of(tool)
+            names: list[Any] = []
             needed = required(schema, schema)
             for key, inner in properties(schema, schema).items():
                 value, is_text = self._value(tokenizer, inner, schema)
@@ -119,7 +121,7 @@ class Tags:
         follows = rf"(?=\s*(?:{flexible(self.opening.lstrip())}|{re.escape(self.end)}))"
         return re.compile(rf"{_newline(self.closing, 0)}{flexible(self.closing.strip())}{follows}")
 
-    def _value(self, tokenizer: Tokenizer, schema, root: dict) -> tuple[str, bool]:
+    def _value(self, tokenizer: Tokenizer, schema: Any, root: dict) -> tuple[str, bool]:
         """The rule of a value and what closes it, and whether that is a string."""
         texts, allowed = choices(schema, root), kinds(schema, root)
         closing = " ".join(written(tokenizer, self.closing))
@@ -156,7 +158,7 @@ def _attributes(first: str, second: str) -> str:
     return rf"{flexible(first[:before])}\w*{flexible(first[len(first) - after :].rstrip())}"
 
 
-def _json(text: str, schema, root) -> str:
+def _json(text: str, schema: Any, root: Any) -> str:
     """A value as JSON text: what is JSON of a type that the schema allows, else the string that it is."""
     value = PYTHON.get(text, text)
     try:
@@ -168,7 +170,7 @@ def _json(text: str, schema, root) -> str:
     return json.dumps(text if isinstance(parsed, str) or not allowed else parsed, ensure_ascii=False)
 
 
-def _literal(text: str):
+def _literal(text: str) -> Any:
     """Of a list or an object as Python writes it, which some templates do; any other text is itself."""
     try:
         value = ast.literal_eval(text) if text[:1] in ("[", "{") else text
@@ -178,5 +180,5 @@ def _literal(text: str):
     return value if isinstance(value, list | dict) else text
 
 
-def _refuse(name: str):
+def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")

@@ -17,10 +17,11 @@ a call has one of these forms, each in a file of its own:
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.calls import OTHER, PROBE, PROBE_TOOLS, Call, CallForm, flexible, probe_call, written
+from tunesmith.writing.calls import OTHER, PROBE, PROBE_TOOLS, Call, flexible, probe_call, written
 from tunesmith.writing.json_calls import JsonCalls
 from tunesmith.writing.marks import MARK, ByState, common_end, common_start, tail_of
 from tunesmith.writing.named_calls import NamedCalls
@@ -40,7 +41,7 @@ class ToolFormat:
     whitespace included; `shown` the special tokens among them and within calls; `form` how a call is written.
     `in_text`: the template writes no calls, so they are part of a message's text."""
 
-    form: CallForm
+    form: Any  # a CallForm; PythonCalls also writes calls
     opening: str
     closing: str
     begins: str = ""
@@ -145,7 +146,7 @@ class ToolReader(ByState):
     def finish(self) -> list[str | Call]:
         """The rest. What began like a call and is none is text."""
         if self._state == "bare" and (calls := self._bare_calls()):
-            return calls
+            return [*calls]
         said: list[str | Call] = []
         while self._state == "call":
             if not self._read_call(said):

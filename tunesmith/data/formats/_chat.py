@@ -108,14 +108,14 @@ def history(raw: dict) -> list[dict]:
     return [{"role": role, "content": text} for pair in value for role, text in zip(("user", "assistant"), pair)]
 
 
-def turns_of(raw: dict, column: str) -> list[Record]:
+def turns_of(raw: dict, column: str) -> list[dict]:
     """The turns in a record's column: a list of mappings or a single one, which may be written as JSON text (as in
     CSV)."""
     value = from_json(raw.get(column))
     value = [value] if isinstance(value, dict) else value
     if not _are_mappings(value):
         raise RowProblem("wrong_shape", f"{column}: a list of messages expected, found {shown(value)}")
-    turns = [Record(turn) for turn in value]
+    turns: Any = [Record(turn) for turn in value]
     if isinstance(raw, Record):
         raw.hold_turns(column, turns)
     return turns
@@ -151,7 +151,7 @@ def has_turns(sample: dict) -> bool:
     return any(is_turns(sample.get(column)) for column in CHAT_COLUMNS)
 
 
-def turns_in(raw: dict) -> list[Record]:
+def turns_in(raw: dict) -> list[dict]:
     """The conversation that a record holds. Raises RowProblem if it holds none."""
     return turns_of(raw, next((column for column in CHAT_COLUMNS if raw.get(column) is not None), CHAT_COLUMNS[0]))
 
@@ -236,7 +236,7 @@ def _assistant(raw: dict, content: Any, is_call: bool) -> dict:
         calls += [_tool_call(call) for call in (found if isinstance(found, list) else [found])]
         content = None
     thoughts, content = _thoughts_apart(content)
-    message = {"role": "assistant", "content": _content(content)}
+    message: dict[str, Any] = {"role": "assistant", "content": _content(content)}
     if reasoning := optional(raw, *REASONING) or thoughts:
         message["reasoning_content"] = reasoning
     if calls:

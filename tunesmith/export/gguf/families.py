@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -84,15 +85,15 @@ class Family:
     """The same, where that reorders inputs instead of rows."""
 
 
-_LLAMA = dict(
+_LLAMA: dict[str, Any] = dict(
     modules={**ATTENTION, **MLP, **NORMS},
     interleaved=True,
     rope_factors=frozenset({"llama3"}),
     biases=frozenset({*ATTENTION.values(), *MLP.values()}),
 )
-_MIXTURE = dict(experts="halves", modules={**ATTENTION, **NORMS, **ROUTER})
-_GEMMA = dict(norm_offset=1.0, window=True, activation="gelu_pytorch_tanh")
-_GEMMA4 = dict(
+_MIXTURE: dict[str, Any] = dict(experts="halves", modules={**ATTENTION, **NORMS, **ROUTER})
+_GEMMA: dict[str, Any] = dict(norm_offset=1.0, window=True, activation="gelu_pytorch_tanh")
+_GEMMA4: dict[str, Any] = dict(
     modules={
         **ATTENTION,
         **HEAD_NORMS,
@@ -117,7 +118,7 @@ _GEMMA4 = dict(
     rope_factors=frozenset({"proportional"}),
     partial_rotary=True,
 )
-_OLMO2 = dict(modules={**ATTENTION, **HEAD_NORMS, **MLP, **POST_NORMS}, own_head=True, square=True)
+_OLMO2: dict[str, Any] = dict(modules={**ATTENTION, **HEAD_NORMS, **MLP, **POST_NORMS}, own_head=True, square=True)
 _BIASED = frozenset({*ATTENTION.values(), "attn_norm", "ffn_norm", "ffn_up", "ffn_down"})
 
 FAMILIES = {
@@ -308,7 +309,7 @@ def targets(config, name: str) -> list[tuple[str, Transform]]:
     if name in OUTSIDE:
         both = name == "model.embed_tokens.weight" and family.own_head and config.tie_word_embeddings
         shifted = name == "model.norm.weight" and family.norm_offset
-        form = partial(layout.plus, family.norm_offset) if shifted else layout.same
+        form: Transform = partial(layout.plus, family.norm_offset) if shifted else layout.same
         return [(OUTSIDE[name], form)] + ([("output.weight", layout.same)] if both else [])
     prefix, _, rest = name.removeprefix("model.layers.").partition(".")
     if name.startswith("model.layers.") and prefix.isdigit():
@@ -357,13 +358,16 @@ def _in_layer(family: Family, config, rest: str) -> list[tuple[str, Transform]]:
 
 
 def _stacked(order: str, name: str) -> list[tuple[str, Transform]]:
+    names: dict[str, list[tuple[str, Transform]]]
     if order == "halves":
-        gates = [("ffn_gate_exps.weight", partial(layout.half, 0)), ("ffn_up_exps.weight", partial(layout.half, 1))]
-        return {"gate_up_proj": gates, "down_proj": [("ffn_down_exps.weight", layout.same)]}.get(name, [])
+        halves = [("ffn_gate_exps.weight", partial(layout.half, 0)), ("ffn_up_exps.weight", partial(layout.half, 1))]
+        names = {"gate_up_proj": [*halves], "down_proj": [("ffn_down_exps.weight", layout.same)]}
+        return names.get(name, [])
     gates = [("ffn_gate_exps", 0), ("ffn_up_exps", 1)]
-    return {
+    names = {
         "gate_up_proj": [(f"{g}.weight", partial(layout.stride, first, True)) for g, first in gates],
         "gate_up_proj_bias": [(f"{g}.bias", partial(layout.stride, first, False)) for g, first in gates],
         "down_proj": [("ffn_down_exps.weight", layout.transposed)],
         "down_proj_bias": [("ffn_down_exps.bias", layout.same)],
-    }.get(name, [])
+    }
+    return names.get(name, [])

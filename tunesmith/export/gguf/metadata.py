@@ -1,6 +1,7 @@
 """The hyperparameters in a GGUF header, and the tensors that follow from a config alone."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -9,7 +10,7 @@ from tunesmith.export.gguf.families import FAMILIES
 STILL = 1e30  # divides the frequency of what is not rotated
 
 
-def metadata(config) -> dict[str, object]:
+def metadata(config) -> dict[str, Any]:
     """Hyperparameters by GGUF key, the architecture's prefix left out."""
     family = FAMILIES[config.model_type]
     size = head_size(config)
@@ -54,7 +55,7 @@ def metadata(config) -> dict[str, object]:
     return values | _rope(config, size) | own(config)
 
 
-def _lfm2_values(config) -> dict[str, object]:
+def _lfm2_values(config) -> dict[str, Any]:
     """llama.cpp tells layers that convolve by their having no key heads."""
     width = config.intermediate_size
     if config.block_auto_adjust_ff_dim:
@@ -69,7 +70,7 @@ def _lfm2_values(config) -> dict[str, object]:
     }
 
 
-def _ministral_values(config) -> dict[str, object]:
+def _ministral_values(config) -> dict[str, Any]:
     """Queries grow with the logarithm of how many times the original context went by."""
     rope = config.rope_parameters
     return {
@@ -78,7 +79,7 @@ def _ministral_values(config) -> dict[str, object]:
     }
 
 
-def _qwen35_values(config) -> dict[str, object]:
+def _qwen35_values(config) -> dict[str, Any]:
     linear = [kind == "linear_attention" for kind in config.layer_types]
     sections = config.rope_parameters.get("mrope_section", [11, 11, 10])
     return {
@@ -93,7 +94,7 @@ def _qwen35_values(config) -> dict[str, object]:
     }
 
 
-def _gemma4_values(config) -> dict[str, object]:
+def _gemma4_values(config) -> dict[str, Any]:
     layers = [config.per_layer_config[layer] for layer in range(config.num_hidden_layers)]
     own = config.num_hidden_layers - config.num_kv_shared_layers
     local = config.per_layer_config["sliding_attention"].head_dim
@@ -160,7 +161,7 @@ def _of_full_layers(config):
     return config.per_layer_config["full_attention"] if getattr(config, "is_heterogeneous", False) else config
 
 
-def _rope(config, size: int) -> dict[str, object]:
+def _rope(config, size: int) -> dict[str, Any]:
     rope, local = rope_of(config)
     values = {
         "rope.freq_base": float(rope["rope_theta"]),

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import Regex, pre_tokenizers
@@ -107,7 +108,7 @@ STOPS = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    metadata: dict[str, object]
+    metadata: dict[str, Any]
     """By GGUF key."""
     strips: bool
     """Whether its special tokens take whitespace along, which llama.cpp does for a model with phi-3 in its name."""
@@ -321,7 +322,7 @@ def _doubtful(file: dict, ids: dict[str, int], tokens: _Tokens) -> list[str]:
     ]
 
 
-def _named(folder: Path, own: Tokenizer, tokens: _Tokens, stop_ids: tuple[int, ...]) -> dict[str, object]:
+def _named(folder: Path, own: Tokenizer, tokens: _Tokens, stop_ids: tuple[int, ...]) -> dict[str, Any]:
     """Beginning, padding and all ends. llama.cpp takes three ends by id; others it knows by their text."""
     wanted = list(dict.fromkeys([*stop_ids, *eos_ids(folder)]))
     eos = own.eos_id if own.eos_id is not None else next(iter(wanted), None)
