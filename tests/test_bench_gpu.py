@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import card
+from tests.conftest import slow_but
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import shapes
@@ -96,13 +97,16 @@ def test_a_search_without_time_says_so():
 
 @pytest.mark.parametrize(
     "shape,kind,device",
-    [
-        ("Qwen3-8B", "lora", "cpu"),
-        ("Qwen3-30B-A3B", "qlora", "cpu"),
-        ("Llama-3.1-8B", "full", "cuda"),
-        ("Qwen3-8B", "lora", "cuda"),
-        ("Qwen3-30B-A3B", "lora", "cuda"),
-    ],
+    slow_but(
+        [("Qwen3-8B", "lora", "cpu"), ("Llama-3.1-8B", "full", "cuda")],
+        [
+            ("Qwen3-8B", "lora", "cpu"),
+            ("Qwen3-30B-A3B", "qlora", "cpu"),
+            ("Llama-3.1-8B", "full", "cuda"),
+            ("Qwen3-8B", "lora", "cuda"),
+            ("Qwen3-30B-A3B", "lora", "cuda"),
+        ],
+    ),
 )
 def test_a_tiny_point_runs_in_the_product_s_loop(monkeypatch, shape, kind, device):
     monkeypatch.setattr(shapes_trial, "SECONDS", 0)

@@ -10,7 +10,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests import tiny
-from tests.conftest import sums, write_rows
+from tests.conftest import slow_but, sums, write_rows
 from tests.model.test_result import logits, trained_logits
 from tests.train.test_reference import BOUND, losses
 from tunesmith import resume, train
@@ -110,7 +110,13 @@ def test_weights_are_nf4_with_double_quantisation(family, name):
     assert seen >= 10
 
 
-@pytest.mark.parametrize(("name", "kind"), [(name, "nf4") for name in tiny.FAMILIES] + [("llama3", "int8")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    slow_but(
+        [("gemma3", "nf4"), ("gpt_oss", "nf4"), ("qwen3_moe", "nf4"), ("llama3", "int8")],
+        [*((name, "nf4") for name in tiny.FAMILIES), ("llama3", "int8")],
+    ),
+)
 def test_training_equals_lora_on_the_dequantised_weights(recipe, dequantised_base, name, kind):
     small = train(recipe(name, "small", model={"quantize": kind}))
     plain = train(recipe(name, "plain", model={"path": str(dequantised_base(name, kind))}))

@@ -15,6 +15,7 @@ import pytest
 from openai import APIStatusError, OpenAI
 
 from tests import tiny
+from tests.conftest import slow_but
 from tests.serve import standin_vllm
 from tests.serve.conftest import Collector, two_runs
 from tests.serve.standin_vllm import DIES, FAILS, GOES_ON
@@ -229,7 +230,7 @@ def test_when_vllm_dies_all_hear_of_it(notes, opened, runs, served):
     assert error.value.status_code == 400
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", slow_but([signal.SIGINT], [signal.SIGINT, signal.SIGKILL]))
 def test_nothing_stays_behind(notes, runs, number):
     command = [PYTHON, "-m", "tunesmith.cli", "serve", "--engine", "vllm", str(runs[0]), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

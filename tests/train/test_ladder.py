@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import slow_but
 from tunesmith import resume, train
 from tunesmith.data.pack import micro_batches
 from tunesmith.errors import NotEnoughMemory
@@ -67,7 +68,7 @@ def out_of_memory():
 
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("kind", ["lora", "full"])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", slow_but([1], [1, 2]))
 def test_faults_at_random_steps_change_no_loss(recipe, limited, kind, packing, seed):
     sections = {"adapter": {"kind": kind}, "data": {"packing": packing}}
     whole = train(recipe(name="whole", **sections))
@@ -182,10 +183,9 @@ def test_what_ends_a_process_that_writes_no_events_is_in_them(recipe, monkeypatc
 
 
 def test_what_one_process_needed_all_do(recipe, monkeypatch):
-    two = {"processes": 2, "max_steps": 6}
-    whole = train(recipe(name="whole", train=two))
+    whole = train(recipe(name="whole", train={"max_steps": 6}))
     monkeypatch.setattr("tunesmith.worker.work", one_of_two_runs_out)
-    run = train(recipe(name="faulty", train=two))
+    run = train(recipe(name="faulty", train={"processes": 2, "max_steps": 6}))
     assert losses(run) == pytest.approx(losses(whole), abs=BOUND)
     assert "in another process" in warned(run)[0]
     [last] = checkpoint.complete(run.checkpoints)

@@ -143,7 +143,7 @@ def test_what_fits_is_measured(quick, on_card):
     assert [tokens for tokens, _ in found.points] == [0, 64, 128]
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", slow_but(["lora"], ["lora", "full"]))
 def test_an_export_is_compared_there_and_the_run_is_served_from_there(quick, on_card, monkeypatch, kind):
     monkeypatch.setattr(batching, "CHUNK", 16)  # the prompt is computed in several steps
     run = train(quick("llama3", kind, adapter={"kind": kind}))
