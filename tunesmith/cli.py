@@ -91,9 +91,8 @@ def resume(run: Path, *, as_json: Json = False) -> None:
     from tunesmith.terminal import waiting
 
     with waiting("loading"):
-        from tunesmith import job
-        from tunesmith.screen import finished
-    finished(job.resume(run), as_json)
+        from tunesmith import screen
+    screen.finished(screen.resume(run), as_json)
 
 
 @app.command(name="eval", group=TRAIN, sort_key=4, synonym=("evaluate", "test"))

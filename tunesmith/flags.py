@@ -98,7 +98,6 @@ def train(
     from tunesmith.terminal import waiting
 
     with waiting("loading"):
-        from tunesmith import job
-        from tunesmith.screen import finished
+        from tunesmith import screen
 
-    finished(job.train(asked), as_json)
+    screen.finished(screen.train(asked), as_json)

@@ -8,8 +8,9 @@ import logging
 import multiprocessing
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -45,18 +46,20 @@ from tunesmith.plan import unusual
 from tunesmith.plan.choose import Plan, choose, for_model, within
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, write_json
-from tunesmith.screen import Screen
 
+Watch = Callable[[Run], AbstractContextManager]
 ROWS_LOOKED_AT = 200
+SECONDS_BETWEEN_EVENTS = 1.0  # about the same thing
 UNKNOWN_POSITIONS = 2**17  # of a model that does not say, such as one without position embeddings
 
 
-def train(recipe: Recipe) -> Run:
-    """Trains from a recipe and returns the run. Raises UserError, leaving nothing behind, where that cannot be."""
+def train(recipe: Recipe, watch: Watch = nullcontext) -> Run:
+    """Trains from a recipe and returns the run; `watch` is entered with the run before anything happens, to follow its
+    events. Raises UserError, leaving nothing behind, where that cannot be."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a process of ours that imports the script
         sys.exit(UNGUARDED_STATUS)  # without a word: the process that the user started says it
     run = Run.create(_pinned(recipe))
-    with run.held():
+    with watch(run), run.held():
         try:
             with report_full_disk(run.folder, "free some space, or choose a folder on another disk as output"):
                 prepare(run)
@@ -68,11 +71,11 @@ def train(recipe: Recipe) -> Run:
     return run
 
 
-def resume(folder: str | Path) -> Run:
-    """Continues a run from its last complete checkpoint, or from the start if it has none. Raises UserError if it is
-    finished or going on."""
+def resume(folder: str | Path, watch: Watch = nullcontext) -> Run:
+    """Continues a run from its last complete checkpoint, or from the start if it has none; `watch` as of `train`.
+    Raises UserError if it is finished or going on."""
     run = Run.open(folder)
-    with run.held():
+    with run.held(), watch(run):
         if run.result.exists():
             raise UserError(f"{folder}: this run is finished; its result is {run.result}")
         if run.plan is None:
@@ -84,17 +87,17 @@ def resume(folder: str | Path) -> Run:
 
 def prepare(run: Run) -> None:
     """Base model, tokenizer, data and plan; writes plan.json, ledger.jsonl and provenance.json. Raises UserError."""
-    recipe, screen = run.recipe, Screen()
+    recipe = run.recipe
     machine = probe(run.folder)
     plan = choose(recipe, machine)
-    screen.waiting("reading the data")
+    run.log("stage", doing="reading the data")
     base = resolve(recipe.model)
     config = config_of(base)
     plan = for_model(plan, recipe, config)
     check_base(recipe.model, recipe.adapter, base, config)
     save_tokenizer(recipe.model, base, run.tokenizer)
     for note in check_adapter(recipe.adapter, recipe.model.new_tokens, Tokenizer.load(run.tokenizer), config):
-        _warn(run, screen, note)
+        run.log("warning", message=note)
     given = recipe.model.chat_template_kwargs
     kwargs = template_variables(Tokenizer.load(run.tokenizer, template_kwargs=given), recipe.data.train, given)
     tokenizer = Tokenizer.load(run.tokenizer, template_kwargs=kwargs)
@@ -102,18 +105,37 @@ def prepare(run: Run) -> None:
     if positions and plan.sequence_length > positions:
         plan = within(plan, recipe, limit_of(config))
     for line in unusual.check(recipe, plan, config):
-        _warn(run, screen, line)
+        run.log("warning", message=line)
     plan, measured = fitted(run, plan, base, positions or UNKNOWN_POSITIONS)
     if measured:
-        screen.measured(measured)
+        run.log(
+            "measured",
+            points=measured.points,
+            tokens=measured.tokens,
+            budget_bytes=measured.budget_bytes,
+            seconds=measured.seconds,
+        )
     day = date.today().isoformat()
-    dataset = dataset_of(run, tokenizer, plan.sequence_length, run.ledger_file, screen.encoding, day)
-    screen.data(dataset)
+    dataset = dataset_of(run, tokenizer, plan.sequence_length, run.ledger_file, _encoding_progress(run), day)
+    run.log(
+        "data",
+        ledger=dataset.ledger,
+        formats=dataset.formats,
+        examples=len(dataset.train),
+        held_out=len(dataset.eval),
+        held_out_unused=dataset.eval_unused,
+        left_out=dataset.left_out,
+    )
     _check_fit(recipe, dataset, config)
     steps = schedule_of(recipe, dataset).steps
     for line in unusual.check_data(recipe, plan, dataset, positions, steps):
-        _warn(run, screen, line)
-    screen.plan(recipe, plan, machine, steps)
+        run.log("warning", message=line)
+    run.log(
+        "plan",
+        plan=plan.as_dict(),
+        steps=steps,
+        gpus=[{"name": gpu.name, "bytes": gpu.total_bytes} for gpu in machine.cards[: plan.processes]],
+    )
     whole_plan = plan.as_dict() | {
         "ledger": dataset.ledger,
         "formats": dataset.formats,
@@ -135,9 +157,18 @@ def _pinned(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=sources)})
 
 
-def _warn(run: Run, screen: Screen, message: str) -> None:
-    run.log("warning", message=message)
-    screen.show("warning", {"message": message})
+def _encoding_progress(run: Run) -> Callable[[int, int], None]:
+    """Logs how far tokenising is, once in a while."""
+    began = last = time.monotonic()
+
+    def progress(rows: int, examples: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_EVENTS:
+            last = now
+            run.log("encoding", rows=rows, examples=examples, seconds=round(now - began, 3))
+
+    return progress
 
 
 def _check_fit(recipe: Recipe, dataset: Dataset, config: Any) -> None:

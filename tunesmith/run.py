@@ -4,6 +4,11 @@ The training process writes it and knows no server; the command line, a page or 
 
 events.jsonl holds one object a line, each with `event` and `time` (Unix seconds), append only:
 
+    stage       doing: what is under way until the next event, for a person
+    encoding    rows, examples, seconds: tokenising so far
+    measured    points: [[tokens, peak bytes]], tokens (that fit), budget_bytes, seconds
+    data        ledger, formats, examples, held_out, held_out_unused, left_out
+    plan        plan (as in plan.json), steps, gpus: [{name, bytes}]
     start       steps, rows, eval_rows, trainable_parameters, parameters
     step        step, epoch, loss (mean over the step's supervised tokens), learning_rate, grad_norm, tokens,
                 supervised_tokens, seconds, tokens_per_second, waiting_seconds (for data), memory_bytes (peak);

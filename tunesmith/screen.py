@@ -1,87 +1,126 @@
 """What a person sees while a run goes on: made from its events, so that the loop knows no screen."""
 
+import json
+import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from rich import print as print_rich
 from rich.console import Console
 from rich.table import Table
 
+from tunesmith import job
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
 from tunesmith.errors import quoted
 from tunesmith.evaluate import overview
-from tunesmith.machine import Machine
-from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Recipe
-from tunesmith.run import json_text
+from tunesmith.run import Run, json_text
 from tunesmith.terminal import LiveLine, clock, fitting, size
 
 SECONDS_BETWEEN_LINES = 10
+SECONDS_BETWEEN_READS = 0.1  # of the events
+
+
+@contextmanager
+def shown(run: Run) -> Iterator[None]:
+    """Shows the events of a run on standard error, as they are written to its file, from now on."""
+    ended = threading.Event()
+    with open(run.events_file, "ab+") as file, closing(Screen(run.recipe)) as screen:
+        file.seek(0, os.SEEK_END)
+        follower = threading.Thread(target=_follow, args=(file, screen, ended), name="progress", daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            follower.join()
+
+
+def _follow(file: BinaryIO, screen: "Screen", ended: threading.Event) -> None:
+    """Shows the lines of a file that is written to, to its end once `ended` is set; the file may be removed."""
+    part, last = b"", False
+    while not last:
+        last = ended.wait(SECONDS_BETWEEN_READS)  # before reading, as what was written before the end is shown too
+        *lines, part = (part + file.read()).split(b"\n")
+        for line in filter(None, lines):
+            values = json.loads(line)
+            screen.show(values.pop("event"), values)
+
+
+def train(recipe: Recipe) -> Run:
+    """Trains from a recipe, shows how it gets on, and returns the run. Raises UserError, leaving nothing behind, where
+    that cannot be."""
+    return job.train(recipe, shown)
+
+
+def resume(folder: str | Path) -> Run:
+    """Continues a run from its last complete checkpoint, shows how it gets on, and returns the run. Raises UserError
+    if it is finished or going on."""
+    return job.resume(folder, shown)
 
 
 class Screen:
     """A live line on a terminal; elsewhere a line every ten seconds."""
 
-    def __init__(self, console: Console | None = None):
+    def __init__(self, recipe: Recipe, console: Console | None = None):
         self.console = console or Console(stderr=True, highlight=False)
+        self._recipe = recipe
         self._began = time.monotonic()
         self._last_line = self._began
         self._steps = 0
         self._live = LiveLine(self.console)
 
-    def encoding(self, rows: int, examples: int) -> None:
-        """Progress of tokenising."""
-        seconds = time.monotonic() - self._began
+    def _show_stage(self, doing, **_) -> None:
+        """On a terminal, shows what goes on until the next line."""
+        self._live.show(lambda width: f"{doing} …"[:width], force=True)
+
+    def _show_encoding(self, rows, seconds, **_) -> None:
         if self._due():
             self._say(f"tokenising: {rows:,} rows, {rows / seconds:,.0f} rows/s", style="dim")
 
-    def measured(self, found) -> None:
-        """`found`: what was measured to fit (measure.Measured)."""
-        sizes = ", ".join(f"{tokens:,} tokens in {size(peak)}" for tokens, peak in found.points)
-        self._say(
-            f"memory  measured {sizes}; {found.tokens:,} fit in {size(found.budget_bytes)} ({found.seconds:.0f} s)"
-        )
+    def _show_measured(self, points, tokens, budget_bytes, seconds, **_) -> None:
+        sizes = ", ".join(f"{count:,} tokens in {size(peak)}" for count, peak in points)
+        self._say(f"memory  measured {sizes}; {tokens:,} fit in {size(budget_bytes)} ({seconds:.0f} s)")
 
-    def plan(self, recipe: Recipe, plan: Plan, machine: Machine, steps: int) -> None:
+    def _show_plan(self, plan, steps, gpus, **_) -> None:
         """What was decided, before training starts."""
-        train, adapter = recipe.train, recipe.adapter
-        gpus = [f"{gpu.name}, {size(gpu.total_bytes)}" for gpu in machine.cards[: plan.processes]]
-        threads = plan.processes * plan.threads
-        where = "; ".join(gpus) or f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-        base = f" over {recipe.model.quantize} weights" if recipe.model.quantize != "none" else ""
+        train, adapter, quantize = self._recipe.train, self._recipe.adapter, self._recipe.model.quantize
+        threads = plan["processes"] * plan["threads"]
+        where = "; ".join(f"{gpu['name']}, {size(gpu['bytes'])}" for gpu in gpus)
+        where = where or f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+        base = f" over {quantize} weights" if quantize != "none" else ""
         what = "every weight" if adapter.kind == "full" else f"LoRA of rank {adapter.rank}{base}"
         recomputed = {"on": "recomputing activations", "off": "keeping activations"}.get(
-            str(plan.gradient_checkpointing), f"recomputing activations: {plan.gradient_checkpointing}"
+            plan["gradient_checkpointing"], f"recomputing activations: {plan['gradient_checkpointing']}"
         )
-        precision = plan.compute if plan.weights == plan.compute else f"{plan.compute}, weights in {plan.weights}"
+        compute, reason = plan["compute"], plan["reasons"].get("compute")
+        precision = compute if plan["weights"] == compute else f"{compute}, weights in {plan['weights']}"
         length = ", limited by train.max_steps" if steps == train.max_steps else f": {train.epochs:g} epochs"
         self._say(f"plan    on      {where}")
-        self._say(
-            f"        in      {precision}" + (f" ({plan.reasons['compute']})" if "compute" in plan.reasons else "")
-        )
+        self._say(f"        in      {precision}" + (f" ({reason})" if reason else ""))
         self._say(f"        trains  {what}; {train.optimizer}, learning rate {train.learning_rate:g}, {train.schedule}")
         self._say(f"        steps   {steps:,}, each of {train.batch} examples{length}")
-        self._say(
-            f"        passes  up to {plan.micro_batch_tokens:,} tokens, "
-            f"{'packed' if plan.packing else 'padded'}, {recomputed}"
-        )
+        packed = "packed" if plan["packing"] else "padded"
+        self._say(f"        passes  up to {plan['micro_batch_tokens']:,} tokens, {packed}, {recomputed}")
 
-    def data(self, dataset) -> None:
+    def _show_data(self, ledger, formats, examples, held_out, held_out_unused, left_out, **_) -> None:
         """What became of the rows."""
-        ledger = dataset.ledger
-        formats = ", ".join(sorted(set(filter(None, dataset.formats))))  # a source without readable rows has none
+        names = ", ".join(sorted(set(filter(None, formats))))  # a source without readable rows has none
         self._say(
-            f"data    {ledger['read']:,} rows read ({formats}): "
-            f"{len(dataset.train):,} examples to learn from, {len(dataset.eval):,} held out"
+            f"data    {ledger['read']:,} rows read ({names}): {examples:,} examples to learn from, "
+            f"{held_out:,} held out"
         )
-        if dataset.eval_unused:
+        if held_out_unused:
             self._say(
-                f"        {dataset.eval_unused:,} more held-out examples are not evaluated: data.eval_limit",
-                style="yellow",
+                f"        {held_out_unused:,} more held-out examples are not evaluated: data.eval_limit", style="yellow"
             )
-        for path, left_out in dataset.left_out.items():
-            self._say(f"        left out of {path}: {', '.join(left_out)}", style="yellow")
+        for path, parts in left_out.items():
+            self._say(f"        left out of {path}: {', '.join(parts)}", style="yellow")
         for action in ("dropped", "shortened", "changed"):
             for reason, count in ledger[action].items():
                 self._say(f"        {count:,} {action}: {REASONS[reason]}", style="yellow")
@@ -125,28 +164,24 @@ class Screen:
         note = ", best so far" if best else ""
         self._say(f"saved   step {step}: {size(bytes)} in {seconds:.1f} s{note}", style="dim")
 
-    def _show_compile(self, step, graphs, recompiles, seconds) -> None:
+    def _show_compile(self, step, graphs, recompiles, seconds, **_) -> None:
         self._say(
             f"compile step {step}: {graphs} graphs in {seconds:.1f} s"
             + (", again as shapes changed" if recompiles else ""),
             style="dim",
         )
 
-    def _show_warning(self, message) -> None:
+    def _show_warning(self, message, **_) -> None:
         self._say(f"warning {message}", style="yellow")
 
-    def _show_resume(self, step) -> None:
+    def _show_resume(self, step, **_) -> None:
         self._say(f"resume  after step {step}")
 
     def close(self) -> None:
         """Takes the live line away."""
         self._live.clear()
 
-    def waiting(self, what: str) -> None:
-        """On a terminal, shows what goes on until the next line."""
-        self._live.show(lambda width: f"{what} …"[:width], force=True)
-
-    def _show_stop(self, step, reason) -> None:
+    def _show_stop(self, step, reason, **_) -> None:
         self._say(f"stop    after step {step}: {reason.replace('_', ' ')}")
 
     def _say(self, line: str, style: str | None = None) -> None:

@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import time
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from tunesmith.plan.choose import Plan
 from tunesmith.provenance import changed_packages
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, follow_umask, read_json, write_json
-from tunesmith.screen import Screen
 from tunesmith.training import attention, checkpoint, layers, parallel
 from tunesmith.training.batch import collate
 from tunesmith.training.experts import Routing
@@ -48,17 +47,14 @@ def work(folder: Path) -> None:
     torch.use_deterministic_algorithms(device.type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads fresh memory
     first = parallel.rank() == 0
-    screen = Screen()
 
     def log(event: str, **values) -> None:
         if first:
             run.log(event, **values)
-            screen.show(event, values)
 
     remedy = f"free some space, then `tunesmith resume {quoted(run.folder)}` continues"
-    with closing(screen), report_full_disk(run.folder, remedy), stop_on_signal() as stop_asked:
-        if first:
-            screen.waiting("loading the model")
+    with report_full_disk(run.folder, remedy), stop_on_signal() as stop_asked:
+        log("stage", doing="loading the model")
         with no_room_is_said("the model", "a smaller one may, or model.quantize: nf4, or adapter.kind: lora"):
             job, state = _job(run, plan, device, log, stop_asked)
         _before(job, run, state)

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tunesmith import job
 from tunesmith.demo import questions
 from tunesmith.demo.starter import cached_starter
 from tunesmith.errors import quoted
 from tunesmith.inputs import cache_folder
 from tunesmith.recipe import Recipe, merge
 from tunesmith.run import Run, free_name, read_json
+from tunesmith.screen import train
 
 STARTER = {
     "model": {"dtype": "float32"},
@@ -33,7 +33,7 @@ def demonstrate(model: str | None, output: Path) -> None:
     base = model or cached_starter(cache)
     data = cache / "demo"
     data.mkdir(parents=True, exist_ok=True)
-    run = job.train(recipe(str(base), *questions.write(data), output, OWN_MODEL if model else STARTER))
+    run = train(recipe(str(base), *questions.write(data), output, OWN_MODEL if model else STARTER))
     _show(console, run, time.monotonic() - began)
 
 
