@@ -19,7 +19,7 @@ FLOORS = [
     "machine",
     "llama",
     "data",
-    "writing",
+    "answer_formats",
     "method",
     "model",
     "provenance",

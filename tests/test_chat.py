@@ -18,10 +18,10 @@ from rich.console import Console
 from tests import tiny
 from tests.conftest import sums, write_rows
 from tunesmith import Recipe, train
+from tunesmith.answer_formats.format import find
 from tunesmith.chat.session import Answer, Session
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.run import write_json
-from tunesmith.writing.formats import find
 
 ASK = [{"role": "user", "content": "What are two and two?"}]
 WRITTEN = {

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith import method
+from tunesmith.answer_formats.format import find
 from tunesmith.data.dataset import TokenStore, measured_only
 from tunesmith.data.encode import Progress, Settings
 from tunesmith.evaluate import generate, heldout
@@ -16,7 +17,6 @@ from tunesmith.recipe import Source
 from tunesmith.result import base_model, require_result, trained_model
 from tunesmith.run import Run
 from tunesmith.training.loss import autocast, find_head
-from tunesmith.writing.formats import find
 
 
 def evaluate(run: Run, source: Source, progress: Progress = lambda rows, examples: None) -> dict:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from tunesmith.answer_formats.format import find
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import Interrupted, UserError, first_line, quoted, report_full_disk
 from tunesmith.evaluate import generate, heldout
@@ -35,7 +36,6 @@ from tunesmith.training.loss import Head, autocast, find_head, token_losses
 from tunesmith.training.memory import give_back
 from tunesmith.training.optimizer import build_optimizer
 from tunesmith.training.saver import Saver
-from tunesmith.writing.formats import find
 
 
 def work(folder: Path) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai import OpenAI
 
-from tunesmith.writing.calls import Call
-from tunesmith.writing.formats import find
-from tunesmith.writing.reasoning import Reasoning, Thought
+from tunesmith.answer_formats.calls import Call
+from tunesmith.answer_formats.format import find
+from tunesmith.answer_formats.reasoning import Reasoning, Thought
 
 ASK = [{"role": "user", "content": "What is 1 plus 2?"}]
 PIECE = st.text("ab <think/>|\n{", max_size=30)

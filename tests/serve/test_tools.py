@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.serve import templates
+from tunesmith.answer_formats.calls import Call
+from tunesmith.answer_formats.format import find
+from tunesmith.answer_formats.named_calls import NamedCalls
+from tunesmith.answer_formats.python_calls import PythonCalls
+from tunesmith.answer_formats.quoted_calls import QuotedCalls
+from tunesmith.answer_formats.reasoning import Thought
+from tunesmith.answer_formats.tool_calls import ToolReader, find_format
 from tunesmith.serve.engines import constrain
-from tunesmith.writing.calls import Call
-from tunesmith.writing.formats import find
-from tunesmith.writing.named_calls import NamedCalls
-from tunesmith.writing.python_calls import PythonCalls
-from tunesmith.writing.quoted_calls import QuotedCalls
-from tunesmith.writing.reasoning import Thought
-from tunesmith.writing.tools import ToolReader, find_format
 
 ENDS = {"qwen2": "<|im_end|>", "mistral": "</s>", "llama": "<|eot_id|>", "coder": "<|im_end|>", "gpt_oss": "<|call|>"}
 OBJECT = lambda values: st.dictionaries(st.text(max_size=5), values, max_size=3)  # noqa: E731

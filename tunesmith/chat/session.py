@@ -7,6 +7,8 @@ from rich.console import Console
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from tunesmith.answer_formats.format import AnswerReader, Format, find
+from tunesmith.answer_formats.reasoning import Thought
 from tunesmith.chat.message_input import MessageInput
 from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
@@ -18,8 +20,6 @@ from tunesmith.run import Run
 from tunesmith.serve.engines.decoding import Writer
 from tunesmith.serve.engines.on_transformers import TorchWeights
 from tunesmith.serve.models import open_result
-from tunesmith.writing.formats import AnswerReader, Format, find
-from tunesmith.writing.reasoning import Thought
 
 COMMANDS = "/base and /tuned switch the model, /system TEXT sets the system prompt, /new starts over, /quit ends"
 NO_SYSTEM = "none"  # what to give instead of a system prompt to have none

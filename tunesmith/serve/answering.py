@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from fastapi import Request as HttpRequest
 from fastapi.concurrency import run_in_threadpool
 
+from tunesmith.answer_formats.calls import Call
+from tunesmith.answer_formats.format import AnswerReader, find
+from tunesmith.answer_formats.reasoning import Thought
 from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.errors import UserError
@@ -14,9 +17,6 @@ from tunesmith.serve.apis.wire import Options, named_results
 from tunesmith.serve.engine import Engine, Form, Piece, Refused, Request, Sampling, Token
 from tunesmith.serve.engines import constrain
 from tunesmith.serve.models import Served
-from tunesmith.writing.calls import Call
-from tunesmith.writing.formats import AnswerReader, find
-from tunesmith.writing.reasoning import Thought
 
 COLDEST = 1e-3  # a lower temperature takes the likeliest token
 OURS = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}

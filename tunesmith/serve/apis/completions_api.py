@@ -10,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from tunesmith.answer_formats.format import Reader
 from tunesmith.serve.answering import Answer, Answers, Asked, Service
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.openai_api import (
@@ -25,7 +26,6 @@ from tunesmith.serve.apis.openai_api import (
 )
 from tunesmith.serve.apis.wire import STREAMED, frame
 from tunesmith.serve.engine import Refused, Request, Token
-from tunesmith.writing.formats import Reader
 
 DEFAULT_TOKENS = 16  # OpenAI's
 

@@ -14,12 +14,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
+from tunesmith.answer_formats.calls import Call
+from tunesmith.answer_formats.reasoning import Thought
 from tunesmith.serve.answering import Answer, Answers, Asked, Service
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.wire import STREAMED, Options, ToolCall, Wire, frame, text_of, thinking_of, tool, tool_call
 from tunesmith.serve.engine import Refused, Token
-from tunesmith.writing.calls import Call
-from tunesmith.writing.reasoning import Thought
 
 Stop = str | list[str] | None
 

@@ -4,8 +4,8 @@ import json
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tunesmith.answer_formats.calls import object_text
 from tunesmith.serve.engine import Refused
-from tunesmith.writing.calls import object_text
 
 STREAMED = {200: {"content": {"text/event-stream": {}}}}  # beside JSON, for the OpenAPI document
 INVALID = "invalid_json"

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from tunesmith.answer_formats.streaming import SPACES
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import first_line
 from tunesmith.serve.engine import Form, Refused
 from tunesmith.serve.engines.gguf_tokenizer import GgufTokenizer
-from tunesmith.writing.marks import SPACES
 
 UNESCAPED_SLASH = re.compile(r"\\.|/", re.DOTALL)
 

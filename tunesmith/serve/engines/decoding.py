@@ -4,9 +4,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from tunesmith.answer_formats.streaming import tail_of
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.serve.engine import Piece, Request, Token
-from tunesmith.writing.marks import tail_of
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_WAIT = 64

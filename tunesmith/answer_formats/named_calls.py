@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.calls import (
+from tunesmith.answer_formats.calls import (
     ARGUMENTS,
     DECODER,
     NAME,
@@ -17,6 +16,7 @@ from tunesmith.writing.calls import (
     parameters_of,
     written,
 )
+from tunesmith.data.tokenizer import Tokenizer
 
 FURTHEST = 80  # from a name to its arguments
 

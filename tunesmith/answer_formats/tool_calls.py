@@ -19,15 +19,15 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.answer_formats.calls import OTHER, PROBE, PROBE_TOOLS, Call, flexible, probe_call, written
+from tunesmith.answer_formats.json_calls import JsonCalls
+from tunesmith.answer_formats.named_calls import NamedCalls
+from tunesmith.answer_formats.python_calls import PythonCalls
+from tunesmith.answer_formats.quoted_calls import QuotedCalls
+from tunesmith.answer_formats.streaming import MARK, ByState, common_end, common_start, tail_of
+from tunesmith.answer_formats.xml_calls import Tags
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.calls import OTHER, PROBE, PROBE_TOOLS, Call, flexible, probe_call, written
-from tunesmith.writing.json_calls import JsonCalls
-from tunesmith.writing.marks import MARK, ByState, common_end, common_start, tail_of
-from tunesmith.writing.named_calls import NamedCalls
-from tunesmith.writing.python_calls import PythonCalls
-from tunesmith.writing.quoted_calls import QuotedCalls
-from tunesmith.writing.tags import Tags
 
 FORMS = (JsonCalls, NamedCalls, Tags, PythonCalls, QuotedCalls)
 USER = {"role": "user", "content": "Call it."}

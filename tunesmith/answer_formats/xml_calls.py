@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
-from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.calls import (
+from tunesmith.answer_formats.calls import (
     COUNT,
     FIRST,
     NAME,
@@ -24,8 +23,9 @@ from tunesmith.writing.calls import (
     parameters_of,
     written,
 )
-from tunesmith.writing.marks import MARK, common_end
-from tunesmith.writing.schemas import KINDS, choices, embedded, kinds, properties, required
+from tunesmith.answer_formats.schemas import KINDS, choices, embedded, kinds, properties, required
+from tunesmith.answer_formats.streaming import MARK, common_end
+from tunesmith.data.tokenizer import Tokenizer
 
 PYTHON = {"True": "true", "False": "false", "None": "null"}  # how some templates write them
 KEY = r"[^\s<>\"]+"

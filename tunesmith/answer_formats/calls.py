@@ -16,8 +16,8 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tunesmith.answer_formats.streaming import SPACES
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.marks import SPACES
 
 PROBE, OTHER = "tunesmith_probe", "tunesmith_other"
 PROBE_ID = "tunesmit1"

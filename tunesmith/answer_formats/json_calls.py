@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.answer_formats.calls import ARGUMENTS, DECODER, PROBE_ID, Found, json_rule, object_text, parameters_of
+from tunesmith.answer_formats.schemas import placed
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.calls import ARGUMENTS, DECODER, PROBE_ID, Found, json_rule, object_text, parameters_of
-from tunesmith.writing.schemas import placed
 
 NAMES, CONTENTS = ("name", "tool_name"), ("arguments", "parameters")
 IDENTIFIER = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,40}$"}

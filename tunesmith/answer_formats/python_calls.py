@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.calls import (
+from tunesmith.answer_formats.calls import (
     ARGUMENTS,
     Found,
     any_of_rules,
@@ -17,7 +16,8 @@ from tunesmith.writing.calls import (
     parameters_of,
     written,
 )
-from tunesmith.writing.schemas import choices, embedded, kinds, properties, required
+from tunesmith.answer_formats.schemas import choices, embedded, kinds, properties, required
+from tunesmith.data.tokenizer import Tokenizer
 
 CONSTANTS = {"true": True, "false": False, "null": None}  # as some templates write them
 QUOTED = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')""", re.DOTALL)

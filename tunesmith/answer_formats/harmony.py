@@ -5,11 +5,20 @@ from dataclasses import dataclass
 from functools import reduce
 from os.path import commonprefix
 
+from tunesmith.answer_formats.calls import (
+    PROBE,
+    PROBE_TOOLS,
+    Call,
+    json_rule,
+    object_text,
+    parameters_of,
+    probe_call,
+    written,
+)
+from tunesmith.answer_formats.reasoning import ASK, KEYS, THOUGHT, Thought
+from tunesmith.answer_formats.streaming import ByState, tail_of
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.calls import PROBE, PROBE_TOOLS, Call, json_rule, object_text, parameters_of, probe_call, written
-from tunesmith.writing.marks import ByState, tail_of
-from tunesmith.writing.reasoning import ASK, KEYS, THOUGHT, Thought
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>", START)

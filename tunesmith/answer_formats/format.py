@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+from tunesmith.answer_formats.calls import Call
+from tunesmith.answer_formats.harmony import FINAL, Harmony, HarmonyReader, channel_grammar, find_harmony
+from tunesmith.answer_formats.reasoning import Reasoning, ReasoningReader, Thought, find_reasoning
+from tunesmith.answer_formats.tool_calls import ToolFormat, ToolReader, find_format, tool_grammar
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.calls import Call
-from tunesmith.writing.harmony import FINAL, Harmony, HarmonyReader, channel_grammar, find_harmony
-from tunesmith.writing.reasoning import Reasoning, ReasoningReader, Thought, find_reasoning
-from tunesmith.writing.tools import ToolFormat, ToolReader, find_format, tool_grammar
 
 Part = str | Thought | Call
 

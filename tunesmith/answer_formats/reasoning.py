@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tunesmith.answer_formats.streaming import ByState, tail_of
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.marks import ByState, tail_of
 
 KEYS = ("reasoning_content", "thinking", "reasoning")  # where templates look for it in a message
 THOUGHT, ANSWER = "Tunesmith9Thinks", "Tunesmith9Says"

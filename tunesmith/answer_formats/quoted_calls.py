@@ -5,8 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.writing.calls import (
+from tunesmith.answer_formats.calls import (
     COUNT,
     FIRST,
     NAME,
@@ -19,7 +18,8 @@ from tunesmith.writing.calls import (
     parameters_of,
     written,
 )
-from tunesmith.writing.schemas import choices, kinds, properties, required
+from tunesmith.answer_formats.schemas import choices, kinds, properties, required
+from tunesmith.data.tokenizer import Tokenizer
 
 COMMA = '","'
 HEAD = re.compile(rf"({NAME})\s*(?={{)")
