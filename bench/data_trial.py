@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tunesmith import method
+from tunesmith import methods
 from tunesmith.data.dataset import prepare
 from tunesmith.data.encode import Settings
 from tunesmith.data.pack import micro_batches
@@ -19,7 +19,7 @@ STEP_ROWS, PACK_TOKENS = 32, 4096
 
 def main(file: str, model: str, cache: str) -> dict:
     data = Data(train=file, eval_share=0, sequence_length=1024)
-    sft = method.get("sft")
+    sft = methods.get("sft")
     settings = Settings(
         tokenizer=Tokenizer.load(model),
         encode=sft.encode,

@@ -20,7 +20,7 @@ FLOORS = [
     "llama",
     "data",
     "answer_formats",
-    "method",
+    "methods",
     "model",
     "provenance",
     "plan",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith import method
+from tunesmith import methods
 from tunesmith.answer_formats.format import find
 from tunesmith.data.dataset import TokenStore, measured_only
 from tunesmith.data.encode import Progress, Settings
@@ -46,7 +46,7 @@ def evaluate(run: Run, source: Source, progress: Progress = lambda rows, example
 
 def _tokens(run: Run, source: Source, progress: Progress) -> tuple[TokenStore, dict]:
     recipe, plan = run.recipe, plan_of(run)
-    chosen = method.get(recipe.method.name)
+    chosen = methods.get(recipe.method.name)
     settings = Settings(
         tokenizer=tokenizer_of(run).on(run.plan.get("day")),
         encode=chosen.encode,

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tunesmith import method
+from tunesmith import methods
 from tunesmith.data.dataset import Dataset, prepare
 from tunesmith.data.encode import Progress, Settings
 from tunesmith.data.pack import Schedule
@@ -35,7 +35,7 @@ def dataset_of(
     """The run's tokens; after `prepare` they come from the cache. `day` as the plan has it or will have it, for
     templates that write the date."""
     recipe = run.recipe
-    chosen = method.get(recipe.method.name)
+    chosen = methods.get(recipe.method.name)
     settings = Settings(
         tokenizer=tokenizer.on(day or run.plan.get("day")),
         encode=chosen.encode,

@@ -15,7 +15,7 @@ from tunesmith.data.dataset import prepare
 from tunesmith.data.encode import Settings
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
-from tunesmith.method import cpt, sft
+from tunesmith.methods import cpt, sft
 from tunesmith.recipe import Data, Method
 
 

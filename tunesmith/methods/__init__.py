@@ -10,4 +10,4 @@ from types import ModuleType
 
 def get(name: str) -> ModuleType:
     """The method's module."""
-    return import_module(f"tunesmith.method.{name}")
+    return import_module(f"tunesmith.methods.{name}")
