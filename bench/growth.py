@@ -69,7 +69,7 @@ def train(point: Point) -> dict:
     import torch
 
     import tunesmith
-    from tunesmith.training.memory import peak_bytes
+    from tunesmith.model.memory import peak_bytes
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -107,11 +107,11 @@ def measure(point: Point) -> dict:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tunesmith.model.adapt import adapt
+    from tunesmith.model.memory import peak_bytes
     from tunesmith.recipe import Adapter, Train
-    from tunesmith.training import attention
+    from tunesmith.training import packed_attention
     from tunesmith.training.batch import collate
     from tunesmith.training.loss import autocast, find_head, token_losses
-    from tunesmith.training.memory import peak_bytes
     from tunesmith.training.optimizer import build_optimizer
 
     device = torch.device(point.device)
@@ -126,7 +126,7 @@ def measure(point: Point) -> dict:
         tie_word_embeddings=True,
     )
     weights = torch.float32 if point.kind == "full" else getattr(torch, point.dtype)
-    model = LlamaForCausalLM._from_config(config, attn_implementation=attention.NAME, dtype=weights)
+    model = LlamaForCausalLM._from_config(config, attn_implementation=packed_attention.NAME, dtype=weights)
     model = adapt(model, Adapter(kind=point.kind, rank=point.rank), [], 0).to(device).train()
     head, optimizer = find_head(model, packed=True), build_optimizer(model, Train())
     random, seconds = np.random.default_rng(0), []

@@ -19,12 +19,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunesmith.model.adapt import adapt
+from tunesmith.model.memory import peak_bytes
 from tunesmith.recipe import Adapter
-from tunesmith.training import attention
+from tunesmith.training import packed_attention
 from tunesmith.training.batch import collate
-from tunesmith.training.layers import CompileWatch, checkpoint_layers, compile_layers, tile_mlps
+from tunesmith.training.layer_transforms import CompileWatch, checkpoint_layers, compile_layers, tile_mlps
 from tunesmith.training.loss import find_head, token_losses
-from tunesmith.training.memory import peak_bytes
 
 WARMUP, STEPS = 2, 6
 SWITCHES = {
@@ -49,7 +49,9 @@ def trial(switch: str, dtype: str, cache: Path) -> dict:
         num_attention_heads=8,
         num_key_value_heads=4,
     )
-    model = LlamaForCausalLM._from_config(config, attn_implementation=attention.NAME, dtype=getattr(torch, dtype))
+    model = LlamaForCausalLM._from_config(
+        config, attn_implementation=packed_attention.NAME, dtype=getattr(torch, dtype)
+    )
     model = adapt(model, Adapter(), [], 0).train()
     head = find_head(model, packed=True)
     SWITCHES[switch](model, cache)

@@ -45,7 +45,7 @@ def _train(point: Point, rows: int, at_once: int, folder: Path) -> dict:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from tunesmith.training.memory import peak_bytes
+    from tunesmith.model.memory import peak_bytes
 
     tokenizer, random = _tokenizer(folder / "tokenizer"), torch.Generator().manual_seed(0)
     ids = torch.randint(tokenizer.vocab_size, (rows * (WARMUP + STEPS), point.length), generator=random)

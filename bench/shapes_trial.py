@@ -20,13 +20,12 @@ from tunesmith.errors import NotEnoughMemory
 from tunesmith.machine import probe
 from tunesmith.measure import MULTIPLE, Measured, learn
 from tunesmith.model import adapt, load
+from tunesmith.model.memory import is_out_of_memory, peak_bytes, reset_peak
 from tunesmith.plan.choose import CARD_TOKENS, CPU_TOKENS, Plan, choose, for_model
 from tunesmith.recipe import Model, Recipe
-from tunesmith.training import attention, parallel
+from tunesmith.training import distributed, packed_attention
 from tunesmith.training.checkpoint import State
-from tunesmith.training.ladder import is_out_of_memory
 from tunesmith.training.loop import Job, loop
-from tunesmith.training.memory import peak_bytes, reset_peak
 from tunesmith.worker import Trainable, ready
 
 WARMUP, FEWEST, STEPS = 1, 2, 5
@@ -166,7 +165,7 @@ def build(point: Point, recipe: Recipe, **decided) -> tuple[Trainable, torch.dev
     """The model ready to train as the planner decides, but for what is `decided` here; and what was said of it."""
     said: list[str] = []
     plan = replace(for_model(choose(recipe, probe()), recipe, point.config()), **decided)
-    device = parallel.join(plan.device)
+    device = distributed.join(plan.device)
     torch.set_num_threads(plan.threads)
     base = random_base(point.config(), plan, recipe, device)
     torch.manual_seed(recipe.seed)
@@ -180,7 +179,7 @@ def build(point: Point, recipe: Recipe, **decided) -> tuple[Trainable, torch.dev
 
 def random_base(config, plan: Plan, recipe: Recipe, device: torch.device):
     """A base as `load` gives it, its weights drawn on the device, one at a time if they are quantised."""
-    how, dtype = attention.choose(config, plan.packing), getattr(torch, plan.weights)
+    how, dtype = packed_attention.choose(config, plan.packing), getattr(torch, plan.weights)
     if recipe.model.quantize == "none":
         with tempfile.TemporaryDirectory() as folder, device:
             config.save_pretrained(folder)

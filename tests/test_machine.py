@@ -11,7 +11,7 @@ from tunesmith.errors import UserError
 from tunesmith.machine import Machine, gpus, memory
 from tunesmith.plan.choose import choose
 from tunesmith.recipe import Recipe
-from tunesmith.training import parallel
+from tunesmith.training import distributed
 
 # By PCI bus: a slow GPU first, a fast one second, as a used pair may be plugged in. CUDA's own order is the other way.
 SLOW, FAST = "GPU-06a1", "GPU-0c42"
@@ -215,10 +215,10 @@ def test_a_process_trains_on_the_gpu_that_was_planned(mixed_pair, visible, order
     mixed_pair.setattr(torch.cuda, "set_device", lambda device: None)
     mixed_pair.setenv("PYTORCH_ALLOC_CONF", "")  # so that none is set
     if agrees:
-        assert parallel.join("cuda") == torch.device("cuda", 0)
+        assert distributed.join("cuda") == torch.device("cuda", 0)
     else:
         with pytest.raises(UserError, match=f"CUDA_DEVICE_ORDER: CUDA's GPU 0 is {order[0]}"):
-            parallel.join("cuda")
+            distributed.join("cuda")
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def _start_many(run: Run, plan: Plan) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from tunesmith.training.parallel import launch
+    from tunesmith.training.distributed import launch
     from tunesmith.worker import work
 
     try:

@@ -128,12 +128,11 @@ def measure(folder: Path, plan: Plan, base: Path, shapes: list[tuple[int, int]])
     """Passes of (rows, tokens of each), from small to large, until the next would take too long or not fit."""
     import torch
 
-    from tunesmith.training import parallel
-    from tunesmith.training.ladder import is_out_of_memory
-    from tunesmith.training.memory import free_bytes, peak_bytes, reset_peak
+    from tunesmith.model.memory import free_bytes, is_out_of_memory, peak_bytes, reset_peak
+    from tunesmith.training import distributed
     from tunesmith.worker import build
 
-    started, device = time.monotonic(), parallel.join(plan.device)
+    started, device = time.monotonic(), distributed.join(plan.device)
     torch.set_num_threads(plan.threads)
     there = free_bytes(device)
     try:

@@ -21,32 +21,31 @@ from tunesmith.evaluate.report import write_report
 from tunesmith.inputs import cache_folder, dataset_of, plan_of, schedule_of, tokenizer_of
 from tunesmith.model import adapt, load
 from tunesmith.model.folder import copy_others, write_config, write_generation_config
+from tunesmith.model.memory import give_back, is_out_of_memory, no_room_is_said
 from tunesmith.model.positions import trained_positions
 from tunesmith.model.text import base_of
 from tunesmith.plan.choose import Plan
 from tunesmith.provenance import changed_packages
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, follow_umask, read_json, write_json
-from tunesmith.training import attention, checkpoint, layers, parallel
+from tunesmith.training import checkpoint, distributed, layer_transforms, packed_attention
 from tunesmith.training.batch import collate
-from tunesmith.training.experts import Routing
-from tunesmith.training.ladder import is_out_of_memory, no_room_is_said
+from tunesmith.training.checkpoint_writer import Saver
+from tunesmith.training.expert_routing import Routing
 from tunesmith.training.loop import Job, loop
 from tunesmith.training.loss import Head, autocast, find_head, token_losses
-from tunesmith.training.memory import give_back
 from tunesmith.training.optimizer import build_optimizer
-from tunesmith.training.saver import Saver
 
 
 def work(folder: Path) -> None:
     """Trains. Raises Interrupted after a signal; NotFinite, Diverged or NotEnoughMemory where it cannot continue."""
     run = Run(folder)
     plan = plan_of(run)
-    device = parallel.join(plan.device)
+    device = distributed.join(plan.device)
     torch.set_num_threads(plan.threads)
     torch.use_deterministic_algorithms(device.type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads fresh memory
-    first = parallel.rank() == 0
+    first = distributed.rank() == 0
 
     def log(event: str, **values) -> None:
         if first:
@@ -62,7 +61,7 @@ def work(folder: Path) -> None:
             reason = loop(job, state)
         log("stop", step=state.step, reason=reason)
         if reason == "interrupted":
-            parallel.wait()  # the launcher ends the others when one has ended, and the first may still be saving
+            distributed.wait()  # the launcher ends the others when one has ended, and the first may still be saving
             raise Interrupted(f"stopped at step {state.step}; `tunesmith resume {quoted(run.folder)}` continues it")
         if run.recipe.train.result == "best" and state.best_step is not None:
             _load_best(job, state)
@@ -89,23 +88,23 @@ def build(run: Run, plan: Plan, base: Path, device: torch.device, log) -> Traina
 
 def ready(model, recipe: Recipe, plan: Plan, log) -> Trainable:
     """What a model on its device needs to train, in one visible order. Raises UserError for what does not suit it."""
-    if problem := attention.use_flash_attention_3(model.device):
+    if problem := packed_attention.use_flash_attention_3(model.device):
         log("warning", message=problem)
     with autocast(plan):
-        mixed = attention.why_not_packed(model) if plan.packing else None
+        mixed = packed_attention.why_not_packed(model) if plan.packing else None
     if mixed:
         plan = replace(plan, packing=False)
-        attention.use_default(model)
+        packed_attention.use_default(model)
         log("warning", message=f"{mixed}: examples are padded instead")
     with autocast(plan):
-        attention.check_causal(model)
+        packed_attention.check_causal(model)
     # Modules trained whole are in float32 among weights in bfloat16. Over float32 weights the head is shown exactly.
     with torch.autocast(plan.device, torch.bfloat16, enabled=plan.weights == "bfloat16"):
         head = find_head(model, plan.packing)
     if not head:
         log("warning", message="this model's output layer is not seen from outside: its logits are computed whole")
     routing = Routing(model, recipe.method.router_loss)
-    for skipped in layers.apply(model, plan, recipe.train, cache_folder() / "inductor"):
+    for skipped in layer_transforms.apply(model, plan, recipe.train, cache_folder() / "inductor"):
         log("warning", message=skipped)
     return Trainable(model, head, routing, build_optimizer(model, recipe.train), plan)
 
@@ -134,12 +133,12 @@ def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint
             micro_batch_tokens=plan.micro_batch_tokens, checkpointing=plan.gradient_checkpointing == "on"
         )
     )
-    parallel.wait()  # until all have read it
-    if parallel.rank() == 0:
+    distributed.wait()  # until all have read it
+    if distributed.rank() == 0:
         for folder in damaged:
             checkpoint.set_aside(folder)
     if state.checkpointing and plan.gradient_checkpointing != "on":
-        layers.checkpoint_layers(model, "on")
+        layer_transforms.checkpoint_layers(model, "on")
     schedule = schedule_of(recipe, dataset)
     job = Job(
         run=run,
@@ -216,7 +215,7 @@ def trainable_model(run: Run, plan: Plan, base: Path):
     """The base model as the recipe trains it, on the CPU."""
     recipe = run.recipe
     config = load.config_of(base)
-    how = attention.choose(config, plan.packing)
+    how = packed_attention.choose(config, plan.packing)
     model = load.load(recipe.model, base, getattr(torch, plan.weights), how, recipe.seed)
     tokenizer = Tokenizer.load(run.tokenizer)
     new_ids = adapt.new_token_ids(tokenizer, recipe.model.new_tokens)
@@ -254,7 +253,7 @@ def _sampled(job: Job) -> list[int]:
 
 def _answers(job: Job, rows: list[int]) -> dict[str, str]:
     """{row: answer}; each process asks for its share, and all get all."""
-    mine = rows[parallel.rank() :: parallel.world()]
+    mine = rows[distributed.rank() :: distributed.world()]
     prompts = [job.held_out.prompt_and_answer(row)[0] for row in mine]
     remedy = "lower evaluate.max_new_tokens, or set evaluate.samples: 0"
     with autocast(job.plan), no_room_is_said("answering held-out prompts", remedy):
@@ -262,7 +261,7 @@ def _answers(job: Job, rows: list[int]) -> dict[str, str]:
             job.model, prompts, job.run.recipe.evaluate.max_new_tokens, job.run.plan["stop_ids"], job.tokenizer.pad_id
         )
     texts = dict(zip(mine, map(job.plain, answers)))
-    found = {row: answer for share in parallel.gather(texts) for row, answer in share.items()}
+    found = {row: answer for share in distributed.gather(texts) for row, answer in share.items()}
     return {str(row): found[row] for row in rows}
 
 
@@ -297,7 +296,7 @@ def _before(job: Job, run: Run, state: checkpoint.State) -> None:
         return
     if not run.before_file.exists():
         found = _measure(job, state)
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             write_json(run.before_file, found)
             job.log(
                 "eval",
@@ -306,7 +305,7 @@ def _before(job: Job, run: Run, state: checkpoint.State) -> None:
                 rows=len(found["losses"]),
                 seconds=0.0,
             )
-        parallel.wait()
+        distributed.wait()
     loss = heldout.mean_loss(np.array(read_json(run.before_file)["losses"], float))
     if state.step == 0 and math.isfinite(loss):
         state.base_loss, state.best_loss, state.best_step = loss, loss, 0
@@ -319,7 +318,7 @@ def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
         for parameter in job.model.parameters():  # not buffers: frequencies of positions stay in float32
             parameter.data = parameter.data.to(dtype)
     after = _measure(job, state) if len(job.held_out) else None
-    if parallel.rank() == 0:
+    if distributed.rank() == 0:
         if after:
             before = read_json(run.before_file)
             found = heldout.compare(before, after) | {"held_out": job.held_out.fingerprint}
@@ -330,7 +329,7 @@ def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
             write_json(run.eval_file, found)
         write_report(run)
         save_result(run, job.model)  # last: a run that has a result is finished
-    parallel.wait()
+    distributed.wait()
 
 
 def _saved_dtype(run: Run) -> torch.dtype:
@@ -349,7 +348,7 @@ def save_result(run: Run, model) -> None:
     if not full:
         model.peft_config["default"].base_model_name_or_path = _base_name(run)
         model.peft_config["default"].revision = run.recipe.model.revision
-    attention.use_default(model)
+    packed_attention.use_default(model)
     # Rows of new tokens are saved alone, not with the matrices that they are part of.
     model.save_pretrained(draft, **({} if full else {"save_embedding_layers": False}))
     inner.generation_config.save_pretrained(draft)
@@ -379,11 +378,11 @@ def _base_name(run: Run) -> str:
 @contextmanager
 def stop_on_signal():
     """Yields a function that tells whether a signal to stop came. A second one ends the process at once."""
-    came = parallel.Came()
+    came = distributed.Came()
 
     def note(number, frame) -> None:
         if came.again():
             os._exit(128 + number)
 
-    with parallel.on_signals(note):
+    with distributed.on_signals(note):
         yield lambda: bool(came)

@@ -17,8 +17,8 @@ from tunesmith.export.command import export
 from tunesmith.inputs import plan_of
 from tunesmith.model.experts import routers
 from tunesmith.training.batch import Batch, collate
-from tunesmith.training.experts import Routing
-from tunesmith.training.layers import checkpoint_layers
+from tunesmith.training.expert_routing import Routing
+from tunesmith.training.layer_transforms import checkpoint_layers
 from tunesmith.worker import trainable_model
 
 IDS = torch.arange(5, 29)[None]

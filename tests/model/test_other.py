@@ -16,7 +16,7 @@ from tunesmith.export.command import export
 from tunesmith.model.adapt import adapt
 from tunesmith.model.load import load
 from tunesmith.recipe import Adapter, Model
-from tunesmith.training.layers import decoder_layers
+from tunesmith.training.layer_transforms import decoder_layers
 
 IDS = torch.arange(5, 29)[None]
 MIXTURES = ["Glm4Moe", "DeepseekV3", "Qwen2Moe", "Ernie4_5_Moe", "Llama4Text"]

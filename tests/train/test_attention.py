@@ -19,9 +19,9 @@ from tunesmith import train
 from tunesmith.model.load import load
 from tunesmith.recipe import Model
 from tunesmith.training import attention_kernels as kernels
-from tunesmith.training.attention import NAME, documents, why_not_packed
 from tunesmith.training.batch import collate
 from tunesmith.training.loss import forward
+from tunesmith.training.packed_attention import NAME, documents, why_not_packed
 
 OTHERS = {
     "bloom": (BloomForCausalLM, BloomConfig(vocab_size=800, hidden_size=32, n_layer=2, n_head=4)),

@@ -6,7 +6,7 @@ import torch
 from tests.train.test_layers import DENSE, build  # noqa: F401  (build is a fixture)
 from tests.train.test_switches import BOUND, curve
 from tunesmith import train
-from tunesmith.training.layers import CompileWatch, checkpoint_layers, compile_layers
+from tunesmith.training.layer_transforms import CompileWatch, checkpoint_layers, compile_layers
 
 pytestmark = pytest.mark.slow
 

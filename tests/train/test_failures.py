@@ -296,7 +296,7 @@ def test_a_mistake_that_shows_late_costs_no_training(recipe, monkeypatch):
 
 
 def test_a_pause_ends_with_the_resume_whatever_is_warned_of(recipe, monkeypatch):
-    monkeypatch.setattr("tunesmith.training.attention.why_not_packed", lambda model: "made up")
+    monkeypatch.setattr("tunesmith.training.packed_attention.why_not_packed", lambda model: "made up")
     run = job.train(recipe(train={"max_steps": 2}))
     shutil.rmtree(run.result)
     job.resume(run.folder)

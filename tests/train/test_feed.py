@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tunesmith.data.pack import Schedule
-from tunesmith.training.feed import step_data, steps_ahead
+from tunesmith.training.prefetch import step_data, steps_ahead
 
 PATIENCE_SECONDS = 60
 

@@ -13,12 +13,13 @@ from tests.conftest import slow_but
 from tunesmith import resume, train
 from tunesmith.data.pack import micro_batches
 from tunesmith.errors import NotEnoughMemory
+from tunesmith.model.memory import is_out_of_memory
 from tunesmith.run import Run
-from tunesmith.training import checkpoint, parallel
+from tunesmith.training import checkpoint, distributed
 from tunesmith.training import loop as training
 from tunesmith.training.batch import collate
-from tunesmith.training.ladder import is_out_of_memory, step_down
-from tunesmith.training.layers import _Checkpointed, decoder_layers
+from tunesmith.training.layer_transforms import _Checkpointed, decoder_layers
+from tunesmith.training.oom_fallback import step_down
 from tunesmith.worker import work
 
 BOUND = 1e-5
@@ -161,7 +162,7 @@ def one_of_two_runs_out(folder, rows=1):
     token_losses = training.token_losses
 
     def losses(model, batch, head):
-        if model.training and parallel.rank() == 1 and len(batch.rows) > rows:
+        if model.training and distributed.rank() == 1 and len(batch.rows) > rows:
             out_of_memory()
         return token_losses(model, batch, head)
 

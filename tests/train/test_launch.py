@@ -11,7 +11,7 @@ import pytest
 from tunesmith import job
 from tunesmith.errors import Interrupted
 from tunesmith.run import Run
-from tunesmith.training import checkpoint, loop, parallel
+from tunesmith.training import checkpoint, distributed, loop
 from tunesmith.worker import work as worker_work
 
 PATIENCE_SECONDS = 240
@@ -30,7 +30,7 @@ def test_a_hangup_that_is_ignored_stays_so(ignored):
     came = []
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)  # as nohup does
     try:
-        with parallel.on_signals(lambda number, frame: came.append(number)):
+        with distributed.on_signals(lambda number, frame: came.append(number)):
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGTERM)
         assert came == ([signal.SIGTERM] if ignored else [signal.SIGHUP, signal.SIGTERM])
@@ -58,11 +58,11 @@ def hears_nothing(folder: Path) -> None:
 def launch(entry, folder: Path) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
-    parallel.SECOND_SIGNAL_AFTER_SECONDS = 0
+    distributed.SECOND_SIGNAL_AFTER_SECONDS = 0
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 2)
     try:
-        parallel.launch(entry, 2, folder)
+        distributed.launch(entry, 2, folder)
     except SignalException:
         os._exit(STOPPED)
 
@@ -115,12 +115,12 @@ def saves_slowly(folder: Path) -> None:
     save, seed_step = checkpoint.save, loop.seed_step
 
     def take_longer(folder, contents):
-        time.sleep(2 * parallel.SECOND_SIGNAL_AFTER_SECONDS)
+        time.sleep(2 * distributed.SECOND_SIGNAL_AFTER_SECONDS)
         return save(folder, contents)
 
     def note(seed, step):
         seed_step(seed, step)
-        if step == 2 and parallel.rank() == 0:
+        if step == 2 and distributed.rank() == 0:
             os.kill(os.getppid(), signal.SIGTERM)
 
     checkpoint.save, loop.seed_step = take_longer, note

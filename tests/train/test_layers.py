@@ -14,9 +14,9 @@ from tunesmith.model import adapt
 from tunesmith.model.load import load
 from tunesmith.plan.choose import choose
 from tunesmith.recipe import Adapter, Model, Recipe, Train
-from tunesmith.training import attention, attention_kernels, layers
+from tunesmith.training import attention_kernels, layer_transforms, packed_attention
 from tunesmith.training.batch import collate
-from tunesmith.training.layers import checkpoint_layers, compile_layers, decoder_layers, tile_mlps
+from tunesmith.training.layer_transforms import checkpoint_layers, compile_layers, decoder_layers, tile_mlps
 from tunesmith.training.loss import find_head, token_losses
 from tunesmith.training.offload import Offload
 
@@ -31,7 +31,7 @@ def build(family):
     """Gives a model that trains."""
 
     def make(name: str, **adapter):
-        model = load(Model(path="m"), family(name), torch.float32, attention.NAME, 0)
+        model = load(Model(path="m"), family(name), torch.float32, packed_attention.NAME, 0)
         torch.manual_seed(0)
         return adapt.adapt(model, Adapter(**{"rank": 4, "alpha": 8} | adapter), [], 0).train()
 
@@ -167,8 +167,8 @@ def test_experts_are_refused_by_name(build, name, tmp_path):
     model = build(name)
     plan = SimpleNamespace(tiled_mlp=True, compile=False, gradient_checkpointing="off")
     with pytest.raises(UserError, match="train.tiled_mlp: [A-Za-z0-9]+ForCausalLM has layers"):
-        layers.apply(model, plan, Train(tiled_mlp="on"), tmp_path)
-    [said] = layers.apply(model, plan, Train(), tmp_path)
+        layer_transforms.apply(model, plan, Train(tiled_mlp="on"), tmp_path)
+    [said] = layer_transforms.apply(model, plan, Train(), tmp_path)
     assert "train.tiled_mlp is off" in said
     assert "experts" in compile_layers(model, tmp_path)
 

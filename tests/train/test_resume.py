@@ -18,7 +18,7 @@ from tunesmith import job, worker
 from tunesmith.errors import Interrupted
 from tunesmith.evaluate import overview
 from tunesmith.run import Run
-from tunesmith.training import checkpoint, parallel
+from tunesmith.training import checkpoint, distributed
 from tunesmith.training import loop as training
 
 FORKED = multiprocessing.get_context("forkserver")
@@ -220,7 +220,7 @@ def test_a_second_signal_stops_at_once(monkeypatch):
     def end(status: int):
         raise Ended(status)
 
-    monkeypatch.setattr(parallel, "SECOND_SIGNAL_AFTER_SECONDS", 0)
+    monkeypatch.setattr(distributed, "SECOND_SIGNAL_AFTER_SECONDS", 0)
     monkeypatch.setattr(os, "_exit", end)
     with worker.stop_on_signal() as stop_asked:
         assert not stop_asked()

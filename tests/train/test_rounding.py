@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from tunesmith import job
 from tunesmith.recipe import Train
-from tunesmith.training import loop, parallel
+from tunesmith.training import distributed, loop
 from tunesmith.training.optimizer import build_optimizer
-from tunesmith.training.rounding import CHUNK_ELEMENTS, chunks, round_stochastically
+from tunesmith.training.stochastic_rounding import CHUNK_ELEMENTS, chunks, round_stochastically
 
 DRAWS = 4096
 DEVIATIONS = 6  # of the mean of so many draws: one in 10^9 lies outside
@@ -93,7 +93,7 @@ def test_chunks_are_bounded():
 def test_all_processes_round_alike(monkeypatch):
     drawn = []
     for rank in (0, 1):
-        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         loop.seed_step(7, 3)
         loop.seed_update(7, 3)
         drawn.append(torch.rand(8))

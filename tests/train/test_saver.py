@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tests.train.test_checkpoint import trained
 from tunesmith import job
-from tunesmith.training import checkpoint, loop, saver
+from tunesmith.training import checkpoint, checkpoint_writer, loop
 
 PATIENCE_SECONDS = 60
 
@@ -18,7 +18,12 @@ def made(tmp_path):
     """A saver, what it logged, and what it saves."""
     events = []
     model, optimizer = trained(2)
-    return saver.Saver(tmp_path, 2, lambda event, **values: events.append((event, values))), events, model, optimizer
+    return (
+        checkpoint_writer.Saver(tmp_path, 2, lambda event, **values: events.append((event, values))),
+        events,
+        model,
+        optimizer,
+    )
 
 
 @pytest.fixture
@@ -70,7 +75,7 @@ def test_each_waits_for_the_one_before(made, tmp_path):
 
 def test_without_room_for_a_copy_training_waits(made, tmp_path, monkeypatch):
     writer, events, model, optimizer = made
-    monkeypatch.setattr(saver, "memory", lambda: (2**40, 2**29))
+    monkeypatch.setattr(checkpoint_writer, "memory", lambda: (2**40, 2**29))
     monkeypatch.setattr(checkpoint.Contents, "copied", lambda contents: pytest.fail("it was copied"))
     with writer:
         writer.save(model, optimizer, checkpoint.State(step=1))
@@ -82,7 +87,7 @@ def test_without_room_for_a_copy_training_waits(made, tmp_path, monkeypatch):
 def test_without_room_for_what_is_on_a_card_it_is_said(made, tmp_path, monkeypatch):
     """Writing it would need as much memory as a copy. What is on no device stands for it."""
     writer, events, model, optimizer = made
-    monkeypatch.setattr(saver, "memory", lambda: (2**40, 2**29))
+    monkeypatch.setattr(checkpoint_writer, "memory", lambda: (2**40, 2**29))
     with writer:
         writer.save(model.to("meta"), optimizer, checkpoint.State(step=1))
     assert not list(tmp_path.iterdir()) and "not saved: it needs" in events[0][1]["message"]

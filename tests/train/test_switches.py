@@ -14,9 +14,9 @@ from tests.conftest import slow_but
 from tunesmith.model.adapt import adapt, lora_config
 from tunesmith.model.load import load
 from tunesmith.recipe import Adapter, Model, Train
-from tunesmith.training import attention
+from tunesmith.training import packed_attention
 from tunesmith.training.batch import IGNORED, collate
-from tunesmith.training.layers import checkpoint_layers, tile_mlps
+from tunesmith.training.layer_transforms import checkpoint_layers, tile_mlps
 from tunesmith.training.loss import find_head, token_losses
 from tunesmith.training.offload import Offload
 from tunesmith.training.optimizer import build_optimizer
@@ -96,7 +96,7 @@ def curve(model, packed: bool = True, chunked: bool = True, parts: int = 1, sett
 
 @pytest.mark.parametrize("name", slow_but(("qwen3", "gemma3", "mixtral"), tiny.FAMILIES))
 def test_the_loss_curve_stays_in_every_family(base, name):
-    ours, eager = base(name, attention.NAME), base(name, "eager")
+    ours, eager = base(name, packed_attention.NAME), base(name, "eager")
     torch.manual_seed(0)
     plain = get_peft_model(eager, lora_config(eager, LORA, []))
     for layer in plain.modules():  # as Tunesmith starts them
@@ -115,5 +115,5 @@ def test_the_loss_curve_stays_in_every_family(base, name):
         if not (name in tiny.MIXTURES and "tiled" in change):
             assert curve(model(make)) == pytest.approx(expected, abs=BOUND), change
     assert curve(model(), chunked=False) == pytest.approx(expected, abs=BOUND), "logits whole"
-    assert curve(model(attention.use_default), packed=False) == pytest.approx(expected, abs=BOUND), "padded"
+    assert curve(model(packed_attention.use_default), packed=False) == pytest.approx(expected, abs=BOUND), "padded"
     assert curve(model(), parts=ROWS) == pytest.approx(expected, abs=BOUND), "one row at a time"

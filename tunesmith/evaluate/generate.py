@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from tunesmith.model.positions import limit
-from tunesmith.training.attention import generating
+from tunesmith.training.packed_attention import generating
 
 PROMPTS_AT_ONCE, TOKENS_AT_ONCE = 64, 16384  # tokens with answers, for which keys and values are kept
 

@@ -9,7 +9,7 @@ import torch
 from tunesmith.data.dataset import TokenStore
 from tunesmith.data.pack import micro_batches, share_of
 from tunesmith.plan.choose import Plan
-from tunesmith.training import parallel
+from tunesmith.training import distributed
 from tunesmith.training.batch import collate
 from tunesmith.training.loss import Head, autocast, token_losses
 
@@ -22,7 +22,7 @@ def row_losses(
     """(rows, 2): sum of the losses of each row's supervised tokens in nats, and their number. On all processes."""
     model.eval()
     found = np.zeros((len(tokens), 2))
-    mine = share_of(np.arange(len(tokens)), tokens.lengths, parallel.rank(), parallel.world())
+    mine = share_of(np.arange(len(tokens)), tokens.lengths, distributed.rank(), distributed.world())
     with torch.inference_mode():
         for rows in micro_batches(mine, tokens.lengths, plan.micro_batch_tokens, plan.packing):
             batch = collate(tokens, rows, plan.packing).to(device)
@@ -32,7 +32,7 @@ def row_losses(
             sums.index_add_(0, document_N, losses_N.double())
             found[rows, 0] = sums.cpu().numpy()
             found[rows, 1] = torch.bincount(document_N, minlength=len(rows)).cpu().numpy()
-    return np.array(parallel.add_up(found.ravel().tolist(), device)).reshape(found.shape)
+    return np.array(distributed.add_up(found.ravel().tolist(), device)).reshape(found.shape)
 
 
 def mean_loss(losses: np.ndarray) -> float:

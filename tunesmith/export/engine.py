@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.model.load import config_of, eos_ids, on_best, opener_of, quieten
-from tunesmith.training.memory import give_back
+from tunesmith.model.memory import give_back
 
 
 class Engine(Protocol):

@@ -16,19 +16,19 @@ from tunesmith.data.dataset import TokenStore
 from tunesmith.data.pack import Schedule
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import NotEnoughMemory, NotFinite
+from tunesmith.model.memory import is_out_of_memory, peak_bytes
 from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Train
 from tunesmith.run import Run
-from tunesmith.training import checkpoint, parallel
+from tunesmith.training import checkpoint, distributed
+from tunesmith.training.checkpoint_writer import Saver
 from tunesmith.training.divergence import check_held_out, check_step
-from tunesmith.training.experts import Routing
-from tunesmith.training.feed import StepData, step_data, steps_ahead
-from tunesmith.training.ladder import is_out_of_memory, step_down
-from tunesmith.training.layers import CompileWatch, checkpoint_layers
+from tunesmith.training.expert_routing import Routing
+from tunesmith.training.layer_transforms import CompileWatch, checkpoint_layers
 from tunesmith.training.loss import Head, autocast, token_losses
-from tunesmith.training.memory import peak_bytes
+from tunesmith.training.oom_fallback import step_down
 from tunesmith.training.optimizer import learning_rate
-from tunesmith.training.saver import Saver
+from tunesmith.training.prefetch import StepData, step_data, steps_ahead
 
 
 @dataclass
@@ -66,7 +66,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
     feed = _feed(job, state)
     began, before = time.monotonic(), state.seconds
     compiling = CompileWatch()
-    if settings.result == "best" and state.best_step == state.step == 0 and parallel.rank() == 0:
+    if settings.result == "best" and state.best_step == state.step == 0 and distributed.rank() == 0:
         job.saver.save(job.model, job.optimizer, state)  # the untrained weights may stay the best
 
     reason = _reason_to_stop(job, state) or _no_gain(settings, state)  # a resumed run may be at its end already
@@ -81,10 +81,10 @@ def loop(job: Job, state: checkpoint.State) -> str:
         for group in job.optimizer.param_groups:
             group["lr"] = rate
 
-        supervised, tokens = parallel.add_up([data.supervised_tokens, data.tokens], job.device)
+        supervised, tokens = distributed.add_up([data.supervised_tokens, data.tokens], job.device)
         loss, smaller = _learn(job, state, data, supervised, tokens)
-        parallel.add_up_gradients(trained)
-        loss_value, smaller = parallel.add_up([loss, smaller], job.device)
+        distributed.add_up_gradients(trained)
+        loss_value, smaller = distributed.add_up([loss, smaller], job.device)
         if smaller:
             _agree(job, state)
             feed.close()  # what is ready ahead was made for larger passes
@@ -127,7 +127,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
             job.sample()
         wanted = settings.result == "best" and state.best_step == state.step
         due = state.step % save_every == 0 or state.step == steps or reason or wanted
-        if due and parallel.rank() == 0:
+        if due and distributed.rank() == 0:
             job.saver.save(job.model, job.optimizer, state)
     return reason or "done"
 
@@ -194,7 +194,7 @@ def _update(job: Job, step: int) -> None:
 
 def _agree(job: Job, state: checkpoint.State) -> None:
     """What one process needed to fit, all do, so that the first one's state is everyone's."""
-    found = parallel.gather((state.micro_batch_tokens, state.checkpointing))
+    found = distributed.gather((state.micro_batch_tokens, state.checkpointing))
     agreed = min(f[0] for f in found), any(f[1] for f in found)
     if agreed != (state.micro_batch_tokens, state.checkpointing):
         job.log("warning", message=f"step {state.step} ran out of memory in another process; all take smaller parts")
@@ -205,7 +205,7 @@ def _agree(job: Job, state: checkpoint.State) -> None:
 
 def seed_step(seed: int, step: int) -> None:
     """Random numbers are a function of (seed, step, process): nothing of them need be saved to resume."""
-    torch.manual_seed((seed * 1_000_003 + step) * 1024 + parallel.rank())
+    torch.manual_seed((seed * 1_000_003 + step) * 1024 + distributed.rank())
 
 
 def seed_update(seed: int, step: int) -> None:
@@ -217,7 +217,7 @@ def _reason_to_stop(job: Job, state: checkpoint.State) -> str | None:
     """All processes decide together, as one alone would leave the others waiting. The run's own end goes first."""
     settings = job.settings
     late = settings.max_minutes is not None and state.seconds >= settings.max_minutes * 60
-    asked, late = parallel.add_up([float(job.stop_asked()), float(late)], job.device)
+    asked, late = distributed.add_up([float(job.stop_asked()), float(late)], job.device)
     if late:
         return "max_minutes"
     if settings.max_tokens and state.tokens >= settings.max_tokens:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from tunesmith.recipe import Train
-from tunesmith.training.rounding import Rounded, chunks
+from tunesmith.training.stochastic_rounding import Rounded, chunks
 
 WSD_DECAY_SHARE = 0.2  # Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed durations"
 # Adafactor's update is relative to the larger of the weights' RMS and the second of these. With 1 it is absolute, as

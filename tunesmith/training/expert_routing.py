@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from tunesmith.errors import UserError
 from tunesmith.model.experts import experts_per_token, routers
-from tunesmith.training import parallel
+from tunesmith.training import distributed
 from tunesmith.training.batch import Batch
 
 
@@ -70,7 +70,7 @@ class Routing:
         call; 1 is even."""
         if not self._watched:
             return {}
-        gathered = parallel.gather({name: counts_E.tolist() for name, counts_E in self._counts.items()})
+        gathered = distributed.gather({name: counts_E.tolist() for name, counts_E in self._counts.items()})
         self._counts.clear()
         shares = [share for share in gathered if share]  # a process may have had no micro-batch
         if not shares:

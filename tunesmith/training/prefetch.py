@@ -9,7 +9,7 @@ import torch
 
 from tunesmith.data.dataset import TokenStore
 from tunesmith.data.pack import Schedule, micro_batches, share_of
-from tunesmith.training import parallel
+from tunesmith.training import distributed
 from tunesmith.training.batch import Batch, collate
 
 
@@ -39,7 +39,7 @@ def step_data(
 ) -> StepData:
     """The micro-batches of one step, of at most so many tokens each, on the device."""
     rows = schedule.step_rows(step)
-    mine = share_of(rows, tokens.lengths, parallel.rank(), parallel.world())
+    mine = share_of(rows, tokens.lengths, distributed.rank(), distributed.world())
     micro = micro_batches(mine, tokens.lengths, micro_batch_tokens, packing)
     batches = [collate(tokens, m, packing) for m in micro]
     return StepData(

@@ -14,10 +14,10 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from tunesmith.errors import UserError, first_line
 from tunesmith.model.load import opener_of
+from tunesmith.model.memory import is_out_of_memory
 from tunesmith.model.text import base_of
 from tunesmith.training.attention_kernels import by_document, flexible, variable_length
 from tunesmith.training.batch import collate
-from tunesmith.training.ladder import is_out_of_memory
 from tunesmith.training.loss import forward
 
 NAME = "documents"

@@ -3,11 +3,21 @@
 import gc
 import resource
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from tunesmith.errors import NotEnoughMemory
 from tunesmith.machine import memory
+
+# As others than torch's allocator say it: the host, the driver, what makes a handle for matmuls, Triton's kernels.
+NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Triton Error [CUDA]: out of memory",
+)
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -45,3 +55,19 @@ def free_bytes(device: torch.device) -> int:
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
     return memory()[1]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """On a card, or on the host where it refuses memory, pinned or not, rather than ending the process."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
+@contextmanager
+def no_room_is_said(what: str, remedy: str):
+    """Outside of a step, where nothing can be made smaller: raises NotEnoughMemory in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NotEnoughMemory(f"{what} does not fit in memory; {remedy}") from None
