@@ -13,8 +13,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     "errors",
     "terminal",
-    "wording",
+    "recipe_errors",
     "recipe",
+    "files",
     "run",
     "machine",
     "llama",

@@ -21,7 +21,7 @@ from tunesmith import Recipe, train
 from tunesmith.answer_formats.format import find
 from tunesmith.chat.session import Answer, Session
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.run import write_json
+from tunesmith.files import write_json
 
 ASK = [{"role": "user", "content": "What are two and two?"}]
 WRITTEN = {

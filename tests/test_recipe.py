@@ -12,7 +12,7 @@ from tunesmith import cli
 from tunesmith.errors import UserError
 from tunesmith.flags import chosen
 from tunesmith.recipe import Recipe, Source, known_keys
-from tunesmith.wording import FOREIGN_KEYS, VALUE_HINTS
+from tunesmith.recipe_errors import FOREIGN_KEYS, VALUE_HINTS
 
 PACKAGE = Path(__file__).parent.parent / "tunesmith"
 SMALL = {"model": {"path": "m"}, "data": {"train": "d.jsonl"}}

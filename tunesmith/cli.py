@@ -59,8 +59,8 @@ def init(
         output: The file to write.
         force: Overwrite it if it exists.
     """
+    from tunesmith.files import write_atomic
     from tunesmith.init import recipe_text
-    from tunesmith.run import write_atomic
 
     if not output.parent.is_dir():
         raise UserError(f"{output}: there is no folder {output.parent}")
@@ -108,7 +108,8 @@ def evaluate(
         columns: The file's own names of columns, like question=Frage answer=Antwort.
         as_json: Print the numbers as JSON.
     """
-    from tunesmith.run import Run, read_json
+    from tunesmith.files import read_json
+    from tunesmith.run import Run
 
     opened = Run.open(run)
     if data:
@@ -415,7 +416,7 @@ def schema() -> None:
 
 def print_json(value) -> None:
     """For programs: on standard output, and nothing else there."""
-    from tunesmith.run import json_text
+    from tunesmith.files import json_text
 
     print(json_text(value, indent=2))
 

@@ -11,7 +11,8 @@ from tunesmith.answer_formats.format import find
 from tunesmith.data.dataset import TokenStore, measured_only
 from tunesmith.data.encode import Progress, Settings
 from tunesmith.evaluate import generate, heldout
-from tunesmith.inputs import cache_folder, plan_of, tokenizer_of
+from tunesmith.files import cache_folder
+from tunesmith.inputs import plan_of, tokenizer_of
 from tunesmith.model.load import on_best, quieten
 from tunesmith.recipe import Source
 from tunesmith.result import base_model, require_result, trained_model

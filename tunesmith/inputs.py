@@ -1,6 +1,5 @@
 """What a prepared run's folder gives to those who work on it: its plan, tokenizer and data."""
 
-import os
 from pathlib import Path
 
 from tunesmith import methods
@@ -8,6 +7,7 @@ from tunesmith.data.dataset import Dataset, prepare
 from tunesmith.data.encode import Progress, Settings
 from tunesmith.data.pack import Schedule
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.files import cache_folder
 from tunesmith.plan.choose import Plan
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
@@ -52,9 +52,3 @@ def schedule_of(recipe: Recipe, dataset: Dataset) -> Schedule:
     """Which rows each step learns from."""
     train = recipe.train
     return Schedule(dataset.train.weights, train.batch, train.epochs, recipe.seed, train.max_steps)
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: TUNESMITH_CACHE, or tunesmith in the user's cache folder."""
-    own = os.environ.get("TUNESMITH_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"

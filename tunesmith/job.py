@@ -35,6 +35,7 @@ from tunesmith.errors import (
     report_full_disk,
 )
 from tunesmith.evaluate.report import write_report
+from tunesmith.files import write_json
 from tunesmith.inputs import dataset_of, plan_of, schedule_of
 from tunesmith.machine import probe
 from tunesmith.measure import fitted
@@ -45,7 +46,7 @@ from tunesmith.model.tokenizer_files import save_tokenizer
 from tunesmith.plan import unusual
 from tunesmith.plan.choose import Plan, choose, for_model, within
 from tunesmith.recipe import Recipe
-from tunesmith.run import Run, write_json
+from tunesmith.run import Run
 
 Watch = Callable[[Run], AbstractContextManager]
 ROWS_LOOKED_AT = 200

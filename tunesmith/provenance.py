@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tunesmith.data.files import content_hash, files
 from tunesmith.errors import UserError
+from tunesmith.files import file_text, read_json
 from tunesmith.machine import Machine
 from tunesmith.recipe import Recipe
-from tunesmith.run import Run, file_text, read_json
+from tunesmith.run import Run
 
 PACKAGES = (
     "tunesmith",

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from tunesmith import wording
+from tunesmith import recipe_errors
 from tunesmith.errors import UserError, quoted
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -402,11 +402,11 @@ def first_problem(error: ValidationError, parent: str = "") -> str:
     problems: list[dict[str, Any]] = [{**p, "loc": (*above, *p["loc"])} for p in error.errors()]
     unknown = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "extra_forbidden"]
     if unknown:
-        return (len(unknown) > 1 and wording.foreign(unknown)) or _unknown_key(unknown[0])
-    key = wording.key_of(problems[0])
+        return (len(unknown) > 1 and recipe_errors.foreign(unknown)) or _unknown_key(unknown[0])
+    key = recipe_errors.key_of(problems[0])
     if problems[0]["type"] == "missing":
         return f"`{key}` is missing"
-    return wording.wrong_value(key, [p for p in problems if wording.key_of(p) == key])
+    return recipe_errors.wrong_value(key, [p for p in problems if recipe_errors.key_of(p) == key])
 
 
 def _unknown_key(key: str) -> str:

@@ -35,7 +35,6 @@ import difflib
 import errno
 import fcntl
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -45,6 +44,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.errors import UserError
+from tunesmith.files import json_text, read_json, write_atomic
 from tunesmith.recipe import Recipe, Source
 
 DEFAULT_OUTPUT: Path = Recipe.model_fields["output"].default
@@ -191,47 +191,6 @@ def list_runs(output: Path) -> list[Run]:
     return sorted(found, key=lambda run: (run.recipe_file.stat().st_mtime, run.name))
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None if there is none yet. Raises UserError if it is damaged."""
-    try:
-        return json.loads(path.read_text("utf-8")) if path.exists() else None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged, not valid JSON: {error}") from None
-
-
-def json_text(value: Any, indent: int | None = None) -> str:
-    """Valid JSON, which `json.dumps` alone does not promise: a number that is not finite becomes null."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return list(map(_finite, value))
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextmanager
-def replacing(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
-    """A file to write that takes the place of `path` only when whole and on disk."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "wb" if binary else "w", encoding=None if binary else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Writes a file so that readers see the old or the new one, never half."""
-    with replacing(path) as file:
-        file.write(text)
-
-
 def _lock(file: IO[bytes], kind: int) -> bool | None:
     """Whether the file is locked now, which it is not where another process has it; None where there are no locks."""
     try:
@@ -249,25 +208,6 @@ def _ends_line(file: IO[bytes]) -> bool:
     """Whether the last line is whole; a process killed while it wrote leaves one that is not."""
     file.seek(-1, os.SEEK_END)
     return file.read(1) == b"\n"
-
-
-def follow_umask(file: Path) -> None:
-    """Gives a file the permissions that open() gives a new one; safetensors makes files private to their owner."""
-    usual = file.with_name(f".{file.name}.{os.getpid()}.mode")
-    usual.touch()
-    try:
-        file.chmod(usual.stat().st_mode)
-    finally:
-        usual.unlink()
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, file_text(value))
-
-
-def file_text(value: Any) -> str:
-    """What `write_json` writes."""
-    return json_text(value, indent=2) + "\n"
 
 
 def _label(source: Source) -> str:

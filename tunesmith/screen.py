@@ -18,8 +18,9 @@ from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
 from tunesmith.errors import quoted
 from tunesmith.evaluate import overview
+from tunesmith.files import json_text
 from tunesmith.recipe import Recipe
-from tunesmith.run import Run, json_text
+from tunesmith.run import Run
 from tunesmith.terminal import LiveLine, clock, fitting, size
 
 SECONDS_BETWEEN_LINES = 10

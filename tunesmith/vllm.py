@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 from tunesmith.errors import UserError
-from tunesmith.inputs import cache_folder
+from tunesmith.files import cache_folder
 from tunesmith.model.load import config_of
 from tunesmith.recipe import Recipe
 

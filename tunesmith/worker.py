@@ -18,7 +18,8 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import Interrupted, UserError, first_line, quoted, report_full_disk
 from tunesmith.evaluate import generate, heldout
 from tunesmith.evaluate.report import write_report
-from tunesmith.inputs import cache_folder, dataset_of, plan_of, schedule_of, tokenizer_of
+from tunesmith.files import cache_folder, follow_umask, read_json, write_json
+from tunesmith.inputs import dataset_of, plan_of, schedule_of, tokenizer_of
 from tunesmith.model import adapt, load
 from tunesmith.model.folder import copy_others, write_config, write_generation_config
 from tunesmith.model.memory import give_back, is_out_of_memory, no_room_is_said
@@ -27,7 +28,7 @@ from tunesmith.model.text import base_of
 from tunesmith.plan.choose import Plan
 from tunesmith.provenance import changed_packages
 from tunesmith.recipe import Recipe
-from tunesmith.run import Run, follow_umask, read_json, write_json
+from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed, layer_transforms, packed_attention
 from tunesmith.training.batch import collate
 from tunesmith.training.checkpoint_writer import Saver

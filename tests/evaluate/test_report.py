@@ -18,8 +18,9 @@ from tunesmith.data.rows import REASONS
 from tunesmith.evaluate import overview
 from tunesmith.evaluate.charts import WIDTH, Series, line_chart, thin, ticks
 from tunesmith.evaluate.report import write_report
+from tunesmith.files import write_json
 from tunesmith.recipe import Recipe
-from tunesmith.run import Run, write_json
+from tunesmith.run import Run
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 ATTACK = "</p><script>alert('owned')</script><img src=http://evil.example/x.png>{{ 7*7 }}"

@@ -11,8 +11,9 @@ from tests.train.test_failures import command
 from tunesmith import job, worker
 from tunesmith.errors import Diverged
 from tunesmith.evaluate import heldout, overview
+from tunesmith.files import json_text
 from tunesmith.recipe import Recipe, Train
-from tunesmith.run import Run, json_text
+from tunesmith.run import Run
 from tunesmith.training.checkpoint import State, complete
 from tunesmith.training.divergence import check_held_out, check_step
 

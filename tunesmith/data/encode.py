@@ -27,8 +27,8 @@ from tunesmith.data.source import formats_of, named, to_row
 from tunesmith.data.template import Example
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import CHILD_DIED, UserError, report_full_disk
+from tunesmith.files import write_json
 from tunesmith.recipe import Method, Source
-from tunesmith.run import write_json
 
 VERSION = 9  # raise when the same input must give other tokens
 CHUNK_ROWS, CHUNK_CHARACTERS = 512, 4 * 2**20

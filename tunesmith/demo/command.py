@@ -11,9 +11,9 @@ from rich.table import Table
 from tunesmith.demo import questions
 from tunesmith.demo.starter import cached_starter
 from tunesmith.errors import quoted
-from tunesmith.inputs import cache_folder
+from tunesmith.files import cache_folder, read_json
 from tunesmith.recipe import Recipe, merge
-from tunesmith.run import Run, free_name, read_json
+from tunesmith.run import Run, free_name
 from tunesmith.screen import train
 
 STARTER = {

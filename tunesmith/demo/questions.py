@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.demo.corpus import MODULES, Definition, Entry, entries, parsed
-from tunesmith.run import replacing
+from tunesmith.files import replacing
 
 # A question is either one sentence, or one that names the thing and one that asks about it.
 DIRECT = {

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import tunesmith
 from tunesmith.demo import corpus
+from tunesmith.files import write_atomic, write_json
 from tunesmith.recipe import Recipe
-from tunesmith.run import write_atomic, write_json
 
 VOCABULARY = 4096
 PRETRAINING_STEPS = 150

@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.evaluate.charts import thin
+from tunesmith.files import read_json
 from tunesmith.recipe import read_yaml
-from tunesmith.run import Run, read_json
+from tunesmith.run import Run
 from tunesmith.terminal import line_chart, mark
 
 # How a run ended. Key: its status; value: what follows "The run", with the place of its step.

@@ -28,7 +28,8 @@ from tunesmith.evaluate.overview import (
     verdict,
     warnings,
 )
-from tunesmith.run import Run, read_json, write_atomic
+from tunesmith.files import read_json, write_atomic
+from tunesmith.run import Run
 
 TEMPLATE = "report.html"
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from tunesmith.run import Run, read_json
+from tunesmith.files import read_json
+from tunesmith.run import Run
 
 
 def card(run: Run, to: str) -> str:

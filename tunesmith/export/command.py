@@ -22,11 +22,12 @@ from tunesmith.export.engine import Trained
 from tunesmith.export.parity import Observation, compare, distance, measures, observe
 from tunesmith.export.probes import probes_of
 from tunesmith.export.push import check_push, push_folder
+from tunesmith.files import write_atomic, write_json
 from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import quieten
 from tunesmith.recipe import first_problem
 from tunesmith.result import require_result, trained_model
-from tunesmith.run import Run, write_atomic, write_json
+from tunesmith.run import Run
 
 SAID_EVERY = 10.0  # seconds
 FORMS = {

@@ -10,10 +10,11 @@ from tunesmith.export import on_vllm
 from tunesmith.export.engine import Transformers
 from tunesmith.export.settle import copy_settings
 from tunesmith.export.weights import Weights, weights_of
+from tunesmith.files import follow_umask, write_json
 from tunesmith.model.folder import copy_others, write_config
 from tunesmith.model.load import config_of, stored_in_8_bits
 from tunesmith.recipe import Section
-from tunesmith.run import Run, follow_umask, write_json
+from tunesmith.run import Run
 
 SHARD_BYTES = 500_000_000
 elsewhere = on_vllm.elsewhere

@@ -17,8 +17,9 @@ from tunesmith.errors import UserError
 from tunesmith.export.gguf import form as gguf
 from tunesmith.export.on_ollama import Ollama, create, installed
 from tunesmith.export.probes import most_tokens
+from tunesmith.files import read_json, write_atomic, write_json
 from tunesmith.inputs import tokenizer_of
-from tunesmith.run import Run, read_json, write_atomic, write_json
+from tunesmith.run import Run
 
 Settings = gguf.Settings
 precision = gguf.precision

@@ -9,9 +9,9 @@ from copy import deepcopy
 from fnmatch import fnmatch
 from pathlib import Path
 
+from tunesmith.files import read_json, write_json
 from tunesmith.model.load import config_of
 from tunesmith.model.tokenizer_files import is_of_tokenizer, without_code
-from tunesmith.run import read_json, write_json
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 CODE = {".py", ".ipynb", ".sh", ".so"}

@@ -4,9 +4,9 @@ import copy
 from pathlib import Path
 
 from tunesmith.errors import UserError, first_line
+from tunesmith.files import read_json
 from tunesmith.model.files import GGUF, check_folder, masks
 from tunesmith.recipe import Model
-from tunesmith.run import read_json
 
 TRAINABLE = BITSANDBYTES, MXFP4 = "bitsandbytes", "mxfp4"  # as transformers calls them
 NAMES_SHOWN = 3

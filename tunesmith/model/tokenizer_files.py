@@ -14,8 +14,8 @@ import tokenizers
 
 from tunesmith.data.tokenizer import NAMED, Tokenizer
 from tunesmith.errors import UserError, first_line
+from tunesmith.files import read_json, write_atomic, write_json
 from tunesmith.recipe import Model
-from tunesmith.run import read_json, write_atomic, write_json
 
 FILE, SETTINGS, TEMPLATE, TEMPLATES = (
     "tokenizer.json",

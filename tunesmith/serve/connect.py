@@ -20,7 +20,7 @@ import yaml
 from cyclopts import Parameter
 
 from tunesmith.errors import UserError, first_line
-from tunesmith.run import write_atomic
+from tunesmith.files import write_atomic
 
 KEY_VARIABLE = "TUNESMITH_API_KEY"
 ANY_KEY = "tunesmith"  # for clients that insist on a key where the server asks for none

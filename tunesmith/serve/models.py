@@ -6,11 +6,12 @@ from pathlib import Path
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
+from tunesmith.files import read_json
 from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import eos_ids, load, resolve
 from tunesmith.recipe import Model
 from tunesmith.result import base_model, require_result, trained_model
-from tunesmith.run import Run, read_json
+from tunesmith.run import Run
 from tunesmith.serve.engines.gguf_tokenizer import GgufTokenizer
 from tunesmith.serve.engines.on_llama import LlamaWeights, is_adapter
 from tunesmith.serve.engines.on_transformers import TorchWeights

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import UserError, first_line
-from tunesmith.run import follow_umask, read_json, write_json
+from tunesmith.files import follow_umask, read_json, write_json
 
 FREE_MARGIN_BYTES = 64 * 2**20
 

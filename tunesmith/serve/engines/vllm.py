@@ -16,11 +16,12 @@ from threading import Lock, Thread
 import httpx
 
 from tunesmith.errors import UserError, first_line
+from tunesmith.files import read_json
 from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import config_of, resolve
 from tunesmith.recipe import Model
 from tunesmith.result import require_result
-from tunesmith.run import Run, read_json
+from tunesmith.run import Run
 from tunesmith.serve.engine import Piece, Refused, Request, Token
 from tunesmith.serve.engines.decoding import Delivery
 from tunesmith.serve.models import Served, by_name, context_of, defaults_of, describe_folder
