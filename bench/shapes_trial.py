@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM
 from tunesmith.data.pack import Schedule
 from tunesmith.errors import NotEnoughMemory
 from tunesmith.machine import probe
-from tunesmith.measure import MULTIPLE, Measured, learn
 from tunesmith.model import adapt, load
 from tunesmith.model.memory import is_out_of_memory, peak_bytes, reset_peak
-from tunesmith.plan.choose import CARD_TOKENS, CPU_TOKENS, Plan, choose, for_model
+from tunesmith.plan import Plan
+from tunesmith.planner.decide import CARD_TOKENS, CPU_TOKENS, choose, for_model
+from tunesmith.planner.fit import MULTIPLE, Measured, learn
 from tunesmith.recipe import Model, Recipe
 from tunesmith.training import distributed, packed_attention
 from tunesmith.training.checkpoint import State

@@ -9,7 +9,7 @@ import torch
 
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine, gpus, memory
-from tunesmith.plan.choose import choose
+from tunesmith.planner.decide import choose
 from tunesmith.recipe import Recipe
 from tunesmith.training import distributed
 

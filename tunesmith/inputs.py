@@ -8,7 +8,7 @@ from tunesmith.data.encode import Progress, Settings
 from tunesmith.data.pack import Schedule
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.files import cache_folder
-from tunesmith.plan.choose import Plan
+from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 

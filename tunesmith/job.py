@@ -38,13 +38,14 @@ from tunesmith.evaluate.report import write_report
 from tunesmith.files import write_json
 from tunesmith.inputs import dataset_of, plan_of, schedule_of
 from tunesmith.machine import probe
-from tunesmith.measure import fitted
 from tunesmith.model.check import check_adapter, check_base
 from tunesmith.model.load import config_of, eos_ids, resolve
 from tunesmith.model.positions import limit_of, trained_positions
 from tunesmith.model.tokenizer_files import save_tokenizer
-from tunesmith.plan import unusual
-from tunesmith.plan.choose import Plan, choose, for_model, within
+from tunesmith.plan import Plan
+from tunesmith.planner import unusual
+from tunesmith.planner.decide import choose, for_model, within
+from tunesmith.planner.fit import fitted
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 

@@ -25,7 +25,7 @@ from tunesmith.model.folder import copy_others, write_config, write_generation_c
 from tunesmith.model.memory import give_back, is_out_of_memory, no_room_is_said
 from tunesmith.model.positions import trained_positions
 from tunesmith.model.text import base_of
-from tunesmith.plan.choose import Plan
+from tunesmith.plan import Plan
 from tunesmith.provenance import changed_packages
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run

@@ -16,7 +16,7 @@ from tunesmith.data.check import check, report, show
 from tunesmith.data.template import encode_text
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.init import _batch, _yaml
-from tunesmith.plan import unusual
+from tunesmith.planner import unusual
 from tunesmith.recipe import Source, Train
 
 

@@ -12,7 +12,7 @@ from tunesmith.errors import UserError
 from tunesmith.machine import Card, Machine
 from tunesmith.model import adapt
 from tunesmith.model.load import load
-from tunesmith.plan.choose import choose
+from tunesmith.planner.decide import choose
 from tunesmith.recipe import Adapter, Model, Recipe, Train
 from tunesmith.training import attention_kernels, layer_transforms, packed_attention
 from tunesmith.training.batch import collate

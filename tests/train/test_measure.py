@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith import measure, train
+from tunesmith import train
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine
-from tunesmith.measure import Measured, fitted
-from tunesmith.plan.choose import choose
+from tunesmith.planner import fit
+from tunesmith.planner.decide import choose
+from tunesmith.planner.fit import Measured, fitted
 from tunesmith.run import Run
 
 
@@ -79,8 +80,8 @@ def planned(recipe, monkeypatch):
             return Measured([(tokens, tokens * by_token) for tokens in sizes], budget, 0.0)
 
         seen = []
-        monkeypatch.setattr(measure, "ProcessPoolExecutor", Here)
-        monkeypatch.setattr(measure, "measure", passes)
+        monkeypatch.setattr(fit, "ProcessPoolExecutor", Here)
+        monkeypatch.setattr(fit, "measure", passes)
         asked = recipe(name=f"run-{budget}", **sections)
         machine = Machine("", "", 2, 2**34, 2**34, 2**34, False, compiles_cpp=True, cards=[])
         return fitted(Run.create(asked), choose(asked, machine), None, longest)[0], seen
@@ -101,7 +102,7 @@ def planned(recipe, monkeypatch):
 )
 def test_what_was_measured_is_what_runs(planned, budget, longest, rows, length, checkpointing, tiled):
     plan, seen = planned(budget, longest, data={"sequence_length": "max"}, train={"micro_batch": rows})
-    assert length - measure.MULTIPLE <= plan.sequence_length <= length
+    assert length - fit.MULTIPLE <= plan.sequence_length <= length
     assert plan.micro_batch_tokens == rows * plan.sequence_length
     assert (plan.gradient_checkpointing, plan.tiled_mlp) == (checkpointing, tiled)
     assert any((m.gradient_checkpointing, m.tiled_mlp) == (checkpointing, tiled) for m, _ in seen) and len(seen) <= 2

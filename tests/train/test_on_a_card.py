@@ -9,9 +9,10 @@ import torch
 from tests import card, tiny
 from tests.conftest import slow_but
 from tests.serve.conftest import Collector
-from tunesmith import measure, resume, train
+from tunesmith import resume, train
 from tunesmith.export.command import export
-from tunesmith.plan.choose import Plan
+from tunesmith.plan import Plan
+from tunesmith.planner import fit
 from tunesmith.serve.engine import Request
 from tunesmith.serve.engines import batching
 from tunesmith.serve.engines.batching import BatchingEngine
@@ -139,7 +140,7 @@ def test_a_step_that_does_not_fit_is_done_again(quick, on_card, monkeypatch):
 def test_what_fits_is_measured(quick, on_card):
     run = on_card(train, quick("llama3", "card"))
     plan = Plan(**{name: run.plan[name] for name in Plan.__dataclass_fields__})
-    found = on_card(measure.measure, run.folder, plan, run.base, [(1, 64), (2, 64)])
+    found = on_card(fit.measure, run.folder, plan, run.base, [(1, 64), (2, 64)])
     assert [tokens for tokens, _ in found.points] == [0, 64, 128]
 
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from tests.train.test_resume import happened, interrupt_at
 from tunesmith import job
 from tunesmith.errors import Interrupted, UserError
-from tunesmith.plan import choose
+from tunesmith.planner import decide
 from tunesmith.recipe import Train
 from tunesmith.training import checkpoint
 from tunesmith.training.optimizer import build_optimizer
@@ -139,7 +139,7 @@ def test_an_interrupted_run_is_the_same_run(recipe, monkeypatch, name, kind, wei
 def test_what_cannot_run_is_refused_before_it_runs(recipe, monkeypatch):
     with pytest.raises(UserError, match="train.optimizer: paged_adamw_8bit .* no card; use adamw_8bit"):
         job.train(recipe(train={"optimizer": "paged_adamw_8bit"}))
-    monkeypatch.setattr(choose, "find_spec", lambda name: None)
+    monkeypatch.setattr(decide, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"train.optimizer: adamw_8bit needs bitsandbytes; pip install 'tunesmith\[bnb\]'"
     ):

@@ -8,7 +8,7 @@ import torch
 
 from tunesmith.data.dataset import TokenStore
 from tunesmith.data.pack import micro_batches, share_of
-from tunesmith.plan.choose import Plan
+from tunesmith.plan import Plan
 from tunesmith.training import distributed
 from tunesmith.training.batch import collate
 from tunesmith.training.loss import Head, autocast, token_losses

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from tunesmith.errors import UserError
 from tunesmith.model.text import base_of, text_decoder
-from tunesmith.plan.choose import Plan
+from tunesmith.plan import Plan
 from tunesmith.recipe import Train
 from tunesmith.training import attention_kernels
 from tunesmith.training.offload import Offload

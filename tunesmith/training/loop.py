@@ -17,7 +17,7 @@ from tunesmith.data.pack import Schedule
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import NotEnoughMemory, NotFinite
 from tunesmith.model.memory import is_out_of_memory, peak_bytes
-from tunesmith.plan.choose import Plan
+from tunesmith.plan import Plan
 from tunesmith.recipe import Train
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed

@@ -5,7 +5,7 @@ from typing import Any
 
 from tunesmith.data.dataset import Dataset
 from tunesmith.errors import UserError
-from tunesmith.plan.choose import Plan
+from tunesmith.plan import Plan
 from tunesmith.recipe import Data, Recipe, Train
 
 USUAL_LEARNING_RATE = Train.model_fields["learning_rate"].default

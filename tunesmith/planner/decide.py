@@ -1,41 +1,20 @@
 """Plan: what is decided from the recipe and the machine before anything runs."""
 
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine
 from tunesmith.model.load import is_mixture
+from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe, Train
 
 # Tokens of one forward pass where nothing else is asked for: enough to fill a device, small enough for its memory.
 CPU_TOKENS, CARD_TOKENS = 4096, 16384
 CHECKPOINTING_FROM_LENGTH = 4096
 TILED_MLP_FROM_TOKENS = 32768  # an MLP's activations are then several GB in a model of 8B parameters
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`weights` and `compute` are torch dtype names; `micro_batch_tokens` bounds one forward pass."""
-
-    device: str
-    processes: int
-    weights: str
-    compute: str
-    sequence_length: int
-    micro_batch_tokens: int
-    gradient_checkpointing: str | float
-    activation_offload: bool
-    tiled_mlp: bool
-    compile: bool
-    packing: bool
-    threads: int
-    reasons: dict = field(default_factory=dict)
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
 
 def choose(recipe: Recipe, machine: Machine) -> Plan:

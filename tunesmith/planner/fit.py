@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.errors import CHILD_DIED, UserError
-from tunesmith.plan.choose import Plan, layers_for
+from tunesmith.plan import Plan
+from tunesmith.planner.decide import layers_for
 from tunesmith.run import Run
 
 SECONDS = 40  # after which no larger pass is begun
