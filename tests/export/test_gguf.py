@@ -425,7 +425,7 @@ def test_a_family_without_mapping_is_refused():
 
 @pytest.mark.parametrize(("package", "said"), [("gguf", "gguf"), ("llama_cpp", "llama-cpp-python")])
 def test_a_missing_package_is_said_with_the_command(tmp_path, monkeypatch, package, said):
-    from tunesmith import llama
+    from tunesmith.inference import llama_cpp as llama
 
     llama.llama_cpp.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, package, None)

@@ -12,11 +12,11 @@ from tests.conftest import sums, write_rows
 from tests.serve import templates
 from tunesmith import Recipe, train
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.inference.interface import Piece, Request, Served
+from tunesmith.inference.scheduler import BatchingEngine
+from tunesmith.inference.text_stream import Writer
 from tunesmith.serve.app import make_app
-from tunesmith.serve.engine import Piece, Request
-from tunesmith.serve.engines.batching import BatchingEngine
-from tunesmith.serve.engines.decoding import Writer
-from tunesmith.serve.models import Served, open_models
+from tunesmith.serve.open_models import open_models
 
 KEY = "a secret"
 

@@ -9,7 +9,7 @@ from openai import AsyncOpenAI, RateLimitError
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tunesmith.serve.engines.attention import KV
+from tunesmith.inference.kv_attention import KV
 
 CLIENTS, NEW = 64, 24
 
@@ -88,8 +88,8 @@ def test_a_crowd_gets_the_answers_that_each_gets_alone(address, engine, runs):
 
 
 def test_a_full_queue_is_said(served, family):
-    from tunesmith.serve.engines.batching import BatchingEngine
-    from tunesmith.serve.models import open_models
+    from tunesmith.inference.scheduler import BatchingEngine
+    from tunesmith.serve.open_models import open_models
 
     engine = BatchingEngine(open_models([family("qwen2")]), batch=1, queue=2)
     address = served(engine)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.serve.engines.decoding import Writer
+from tunesmith.inference.text_stream import Writer
 
 
 @lru_cache

@@ -19,12 +19,12 @@ from tests import tiny
 from tests.serve.conftest import Collector
 from tunesmith import train
 from tunesmith.errors import UserError
-from tunesmith.serve.engine import Refused, Request, Sampling
-from tunesmith.serve.engines import batching
-from tunesmith.serve.engines.batching import BatchingEngine
-from tunesmith.serve.engines.decoding import Writer
-from tunesmith.serve.engines.sampling import Sampler
-from tunesmith.serve.models import open_models
+from tunesmith.inference import scheduler
+from tunesmith.inference.interface import Refused, Request, Sampling
+from tunesmith.inference.sampling import Sampler
+from tunesmith.inference.scheduler import BatchingEngine
+from tunesmith.inference.text_stream import Writer
+from tunesmith.serve.open_models import open_models
 
 NEW = 12
 
@@ -70,7 +70,7 @@ def small_engine(family):
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_answers_of_every_family_are_those_of_generate(family, small_engine, name, monkeypatch):
-    monkeypatch.setattr(batching, "CHUNK", 40)  # prompts are computed in several steps
+    monkeypatch.setattr(scheduler, "CHUNK", 40)  # prompts are computed in several steps
     engine = small_engine(name)
     model = AutoModelForCausalLM.from_pretrained(family(name), attn_implementation="eager").eval()
     given = prompts(6)

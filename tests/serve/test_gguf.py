@@ -19,14 +19,14 @@ from tunesmith.export.command import export
 from tunesmith.export.gguf.engine import LlamaCpp
 from tunesmith.export.gguf.write import write_gguf
 from tunesmith.export.samples import CAPITALS, LEADING, TEXTS, written
-from tunesmith.llama import Context, Model
+from tunesmith.inference import llama_model, scheduler
+from tunesmith.inference.gguf_tokenizer import GgufTokenizer
+from tunesmith.inference.grammar import from_schema
+from tunesmith.inference.interface import Request
+from tunesmith.inference.llama_cpp import Context, Model
+from tunesmith.inference.scheduler import BatchingEngine
 from tunesmith.run import Run
-from tunesmith.serve.engine import Request
-from tunesmith.serve.engines import batching, on_llama
-from tunesmith.serve.engines.batching import BatchingEngine
-from tunesmith.serve.engines.constrain import from_schema
-from tunesmith.serve.engines.gguf_tokenizer import GgufTokenizer
-from tunesmith.serve.models import open_models
+from tunesmith.serve.open_models import open_models
 
 NEW = 12
 SCHEMA = {
@@ -53,7 +53,7 @@ def exported(runs):
 def gguf_engine(exported):
     """Keys and values in float32, as those of whom it is compared with: in float16 who else asks may decide a tie."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(on_llama, "Context", partial(Context, exact=True))
+        patch.setattr(llama_model, "Context", partial(Context, exact=True))
         engine = BatchingEngine(open_models(exported), batch=16, queue=64)
         yield engine
         engine.close()
@@ -68,7 +68,7 @@ def alone(exported, adapter: bool, prompts: list[list[int]]) -> list[list[int]]:
 
 
 def test_answers_are_those_of_each_alone_with_and_without_the_adapter(exported, gguf_engine, monkeypatch):
-    monkeypatch.setattr(batching, "CHUNK", 40)  # prompts are computed in several steps
+    monkeypatch.setattr(scheduler, "CHUNK", 40)  # prompts are computed in several steps
     names = list(gguf_engine.models)
     assert names == ["first-gguf-adapter", "first-base-gguf"]
     assert gguf_engine.models[names[0]].base == names[1]
@@ -118,7 +118,7 @@ def test_embeddings_and_schemas(gguf_engine, served, runs):
                 [token.logprob for token in engine.score(model, ids * 40, 1).result()[1:]]
                 for engine, model in ((gguf_engine, name), (torch_engine, other))
             ]
-            assert len(scores[0]) > on_llama.SCORED and scores[0] == pytest.approx(scores[1], abs=2e-3)
+            assert len(scores[0]) > llama_model.SCORED and scores[0] == pytest.approx(scores[1], abs=2e-3)
     finally:
         torch_engine.close()
     assert vector == pytest.approx(expected, abs=1e-3)

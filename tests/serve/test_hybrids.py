@@ -8,10 +8,10 @@ from transformers import AutoModelForCausalLM
 from tests import tiny
 from tests.serve.test_engine import NEW, alone, answers, prompts
 from tunesmith.errors import UserError
-from tunesmith.serve.engine import Request
-from tunesmith.serve.engines.batching import BatchingEngine
-from tunesmith.serve.engines.on_transformers import TorchWeights
-from tunesmith.serve.models import open_models
+from tunesmith.inference.interface import Request
+from tunesmith.inference.scheduler import BatchingEngine
+from tunesmith.inference.transformers_model import TorchWeights
+from tunesmith.serve.open_models import open_models
 
 LINEAR = {
     "linear_num_value_heads": 4,

@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.serve.conftest import Collector
 from tests.serve.test_engine import prompts
-from tunesmith.serve.engine import Request
-from tunesmith.serve.engines.batching import BatchingEngine
-from tunesmith.serve.models import open_models
+from tunesmith.inference.interface import Request
+from tunesmith.inference.scheduler import BatchingEngine
+from tunesmith.serve.open_models import open_models
 
 FAMILIES = ("mistral", "gemma2", "llama3")
 TEXT = "The capital of France is Paris"

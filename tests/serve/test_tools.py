@@ -15,7 +15,7 @@ from tunesmith.answer_formats.python_calls import PythonCalls
 from tunesmith.answer_formats.quoted_calls import QuotedCalls
 from tunesmith.answer_formats.reasoning import Thought
 from tunesmith.answer_formats.tool_calls import ToolReader, find_format
-from tunesmith.serve.engines import constrain
+from tunesmith.inference import grammar as constrain
 
 ENDS = {"qwen2": "<|im_end|>", "mistral": "</s>", "llama": "<|eot_id|>", "coder": "<|im_end|>", "gpt_oss": "<|call|>"}
 OBJECT = lambda values: st.dictionaries(st.text(max_size=5), values, max_size=3)  # noqa: E731

@@ -11,12 +11,12 @@ from tests.conftest import slow_but
 from tests.serve.conftest import Collector
 from tunesmith import resume, train
 from tunesmith.export.command import export
+from tunesmith.inference import scheduler
+from tunesmith.inference.interface import Request
+from tunesmith.inference.scheduler import BatchingEngine
 from tunesmith.plan import Plan
 from tunesmith.planner import fit
-from tunesmith.serve.engine import Request
-from tunesmith.serve.engines import batching
-from tunesmith.serve.engines.batching import BatchingEngine
-from tunesmith.serve.models import open_models
+from tunesmith.serve.open_models import open_models
 from tunesmith.training import checkpoint, loop
 
 BOUND = 1e-5
@@ -146,7 +146,7 @@ def test_what_fits_is_measured(quick, on_card):
 
 @pytest.mark.parametrize("kind", slow_but(["lora"], ["lora", "full"]))
 def test_an_export_is_compared_there_and_the_run_is_served_from_there(quick, on_card, monkeypatch, kind):
-    monkeypatch.setattr(batching, "CHUNK", 16)  # the prompt is computed in several steps
+    monkeypatch.setattr(scheduler, "CHUNK", 16)  # the prompt is computed in several steps
     run = train(quick("llama3", kind, adapter={"kind": kind}))
     assert on_card(export, run, "merged")["passed"]
     ids = list(range(20, 60))

@@ -14,12 +14,12 @@ from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError, first_line
+from tunesmith.inference.text_stream import Writer
+from tunesmith.inference.transformers_model import TorchWeights
 from tunesmith.inputs import tokenizer_of
 from tunesmith.result import base_model
 from tunesmith.run import Run
-from tunesmith.serve.engines.decoding import Writer
-from tunesmith.serve.engines.on_transformers import TorchWeights
-from tunesmith.serve.models import open_result
+from tunesmith.serve.open_models import open_result
 
 COMMANDS = "/base and /tuned switch the model, /system TEXT sets the system prompt, /new starts over, /quit ends"
 NO_SYSTEM = "none"  # what to give instead of a system prompt to have none

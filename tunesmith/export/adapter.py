@@ -9,12 +9,12 @@ from tunesmith.errors import UserError
 from tunesmith.export.engine import Transformers
 from tunesmith.export.merged import BY_DTYPE
 from tunesmith.export.settle import copy_settings
+from tunesmith.inference.vllm_process import adapter_hindrances
 from tunesmith.inputs import tokenizer_of
 from tunesmith.model.adapt import grow
 from tunesmith.model.load import config_of, dequantising, eos_ids, opener_of, quieten
 from tunesmith.recipe import Section
 from tunesmith.run import Run
-from tunesmith.vllm import adapter_hindrances
 
 
 class Settings(Section):

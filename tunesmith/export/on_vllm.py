@@ -11,9 +11,9 @@ import torch
 
 from tunesmith.errors import UserError
 from tunesmith.export.probes import most_tokens
+from tunesmith.inference.vllm_process import Child, find, precision_of
 from tunesmith.model.load import config_of, eos_ids
 from tunesmith.run import Run
-from tunesmith.vllm import Child, find, precision_of
 
 TOLD = 256  # likeliest tokens whose log probabilities it is asked for
 NAME = "exported"

@@ -13,10 +13,9 @@ from tunesmith.answer_formats.reasoning import Thought
 from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.errors import UserError
-from tunesmith.serve.apis.wire import Options, named_results
-from tunesmith.serve.engine import Engine, Form, Piece, Refused, Request, Sampling, Token
-from tunesmith.serve.engines import constrain
-from tunesmith.serve.models import Served
+from tunesmith.inference import grammar
+from tunesmith.inference.interface import Engine, Form, Piece, Refused, Request, Sampling, Served, Token
+from tunesmith.serve.options import Options
 
 COLDEST = 1e-3  # a lower temperature takes the likeliest token
 OURS = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}
@@ -306,9 +305,9 @@ class Service:
             if not chosen:
                 raise Refused(f"tool_choice: no tool {asked.tool_choice!r} is given", parameter="tool_choice")
             lark = self.formats[served.name].grammar(served.tokenizer, chosen, asked.parallel)
-            return constrain.from_lark(served.tokenizer, served.stop_ids, lark)
+            return grammar.from_lark(served.tokenizer, served.stop_ids, lark)
         if asked.form is not None:
-            return constrain.from_form(served.tokenizer, served.stop_ids, asked.form)
+            return grammar.from_form(served.tokenizer, served.stop_ids, asked.form)
         return None
 
 
@@ -352,3 +351,9 @@ def _bias(asked: dict[str, float], vocab_size: int) -> dict[int, float]:
 async def _disconnected(http: HttpRequest) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
+
+
+def named_results(messages: list[dict]) -> list[dict]:
+    """Tool messages with the name of the tool that they answer for, which some templates write."""
+    names = {call["id"]: call["function"]["name"] for m in messages for call in m.get("tool_calls") or []}
+    return [{"name": names.get(m.get("tool_call_id")), **m} if m["role"] == "tool" else m for m in messages]

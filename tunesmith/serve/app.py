@@ -18,9 +18,9 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from tunesmith.inference.interface import Engine, Refused
 from tunesmith.serve.answering import Service
 from tunesmith.serve.apis import anthropic_api, completions_api, openai_api, responses_api
-from tunesmith.serve.engine import Engine, Refused
 from tunesmith.serve.problems import OwnNames, add_handlers
 
 PAGE = Path(__file__).parent / "page"

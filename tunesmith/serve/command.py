@@ -50,10 +50,10 @@ def run(
 
 def _open(engine: str, paths: Sequence[Path], context: int | None, batch: int, queue: int, say):
     if engine == "vllm":
-        from tunesmith.serve.engines.vllm import open_vllm
+        from tunesmith.serve.open_vllm import open_vllm
 
         return open_vllm(paths, context, batch, queue, say)
-    from tunesmith.serve.engines.batching import BatchingEngine
-    from tunesmith.serve.models import open_models
+    from tunesmith.inference.scheduler import BatchingEngine
+    from tunesmith.serve.open_models import open_models
 
     return BatchingEngine(open_models(paths, context), batch, queue)

@@ -9,8 +9,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tunesmith.inference.interface import Refused
 from tunesmith.serve.apis import anthropic_api, openai_api
-from tunesmith.serve.engine import Refused
 
 RETRY_SECONDS = "1"
 PASSING = ("queue_full", "stopping")  # codes of what a later request may not meet

@@ -15,7 +15,7 @@ from tunesmith.errors import UserError
 from tunesmith.export.gguf.families import inputs_form, targets, text_name
 from tunesmith.export.gguf.limits import family_of
 from tunesmith.export.gguf.write import write_values
-from tunesmith.llama import gguf_package
+from tunesmith.inference.llama_cpp import gguf_package
 
 NOT_LORA = {
     "use_dora": "DoRA",

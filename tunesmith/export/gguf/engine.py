@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tunesmith.llama import Context, Model, Part
+from tunesmith.inference.llama_cpp import Context, Model, Part
 
 
 class LlamaCpp:

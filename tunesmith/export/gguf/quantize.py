@@ -16,7 +16,7 @@ from tunesmith.errors import UserError
 from tunesmith.export.gguf.families import inputs_form, is_of_text, targets, text_name
 from tunesmith.export.gguf.layout import same
 from tunesmith.files import follow_umask
-from tunesmith.llama import llama_cpp, reason, threads
+from tunesmith.inference.llama_cpp import llama_cpp, reason, threads
 
 KINDS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 

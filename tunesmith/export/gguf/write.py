@@ -12,7 +12,7 @@ from tunesmith.export.gguf.families import is_of_text, targets, text_name
 from tunesmith.export.gguf.limits import IMAGES, family_of, notes
 from tunesmith.export.gguf.metadata import extra_tensors, metadata
 from tunesmith.export.gguf.vocabulary import Vocabulary, vocabulary_of
-from tunesmith.llama import gguf_package
+from tunesmith.inference.llama_cpp import gguf_package
 
 PHI3 = r"(?i)phi-?3"
 EXACT = ("ffn_gate_inp", "shortconv.conv.", "ssm_conv1d")  # routers; kernels, which llama.cpp reads in no other type

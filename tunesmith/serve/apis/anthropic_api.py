@@ -13,11 +13,12 @@ from pydantic import Field
 
 from tunesmith.answer_formats.calls import Call
 from tunesmith.answer_formats.reasoning import Thought
+from tunesmith.inference.interface import Refused
 from tunesmith.serve.answering import Answer, Answers, Asked, Service
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.openai_api import AnswerStream
-from tunesmith.serve.apis.wire import STREAMED, Wire, frame, text_of, thinking_of, tool, tool_call
-from tunesmith.serve.engine import Refused
+from tunesmith.serve.apis.wire import STREAMED, frame, text_of, thinking_of, tool, tool_call
+from tunesmith.serve.options import Wire
 
 KINDS = {
     400: "invalid_request_error",

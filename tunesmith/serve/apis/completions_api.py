@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from tunesmith.answer_formats.format import Reader
+from tunesmith.inference.interface import Refused, Request, Token
 from tunesmith.serve.answering import Answer, Answers, Asked, Service
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.openai_api import (
@@ -25,7 +26,6 @@ from tunesmith.serve.apis.openai_api import (
     wants_usage,
 )
 from tunesmith.serve.apis.wire import STREAMED, frame
-from tunesmith.serve.engine import Refused, Request, Token
 
 DEFAULT_TOKENS = 16  # OpenAI's
 

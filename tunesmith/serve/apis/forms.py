@@ -4,8 +4,8 @@ vLLM (`structured_outputs`, `guided_…`), llama.cpp (`json_schema`, `grammar`) 
 import json
 from typing import Any
 
-from tunesmith.serve.apis.wire import Options
-from tunesmith.serve.engine import Form, Refused
+from tunesmith.inference.interface import Form, Refused
+from tunesmith.serve.options import Options
 
 ANY_OBJECT = {"type": "object"}
 KINDS = {

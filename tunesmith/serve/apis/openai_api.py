@@ -16,10 +16,11 @@ from pydantic import Field
 
 from tunesmith.answer_formats.calls import Call
 from tunesmith.answer_formats.reasoning import Thought
+from tunesmith.inference.interface import Refused, Token
 from tunesmith.serve.answering import Answer, Answers, Asked, Service
 from tunesmith.serve.apis.forms import FormOptions
-from tunesmith.serve.apis.wire import STREAMED, Options, ToolCall, Wire, frame, text_of, thinking_of, tool, tool_call
-from tunesmith.serve.engine import Refused, Token
+from tunesmith.serve.apis.wire import STREAMED, ToolCall, frame, text_of, thinking_of, tool, tool_call
+from tunesmith.serve.options import Options, Wire
 
 Stop = str | list[str] | None
 

@@ -14,12 +14,12 @@ from pydantic import Field
 
 from tunesmith.answer_formats.calls import Call
 from tunesmith.answer_formats.reasoning import Thought
+from tunesmith.inference.interface import Refused, Served
 from tunesmith.serve.answering import Answer, Answers, Asked, Service, sampling_of
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.openai_api import AnswerStream, choice_of
-from tunesmith.serve.apis.wire import STREAMED, Wire, frame, text_of, thinking_of, tool, tool_call
-from tunesmith.serve.engine import Refused
-from tunesmith.serve.models import Served
+from tunesmith.serve.apis.wire import STREAMED, frame, text_of, thinking_of, tool, tool_call
+from tunesmith.serve.options import Wire
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 STATE = ("previous_response_id", "conversation", "prompt")

@@ -2,34 +2,13 @@
 
 import json
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from tunesmith.answer_formats.calls import object_text
-from tunesmith.serve.engine import Refused
+from tunesmith.inference.interface import Refused
+from tunesmith.serve.options import Wire
 
 STREAMED = {200: {"content": {"text/event-stream": {}}}}  # beside JSON, for the OpenAPI document
 INVALID = "invalid_json"
 TEXT_PARTS = ("text", "input_text", "output_text")
-
-
-class Wire(BaseModel):
-    """Fields that are not known are ignored."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
-
-
-class Options(Wire):
-    """How to sample; what is left out comes from the model's generation_config."""
-
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=2**31)
-    min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = None
 
 
 class Function(Wire):
@@ -61,12 +40,6 @@ def tool_call(name: str, arguments: str | dict | None, identity: str | None) -> 
     shown = arguments if isinstance(arguments, str) else json.dumps(arguments)
     mapping = {INVALID: shown} if text is None else json.loads(text)
     return {"id": identity or "", "type": "function", "function": {"name": name, "arguments": mapping}}
-
-
-def named_results(messages: list[dict]) -> list[dict]:
-    """Tool messages with the name of the tool that they answer for, which some templates write."""
-    names = {call["id"]: call["function"]["name"] for m in messages for call in m.get("tool_calls") or []}
-    return [{"name": names.get(m.get("tool_call_id")), **m} if m["role"] == "tool" else m for m in messages]
 
 
 def thinking_of(effort: str | None) -> dict:

@@ -1,38 +1,21 @@
 """What is served: runs, model folders and GGUF files get names; names of one base share one copy of its weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.files import read_json
+from tunesmith.inference.gguf_tokenizer import GgufTokenizer
+from tunesmith.inference.interface import Served
+from tunesmith.inference.llama_model import LlamaWeights, is_adapter
+from tunesmith.inference.transformers_model import TorchWeights
 from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import eos_ids, load, resolve
 from tunesmith.recipe import Model
 from tunesmith.result import base_model, require_result, trained_model
 from tunesmith.run import Run
-from tunesmith.serve.engines.gguf_tokenizer import GgufTokenizer
-from tunesmith.serve.engines.on_llama import LlamaWeights, is_adapter
-from tunesmith.serve.engines.on_transformers import TorchWeights
-from tunesmith.serve.engines.weights import Weights
-
-
-@dataclass(frozen=True)
-class Served:
-    """One name that requests may ask for. `kind` is tuned or base; `base` the name of its base; `defaults` are the
-    model's own generation settings; `context` counts tokens, prompt and answer together. `weights` are those in this
-    process, with the name of the `adapter` to switch them to; None where another process has them."""
-
-    name: str
-    kind: str
-    base: str
-    tokenizer: Tokenizer | GgufTokenizer
-    stop_ids: frozenset[int]
-    defaults: dict
-    context: int
-    weights: Weights | None = None
-    adapter: str | None = None
 
 
 def open_result(run: Run, base: TorchWeights | None = None) -> tuple[TorchWeights, str | None]:

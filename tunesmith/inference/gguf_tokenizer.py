@@ -5,7 +5,7 @@ from functools import cached_property
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import BUILT_IN, rendered
-from tunesmith.llama import Model, llama_cpp
+from tunesmith.inference.llama_cpp import Model, llama_cpp
 
 NAMED = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
 MARK = re.compile(r"<\|.*\|>")

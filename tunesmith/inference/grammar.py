@@ -12,8 +12,8 @@ import torch
 from tunesmith.answer_formats.streaming import SPACES
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import first_line
-from tunesmith.serve.engine import Form, Refused
-from tunesmith.serve.engines.gguf_tokenizer import GgufTokenizer
+from tunesmith.inference.gguf_tokenizer import GgufTokenizer
+from tunesmith.inference.interface import Form, Refused
 
 UNESCAPED_SLASH = re.compile(r"\\.|/", re.DOTALL)
 

@@ -8,6 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.inference.gguf_tokenizer import GgufTokenizer
+from tunesmith.inference.loaded_model import Weights
+
 CONTEXT = 8
 
 
@@ -140,3 +144,20 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Cancels what is left and waits for the engine's thread."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """One name that requests may ask for. `kind` is tuned or base; `base` the name of its base; `defaults` are the
+    model's own generation settings; `context` counts tokens, prompt and answer together. `weights` are those in this
+    process, with the name of the `adapter` to switch them to; None where another process has them."""
+
+    name: str
+    kind: str
+    base: str
+    tokenizer: Tokenizer | GgufTokenizer
+    stop_ids: frozenset[int]
+    defaults: dict
+    context: int
+    weights: Weights | None = None
+    adapter: str | None = None

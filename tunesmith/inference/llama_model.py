@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from tunesmith.errors import UserError
-from tunesmith.llama import Context, Model, gguf_package, llama_cpp
-from tunesmith.llama import Part as Tokens
+from tunesmith.inference.llama_cpp import Context, Model, gguf_package, llama_cpp
+from tunesmith.inference.llama_cpp import Part as Tokens
+from tunesmith.inference.loaded_model import Part
 from tunesmith.machine import memory
-from tunesmith.serve.engines.weights import Part
 
 BYTES_PER_VALUE = 2  # keys and values are kept in float16
 SCORED = 128  # logits of so many tokens of a prompt are computed at once

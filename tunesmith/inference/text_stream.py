@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tunesmith.answer_formats.streaming import tail_of
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.serve.engine import Piece, Request, Token
+from tunesmith.inference.interface import Piece, Request, Token
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_WAIT = 64

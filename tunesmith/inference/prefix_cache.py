@@ -1,6 +1,6 @@
 """Prefixes seen before: keys and values of finished answers, kept for prompts that begin alike."""
 
-from tunesmith.serve.engines.weights import KV
+from tunesmith.inference.loaded_model import KV
 
 WORTH_TOKENS = 16
 MOST = 64

@@ -16,13 +16,12 @@ from threading import Condition, Thread
 import torch
 
 from tunesmith.errors import UserError, first_line
-from tunesmith.serve.engine import Piece, Refused, Request, Token
-from tunesmith.serve.engines import prefix
-from tunesmith.serve.engines.decoding import Delivery
-from tunesmith.serve.engines.prefix import PrefixCache
-from tunesmith.serve.engines.sampling import Sampler
-from tunesmith.serve.engines.weights import KV, Part, Weights
-from tunesmith.serve.models import Served
+from tunesmith.inference import prefix_cache
+from tunesmith.inference.interface import Piece, Refused, Request, Served, Token
+from tunesmith.inference.loaded_model import KV, Part, Weights
+from tunesmith.inference.prefix_cache import PrefixCache
+from tunesmith.inference.sampling import Sampler
+from tunesmith.inference.text_stream import Delivery
 
 CHUNK = 512
 MEMORY_SHARE = 0.5  # of the memory that is free once the models are there, for keys and values
@@ -35,7 +34,7 @@ class Pool:
     def __init__(self, weights: Weights, share: float, context: int, batch: int):
         """`share` of the memory that is free; `context`: most tokens of each of `batch` sequences."""
         self.limit_tokens, self._computes = weights.reserve(
-            int(weights.free_bytes() * share), context, sequences=batch + prefix.MOST + 1, step=CHUNK + batch
+            int(weights.free_bytes() * share), context, sequences=batch + prefix_cache.MOST + 1, step=CHUNK + batch
         )
         self.limit_bytes = self.limit_tokens * weights.bytes_per_token
         self.prefixes = PrefixCache(int(self.limit_bytes * PREFIX_SHARE) if weights.divides else 0)

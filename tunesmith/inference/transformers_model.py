@@ -9,10 +9,10 @@ import torch
 from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
 from tunesmith.errors import UserError, first_line
+from tunesmith.inference.kv_attention import KV, NAME, Segment, packed
+from tunesmith.inference.loaded_model import Part
 from tunesmith.machine import memory
 from tunesmith.model.load import on_best
-from tunesmith.serve.engines.attention import KV, NAME, Segment, packed
-from tunesmith.serve.engines.weights import Part
 
 # Largest difference of logits over their spread between one packed pass and transformers' own attention. A model that
 # mixes sequences or positions differs by the spread itself.

@@ -4,7 +4,7 @@ from collections import Counter
 
 import torch
 
-from tunesmith.serve.engine import Sampling
+from tunesmith.inference.interface import Sampling
 
 
 class Sampler:
