@@ -66,8 +66,8 @@ def make_run(folder: Path, shape: str) -> dict:
 
 def one(run: str, to: str, settings: str) -> dict:
     """What one export took; memory beyond that of the imported packages."""
-    import tunesmith.export.gguf.form  # noqa: F401, its imports are no part of the export
-    from tunesmith.export.command import export
+    import tunesmith.export.forms.gguf  # noqa: F401, its imports are no part of the export
+    from tunesmith.export.export import export
     from tunesmith.run import Run
 
     target, before, began = Path(run) / "out", _peak(), time.perf_counter()

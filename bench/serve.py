@@ -26,7 +26,7 @@ from corpus import conversations, save_model
 from trials import heading, results_file
 
 from tunesmith.export.gguf.write import write_gguf
-from tunesmith.export.weights import Weights
+from tunesmith.export.merged_weights import Weights
 
 OURS = ["{python}", "-m", "tunesmith.cli", "serve", "--port", "{port}"]
 THEIRS = ["{python}", "-m", "transformers.cli.transformers", "serve", "{model}", "--port", "{port}", "--device", "cpu"]

@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from tests import tiny
 from tests.conftest import sums
 from tunesmith import cli, train
-from tunesmith.export import merged
+from tunesmith.export.forms import merged
 
 COMMIT = "a" * 40
 TOKEN = "hf_of_this_test"

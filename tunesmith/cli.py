@@ -161,7 +161,7 @@ def export(
         push: Also upload it to this repository of the hub, e.g. name/model, made private if there is none.
         as_json: Print what was compared as JSON.
     """
-    from tunesmith.export.command import export as write
+    from tunesmith.export.export import export as write
     from tunesmith.run import Run
     from tunesmith.screen import exported, note
 

@@ -15,9 +15,9 @@ from tests import tiny
 from tests.conftest import slow_but
 from tunesmith import train
 from tunesmith.errors import UserError
-from tunesmith.export.command import export
-from tunesmith.export.ollama import Template
-from tunesmith.export.samples import CAPITALS, DECOMPOSED
+from tunesmith.export.export import export
+from tunesmith.export.forms.ollama import Template
+from tunesmith.export.parity.samples import CAPITALS, DECOMPOSED
 from tunesmith.inputs import tokenizer_of
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}

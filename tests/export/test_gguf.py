@@ -16,10 +16,10 @@ from tunesmith.errors import UserError
 from tunesmith.export.gguf.adapter import write_adapter
 from tunesmith.export.gguf.families import FAMILIES
 from tunesmith.export.gguf.write import write_gguf
-from tunesmith.export.samples import CAPITALS, LEADING, TEXTS, written
+from tunesmith.export.parity.samples import CAPITALS, LEADING, TEXTS, written
 
 pytest.importorskip("llama_cpp", reason="pip install 'tunesmith[gguf]'")
-from tunesmith.export.gguf.engine import LlamaCpp
+from tunesmith.export.parity.in_llama_cpp import LlamaCpp
 
 YARN = tiny.YARN | {"truncate": True}  # llama.cpp has no other
 LLAMA3 = {

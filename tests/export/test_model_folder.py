@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from tests import tiny
 from tunesmith import train
-from tunesmith.export.command import export
+from tunesmith.export.export import export
 
 QUICK = {"max_steps": 2, "learning_rate": 1e-2}
 OTHERS = {

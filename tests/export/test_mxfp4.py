@@ -12,8 +12,8 @@ from tests import tiny
 from tests.export.test_weights import assert_same
 from tunesmith import train
 from tunesmith.errors import UserError
-from tunesmith.export.command import export
-from tunesmith.export.weights import Weights
+from tunesmith.export.export import export
+from tunesmith.export.merged_weights import Weights
 
 # OCP Microscaling Formats 1.0: 32 numbers of 4 bits (E2M1) share a scale that is a power of two (E8M0, bias 127).
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])

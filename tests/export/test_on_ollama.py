@@ -13,9 +13,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from tunesmith import train
 from tunesmith.errors import NotTheSame, UserError
-from tunesmith.export.command import export
-from tunesmith.export.engine import Transformers
-from tunesmith.export.on_ollama import address
+from tunesmith.export.export import export
+from tunesmith.export.parity.in_ollama import address
+from tunesmith.export.parity.subject import Transformers
 
 PROGRAM = """#!{python}
 import os, sys, urllib.request

@@ -5,10 +5,10 @@ import pytest
 
 from tests import tiny
 from tunesmith import train
-from tunesmith.export.command import export
-from tunesmith.export.engine import Transformers
-from tunesmith.export.on_vllm import Vllm
-from tunesmith.export.samples import TEXTS, conversations
+from tunesmith.export.export import export
+from tunesmith.export.parity.in_vllm import Vllm
+from tunesmith.export.parity.samples import TEXTS, conversations
+from tunesmith.export.parity.subject import Transformers
 
 pytestmark = pytest.mark.slow
 SHAPE = {"head_dim": 32, "hidden_size": 128, "intermediate_size": 128, "initializer_range": 0.05}  # as vLLM takes them

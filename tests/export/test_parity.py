@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith import train
 from tunesmith.errors import NotTheSame, UserError
-from tunesmith.export import merged
-from tunesmith.export.command import export
-from tunesmith.export.engine import Transformers
-from tunesmith.export.ollama import Template
-from tunesmith.export.parity import CHANCE, chance, distance
+from tunesmith.export.export import export
+from tunesmith.export.forms import merged
+from tunesmith.export.forms.ollama import Template
+from tunesmith.export.parity.gate import CHANCE, chance, distance
+from tunesmith.export.parity.subject import Transformers
 from tunesmith.inputs import tokenizer_of
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}

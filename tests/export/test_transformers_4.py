@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 from tests import tiny
 from tests.export.test_gguf import LLAMA3, LONG
 from tunesmith import train
-from tunesmith.export.command import export
-from tunesmith.export.engine import Transformers
-from tunesmith.export.samples import CAPITALS, LEADING, TEXTS
+from tunesmith.export.export import export
+from tunesmith.export.parity.samples import CAPITALS, LEADING, TEXTS
+from tunesmith.export.parity.subject import Transformers
 
 PACKAGES = Path(
     os.environ.get("TUNESMITH_TEST_TRANSFORMERS4", Path(__file__).parents[2] / ".venv-transformers4" / "packages")

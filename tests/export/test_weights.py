@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tunesmith import train
-from tunesmith.export import merged
-from tunesmith.export.command import export
-from tunesmith.export.weights import weights_of
+from tunesmith.export.export import export
+from tunesmith.export.forms import merged
+from tunesmith.export.merged_weights import weights_of
 from tunesmith.result import trained_model
 
 QUICK = {"max_steps": 2, "learning_rate": 1e-2}

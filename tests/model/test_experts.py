@@ -13,7 +13,7 @@ from tests.model.test_result import QUICK, logits, trained_logits
 from tests.train.test_reference import losses
 from tunesmith import train
 from tunesmith.errors import UserError
-from tunesmith.export.command import export
+from tunesmith.export.export import export
 from tunesmith.inputs import plan_of
 from tunesmith.model.experts import routers
 from tunesmith.training.batch import Batch, collate

@@ -15,7 +15,7 @@ from tests.model.test_result import QUICK, logits, trained_logits
 from tests.train.test_reference import losses
 from tunesmith import train
 from tunesmith.errors import UserError
-from tunesmith.export.command import export
+from tunesmith.export.export import export
 
 TAGS = [f"<tag{n}>" for n in range(3)]
 LEARN = {"epochs": 40, "max_steps": 40, "batch": 6, "learning_rate": 2e-2}

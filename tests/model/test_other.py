@@ -12,7 +12,7 @@ from tests import other
 from tests.model.test_result import QUICK, logits, trained_logits
 from tests.train.test_reference import losses
 from tunesmith import train
-from tunesmith.export.command import export
+from tunesmith.export.export import export
 from tunesmith.model.adapt import adapt
 from tunesmith.model.load import load
 from tunesmith.recipe import Adapter, Model

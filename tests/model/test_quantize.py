@@ -15,7 +15,7 @@ from tests.model.test_result import logits, trained_logits
 from tests.train.test_reference import BOUND, losses
 from tunesmith import resume, train
 from tunesmith.errors import UserError
-from tunesmith.export.command import export
+from tunesmith.export.export import export
 from tunesmith.model import adapt, check, load
 from tunesmith.model.quantize import Stack4bit
 from tunesmith.recipe import Model

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests import tiny
 from tests.conftest import slow_but
 from tunesmith import train, worker
-from tunesmith.export.command import export
+from tunesmith.export.export import export
 from tunesmith.inputs import plan_of
 from tunesmith.training.checkpoint import complete, load
 from tunesmith.worker import trainable_model

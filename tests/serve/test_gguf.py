@@ -15,10 +15,10 @@ from tests.export.test_gguf import MODELS, Weights, made
 from tests.serve.conftest import Collector
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
-from tunesmith.export.command import export
-from tunesmith.export.gguf.engine import LlamaCpp
+from tunesmith.export.export import export
 from tunesmith.export.gguf.write import write_gguf
-from tunesmith.export.samples import CAPITALS, LEADING, TEXTS, written
+from tunesmith.export.parity.in_llama_cpp import LlamaCpp
+from tunesmith.export.parity.samples import CAPITALS, LEADING, TEXTS, written
 from tunesmith.inference import llama_model, scheduler
 from tunesmith.inference.gguf_tokenizer import GgufTokenizer
 from tunesmith.inference.grammar import from_schema

@@ -22,8 +22,8 @@ from tests.serve.standin_vllm import DIES, FAILS, GOES_ON
 from tests.serve.test_engine import prompts
 from tunesmith import train
 from tunesmith.errors import UserError
-from tunesmith.export.command import export
-from tunesmith.export.engine import Transformers
+from tunesmith.export.export import export
+from tunesmith.export.parity.subject import Transformers
 from tunesmith.inference import grammar as constrain
 from tunesmith.inference import vllm_engine
 from tunesmith.inference.interface import Refused, Request, Sampling

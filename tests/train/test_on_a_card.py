@@ -10,7 +10,7 @@ from tests import card, tiny
 from tests.conftest import slow_but
 from tests.serve.conftest import Collector
 from tunesmith import resume, train
-from tunesmith.export.command import export
+from tunesmith.export.export import export
 from tunesmith.inference import scheduler
 from tunesmith.inference.interface import Request
 from tunesmith.inference.scheduler import BatchingEngine

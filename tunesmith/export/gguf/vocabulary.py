@@ -16,7 +16,7 @@ from tokenizers import Regex, pre_tokenizers
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.gguf.sentencepiece import SPACE, SentencePiece
-from tunesmith.export.samples import CAPITALS, LEADING, TEXTS, written
+from tunesmith.export.parity.samples import CAPITALS, LEADING, TEXTS, written
 from tunesmith.model.load import eos_ids
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's kinds of token

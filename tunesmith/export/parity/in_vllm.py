@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tunesmith.errors import UserError
-from tunesmith.export.probes import most_tokens
+from tunesmith.export.parity.probes import most_tokens
 from tunesmith.inference.vllm_process import Child, find, precision_of
 from tunesmith.model.load import config_of, eos_ids
 from tunesmith.run import Run

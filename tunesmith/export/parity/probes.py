@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunesmith.export.samples import CAPITALS, DECOMPOSED, LEADING, TEXTS, Conversation, conversations
+from tunesmith.export.parity.samples import CAPITALS, DECOMPOSED, LEADING, TEXTS, Conversation, conversations
 from tunesmith.inputs import dataset_of, plan_of, tokenizer_of
 from tunesmith.run import Run
 

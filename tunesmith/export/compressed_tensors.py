@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from tunesmith.errors import UserError
-from tunesmith.export.engine import Transformers
-from tunesmith.export.merged import write_model
-from tunesmith.export.settle import copy_settings
-from tunesmith.export.weights import Weights
+from tunesmith.export.forms.merged import write_model
+from tunesmith.export.merged_weights import Weights
+from tunesmith.export.model_folder import copy_settings
+from tunesmith.export.parity.subject import Transformers
 from tunesmith.model import experts
 from tunesmith.model.text import text_modules
 from tunesmith.run import Run

@@ -18,9 +18,9 @@ from pydantic import ValidationError
 
 from tunesmith.errors import NotTheSame, UserError
 from tunesmith.export.card import card
-from tunesmith.export.engine import Trained
-from tunesmith.export.parity import Observation, compare, distance, measures, observe
-from tunesmith.export.probes import probes_of
+from tunesmith.export.parity.gate import Observation, compare, distance, measures, observe
+from tunesmith.export.parity.probes import probes_of
+from tunesmith.export.parity.subject import Trained
 from tunesmith.export.push import check_push, push_folder
 from tunesmith.files import write_atomic, write_json
 from tunesmith.inputs import tokenizer_of
@@ -31,13 +31,13 @@ from tunesmith.run import Run
 
 SAID_EVERY = 10.0  # seconds
 FORMS = {
-    "adapter": "tunesmith.export.adapter",
-    "merged": "tunesmith.export.merged",
-    "gguf": "tunesmith.export.gguf.form",
-    "ollama": "tunesmith.export.ollama",
-    "fp8": "tunesmith.export.fp8",
-    "int4": "tunesmith.export.int4",
-    "gguf-adapter": "tunesmith.export.gguf.lora",
+    "adapter": "tunesmith.export.forms.adapter",
+    "merged": "tunesmith.export.forms.merged",
+    "gguf": "tunesmith.export.forms.gguf",
+    "ollama": "tunesmith.export.forms.ollama",
+    "fp8": "tunesmith.export.forms.fp8",
+    "int4": "tunesmith.export.forms.int4",
+    "gguf-adapter": "tunesmith.export.forms.gguf_adapter",
 }
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 
 from tunesmith.errors import UserError
-from tunesmith.export import compressed, on_vllm
-from tunesmith.export.engine import Transformers
-from tunesmith.export.weights import Weights, weights_of
+from tunesmith.export import compressed_tensors
+from tunesmith.export.merged_weights import Weights, weights_of
+from tunesmith.export.parity import in_vllm
+from tunesmith.export.parity.subject import Transformers
 from tunesmith.recipe import Section
 from tunesmith.run import Run
 
 GROUPS = (128, 64, 32)  # sizes that vLLM's kernels have; the largest that suits every layer
 LARGEST = 7.5  # of -8 to 7, so that both signs lose the same
-elsewhere = on_vllm.elsewhere
+elsewhere = in_vllm.elsewhere
 
 
 class Settings(Section):
@@ -26,7 +27,7 @@ class Settings(Section):
 def write(run: Run, folder: Path, settings: Settings) -> list[str]:
     """Returns a note where groups are smaller. Raises UserError for layers of odd widths, and as `matrices` does."""
     weights = weights_of(run)
-    chosen = compressed.matrices(weights, "int4")
+    chosen = compressed_tensors.matrices(weights, "int4")
     group = _group(weights, chosen)
     scheme = {
         "format": "pack-quantized",
@@ -52,7 +53,7 @@ def write(run: Run, folder: Path, settings: Settings) -> list[str]:
             f"{name}_shape": torch.tensor(weight_OI.shape),
         }
 
-    compressed.write_compressed(run, weights, folder, chosen, scheme, rounded)
+    compressed_tensors.write_compressed(run, weights, folder, chosen, scheme, rounded)
     return [] if group == GROUPS[0] else [f"groups are of {group} weights, as a layer's inputs are no multiple of more"]
 
 
@@ -72,7 +73,7 @@ def _group(weights: Weights, chosen: set[str]) -> int:
 
 
 def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
-    return compressed.opened(folder)
+    return compressed_tensors.opened(folder)
 
 
 def precision(run: Run, settings: Settings) -> str:

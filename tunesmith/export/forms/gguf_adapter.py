@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from tunesmith.errors import UserError
+from tunesmith.export.forms.gguf import Engine, write_model
+from tunesmith.export.forms.merged import BY_DTYPE
 from tunesmith.export.gguf.adapter import write_adapter
-from tunesmith.export.gguf.form import Engine, write_model
-from tunesmith.export.merged import BY_DTYPE
-from tunesmith.export.weights import Weights
+from tunesmith.export.merged_weights import Weights
 from tunesmith.model.load import config_of
 from tunesmith.recipe import Section
 from tunesmith.run import Run

@@ -6,9 +6,9 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import UserError
-from tunesmith.export.engine import Transformers
-from tunesmith.export.merged import BY_DTYPE
-from tunesmith.export.settle import copy_settings
+from tunesmith.export.forms.merged import BY_DTYPE
+from tunesmith.export.model_folder import copy_settings
+from tunesmith.export.parity.subject import Transformers
 from tunesmith.inference.vllm_process import adapter_hindrances
 from tunesmith.inputs import tokenizer_of
 from tunesmith.model.adapt import grow

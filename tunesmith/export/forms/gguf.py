@@ -13,13 +13,13 @@ from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.gguf import quantize
-from tunesmith.export.gguf.engine import LlamaCpp
 from tunesmith.export.gguf.importance import importance_of
 from tunesmith.export.gguf.write import is_phi3, write_gguf
-from tunesmith.export.parity import BOUNDS
-from tunesmith.export.probes import most_tokens
-from tunesmith.export.settle import copy_settings
-from tunesmith.export.weights import Weights, weights_of
+from tunesmith.export.merged_weights import Weights, weights_of
+from tunesmith.export.model_folder import copy_settings
+from tunesmith.export.parity.gate import BOUNDS
+from tunesmith.export.parity.in_llama_cpp import LlamaCpp
+from tunesmith.export.parity.probes import most_tokens
 from tunesmith.model.load import config_of
 from tunesmith.recipe import Section
 from tunesmith.run import Run

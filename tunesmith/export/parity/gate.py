@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tunesmith.export.engine import Engine
-from tunesmith.export.probes import POSITIONS, Probes
+from tunesmith.export.parity.probes import POSITIONS, Probes
+from tunesmith.export.parity.subject import Engine
 
 
 class Bound(NamedTuple):

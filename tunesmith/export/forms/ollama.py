@@ -14,9 +14,9 @@ from pathlib import Path
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
-from tunesmith.export.gguf import form as gguf
-from tunesmith.export.on_ollama import Ollama, create, installed
-from tunesmith.export.probes import most_tokens
+from tunesmith.export.forms import gguf
+from tunesmith.export.parity.in_ollama import Ollama, create, installed
+from tunesmith.export.parity.probes import most_tokens
 from tunesmith.files import read_json, write_atomic, write_json
 from tunesmith.inputs import tokenizer_of
 from tunesmith.run import Run

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.export import compressed, on_vllm
-from tunesmith.export.engine import Transformers
-from tunesmith.export.weights import weights_of
+from tunesmith.export import compressed_tensors
+from tunesmith.export.merged_weights import weights_of
+from tunesmith.export.parity import in_vllm
+from tunesmith.export.parity.subject import Transformers
 from tunesmith.recipe import Section
 from tunesmith.run import Run
 
@@ -22,7 +23,7 @@ SCHEME = {
         "input_activations": FLOAT8 | {"strategy": "token", "dynamic": True},
     },
 }
-elsewhere = on_vllm.elsewhere
+elsewhere = in_vllm.elsewhere
 
 
 class Settings(Section):
@@ -32,7 +33,9 @@ class Settings(Section):
 def write(run: Run, folder: Path, settings: Settings) -> None:
     """Raises UserError for a mixture whose files have the experts stacked."""
     weights = weights_of(run)
-    compressed.write_compressed(run, weights, folder, compressed.matrices(weights, "fp8"), SCHEME, _rounded)
+    compressed_tensors.write_compressed(
+        run, weights, folder, compressed_tensors.matrices(weights, "fp8"), SCHEME, _rounded
+    )
 
 
 def _rounded(name: str, weight_OI: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -43,7 +46,7 @@ def _rounded(name: str, weight_OI: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
     """As transformers opens it: activations are rounded while it runs, but for those of experts."""
-    return compressed.opened(folder)
+    return compressed_tensors.opened(folder)
 
 
 def precision(run: Run, settings: Settings) -> str:

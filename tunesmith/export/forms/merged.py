@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
-from tunesmith.export import on_vllm
-from tunesmith.export.engine import Transformers
-from tunesmith.export.settle import copy_settings
-from tunesmith.export.weights import Weights, weights_of
+from tunesmith.export.merged_weights import Weights, weights_of
+from tunesmith.export.model_folder import copy_settings
+from tunesmith.export.parity import in_vllm
+from tunesmith.export.parity.subject import Transformers
 from tunesmith.files import follow_umask, write_json
 from tunesmith.model.folder import copy_others, write_config
 from tunesmith.model.load import config_of, stored_in_8_bits
@@ -17,7 +17,7 @@ from tunesmith.recipe import Section
 from tunesmith.run import Run
 
 SHARD_BYTES = 500_000_000
-elsewhere = on_vllm.elsewhere
+elsewhere = in_vllm.elsewhere
 BY_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
