@@ -10,7 +10,7 @@ import numpy as np
 from tunesmith import methods
 from tunesmith.data.dataset import prepare
 from tunesmith.data.encode import Settings
-from tunesmith.data.pack import micro_batches
+from tunesmith.data.packing import micro_batches
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.recipe import Data, Method
 

@@ -21,7 +21,7 @@ from operations import CONVENTION, per_token
 from peers import SAME, VARIANTS, python_of
 from trials import heading, matmul_rates, results_file, trial
 
-from tunesmith.data.pack import Schedule
+from tunesmith.data.row_order import Schedule
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.machine import probe
 

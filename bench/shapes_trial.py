@@ -15,7 +15,7 @@ from operations import per_token
 from points import Point
 from transformers import AutoModelForCausalLM
 
-from tunesmith.data.pack import Schedule
+from tunesmith.data.row_order import Schedule
 from tunesmith.errors import NotEnoughMemory
 from tunesmith.machine import probe
 from tunesmith.model import adapt, load

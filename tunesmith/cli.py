@@ -260,23 +260,23 @@ def runs(
     from rich import get_console
     from rich import print as show
 
-    from tunesmith.evaluate import overview
+    from tunesmith.evaluate import summary
     from tunesmith.run import Run, list_runs
 
     chosen_runs = [Run.open(folder, output) for folder in folders] or list_runs(output)
     if action != "list" and len(folders) < (1 if action == "show" else 2):
         raise UserError(f"runs {action}: name {'a run' if action == 'show' else 'two runs or more'}")
     if as_json:
-        return print_json([overview.summary(run) for run in chosen_runs])
+        return print_json([summary.summary(run) for run in chosen_runs])
     if not chosen_runs:
         print(f"No runs in {output} yet. `tunesmith demo` makes one.")
     elif action == "list":
-        show(overview.list_table(chosen_runs))
+        show(summary.list_table(chosen_runs))
     elif action == "compare":
-        show(overview.compare(chosen_runs, get_console().width))
+        show(summary.compare(chosen_runs, get_console().width))
     else:
         for run in chosen_runs:
-            show(overview.show(run))
+            show(summary.show(run))
 
 
 @app.command(group=MORE, sort_key=1)
@@ -314,8 +314,8 @@ def check(
         split: Of a hub dataset or a folder; train if there is one.
         as_json: Print the findings as JSON.
     """
-    from tunesmith.data.check import check as look
-    from tunesmith.data.check import report
+    from tunesmith.data.inspect import check as look
+    from tunesmith.data.inspect import report
 
     asked = _asked(file, model, format, columns, subset, split)
     tokenizer = asked.tokenizer()
@@ -350,7 +350,7 @@ def show(
         subset: Of a hub dataset or a folder.
         split: Of a hub dataset or a folder; train if there is one.
     """
-    from tunesmith.data.check import show as draw
+    from tunesmith.data.inspect import show as draw
 
     asked = _asked(file, model, format, columns, subset, split)
     if (tokenizer := asked.tokenizer()) is None:
@@ -369,7 +369,7 @@ class Asked:
     sequence_length: int | None = None
 
     def tokenizer(self):
-        from tunesmith.data.check import tokenizer_of
+        from tunesmith.data.inspect import tokenizer_of
         from tunesmith.model.load import resolve
 
         return tokenizer_of(self.model, resolve(self.model), self.sources) if self.model else None

@@ -5,7 +5,7 @@ from pathlib import Path
 from tunesmith import methods
 from tunesmith.data.dataset import Dataset, prepare
 from tunesmith.data.encode import Progress, Settings
-from tunesmith.data.pack import Schedule
+from tunesmith.data.row_order import Schedule
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.files import cache_folder
 from tunesmith.plan import Plan

@@ -17,7 +17,7 @@ from tunesmith import job
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
 from tunesmith.errors import quoted
-from tunesmith.evaluate import overview
+from tunesmith.evaluate import summary
 from tunesmith.files import json_text
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
@@ -201,7 +201,7 @@ class Screen:
 def finished(run, as_json: bool) -> None:
     """What came of a run: its summary as JSON for a program, else for a person, with what to do next."""
     if as_json:
-        print(json_text(overview.summary(run), indent=2))
+        print(json_text(summary.summary(run), indent=2))
     else:
         show_run(run)
         folder = quoted(run.folder)
@@ -299,8 +299,8 @@ def _exported(value: float | None) -> str:
 
 def evaluated(found: dict) -> None:
     """What a run answers on other data: `found` as of evaluation.evaluate."""
-    console, verdict = Console(highlight=False), overview.verdict_on(found)
-    console.print(verdict.text, style=overview.TONES[verdict.tone])
+    console, verdict = Console(highlight=False), summary.verdict_on(found)
+    console.print(verdict.text, style=summary.TONES[verdict.tone])
     ledger = found["ledger"]
     console.print(f"{found['rows']:,} examples of {found['path']}, {ledger['read']:,} rows read", markup=False)
     for reason, count in ledger["dropped"].items():
@@ -312,7 +312,7 @@ def evaluated(found: dict) -> None:
 
 
 def show_run(run) -> None:
-    print_rich(overview.show(run))
+    print_rich(summary.show(run))
 
 
 def _count(number: int) -> str:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import write_rows
-from tunesmith.data.check import check, report, show
-from tunesmith.data.template import encode_text
+from tunesmith.data.inspect import check, report, show
+from tunesmith.data.masking import encode_text
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.init import _batch, _yaml
 from tunesmith.planner import unusual

@@ -6,9 +6,9 @@ import pytest
 
 from tests.data.test_template import CALL, TALK, TOOLS, assistant, learned, load, runs, system, user
 from tunesmith.data.conversation import accepted
+from tunesmith.data.masking import encode_chat
 from tunesmith.data.reasoning import split, switched
 from tunesmith.data.rows import Chat, RowProblem
-from tunesmith.data.template import encode_chat
 from tunesmith.data.tokenizer import Tokenizer
 
 LOOP = "{{ bos_token }}{% for m in messages %}"

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.pack import Schedule, micro_batches, share_of
+from tunesmith.data.packing import micro_batches, share_of
+from tunesmith.data.row_order import Schedule
 
 weights = st.lists(st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0]), min_size=1, max_size=60).filter(lambda w: sum(w) >= 1)
 

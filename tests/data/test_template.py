@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
+from tunesmith.data.masking import encode_chat, encode_text
 from tunesmith.data.reasoning import switch, switched
 from tunesmith.data.rows import Chat, RowProblem
-from tunesmith.data.template import encode_chat, encode_text
 from tunesmith.data.tokenizer import Tokenizer
 
 HOME = TemporaryDirectory(prefix="tiny-")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tunesmith.data.rows import REASONS
-from tunesmith.evaluate import overview
+from tunesmith.evaluate import summary
 from tunesmith.evaluate.charts import WIDTH, Series, line_chart, thin, ticks
 from tunesmith.evaluate.report import write_report
 from tunesmith.files import write_json
@@ -221,7 +221,7 @@ def test_untrusted_text_is_shown_and_never_obeyed(tmp_path_factory, prompt, answ
     assert not {"script", "img"} & set(page.tags)
     assert page.text.count("alert('owned')") >= 6 and "{{ 7*7 }}" in page.text
     assert "a <b>[bold]name & co" in page.text
-    assert "a <b>[bold]name & co" in printed(overview.show(run))
+    assert "a <b>[bold]name & co" in printed(summary.show(run))
 
 
 @pytest.mark.parametrize(
@@ -237,13 +237,13 @@ def test_untrusted_text_is_shown_and_never_obeyed(tmp_path_factory, prompt, answ
 def test_headline_claims_only_what_the_intervals_carry(tmp_path, change, exact, said, tone):
     names = ("mean", "low", "high")
     difference = {"loss": dict(zip(names, change))} | ({"exact_match": dict(zip(names, exact))} if exact else {})
-    found = overview.verdict(whole_run(tmp_path, difference=difference))
+    found = summary.verdict(whole_run(tmp_path, difference=difference))
     assert said in found.text and found.tone == tone
     assert ("fell" in found.text) == (change[2] < 0)
 
 
 def test_neither_page_nor_tables_import_torch():
-    code = "import sys, tunesmith.evaluate.report, tunesmith.evaluate.overview; sys.exit('torch' in sys.modules)"
+    code = "import sys, tunesmith.evaluate.report, tunesmith.evaluate.summary; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -289,12 +289,12 @@ def test_status_follows_the_last_word_and_whether_a_process_holds_the_run(tmp_pa
     run = new_run(tmp_path)
     with run.held():
         train(run, 396, until=100)
-        assert overview.summary(run)["status"] == "running"
+        assert summary.summary(run)["status"] == "running"
         run.log("stop", step=100, reason="interrupted")
-        assert overview.summary(run)["status"] == "interrupted"
+        assert summary.summary(run)["status"] == "interrupted"
         run.log("resume", step=80)
-        assert overview.summary(run)["steps_done"] == 80 and overview.summary(run)["status"] == "running"
-    assert overview.summary(run)["status"] == "cut off"
+        assert summary.summary(run)["steps_done"] == 80 and summary.summary(run)["status"] == "running"
+    assert summary.summary(run)["status"] == "cut off"
 
 
 def test_pauses_are_not_counted_as_work(tmp_path):
@@ -306,22 +306,22 @@ def test_pauses_are_not_counted_as_work(tmp_path):
             for n, (event, time) in enumerate(times)
         )
     )
-    assert overview.summary(run)["seconds"] == 35
+    assert summary.summary(run)["seconds"] == 35
 
 
 def test_tables_show_results_and_what_differs(tmp_path):
     one, two = whole_run(tmp_path), new_run(tmp_path, "faster[red]", learning_rate=1e-3)
-    rows = printed(overview.compare([one, two])).splitlines()
+    rows = printed(summary.compare([one, two])).splitlines()
     cells = {row.split("  ")[0].strip(): row for row in rows if row.strip()}
     assert "0.0002" in cells["train.learning_rate"] and "0.001" in cells["train.learning_rate"]
     assert "train.epochs" not in cells and "name" not in cells
     assert "3.21 → 0.84" in cells["Held-out loss"]
     assert "● A  " + one.name in rows[0] and "faster[red]" in rows[1]
-    listed = printed(overview.list_table([one, two]), width=80)
+    listed = printed(summary.list_table([one, two]), width=80)
     assert "faster[red]" in listed and "not started" in listed and "396/396" in listed
     assert one.name in listed and "Qwen3-0.6B, sft, lora" in listed
-    assert "Held-out loss fell" in printed(overview.show(one)) and "slows itself down" in printed(overview.show(one))
-    json.dumps(overview.summary(one), allow_nan=False)
+    assert "Held-out loss fell" in printed(summary.show(one)) and "slows itself down" in printed(summary.show(one))
+    json.dumps(summary.summary(one), allow_nan=False)
 
 
 @given(st.floats(-1e9, 1e9), st.floats(0, 1e9), st.integers(2, 9))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.train.test_failures import command
 from tunesmith import job, worker
 from tunesmith.errors import Diverged
-from tunesmith.evaluate import heldout, overview
+from tunesmith.evaluate import heldout, summary
 from tunesmith.files import json_text
 from tunesmith.recipe import Recipe, Train
 from tunesmith.run import Run
@@ -49,9 +49,9 @@ def test_a_held_out_loss_far_above_that_before_training(recipe, tmp_path, monkey
     assert f"rose from {before:.4g} before training to {after:.4g}" in lines[-1]
     assert "train.learning_rate: 0.0002 (it was 3)" in lines[-1]
     assert not any("Traceback" in line or "best so far" in line for line in lines)
-    facts = overview.summary(run)
+    facts = summary.summary(run)
     assert (facts["status"], facts["steps_done"]) == ("diverged", 4) and not run.result.exists()
-    assert f"from {before:.2f} to" in overview.verdict(run).text and overview.verdict(run).tone == "worse"
+    assert f"from {before:.2f} to" in summary.verdict(run).text and summary.verdict(run).tone == "worse"
     assert "Training diverged" in run.report_file.read_text()
     assert_valid_json(run)
 
@@ -76,7 +76,7 @@ def test_switched_off_it_runs_to_its_end_and_says_what_came_of_it(recipe):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         run = job.train(asked)
-    assert overview.verdict(run).tone == "worse"
+    assert summary.verdict(run).tone == "worse"
     assert not any(event["best"] for event in run.events("checkpoint"))
     assert_valid_json(run)
 

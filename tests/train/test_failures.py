@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from tests.conftest import sums, write_rows
 from tunesmith import cli, job, worker
 from tunesmith.errors import NotEnoughMemory, UserError
-from tunesmith.evaluate import generate, heldout, overview
+from tunesmith.evaluate import generate, heldout, summary
 from tunesmith.model import load
 from tunesmith.run import Run
 from tunesmith.training import checkpoint
@@ -195,13 +195,13 @@ def test_what_breaks_a_run_off_is_its_status(recipe, monkeypatch, break_it, reas
         with pytest.raises(Exception, match=error.partition(": ")[2]):
             job.train(asked)
     run = Run(asked.output / "run")
-    facts = overview.summary(run)
+    facts = summary.summary(run)
     assert (facts["status"], facts["steps_done"]) == (reason, step) and facts["error"].startswith(error)
-    assert f"The run broke off at step {step} of 3" in overview.ending(facts)
+    assert f"The run broke off at step {step} of 3" in summary.ending(facts)
     printed = io.StringIO()
-    Console(file=printed, width=300).print(overview.show(run))
+    Console(file=printed, width=300).print(summary.show(run))
     assert facts["error"] in printed.getvalue()
-    assert overview.summary(job.resume(run.folder)) | {"seconds": 0, "started": 0} == facts | {
+    assert summary.summary(job.resume(run.folder)) | {"seconds": 0, "started": 0} == facts | {
         "status": "done",
         "error": None,
         "steps_done": 3,
@@ -341,7 +341,7 @@ def test_a_full_disk_at_the_end_keeps_what_was_learned(recipe, monkeypatch, caps
         status, lines = command(patch, capsys, "train", tmp_path / "recipe.yaml")
     run = Run(asked.output / "run")
     assert status == 2 and "no room on the disk" in lines[-1] and "tunesmith resume" in lines[-1]
-    assert overview.summary(run)["status"] == "error"
+    assert summary.summary(run)["status"] == "error"
     assert job.resume(run.folder).result.is_dir()
 
 
@@ -352,7 +352,7 @@ def test_a_file_system_without_locks(recipe, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     run = job.train(recipe(train={"max_steps": 1}))
     assert "no locks" in run.events("warning")[0]["message"] and not run.is_held
-    assert overview.summary(run)["status"] == "done"
+    assert summary.summary(run)["status"] == "done"
 
 
 @pytest.mark.parametrize("train", [{"micro_batch": "auto"}, {"processes": 2}])

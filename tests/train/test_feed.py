@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith.data.pack import Schedule
+from tunesmith.data.row_order import Schedule
 from tunesmith.training.prefetch import step_data, steps_ahead
 
 PATIENCE_SECONDS = 60

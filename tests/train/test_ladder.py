@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import slow_but
 from tunesmith import resume, train
-from tunesmith.data.pack import micro_batches
+from tunesmith.data.packing import micro_batches
 from tunesmith.errors import NotEnoughMemory
 from tunesmith.model.memory import is_out_of_memory
 from tunesmith.run import Run

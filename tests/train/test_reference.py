@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests import tiny
 from tests.conftest import slow_but
 from tunesmith import train
-from tunesmith.data.pack import Schedule
+from tunesmith.data.row_order import Schedule
 
 STEPS = 20
 BOUND = 1e-5

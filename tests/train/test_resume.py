@@ -16,7 +16,7 @@ import pytest
 
 from tunesmith import job, worker
 from tunesmith.errors import Interrupted
-from tunesmith.evaluate import overview
+from tunesmith.evaluate import summary
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed
 from tunesmith.training import loop as training
@@ -136,7 +136,7 @@ def test_a_run_that_is_going_on_is_not_resumed(started, tmp_path):
     assert command.wait_for(run.checkpoints, "step-000001")
     command.send(signal.SIGSTOP)
     try:
-        status, before = overview.summary(run)["status"], run.events_file.read_bytes()
+        status, before = summary.summary(run)["status"], run.events_file.read_bytes()
         second = Command(tmp_path, "resume", run.folder)
         assert second.status() == 2 and status == "running"
         assert run.events_file.read_bytes() == before
@@ -148,10 +148,10 @@ def test_a_run_that_is_going_on_is_not_resumed(started, tmp_path):
     finally:
         command.send(signal.SIGKILL)
     assert command.status() == -signal.SIGKILL
-    assert overview.summary(run)["status"] == "cut off"
+    assert summary.summary(run)["status"] == "cut off"
     third = Command(tmp_path, "resume", run.folder)
     assert third.status() == 0, third.text()
-    assert overview.summary(run)["status"] == "done"
+    assert summary.summary(run)["status"] == "done"
 
 
 @pytest.mark.slow

@@ -22,9 +22,9 @@ import numpy as np
 
 from tunesmith.data import read, records
 from tunesmith.data.files import content_hash, files
+from tunesmith.data.masking import Example
 from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Text, Where, digest, prompt_digest
 from tunesmith.data.source import formats_of, named, to_row
-from tunesmith.data.template import Example
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import CHILD_DIED, UserError, report_full_disk
 from tunesmith.files import write_json

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from tunesmith.data.dataset import TokenStore
-from tunesmith.data.pack import micro_batches, share_of
+from tunesmith.data.packing import micro_batches, share_of
 from tunesmith.plan import Plan
 from tunesmith.training import distributed
 from tunesmith.training.batch import collate

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
 from tunesmith.evaluate.charts import Point, Series, line_chart, thin
-from tunesmith.evaluate.overview import (
+from tunesmith.evaluate.summary import (
     NO_VALUE,
     Interval,
     decimals,

@@ -1,7 +1,7 @@
 """Continued pretraining: every token of plain text; conversations are learned whole."""
 
+from tunesmith.data.masking import Example, encode_chat, encode_text
 from tunesmith.data.rows import Chat, Row
-from tunesmith.data.template import Example, encode_chat, encode_text
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.recipe import Method
 

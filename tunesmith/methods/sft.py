@@ -1,7 +1,7 @@
 """Supervised fine-tuning: answers to prompts."""
 
+from tunesmith.data.masking import Example, encode_chat
 from tunesmith.data.rows import Chat, Row, RowProblem
-from tunesmith.data.template import Example, encode_chat
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.recipe import Method
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from tunesmith.data.dataset import TokenStore
-from tunesmith.data.pack import Schedule
+from tunesmith.data.row_order import Schedule
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import NotEnoughMemory, NotFinite
 from tunesmith.model.memory import is_out_of_memory, peak_bytes

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from tunesmith.data.dataset import TokenStore
-from tunesmith.data.pack import Schedule, micro_batches, share_of
+from tunesmith.data.packing import micro_batches, share_of
+from tunesmith.data.row_order import Schedule
 from tunesmith.training import distributed
 from tunesmith.training.batch import Batch, collate
 

@@ -10,10 +10,10 @@ from rich.text import Text as Styled
 
 from tunesmith.data.files import select
 from tunesmith.data.ledger import Ledger
+from tunesmith.data.masking import Example, Mask, encode_chat, encode_text
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS, Chat, Row, RowProblem, Where, digest
 from tunesmith.data.source import formats_of, named, rows_of, template_variables
-from tunesmith.data.template import Example, Mask, encode_chat, encode_text
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.recipe import Model, Source
 from tunesmith.terminal import bar
