@@ -25,9 +25,9 @@ from tunesmith.planner.decide import CARD_TOKENS, CPU_TOKENS, choose, for_model
 from tunesmith.planner.fit import MULTIPLE, Measured, learn
 from tunesmith.recipe import Model, Recipe
 from tunesmith.training import distributed, packed_attention
+from tunesmith.training.build import Trainable, ready
 from tunesmith.training.checkpoint import State
 from tunesmith.training.loop import Job, loop
-from tunesmith.worker import Trainable, ready
 
 WARMUP, FEWEST, STEPS = 1, 2, 5
 SECONDS = 12  # of counted steps, after which no more than FEWEST are made

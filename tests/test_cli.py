@@ -17,7 +17,7 @@ from tests.conftest import sums, write_rows
 from tunesmith import train
 from tunesmith.cli import app, main
 from tunesmith.evaluate import summary as overview
-from tunesmith.evaluation import evaluate
+from tunesmith.finetune.evaluation import evaluate
 from tunesmith.recipe import Recipe, Source
 from tunesmith.run import Run
 

@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from tests.conftest import sums, write_rows
-from tunesmith import job, train
+from tunesmith import train
 from tunesmith.errors import UserError
+from tunesmith.finetune import job
 from tunesmith.run import Run
 from tunesmith.screen import Screen, shown
 

@@ -117,7 +117,7 @@ def evaluate(
         from tunesmith.terminal import waiting
 
         with waiting(f"measuring {opened.name} on {data}"):
-            from tunesmith.evaluation import evaluate as measure
+            from tunesmith.finetune.evaluation import evaluate as measure
 
             found = measure(opened, source)
     elif (found := read_json(opened.eval_file)) is None:

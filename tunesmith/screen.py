@@ -13,12 +13,12 @@ from rich import print as print_rich
 from rich.console import Console
 from rich.table import Table
 
-from tunesmith import job
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
 from tunesmith.errors import quoted
 from tunesmith.evaluate import summary
 from tunesmith.files import json_text
+from tunesmith.finetune import job
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 from tunesmith.terminal import LiveLine, clock, fitting, size

@@ -18,7 +18,7 @@ from tunesmith.errors import UserError
 from tunesmith.export.export import export
 from tunesmith.export.forms.ollama import Template
 from tunesmith.export.parity.samples import CAPITALS, DECOMPOSED
-from tunesmith.inputs import tokenizer_of
+from tunesmith.finetune.prepared import tokenizer_of
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
 # As these small ones are configured llama.cpp has no such model; test_gguf.py has them as it takes them.

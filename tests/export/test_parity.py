@@ -22,7 +22,7 @@ from tunesmith.export.forms import merged
 from tunesmith.export.forms.ollama import Template
 from tunesmith.export.parity.gate import CHANCE, chance, distance
 from tunesmith.export.parity.subject import Transformers
-from tunesmith.inputs import tokenizer_of
+from tunesmith.finetune.prepared import tokenizer_of
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
 

@@ -10,7 +10,7 @@ from tunesmith import train
 from tunesmith.export.export import export
 from tunesmith.export.forms import merged
 from tunesmith.export.merged_weights import weights_of
-from tunesmith.result import trained_model
+from tunesmith.finetune.result import trained_model
 
 QUICK = {"max_steps": 2, "learning_rate": 1e-2}
 ADAPTERS = [

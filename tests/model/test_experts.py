@@ -14,12 +14,12 @@ from tests.train.test_reference import losses
 from tunesmith import train
 from tunesmith.errors import UserError
 from tunesmith.export.export import export
-from tunesmith.inputs import plan_of
+from tunesmith.finetune.prepared import plan_of
 from tunesmith.model.experts import routers
 from tunesmith.training.batch import Batch, collate
+from tunesmith.training.build import trainable_model
 from tunesmith.training.expert_routing import Routing
 from tunesmith.training.layer_transforms import checkpoint_layers
-from tunesmith.worker import trainable_model
 
 IDS = torch.arange(5, 29)[None]
 

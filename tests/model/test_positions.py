@@ -20,9 +20,9 @@ from transformers import (
 
 from tests import tiny
 from tests.conftest import write_rows
-from tunesmith import job
 from tunesmith.errors import UserError
 from tunesmith.evaluate.generate import answers
+from tunesmith.finetune import job
 from tunesmith.model.positions import limit, limit_of, trained_positions
 from tunesmith.run import Run
 

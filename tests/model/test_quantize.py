@@ -16,10 +16,10 @@ from tests.train.test_reference import BOUND, losses
 from tunesmith import resume, train
 from tunesmith.errors import UserError
 from tunesmith.export.export import export
+from tunesmith.finetune.result import trained_model
 from tunesmith.model import adapt, check, load
 from tunesmith.model.quantize import Stack4bit
 from tunesmith.recipe import Model
-from tunesmith.result import trained_model
 
 # Dettmers et al. 2023, appendix E.
 NF4 = torch.tensor(

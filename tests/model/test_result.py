@@ -9,11 +9,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
 from tests.conftest import slow_but
-from tunesmith import train, worker
+from tunesmith import train
 from tunesmith.export.export import export
-from tunesmith.inputs import plan_of
+from tunesmith.finetune import worker
+from tunesmith.finetune.prepared import plan_of
+from tunesmith.training.build import trainable_model
 from tunesmith.training.checkpoint import complete, load
-from tunesmith.worker import trainable_model
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tunesmith import job, worker
+from tunesmith.finetune import job, worker
 from tunesmith.recipe import Train
 from tunesmith.training import checkpoint
 from tunesmith.training.optimizer import build_optimizer

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import sums, write_rows
 from tests.train.test_failures import command, contents
-from tunesmith import job, provenance, worker
 from tunesmith.errors import UserError
+from tunesmith.finetune import job, provenance, worker
 from tunesmith.run import Run
 from tunesmith.training import checkpoint
 

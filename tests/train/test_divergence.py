@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.test_failures import command
-from tunesmith import job, worker
 from tunesmith.errors import Diverged
 from tunesmith.evaluate import heldout, summary
 from tunesmith.files import json_text
+from tunesmith.finetune import job, worker
 from tunesmith.recipe import Recipe, Train
 from tunesmith.run import Run
 from tunesmith.training.checkpoint import State, complete

@@ -20,9 +20,10 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from tests.conftest import sums, write_rows
-from tunesmith import cli, job, worker
+from tunesmith import cli
 from tunesmith.errors import NotEnoughMemory, UserError
 from tunesmith.evaluate import generate, heldout, summary
+from tunesmith.finetune import job, worker
 from tunesmith.model import load
 from tunesmith.run import Run
 from tunesmith.training import checkpoint

@@ -13,6 +13,7 @@ from tests.conftest import slow_but
 from tunesmith import resume, train
 from tunesmith.data.packing import micro_batches
 from tunesmith.errors import NotEnoughMemory
+from tunesmith.finetune.worker import work
 from tunesmith.model.memory import is_out_of_memory
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed
@@ -20,7 +21,6 @@ from tunesmith.training import loop as training
 from tunesmith.training.batch import collate
 from tunesmith.training.layer_transforms import _Checkpointed, decoder_layers
 from tunesmith.training.oom_fallback import step_down
-from tunesmith.worker import work
 
 BOUND = 1e-5
 
@@ -175,7 +175,7 @@ def one_of_two_has_no_room(folder):
 
 
 def test_what_ends_a_process_that_writes_no_events_is_in_them(recipe, monkeypatch):
-    monkeypatch.setattr("tunesmith.worker.work", one_of_two_has_no_room)
+    monkeypatch.setattr("tunesmith.finetune.worker.work", one_of_two_has_no_room)
     asked = recipe(train={"processes": 2, "max_steps": 2})
     with pytest.raises(NotEnoughMemory, match="does not fit"):
         train(asked)
@@ -185,7 +185,7 @@ def test_what_ends_a_process_that_writes_no_events_is_in_them(recipe, monkeypatc
 
 def test_what_one_process_needed_all_do(recipe, monkeypatch):
     whole = train(recipe(name="whole", train={"max_steps": 6}))
-    monkeypatch.setattr("tunesmith.worker.work", one_of_two_runs_out)
+    monkeypatch.setattr("tunesmith.finetune.worker.work", one_of_two_runs_out)
     run = train(recipe(name="faulty", train={"processes": 2, "max_steps": 6}))
     assert losses(run) == pytest.approx(losses(whole), abs=BOUND)
     assert "in another process" in warned(run)[0]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import job
 from tunesmith.errors import Interrupted
+from tunesmith.finetune import job
+from tunesmith.finetune.worker import work as worker_work
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed, loop
-from tunesmith.worker import work as worker_work
 
 PATIENCE_SECONDS = 240
 STOPPED = 130
@@ -128,7 +128,7 @@ def saves_slowly(folder: Path) -> None:
 
 
 def test_no_process_ends_while_another_saves(recipe, monkeypatch, capfd):
-    monkeypatch.setattr("tunesmith.worker.work", saves_slowly)
+    monkeypatch.setattr("tunesmith.finetune.worker.work", saves_slowly)
     asked = recipe(train={"processes": 2})
     with pytest.raises(Interrupted, match="continues it"):
         job.train(asked)

@@ -35,7 +35,7 @@ def on_card(monkeypatch):
     def call(function, *args, **kwargs):
         with monkeypatch.context() as patch, card.played():
             patch.setenv("PYTORCH_ALLOC_CONF", "as it is here")
-            patch.setattr("tunesmith.job.probe", lambda folder: card.MACHINE)
+            patch.setattr("tunesmith.finetune.prepare.probe", lambda folder: card.MACHINE)
             return function(*args, **kwargs)
 
     return call

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.train.test_resume import happened, interrupt_at
-from tunesmith import job
 from tunesmith.errors import Interrupted, UserError
+from tunesmith.finetune import job
 from tunesmith.planner import decide
 from tunesmith.recipe import Train
 from tunesmith.training import checkpoint

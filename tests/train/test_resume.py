@@ -14,15 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import job, worker
 from tunesmith.errors import Interrupted
 from tunesmith.evaluate import summary
+from tunesmith.finetune import job, worker
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed
 from tunesmith.training import loop as training
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["tunesmith.cli", "tunesmith.worker", "peft", "transformers.models.llama.modeling_llama"])
+FORKED.set_forkserver_preload(
+    ["tunesmith.cli", "tunesmith.finetune.worker", "peft", "transformers.models.llama.modeling_llama"]
+)
 PATIENCE_SECONDS = 240
 TRAIN = {"max_steps": 12, "eval_every": 3, "save_every": 1}
 

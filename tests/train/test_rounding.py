@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith import job
+from tunesmith.finetune import job
 from tunesmith.recipe import Train
 from tunesmith.training import distributed, loop
 from tunesmith.training.optimizer import build_optimizer

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.test_checkpoint import trained
-from tunesmith import job
+from tunesmith.finetune import job
 from tunesmith.training import checkpoint, checkpoint_writer, loop
 
 PATIENCE_SECONDS = 60

@@ -14,10 +14,10 @@ from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError, first_line
+from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.result import base_model
 from tunesmith.inference.text_stream import Writer
 from tunesmith.inference.transformers_model import TorchWeights
-from tunesmith.inputs import tokenizer_of
-from tunesmith.result import base_model
 from tunesmith.run import Run
 from tunesmith.serve.open_models import open_result
 

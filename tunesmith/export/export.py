@@ -23,10 +23,10 @@ from tunesmith.export.parity.probes import probes_of
 from tunesmith.export.parity.subject import Trained
 from tunesmith.export.push import check_push, push_folder
 from tunesmith.files import write_atomic, write_json
-from tunesmith.inputs import tokenizer_of
+from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.result import require_result, trained_model
 from tunesmith.model.load import quieten
 from tunesmith.recipe import first_problem
-from tunesmith.result import require_result, trained_model
 from tunesmith.run import Run
 
 SAID_EVERY = 10.0  # seconds

@@ -27,7 +27,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.quantizers import AutoHfQuantizer
 
 from tunesmith.errors import UserError
-from tunesmith.inputs import tokenizer_of
+from tunesmith.finetune.prepared import tokenizer_of
 from tunesmith.model.files import weight_files
 from tunesmith.model.load import BITSANDBYTES, config_of, dequantising, opener_of, quieten, stored_as
 from tunesmith.run import Run

@@ -131,7 +131,7 @@ def measure(folder: Path, plan: Plan, base: Path, shapes: list[tuple[int, int]])
 
     from tunesmith.model.memory import free_bytes, is_out_of_memory, peak_bytes, reset_peak
     from tunesmith.training import distributed
-    from tunesmith.worker import build
+    from tunesmith.training.build import build
 
     started, device = time.monotonic(), distributed.join(plan.device)
     torch.set_num_threads(plan.threads)

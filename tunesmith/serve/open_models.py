@@ -7,14 +7,14 @@ from pathlib import Path
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.files import read_json
+from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.result import base_model, require_result, trained_model
 from tunesmith.inference.gguf_tokenizer import GgufTokenizer
 from tunesmith.inference.interface import Served
 from tunesmith.inference.llama_model import LlamaWeights, is_adapter
 from tunesmith.inference.transformers_model import TorchWeights
-from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import eos_ids, load, resolve
 from tunesmith.recipe import Model
-from tunesmith.result import base_model, require_result, trained_model
 from tunesmith.run import Run
 
 

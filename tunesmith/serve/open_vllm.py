@@ -6,13 +6,13 @@ from pathlib import Path
 
 from tunesmith.errors import UserError
 from tunesmith.files import read_json
+from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.result import require_result
 from tunesmith.inference.interface import Served
 from tunesmith.inference.vllm_engine import VllmEngine
 from tunesmith.inference.vllm_process import adapter_hindrances, precision_of
-from tunesmith.inputs import tokenizer_of
 from tunesmith.model.load import config_of, resolve
 from tunesmith.recipe import Model
-from tunesmith.result import require_result
 from tunesmith.run import Run
 from tunesmith.serve.open_models import by_name, context_of, defaults_of, describe_folder
 

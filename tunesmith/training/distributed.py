@@ -1,12 +1,7 @@
 """Several processes as one: start them, add up what each found. With one process every function is a no-op."""
 
 import os
-import signal
-import sys
-import time
-from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing import active_children
 
 import torch
 import torch.distributed as dist
@@ -16,7 +11,6 @@ from tunesmith.errors import UserError
 
 BUCKET_BYTES = 32 * 2**20
 ALLOCATOR = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}  # settings of torch's, read when a card is first used
-SECOND_SIGNAL_AFTER_SECONDS = 1.0  # sooner it is the same one: Ctrl-C comes from the terminal and from the launcher
 
 
 def rank() -> int:
@@ -25,90 +19,6 @@ def rank() -> int:
 
 def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def launch(entry, processes: int, *arguments) -> None:
-    """Runs `entry(*arguments)` in so many processes through torch's elastic launcher; if one dies, all stop.
-
-    A signal is passed on, and the processes may take what time they need; a second one kills them. Raises
-    SignalException if they ended by that, ChildFailedError with the first failure if by themselves (both are of
-    torch.distributed.elastic).
-    """
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method="spawn",
-        signals_to_handle="",
-    )
-    with _waiting_on_signals():
-        elastic_launch(config, entry)(*arguments)
-
-
-@contextmanager
-def _waiting_on_signals():
-    """Instead of torch's handlers, which kill after 30 s, when a large model may not have been saved."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    others, came = active_children(), Came()
-
-    def stop(number, frame) -> None:
-        processes = [process for process in active_children() if process not in others]
-        first, again = not came, came.again()
-        if first:
-            print(
-                "stopping: what was learned is saved first, however long it takes; a second signal stops at once",
-                file=sys.stderr,
-                flush=True,
-            )
-            for process in processes:
-                process.terminate()
-        elif again:
-            for process in processes:
-                process.kill()
-        if again or not processes:
-            raise SignalException(f"signal {number}", signal.Signals(number))
-
-    try:
-        with on_signals(stop):
-            yield
-    except ChildFailedError:
-        if came:
-            raise SignalException("stopped", signal.SIGTERM) from None
-        raise
-
-
-class Came(list):
-    """When signals to stop came."""
-
-    def again(self) -> bool:
-        """Notes one more; whether it is a second one, and not the same by another way."""
-        self.append(time.monotonic())
-        return self[-1] - self[0] > SECOND_SIGNAL_AFTER_SECONDS
-
-
-@contextmanager
-def on_signals(handler):
-    """While this holds, what asks a run to stop goes to `handler`. A hangup does not where it is ignored (nohup)."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    try:
-        previous = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:  # a notebook's thread: signals belong to the main thread
-        previous = {}
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
 
 
 def join(device_type: str) -> torch.device:

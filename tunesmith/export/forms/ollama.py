@@ -18,7 +18,7 @@ from tunesmith.export.forms import gguf
 from tunesmith.export.parity.in_ollama import Ollama, create, installed
 from tunesmith.export.parity.probes import most_tokens
 from tunesmith.files import read_json, write_atomic, write_json
-from tunesmith.inputs import tokenizer_of
+from tunesmith.finetune.prepared import tokenizer_of
 from tunesmith.run import Run
 
 Settings = gguf.Settings

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tunesmith.inputs import dataset_of, plan_of, tokenizer_of
-from tunesmith.result import trained_model
+from tunesmith.finetune.prepared import dataset_of, plan_of, tokenizer_of
+from tunesmith.finetune.result import trained_model
 from tunesmith.run import Run
 
 ROWS = 128

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunesmith.export.parity.samples import CAPITALS, DECOMPOSED, LEADING, TEXTS, Conversation, conversations
-from tunesmith.inputs import dataset_of, plan_of, tokenizer_of
+from tunesmith.finetune.prepared import dataset_of, plan_of, tokenizer_of
 from tunesmith.run import Run
 
 ROWS = 64  # of the run's own, for losses and answers

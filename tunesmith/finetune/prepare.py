@@ -1,90 +1,37 @@
-"""The main job, from a recipe to a result: what `tunesmith train` and `tunesmith resume` do.
+"""What happens before training: base model, tokenizer, data and plan, with every mistake of the user's."""
 
-`prepare` runs once, in the process the user started, and finds every mistake of the user's; `work` runs in each
-training process, which is given the run's folder and nothing else.
-"""
-
-import logging
-import multiprocessing
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tunesmith import provenance
 from tunesmith.data import hub
 from tunesmith.data.dataset import Dataset
 from tunesmith.data.source import template_variables
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import (
-    UNGUARDED,
-    UNGUARDED_STATUS,
-    Diverged,
-    Ending,
-    Interrupted,
-    NotEnoughMemory,
-    NotFinite,
-    ProcessDied,
     UserError,
-    first_line,
-    quoted,
-    report_full_disk,
 )
-from tunesmith.evaluate.report import write_report
 from tunesmith.files import write_json
-from tunesmith.inputs import dataset_of, plan_of, schedule_of
+from tunesmith.finetune import provenance
+from tunesmith.finetune.prepared import dataset_of, schedule_of
 from tunesmith.machine import probe
 from tunesmith.model.check import check_adapter, check_base
 from tunesmith.model.load import config_of, eos_ids, resolve
 from tunesmith.model.positions import limit_of, trained_positions
 from tunesmith.model.tokenizer_files import save_tokenizer
-from tunesmith.plan import Plan
 from tunesmith.planner import unusual
 from tunesmith.planner.decide import choose, for_model, within
 from tunesmith.planner.fit import fitted
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
-Watch = Callable[[Run], AbstractContextManager]
 ROWS_LOOKED_AT = 200
+
 SECONDS_BETWEEN_EVENTS = 1.0  # about the same thing
+
 UNKNOWN_POSITIONS = 2**17  # of a model that does not say, such as one without position embeddings
-
-
-def train(recipe: Recipe, watch: Watch = nullcontext) -> Run:
-    """Trains from a recipe and returns the run; `watch` is entered with the run before anything happens, to follow its
-    events. Raises UserError, leaving nothing behind, where that cannot be."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a process of ours that imports the script
-        sys.exit(UNGUARDED_STATUS)  # without a word: the process that the user started says it
-    run = Run.create(_pinned(recipe))
-    with watch(run), run.held():
-        try:
-            with report_full_disk(run.folder, "free some space, or choose a folder on another disk as output"):
-                prepare(run)
-            _start(run)
-        except BaseException as error:
-            if run.plan is None or (isinstance(error, UserError) and not run.events("step")):
-                shutil.rmtree(run.folder)
-            raise
-    return run
-
-
-def resume(folder: str | Path, watch: Watch = nullcontext) -> Run:
-    """Continues a run from its last complete checkpoint, or from the start if it has none; `watch` as of `train`.
-    Raises UserError if it is finished or going on."""
-    run = Run.open(folder)
-    with run.held(), watch(run):
-        if run.result.exists():
-            raise UserError(f"{folder}: this run is finished; its result is {run.result}")
-        if run.plan is None:
-            prepare(run)
-        provenance.check_unchanged(run)
-        _start(run)
-    return run
 
 
 def prepare(run: Run) -> None:
@@ -153,7 +100,7 @@ def prepare(run: Run) -> None:
     write_json(run.plan_file, whole_plan)  # last: a run that has a plan is prepared
 
 
-def _pinned(recipe: Recipe) -> Recipe:
+def pinned(recipe: Recipe) -> Recipe:
     """Names the commits of its hub datasets, so that a run, also a resumed one, has the same rows throughout."""
     sources = {key: [hub.pinned(source) for source in getattr(recipe.data, key)] for key in ("train", "eval")}
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=sources)})
@@ -198,77 +145,6 @@ def _check_fit(recipe: Recipe, dataset: Dataset, config: Any) -> None:
             f"model.path: the tokenizer gives id {dataset.train.largest_id}, but the model has {known} "
             "embeddings; name the tokens that were added in model.new_tokens"
         )
-
-
-def _start(run: Run) -> None:
-    events = len(run.events())
-    try:
-        _work(run, plan_of(run))
-    except Interrupted:
-        raise
-    except Exception as error:
-        with suppress(OSError):  # a full disk, say, must not hide the error
-            if not isinstance(error, UserError) or len(run.events()) > events:  # else nothing has happened
-                _log_end(run, error)
-                write_report(run)
-        raise
-
-
-def _log_end(run: Run, error: Exception) -> None:
-    done = max((event["step"] for event in run.events("step")), default=0)
-    if isinstance(error, Ending):
-        run.log("stop", step=done, reason=error.reason, message=first_line(error))
-    else:
-        run.log("stop", step=done, reason=Ending.reason, message=f"{type(error).__name__}: {first_line(error)}")
-
-
-def _work(run: Run, plan: Plan) -> None:
-    if plan.processes == 1:
-        from tunesmith.worker import work
-
-        work(run.folder)
-    else:
-        _start_many(run, plan)
-
-
-def _start_many(run: Run, plan: Plan) -> None:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    from tunesmith.training.distributed import launch
-    from tunesmith.worker import work
-
-    try:
-        with _silent_launcher():
-            launch(work, plan.processes, run.folder)
-    except SignalException:  # the processes have saved, or a second signal killed them
-        raise Interrupted(f"stopped; `tunesmith resume {quoted(run.folder)}` continues it") from None
-    except ChildFailedError as error:
-        raise _cause(plan, *error.get_first_failure()) from None
-
-
-@contextmanager
-def _silent_launcher() -> Iterator[None]:
-    """The launcher logs what it then raises; once is enough."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-def _cause(plan: Plan, rank: int, failure: Any) -> Exception:
-    """Why a training process ended: its own exception where that is for the user, else with its traceback, once."""
-    if failure.exitcode == UNGUARDED_STATUS:
-        return UserError(UNGUARDED)
-    found = failure.message
-    text, trace = (found["message"], found["extraInfo"]["py_callstack"]) if isinstance(found, dict) else (found, "")
-    name, _, message = text.partition(": ")
-    for kind in (Interrupted, Diverged, NotEnoughMemory, NotFinite, UserError):
-        if name == kind.__name__:
-            return kind(message)
-    return ProcessDied(f"training process {rank} of {plan.processes} died, so all stopped: {text}\n{trace}".strip())
 
 
 def _stop_ids(dataset: Dataset, tokenizer: Tokenizer, base: Path) -> list[int]:

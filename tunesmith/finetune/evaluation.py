@@ -12,10 +12,10 @@ from tunesmith.data.dataset import TokenStore, measured_only
 from tunesmith.data.encode import Progress, Settings
 from tunesmith.evaluate import generate, heldout
 from tunesmith.files import cache_folder
-from tunesmith.inputs import plan_of, tokenizer_of
+from tunesmith.finetune.prepared import plan_of, tokenizer_of
+from tunesmith.finetune.result import base_model, require_result, trained_model
 from tunesmith.model.load import on_best, quieten
 from tunesmith.recipe import Source
-from tunesmith.result import base_model, require_result, trained_model
 from tunesmith.run import Run
 from tunesmith.training.loss import autocast, find_head
 

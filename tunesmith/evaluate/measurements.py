@@ -1,0 +1,107 @@
+"""What is measured of a run's model before, while and after it trains."""
+
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from tunesmith.evaluate import generate, heldout
+from tunesmith.files import read_json, write_json
+from tunesmith.model.memory import no_room_is_said
+from tunesmith.run import Run
+from tunesmith.training import checkpoint, distributed
+from tunesmith.training.loop import Job
+from tunesmith.training.loss import autocast
+
+
+def held_out_losses(job: Job, state: checkpoint.State) -> np.ndarray:
+    """Of the held-out rows, in passes as large as steps have."""
+    plan = replace(job.plan, micro_batch_tokens=state.micro_batch_tokens)
+    with no_room_is_said(
+        "the loss of held-out rows", "train.micro_batch: 1 needs the least, or lower data.sequence_length"
+    ):
+        return heldout.row_losses(job.model, job.head, job.held_out, plan, job.device)
+
+
+def measure(job: Job, state: checkpoint.State) -> dict:
+    """Losses of the held-out rows and answers to their prompts: to all for exact match, else to the samples'."""
+    settings = job.run.recipe.evaluate
+    found = {"losses": held_out_losses(job, state).tolist()}
+    rows = list(range(len(job.held_out))) if settings.exact_match else sampled_rows(job)
+    found["answers"] = answers_to(job, rows)
+    if settings.exact_match:
+        found["right"] = [int(found["answers"][str(row)].strip() == reference_of(job, row).strip()) for row in rows]
+    return found
+
+
+def sampled_rows(job: Job) -> list[int]:
+    """The held-out rows whose answers are shown, spread over all."""
+    if job.run.recipe.method.name != "sft":
+        return []
+    count = min(job.run.recipe.evaluate.samples, len(job.held_out))
+    return np.linspace(0, len(job.held_out) - 1, count).astype(int).tolist()
+
+
+def answers_to(job: Job, rows: list[int]) -> dict[str, str]:
+    """{row: answer}; each process asks for its share, and all get all."""
+    mine = rows[distributed.rank() :: distributed.world()]
+    prompts = [job.held_out.prompt_and_answer(row)[0] for row in mine]
+    remedy = "lower evaluate.max_new_tokens, or set evaluate.samples: 0"
+    with autocast(job.plan), no_room_is_said("answering held-out prompts", remedy):
+        answers = generate.answers(
+            job.model, prompts, job.run.recipe.evaluate.max_new_tokens, job.run.plan["stop_ids"], job.tokenizer.pad_id
+        )
+    texts = dict(zip(mine, map(job.plain, answers)))
+    found = {row: answer for share in distributed.gather(texts) for row, answer in share.items()}
+    return {str(row): found[row] for row in rows}
+
+
+def reference_of(job: Job, row: int) -> str:
+    return job.plain(job.held_out.prompt_and_answer(row)[1].tolist())
+
+
+def prompt_and_reference(job: Job, row: int) -> dict:
+    return {"prompt": job.held_out.asked(row), "reference": reference_of(job, row)}
+
+
+def log_evaluation(job: Job, state: checkpoint.State) -> float | None:
+    if not len(job.held_out):
+        return None
+    began = time.monotonic()
+    losses = held_out_losses(job, state)
+    loss = heldout.mean_loss(losses)
+    job.log("eval", step=state.step, loss=loss, rows=len(losses), seconds=round(time.monotonic() - began, 3))
+    return loss
+
+
+def log_samples(job: Job, state: checkpoint.State) -> None:
+    rows = sampled_rows(job)
+    if rows:
+        answers = answers_to(job, rows)
+        job.log(
+            "samples",
+            step=state.step,
+            samples=[prompt_and_reference(job, r) | {"answer": answers[str(r)]} for r in rows],
+        )
+
+
+def measure_untrained(job: Job, run: Run, state: checkpoint.State) -> None:
+    """Measures the untrained model, once; a resumed run has it already. Its loss is the first candidate for best."""
+    if not len(job.held_out):
+        return
+    if not run.before_file.exists():
+        found = measure(job, state)
+        if distributed.rank() == 0:
+            write_json(run.before_file, found)
+            job.log(
+                "eval",
+                step=0,
+                loss=heldout.mean_loss(np.array(found["losses"])),
+                rows=len(found["losses"]),
+                seconds=0.0,
+            )
+        distributed.wait()
+    loss = heldout.mean_loss(np.array(read_json(run.before_file)["losses"], float))
+    if state.step == 0 and math.isfinite(loss):
+        state.base_loss, state.best_loss, state.best_step = loss, loss, 0

@@ -1,0 +1,94 @@
+"""The main job, from a recipe to a result: what `tunesmith train` and `tunesmith resume` do.
+
+`prepare` runs once, in the process the user started, and finds every mistake of the user's; `work` runs in each
+training process, which is given the run's folder and nothing else.
+"""
+
+import multiprocessing
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+
+from tunesmith.errors import (
+    UNGUARDED_STATUS,
+    Ending,
+    Interrupted,
+    UserError,
+    first_line,
+    report_full_disk,
+)
+from tunesmith.evaluate.report import write_report
+from tunesmith.finetune import provenance
+from tunesmith.finetune.launch import start_processes
+from tunesmith.finetune.prepare import pinned, prepare
+from tunesmith.finetune.prepared import plan_of
+from tunesmith.plan import Plan
+from tunesmith.recipe import Recipe
+from tunesmith.run import Run
+
+Watch = Callable[[Run], AbstractContextManager]
+
+
+def train(recipe: Recipe, watch: Watch = nullcontext) -> Run:
+    """Trains from a recipe and returns the run; `watch` is entered with the run before anything happens, to follow its
+    events. Raises UserError, leaving nothing behind, where that cannot be."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a process of ours that imports the script
+        sys.exit(UNGUARDED_STATUS)  # without a word: the process that the user started says it
+    run = Run.create(pinned(recipe))
+    with watch(run), run.held():
+        try:
+            with report_full_disk(run.folder, "free some space, or choose a folder on another disk as output"):
+                prepare(run)
+            _start(run)
+        except BaseException as error:
+            if run.plan is None or (isinstance(error, UserError) and not run.events("step")):
+                shutil.rmtree(run.folder)
+            raise
+    return run
+
+
+def resume(folder: str | Path, watch: Watch = nullcontext) -> Run:
+    """Continues a run from its last complete checkpoint, or from the start if it has none; `watch` as of `train`.
+    Raises UserError if it is finished or going on."""
+    run = Run.open(folder)
+    with run.held(), watch(run):
+        if run.result.exists():
+            raise UserError(f"{folder}: this run is finished; its result is {run.result}")
+        if run.plan is None:
+            prepare(run)
+        provenance.check_unchanged(run)
+        _start(run)
+    return run
+
+
+def _start(run: Run) -> None:
+    events = len(run.events())
+    try:
+        _work(run, plan_of(run))
+    except Interrupted:
+        raise
+    except Exception as error:
+        with suppress(OSError):  # a full disk, say, must not hide the error
+            if not isinstance(error, UserError) or len(run.events()) > events:  # else nothing has happened
+                _log_end(run, error)
+                write_report(run)
+        raise
+
+
+def _log_end(run: Run, error: Exception) -> None:
+    done = max((event["step"] for event in run.events("step")), default=0)
+    if isinstance(error, Ending):
+        run.log("stop", step=done, reason=error.reason, message=first_line(error))
+    else:
+        run.log("stop", step=done, reason=Ending.reason, message=f"{type(error).__name__}: {first_line(error)}")
+
+
+def _work(run: Run, plan: Plan) -> None:
+    if plan.processes == 1:
+        from tunesmith.finetune.worker import work
+
+        work(run.folder)
+    else:
+        start_processes(run, plan)

@@ -1,0 +1,199 @@
+"""One training process: from a prepared run folder to the trained result."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tunesmith.answer_formats.format import find
+from tunesmith.errors import Interrupted, UserError, first_line, quoted, report_full_disk
+from tunesmith.evaluate import heldout
+from tunesmith.evaluate.measurements import (
+    log_evaluation,
+    log_samples,
+    measure,
+    measure_untrained,
+    prompt_and_reference,
+    sampled_rows,
+)
+from tunesmith.evaluate.report import write_report
+from tunesmith.files import read_json, write_json
+from tunesmith.finetune.prepared import dataset_of, plan_of, schedule_of, tokenizer_of
+from tunesmith.finetune.provenance import changed_packages
+from tunesmith.finetune.result import save_result
+from tunesmith.finetune.signals import stop_on_signal
+from tunesmith.model import adapt, load
+from tunesmith.model.memory import give_back, is_out_of_memory, no_room_is_said
+from tunesmith.model.positions import trained_positions
+from tunesmith.plan import Plan
+from tunesmith.run import Run
+from tunesmith.training import checkpoint, distributed, layer_transforms
+from tunesmith.training.batch import collate
+from tunesmith.training.build import build
+from tunesmith.training.checkpoint_writer import Saver
+from tunesmith.training.loop import Job, loop
+from tunesmith.training.loss import autocast, token_losses
+
+
+def work(folder: Path) -> None:
+    """Trains. Raises Interrupted after a signal; NotFinite, Diverged or NotEnoughMemory where it cannot continue."""
+    run = Run(folder)
+    plan = plan_of(run)
+    device = distributed.join(plan.device)
+    torch.set_num_threads(plan.threads)
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads fresh memory
+    first = distributed.rank() == 0
+
+    def log(event: str, **values) -> None:
+        if first:
+            run.log(event, **values)
+
+    remedy = f"free some space, then `tunesmith resume {quoted(run.folder)}` continues"
+    with report_full_disk(run.folder, remedy), stop_on_signal() as stop_asked:
+        log("stage", doing="loading the model")
+        with no_room_is_said("the model", "a smaller one may, or model.quantize: nf4, or adapter.kind: lora"):
+            job, state = _job(run, plan, device, log, stop_asked)
+        measure_untrained(job, run, state)
+        with job.saver:
+            reason = loop(job, state)
+        log("stop", step=state.step, reason=reason)
+        if reason == "interrupted":
+            distributed.wait()  # the launcher ends the others when one has ended, and the first may still be saving
+            raise Interrupted(f"stopped at step {state.step}; `tunesmith resume {quoted(run.folder)}` continues it")
+        if run.recipe.train.result == "best" and state.best_step is not None:
+            _load_best(job, state)
+        _finish(job, run, state)
+        job = None
+        give_back()
+
+
+def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint.State]:
+    recipe, settings = run.recipe, run.recipe.train
+    tokenizer = tokenizer_of(run)
+    dataset = dataset_of(run, tokenizer, plan.sequence_length)
+    last, damaged = checkpoint.newest_whole(run.checkpoints)
+    if run.events("start"):  # before anything else is logged, as what is between was a pause
+        log("resume", step=checkpoint.read_state(last).step if last else 0)
+        for line in changed_packages(run):
+            log("warning", message=line)
+    for folder, problem in damaged.items():
+        log(
+            "warning",
+            message=f"{folder.name} is damaged ({problem}) and was renamed to damaged-{folder.name}; "
+            f"training continues from {last.name}",
+        )
+    built = build(run, plan, run.base, device, log)
+    model, plan = built.model, built.plan
+    state = (
+        checkpoint.load(last, model, built.optimizer)
+        if last
+        else checkpoint.State(
+            micro_batch_tokens=plan.micro_batch_tokens, checkpointing=plan.gradient_checkpointing == "on"
+        )
+    )
+    distributed.wait()  # until all have read it
+    if distributed.rank() == 0:
+        for folder in damaged:
+            checkpoint.set_aside(folder)
+    if state.checkpointing and plan.gradient_checkpointing != "on":
+        layer_transforms.checkpoint_layers(model, "on")
+    schedule = schedule_of(recipe, dataset)
+    job = Job(
+        run=run,
+        settings=settings,
+        **vars(built),
+        tokens=dataset.train,
+        held_out=dataset.eval,
+        tokenizer=tokenizer,
+        plain=partial(find(tokenizer).plain, tokenizer),
+        schedule=schedule,
+        saver=Saver(run.checkpoints, settings.keep_checkpoints, log),
+        device=device,
+        stop_asked=stop_asked,
+        evaluate=lambda: log_evaluation(job, state),
+        sample=lambda: log_samples(job, state),
+        seed=recipe.seed,
+        log=log,
+    )
+    _try_longest_row(job)
+    trained, everything = adapt.parameter_counts(model)
+    log(
+        "start",
+        step=state.step,
+        steps=schedule.steps,
+        rows=len(dataset.train),
+        eval_rows=len(dataset.eval),
+        trainable_parameters=trained,
+        parameters=everything,
+    )
+    return job, state
+
+
+def _try_longest_row(job: Job) -> None:
+    """Raises UserError if the model cannot take a row beyond the positions that it was trained with."""
+    store = max((job.tokens, job.held_out), key=lambda store: store.lengths.max(initial=0))
+    row, positions = int(store.lengths.argmax()), trained_positions(job.model.config)
+    if positions and store.lengths[row] <= positions:
+        return
+    job.model.eval()
+    try:
+        with torch.inference_mode(), autocast(job.plan):
+            token_losses(job.model, collate(store, np.array([row]), job.plan.packing).to(job.device), job.head)
+    except (IndexError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            return  # training has ways to make it fit
+        raise UserError(
+            f"data.sequence_length: the model cannot take the {store.lengths[row]:,} tokens of "
+            f"{store.where(row)}{f': it has {positions:,} positions' if positions else ''} "
+            f"({first_line(error)}); lower data.sequence_length"
+        ) from None
+    finally:
+        job.routing.forget()
+
+
+def _load_best(job: Job, state: checkpoint.State) -> None:
+    if state.best_step == 0:
+        job.log(
+            "warning",
+            message="no evaluation had a lower held-out loss than the model before training, so the "
+            "result, train.result: best, is the untrained one",
+        )
+    best = job.run.checkpoints / f"step-{state.best_step:06d}"
+    if best.exists() and not checkpoint.damage(best):
+        checkpoint.load(best, job.model)
+    else:
+        job.log(
+            "warning",
+            message=f"the best weights, of step {state.best_step}, were not saved or "
+            "are damaged; the result is the last ones",
+        )
+
+
+def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
+    """Measures the trained model as it will be saved, writes eval.json, the report and the result."""
+    if run.recipe.adapter.kind == "full":
+        dtype = _saved_dtype(run)
+        for parameter in job.model.parameters():  # not buffers: frequencies of positions stay in float32
+            parameter.data = parameter.data.to(dtype)
+    after = measure(job, state) if len(job.held_out) else None
+    if distributed.rank() == 0:
+        if after:
+            before = read_json(run.before_file)
+            found = heldout.compare(before, after) | {"held_out": job.held_out.fingerprint}
+            found["samples"] = [
+                prompt_and_reference(job, row)
+                | {"before": before["answers"][str(row)], "after": after["answers"][str(row)]}
+                for row in sampled_rows(job)
+            ]
+            write_json(run.eval_file, found)
+        write_report(run)
+        save_result(run, job.model)  # last: a run that has a result is finished
+    distributed.wait()
+
+
+def _saved_dtype(run: Run) -> torch.dtype:
+    """Of a full model: the base's, or float32 for one made from nothing."""
+    made = run.recipe.model.initialize == "random"
+    return torch.float32 if made else load.config_of(run.base).dtype or torch.float32
