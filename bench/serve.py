@@ -28,7 +28,7 @@ from trials import heading, results_file
 from tunesmith.export.gguf.write import write_gguf
 from tunesmith.export.merged_weights import Weights
 
-OURS = ["{python}", "-m", "tunesmith.cli", "serve", "--port", "{port}"]
+OURS = ["{python}", "-m", "tunesmith", "serve", "--port", "{port}"]
 THEIRS = ["{python}", "-m", "transformers.cli.transformers", "serve", "{model}", "--port", "{port}", "--device", "cpu"]
 SERVERS = {
     "tunesmith serve": [*OURS, "{model}"],

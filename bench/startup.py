@@ -31,7 +31,7 @@ def main() -> None:
     bare = seconds(["-c", "pass"], runs)
     print(f"python -c pass{'':16}{bare:6.3f} s")
     for command in COMMANDS:
-        took = seconds(["-m", "tunesmith.cli", *command], runs)
+        took = seconds(["-m", "tunesmith", *command], runs)
         print(f"{'tunesmith ' + ' '.join(command):30}{took:6.3f} s  {took / bare:5.1f} bare starts")
 
 

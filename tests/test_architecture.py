@@ -12,7 +12,6 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up; a folder may import those before it, and its own files.
 FLOORS = [
     "errors",
-    "terminal",
     "recipe_errors",
     "recipe",
     "files",
@@ -28,14 +27,12 @@ FLOORS = [
     "evaluate",
     "planner",
     "finetune",
-    "screen",
-    "init",
     "export",
     "serve",
-    "chat",
+    "connect",
     "demo",
-    "flags",
     "cli",
+    "__main__",
 ]
 
 

@@ -19,7 +19,7 @@ from tests import tiny
 from tests.conftest import sums, write_rows
 from tunesmith import Recipe, train
 from tunesmith.answer_formats.format import find
-from tunesmith.chat.session import Answer, Session
+from tunesmith.cli.chat_session import Answer, Session
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.files import write_json
 
@@ -226,7 +226,7 @@ def run(tmp_path_factory):
 
 
 def command(run) -> list[str]:
-    return [sys.executable, "-m", "tunesmith.cli", "chat", str(run.folder), "--base", "--max-new-tokens", "900000"]
+    return [sys.executable, "-m", "tunesmith", "chat", str(run.folder), "--base", "--max-new-tokens", "900000"]
 
 
 class Terminal:

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import sums, write_rows
 from tunesmith import train
-from tunesmith.cli import app, main
-from tunesmith.evaluate import summary as overview
+from tunesmith.cli.main import app, main
+from tunesmith.cli.runs import compare
 from tunesmith.finetune.evaluation import evaluate
 from tunesmith.recipe import Recipe, Source
 from tunesmith.run import Run
@@ -24,7 +24,7 @@ from tunesmith.run import Run
 
 def tunesmith(*arguments, cwd, said: str = "") -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "tunesmith.cli", *map(str, arguments)],
+        [sys.executable, "-m", "tunesmith", *map(str, arguments)],
         cwd=cwd,
         input=said,
         capture_output=True,
@@ -239,7 +239,7 @@ def test_a_mistake_gets_one_line_and_changes_nothing(trained, arguments, said):
 def test_help_says_what_every_flag_is(command):
     parts = command.split()
     shown = subprocess.run(
-        [sys.executable, "-m", "tunesmith.cli", *parts, "--help"],
+        [sys.executable, "-m", "tunesmith", *parts, "--help"],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "400"},
@@ -251,7 +251,7 @@ def test_help_says_what_every_flag_is(command):
 
 def test_help_of_train_has_sections_and_defaults():
     shown = subprocess.run(
-        [sys.executable, "-m", "tunesmith.cli", "train", "--help"],
+        [sys.executable, "-m", "tunesmith", "train", "--help"],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "200"},
@@ -345,7 +345,7 @@ def test_eval_on_other_rows_is_shown_and_leaves_the_run_as_it_was(measured, here
     ],
 )
 def test_compare_says_what_cannot_be_compared_and_draws_curves(measured, capsys, runs, said, unsaid):
-    rich.print(overview.compare([Run(measured / "runs" / name) for name in runs], 80))
+    rich.print(compare([Run(measured / "runs" / name) for name in runs], 80))
     shown = " ".join(capsys.readouterr().out.split())
     assert [text for text in said if text not in shown] == [] and [text for text in unsaid if text in shown] == []
     assert "held-out loss" in shown and "●" in shown and "▲" in shown and "step" in shown

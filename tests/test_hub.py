@@ -19,7 +19,8 @@ from huggingface_hub import constants
 
 from tests import tiny
 from tests.conftest import sums
-from tunesmith import cli, train
+from tunesmith import train
+from tunesmith.cli import main
 from tunesmith.export.forms import merged
 
 COMMIT = "a" * 40
@@ -166,7 +167,7 @@ def test_a_run_from_the_hub_and_another_one_offline(hub, tmp_path, monkeypatch):
     def tunesmith(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         settings = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", **environment}
         return subprocess.run(
-            [sys.executable, "-m", "tunesmith.cli", *arguments],
+            [sys.executable, "-m", "tunesmith", *arguments],
             cwd=tmp_path,
             env=os.environ | settings,
             capture_output=True,
@@ -213,7 +214,7 @@ def tunesmith(hub, monkeypatch, tmp_path):
             with warnings.catch_warnings(
                 action="ignore", category=UserWarning
             ):  # of cyclopts, that a test called it so
-                cli.main()
+                main.main()
         except SystemExit as end:
             return end.code or 0
         return 0

@@ -8,10 +8,10 @@ from rich.console import Console
 
 from tests.conftest import sums, write_rows
 from tunesmith import train
+from tunesmith.cli.progress import Screen, shown
 from tunesmith.errors import UserError
 from tunesmith.finetune import job
 from tunesmith.run import Run
-from tunesmith.screen import Screen, shown
 
 
 def lines(run: Run) -> list[str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from tunesmith import cli
+from tunesmith.cli import main
+from tunesmith.cli.train import chosen
 from tunesmith.errors import UserError
-from tunesmith.flags import chosen
 from tunesmith.recipe import Recipe, Source, known_keys
 from tunesmith.recipe_errors import FOREIGN_KEYS, VALUE_HINTS
 
@@ -163,7 +163,7 @@ def test_a_flag_that_is_given_twice(monkeypatch, capsys):
         ["tunesmith", "train", "--model.path", "m", "--data.train", "d", "--train.batch", "4", "--train.batch", "8"],
     )
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     [line] = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and "--train.batch" in line
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tunesmith.terminal import LiveLine, bar, fitting, line_chart, size
+from tunesmith.cli.terminal import LiveLine, bar, fitting, line_chart, size
 
 PARTS = [
     (0, "step 7/200"),

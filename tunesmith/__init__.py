@@ -11,15 +11,15 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tunesmith.cli.progress import resume, train
     from tunesmith.recipe import Recipe
-    from tunesmith.screen import resume, train
 
 # Read when CUDA starts, so set before any module of ours can start it. By default CUDA numbers GPUs fastest first,
 # while NVML, nvidia-smi and the plan number them by PCI bus.
 os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 __all__ = ["Recipe", "resume", "train"]
-_HOMES = {"Recipe": "tunesmith.recipe", "train": "tunesmith.screen", "resume": "tunesmith.screen"}
+_HOMES = {"Recipe": "tunesmith.recipe", "train": "tunesmith.cli.progress", "resume": "tunesmith.cli.progress"}
 
 
 def __getattr__(name: str) -> Any:

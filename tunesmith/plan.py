@@ -1,6 +1,7 @@
 """Plan: what was decided from the recipe and the machine, as plan.json keeps it."""
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Plan:
     compile: bool
     packing: bool
     threads: int
-    reasons: dict = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import write_rows
-from tunesmith.data.inspect import check, report, show
+from tunesmith.cli.data_report import print_report, print_rows
+from tunesmith.data.inspect import check
 from tunesmith.data.masking import encode_text
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.init import _batch, _yaml
 from tunesmith.planner import unusual
+from tunesmith.planner.suggest import _batch, _yaml
 from tunesmith.recipe import Source, Train
 
 
@@ -31,8 +32,8 @@ def test_text_is_shown_as_it_is(family, tmp_path, capsys):
         ],
     )
     source = Source(path=str(file))
-    report(check(source, None))
-    show(source, Tokenizer.load(family("llama3")), 2, "assistant")
+    print_report(check(source, None))
+    print_rows(source, Tokenizer.load(family("llama3")), 2, "assistant")
     shown = capsys.readouterr().out.replace("\n", "")
     assert shown.count(said) >= 3 and "[red]rows" in shown
 
@@ -48,7 +49,7 @@ def test_what_is_learned_is_seen_without_colour_too(family, tmp_path, capsys, mo
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TERM", "xterm-256color")
     file = write_rows(tmp_path / "a.jsonl", [{"question": "Where is Bonn?", "answer": "In Germany."}])
-    show(Source(path=str(file)), Tokenizer.load(family(base)), 1, "assistant")
+    print_rows(Source(path=str(file)), Tokenizer.load(family(base)), 1, "assistant")
     legend, text = capsys.readouterr().out.split("\n", 1)
     if marked:
         assert legend == "Learned: what stands between ⟦ and ⟧." and "\x1b[3" not in text
@@ -83,7 +84,7 @@ def test_lengths_are_drawn_and_add_up(family, tmp_path, capsys, name):
     counted[first] = sum(n <= first for n in lengths)
     assert found["histogram"] == counted and sum(counted.values()) == len(texts)
     assert found["longest"] == {"where": f"{file}:7", "tokens": lengths[-1]}
-    report(found, 64)
+    print_report(found, 64)
     shown = capsys.readouterr().out
     bars = [line.count("█") for line in shown.splitlines() if line.startswith("  ≤")]
     assert len(bars) == len(counted) and max(bars) == 30
@@ -96,7 +97,7 @@ def test_dropped_rows_that_are_not_shown_are_counted(tmp_path, capsys):
         tmp_path / "rows.jsonl",
         [*rows, {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
     )
-    report(check(Source(path=str(file)), None))
+    print_report(check(Source(path=str(file)), None))
     assert "The first 5 of 8 dropped rows" in capsys.readouterr().out
 
 
@@ -142,6 +143,9 @@ def test_a_recipe_is_checked_with_its_own_template_and_mask(family, tmp_path):
         )
     )
     shown = subprocess.run(
-        [sys.executable, "-m", "tunesmith.cli", "data", "show", str(recipe)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "tunesmith", "data", "show", str(recipe)],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert "assistant!: Four." in shown and "⟦Six." in shown and "⟦Four." not in shown

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from tunesmith.cli import runs
 from tunesmith.data.rows import REASONS
 from tunesmith.evaluate import summary
 from tunesmith.evaluate.charts import WIDTH, Series, line_chart, thin, ticks
@@ -221,7 +222,7 @@ def test_untrusted_text_is_shown_and_never_obeyed(tmp_path_factory, prompt, answ
     assert not {"script", "img"} & set(page.tags)
     assert page.text.count("alert('owned')") >= 6 and "{{ 7*7 }}" in page.text
     assert "a <b>[bold]name & co" in page.text
-    assert "a <b>[bold]name & co" in printed(summary.show(run))
+    assert "a <b>[bold]name & co" in printed(runs.show_run(run))
 
 
 @pytest.mark.parametrize(
@@ -311,16 +312,16 @@ def test_pauses_are_not_counted_as_work(tmp_path):
 
 def test_tables_show_results_and_what_differs(tmp_path):
     one, two = whole_run(tmp_path), new_run(tmp_path, "faster[red]", learning_rate=1e-3)
-    rows = printed(summary.compare([one, two])).splitlines()
+    rows = printed(runs.compare([one, two])).splitlines()
     cells = {row.split("  ")[0].strip(): row for row in rows if row.strip()}
     assert "0.0002" in cells["train.learning_rate"] and "0.001" in cells["train.learning_rate"]
     assert "train.epochs" not in cells and "name" not in cells
     assert "3.21 → 0.84" in cells["Held-out loss"]
     assert "● A  " + one.name in rows[0] and "faster[red]" in rows[1]
-    listed = printed(summary.list_table([one, two]), width=80)
+    listed = printed(runs.list_table([one, two]), width=80)
     assert "faster[red]" in listed and "not started" in listed and "396/396" in listed
     assert one.name in listed and "Qwen3-0.6B, sft, lora" in listed
-    assert "Held-out loss fell" in printed(summary.show(one)) and "slows itself down" in printed(summary.show(one))
+    assert "Held-out loss fell" in printed(runs.show_run(one)) and "slows itself down" in printed(runs.show_run(one))
     json.dumps(summary.summary(one), allow_nan=False)
 
 

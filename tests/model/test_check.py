@@ -12,9 +12,9 @@ from tests import tiny
 from tests.conftest import sums, write_rows
 from tunesmith import Recipe, train
 from tunesmith.errors import UserError
-from tunesmith.init import recipe_text
 from tunesmith.model import load
 from tunesmith.model.check import check_base
+from tunesmith.planner.suggest import recipe_text
 from tunesmith.recipe import Adapter, Model
 
 

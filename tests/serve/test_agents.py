@@ -67,7 +67,7 @@ def test_an_agent_uses_a_tool(tokenizers, served, tmp_path, name):
     environment = {**os.environ, "HOME": str(tmp_path), "PWD": str(project), "TUNESMITH_API_KEY": "none"}
     environment = {key: value for key, value in environment.items() if not key.startswith(("XDG_", "CODEX_", "CLAUDE"))}
     subprocess.run(
-        [sys.executable, "-m", "tunesmith.cli", "connect", name, "--url", served(engine), "--write", "--no-test"],
+        [sys.executable, "-m", "tunesmith", "connect", name, "--url", served(engine), "--write", "--no-test"],
         env=environment,
         check=True,
         capture_output=True,

@@ -11,15 +11,15 @@ import pytest
 
 from tests import tiny
 from tests.conftest import slow_but
+from tunesmith.cli.serve import open_and_serve
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.serve.binding import listen
-from tunesmith.serve.command import run
 
 
 def start(*arguments) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "tunesmith.cli", "serve", *map(str, arguments)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tunesmith", "serve", *map(str, arguments)], stderr=subprocess.PIPE, text=True
     )
 
 
@@ -114,7 +114,7 @@ def test_what_fails_after_the_engine_was_started_ends_it(runs, monkeypatch):
     before = set(threading.enumerate())
     monkeypatch.setattr(tunesmith.serve.app, "serve", fail)
     with pytest.raises(UserError, match="no"):
-        run([runs[0]], "127.0.0.1", 0, None, (), (), None, 4, 4, "here")
+        open_and_serve([runs[0]], "127.0.0.1", 0, None, (), (), None, 4, 4, "here")
     assert set(threading.enumerate()) <= before
 
 

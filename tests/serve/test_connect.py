@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.serve.standin import StandIn
-from tunesmith import cli
+from tunesmith.cli import main
+from tunesmith.connect.clients import CLIENTS
+from tunesmith.connect.config_files import FORMATS, merge
 from tunesmith.errors import UserError
-from tunesmith.serve.connect import CLIENTS, FORMATS, merge
 
 READ = {
     "json": json.loads,
@@ -55,7 +56,7 @@ def tunesmith(monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["tunesmith", *map(str, arguments)])
         status = 0
         try:
-            cli.main()
+            main.main()
         except SystemExit as end:
             status = end.code or 0
         said = capsys.readouterr()

@@ -233,7 +233,7 @@ def test_when_vllm_dies_all_hear_of_it(notes, opened, runs, served):
 
 @pytest.mark.parametrize("number", slow_but([signal.SIGINT], [signal.SIGINT, signal.SIGKILL]))
 def test_nothing_stays_behind(notes, runs, number):
-    command = [PYTHON, "-m", "tunesmith.cli", "serve", "--engine", "vllm", str(runs[0]), "--port", "0"]
+    command = [PYTHON, "-m", "tunesmith", "serve", "--engine", "vllm", str(runs[0]), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     said = ""
     while "serving http" not in said:

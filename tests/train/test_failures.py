@@ -20,7 +20,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from tests.conftest import sums, write_rows
-from tunesmith import cli
+from tunesmith.cli import main, runs
 from tunesmith.errors import NotEnoughMemory, UserError
 from tunesmith.evaluate import generate, heldout, summary
 from tunesmith.finetune import job, worker
@@ -93,7 +93,7 @@ def command(monkeypatch, capsys, *arguments: str | Path) -> tuple[int, list[str]
     monkeypatch.setattr(sys, "argv", ["tunesmith", *map(str, arguments)])
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     return ended.value.code, capsys.readouterr().err.splitlines()
 
 
@@ -200,7 +200,7 @@ def test_what_breaks_a_run_off_is_its_status(recipe, monkeypatch, break_it, reas
     assert (facts["status"], facts["steps_done"]) == (reason, step) and facts["error"].startswith(error)
     assert f"The run broke off at step {step} of 3" in summary.ending(facts)
     printed = io.StringIO()
-    Console(file=printed, width=300).print(summary.show(run))
+    Console(file=printed, width=300).print(runs.show_run(run))
     assert facts["error"] in printed.getvalue()
     assert summary.summary(job.resume(run.folder)) | {"seconds": 0, "started": 0} == facts | {
         "status": "done",

@@ -23,7 +23,7 @@ from tunesmith.training import loop as training
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
-    ["tunesmith.cli", "tunesmith.finetune.worker", "peft", "transformers.models.llama.modeling_llama"]
+    ["tunesmith.cli.main", "tunesmith.finetune.worker", "peft", "transformers.models.llama.modeling_llama"]
 )
 PATIENCE_SECONDS = 240
 TRAIN = {"max_steps": 12, "eval_every": 3, "save_every": 1}
@@ -58,13 +58,13 @@ class Command:
 
 
 def _command(arguments: list[str], output: Path) -> None:
-    from tunesmith import cli
+    from tunesmith.cli import main
 
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv = ["tunesmith", *arguments]
-    cli.main()
+    main.main()
 
 
 def happened(run: Run) -> dict:

@@ -6,6 +6,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -169,7 +170,7 @@ def measure(folder: Path, plan: Plan, base: Path, shapes: list[tuple[int, int]])
     return Measured(points, budget, time.monotonic() - started)
 
 
-def learn(trial, rows: int, length: int, device) -> None:
+def learn(trial: Any, rows: int, length: int, device: Any) -> None:
     """One step from random tokens, all of them supervised."""
     import torch
 

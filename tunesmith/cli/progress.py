@@ -9,19 +9,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from rich import print as print_rich
 from rich.console import Console
-from rich.table import Table
 
+from tunesmith.cli.terminal import LiveLine, clock, fitting, size
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
-from tunesmith.errors import quoted
-from tunesmith.evaluate import summary
-from tunesmith.files import json_text
 from tunesmith.finetune import job
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
-from tunesmith.terminal import LiveLine, clock, fitting, size
 
 SECONDS_BETWEEN_LINES = 10
 SECONDS_BETWEEN_READS = 0.1  # of the events
@@ -196,123 +191,6 @@ class Screen:
             return False
         self._last_line = now
         return True
-
-
-def finished(run, as_json: bool) -> None:
-    """What came of a run: its summary as JSON for a program, else for a person, with what to do next."""
-    if as_json:
-        print(json_text(summary.summary(run), indent=2))
-    else:
-        show_run(run)
-        folder = quoted(run.folder)
-        print(
-            f"\nresult  {run.result}\nreport  {run.report_file}\nnext    tunesmith chat {folder}\n"
-            f"        tunesmith export {folder} --to gguf"
-        )
-
-
-def note(line: str) -> None:
-    """A line about what goes on, beside the output."""
-    Console(stderr=True, highlight=False).print(line, style="dim", markup=False)
-
-
-def exported(found: dict) -> None:
-    """What came of an export: `found` as of export.command."""
-    console, folder, precision = Console(highlight=False), Path(found["folder"]), found["settings"].get("precision")
-    written = f"{folder}, {size(sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()))}"
-    if found["passed"] is None:
-        console.print(f"\n{written}: not verified, as --no-parity was passed", style="yellow", markup=False)
-    else:
-        console.print(_parity_table(found))
-        engines = [found["engine"], *(n for n, there in found["elsewhere"].items() if there["passed"])]
-        for name, there in found["elsewhere"].items():
-            if there["passed"] is None:
-                note(f"note    not compared in {name}: {there['problem']}")
-        within = f" within {precision} precision" if precision else ""
-        console.print(
-            f"\n✓ {written}: verified in {' and '.join(engines)}; it matches the trained model{within}",
-            style="green",
-            markup=False,
-            soft_wrap=True,
-        )
-    for command in _uses(found["form"], folder):
-        console.print(f"  {command}", markup=False, soft_wrap=True)
-
-
-def _uses(form: str, folder: Path) -> list[str]:
-    """Commands that use an export."""
-    files = sorted(folder.glob("*.gguf"))
-    if files and form == "gguf":
-        return [f"tunesmith serve {quoted(files[0])}", f"llama-server -m {quoted(files[0])}"]
-    if form in ("merged", "fp8", "int4"):
-        return (
-            [f"tunesmith serve {quoted(folder)}", f"vllm serve {quoted(folder)}"]
-            if form == "merged"
-            else [f"vllm serve {quoted(folder)}"]
-        )
-    return []
-
-
-def _parity_table(found: dict) -> Table:
-    """A column for each engine that was asked."""
-    asked = [found, *(there for there in found["elsewhere"].values() if there["passed"] is not None)]
-    shown = Table(
-        title=f"exported compared with trained, on {found['rows']} {found['rows_from']}", title_justify="left"
-    )
-    for column in ("", *(f"in {one['engine']}" for one in asked), "bound"):
-        shown.add_column(column)
-
-    def row(what: str, bound: str, value) -> None:
-        """A bound, where there is one, holds: an export that is not the trained model is not shown."""
-        shown.add_row(what, *(f"✓ {value(one)}" if bound else value(one) for one in asked), bound)
-
-    def of_logits(text):
-        return lambda one: text(one["logits"]) if one["logits"] else "not told"
-
-    bound = found["bound"]
-    row(
-        "token ids",
-        "identical",
-        lambda one: f"of {one['tokens']['texts']} texts, {one['tokens']['conversations']} conversations",
-    )
-    for key, what in (("excused", "other ids, as noted"), ("not_expressed", "conversations not compared")):
-        if any(one["tokens"][key] for one in asked):
-            row(what, "", lambda one, key=key: ", ".join(map(repr, one["tokens"][key])))
-    row("mean KL of logits, nats", f"{bound['kl']:g}", of_logits(lambda logits: f"{logits['mean_kl']:.2e}"))
-    row("same first choice", f"{bound['top1']:.0%}", of_logits(lambda logits: f"{logits['top1_agreement']:.1%}"))
-    row("largest drift of a logit, of the spread", "", of_logits(lambda logits: f"{logits['largest_drift']:.2e}"))
-    row(
-        "answers that stop",
-        f"{found['answers']['bound']:.0%}",
-        lambda one: f"{one['answers']['stopped_of_them']} of {one['answers']['stopped_trained']}",
-    )
-    row("answers word for word the same", "", lambda one: f"{one['answers']['identical']} of {one['answers']['asked']}")
-    for name, values in found["measure"].items():
-        what = f"{name.replace('_', ' ')}, trained {values['trained']:.4f}"
-        row(what, "", lambda one, name=name: _exported(one["measure"][name]["exported"]))
-    return shown
-
-
-def _exported(value: float | None) -> str:
-    return "not told" if value is None else f"{value:.4f}"
-
-
-def evaluated(found: dict) -> None:
-    """What a run answers on other data: `found` as of evaluation.evaluate."""
-    console, verdict = Console(highlight=False), summary.verdict_on(found)
-    console.print(verdict.text, style=summary.TONES[verdict.tone])
-    ledger = found["ledger"]
-    console.print(f"{found['rows']:,} examples of {found['path']}, {ledger['read']:,} rows read", markup=False)
-    for reason, count in ledger["dropped"].items():
-        console.print(f"  {count:,} dropped: {REASONS[reason]}", style="yellow", markup=False)
-    for sample in found["samples"]:
-        console.print(f"\n{sample['prompt']}", style="bold", markup=False)
-        for name in ("reference", "before", "after"):
-            console.print(f"  {name:10}{' '.join(sample[name].split())}", markup=False)
-
-
-def show_run(run) -> None:
-    print_rich(summary.show(run))
 
 
 def _count(number: int) -> str:

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from tunesmith.answer_formats.format import AnswerReader, Format, find
 from tunesmith.answer_formats.reasoning import Thought
-from tunesmith.chat.message_input import MessageInput
+from tunesmith.cli.message_input import MessageInput
 from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.data.tokenizer import Tokenizer

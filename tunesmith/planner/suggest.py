@@ -1,4 +1,4 @@
-"""The recipe that `tunesmith init` writes: short, commented, and runs as it is."""
+"""A recipe with sound defaults for a model and its data: short, commented, and runs as it is."""
 
 from pathlib import Path
 

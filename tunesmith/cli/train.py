@@ -75,7 +75,7 @@ def train(
     flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> None:
-    """Train from a recipe, or from flags alone. Every field of a recipe is also a flag; flags win over the recipe.
+    """Train from a recipe, or from flags alone. Every field of a recipe is a flag; flags win over the recipe.
 
     Args:
         recipe: The recipe, a YAML file. Without one, the flags are the whole recipe.
@@ -95,9 +95,9 @@ def train(
         raise UserError(f"{recipe}: a run, not a recipe; `tunesmith resume {quoted(recipe)}` continues it")
     asked = Recipe.load(recipe, values) if recipe else Recipe.build(values, "train")
 
-    from tunesmith.terminal import waiting
+    from tunesmith.cli.terminal import waiting
 
     with waiting("loading"):
-        from tunesmith import screen
+        from tunesmith.cli import progress, runs
 
-    screen.finished(screen.train(asked), as_json)
+    runs.finished(progress.train(asked), as_json)

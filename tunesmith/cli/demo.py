@@ -8,13 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tunesmith.demo import questions
-from tunesmith.demo.starter import cached_starter
+from tunesmith.cli.parameters import DEFAULT_OUTPUT
 from tunesmith.errors import quoted
 from tunesmith.files import cache_folder, read_json
 from tunesmith.recipe import Recipe, merge
 from tunesmith.run import Run, free_name
-from tunesmith.screen import train
 
 STARTER = {
     "model": {"dtype": "float32"},
@@ -25,8 +23,22 @@ STARTER = {
 OWN_MODEL = {"adapter": {"kind": "lora"}, "train": {"epochs": 1, "batch": 16, "learning_rate": 2e-4}}
 
 
+def demo(*, model: str | None = None, output: Path = DEFAULT_OUTPUT) -> None:
+    """The main job on real data, offline: a small model learns facts about Python's standard library.
+
+    Args:
+        model: Folder or hub id of a model of yours, instead of the small one that is made from the documentation.
+        output: Where runs are.
+    """
+    demonstrate(model, output)
+
+
 def demonstrate(model: str | None, output: Path) -> None:
     """Runs the demonstration and prints its table. `model`: a folder or hub id; None makes the starter model."""
+    from tunesmith.cli.progress import train
+    from tunesmith.demo import questions
+    from tunesmith.demo.starter import cached_starter
+
     console, began = Console(highlight=False), time.monotonic()
     cache = cache_folder()
     console.rule("Questions about Python's standard library", align="left")

@@ -1,0 +1,133 @@
+"""`tunesmith export`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from tunesmith.cli.parameters import Json, Switch, print_json
+from tunesmith.cli.terminal import size
+from tunesmith.errors import quoted
+from tunesmith.run import Run
+
+
+def export(
+    run: Path,
+    *,
+    to: str,
+    precision: str | None = None,
+    into: Literal["full", "dequantised"] | None = None,
+    importance: Annotated[bool, Switch] = False,
+    output: Path | None = None,
+    parity: bool = True,
+    push: str | None = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's result in the form in which it is used, and compare that with the trained model.
+
+    Args:
+        run: The run's name or folder.
+        to: adapter, merged (a model folder for transformers and vLLM), fp8 and int4 (the same in 8 and 4 bits), gguf,
+            gguf-adapter, ollama, or a form that a package adds.
+        precision: Of gguf and ollama: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m or q2_k.
+        into: Of a base trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them,
+            rounded.
+        importance: Of K-quants: lose least where inputs of the training rows are large.
+        output: The folder to write; RUN/FORM by default.
+        parity: --no-parity writes without comparing, and records that.
+        push: Also upload it to this repository of the hub, e.g. name/model, made private if there is none.
+        as_json: Print what was compared as JSON.
+    """
+    from tunesmith.export.export import export as write
+
+    given = {"precision": precision, "into": into, "importance": importance or None}
+    settings = {key: value for key, value in given.items() if value is not None}
+    found = write(Run.open(run), to, output, settings, parity, push, note)
+    print_json(found) if as_json else exported(found)
+
+
+def note(line: str) -> None:
+    """A line about what goes on, beside the output."""
+    Console(stderr=True, highlight=False).print(line, style="dim", markup=False)
+
+
+def exported(found: dict) -> None:
+    """What came of an export: `found` as of export.command."""
+    console, folder, precision = Console(highlight=False), Path(found["folder"]), found["settings"].get("precision")
+    written = f"{folder}, {size(sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()))}"
+    if found["passed"] is None:
+        console.print(f"\n{written}: not verified, as --no-parity was passed", style="yellow", markup=False)
+    else:
+        console.print(_parity_table(found))
+        engines = [found["engine"], *(n for n, there in found["elsewhere"].items() if there["passed"])]
+        for name, there in found["elsewhere"].items():
+            if there["passed"] is None:
+                note(f"note    not compared in {name}: {there['problem']}")
+        within = f" within {precision} precision" if precision else ""
+        console.print(
+            f"\n✓ {written}: verified in {' and '.join(engines)}; it matches the trained model{within}",
+            style="green",
+            markup=False,
+            soft_wrap=True,
+        )
+    for command in _uses(found["form"], folder):
+        console.print(f"  {command}", markup=False, soft_wrap=True)
+
+
+def _uses(form: str, folder: Path) -> list[str]:
+    """Commands that use an export."""
+    files = sorted(folder.glob("*.gguf"))
+    if files and form == "gguf":
+        return [f"tunesmith serve {quoted(files[0])}", f"llama-server -m {quoted(files[0])}"]
+    if form in ("merged", "fp8", "int4"):
+        return (
+            [f"tunesmith serve {quoted(folder)}", f"vllm serve {quoted(folder)}"]
+            if form == "merged"
+            else [f"vllm serve {quoted(folder)}"]
+        )
+    return []
+
+
+def _parity_table(found: dict) -> Table:
+    """A column for each engine that was asked."""
+    asked = [found, *(there for there in found["elsewhere"].values() if there["passed"] is not None)]
+    shown = Table(
+        title=f"exported compared with trained, on {found['rows']} {found['rows_from']}", title_justify="left"
+    )
+    for column in ("", *(f"in {one['engine']}" for one in asked), "bound"):
+        shown.add_column(column)
+
+    def row(what: str, bound: str, value) -> None:
+        """A bound, where there is one, holds: an export that is not the trained model is not shown."""
+        shown.add_row(what, *(f"✓ {value(one)}" if bound else value(one) for one in asked), bound)
+
+    def of_logits(text):
+        return lambda one: text(one["logits"]) if one["logits"] else "not told"
+
+    bound = found["bound"]
+    row(
+        "token ids",
+        "identical",
+        lambda one: f"of {one['tokens']['texts']} texts, {one['tokens']['conversations']} conversations",
+    )
+    for key, what in (("excused", "other ids, as noted"), ("not_expressed", "conversations not compared")):
+        if any(one["tokens"][key] for one in asked):
+            row(what, "", lambda one, key=key: ", ".join(map(repr, one["tokens"][key])))
+    row("mean KL of logits, nats", f"{bound['kl']:g}", of_logits(lambda logits: f"{logits['mean_kl']:.2e}"))
+    row("same first choice", f"{bound['top1']:.0%}", of_logits(lambda logits: f"{logits['top1_agreement']:.1%}"))
+    row("largest drift of a logit, of the spread", "", of_logits(lambda logits: f"{logits['largest_drift']:.2e}"))
+    row(
+        "answers that stop",
+        f"{found['answers']['bound']:.0%}",
+        lambda one: f"{one['answers']['stopped_of_them']} of {one['answers']['stopped_trained']}",
+    )
+    row("answers word for word the same", "", lambda one: f"{one['answers']['identical']} of {one['answers']['asked']}")
+    for name, values in found["measure"].items():
+        what = f"{name.replace('_', ' ')}, trained {values['trained']:.4f}"
+        row(what, "", lambda one, name=name: _exported(one["measure"][name]["exported"]))
+    return shown
+
+
+def _exported(value: float | None) -> str:
+    return "not told" if value is None else f"{value:.4f}"

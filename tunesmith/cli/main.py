@@ -1,0 +1,160 @@
+"""The command line: one file a command, and what all of them share: the list of them, and mistakes in one line.
+
+Exit status: 0 done, 2 the user's mistake, 1 ours, 130 interrupted.
+"""
+
+import errno
+import sys
+
+from cyclopts import App, CycloptsError, Group
+
+from tunesmith.errors import Ending, UserError, is_disk_full
+
+# Help in plain text: what draws Markdown takes longer to import than all else that help needs.
+app = App(
+    name="tunesmith",
+    help="Fine-tune language models on the workstation you own.",
+    version_flags=["--version"],
+    help_flags=["--help", "-h"],
+    help_format="plaintext",
+    exit_on_error=False,
+    print_error=False,
+)
+GROUPS = {
+    name: Group(name, sort_key=place) for place, name in enumerate(("Prepare", "Train", "Use the result", "More"))
+}
+# Each command is imported when it is used, so that none waits for what another needs.
+COMMANDS = {
+    "Prepare": {
+        "init": ("init:init", "Write a short commented recipe that runs as it is.", ()),
+    },
+    "Train": {
+        "train": (
+            "train:train",
+            "Train from a recipe, or from flags alone. Every field of a recipe is a flag; flags win over the recipe.",
+            ("finetune", "fine-tune", "sft"),
+        ),
+        "resume": ("resume:resume", "Continue a run from its last checkpoint.", ()),
+        "runs": ("runs:runs", "List runs, show one, or compare some.", ("list", "show", "compare", "ls")),
+        "eval": (
+            "eval:evaluate",
+            "Show how a run did on its held-out rows, before and after; with --data, measure it on other rows.",
+            ("evaluate", "test"),
+        ),
+    },
+    "Use the result": {
+        "chat": (
+            "chat:chat",
+            "Talk to a run's result in the terminal, and to its base model.",
+            ("run", "ask", "generate", "inference"),
+        ),
+        "export": (
+            "export:export",
+            "Write a run's result in the form in which it is used, and compare that with the trained model.",
+            ("merge", "convert", "quantize", "quantise", "push", "gguf"),
+        ),
+        "serve": (
+            "serve:serve",
+            "Serve runs and models over the APIs of OpenAI and Anthropic; a run with its base, on one copy of weights.",
+            ("server", "ui", "web", "studio"),
+        ),
+        "connect": (
+            "connect:connect",
+            "Print or write another program's configuration for a running server, and try it with a tool call.",
+            (),
+        ),
+    },
+    "More": {
+        "demo": (
+            "demo:demo",
+            "The main job on real data, offline: a small model learns facts about Python's standard library.",
+            (),
+        ),
+    },
+}
+for group, commands in COMMANDS.items():
+    for place, (name, (home, text, synonyms)) in enumerate(commands.items()):
+        app.command(
+            f"tunesmith.cli.{home}", name=name, group=GROUPS[group], sort_key=place, synonym=synonyms, help=text
+        )
+data = App(
+    name="data", group=GROUPS["Prepare"], sort_key=1, help="Check data, or show rows as the model will see them."
+)
+data.command(
+    "tunesmith.cli.data:check",
+    name="check",
+    help="Say what a file, or each source of a recipe, holds: format, counts, problems, and with a model the lengths.",
+)
+data.command(
+    "tunesmith.cli.data:show", name="show", help="Show rows as the model will see them, supervised tokens in colour."
+)
+recipe = App(name="recipe", group=GROUPS["More"], sort_key=1, help="Print the JSON Schema of recipes.")
+recipe.command("tunesmith.cli.recipe:schema", name="schema", help="Print the JSON Schema of recipes.")
+app.command(data)
+app.command(recipe)
+app["--help"].group = app["--version"].group = GROUPS["More"]
+
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)  # what only the user can mend
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command that the arguments name, by default those of this process, and ends with its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] in (["train"], ["resume"]) and sys.stderr.isatty() and not {"--help", "-h"} & set(arguments):
+        print("loading …", end="\r", file=sys.stderr, flush=True)  # until `waiting` clears it
+    try:
+        app(arguments)
+    except Ending as error:
+        _fail(str(error), error.status)
+    except CycloptsError as error:
+        _fail(_misused(error), UserError.status)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except OSError as error:
+        if not is_disk_full(error) and (error.filename is None or error.errno not in DENIED):
+            raise
+        _fail(f"{error.filename or 'while writing'}: {error.strerror}", UserError.status)
+
+
+def _misused(error: CycloptsError) -> str:
+    """What is wrong with the command line, in one line."""
+    from cyclopts import MissingArgumentError, UnknownCommandError, UnusedCliTokensError
+    from pydantic import ValidationError
+
+    from tunesmith.recipe import first_problem
+
+    if isinstance(error.__cause__, ValidationError):
+        flag = error.argument.name if error.argument else ""
+        return first_problem(error.__cause__, flag.lstrip("-").replace("-", "_"))
+    command = " ".join(error.command_chain or ())
+    if isinstance(error, MissingArgumentError) and error.target and not error.keyword:
+        return f"{command}: {error.argument.name.lstrip('-').upper()} is missing: {_usage(command, error.target)}"
+    if isinstance(error, UnusedCliTokensError) and error.target:
+        return f"{command}: {' '.join(error.unused_tokens)} is too much: {_usage(command, error.target)}"
+    if isinstance(error, UnknownCommandError):  # its list of commands is cut off
+        return (
+            str(error).partition(" Available commands")[0]
+            + f" `tunesmith {command} --help`".replace("  ", " ")
+            + (" lists the commands")
+        )
+    return " ".join(str(error).split())
+
+
+def _usage(command: str, function) -> str:
+    """How a command is called with what it requires, and the choices for its arguments."""
+    from inspect import Parameter as Signed
+    from inspect import signature
+    from typing import get_args
+
+    words, choices = ["tunesmith", command], ""
+    for name, parameter in signature(function).parameters.items():
+        if parameter.default is Signed.empty or parameter.kind is Signed.VAR_POSITIONAL:
+            words.append(f"--{name} {name.upper()}" if parameter.kind is Signed.KEYWORD_ONLY else name.upper())
+            if allowed := [word for word in get_args(parameter.annotation) if isinstance(word, str)]:
+                choices += f"; {name.upper()} is {', '.join(allowed)}"
+    return " ".join(words) + choices
+
+
+def _fail(message: str, status: int) -> None:
+    print("\x1b[K" * sys.stderr.isatty() + f"tunesmith: {message}", file=sys.stderr)
+    sys.exit(status)

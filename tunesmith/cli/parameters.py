@@ -1,0 +1,34 @@
+"""Parameters that several commands share, and JSON for programs."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from tunesmith.errors import UserError
+
+Switch = Parameter(negative="", show_default=False)
+
+Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
+
+Columns = Annotated[list[str], Parameter(name="--columns", consume_multiple=True, negative="", show_default=False)]
+
+AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
+
+DEFAULT_OUTPUT = Path("runs")
+
+
+def columns_of(pairs: list[str]) -> dict[str, str]:
+    """`question=Frage` as {"question": "Frage"}."""
+    parts = [pair.partition("=") for text in pairs for pair in text.split(",")]
+    if wrong := [name for name, equals, column in parts if not (name and equals and column)]:
+        raise UserError(f"--columns {wrong[0]}: write name=column, like question=Frage answer=Antwort")
+    return {name.strip(): column.strip() for name, _, column in parts}
+
+
+def print_json(value) -> None:
+    """For programs: on standard output, and nothing else there."""
+    from tunesmith.files import json_text
+
+    print(json_text(value, indent=2))

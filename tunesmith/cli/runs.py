@@ -1,0 +1,188 @@
+"""`tunesmith runs`: runs listed, shown and compared."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from rich import get_console
+from rich import print as print_rich
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.cli.parameters import DEFAULT_OUTPUT, Json, print_json
+from tunesmith.cli.terminal import line_chart, mark
+from tunesmith.errors import UserError, quoted
+from tunesmith.evaluate.charts import thin
+from tunesmith.evaluate.summary import (
+    NO_VALUE,
+    duration,
+    ending,
+    flatten,
+    incomparable,
+    number,
+    percent,
+    summary,
+    verdict,
+    warnings,
+)
+from tunesmith.files import json_text
+from tunesmith.recipe import read_yaml
+from tunesmith.run import Run, list_runs
+
+TONES = {"better": "bold green", "worse": "bold red", "unclear": "bold yellow"}
+
+
+def runs(
+    action: Literal["list", "show", "compare"] = "list",
+    *folders: Path,
+    output: Path = DEFAULT_OUTPUT,
+    as_json: Json = False,
+) -> None:
+    """List runs, show one, or compare some.
+
+    Args:
+        action: What to do.
+        folders: The runs' names or folders; for list all in `output`.
+        output: Where runs are.
+        as_json: Print summaries as JSON.
+    """
+    chosen_runs = [Run.open(folder, output) for folder in folders] or list_runs(output)
+    if action != "list" and len(folders) < (1 if action == "show" else 2):
+        raise UserError(f"runs {action}: name {'a run' if action == 'show' else 'two runs or more'}")
+    if as_json:
+        return print_json([summary(run) for run in chosen_runs])
+    if not chosen_runs:
+        print(f"No runs in {output} yet. `tunesmith demo` makes one.")
+    elif action == "list":
+        print_rich(list_table(chosen_runs))
+    elif action == "compare":
+        print_rich(compare(chosen_runs, get_console().width))
+    else:
+        for run in chosen_runs:
+            print_rich(show_run(run))
+
+
+def list_table(runs: list[Run]) -> Table:
+    """A run each: its name above what was trained, then its results; fits 80 columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("Run", overflow="fold")
+    table.add_column("Status", no_wrap=True)
+    for name in ("Steps", "Loss", "Exact match", "Time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for facts in map(summary, runs):
+        trained = f"{PurePath(facts['base_model'] or NO_VALUE).name}, {facts['method']}, {facts['adapter']}"
+        heading = Text.assemble(facts["name"], "\n", (trained, "dim"))
+        results = _results(facts)
+        worse = facts["loss_before"] is not None and (facts["loss_after"] or 0) > facts["loss_before"]
+        table.add_row(
+            heading,
+            *(Text(value, style="red" if worse and key == "Held-out loss" else "") for key, value in results.items()),
+        )
+    return table
+
+
+def show_run(run: Run) -> RenderableType:
+    """One run: the verdict, then its figures and warnings."""
+    facts, found = summary(run), verdict(run)
+    table = _table()
+    rows = {
+        "Run": facts["name"],
+        "Base model": facts["base_model"],
+        "Method": f"{facts['method']}, {facts['adapter']}",
+        "Started": (facts["started"] or NO_VALUE)[:16].replace("T", " "),
+        **_results(facts),
+    }
+    if facts["error"]:
+        rows["Error"] = facts["error"]
+    for name, value in rows.items():
+        if value != NO_VALUE:
+            table.add_row(*_texts(name, value))
+    for message, times in warnings(run).items():
+        table.add_row(*_texts("Warning", message if times == 1 else f"{message} ({times} times)"))
+    return Group(Text(found.text, style=TONES[found.tone]), Text(ending(facts)), Text(), table)
+
+
+def compare(runs: list[Run], width: int = 80) -> RenderableType:
+    """Side by side: the recipe keys that differ, then the results, what makes them incomparable, and the curves of
+    held-out loss (of training loss, where a run has no evaluations). Runs are lettered, so that many fit."""
+    table = _table()
+    letters = [chr(ord("A") + number % 26) for number in range(len(runs))]
+    for place, letter in enumerate(letters):
+        table.add_column(Text(letter, style=mark(place)[1]), overflow="fold")
+    recipes = [
+        {key: value for key, value in flatten(read_yaml(run.recipe_file)).items() if value not in ("", None)}
+        for run in runs
+    ]
+    for key in dict.fromkeys(key for recipe in recipes for key in recipe):
+        values = [recipe.get(key) for recipe in recipes]
+        if key not in ("name", "output") and any(value != values[0] for value in values):
+            table.add_row(*_texts(key, *values))
+    table.add_section()
+    results = [_results(summary(run)) for run in runs]
+    for name in results[0] if results else ():
+        if any(result[name] != NO_VALUE for result in results):
+            table.add_row(*_texts(name, *(result[name] for result in results)))
+    legend = [
+        Text.assemble((f"{mark(number)[0]} {letter}  ", mark(number)[1]), run.name)
+        for number, (letter, run) in enumerate(zip(letters, runs))
+    ]
+    notes = [Text(note, style="yellow") for note in incomparable(runs)]
+    return Group(*legend, Text(), table, *notes, Text(), *_curves(runs, width))
+
+
+def _curves(runs: list[Run], width: int) -> list[RenderableType]:
+    evaluated = [[(e["step"], e["loss"]) for e in run.events("eval")] for run in runs]
+    if all(len(points) > 1 for points in evaluated):
+        return [Text("held-out loss", style="bold"), line_chart(evaluated, width, 12, number)]
+    stepped = [[(e["step"], e["loss"]) for e in run.events("step")] for run in runs]
+    if not any(stepped):
+        return []
+    return [
+        Text("training loss", style="bold"),
+        line_chart([thin(points, width)[0] for points in stepped], width, 12, number),
+    ]
+
+
+def _results(facts: dict) -> dict[str, str]:
+    """The outcome of a `summary` as people read it."""
+
+    def change(key: str, show: Callable[[Any], str]) -> str:
+        before, after = facts[f"{key}_before"], facts[f"{key}_after"]
+        return NO_VALUE if before is after is None else f"{show(before)} → {show(after)}"
+
+    return {
+        "Status": facts["status"],
+        "Steps": f"{facts['steps_done']:,}/{facts['steps']:,}" if facts["steps"] else NO_VALUE,
+        "Held-out loss": change("loss", number),
+        "Exact match": change("exact_match", percent),
+        "Time": duration(facts["seconds"]),
+    }
+
+
+def _table() -> Table:
+    """Names at the left, values beside them."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("", style="dim", no_wrap=True)
+    return table
+
+
+def _texts(*values: Any) -> list[Text]:
+    """Cells that rich takes as they are: a name may hold [brackets]."""
+    return [
+        Text(value if isinstance(value, str) else NO_VALUE if value is None else json.dumps(value)) for value in values
+    ]
+
+
+def finished(run, as_json: bool) -> None:
+    """What came of a run: its summary as JSON for a program, else for a person, with what to do next."""
+    if as_json:
+        print(json_text(summary(run), indent=2))
+    else:
+        print_rich(show_run(run))
+        folder = quoted(run.folder)
+        print(
+            f"\nresult  {run.result}\nreport  {run.report_file}\nnext    tunesmith chat {folder}\n"
+            f"        tunesmith export {folder} --to gguf"
+        )

@@ -1,0 +1,108 @@
+"""`tunesmith serve`: opens the models, says what it does, and serves."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+from rich.console import Console
+
+from tunesmith.cli.parameters import DEFAULT_OUTPUT, AtLeastOne
+from tunesmith.errors import UserError
+
+
+def serve(
+    *models: Path,
+    host: str = "127.0.0.1",
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8383,
+    api_key: Annotated[str | None, Parameter(env_var="TUNESMITH_API_KEY")] = None,
+    cors: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    allow_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    context: Annotated[int | None, Parameter(validator=Number(gte=2))] = None,
+    batch: AtLeastOne = 64,
+    queue: Annotated[int, Parameter(validator=Number(gte=0))] = 256,
+    engine: Literal["here", "vllm"] = "here",
+) -> None:
+    """Serve runs and models over the APIs of OpenAI and Anthropic; a run with its base, on one copy of the weights.
+
+    Args:
+        models: Folders of runs and models, hub ids, or GGUF files, adapters among them after their base.
+        host: The address to listen at. Any but this machine's own needs --api-key.
+        port: The port to listen at; 0 takes a free one.
+        api_key: What clients must send as key.
+        cors: Origins, like http://localhost:3000, whose pages may call the server.
+        allow_host: More names that requests may be addressed to, such as this machine's name in your network.
+        context: Most tokens of prompt and answer together, if fewer than the model takes.
+        batch: Most requests computed at once.
+        queue: Most requests that may wait; more are answered with 429.
+        engine: What computes: this process (here), or vllm, a program of its own.
+    """
+    if not models:
+        raise UserError("serve: name a run or a model")
+    paths = [_served(model) for model in models]
+    open_and_serve(paths, host, port, api_key, cors, allow_host, context, batch, queue, engine)
+
+
+def open_and_serve(
+    paths: Sequence[Path],
+    host: str,
+    port: int,
+    api_key: str | None,
+    cors: Sequence[str],
+    allow_host: Sequence[str],
+    context: int | None,
+    batch: int,
+    queue: int,
+    engine: str,
+) -> None:
+    """Serves runs, model folders and GGUF files until interrupted; `engine`: transformers (or llama.cpp for GGUF files)
+    in this process, or vllm. Raises UserError."""
+    if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
+        raise UserError(f"serve needs {' and '.join(missing)}: pip install 'tunesmith[serve]'")
+    from tunesmith.serve.binding import check_callers, listen, own_names
+
+    check_callers(api_key, cors, allow_host)
+    bound = listen(host, port, api_key)
+    from tunesmith.serve.app import serve
+
+    console = Console(stderr=True, highlight=False)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    with closing(_open(engine, paths, context, batch, queue, lambda line: say(f"engine  {line}"))) as opened:
+        for line in opened.description:
+            say(f"engine  {line}")
+        for served in opened.models.values():
+            of = f" of {served.base}" if served.kind == "tuned" else ""
+            say(f"model   {served.name}: {served.kind}{of}, context {served.context:,}")
+        address = f"[{host}]" if ":" in host else host
+        url = f"http://{address}:{bound.getsockname()[1]}"
+        ready = f"serving {url}; Ctrl-C stops. Chat page: {url}/, base URL of the APIs: {url}/v1"
+        serve(opened, bound, api_key, cors, own_names(host, allow_host), ready, say)
+
+
+def _open(engine: str, paths: Sequence[Path], context: int | None, batch: int, queue: int, say):
+    if engine == "vllm":
+        from tunesmith.serve.open_vllm import open_vllm
+
+        return open_vllm(paths, context, batch, queue, say)
+    from tunesmith.inference.scheduler import BatchingEngine
+    from tunesmith.serve.open_models import open_models
+
+    return BatchingEngine(open_models(paths, context), batch, queue)
+
+
+def _served(model: Path) -> Path:
+    """The folder of a run that is named, else the model as it is. Raises UserError for a folder that is not there,
+    before it is taken for a hub id."""
+    from tunesmith.run import Run, runs_there
+
+    if run := Run.find(model):
+        return run.folder
+    if not model.exists() and (len(model.parts) == 1 or model.parent.is_dir()) and model.suffix != ".gguf":
+        raise UserError(f"no folder {model}, and no such run: {runs_there(model, DEFAULT_OUTPUT)}")
+    return model
