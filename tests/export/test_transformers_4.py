@@ -14,6 +14,7 @@ from tests import tiny
 from tests.export.test_gguf import LLAMA3, LONG
 from tunesmith import train
 from tunesmith.export.export import export
+from tunesmith.export.parity.gate import BOUNDS
 from tunesmith.export.parity.samples import CAPITALS, LEADING, TEXTS
 from tunesmith.export.parity.subject import Transformers
 
@@ -142,8 +143,9 @@ def test_a_base_of_transformers_4(recipe, tmp_path, name):
     run = train(recipe(name, train=QUICK, model={"path": str(base)}, tokens=["<call>"]))
     for to in ("merged", "fp8", "int4"):
         export(run, to, tmp_path / to, parity=to == "merged")
-        # compressed-tensors rounds activations in its own order
-        assert_same_in_4(tmp_path / to, 1e-9 if to == "merged" else 1e-4)
+        # compressed-tensors rounds activations in its own order; in Transformers 5 not those of stacked experts
+        kl = 1e-9 if to == "merged" else BOUNDS["fp8"].kl if to == "fp8" and name in tiny.MIXTURES else 1e-4
+        assert_same_in_4(tmp_path / to, kl)
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen2", "gemma3", "gpt_oss", "smollm3", "olmo2"])

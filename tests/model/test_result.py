@@ -87,13 +87,13 @@ def test_frequencies_of_positions_stay_in_float32_when_the_result_is_measured(re
     base = tmp_path / "bfloat16"
     shutil.copytree(family("llama3"), base)
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
-    measured, measure = {}, worker._measure
+    measured, measure = {}, worker.measure
 
     def note(job, state):
         measured.update(job.model.named_buffers())
         return measure(job, state)
 
-    monkeypatch.setattr(worker, "_measure", note)
+    monkeypatch.setattr(worker, "measure", note)
     run = train(recipe(model={"path": str(base)}, data={"eval_share": 0.1}, adapter={"kind": "full"}, train=QUICK))
     model = AutoModelForCausalLM.from_pretrained(run.result)
     assert model.dtype == torch.bfloat16 and measured

@@ -25,11 +25,11 @@ from tunesmith.errors import UserError
 from tunesmith.export.export import export
 from tunesmith.export.parity.subject import Transformers
 from tunesmith.inference import grammar as constrain
-from tunesmith.inference import vllm_engine
 from tunesmith.inference.interface import Refused, Request, Sampling
 from tunesmith.inference.scheduler import BatchingEngine
 from tunesmith.inference.text_stream import Writer
 from tunesmith.run import Run
+from tunesmith.serve import open_vllm as opening
 from tunesmith.serve.open_models import open_models
 from tunesmith.serve.open_vllm import open_vllm
 
@@ -258,7 +258,7 @@ def test_what_it_will_not_do_is_said(notes, runs, mistral, family, recipe, tmp_p
     refuses("one name", runs[0], runs[0])
     made = train(recipe(name="more", tokens=("<a>",), train={"max_steps": 1}, adapter={"dora": True}))
     refuses("no adapter with DoRA and new tokens; `tunesmith export .*more --to merged`", made.folder)
-    monkeypatch.setattr(vllm_engine, "precision_of", lambda folder: "not-a-dtype")
+    monkeypatch.setattr(opening, "precision_of", lambda folder: "not-a-dtype")
     refuses("did not start: ValueError: no such dtype", mistral)
     until(lambda: not members(int((notes / "pid").read_text())))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -268,10 +268,10 @@ def test_what_it_will_not_do_is_said(notes, runs, mistral, family, recipe, tmp_p
 
 def test_full_fine_tunes_and_folders(recipe, family):
     run = train(recipe(name="full", train={"max_steps": 1}, adapter={"kind": "full"}))
-    served, arguments = vllm_engine.described([run.folder], None)
+    served, arguments = opening.described([run.folder], None)
     assert [(s.name, s.kind, s.weights) for s in served.values()] == [("full", "tuned", None)]
     assert arguments[0] == str(run.result) and "--enable-lora" not in arguments
-    served, arguments = vllm_engine.described([family("llama3")], 100)
+    served, arguments = opening.described([family("llama3")], 100)
     assert [(s.name, s.kind, s.context) for s in served.values()] == [("llama3", "base", 100)]
     own = open_models([family("llama3")])["llama3"]
     assert (own.stop_ids, own.defaults) == (served["llama3"].stop_ids, served["llama3"].defaults)

@@ -94,7 +94,7 @@ def test_nothing_is_unpickled(recipe, monkeypatch):
 
 def test_the_best_result_is_saved_whenever_it_comes(recipe, monkeypatch):
     """The best evaluation is at step 3, between two checkpoints: its weights become the result."""
-    monkeypatch.setattr(worker, "_evaluate", lambda job, state: 1.0 if state.step == 3 else 2.0)
+    monkeypatch.setattr(worker, "log_evaluation", lambda job, state: 1.0 if state.step == 3 else 2.0)
     run = job.train(
         recipe(
             data={"eval_share": 0.1},

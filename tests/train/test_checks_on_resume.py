@@ -127,7 +127,7 @@ def test_without_a_whole_checkpoint_it_is_refused(stopped, monkeypatch, capsys):
 def test_the_best_checkpoint_damaged_is_said(recipe, monkeypatch):
     """Its weights were to be the result: the last ones are, with a warning."""
     losses = iter([1.0, 2.0])
-    monkeypatch.setattr(worker, "_evaluate", lambda job, state: next(losses))
+    monkeypatch.setattr(worker, "log_evaluation", lambda job, state: next(losses))
     load_best = worker._load_best
 
     def damage_and_load(job, state):

@@ -83,7 +83,7 @@ def test_switched_off_it_runs_to_its_end_and_says_what_came_of_it(recipe):
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_best_of_a_run_that_never_gained_is_the_untrained_model(recipe, family, monkeypatch, kind):
-    monkeypatch.setattr(worker, "_evaluate", lambda job, state: 99.0)
+    monkeypatch.setattr(worker, "log_evaluation", lambda job, state: 99.0)
     run = job.train(
         recipe(
             adapter={"kind": kind},

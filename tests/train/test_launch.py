@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import Interrupted
-from tunesmith.finetune import job
+from tunesmith.finetune import job, launch, signals
 from tunesmith.finetune.worker import work as worker_work
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed, loop
@@ -30,7 +30,7 @@ def test_a_hangup_that_is_ignored_stays_so(ignored):
     came = []
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)  # as nohup does
     try:
-        with distributed.on_signals(lambda number, frame: came.append(number)):
+        with signals.on_signals(lambda number, frame: came.append(number)):
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGTERM)
         assert came == ([signal.SIGTERM] if ignored else [signal.SIGHUP, signal.SIGTERM])
@@ -55,14 +55,14 @@ def hears_nothing(folder: Path) -> None:
     wait_for(lambda: False)
 
 
-def launch(entry, folder: Path) -> None:
+def launch_two(entry, folder: Path) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
-    distributed.SECOND_SIGNAL_AFTER_SECONDS = 0
+    signals.SECOND_SIGNAL_AFTER_SECONDS = 0
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 2)
     try:
-        distributed.launch(entry, 2, folder)
+        launch.launch(entry, 2, folder)
     except SignalException:
         os._exit(STOPPED)
 
@@ -72,7 +72,7 @@ def launched(tmp_path):
     """Gives a launcher whose two processes are at work."""
 
     def start(entry):
-        launcher = multiprocessing.get_context("spawn").Process(target=launch, args=(entry, tmp_path))
+        launcher = multiprocessing.get_context("spawn").Process(target=launch_two, args=(entry, tmp_path))
         launcher.start()
         wait_for(lambda: count(tmp_path, "process") == 2)
         os.kill(launcher.pid, signal.SIGTERM)
@@ -115,7 +115,7 @@ def saves_slowly(folder: Path) -> None:
     save, seed_step = checkpoint.save, loop.seed_step
 
     def take_longer(folder, contents):
-        time.sleep(2 * distributed.SECOND_SIGNAL_AFTER_SECONDS)
+        time.sleep(2 * signals.SECOND_SIGNAL_AFTER_SECONDS)
         return save(folder, contents)
 
     def note(seed, step):

@@ -16,9 +16,9 @@ import pytest
 
 from tunesmith.errors import Interrupted
 from tunesmith.evaluate import summary
-from tunesmith.finetune import job, worker
+from tunesmith.finetune import job, signals, worker
 from tunesmith.run import Run
-from tunesmith.training import checkpoint, distributed
+from tunesmith.training import checkpoint
 from tunesmith.training import loop as training
 
 FORKED = multiprocessing.get_context("forkserver")
@@ -222,7 +222,7 @@ def test_a_second_signal_stops_at_once(monkeypatch):
     def end(status: int):
         raise Ended(status)
 
-    monkeypatch.setattr(distributed, "SECOND_SIGNAL_AFTER_SECONDS", 0)
+    monkeypatch.setattr(signals, "SECOND_SIGNAL_AFTER_SECONDS", 0)
     monkeypatch.setattr(os, "_exit", end)
     with worker.stop_on_signal() as stop_asked:
         assert not stop_asked()

@@ -19,7 +19,7 @@ from tunesmith.errors import (
     UserError,
     quoted,
 )
-from tunesmith.finetune.signals import Came, on_signals
+from tunesmith.finetune.signals import StopSignals, on_signals
 from tunesmith.plan import Plan
 from tunesmith.run import Run
 
@@ -93,7 +93,7 @@ def _waiting_on_signals():
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    others, came = active_children(), Came()
+    others, came = active_children(), StopSignals()
 
     def stop(number, frame) -> None:
         processes = [process for process in active_children() if process not in others]

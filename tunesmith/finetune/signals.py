@@ -5,13 +5,11 @@ import signal
 import time
 from contextlib import contextmanager
 
-from tunesmith.training import distributed
-
 SECOND_SIGNAL_AFTER_SECONDS = 1.0  # sooner it is the same one: Ctrl-C comes from the terminal and from the launcher
 
 
-class Came(list):
-    """When signals to stop came."""
+class StopSignals(list):
+    """The times at which signals to stop arrived."""
 
     def again(self) -> bool:
         """Notes one more; whether it is a second one, and not the same by another way."""
@@ -39,11 +37,11 @@ def on_signals(handler):
 @contextmanager
 def stop_on_signal():
     """Yields a function that tells whether a signal to stop came. A second one ends the process at once."""
-    came = distributed.Came()
+    received = StopSignals()
 
     def note(number, frame) -> None:
-        if came.again():
+        if received.again():
             os._exit(128 + number)
 
-    with distributed.on_signals(note):
-        yield lambda: bool(came)
+    with on_signals(note):
+        yield lambda: bool(received)
