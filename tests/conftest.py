@@ -12,6 +12,8 @@ from hypothesis import settings
 from tests import tiny
 from tunesmith import Recipe
 
+pytest_plugins = ["tests.serving"]  # the fixtures of runs that are served
+
 # No deadlines, as a busy machine takes long. `make test` draws the same examples every time; `make test-all` loads
 # `random` with a seed that it prints.
 settings.register_profile("fixed", deadline=None, derandomize=True)

@@ -17,7 +17,8 @@ if ls $here/wheels/*.whl > /dev/null 2>&1; then
 fi
 for part in ${*:-tests shapes}; do
     case $part in
-    tests) timeout 150 "$python" -m pytest tests/train/test_attention.py tests/train/test_layers.py -k on_a_card -rs ;;
+    tests) timeout 150 "$python" -m pytest tests/training/test_packed_attention.py tests/training/test_layer_transforms.py \
+        -k on_a_card -rs ;;
     shapes) "$python" bench/shapes.py --minutes "${MINUTES:-7}" ${RESULT:+--out "$RESULT"} ;;
     growth) "$python" bench/growth.py --device cuda ;;
     speed) "$python" bench/run.py --device cuda --quick --only speed ;;

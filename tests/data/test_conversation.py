@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.data.test_template import CALL, TALK, TOOLS, assistant, learned, load, runs, system, user
+from tests.data.test_masking import CALL, TALK, TOOLS, assistant, learned, load, runs, system, user
 from tunesmith.data.conversation import accepted
 from tunesmith.data.masking import encode_chat
 from tunesmith.data.reasoning import split, switched

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from tests import tiny
-from tests.export.test_weights import assert_same
+from tests.export.test_merged_weights import assert_same
 from tunesmith import train
 from tunesmith.errors import UserError
 from tunesmith.export.export import export

@@ -10,7 +10,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from tests import tiny
 from tests.conftest import slow_but
 from tests.model.test_result import QUICK, logits, trained_logits
-from tests.train.test_reference import losses
+from tests.training.test_reference import losses
 from tunesmith import train
 from tunesmith.errors import UserError
 from tunesmith.export.export import export

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import write_rows
 from tests.model.test_result import QUICK, logits, trained_logits
-from tests.train.test_reference import losses
+from tests.training.test_reference import losses
 from tunesmith import train
 from tunesmith.errors import UserError
 from tunesmith.export.export import export

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests import other
 from tests.model.test_result import QUICK, logits, trained_logits
-from tests.train.test_reference import losses
+from tests.training.test_reference import losses
 from tunesmith import train
 from tunesmith.export.export import export
 from tunesmith.model.adapt import adapt

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from tests import tiny
 from tests.conftest import slow_but, sums, write_rows
 from tests.model.test_result import logits, trained_logits
-from tests.train.test_reference import BOUND, losses
+from tests.training.test_reference import BOUND, losses
 from tunesmith import resume, train
 from tunesmith.errors import UserError
 from tunesmith.export.export import export

@@ -10,7 +10,7 @@ import openai as sdk
 import pytest
 from anthropic import Anthropic
 
-from tests.serve.conftest import KEY
+from tests.serving import KEY
 from tunesmith.errors import UserError
 from tunesmith.serve.binding import check_callers, own_names
 

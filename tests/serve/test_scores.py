@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.serve.conftest import Collector
-from tests.serve.test_engine import prompts
+from tests.inference.test_scheduler import prompts
+from tests.serving import Collector
 from tunesmith.inference.interface import Request
 from tunesmith.inference.scheduler import BatchingEngine
 from tunesmith.serve.open_models import open_models

@@ -8,8 +8,8 @@ import uvicorn
 from openai import OpenAI
 
 from tests import tiny
+from tests.answer_formats import templates
 from tests.conftest import sums, write_rows
-from tests.serve import templates
 from tunesmith import Recipe, train
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.inference.interface import Piece, Request, Served

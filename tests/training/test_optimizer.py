@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.train.test_resume import happened, interrupt_at
+from tests.finetune.test_resume import happened, interrupt_at
 from tunesmith.errors import Interrupted, UserError
 from tunesmith.finetune import job
 from tunesmith.planner import decide

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.test_checkpoint import trained
+from tests.training.test_checkpoint import trained
 from tunesmith.finetune import job
 from tunesmith.training import checkpoint, checkpoint_writer, loop
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.serve import templates
+from tests.answer_formats import templates
 from tunesmith.answer_formats.calls import Call
 from tunesmith.answer_formats.format import find
 from tunesmith.answer_formats.named_calls import NamedCalls

@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
 )
 
 from tests import tiny
-from tests.serve.conftest import Collector
+from tests.serving import Collector
 from tunesmith import train
 from tunesmith.errors import UserError
 from tunesmith.inference import scheduler

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.serve.conftest import Scripted
+from tests.serving import Scripted
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from tests.serve.test_engine import NEW, alone, answers, prompts
+from tests.inference.test_scheduler import NEW, alone, answers, prompts
 from tunesmith.errors import UserError
 from tunesmith.inference.interface import Request
 from tunesmith.inference.scheduler import BatchingEngine

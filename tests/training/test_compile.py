@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.train.test_layers import DENSE, build  # noqa: F401  (build is a fixture)
-from tests.train.test_switches import BOUND, curve
+from tests.training.test_layer_transforms import DENSE, build  # noqa: F401  (build is a fixture)
+from tests.training.test_switches import BOUND, curve
 from tunesmith import train
 from tunesmith.training.layer_transforms import CompileWatch, checkpoint_layers, compile_layers
 

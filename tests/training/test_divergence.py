@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.test_failures import command
+from tests.finetune.test_failures import command
 from tunesmith.errors import Diverged
 from tunesmith.evaluate import heldout, summary
 from tunesmith.files import json_text

@@ -12,7 +12,7 @@ from openai import OpenAI
 
 from tests import tiny
 from tests.export.test_gguf import MODELS, Weights, made
-from tests.serve.conftest import Collector
+from tests.serving import Collector
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.export import export

@@ -8,7 +8,7 @@ import torch
 
 from tests import card, tiny
 from tests.conftest import slow_but
-from tests.serve.conftest import Collector
+from tests.serving import Collector
 from tunesmith import resume, train
 from tunesmith.export.export import export
 from tunesmith.inference import scheduler

@@ -16,10 +16,10 @@ from openai import APIStatusError, OpenAI
 
 from tests import tiny
 from tests.conftest import slow_but
-from tests.serve import standin_vllm
-from tests.serve.conftest import Collector, two_runs
-from tests.serve.standin_vllm import DIES, FAILS, GOES_ON
-from tests.serve.test_engine import prompts
+from tests.inference import standin_vllm
+from tests.inference.standin_vllm import DIES, FAILS, GOES_ON
+from tests.inference.test_scheduler import prompts
+from tests.serving import Collector, two_runs
 from tunesmith import train
 from tunesmith.errors import UserError
 from tunesmith.export.export import export

@@ -8,7 +8,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.conftest import sums, write_rows
-from tests.train.test_failures import command, contents
+from tests.finetune.test_failures import command, contents
 from tunesmith.errors import UserError
 from tunesmith.finetune import job, provenance, worker
 from tunesmith.run import Run
