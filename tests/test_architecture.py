@@ -11,6 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up; a folder may import those before it, and its own files.
 FLOORS = [
+    "units",
     "errors",
     "recipe_errors",
     "recipe",

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tunesmith.units import size
+
 DISK_FULL = {
     errno.ENOSPC: "No space left on device",
     errno.EDQUOT: "Disk quota exceeded",
@@ -68,7 +70,7 @@ def report_full_disk(folder: Path, remedy: str) -> Iterator[None]:
         if isinstance(error, Ending) or not is_disk_full(error):
             raise
         free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
-        raise UserError(f"{folder}: no room on the disk ({free / 1e9:.1f} GB free); {remedy}") from None
+        raise UserError(f"{folder}: no room on the disk ({size(free)} free); {remedy}") from None
 
 
 def is_disk_full(error: Exception) -> bool:

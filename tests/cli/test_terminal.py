@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tunesmith.cli.terminal import LiveLine, bar, fitting, line_chart, size
+from tunesmith.cli.terminal import LiveLine, bar, fitting, line_chart
+from tunesmith.units import size
 
 PARTS = [
     (0, "step 7/200"),

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tunesmith.cli.parameters import Json, Switch, print_json
-from tunesmith.cli.terminal import size
 from tunesmith.errors import quoted
 from tunesmith.run import Run
+from tunesmith.units import size
 
 
 def export(

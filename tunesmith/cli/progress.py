@@ -11,12 +11,13 @@ from typing import BinaryIO
 
 from rich.console import Console
 
-from tunesmith.cli.terminal import LiveLine, clock, fitting, size
+from tunesmith.cli.terminal import LiveLine, fitting
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
 from tunesmith.finetune import job
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
+from tunesmith.units import clock, count, size
 
 SECONDS_BETWEEN_LINES = 10
 SECONDS_BETWEEN_READS = 0.1  # of the events
@@ -118,8 +119,8 @@ class Screen:
         for path, parts in left_out.items():
             self._say(f"        left out of {path}: {', '.join(parts)}", style="yellow")
         for action in ("dropped", "shortened", "changed"):
-            for reason, count in ledger[action].items():
-                self._say(f"        {count:,} {action}: {REASONS[reason]}", style="yellow")
+            for reason, rows in ledger[action].items():
+                self._say(f"        {rows:,} {action}: {REASONS[reason]}", style="yellow")
         if ledger["unread"]:
             self._say(f"        columns not read: {describe(ledger['unread'])}", style="yellow")
 
@@ -132,7 +133,7 @@ class Screen:
     def _show_start(self, steps, rows, trainable_parameters, parameters, **_) -> None:
         self._steps = steps
         share = trainable_parameters / parameters
-        self._say(f"model   {_count(parameters)} parameters, {_count(trainable_parameters)} trained ({share:.1%})")
+        self._say(f"model   {count(parameters)} parameters, {count(trainable_parameters)} trained ({share:.1%})")
         self._began = time.monotonic()
         self._first_step = None
 
@@ -191,10 +192,3 @@ class Screen:
             return False
         self._last_line = now
         return True
-
-
-def _count(number: int) -> str:
-    for unit, units in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= units:
-            return f"{number / units:.1f}{unit}"
-    return str(number)

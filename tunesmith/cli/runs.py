@@ -15,21 +15,11 @@ from tunesmith.cli.parameters import DEFAULT_OUTPUT, Json, print_json
 from tunesmith.cli.terminal import line_chart, mark
 from tunesmith.errors import UserError, quoted
 from tunesmith.evaluate.charts import thin
-from tunesmith.evaluate.summary import (
-    NO_VALUE,
-    duration,
-    ending,
-    flatten,
-    incomparable,
-    number,
-    percent,
-    summary,
-    verdict,
-    warnings,
-)
+from tunesmith.evaluate.summary import ending, flatten, incomparable, summary, verdict, warnings
 from tunesmith.files import json_text
 from tunesmith.recipe import read_yaml
 from tunesmith.run import Run, list_runs
+from tunesmith.units import NO_VALUE, duration, number, percent
 
 TONES = {"better": "bold green", "worse": "bold red", "unclear": "bold yellow"}
 

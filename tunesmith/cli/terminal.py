@@ -19,20 +19,6 @@ BEFORE_BAR = 3  # parts up to this priority are worth more than a bar
 CLEAR = "\r\x1b[J"  # to the start of the line, and all from there on away
 
 
-def size(bytes_: float) -> str:
-    """Bytes in the decimal unit that suits them."""
-    unit, divisor = next((pair for pair in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if bytes_ >= pair[1]), ("bytes", 1))
-    value = bytes_ / divisor
-    return f"{value:,.1f} {unit}" if unit != "bytes" else f"{value:.0f} {unit}"
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """While this holds, a terminal shows that something goes on; elsewhere nothing is written."""

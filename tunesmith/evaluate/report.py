@@ -13,23 +13,10 @@ from markupsafe import Markup
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
 from tunesmith.evaluate.charts import Point, Series, line_chart, thin
-from tunesmith.evaluate.summary import (
-    NO_VALUE,
-    Interval,
-    decimals,
-    duration,
-    ending,
-    evaluations,
-    flatten,
-    number,
-    percent,
-    signed,
-    summary,
-    verdict,
-    warnings,
-)
+from tunesmith.evaluate.summary import Interval, ending, evaluations, flatten, summary, verdict, warnings
 from tunesmith.files import read_json, write_atomic
 from tunesmith.run import Run
+from tunesmith.units import NO_VALUE, count, decimals, duration, number, percent, signed, size
 
 TEMPLATE = "report.html"
 
@@ -92,12 +79,12 @@ def _figures(run: Run, facts: dict, steps: list[dict]) -> list[tuple[str, str, s
         figures.append(("Time", duration(facts["seconds"]), "evaluation included"))
     if steps:
         tokens, learned = sum(e["tokens"] for e in steps), sum(e["supervised_tokens"] for e in steps)
-        figures.append(("Tokens", _short(tokens), f"{_short(learned)} learned from"))
+        figures.append(("Tokens", count(tokens), f"{count(learned)} learned from"))
         seconds = sum(e["seconds"] for e in steps)
         figures.append(("Tokens per second", number(tokens / seconds, 0), "mean over the steps"))
-        figures.append(("Peak memory", _bytes(max(e["memory_bytes"] or 0 for e in steps)), "while training"))
+        figures.append(("Peak memory", size(max(e["memory_bytes"] or 0 for e in steps)), "while training"))
     return figures + [
-        ("Trained", _short(start["trainable_parameters"]), f"of {_short(start['parameters'])} parameters")
+        ("Trained", count(start["trainable_parameters"]), f"of {count(start['parameters'])} parameters")
         for start in run.events("start")[-1:]
     ]
 
@@ -116,7 +103,7 @@ def _small_charts(steps: list[dict]) -> list[Markup]:
     kinds = (
         ("Learning rate", "learning_rate", "{:.2g}".format),
         ("Tokens per second", "tokens_per_second", "{:,.0f}".format),
-        ("Peak memory", "memory_bytes", _bytes),
+        ("Peak memory", "memory_bytes", size),
     )
     return [
         line_chart(title, [Series(title, thin(_points(steps, key))[0], "plain")], show, 110)
@@ -225,17 +212,5 @@ def _fact(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float) and key.endswith("_bytes"):
-        return _bytes(value)
+        return size(value)
     return NO_VALUE if value is None or value == "" else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB" if count else "0"
-
-
-def _short(count: float) -> str:
-    """Three figures and the size: 12.3 million."""
-    for size, unit in ((1e9, "billion"), (1e6, "million")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:,.0f}"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from tunesmith.files import read_json
 from tunesmith.recipe import read_yaml
 from tunesmith.run import Run
+from tunesmith.units import decimals, number, percent, signed
 
 # How a run ended. Key: its status; value: what follows "The run", with the place of its step.
 ENDINGS = {
@@ -26,7 +27,6 @@ ENDINGS = {
     "cut off": "was cut off{}, without saying why",
     "not started": "has not started",
 }
-NO_VALUE = "–"
 FEW_ROWS = 8  # an interval from fewer says more than is known
 
 
@@ -141,40 +141,6 @@ def flatten(value: dict, prefix: str = "") -> dict:
             inner = ", ".join(map(str, inner)) if plain else dict(enumerate(inner, 1))
         flat |= flatten(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
     return flat
-
-
-def decimals(*values: float) -> int:
-    """Digits after the point that show two figures of the largest value: 2 to 4."""
-    largest = max((abs(v) for v in values if math.isfinite(v)), default=1)
-    return min(4, max(2, 1 - math.floor(math.log10(largest)))) if largest else 2
-
-
-def number(value: float | None, digits: int | None = None) -> str:
-    if value is None or not math.isfinite(value):
-        return NO_VALUE if value is None else "not finite"
-    return f"{value:,.{decimals(value) if digits is None else digits}f}".replace("-", "−")
-
-
-def signed(value: float, digits: int) -> str:
-    return ("+" if value > 0 else "") + number(value, digits)
-
-
-def percent(share: float | None) -> str:
-    """Whole per cent, but never 0 or 100 for what is only close to it."""
-    if share is None:
-        return NO_VALUE
-    edge = 0 < abs(share) < 0.01 or 0.99 < abs(share) < 1
-    return f"{100 * share:.{1 if edge else 0}f}\xa0%".replace("-", "−")
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return NO_VALUE
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
 def _compared(before: dict, after: dict, difference: dict, rows: int) -> Verdict:

@@ -22,6 +22,7 @@ from tunesmith.inference.loaded_model import KV, Part, Weights
 from tunesmith.inference.prefix_cache import PrefixCache
 from tunesmith.inference.sampling import Sampler
 from tunesmith.inference.text_stream import Delivery
+from tunesmith.units import size
 
 CHUNK = 512
 MEMORY_SHARE = 0.5  # of the memory that is free once the models are there, for keys and values
@@ -43,7 +44,7 @@ class Pool:
         """For people; `names` are the models of these weights."""
         return (
             f"{self._computes} ({', '.join(names)}); keys and values of up to {self.limit_tokens:,} tokens in "
-            f"{self.limit_bytes / 1e9:.1f} GB"
+            f"{size(self.limit_bytes)}"
         )
 
 

@@ -14,6 +14,7 @@ from tunesmith.errors import CHILD_DIED, UserError
 from tunesmith.plan import Plan
 from tunesmith.planner.decide import layers_for
 from tunesmith.run import Run
+from tunesmith.units import size
 
 SECONDS = 40  # after which no larger pass is begun
 FIRST_TOKENS = 1024
@@ -70,7 +71,7 @@ def fitted(run: Run, plan: Plan, base: Path, longest: int) -> tuple[Plan, Measur
     if not plan.micro_batch_tokens:
         raise UserError(
             f"data.sequence_length: no room for {_rows(*_shapes(run, plan, longest)[0])} in "
-            f"{found.budget_bytes / 1e9:.1f} GB; train an adapter (adapter.kind: lora), or a smaller model"
+            f"{size(found.budget_bytes)}; train an adapter (adapter.kind: lora), or a smaller model"
         )
     return replace(plan, reasons=plan.reasons | reasons), found
 
@@ -86,7 +87,7 @@ def _largest(run: Run, plan: Plan, base: Path, longest: int) -> tuple[Plan, Meas
                 f"what fits cannot be measured: {CHILD_DIED}; or give data.sequence_length and "
                 "train.micro_batch as numbers"
             ) from None
-    why = f"as fits in {found.budget_bytes / 1e9:.1f} GB, measured up to {max(found.points, default=(0,))[0]:,} tokens"
+    why = f"as fits in {size(found.budget_bytes)}, measured up to {max(found.points, default=(0,))[0]:,} tokens"
     if run.recipe.data.sequence_length == "max":
         rows = shapes[0][0]
         length = max(0, min(longest, found.tokens // rows) // MULTIPLE * MULTIPLE)

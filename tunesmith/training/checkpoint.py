@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import UserError, first_line
 from tunesmith.files import follow_umask, read_json, write_json
+from tunesmith.units import size
 
 FREE_MARGIN_BYTES = 64 * 2**20
 
@@ -83,7 +84,7 @@ def save(folder: Path, contents: Contents) -> int:
     folder.mkdir(exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(f"a checkpoint needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free")
+        raise OSError(f"a checkpoint needs {size(needed)} of disk, {size(free)} are free")
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir()

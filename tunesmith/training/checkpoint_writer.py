@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tunesmith.machine import memory
 from tunesmith.training import checkpoint
+from tunesmith.units import size
 
 MEMORY_MARGIN_BYTES = 2**30
 
@@ -42,7 +43,7 @@ class Saver:
             self._log(
                 "warning",
                 message=f"checkpoint at step {state.step} not saved: it needs "
-                f"{contents.nbytes / 1e9:.1f} GB of the machine's memory, {free / 1e9:.1f} GB are free; training "
+                f"{size(contents.nbytes)} of the machine's memory, {size(free)} are free; training "
                 "goes on",
             )
         elif short:
