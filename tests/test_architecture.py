@@ -19,6 +19,7 @@ FLOORS = [
     "run",
     "machine",
     "plan",
+    "registry",
     "data",
     "answer_formats",
     "model",

@@ -349,7 +349,7 @@ RAWS = st.dictionaries(KEYS, JSON | st.lists(TURN, max_size=4), max_size=6)
 @settings(max_examples=600)
 @given(RAWS)
 def test_any_mapping_is_a_row_or_a_problem(raw):
-    for format in formats.known().values():
+    for format in formats.FORMATS.values():
         assert isinstance(format.recognises(raw), bool)
         try:
             row = format.to_row(raw)

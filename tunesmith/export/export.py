@@ -10,9 +10,8 @@ import os
 import shutil
 import time
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 
 from pydantic import ValidationError
 
@@ -27,18 +26,11 @@ from tunesmith.finetune.prepared import tokenizer_of
 from tunesmith.finetune.result import require_result, trained_model
 from tunesmith.model.load import quieten
 from tunesmith.recipe import first_problem
+from tunesmith.registry import Registry
 from tunesmith.run import Run
 
 SAID_EVERY = 10.0  # seconds
-FORMS = {
-    "adapter": "tunesmith.export.forms.adapter",
-    "merged": "tunesmith.export.forms.merged",
-    "gguf": "tunesmith.export.forms.gguf",
-    "ollama": "tunesmith.export.forms.ollama",
-    "fp8": "tunesmith.export.forms.fp8",
-    "int4": "tunesmith.export.forms.int4",
-    "gguf-adapter": "tunesmith.export.forms.gguf_adapter",
-}
+FORMS = Registry("tunesmith.export.forms", "tunesmith.export")
 
 
 def export(
@@ -86,13 +78,13 @@ def export(
     return {"folder": str(target), **found}
 
 
-def form_of(to: str):
-    """The form of that name: ours, or of a package with the entry point `tunesmith.export`. Raises UserError."""
-    others = {point.name: point.value for point in entry_points(group="tunesmith.export")}
+def form_of(to: str) -> ModuleType:
+    """The form of that name, in which - and _ are one. Raises UserError."""
+    names = {name.replace("_", "-"): name for name in FORMS}
     try:
-        return import_module((others | FORMS)[to])
+        return FORMS[names[to.replace("_", "-")]]
     except KeyError:
-        raise UserError(f"--to {to}: there is no such form; choose {', '.join(FORMS | others)}") from None
+        raise UserError(f"--to {to}: there is no such form; choose {', '.join(names)}") from None
 
 
 def _settings(form, to: str, given: dict):

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith import methods
 from tunesmith.answer_formats.format import find
 from tunesmith.data.dataset import TokenStore, measured_only
 from tunesmith.data.encode import Progress, Settings
@@ -14,6 +13,7 @@ from tunesmith.evaluate import generate, heldout
 from tunesmith.files import cache_folder
 from tunesmith.finetune.prepared import plan_of, tokenizer_of
 from tunesmith.finetune.result import base_model, require_result, trained_model
+from tunesmith.methods import METHODS
 from tunesmith.model.load import on_best, quieten
 from tunesmith.recipe import Source
 from tunesmith.run import Run
@@ -47,7 +47,7 @@ def evaluate(run: Run, source: Source, progress: Progress = lambda rows, example
 
 def _tokens(run: Run, source: Source, progress: Progress) -> tuple[TokenStore, dict]:
     recipe, plan = run.recipe, plan_of(run)
-    chosen = methods.get(recipe.method.name)
+    chosen = METHODS[recipe.method.name]
     settings = Settings(
         tokenizer=tokenizer_of(run).on(run.plan.get("day")),
         encode=chosen.encode,

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from tunesmith import methods
 from tunesmith.data.dataset import Dataset, prepare
 from tunesmith.data.encode import Progress, Settings
 from tunesmith.data.row_order import Schedule
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.files import cache_folder
+from tunesmith.methods import METHODS
 from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
@@ -35,7 +35,7 @@ def dataset_of(
     """The run's tokens; after `prepare` they come from the cache. `day` as the plan has it or will have it, for
     templates that write the date."""
     recipe = run.recipe
-    chosen = methods.get(recipe.method.name)
+    chosen = METHODS[recipe.method.name]
     settings = Settings(
         tokenizer=tokenizer.on(day or run.plan.get("day")),
         encode=chosen.encode,

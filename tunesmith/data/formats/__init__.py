@@ -3,52 +3,38 @@
 Each has `recognises(sample) -> bool` and `to_row(raw) -> Row`, which raises RowProblem for a record it cannot use.
 """
 
-import pkgutil
 from collections.abc import Iterable
-from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
 from types import ModuleType
 
 from tunesmith.data.formats._chat import CHAT_COLUMNS, shown
 from tunesmith.errors import UserError
+from tunesmith.registry import Registry
 
-GROUP = "tunesmith.formats"
+FORMATS = Registry(__name__, "tunesmith.formats")
 
 
 class Unknown(UserError):
     """No known format has the columns of a file."""
 
 
-@cache
-def known() -> dict[str, ModuleType]:
-    """Every format by its name. Raises UserError if a package brings one that is there already."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    built_in = {name: import_module(f"{__name__}.{name}") for name in names}
-    others = {entry.name: entry.load() for entry in entry_points(group=GROUP)}
-    if twice := built_in.keys() & others.keys():
-        raise UserError(f"format: an installed package brings a format {min(twice)}, which Tunesmith has; remove it")
-    return built_in | others
-
-
 def get(name: str) -> ModuleType:
     """The format of a name. Raises UserError if there is none."""
-    if name not in known():
-        raise UserError(f"format: unknown format {name!r}; known are auto, {', '.join(known())}")
-    return known()[name]
+    if name not in FORMATS:
+        raise UserError(f"format: unknown format {name!r}; known are auto, {', '.join(FORMATS)}")
+    return FORMATS[name]
 
 
 def recognise(samples: list[dict], path: str) -> str:
     """The name of the format that most samples have. Raises UserError naming `path` if several do, and Unknown if none
     does."""
-    votes = {name: sum(map(format.recognises, samples)) for name, format in known().items()}
+    votes = {name: sum(map(format.recognises, samples)) for name, format in FORMATS.items()}
     most = max(votes.values())
     best = [name for name, count in votes.items() if count == most]
     columns = _listed(dict.fromkeys(column for sample in samples for column in sample))
     if most == 0:
         raise Unknown(
             f"{path}: no known format has the columns {columns}{_conversation_problem(samples)}; known "
-            f"formats are {', '.join(known())}; set `format:`, and `columns: {{standard name: your column}}`"
+            f"formats are {', '.join(FORMATS)}; set `format:`, and `columns: {{standard name: your column}}`"
         )
     if len(best) > 1:
         raise UserError(f"{path}: the columns {columns} fit {' and '.join(best)}; choose with `format:`")

@@ -1,0 +1,47 @@
+"""What grows by one file: the modules of a folder, and those that installed packages add under an entry point."""
+
+import pkgutil
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+
+from tunesmith.errors import UserError
+
+
+class Registry(Mapping[str, ModuleType]):
+    """{name: module}, each imported when it is asked for. Names are those of the files in a package and of the
+    entry points in a group; a file whose name begins with _ is not one. Raises UserError if an installed package brings
+    a name that is there already."""
+
+    def __init__(self, package: str, group: str):
+        self._package, self._group = package, group
+
+    @cached_property
+    def _places(self) -> dict[str, str | EntryPoint]:
+        files = pkgutil.iter_modules(import_module(self._package).__path__)
+        built_in = {file.name: f"{self._package}.{file.name}" for file in files if not file.name.startswith("_")}
+        others = {point.name: point for point in entry_points(group=self._group)}
+        if twice := sorted(built_in.keys() & others.keys()):
+            raise UserError(
+                f"{self._group}: the installed package {_package_of(others[twice[0]])} brings {twice[0]}, which "
+                "Tunesmith has; remove it"
+            )
+        return built_in | others
+
+    def __getitem__(self, name: str) -> ModuleType:
+        place = self._places[name]
+        module = import_module(place) if isinstance(place, str) else place.load()
+        assert isinstance(module, ModuleType)
+        return module
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def _package_of(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value
