@@ -13,13 +13,15 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import sums, write_rows
+from tests.conftest import slow_but, sums, write_rows
 from tunesmith import train
 from tunesmith.cli.main import app, main
 from tunesmith.cli.runs import compare
 from tunesmith.finetune.evaluation import evaluate
 from tunesmith.recipe import Recipe, Source
 from tunesmith.run import Run
+
+SPACED = ["question=Frage", "answer=Antwort"]
 
 
 def tunesmith(*arguments, cwd, said: str = "") -> subprocess.CompletedProcess:
@@ -264,7 +266,7 @@ def test_help_of_train_has_sections_and_defaults():
     assert "--model.path --model " in shown and "empty-" not in shown
 
 
-@pytest.mark.parametrize("columns", [["question=Frage", "answer=Antwort"], ["question=Frage,answer=Antwort"]])
+@pytest.mark.parametrize("columns", slow_but([SPACED], [SPACED, ["question=Frage,answer=Antwort"]]))
 def test_columns_of_the_users_own_are_checked_and_started(trained, tmp_path, columns):
     rows = "".join(f"Was ist {i}?,Das ist {i}.\n" for i in range(40))
     (tmp_path / "rows.csv").write_text(f"Frage,Antwort\n{rows}")

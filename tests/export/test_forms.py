@@ -104,7 +104,7 @@ def test_an_importance_matrix_is_of_k_quants_alone(run, tmp_path):
 WIDE = {"hidden_size": 128, "intermediate_size": 128, "initializer_range": 0.05}
 
 
-@pytest.mark.parametrize("base", slow_but(("qwen3", "mixtral"), ("qwen3", "qwen3_moe", "mixtral")))
+@pytest.mark.parametrize("base", slow_but(("mixtral",), ("qwen3", "qwen3_moe", "mixtral")))
 def test_small_weights_are_small_and_close(recipe, tmp_path, base):
     more = WIDE | ({"moe_intermediate_size": 128} if base == "qwen3_moe" else {})
     path = tiny.save(base, tmp_path / "model", **more)

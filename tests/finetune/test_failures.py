@@ -19,7 +19,8 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
-from tests.conftest import sums, write_rows
+from tests.conftest import slow_but, sums, write_rows
+from tunesmith import train
 from tunesmith.cli import main, runs
 from tunesmith.errors import NotEnoughMemory, UserError
 from tunesmith.evaluate import generate, heldout, summary
@@ -356,7 +357,7 @@ def test_a_file_system_without_locks(recipe, monkeypatch):
     assert summary.summary(run)["status"] == "done"
 
 
-@pytest.mark.parametrize("train", [{"micro_batch": "auto"}, {"processes": 2}])
+@pytest.mark.parametrize("train", slow_but([{"processes": 2}], [{"micro_batch": "auto"}, {"processes": 2}]))
 def test_a_script_without_a_guard_is_told(tmp_path, recipe, train):
     """Processes of ours import it, and would train too. They end without a word, so that the reason is the last line
     and stands below one traceback: that of the script."""
@@ -373,7 +374,7 @@ def test_a_script_without_a_guard_is_told(tmp_path, recipe, train):
 
 def test_the_screen_is_tunesmiths(recipe, capfd):
     """No progress bar or warning of a library between its lines."""
-    job.train(recipe(train={"max_steps": 1}))
+    train(recipe(train={"max_steps": 1}))
     shown = capfd.readouterr().err.splitlines()
     assert shown
     known = ("data ", "plan ", "  ", "model ", "step ", "saved ", "stop ", "tokenising: ", "eval ")

@@ -127,6 +127,7 @@ def saves_slowly(folder: Path) -> None:
     worker_work(folder)
 
 
+@pytest.mark.slow
 def test_no_process_ends_while_another_saves(recipe, monkeypatch, capfd):
     monkeypatch.setattr("tunesmith.finetune.worker.work", saves_slowly)
     asked = recipe(train={"processes": 2})

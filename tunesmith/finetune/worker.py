@@ -52,7 +52,6 @@ def work(folder: Path) -> None:
 
     remedy = f"free some space, then `tunesmith resume {quoted(run.folder)}` continues"
     with report_full_disk(run.folder, remedy), stop_on_signal() as stop_asked:
-        log("stage", doing="loading the model")
         with no_room_is_said("the model", "a smaller one may, or model.quantize: nf4, or adapter.kind: lora"):
             job, state = _job(run, plan, device, log, stop_asked)
         measure_untrained(job, run, state)
@@ -84,6 +83,7 @@ def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint
             message=f"{folder.name} is damaged ({problem}) and was renamed to damaged-{folder.name}; "
             f"training continues from {last.name}",
         )
+    log("stage", doing="loading the model")
     built = build(run, plan, run.base, device, log)
     model, plan = built.model, built.plan
     state = (
