@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tunesmith import methods
 from tunesmith.data.dataset import prepare
 from tunesmith.data.encode import Settings
 from tunesmith.data.packing import micro_batches
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.methods import METHODS
 from tunesmith.recipe import Data, Method
 
 STEP_ROWS, PACK_TOKENS = 32, 4096
@@ -19,7 +19,7 @@ STEP_ROWS, PACK_TOKENS = 32, 4096
 
 def main(file: str, model: str, cache: str) -> dict:
     data = Data(train=file, eval_share=0, sequence_length=1024)
-    sft = methods.get("sft")
+    sft = METHODS["sft"]
     settings = Settings(
         tokenizer=Tokenizer.load(model),
         encode=sft.encode,

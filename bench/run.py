@@ -203,8 +203,8 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", help="e.g. 5M-full-float32", choices=["-".join(c) for c in CASES])
     parser.add_argument("--peers", nargs="+", choices=VARIANTS)
     asked = parser.parse_args()
-    if (asked.device == "cuda") != bool(probe().cards):
-        parser.error(f"--device {asked.device}: Tunesmith trains on the card where there is one, and only there")
+    if (asked.device == "cuda") != bool(probe().gpus):
+        parser.error(f"--device {asked.device}: Tunesmith trains on the GPU where there is one, and only there")
     cases = [tuple(c.split("-")) for c in asked.cases] if asked.cases else QUICK if asked.quick else CASES
     repeats = 1 if asked.quick else REPEATS
     sizes = list(SIZES)[: 3 if asked.full else 2]

@@ -1,7 +1,7 @@
-"""True shapes of published models on a card, with random weights: python bench/shapes.py [--minutes M] [--out FILE].
+"""True shapes of published models on a GPU, with random weights: python bench/shapes.py [--minutes M] [--out FILE].
 
 Rates, share of the measured matmul rate and peak memory of full, LoRA and QLoRA training, the longest context of
-QLoRA in the memory of smaller cards, and TRL and Unsloth where they are installed. Each point is a process of its own.
+QLoRA in the memory of smaller GPUs, and TRL and Unsloth where they are installed. Each point is a process of its own.
 The table is written anew after each point, so one that is cut short says what was not run.
 
     python bench/shapes.py --device cpu --tiny
@@ -32,9 +32,9 @@ class Starter:
     """Starts points: forked from a process that has imported what they need, or anew where that does not work."""
 
     def __init__(self, device: str):
-        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a process that touched the card cannot be forked
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a process that touched the GPU cannot be forked
         self._ours, self._anew = get_context("forkserver"), get_context("spawn")
-        # Nothing that imports PEFT, and with it bitsandbytes, which touches the card.
+        # Nothing that imports PEFT, and with it bitsandbytes, which touches the GPU.
         self._ours.set_forkserver_preload(
             [f"transformers.models.{name}.modeling_{name}" for name in ("llama", "qwen3", "qwen3_moe")]
         )
@@ -116,7 +116,7 @@ def _share(result: dict, rate: dict) -> str:
 
 
 def _memory(result: dict) -> str:
-    reserved = result["reserved_bytes"]  # 0 without a card
+    reserved = result["reserved_bytes"]  # 0 without a GPU
     return f"{result['allocated_bytes'] / 1e9:.2f} GB | " + (f"{reserved / 1e9:.2f} GB" if reserved else "")
 
 
@@ -150,8 +150,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file to write; by default in bench/results")
     asked = parser.parse_args()
     ends = time.monotonic() + asked.minutes * 60
-    if (asked.device == "cuda") != bool(probe().cards):
-        parser.error(f"--device {asked.device}: Tunesmith trains on the card where there is one, and only there")
+    if (asked.device == "cuda") != bool(probe().gpus):
+        parser.error(f"--device {asked.device}: Tunesmith trains on the GPU where there is one, and only there")
     starter = Starter(asked.device)
     file = asked.out or results_file("-shapes-tiny" if asked.tiny else "-shapes")
     wanted = [p for p in points(asked.device, asked.tiny) if (asked.only or "") in _words(p)]

@@ -2,7 +2,7 @@
 
 The work is Tunesmith's: rows of random tokens, all of equal length, so neither padding nor packing costs anything; the
 same adapter, optimizer and tokens a step. `variant`: `kept` activations, as many rows a pass as fit, or `recomputed`,
-all rows in one. The Unsloth part has not been run: it needs a card even to be imported.
+all rows in one. The Unsloth part has not been run: it needs a GPU even to be imported.
 """
 
 import gc

@@ -21,7 +21,7 @@ from tunesmith.machine import probe
 from tunesmith.model import adapt, load
 from tunesmith.model.memory import is_out_of_memory, peak_bytes, reset_peak
 from tunesmith.plan import Plan
-from tunesmith.planner.decide import CARD_TOKENS, CPU_TOKENS, choose, for_model
+from tunesmith.planner.decide import CPU_TOKENS, GPU_TOKENS, choose, for_model
 from tunesmith.planner.fit import MULTIPLE, Measured, learn
 from tunesmith.recipe import Model, Recipe
 from tunesmith.training import distributed, packed_attention
@@ -120,13 +120,13 @@ class Watch:
 
 
 def _reserved(device: torch.device) -> int:
-    """Peak of what torch holds of the card, with what it keeps for later."""
+    """Peak of what torch holds of the GPU, with what it keeps for later."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
 
 
 def recipe_of(point: Point) -> Recipe:
     """A step is one forward pass of as many tokens as the planner takes, two where its optimizer has all weights."""
-    full, pass_tokens = point.kind == "full", CARD_TOKENS if point.device == "cuda" else CPU_TOKENS
+    full, pass_tokens = point.kind == "full", GPU_TOKENS if point.device == "cuda" else CPU_TOKENS
     length = point.length or CONTEXT_PROBES[0]
     train = {
         "batch": max(1, pass_tokens * (2 if full else 1) // length),
@@ -153,12 +153,12 @@ def recipe_of(point: Point) -> Recipe:
 
 
 def check_size(point: Point) -> None:
-    """Raises NotEnoughMemory where a full training's weights and gradients alone are larger than the card."""
-    cards = probe().cards
-    if point.kind == "full" and cards:
+    """Raises NotEnoughMemory where a full training's weights and gradients alone are larger than the GPU."""
+    gpus = probe().gpus
+    if point.kind == "full" and gpus:
         with torch.device("meta"):
             count = sum(p.numel() for p in AutoModelForCausalLM.from_config(point.config()).parameters())
-        if 4 * count > cards[0].total_bytes:
+        if 4 * count > gpus[0].total_bytes:
             raise NotEnoughMemory(f"does not fit: {2 * count / 1e9:.0f} GB of weights and as much of gradients")
 
 

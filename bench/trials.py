@@ -53,7 +53,7 @@ def matmul_rate(device: str, dtype: str) -> float:
     """Operations a second of large matmuls on this machine: the best of five."""
     import torch
 
-    size, count = (2048, 1) if device == "cpu" else (8192, 20)  # on a card, so many that waiting for it is no time
+    size, count = (2048, 1) if device == "cpu" else (8192, 20)  # on a GPU, so many that waiting for it is no time
     a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     best = 0.0
     for _ in range(6):
@@ -74,7 +74,7 @@ def heading(device: str):
     machine = probe()
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
     yield f"# {date.today()}, {machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB"
-    yield f"\nDevice {device}; cards: {', '.join(card.name for card in machine.cards) or 'none'}; {machine.system}"
+    yield f"\nDevice {device}; GPUs: {', '.join(gpu.name for gpu in machine.gpus) or 'none'}; {machine.system}"
     yield f"\nPython {platform.python_version()}; " + ", ".join(f"{p} {_version(p)}" for p in PACKAGES)
     yield f"\nLoad average at the start: {load}."
 
@@ -87,9 +87,9 @@ def _version(package: str) -> str:
 
 
 def results_file(part: str) -> Path:
-    """Named by day and card, or processor where there is none."""
+    """Named by day and GPU, or processor where there is none."""
     machine = probe()
-    name = machine.cards[0].name if machine.cards else machine.processor
+    name = machine.gpus[0].name if machine.gpus else machine.processor
     plain = "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
     return HERE / "results" / f"{date.today()}-{plain}{part}.md"
 

@@ -1,4 +1,4 @@
-"""What the card benchmark counts and searches, and that its models are those whose names they have."""
+"""What the GPU benchmark counts and searches, and that its models are those whose names they have."""
 
 import sys
 from contextlib import nullcontext
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests import card
+from tests import simulated_gpu
 from tests.conftest import slow_but
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
@@ -110,13 +110,13 @@ def test_a_search_without_time_says_so():
 )
 def test_a_tiny_point_runs_in_the_product_s_loop(monkeypatch, shape, kind, device):
     monkeypatch.setattr(shapes_trial, "SECONDS", 0)
-    monkeypatch.setattr(shapes_trial, f"{'CPU' if device == 'cpu' else 'CARD'}_TOKENS", 256)
+    monkeypatch.setattr(shapes_trial, f"{'CPU' if device == 'cpu' else 'GPU'}_TOKENS", 256)
     threads = torch.get_num_threads()
     point = Point(shape, kind, 64, device=device, tiny=True)
     try:
         if device == "cuda":
-            monkeypatch.setattr(shapes_trial, "probe", lambda: card.MACHINE)
-        with card.played() if device == "cuda" else nullcontext():
+            monkeypatch.setattr(shapes_trial, "probe", lambda: simulated_gpu.MACHINE)
+        with simulated_gpu.played() if device == "cuda" else nullcontext():
             found = shapes_trial.steps(point)
     finally:
         torch.set_num_threads(threads)

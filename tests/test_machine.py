@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tunesmith.errors import UserError
-from tunesmith.machine import Machine, gpus, memory
+from tunesmith.machine import Machine, find_gpus, memory
 from tunesmith.planner.decide import choose
 from tunesmith.recipe import Recipe
 from tunesmith.training import distributed
@@ -110,11 +110,11 @@ def split(monkeypatch):
 
 
 def uuids() -> list[str]:
-    return [card.uuid for card in gpus()[1]]
+    return [gpu.uuid for gpu in find_gpus()[1]]
 
 
 def test_numbers_go_by_bus(mixed_pair):
-    assert [(card.index, card.name, card.uuid, card.total_bytes, card.fast_bf16) for card in gpus()[1]] == [
+    assert [(gpu.index, gpu.name, gpu.uuid, gpu.total_bytes, gpu.fast_bf16) for gpu in find_gpus()[1]] == [
         (0, "RTX 2060", SLOW, 12, False),
         (1, "RTX 3090", FAST, 24, True),
     ]
@@ -156,7 +156,7 @@ def test_a_gpu_that_is_not_there(mixed_pair, asked, said):
     """CUDA would go on with fewer GPUs, or with none, without a word."""
     mixed_pair.setenv("CUDA_VISIBLE_DEVICES", asked)
     with pytest.raises(UserError, match=f"CUDA_VISIBLE_DEVICES: .*{said}"):
-        gpus()
+        find_gpus()
 
 
 @pytest.mark.parametrize(
@@ -175,13 +175,13 @@ def test_a_process_has_one_mig_device(split, asked, found):
     if asked is not None:
         split.setenv("CUDA_VISIBLE_DEVICES", asked)
     assert uuids() == found
-    assert {"GPU-a1": 0, "MIG-c3": 1, "MIG-d4": 1}[found[0]] == gpus()[1][0].index
+    assert {"GPU-a1": 0, "MIG-c3": 1, "MIG-d4": 1}[found[0]] == find_gpus()[1][0].index
 
 
 def test_a_gpu_that_shares_the_machine_s_memory(monkeypatch):
     install(monkeypatch, {"GPU-a": ("GB10", None, (12, 1))})
-    [card] = gpus()[1]
-    assert card.total_bytes == memory()[0] and 0 < card.free_bytes <= card.total_bytes and card.fast_bf16
+    [gpu] = find_gpus()[1]
+    assert gpu.total_bytes == memory()[0] and 0 < gpu.free_bytes <= gpu.total_bytes and gpu.fast_bf16
 
 
 @pytest.mark.parametrize("before, after", [(None, "PCI_BUS_ID"), ("FASTEST_FIRST", "FASTEST_FIRST")])

@@ -520,7 +520,7 @@ BYTE_LEVEL = {
 """What byte-level tokenizers split text by, by kind; None: as GPT-2. The other kinds are as of SentencePiece:
 `-complete` with a merge for every two tokens that are one together, as converted ones have; legacy: as Llama 2's."""
 
-MIXTURES = [name for name, facts in FAMILIES.items() if EXPERTS.items() <= facts.config.items()]
+MOE_FAMILIES = [name for name, facts in FAMILIES.items() if EXPERTS.items() <= facts.config.items()]
 
 
 def save(family: str, folder: Path, seed: int = 0, kind: str | None = None, text: str | None = None, **changes) -> Path:

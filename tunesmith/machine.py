@@ -1,4 +1,4 @@
-"""What this machine has: cards, cores, memory, disk. Probed without torch, so that asking is quick."""
+"""What this machine has: GPUs, cores, memory, disk. Probed without torch, so that asking is quick."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ NO_GPU = ("-1", "none", "void", "NoDevFiles")  # what programs write into CUDA_V
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """One CUDA device: a GPU, or a MIG device of one. `index` is the GPU's number in nvidia-smi. `fast_bf16`: it
     computes bfloat16 in hardware (compute capability 8.0 and later)."""
 
@@ -41,7 +41,7 @@ class Machine:
     cpu_fast_bf16: bool
     compiles_cpp: bool = False
     driver: str | None = None
-    cards: list[Card] = field(default_factory=list)
+    gpus: list[Gpu] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,7 +49,7 @@ class Machine:
 
 def probe(folder: Path = Path(".")) -> Machine:
     """Looks at this machine; disk is that of `folder`."""
-    driver, cards = gpus()
+    driver, gpus = find_gpus()
     total, free = memory()
     return Machine(
         system=platform.platform(),
@@ -61,7 +61,7 @@ def probe(folder: Path = Path(".")) -> Machine:
         cpu_fast_bf16=bool({"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split())),
         compiles_cpp=_compiles_cpp(),
         driver=driver,
-        cards=cards,
+        gpus=gpus,
     )
 
 
@@ -95,7 +95,7 @@ def memory() -> tuple[int, int]:
     return kilobytes["MemTotal"] * 1024, kilobytes["MemAvailable"] * 1024
 
 
-def gpus() -> tuple[str | None, list[Card]]:
+def find_gpus() -> tuple[str | None, list[Gpu]]:
     """The driver's version, and the GPUs that CUDA gives to this process, in CUDA's order. Raises UserError if
     CUDA_VISIBLE_DEVICES names a GPU that this machine does not have."""
     import pynvml
@@ -105,12 +105,12 @@ def gpus() -> tuple[str | None, list[Card]]:
     except pynvml.NVMLError:
         return None, []  # no NVIDIA driver: a machine without a GPU
     try:
-        return pynvml.nvmlSystemGetDriverVersion(), [_card(pynvml, handle) for handle in _visible(pynvml)]
+        return pynvml.nvmlSystemGetDriverVersion(), [_gpu(pynvml, handle) for handle in _visible(pynvml)]
     finally:
         pynvml.nvmlShutdown()
 
 
-def _card(pynvml: Any, handle: Any) -> Card:
+def _gpu(pynvml: Any, handle: Any) -> Gpu:
     try:
         found = pynvml.nvmlDeviceGetMemoryInfo(handle)
         total, free = found.total, found.free
@@ -119,7 +119,7 @@ def _card(pynvml: Any, handle: Any) -> Card:
     is_part = pynvml.nvmlDeviceIsMigDeviceHandle(handle)
     gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_part else handle
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-    return Card(
+    return Gpu(
         pynvml.nvmlDeviceGetIndex(gpu),
         pynvml.nvmlDeviceGetName(handle),
         total,

@@ -148,9 +148,9 @@ class Adapter(Section):
     targets: str | list[str] = "all-linear"
     """Modules that get an adapter: `all-linear` or their names."""
     experts: bool = True
-    """all-linear reaches the stacked experts of a mixture too."""
+    """all-linear reaches the stacked experts of a mixture of experts too."""
     router: bool = False
-    """all-linear reaches the routers of a mixture too; else they stay as they are."""
+    """all-linear reaches the routers of a mixture of experts too; else they stay as they are."""
     modules_to_save: list[str] = []
     """Further modules trained and saved whole, e.g. lm_head."""
 
@@ -196,13 +196,13 @@ class Train(Section):
     """Recompute activations in the backward pass: on in every layer, selective all but matrix products, or a share of
     the layers such as 0.5. Less memory, up to a third more work."""
     activation_offload: bool = False
-    """Keep what checkpointing keeps in host memory instead of the card's."""
+    """Keep what checkpointing keeps in host memory instead of the GPU's."""
     tiled_mlp: Switch = "auto"
     """Run each MLP over pieces of the sequence, so that its wide activations are never whole."""
     compile: Switch = "auto"
     """Compile the decoder layers with torch.compile. auto: off, as no gain was seen on a CPU."""
     processes: Positive | None = None
-    """Data-parallel processes. By default one per card, or one."""
+    """Data-parallel processes. By default one per GPU, or one."""
     eval_every: Positive | None = None
     """Steps between evaluations. By default ten times in a run."""
     sample_every: Positive | None = None

@@ -81,7 +81,7 @@ PROVENANCE = {
     "git_commit": "8842452",
     "data": [{"path": "data/stdlib-qa.jsonl", "sha256": "a1b2" * 16, "bytes": 1_840_211}],
     "packages": {"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.1"},
-    "machine": {"system": "Linux-6.8", "processor": "AMD Ryzen 9 5950X", "cards": ["NVIDIA GeForce RTX 3090"]},
+    "machine": {"system": "Linux-6.8", "processor": "AMD Ryzen 9 5950X", "gpus": ["NVIDIA GeForce RTX 3090"]},
 }
 
 

@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
             if body["seed"] == FAILS:
                 return self.event({"error": {"message": "no memory is left", "code": 400}})
             if body["seed"] == DIES:
-                print("(EngineCore pid=1) ERROR 11-25 01:17:22 [core.py:1] RuntimeError: the card is gone", flush=True)
+                print("(EngineCore pid=1) ERROR 11-25 01:17:22 [core.py:1] RuntimeError: the GPU is gone", flush=True)
                 print("(APIServer pid=1) RuntimeError: Engine core failed. See root cause above.", flush=True)
                 os._exit(1)
             if body["seed"] == GOES_ON:

@@ -223,7 +223,7 @@ def test_when_vllm_dies_all_hear_of_it(notes, opened, runs, served):
     until(lambda: not members(leader_of(engine)))
     until(lambda: refuses(engine))
     client = OpenAI(base_url=f"{served(engine)}/v1", api_key="none", max_retries=0)
-    with pytest.raises(APIStatusError, match="vLLM has ended: RuntimeError: the card is gone") as error:
+    with pytest.raises(APIStatusError, match="vLLM has ended: RuntimeError: the GPU is gone") as error:
         client.completions.create(model="first", prompt="Hello")
     assert error.value.status_code == 503 and "Retry-After" not in error.value.response.headers
     with pytest.raises(APIStatusError, match="no embeddings") as error:

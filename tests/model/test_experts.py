@@ -32,7 +32,8 @@ def trained_names(run) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "kind"),
     slow_but(
-        [("mixtral", "none"), ("gpt_oss", "nf4")], [(name, kind) for name in tiny.MIXTURES for kind in ("none", "nf4")]
+        [("mixtral", "none"), ("gpt_oss", "nf4")],
+        [(name, kind) for name in tiny.MOE_FAMILIES for kind in ("none", "nf4")],
     ),
 )
 def test_adapters_of_experts_open_and_merge(recipe, tmp_path, name, kind):
@@ -45,7 +46,7 @@ def test_adapters_of_experts_open_and_merge(recipe, tmp_path, name, kind):
     assert (opened - logits(AutoModelForCausalLM.from_pretrained(run.base), IDS)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", tiny.MIXTURES)
+@pytest.mark.parametrize("name", tiny.MOE_FAMILIES)
 @pytest.mark.parametrize(
     ("adapter", "experts", "router"),
     [
@@ -107,7 +108,7 @@ def test_what_cannot_be_is_refused(recipe, changes, said):
         train(recipe("qwen3_moe", train=QUICK, **changes))
 
 
-@pytest.mark.parametrize("name", tiny.MIXTURES)
+@pytest.mark.parametrize("name", tiny.MOE_FAMILIES)
 @pytest.mark.parametrize("packed", [True, False])
 def test_router_loss_is_that_of_transformers_layer_by_layer(family, name, packed):
     model = AutoModelForCausalLM.from_pretrained(family(name)).train()

@@ -19,7 +19,7 @@ from tunesmith.recipe import Adapter, Model
 from tunesmith.training.layer_transforms import decoder_layers
 
 IDS = torch.arange(5, 29)[None]
-MIXTURES = ["Glm4Moe", "DeepseekV3", "Qwen2Moe", "Ernie4_5_Moe", "Llama4Text"]
+MOE_FAMILIES = ["Glm4Moe", "DeepseekV3", "Qwen2Moe", "Ernie4_5_Moe", "Llama4Text"]
 
 
 def on_text(recipe, tmp_path, prefix: str, **sections):
@@ -35,7 +35,7 @@ def test_layers_whose_output_is_changed_in_place_train(recipe, tmp_path, prefix)
     assert torch.allclose(opened, trained_logits(run, IDS), atol=1e-4)
 
 
-@pytest.mark.parametrize("prefix", MIXTURES)
+@pytest.mark.parametrize("prefix", MOE_FAMILIES)
 def test_shared_experts_are_left_out_and_named(recipe, tmp_path, prefix):
     run = on_text(recipe, tmp_path, prefix)
     warnings = [event["message"] for event in run.events("warning")]

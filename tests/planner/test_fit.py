@@ -83,7 +83,7 @@ def planned(recipe, monkeypatch):
         monkeypatch.setattr(fit, "ProcessPoolExecutor", Here)
         monkeypatch.setattr(fit, "measure", passes)
         asked = recipe(name=f"run-{budget}", **sections)
-        machine = Machine("", "", 2, 2**34, 2**34, 2**34, False, compiles_cpp=True, cards=[])
+        machine = Machine("", "", 2, 2**34, 2**34, 2**34, False, compiles_cpp=True, gpus=[])
         return fitted(Run.create(asked), choose(asked, machine), None, longest)[0], seen
 
     return plan

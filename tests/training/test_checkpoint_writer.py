@@ -84,7 +84,7 @@ def test_without_room_for_a_copy_training_waits(made, tmp_path, monkeypatch):
     assert values["stall_seconds"] >= values["seconds"] >= 0
 
 
-def test_without_room_for_what_is_on_a_card_it_is_said(made, tmp_path, monkeypatch):
+def test_without_room_for_what_is_on_a_gpu_it_is_said(made, tmp_path, monkeypatch):
     """Writing it would need as much memory as a copy. What is on no device stands for it."""
     writer, events, model, optimizer = made
     monkeypatch.setattr(checkpoint_writer, "memory", lambda: (2**40, 2**29))

@@ -9,7 +9,7 @@ import torch
 from tests import tiny
 from tunesmith import train
 from tunesmith.errors import UserError
-from tunesmith.machine import Card, Machine
+from tunesmith.machine import Gpu, Machine
 from tunesmith.model import adapt
 from tunesmith.model.load import load
 from tunesmith.planner.decide import choose
@@ -21,9 +21,9 @@ from tunesmith.training.loss import find_head, token_losses
 from tunesmith.training.offload import Offload
 
 BOUND = 1e-5
-DENSE = [name for name in tiny.FAMILIES if name not in tiny.MIXTURES]
+DENSE = [name for name in tiny.FAMILIES if name not in tiny.MOE_FAMILIES]
 CPU = torch.device("cpu")
-CARD = Card(0, "a card", 2**34, 2**34, (8, 6))
+GPU = Gpu(0, "a GPU", 2**34, 2**34, (8, 6))
 
 
 @pytest.fixture
@@ -113,10 +113,10 @@ def test_offload_in_pieces_gives_the_same_gradients(build, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_offload_on_a_card_gives_the_same_gradients(build):
-    card = torch.device("cuda")
-    [batch] = [b.to(card) for b in batches(1)]
-    plain, changed = build("llama3").to(card), build("llama3").to(card)
+def test_offload_on_a_gpu_gives_the_same_gradients(build):
+    gpu = torch.device("cuda")
+    [batch] = [b.to(gpu) for b in batches(1)]
+    plain, changed = build("llama3").to(gpu), build("llama3").to(gpu)
     checkpoint_layers(plain, "on")
     checkpoint_layers(changed, "on", Offload(next(changed.parameters()).device))
     expected, found = gradients(plain, batch), gradients(changed, batch)
@@ -162,7 +162,7 @@ def test_checkpointing_may_be_changed_in_the_middle(build):
     assert sum(on) < sum(off) / 10 and half == [off[0], on[1]]
 
 
-@pytest.mark.parametrize("name", tiny.MIXTURES)
+@pytest.mark.parametrize("name", tiny.MOE_FAMILIES)
 def test_experts_are_refused_by_name(build, name, tmp_path):
     model = build(name)
     plan = SimpleNamespace(tiled_mlp=True, compile=False, gradient_checkpointing="off")
@@ -173,16 +173,16 @@ def test_experts_are_refused_by_name(build, name, tmp_path):
     assert "experts" in compile_layers(model, tmp_path)
 
 
-def planned(compiles_cpp: bool = True, cards: tuple = (), **asked):
-    machine = Machine("", "", 2, 2**34, 2**34, 2**34, False, compiles_cpp=compiles_cpp, cards=list(cards))
+def planned(compiles_cpp: bool = True, gpus: tuple = (), **asked):
+    machine = Machine("", "", 2, 2**34, 2**34, 2**34, False, compiles_cpp=compiles_cpp, gpus=list(gpus))
     return choose(Recipe.build({"model": {"path": "m"}, "data": {"train": "d"}, "train": asked}), machine)
 
 
 @pytest.mark.parametrize(
     ("said", "asked"),
     [
-        ("without a card", {"activation_offload": True}),
-        ("what checkpointing keeps", {"activation_offload": True, "gradient_checkpointing": "off", "cards": (CARD,)}),
+        ("without a GPU", {"activation_offload": True}),
+        ("what checkpointing keeps", {"activation_offload": True, "gradient_checkpointing": "off", "gpus": (GPU,)}),
         ("C\\+\\+ compiler", {"compile": "on", "compiles_cpp": False}),
         ("selective would keep", {"compile": "on", "gradient_checkpointing": "selective"}),
         ("number of tiles", {"compile": "on", "tiled_mlp": "on"}),
@@ -194,7 +194,7 @@ def test_what_has_no_use_or_does_not_go_together_is_refused(said, asked):
 
 
 def test_offload_brings_checkpointing_and_long_passes_bring_tiles():
-    assert planned(activation_offload=True, cards=(CARD,)).gradient_checkpointing == "on"
+    assert planned(activation_offload=True, gpus=(GPU,)).gradient_checkpointing == "on"
     assert [planned(micro_batch=n).tiled_mlp for n in (15, 16)] == [False, True]
 
 

@@ -101,7 +101,7 @@ def test_a_loaded_optimizer_goes_on_as_the_saved_one(model, tmp_path, name, dtyp
     assert all(torch.equal(a, b) for a, b in zip(base.parameters(), other.parameters()))
 
 
-@pytest.mark.filterwarnings("ignore:Paged optimizers")  # pages are a card's; elsewhere it is plain memory
+@pytest.mark.filterwarnings("ignore:Paged optimizers")  # pages are a GPU's; elsewhere it is plain memory
 def test_paged_moments_come_back(model, tmp_path):
     base, other = model(), model()
     optimizer, its_optimizer = (build_optimizer(m, settings("paged_adamw_8bit")) for m in (base, other))
@@ -137,7 +137,7 @@ def test_an_interrupted_run_is_the_same_run(recipe, monkeypatch, name, kind, wei
 
 
 def test_what_cannot_run_is_refused_before_it_runs(recipe, monkeypatch):
-    with pytest.raises(UserError, match="train.optimizer: paged_adamw_8bit .* no card; use adamw_8bit"):
+    with pytest.raises(UserError, match="train.optimizer: paged_adamw_8bit .* no GPU; use adamw_8bit"):
         job.train(recipe(train={"optimizer": "paged_adamw_8bit"}))
     monkeypatch.setattr(decide, "find_spec", lambda name: None)
     with pytest.raises(

@@ -194,7 +194,7 @@ def test_sinks_and_caps_are_those_of_transformers(family, name):
 @pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("sinks", [False, True])
 def test_flex_attention_is_the_same(monkeypatch, window, cap, sinks):
-    """The function for cards, on a CPU: without compiling, where torch has gradients though it refuses them."""
+    """The function for GPUs, on a CPU: without compiling, where torch has gradients though it refuses them."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
 
@@ -232,7 +232,7 @@ def test_block_masks_are_those_of_torch(lengths, window):
 @pytest.mark.parametrize("window", [None, 5, 150])
 @pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("sinks", [False, True])
-def test_attention_on_a_card_is_that_of_each_document(window, cap, sinks):
+def test_attention_on_a_gpu_is_that_of_each_document(window, cap, sinks):
     """Flash or FlexAttention in bfloat16."""
     for lengths in ([9, 1, 14], [300, 100, 77], [128, 128]):  # of other sizes, as FlexAttention is compiled
         (*tensors, logits), ends = inputs(lengths, torch.float32, "cuda", width=64)

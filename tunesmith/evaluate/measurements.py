@@ -8,7 +8,7 @@ import numpy as np
 
 from tunesmith.evaluate import generate, heldout
 from tunesmith.files import read_json, write_json
-from tunesmith.model.memory import no_room_is_said
+from tunesmith.model.memory import explain_out_of_memory
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed
 from tunesmith.training.loop import Job
@@ -18,7 +18,7 @@ from tunesmith.training.loss import autocast
 def held_out_losses(job: Job, state: checkpoint.State) -> np.ndarray:
     """Of the held-out rows, in passes as large as steps have."""
     plan = replace(job.plan, micro_batch_tokens=state.micro_batch_tokens)
-    with no_room_is_said(
+    with explain_out_of_memory(
         "the loss of held-out rows", "train.micro_batch: 1 needs the least, or lower data.sequence_length"
     ):
         return heldout.row_losses(job.model, job.head, job.held_out, plan, job.device)
@@ -48,7 +48,7 @@ def answers_to(job: Job, rows: list[int]) -> dict[str, str]:
     mine = rows[distributed.rank() :: distributed.world()]
     prompts = [job.held_out.prompt_and_answer(row)[0] for row in mine]
     remedy = "lower evaluate.max_new_tokens, or set evaluate.samples: 0"
-    with autocast(job.plan), no_room_is_said("answering held-out prompts", remedy):
+    with autocast(job.plan), explain_out_of_memory("answering held-out prompts", remedy):
         answers = generate.answers(
             job.model, prompts, job.run.recipe.evaluate.max_new_tokens, job.run.plan["stop_ids"], job.tokenizer.pad_id
         )

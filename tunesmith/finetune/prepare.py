@@ -83,7 +83,7 @@ def prepare(run: Run) -> None:
         "plan",
         plan=plan.as_dict(),
         steps=steps,
-        gpus=[{"name": gpu.name, "bytes": gpu.total_bytes} for gpu in machine.cards[: plan.processes]],
+        gpus=[{"name": gpu.name, "bytes": gpu.total_bytes} for gpu in machine.gpus[: plan.processes]],
     )
     whole_plan = plan.as_dict() | {
         "ledger": dataset.ledger,

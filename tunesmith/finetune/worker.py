@@ -24,7 +24,7 @@ from tunesmith.finetune.provenance import changed_packages
 from tunesmith.finetune.result import save_result
 from tunesmith.finetune.signals import stop_on_signal
 from tunesmith.model import adapt, load
-from tunesmith.model.memory import give_back, is_out_of_memory, no_room_is_said
+from tunesmith.model.memory import explain_out_of_memory, is_out_of_memory, release_memory
 from tunesmith.model.positions import trained_positions
 from tunesmith.plan import Plan
 from tunesmith.run import Run
@@ -52,7 +52,7 @@ def work(folder: Path) -> None:
 
     remedy = f"free some space, then `tunesmith resume {quoted(run.folder)}` continues"
     with report_full_disk(run.folder, remedy), stop_on_signal() as stop_asked:
-        with no_room_is_said("the model", "a smaller one may, or model.quantize: nf4, or adapter.kind: lora"):
+        with explain_out_of_memory("the model", "a smaller one may, or model.quantize: nf4, or adapter.kind: lora"):
             job, state = _job(run, plan, device, log, stop_asked)
         measure_untrained(job, run, state)
         with job.saver:
@@ -65,7 +65,7 @@ def work(folder: Path) -> None:
             _load_best(job, state)
         _finish(job, run, state)
         job = None
-        give_back()
+        release_memory()
 
 
 def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint.State]:

@@ -71,12 +71,12 @@ def _imported(name: str, what: str):
 class Model:
     """A file that llama.cpp has read."""
 
-    def __init__(self, path: Path, on_card: bool = False):
-        """`on_card`: computes on a card where llama.cpp was built for one. Raises UserError."""
+    def __init__(self, path: Path, on_gpu: bool = False):
+        """`on_gpu`: computes on a GPU where llama.cpp was built for one. Raises UserError."""
         self.path = path
         self._library = library = llama_cpp()
         options = library.llama_model_default_params()
-        if not on_card:
+        if not on_gpu:
             options.n_gpu_layers = 0
         self.handle = library.llama_model_load_from_file(os.fsencode(path), options)
         if not self.handle:

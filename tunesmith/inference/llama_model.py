@@ -23,7 +23,7 @@ class LlamaWeights:
     divides = True
 
     def __init__(self, path: Path):
-        self.model = Model(path, on_card=True)
+        self.model = Model(path, on_gpu=True)
         library, handle = llama_cpp(), self.model.handle
         if (
             library.llama_model_has_encoder(handle)
@@ -36,7 +36,7 @@ class LlamaWeights:
             )
         self.context = library.llama_model_n_ctx_train(handle)
         self.bytes_per_token = self.model.kv_values_per_token * BYTES_PER_VALUE
-        self._on_card = bool(library.llama_supports_gpu_offload() and torch.cuda.is_available())
+        self._on_gpu = bool(library.llama_supports_gpu_offload() and torch.cuda.is_available())
         self._adapters: dict[str, object] = {}
         self._computing: Context | None = None
         self._free: list[int] = []
@@ -48,7 +48,7 @@ class LlamaWeights:
         return name
 
     def free_bytes(self) -> int:
-        return torch.cuda.mem_get_info()[0] if self._on_card else memory()[1]
+        return torch.cuda.mem_get_info()[0] if self._on_gpu else memory()[1]
 
     def reserve(self, limit_bytes: int, context: int, sequences: int, step: int) -> tuple[int, str]:
         most = llama_cpp().llama_max_parallel_sequences()
@@ -61,7 +61,7 @@ class LlamaWeights:
         # A step may go over the limit, which is looked at between steps.
         self._computing = Context(self.model, tokens + step, sequences, step)
         self._free = list(range(sequences))
-        where = "a card" if self._on_card else "cpu"
+        where = "a GPU" if self._on_gpu else "cpu"
         return tokens, f"llama.cpp in this process, {where}, {self.model.description}"
 
     def new_kv(self) -> "Slot":

@@ -4,7 +4,7 @@ One thread owns the models. A step computes for one model one forward pass over 
 one token of each that is answering, and up to CHUNK tokens of prompts. Sequences attend each to its own keys, so an
 answer does not depend on who else is there, up to the rounding of matrix products of different sizes. Sequences of
 different adapters take turns, since an adapter is switched for all tokens. How a copy of weights computes is its own
-matter (weights.py): by transformers' code (on_transformers.py) or by llama.cpp (on_llama.py).
+matter: by transformers' code (transformers_model.py) or by llama.cpp (llama_model.py).
 """
 
 from collections import Counter, deque

@@ -61,7 +61,7 @@ def config_of(folder: Path):
         raise UserError(f"model.path: {folder}: transformers cannot read this model: {first_line(error)}") from None
 
 
-def is_mixture(config) -> bool:
+def is_moe(config) -> bool:
     """Whether the model has experts, by the names that transformers' configurations have for their number."""
     text = config.get_text_config()
     return any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
@@ -202,7 +202,7 @@ def _some(names: set[str]) -> str:
 
 
 def on_best(model):
-    """The model on the card, if there is one with room for its weights and a quarter more; else where it is."""
+    """The model on the GPU, if there is one with room for its weights and a quarter more; else where it is."""
     import torch
 
     if torch.cuda.is_available() and model.device.type == "cpu":

@@ -21,7 +21,7 @@ NO_MEMORY = (
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Of the card if the device is one, else of the process."""
+    """Of the GPU if the device is one, else of the process."""
     if device.type == "cuda":  # with what another stream still uses, as in offload
         return torch.cuda.memory_stats(device).get("active_bytes.all.peak", 0)
     try:
@@ -42,8 +42,8 @@ def reset_peak(device: torch.device) -> None:
         control.write_text("5")
 
 
-def give_back() -> None:
-    """Leaves what is free of a card to others: another process, or what comes next in a notebook."""
+def release_memory() -> None:
+    """Leaves what is free of a GPU to others: another process, or what comes next in a notebook."""
     if torch.cuda.is_available():
         gc.collect()  # first what holds itself, as a job does
         torch.cuda.empty_cache()
@@ -58,12 +58,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """On a card, or on the host where it refuses memory, pinned or not, rather than ending the process."""
+    """On a GPU, or on the host where it refuses memory, pinned or not, rather than ending the process."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 @contextmanager
-def no_room_is_said(what: str, remedy: str):
+def explain_out_of_memory(what: str, remedy: str):
     """Outside of a step, where nothing can be made smaller: raises NotEnoughMemory in one line."""
     try:
         yield

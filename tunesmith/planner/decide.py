@@ -7,12 +7,12 @@ from typing import Any
 
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine
-from tunesmith.model.load import is_mixture
+from tunesmith.model.load import is_moe
 from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe, Train
 
 # Tokens of one forward pass where nothing else is asked for: enough to fill a device, small enough for its memory.
-CPU_TOKENS, CARD_TOKENS = 4096, 16384
+CPU_TOKENS, GPU_TOKENS = 4096, 16384
 CHECKPOINTING_FROM_LENGTH = 4096
 TILED_MLP_FROM_TOKENS = 32768  # an MLP's activations are then several GB in a model of 8B parameters
 
@@ -20,15 +20,15 @@ TILED_MLP_FROM_TOKENS = 32768  # an MLP's activations are then several GB in a m
 def choose(recipe: Recipe, machine: Machine) -> Plan:
     """Raises UserError where the recipe asks for what this machine has not."""
     settings = recipe.train
-    device = "cuda" if machine.cards else "cpu"
-    available = len(machine.cards) or machine.cores
-    processes = settings.processes or max(1, len(machine.cards))
+    device = "cuda" if machine.gpus else "cpu"
+    available = len(machine.gpus) or machine.cores
+    processes = settings.processes or max(1, len(machine.gpus))
     if processes > available:
         raise UserError(
             f"train.processes: {processes} asked for, but this machine has {available} "
-            f"{'cards' if machine.cards else 'cores'}"
+            f"{'GPUs' if machine.gpus else 'cores'}"
         )
-    fast = all(card.fast_bf16 for card in machine.cards) if machine.cards else machine.cpu_fast_bf16
+    fast = all(gpu.fast_bf16 for gpu in machine.gpus) if machine.gpus else machine.cpu_fast_bf16
     compute = recipe.model.dtype if recipe.model.dtype != "auto" else ("bfloat16" if fast else "float32")
     reasons = {}
     if recipe.model.dtype == "auto":
@@ -44,7 +44,7 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     if isinstance(settings.micro_batch, int):
         tokens = settings.micro_batch * length
     else:
-        tokens = max(length, CARD_TOKENS if machine.cards else CPU_TOKENS)
+        tokens = max(length, GPU_TOKENS if machine.gpus else CPU_TOKENS)
     layers, why = layers_for(settings, length, tokens)
     _check_layers(layers, machine)
     return Plan(
@@ -69,12 +69,10 @@ def _threads(cores: int, processes: int) -> int:
 
 def for_model(plan: Plan, recipe: Recipe, config: Any) -> Plan:
     """The plan for a model with this configuration of transformers. Adapters of experts make their weights anew in each
-    pass, which the backward pass needs: a card keeps those of one layer, not of all, where activations are recomputed.
+    pass, which the backward pass needs: a GPU keeps those of one layer, not of all, where activations are recomputed.
     """
     adapter, asked = recipe.adapter, recipe.train.gradient_checkpointing
-    adapts_experts = (
-        is_mixture(config) and adapter.kind == "lora" and adapter.experts and adapter.targets == "all-linear"
-    )
+    adapts_experts = is_moe(config) and adapter.kind == "lora" and adapter.experts and adapter.targets == "all-linear"
     if plan.device != "cuda" or asked != "auto" or not adapts_experts:
         return plan
     why = {"gradient_checkpointing": "adapters of experts make their weights anew, which recomputing does not keep"}
@@ -104,7 +102,7 @@ def layers_for(settings: Train, length: int, tokens: int) -> tuple[dict, dict]:
         tiled = tokens >= TILED_MLP_FROM_TOKENS and not compiled
         reasons["tiled_mlp"] = f"{tokens:,} tokens in a forward pass"
     if settings.compile == "auto":
-        reasons["compile"] = "off: no gain seen on a CPU, not measured on a card"
+        reasons["compile"] = "off: no gain seen on a CPU, not measured on a GPU"
     return {
         "gradient_checkpointing": checkpointing,
         "activation_offload": offload,
@@ -117,9 +115,9 @@ def _check_layers(layers: dict, machine: Machine) -> None:
     """Raises UserError for what has no use or does not go together."""
     checkpointing, offload = layers["gradient_checkpointing"], layers["activation_offload"]
     tiled, compiled = layers["tiled_mlp"], layers["compile"]
-    if offload and not machine.cards:
+    if offload and not machine.gpus:
         raise UserError(
-            "train.activation_offload: without a card activations are in host memory already; set it to false"
+            "train.activation_offload: without a GPU activations are in host memory already; set it to false"
         )
     if offload and checkpointing in ("off", 0):
         raise UserError("train.activation_offload moves what checkpointing keeps; set train.gradient_checkpointing: on")
@@ -142,8 +140,8 @@ def _check_layers(layers: dict, machine: Machine) -> None:
 def _check_optimizer(name: str, device: str) -> None:
     if name == "paged_adamw_8bit" and device == "cpu":
         raise UserError(
-            f"train.optimizer: {name} moves moments between a card and memory, and this machine has no "
-            "card; use adamw_8bit"
+            f"train.optimizer: {name} moves moments between a GPU and memory, and this machine has no "
+            "GPU; use adamw_8bit"
         )
     if name.endswith("_8bit") and find_spec("bitsandbytes") is None:
         raise UserError(

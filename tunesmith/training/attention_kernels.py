@@ -150,7 +150,7 @@ CHUNKED = torch.ops.tunesmith.attention.default
 
 
 def variable_length(query_HTD, key_KTD, value_KTD, ends, longest: int, scaling, window=None) -> torch.Tensor:
-    """(H, T, D) by torch's flash attention over documents, in bfloat16 or float16 on a card."""
+    """(H, T, D) by torch's flash attention over documents, in bfloat16 or float16 on a GPU."""
     from torch.nn.attention.varlen import varlen_attn
 
     grouped = {}
@@ -167,7 +167,7 @@ def variable_length(query_HTD, key_KTD, value_KTD, ends, longest: int, scaling, 
 
 
 def flexible(query_HTD, key_KTD, value_KTD, ends, scaling, window=None, cap=None, sinks_H=None) -> torch.Tensor:
-    """(H, T, D) by FlexAttention (Dong et al. 2024), compiled on a card."""
+    """(H, T, D) by FlexAttention (Dong et al. 2024), compiled on a GPU."""
     from torch.nn.attention.flex_attention import AuxRequest
 
     mask = block_mask(ends, query_HTD.shape[1], window)

@@ -61,7 +61,7 @@ class Contents:
         return sum(t.nbytes for t in (*self.trained.values(), *self.moments.values()))
 
     @property
-    def on_card(self) -> bool:
+    def on_gpu(self) -> bool:
         return any(t.device.type != "cpu" for t in self.trained.values())
 
     def copied(self) -> "Contents":

@@ -39,7 +39,7 @@ class Saver:
         contents = checkpoint.Contents.of(model, optimizer, state)
         _, free = memory()
         short = contents.nbytes + MEMORY_MARGIN_BYTES > free
-        if short and contents.on_card:  # writing would copy all of it, too
+        if short and contents.on_gpu:  # writing would copy all of it, too
             self._log(
                 "warning",
                 message=f"checkpoint at step {state.step} not saved: it needs "

@@ -10,7 +10,7 @@ from tunesmith import machine
 from tunesmith.errors import UserError
 
 BUCKET_BYTES = 32 * 2**20
-ALLOCATOR = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}  # settings of torch's, read when a card is first used
+ALLOCATOR = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}  # settings of torch's, read when a GPU is first used
 
 
 def rank() -> int:
@@ -30,7 +30,7 @@ def join(device_type: str) -> torch.device:
             os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
         if torch.cuda.device_count() <= local:
             raise UserError(
-                f"this torch ({torch.__version__}) sees {torch.cuda.device_count()} cards; install its "
+                f"this torch ({torch.__version__}) sees {torch.cuda.device_count()} GPUs; install its "
                 "CUDA build, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
             )
         torch.cuda.set_device(device)
@@ -43,7 +43,7 @@ def join(device_type: str) -> torch.device:
 
 def _check_order(device: torch.device) -> None:
     """That CUDA's GPU of this number is the one that was planned with. Raises UserError."""
-    _, planned = machine.gpus()
+    _, planned = machine.find_gpus()
     if device.index >= len(planned) or planned[device.index].uuid.startswith("MIG-"):
         return  # no NVML; or a MIG device, the only one that CUDA gives
     expected, found = planned[device.index].uuid, f"GPU-{torch.cuda.get_device_properties(device).uuid}"

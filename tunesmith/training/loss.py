@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tunesmith.model.text import base_of
 from tunesmith.training.batch import IGNORED, Batch, collate
 
-# Logits of a chunk where the output layer is frozen, and where it trains: then, on a card, each chunk costs a pass over
+# Logits of a chunk where the output layer is frozen, and where it trains: then, on a GPU, each chunk costs a pass over
 # the layer's gradient (not measured yet). On a CPU larger chunks are no faster.
 CHUNK_LOGITS = {"cpu": (2**24, 2**24), "cuda": (2**26, 2**28)}
 CACHED_LOGITS = 2**19  # made float32 at a time on a CPU, which is twice as fast while they stay in its cache

@@ -1,7 +1,7 @@
 """Activations that wait for the backward pass in host memory.
 
 The copies run on a side stream, beside the layers' work: out during the forward pass, back one layer ahead of the
-backward pass. Without a card the same code makes plain copies, which is how the tests run it.
+backward pass. Without a GPU the same code makes plain copies, which is how the tests run it.
 """
 
 import weakref
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 PIECE_BYTES = 2**26  # pinned memory comes in powers of two, and is kept: pieces waste little and serve any length
-AHEAD = 2  # layers that the processor may be ahead of the card, whose memory is not free before the card is there
+AHEAD = 2  # layers that the processor may be ahead of the GPU, whose memory is not free before the GPU is there
 
 
 @dataclass(eq=False)
@@ -83,7 +83,7 @@ class Offload:
             kept.arrived = self._side.record_event() if self._side else None
 
     def _wait_for(self, stream) -> None:
-        """Until a card has done what `stream` was given AHEAD calls ago."""
+        """Until a GPU has done what `stream` was given AHEAD calls ago."""
         if stream:
             self._passed.append(stream.record_event())
             if len(self._passed) > AHEAD:

@@ -85,7 +85,7 @@ def choose(config, packing: bool) -> str | None:
 
 
 def use_flash_attention_3(device: torch.device) -> str | None:
-    """Has torch compute attention with FlashAttention 3, where that is installed and the card is one it is made for
+    """Has torch compute attention with FlashAttention 3, where that is installed and the GPU is one it is made for
     (Hopper); torch's own is FlashAttention 2. Returns why it cannot."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9 or not find_spec(FLASH_3):
         return None

@@ -135,7 +135,7 @@ def test_other_engines_are_asked_too(run, tmp_path, monkeypatch):
             asked.append("closed")
 
     def fails(*arguments):
-        raise UserError("another did not start: no card")
+        raise UserError("another did not start: no GPU")
 
     def elsewhere(opener):
         monkeypatch.setattr(merged, "elsewhere", lambda run, folder, settings, say: {"another": lambda: opener(folder)})
@@ -150,7 +150,7 @@ def test_other_engines_are_asked_too(run, tmp_path, monkeypatch):
     found = export(run, "merged", tmp_path / "two")
     assert found["passed"] and found["elsewhere"]["another"] == {
         "passed": None,
-        "problem": "another did not start: no card",
+        "problem": "another did not start: no GPU",
     }
 
     monkeypatch.setattr(Another, "generate", lambda self, ids, most: ([5] * most, False))

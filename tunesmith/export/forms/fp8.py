@@ -31,7 +31,7 @@ class Settings(Section):
 
 
 def write(run: Run, folder: Path, settings: Settings) -> None:
-    """Raises UserError for a mixture whose files have the experts stacked."""
+    """Raises UserError for a mixture of experts whose files have the experts stacked."""
     weights = weights_of(run)
     compressed_tensors.write_compressed(
         run, weights, folder, compressed_tensors.matrices(weights, "fp8"), SCHEME, _rounded

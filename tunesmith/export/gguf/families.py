@@ -91,7 +91,7 @@ _LLAMA: dict[str, Any] = dict(
     rope_factors=frozenset({"llama3"}),
     biases=frozenset({*ATTENTION.values(), *MLP.values()}),
 )
-_MIXTURE: dict[str, Any] = dict(experts="halves", modules={**ATTENTION, **NORMS, **ROUTER})
+_MOE: dict[str, Any] = dict(experts="halves", modules={**ATTENTION, **NORMS, **ROUTER})
 _GEMMA: dict[str, Any] = dict(norm_offset=1.0, window=True, activation="gelu_pytorch_tanh")
 _GEMMA4: dict[str, Any] = dict(
     modules={
@@ -125,13 +125,13 @@ FAMILIES = {
     "llama": Family("llama", **_LLAMA),
     "mistral": Family("llama", **_LLAMA),
     "ministral3": Family("mistral3", **_LLAMA),
-    "mixtral": Family("llama", **{**_LLAMA, **_MIXTURE}, expert_count="num_local_experts"),
+    "mixtral": Family("llama", **{**_LLAMA, **_MOE}, expert_count="num_local_experts"),
     "smollm3": Family("smollm3", {**ATTENTION, **MLP, **NORMS}, interleaved=True),
     "qwen2": Family("qwen2", {**ATTENTION, **MLP, **NORMS}, square=True),
     "qwen3": Family("qwen3", {**ATTENTION, **HEAD_NORMS, **MLP, **NORMS}),
     "qwen3_moe": Family(
         "qwen3moe",
-        {**_MIXTURE["modules"], **HEAD_NORMS},
+        {**_MOE["modules"], **HEAD_NORMS},
         experts="halves",
         expert_count="num_experts",
         expert_width="moe_intermediate_size",
@@ -165,7 +165,7 @@ FAMILIES = {
     "olmo3": Family("olmo2", **_OLMO2, window=True),
     "olmoe": Family(
         "olmoe",
-        {**_MIXTURE["modules"], **HEAD_NORMS},
+        {**_MOE["modules"], **HEAD_NORMS},
         own_head=True,
         square=True,
         experts="halves",

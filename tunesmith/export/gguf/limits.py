@@ -62,8 +62,8 @@ def _problems(family: Family, config) -> Iterator[str]:
         "gemma2": _gemma_problems,
         "gemma3_text": _gemma_problems,
         "smollm3": _smollm3_problems,
-        "qwen3_moe": _mixture_problems,
-        "olmoe": _mixture_problems,
+        "qwen3_moe": _moe_problems,
+        "olmoe": _moe_problems,
         "gpt_oss": _gpt_oss_problems,
         "exaone4": _exaone_problems,
         "cohere2": _cohere_problems,
@@ -118,7 +118,7 @@ def _smollm3_problems(config) -> Iterator[str]:
         yield "llama.cpp leaves rope out of every fourth layer only (no_rope_layers)"
 
 
-def _mixture_problems(config) -> Iterator[str]:
+def _moe_problems(config) -> Iterator[str]:
     qwen = config.model_type == "qwen3_moe"
     if config.norm_topk_prob != qwen:
         yield f"llama.cpp has norm_topk_prob {str(qwen).lower()}"

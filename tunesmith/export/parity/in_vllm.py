@@ -47,7 +47,7 @@ class Vllm:
                 "--max-logprobs",
                 str(TOLD),
                 "--enforce-eager",
-                *_share_of_card(),
+                *_share_of_gpu(),
             ],
             "vllm-parity.log",
             SETTINGS,
@@ -154,8 +154,8 @@ def _in_json(message: dict) -> dict:
     return message | ({"tool_calls": calls} if calls else {})
 
 
-def _share_of_card() -> list[str]:
-    """vLLM does not start where less is free of a card than it is to take: something else may be on it."""
+def _share_of_gpu() -> list[str]:
+    """vLLM does not start where less is free of a GPU than it is to take: something else may be on it."""
     if not torch.cuda.is_available():
         return []
     free, whole = torch.cuda.mem_get_info()

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.model.load import config_of, eos_ids, on_best, opener_of, quieten
-from tunesmith.model.memory import give_back
+from tunesmith.model.memory import release_memory
 
 
 class Engine(Protocol):
@@ -107,16 +107,16 @@ class Transformers:
 
     def close(self) -> None:
         self.model = None
-        give_back()
+        release_memory()
 
     def _where_it_fits(self, compute) -> torch.Tensor:
-        """On the card, or from now on beside it if it does not fit there."""
+        """On the GPU, or from now on beside it if it does not fit there."""
         try:
             with torch.inference_mode():
                 return compute()
         except torch.OutOfMemoryError:
             self.model = self.model.to("cpu")
-        give_back()
+        release_memory()
         with torch.inference_mode():
             return compute()
 

@@ -1,7 +1,7 @@
-"""A card that the processor plays, for machines that have none.
+"""A simulated GPU, for machines that have none.
 
 Tensors that are moved to it are computed by the processor, but say that they are on `cuda:0`, and do not meet tensors
-that are not: an operation on both fails, as it would on a card. What a card alone has (streams, pinned memory, flash
+that are not: an operation on both fails, as it would on a GPU. What a GPU alone has (streams, pinned memory, flash
 attention, counts of its memory) is played too. So what runs here shows that every tensor is where it must be and that
 the results are those of the processor; of kernels, time and memory it shows nothing.
 """
@@ -15,12 +15,12 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext, _device_constructors
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tunesmith.machine import Card, Machine
+from tunesmith.machine import Gpu, Machine
 from tunesmith.training import attention_kernels
 
-CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 BYTES = 2**33
-MACHINE = Machine("", "", 2, 2**34, 2**34, 2**40, True, cards=[Card(0, "a card", BYTES, BYTES, (9, 0))])
+MACHINE = Machine("", "", 2, 2**34, 2**34, 2**40, True, gpus=[Gpu(0, "a GPU", BYTES, BYTES, (9, 0))])
 ANY_DEVICE = ("aten.copy_", "aten._to_copy")
 MAKERS = ("arange", "empty", "full", "linspace", "ones", "rand", "randint", "randn", "tensor", "zeros")
 INDICES_FROM_ANYWHERE = ("aten.index", "aten._index_put_impl_", "aten.index_put_", "aten.index_put")
@@ -30,8 +30,8 @@ class WrongDevice(AssertionError):
     """Not one of those that the product takes for an answer."""
 
 
-class OnCard(torch.Tensor):
-    """A tensor on the card; `inner` holds its numbers. For torch's C++ it is on the CPU, where it is computed."""
+class OnGpu(torch.Tensor):
+    """A tensor on the GPU; `inner` holds its numbers. For torch's C++ it is on the CPU, where it is computed."""
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor, requires_grad: bool = False):
@@ -48,7 +48,7 @@ class OnCard(torch.Tensor):
         made.inner = inner
         return made
 
-    device, is_cuda, is_cpu = (property(lambda _, value=value: value) for value in (CARD, True, False))
+    device, is_cuda, is_cpu = (property(lambda _, value=value: value) for value in (GPU, True, False))
 
     @property
     def data(self) -> torch.Tensor:
@@ -69,10 +69,10 @@ class OnCard(torch.Tensor):
         return self.inner.data_ptr()
 
     def get_device(self) -> int:
-        return CARD.index
+        return GPU.index
 
     def numpy(self, **_):
-        raise WrongDevice("a tensor on the card has no array")
+        raise WrongDevice("a tensor on the GPU has no array")
 
     def record_stream(self, _) -> None:
         pass
@@ -86,28 +86,28 @@ class OnCard(torch.Tensor):
 
 
 def _compute(func, args: tuple, kwargs: dict):
-    """An operation, by the CPU. Its result is on the card if its arguments are, or if that is asked for."""
+    """An operation, by the CPU. Its result is on the GPU if its arguments are, or if that is asked for."""
     name = str(func).rpartition(".")[0]
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     if name in INDICES_FROM_ANYWHERE:
-        tensors = [x for x in tensors if x is args[0]] if args[0].device == CARD else tensors
-    on_card = [x for x in tensors if isinstance(x, OnCard)]
-    beside = [x for x in tensors if x.ndim and not isinstance(x, OnCard)]  # a number may come from anywhere
-    if on_card and beside and name not in ANY_DEVICE:
+        tensors = [x for x in tensors if x is args[0]] if args[0].device == GPU else tensors
+    on_gpu = [x for x in tensors if isinstance(x, OnGpu)]
+    beside = [x for x in tensors if x.ndim and not isinstance(x, OnGpu)]  # a number may come from anywhere
+    if on_gpu and beside and name not in ANY_DEVICE:
         where = ", ".join(f"{tuple(x.shape)} on {x.device.type}" for x in tensors)
         raise WrongDevice(f"{func}: {where}")
     found = PLAYED.get(name, func)(*tree_map(_inner, args), **tree_map(_inner, kwargs))
     if name == "aten.copy_":
         return args[0]
-    asked = kwargs.get("device")  # beside a tensor on the card it is torch's C++ that asks, for the CPU it knows of
-    if not on_card and (asked is None or torch.device(asked).type != "cuda"):
+    asked = kwargs.get("device")  # beside a tensor on the GPU it is torch's C++ that asks, for the CPU it knows of
+    if not on_gpu and (asked is None or torch.device(asked).type != "cuda"):
         return found
-    same = {id(x.inner): x for x in on_card}  # what was changed in place
-    return tree_map(lambda x: same[id(x)] if id(x) in same else OnCard(x) if isinstance(x, torch.Tensor) else x, found)
+    same = {id(x.inner): x for x in on_gpu}  # what was changed in place
+    return tree_map(lambda x: same[id(x)] if id(x) in same else OnGpu(x) if isinstance(x, torch.Tensor) else x, found)
 
 
 def _inner(x):
-    return x.inner if isinstance(x, OnCard) else CPU if isinstance(x, torch.device) and x.type == "cuda" else x
+    return x.inner if isinstance(x, OnGpu) else CPU if isinstance(x, torch.device) and x.type == "cuda" else x
 
 
 def _to(tensor: torch.Tensor, *args, copy: bool = False, **kwargs) -> torch.Tensor:
@@ -116,8 +116,8 @@ def _to(tensor: torch.Tensor, *args, copy: bool = False, **kwargs) -> torch.Tens
     like = next((x for x in given if isinstance(x, torch.Tensor)), tensor)
     device = next((torch.device(x) for x in given if isinstance(x, (str, torch.device))), like.device)
     dtype = next((x for x in given if isinstance(x, torch.dtype)), like.dtype)
-    device = CARD if device.type == "cuda" else device
-    if CARD not in (device, tensor.device):
+    device = GPU if device.type == "cuda" else device
+    if GPU not in (device, tensor.device):
         return torch._C.TensorBase.to(tensor, *args, copy=copy, **kwargs)
     if (device, dtype) == (tensor.device, tensor.dtype) and not copy:
         return tensor
@@ -137,7 +137,7 @@ class _Moved(torch.autograd.Function):
 
 def _copied(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     inner = torch.ops.aten._to_copy(_inner(tensor), dtype=dtype)
-    return OnCard(inner) if device == CARD else inner
+    return OnGpu(inner) if device == GPU else inner
 
 
 def _probabilities(query_THD, key_THD, ends, scale: float, window_size) -> torch.Tensor:
@@ -176,9 +176,9 @@ def _flash_backward(
 
 def _flex(query, key, value, score_mod, block_mask, scale, enable_gqa, return_aux):
     """FlexAttention, with all scores there are."""
-    assert block_mask.kv_indices.device == CARD and return_aux.lse and enable_gqa == (query.shape[1] > key.shape[1])
+    assert block_mask.kv_indices.device == GPU and return_aux.lse and enable_gqa == (query.shape[1] > key.shape[1])
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1).float() for x in (key, value))
-    at = torch.arange(query.shape[2], device=CARD)
+    at = torch.arange(query.shape[2], device=GPU)
     place = 0, 0, at[:, None], at
     scores = query.float() @ key.mT * scale
     scores = score_mod(scores, *place) if score_mod else scores
@@ -199,12 +199,12 @@ def _default_device() -> torch.device:
 
 
 def _anywhere(make):
-    """A function that makes tensors, which also makes them on the card."""
+    """A function that makes tensors, which also makes them on the GPU."""
 
     def made(*args, device=None, pin_memory: bool = False, requires_grad: bool = False, **kwargs) -> torch.Tensor:
         if torch.device(device or _default_device()).type != "cuda":
             return make(*args, device=device, requires_grad=requires_grad, **kwargs)
-        found = make(*args, device=CPU, **kwargs).to(CARD)
+        found = make(*args, device=CPU, **kwargs).to(GPU)
         return found.requires_grad_() if requires_grad else found
 
     return made
@@ -232,7 +232,7 @@ class _Stream:
 
 @contextmanager
 def played():
-    """Within it there is a card, to torch and what is built on it."""
+    """Within it there is a GPU, to torch and what is built on it."""
     _device_constructors()  # which torch remembers, must be its own
     autocast, enabled, of_autocast = torch.autocast.__init__, torch.is_autocast_enabled, torch.get_autocast_dtype
     cuda = dict(
@@ -240,11 +240,11 @@ def played():
         is_available=lambda: True,
         is_initialized=lambda: True,
         device_count=lambda: 1,
-        current_device=lambda: CARD,
+        current_device=lambda: GPU,
         set_device=lambda _: None,
         device=lambda *_: nullcontext(),
-        get_device_capability=lambda *_: MACHINE.cards[0].capability,
-        get_device_properties=lambda *_: SimpleNamespace(major=9, minor=0, total_memory=BYTES, name="a card"),
+        get_device_capability=lambda *_: MACHINE.gpus[0].capability,
+        get_device_properties=lambda *_: SimpleNamespace(major=9, minor=0, total_memory=BYTES, name="a GPU"),
         is_bf16_supported=lambda *_, **__: True,
         mem_get_info=lambda *_: (BYTES, BYTES),
         memory_stats=lambda *_: {"active_bytes.all.peak": 2**20},
@@ -275,7 +275,7 @@ def played():
             torch.Tensor,
             to=_to,
             cpu=lambda x: x.to(CPU),
-            cuda=lambda x, *_: x.to(CARD),
+            cuda=lambda x, *_: x.to(GPU),
             pin_memory=lambda x: x,
             create=True,
         ),
@@ -284,7 +284,7 @@ def played():
         patch.object(torch.nn.functional, "one_hot", _one_hot),  # torch's asks for the device from C++
         _swapping_parameters(),
     ):
-        yield CARD
+        yield GPU
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Whole runs on a card that the processor plays (tests/card.py): each tensor is where it must be, and what is learned
+"""Whole runs on a simulated GPU (tests/simulated_gpu.py): each tensor is where it must be, and what is learned
 is what is learned on the CPU."""
 
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from tests import card, tiny
+from tests import simulated_gpu, tiny
 from tests.conftest import slow_but
 from tests.serving import Collector
 from tunesmith import resume, train
@@ -29,13 +29,13 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def on_card(monkeypatch):
-    """Calls a function on a machine with a card."""
+def on_gpu(monkeypatch):
+    """Calls a function on a machine with a GPU."""
 
     def call(function, *args, **kwargs):
-        with monkeypatch.context() as patch, card.played():
+        with monkeypatch.context() as patch, simulated_gpu.played():
             patch.setenv("PYTORCH_ALLOC_CONF", "as it is here")
-            patch.setattr("tunesmith.finetune.prepare.probe", lambda folder: card.MACHINE)
+            patch.setattr("tunesmith.finetune.prepare.probe", lambda folder: simulated_gpu.MACHINE)
             return function(*args, **kwargs)
 
     return call
@@ -58,13 +58,13 @@ def quick(recipe):
     return build
 
 
-def test_what_is_not_on_the_card_does_not_meet_what_is(on_card):
+def test_what_is_not_on_the_gpu_does_not_meet_what_is(on_gpu):
     def meet(where):
         return torch.ones(2, device="cuda") + torch.ones(2, device=where)
 
-    assert on_card(meet, "cuda").device == card.CARD and not torch.cuda.is_available()
-    with pytest.raises(card.WrongDevice, match="on cuda, .* on cpu"):
-        on_card(meet, "cpu")
+    assert on_gpu(meet, "cuda").device == simulated_gpu.GPU and not torch.cuda.is_available()
+    with pytest.raises(simulated_gpu.WrongDevice, match="on cuda, .* on cpu"):
+        on_gpu(meet, "cpu")
 
 
 def losses(run) -> list[float]:
@@ -77,15 +77,15 @@ def warnings(run) -> list[str]:
 
 @pytest.mark.parametrize(("kind", "dtype"), [("lora", "bfloat16"), ("full", "float32")])
 @pytest.mark.parametrize("name", slow_but(("gemma3", "gpt_oss"), tiny.FAMILIES))
-def test_every_family_learns_the_same(quick, on_card, name, kind, dtype):
+def test_every_family_learns_the_same(quick, on_gpu, name, kind, dtype):
     asked = dict(model={"dtype": dtype}, adapter={"kind": kind})
     expected = train(quick(name, "cpu", **asked))
-    found = on_card(train, quick(name, "card", **asked))
+    found = on_gpu(train, quick(name, "gpu", **asked))
     assert found.plan["device"] == "cuda" and warnings(found) == warnings(expected)
-    recomputes = "on" if name in tiny.MIXTURES and kind == "lora" else "off"
+    recomputes = "on" if name in tiny.MOE_FAMILIES and kind == "lora" else "off"
     assert (found.plan["gradient_checkpointing"], expected.plan["gradient_checkpointing"]) == (recomputes, "off")
     # A router that is rounded otherwise chooses other experts, and from then on all is otherwise.
-    alike = 1 if name in tiny.MIXTURES and dtype == "bfloat16" else 4
+    alike = 1 if name in tiny.MOE_FAMILIES and dtype == "bfloat16" else 4
     bound = dict(abs=BOUND) if dtype == "float32" else dict(rel=ROUNDING)
     assert losses(found)[:alike] == pytest.approx(losses(expected)[:alike], **bound)
     assert [e["loss"] for e in found.events("eval")][:alike] == pytest.approx(
@@ -105,25 +105,25 @@ def test_every_family_learns_the_same(quick, on_card, name, kind, dtype):
     ],
     ids=str,
 )
-def test_every_switch_learns_the_same(quick, on_card, settings):
+def test_every_switch_learns_the_same(quick, on_gpu, settings):
     rounded = "weights" in settings
     asked = dict(adapter={"kind": "full"}, model={"dtype": "auto" if rounded else "float32"})
-    found = on_card(train, quick("qwen3", "card", settings, **asked))
+    found = on_gpu(train, quick("qwen3", "gpu", settings, **asked))
     expected = train(quick("qwen3", "cpu", settings | {"activation_offload": False}, **asked))
     bound = dict(rel=ROUNDING) if rounded else dict(abs=BOUND)
     assert losses(found) == pytest.approx(losses(expected), **bound)
 
 
-def test_a_resumed_run_is_the_same_run(quick, on_card):
-    run = on_card(train, quick("llama3", "card", {"max_steps": 6, "save_every": 2}, tokens=("<new>",)))
+def test_a_resumed_run_is_the_same_run(quick, on_gpu):
+    run = on_gpu(train, quick("llama3", "gpu", {"max_steps": 6, "save_every": 2}, tokens=("<new>",)))
     whole = losses(run)
     for folder in (run.result, *checkpoint.complete(run.checkpoints)[1:]):
         shutil.rmtree(folder)
-    on_card(resume, run.folder)
+    on_gpu(resume, run.folder)
     assert losses(run)[-4:] == whole[2:]
 
 
-def test_a_step_that_does_not_fit_is_done_again(quick, on_card, monkeypatch):
+def test_a_step_that_does_not_fit_is_done_again(quick, on_gpu, monkeypatch):
     expected = train(quick("llama3", "cpu"))
     token_losses = loop.token_losses
 
@@ -133,22 +133,22 @@ def test_a_step_that_does_not_fit_is_done_again(quick, on_card, monkeypatch):
         return token_losses(model, batch, head)
 
     monkeypatch.setattr(loop, "token_losses", limited)
-    found = on_card(train, quick("llama3", "card"))
+    found = on_gpu(train, quick("llama3", "gpu"))
     assert warnings(found) and losses(found) == pytest.approx(losses(expected), abs=BOUND)
 
 
-def test_what_fits_is_measured(quick, on_card):
-    run = on_card(train, quick("llama3", "card"))
+def test_what_fits_is_measured(quick, on_gpu):
+    run = on_gpu(train, quick("llama3", "gpu"))
     plan = Plan(**{name: run.plan[name] for name in Plan.__dataclass_fields__})
-    found = on_card(fit.measure, run.folder, plan, run.base, [(1, 64), (2, 64)])
+    found = on_gpu(fit.measure, run.folder, plan, run.base, [(1, 64), (2, 64)])
     assert [tokens for tokens, _ in found.points] == [0, 64, 128]
 
 
 @pytest.mark.parametrize("kind", slow_but(["lora"], ["lora", "full"]))
-def test_an_export_is_compared_there_and_the_run_is_served_from_there(quick, on_card, monkeypatch, kind):
+def test_an_export_is_compared_there_and_the_run_is_served_from_there(quick, on_gpu, monkeypatch, kind):
     monkeypatch.setattr(scheduler, "CHUNK", 16)  # the prompt is computed in several steps
     run = train(quick("llama3", kind, adapter={"kind": kind}))
-    assert on_card(export, run, "merged")["passed"]
+    assert on_gpu(export, run, "merged")["passed"]
     ids = list(range(20, 60))
 
     def answer() -> str:
@@ -158,4 +158,4 @@ def test_an_export_is_compared_there_and_the_run_is_served_from_there(quick, on_
         finally:
             engine.close()
 
-    assert on_card(answer) == answer()
+    assert on_gpu(answer) == answer()
