@@ -219,7 +219,7 @@ def test_what_breaks_off_leaves_nothing(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("to", "settings", "said"),
     [
-        ("gold", {}, "choose adapter, merged"),
+        ("gold", {}, "choose adapter, fp8, gguf, gguf-adapter, int4, merged, ollama"),
         ("merged", {"precision": "q8_0"}, "precision"),
         ("merged", {"into": "half"}, "into"),
     ],
