@@ -334,7 +334,7 @@ def test_eval_on_other_rows_is_shown_and_leaves_the_run_as_it_was(measured, here
     before = sorted((f, f.stat().st_mtime_ns) for f in (measured / "runs/lora").rglob("*"))
     here("eval", "lora", "--data", "others.jsonl", cwd=measured)
     shown = capsys.readouterr().out
-    assert "Held-out loss" in shown and "9 examples of others.jsonl" in shown
+    assert "Held-out loss" in shown and "others.jsonl: 9 rows read, 9 measured" in shown
     assert sorted((f, f.stat().st_mtime_ns) for f in (measured / "runs/lora").rglob("*")) == before
 
 

@@ -55,7 +55,7 @@ def evaluated(found: dict) -> None:
     console, verdict = Console(highlight=False), summary.verdict_on(found)
     console.print(verdict.text, style=TONES[verdict.tone])
     ledger = found["ledger"]
-    console.print(f"{found['rows']:,} examples of {found['path']}, {ledger['read']:,} rows read", markup=False)
+    console.print(f"{found['path']}: {ledger['read']:,} rows read, {found['rows']:,} measured", markup=False)
     for reason, count in ledger["dropped"].items():
         console.print(f"  {count:,} dropped: {REASONS[reason]}", style="yellow", markup=False)
     for sample in found["samples"]:

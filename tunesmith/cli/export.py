@@ -69,7 +69,6 @@ def exported(found: dict) -> None:
             f"\n✓ {written}: verified in {' and '.join(engines)}; it matches the trained model{within}",
             style="green",
             markup=False,
-            soft_wrap=True,
         )
     for command in _uses(found["form"], folder):
         console.print(f"  {command}", markup=False, soft_wrap=True)

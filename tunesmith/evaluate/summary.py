@@ -151,7 +151,8 @@ def _compared(before: dict, after: dict, difference: dict, rows: int) -> Verdict
         exact, sign = _exact_text(before["exact_match"], after["exact_match"], Interval.of(difference["exact_match"]))
         text, signs = f"{text}; {exact}", signs | sign
     if rows < FEW_ROWS:
-        return Verdict(f"{text}. {rows} held-out rows are too few to be sure.", "unclear")
+        few = f"{rows} held-out rows are" if rows > 1 else "One held-out row is"
+        return Verdict(f"{text}. {few} too few to be sure.", "unclear")
     tones = signs - {"unclear"}
     return Verdict(text + ".", tones.pop() if len(tones) == 1 else "unclear")
 
