@@ -23,11 +23,13 @@ class Bound(NamedTuple):
 
 # KL grows with the square of the weights' relative error: 2^-9 of bfloat16, 2^-12 of float16, about 0.4 % at 8 bits
 # and twice that for each bit less. int4 has one scale for 128 weights, where q4_k_m has scale and least for 32: of
-# normally distributed ones, 128 span 1.27 times what 32 do, so the squared error is 1.6 times as much.
+# normally distributed ones, 128 span 1.27 times what 32 do, so the squared error is 1.6 times as much. llama.cpp rounds
+# the inputs of a product as it rounds the weights, in bfloat16 too. SmolLM2-135M, trained in float32, is 6.3e-3 nats
+# from itself with its weights in bfloat16 and 6.8e-3 with its activations too, so bfloat16 has the bound of 8 bits.
 BOUNDS = {
     "f32": Bound(1e-6, 0.99),
     "f16": Bound(1e-3, 0.97),
-    "bf16": Bound(5e-3, 0.95),
+    "bf16": Bound(1e-2, 0.95),
     "fp8": Bound(5e-2, 0.85),
     "q8_0": Bound(1e-2, 0.95),
     "q6_k": Bound(2e-2, 0.92),
