@@ -84,10 +84,15 @@ class Asked:
     sequence_length: int | None = None
 
     def tokenizer(self):
-        from tunesmith.data.inspect import tokenizer_of
+        """The base's, without new tokens; None without a model."""
+        from tunesmith.data.source import tokenizer_for
         from tunesmith.model.load import resolve
 
-        return tokenizer_of(self.model, resolve(self.model), self.sources) if self.model else None
+        if not self.model:
+            return None
+        return tokenizer_for(
+            resolve(self.model), self.sources, self.model.chat_template_kwargs, self.model.chat_template
+        )
 
 
 def asked_for(

@@ -1,6 +1,5 @@
 """Looking at data before training: `tunesmith data check` and `tunesmith data show`."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +8,9 @@ from tunesmith.data.files import select
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.masking import Example, Mask, encode_chat, encode_text
 from tunesmith.data.rows import Chat, Row, RowProblem, Where, digest
-from tunesmith.data.source import formats_of, named, rows_of, template_variables
+from tunesmith.data.source import formats_of, named, rows_of
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.recipe import Model, Source
+from tunesmith.recipe import Source
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 BOUNDS = tuple(sorted(bound for power in range(3, 22) for bound in (2**power, 3 * 2 ** (power - 1))))  # of the bars
@@ -69,10 +68,3 @@ def _lengths(examples: np.ndarray, places: list[Where]) -> dict:
 
 def encode(tokenizer: Tokenizer, row: Row, mask: Mask) -> list[Example]:
     return encode_chat(tokenizer, row, mask) if isinstance(row, Chat) else [encode_text(tokenizer, row.text)]
-
-
-def tokenizer_of(model: Model, folder: Path, sources: list[Source]) -> Tokenizer:
-    """The base's tokenizer with the template that training on these sources uses; new tokens are not in it."""
-    given = model.chat_template_kwargs
-    kwargs = template_variables(Tokenizer.load(folder, model.chat_template, given), sources, given)
-    return Tokenizer.load(folder, model.chat_template, kwargs)

@@ -110,6 +110,12 @@ def template_variables(tokenizer: Tokenizer, sources: Iterable[Source], given: d
     return reasoning.switched(tokenizer, switch, any(map(has_reasoning, sources))) | given
 
 
+def tokenizer_for(folder: Path, sources: Iterable[Source], given: dict, chat_template: str = "auto") -> Tokenizer:
+    """The tokenizer of a folder with the template variables under which training on these sources uses it."""
+    variables = template_variables(Tokenizer.load(folder, chat_template, given), sources, given)
+    return Tokenizer.load(folder, chat_template, variables)
+
+
 def has_reasoning(source: Source) -> bool:
     """Whether any row has reasoning of the assistant's, in a field of its own or between marks in its text."""
     return any(

@@ -8,11 +8,9 @@ from typing import Any
 
 from tunesmith.data import hub
 from tunesmith.data.dataset import Dataset
-from tunesmith.data.source import template_variables
+from tunesmith.data.source import tokenizer_for
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import (
-    UserError,
-)
+from tunesmith.errors import UserError
 from tunesmith.files import write_json
 from tunesmith.finetune import provenance
 from tunesmith.finetune.prepared import dataset_of, schedule_of
@@ -47,9 +45,7 @@ def prepare(run: Run) -> None:
     save_tokenizer(recipe.model, base, run.tokenizer)
     for note in check_adapter(recipe.adapter, recipe.model.new_tokens, Tokenizer.load(run.tokenizer), config):
         run.log("warning", message=note)
-    given = recipe.model.chat_template_kwargs
-    kwargs = template_variables(Tokenizer.load(run.tokenizer, template_kwargs=given), recipe.data.train, given)
-    tokenizer = Tokenizer.load(run.tokenizer, template_kwargs=kwargs)
+    tokenizer = tokenizer_for(run.tokenizer, recipe.data.train, recipe.model.chat_template_kwargs)
     positions = trained_positions(config)
     if positions and plan.sequence_length > positions:
         plan = within(plan, recipe, limit_of(config))
@@ -92,7 +88,7 @@ def prepare(run: Run) -> None:
         "day": day,
         "left_out": dataset.left_out,
         "template": tokenizer.template_name,
-        "template_kwargs": kwargs,
+        "template_kwargs": tokenizer.template_kwargs,
         "system_prompts": dataset.system_prompts,
         "stop_ids": _stop_ids(dataset, tokenizer, base),
     }

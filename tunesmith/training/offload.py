@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 PIECE_BYTES = 2**26  # pinned memory comes in powers of two, and is kept: pieces waste little and serve any length
-AHEAD = 2  # layers that the processor may be ahead of the GPU, whose memory is not free before the GPU is there
+AHEAD = 2  # layers that the CPU may be ahead of the GPU, whose memory is free only once the GPU is there
 
 
 @dataclass(eq=False)
