@@ -10,6 +10,7 @@ import numpy as np
 from tunesmith.data.dataset import prepare
 from tunesmith.data.encode import Settings
 from tunesmith.data.packing import micro_batches
+from tunesmith.data.source import Sources
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.methods import METHODS
 from tunesmith.recipe import Data, Method
@@ -27,10 +28,12 @@ def main(file: str, model: str, cache: str) -> dict:
         splits=sft.splits,
         sequence_length=data.sequence_length,
         too_long=data.too_long,
-        candidate_share=0.0,
     )
     began = time.monotonic()
-    store = prepare(data, settings, Path(cache), Path(cache) / "ledger.jsonl", lambda rows, examples: None).train
+    dataset = prepare(
+        data, Sources.resolve(data), settings, Path(cache), Path(cache) / "ledger.jsonl", lambda rows, examples: None
+    )
+    store = dataset.train
     encoded = time.monotonic()
     order = range(len(store))
     for first in range(0, len(store), STEP_ROWS):

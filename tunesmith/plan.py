@@ -1,12 +1,16 @@
 """Plan: what was decided from the recipe and the machine, as plan.json keeps it."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
+
+from tunesmith.files import read_json
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`weights` and `compute` are torch dtype names; `micro_batch_tokens` bounds one forward pass."""
+    """`weights` and `compute` are torch dtype names; `micro_batch_tokens` bounds one forward pass. The fields from
+    `base` on are known once the base model and the data have been read."""
 
     device: str
     processes: int
@@ -21,6 +25,30 @@ class Plan:
     packing: bool
     threads: int
     reasons: dict[str, str] = field(default_factory=dict)
+    base: str = ""
+    """Folder of the base model."""
+    day: str | None = None
+    """The date that chat templates write, in ISO format."""
+    template: str | None = None
+    """Name of the chat template: own, plain, chatml or a file's."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables for the chat template."""
+    stop_ids: list[int] = field(default_factory=list)
+    """Tokens that end an answer."""
+    system_prompts: dict[str, float] = field(default_factory=dict)
+    """The most common system prompts ("" for none) and their share of the conversations."""
+    formats: list[str | None] = field(default_factory=list)
+    """Data format of each training source."""
+    ledger: dict[str, Any] = field(default_factory=dict)
+    """Summary of ledger.jsonl."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """By source: files beside its own that were not read."""
+
+    @classmethod
+    def read(cls, file: Path) -> "Plan":
+        """Reads plan.json. Keys that other versions of Tunesmith write are left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in read_json(file).items() if key in known})
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -40,11 +40,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.errors import UserError
-from tunesmith.files import json_text, read_json, write_atomic
+from tunesmith.files import json_text, write_atomic
+from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe, Source
 
 DEFAULT_OUTPUT: Path = Recipe.model_fields["output"].default
@@ -111,19 +113,27 @@ class Run:
     def exists(self) -> bool:
         return self.recipe_file.is_file() and self.checkpoints.is_dir()
 
-    @property
+    @cached_property
     def recipe(self) -> Recipe:
+        """Read once: a recipe never changes after the run was created. Raises UserError."""
         return Recipe.load(self.recipe_file)
 
     @property
-    def plan(self) -> dict[str, Any]:
-        plan: dict[str, Any] = read_json(self.plan_file)
-        return plan
+    def is_prepared(self) -> bool:
+        """Whether the run has a plan, which is the last thing that preparing a run writes."""
+        return self.plan_file.exists()
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Read once: a plan never changes after it was written. Raises UserError if the run is not prepared."""
+        if not self.is_prepared:
+            raise UserError(f"{self.folder}: this run is not prepared; `tunesmith resume {self.folder}` prepares it")
+        return Plan.read(self.plan_file)
 
     @property
     def base(self) -> Path:
         """The base model's folder."""
-        return Path(self.plan["base"])
+        return Path(self.plan.base)
 
     @property
     def result(self) -> Path:

@@ -393,25 +393,25 @@ def test_indentation_of_an_answer_is_learned_though_the_template_trims_it(family
 
 
 def test_template_variables_of_the_recipe_win(recipe, family):
-    from tunesmith.data.source import template_variables
+    from tunesmith.data.source import Sources, template_variables
 
     built = recipe("qwen3", model={"chat_template_kwargs": {"enable_thinking": True}})
     tokenizer = Tokenizer.load(family("qwen3"))
-    assert template_variables(tokenizer, built.data.train, built.model.chat_template_kwargs) == {
+    assert template_variables(tokenizer, Sources.resolve(built.data).train, built.model.chat_template_kwargs) == {
         "enable_thinking": True
     }
-    assert template_variables(tokenizer, built.data.train, {}) == {"enable_thinking": False}
+    assert template_variables(tokenizer, Sources.resolve(built.data).train, {}) == {"enable_thinking": False}
 
 
 def test_reasoning_is_looked_for_in_every_row(tmp_path, family):
-    from tunesmith.data.source import template_variables
+    from tunesmith.data.source import resolve, template_variables
     from tunesmith.recipe import Source
 
     file = tmp_path / "rows.jsonl"
     rows = [{"messages": [user(f"{n}?"), assistant("yes")]} for n in range(300)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = Tokenizer.load(family("smollm3"))
-    assert template_variables(tokenizer, [Source(path=str(file))], {}) == {"enable_thinking": False}
+    assert template_variables(tokenizer, [resolve(Source(path=str(file)))], {}) == {"enable_thinking": False}
     with file.open("a") as more:
         more.write(json.dumps({"messages": [user("?"), assistant("<think>so</think>yes")]}) + "\n")
-    assert template_variables(tokenizer, [Source(path=str(file))], {}) == {}
+    assert template_variables(tokenizer, [resolve(Source(path=str(file)))], {}) == {}

@@ -13,6 +13,7 @@ from tests.conftest import sums, write_rows
 from tunesmith.data import encode
 from tunesmith.data.dataset import prepare
 from tunesmith.data.encode import Settings
+from tunesmith.data.source import Sources
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.methods import cpt, sft
@@ -36,7 +37,7 @@ def prepared(tokenizer, tmp_path, **data):
         candidate_share=0.0,
     )
     ledger = tmp_path / "ledger.jsonl"
-    dataset = prepare(asked, how, tmp_path / "cache", ledger, lambda *_: None)
+    dataset = prepare(asked, Sources.resolve(asked), how, tmp_path / "cache", ledger, lambda *_: None)
     return dataset, [json.loads(line) for line in ledger.open()]
 
 
@@ -181,7 +182,7 @@ def test_a_long_text_is_learned_to_its_last_token(tokenizer, tmp_path):
             sequence_length=length,
             candidate_share=0.0,
         )
-        store = prepare(asked, how, tmp_path / "cache", None, lambda *_: None).train
+        store = prepare(asked, Sources.resolve(asked), how, tmp_path / "cache", None, lambda *_: None).train
         ids = [int(i) for n in range(len(store)) for i in store[n][0]]
         assert tokenizer.decode(ids, skip_special_tokens=True) == text and ids[-1] == tokenizer.eos_id
         assert len(store) > 257 and store.lengths.min() >= 2 and store.lengths.max() <= length

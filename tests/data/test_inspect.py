@@ -15,6 +15,7 @@ from tests.conftest import write_rows
 from tunesmith.cli.data_report import print_report, print_rows
 from tunesmith.data.inspect import check
 from tunesmith.data.masking import encode_text
+from tunesmith.data.source import resolve
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.planner import unusual
 from tunesmith.planner.suggest import _batch, _yaml
@@ -32,8 +33,8 @@ def test_text_is_shown_as_it_is(family, tmp_path, capsys):
         ],
     )
     source = Source(path=str(file))
-    print_report(check(source, None))
-    print_rows(source, Tokenizer.load(family("llama3")), 2, "assistant")
+    print_report(check(resolve(source), None))
+    print_rows(resolve(source), Tokenizer.load(family("llama3")), 2, "assistant")
     shown = capsys.readouterr().out.replace("\n", "")
     assert shown.count(said) >= 3 and "[red]rows" in shown
 
@@ -49,7 +50,7 @@ def test_what_is_learned_is_seen_without_colour_too(family, tmp_path, capsys, mo
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TERM", "xterm-256color")
     file = write_rows(tmp_path / "a.jsonl", [{"question": "Where is Bonn?", "answer": "In Germany."}])
-    print_rows(Source(path=str(file)), Tokenizer.load(family(base)), 1, "assistant")
+    print_rows(resolve(Source(path=str(file))), Tokenizer.load(family(base)), 1, "assistant")
     legend, text = capsys.readouterr().out.split("\n", 1)
     if marked:
         assert legend == "Learned: what stands between ⟦ and ⟧." and "\x1b[3" not in text
@@ -75,7 +76,7 @@ def test_lengths_are_drawn_and_add_up(family, tmp_path, capsys, name):
     """Bars against lengths counted by the test; the examples beyond the recipe's length are named."""
     texts = ["word " * n for n in (3, 5, 40, 41, 42, 43, 900)]
     file = write_rows(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
-    found = check(Source(path=str(file)), Tokenizer.load(family(name)))
+    found = check(resolve(Source(path=str(file))), Tokenizer.load(family(name)))
     tokenizer = Tokenizer.load(family(name))
     lengths = sorted(len(encode_text(tokenizer, text).ids) for text in texts)
     bounds = [0, *found["histogram"]]
@@ -97,7 +98,7 @@ def test_dropped_rows_that_are_not_shown_are_counted(tmp_path, capsys):
         tmp_path / "rows.jsonl",
         [*rows, {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
     )
-    print_report(check(Source(path=str(file)), None))
+    print_report(check(resolve(Source(path=str(file))), None))
     assert "The first 5 of 8 dropped rows" in capsys.readouterr().out
 
 

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import ipc, parquet
 
-from tunesmith.data.files import content_hash, files, select
+from tunesmith.data.files import content_hash, select
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.read import parse, read, read_lines
 from tunesmith.data.rows import REASONS, Chat, RowProblem, Where
-from tunesmith.data.source import formats_of, rows_of
+from tunesmith.data.source import resolve
 from tunesmith.data.splits import choose
 from tunesmith.errors import UserError
 from tunesmith.recipe import Source
@@ -84,7 +84,7 @@ def test_every_container_gives_the_same_rows(tmp_path, name, rows):
     rows = [row for row in rows if row["output"].strip()]
     if not rows:
         return
-    read_back = [row for _, row in rows_of(source(write(tmp_path, name, rows)))]
+    read_back = [row for _, row in resolve(source(write(tmp_path, name, rows))).rows()]
     assert [[m["content"] for m in row.messages] for row in read_back] == chats(rows)
 
 
@@ -103,7 +103,7 @@ def test_nested_columns_are_equal_from_json_and_arrow(tmp_path):
         for c in (call, other)
     ]
     found = [
-        [row for _, row in rows_of(source(write(tmp_path, name, rows)))]
+        [row for _, row in resolve(source(write(tmp_path, name, rows))).rows()]
         for name in ("a.jsonl", "array.json", "a.parquet", "file.arrow", "stream.arrow")
     ]
     assert isinstance(found[0][0], Chat) and all(rows == found[0] for rows in found)
@@ -161,7 +161,7 @@ def test_lines_and_problems(tmp_path, name):
     content, expected = ODD[name]
     path = tmp_path / name
     path.write_bytes(content)
-    found = list(read(source(path)))
+    found = list(read(select(source(path)).files))
     assert [(raw.where.line, raw.problem and raw.problem.reason) for raw in found] == expected
     assert all(raw.where.file == str(path) for raw in found)
     assert all((raw.value is None) == (raw.problem is not None) for raw in found)
@@ -181,7 +181,7 @@ def test_text_with_a_byte_order_mark_is_read(tmp_path, encoding, name):
     mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
     content = (mark + text).encode(encoding)
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    found = [raw.value for raw in read(source(tmp_path / name))]
+    found = [raw.value for raw in read(select(source(tmp_path / name)).files)]
     assert found == ([{"text": text}] if plain == "a.txt" else rows)
 
 
@@ -202,7 +202,7 @@ def test_tables_as_programs_and_people_write_them(tmp_path, name):
     text, expected = TABLES[name]
     (tmp_path / name).write_text(text, newline="")
     unread = {}
-    rows = [(where.line, row) for where, row in rows_of(source(tmp_path / name), unread) if isinstance(row, Chat)]
+    rows = [(where.line, row) for where, row in resolve(source(tmp_path / name)).rows(unread) if isinstance(row, Chat)]
     assert [(*(m["content"] for m in row.messages), line) for line, row in rows] == expected
     assert unread == ({"column 4": 1} if name == "unnamed.csv" else {})
 
@@ -210,7 +210,7 @@ def test_tables_as_programs_and_people_write_them(tmp_path, name):
 def test_nan_of_a_columnar_file_is_a_missing_value(tmp_path):
     columns = {"instruction": ["a", "b"], "input": [float("nan")] * 2, "output": ["c", "d"]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
-    assert [row.messages[0]["content"] for _, row in rows_of(source(tmp_path / "a.parquet"))] == ["a", "b"]
+    assert [row.messages[0]["content"] for _, row in resolve(source(tmp_path / "a.parquet")).rows()] == ["a", "b"]
 
 
 @pytest.mark.parametrize("how", [".gz", ".zst"])
@@ -218,7 +218,7 @@ def test_a_cut_compressed_file_is_told(tmp_path, how):
     rows = [{"instruction": str(hash((n, "x"))), "output": "y"} for n in range(3000)]
     path = write(tmp_path, "a.jsonl" + how, rows)
     path.write_bytes(path.read_bytes()[:-9])
-    raws = list(read(source(path)))
+    raws = list(read(select(source(path)).files))
     whole = [raw.value for raw in raws if raw.value]
     assert whole == rows[: len(whole)] and len(whole) > 100
     assert raws[-1].problem.reason == "unreadable" and raws[-1].where.line > len(whole)
@@ -251,8 +251,8 @@ def test_damage_is_counted_and_never_an_exception(tmp_path, name, rows, mutation
     lines, refusal = [], None
     with Ledger() as ledger:
         try:
-            records = sum(1 for _ in read(source(path)))
-            for where, row in rows_of(source(path)):
+            records = sum(1 for _ in read(select(source(path)).files))
+            for where, row in resolve(source(path)).rows():
                 lines.append(where.line)
                 ledger.dropped(where, row.reason, row.detail) if isinstance(row, RowProblem) else ledger.kept()
         except UserError as error:
@@ -279,7 +279,7 @@ def test_which_files_a_source_has(tmp_path):
         (tmp_path / name).write_text("")
 
     def names(pattern):
-        return [str(path.relative_to(tmp_path)) for path in files(source(tmp_path / pattern))]
+        return [str(path.relative_to(tmp_path)) for path in select(source(tmp_path / pattern)).files]
 
     assert names("") == ["a.csv", "b/1.json.gz", "b/2.jsonl"]
     assert names("text") == ["text/a.py", "text/z.txt"]
@@ -308,7 +308,7 @@ CACHE = "cache-0123456789abcdef.arrow"
 
 
 def answers(asked: Source) -> list[str]:
-    return [row.messages[1]["content"] for _, row in rows_of(asked)]
+    return [row.messages[1]["content"] for _, row in resolve(asked).rows()]
 
 
 def test_a_saved_dataset_is_what_its_state_names(tmp_path):
@@ -408,21 +408,21 @@ def test_each_file_has_a_format_of_its_own(tmp_path):
     )
     write_jsonl(tmp_path / "c.jsonl", [{"x": "5"}])
     write_jsonl(tmp_path / "d.jsonl", [])
-    found = {Path(where.file).name: row for where, row in rows_of(source(tmp_path))}
+    found = {Path(where.file).name: row for where, row in resolve(source(tmp_path)).rows()}
     assert [m["content"] for name in ("a.jsonl", "b.jsonl") for m in found[name].messages] == ["1", "2", "3", "4"]
     assert found["c.jsonl"].reason == "wrong_shape" and "no known format has the columns 'x'" in found["c.jsonl"].detail
-    assert set(formats_of(source(tmp_path)).values()) == {"question_answer", "messages", None}
+    assert set(resolve(source(tmp_path)).formats.values()) == {"question_answer", "messages", None}
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").unlink()
     with pytest.raises(UserError, match="c.jsonl: no known format has the columns x"):
-        list(rows_of(source(tmp_path)))
+        list(resolve(source(tmp_path)).rows())
 
 
 def test_a_git_lfs_pointer_is_named(tmp_path):
     for name in ("a.jsonl", "b.parquet"):
         (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
         with pytest.raises(UserError, match=f"{name}: is a git-lfs pointer.*git lfs pull"):
-            list(read(source(tmp_path / name)))
+            list(read(select(source(tmp_path / name)).files))
 
 
 def test_content_hash_is_that_of_sha256sum(tmp_path):
@@ -432,7 +432,7 @@ def test_content_hash_is_that_of_sha256sum(tmp_path):
 
 def test_lines_are_read_raw_and_parsed_apart(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{\n')
-    lines = list(read_lines(source(tmp_path / "a.jsonl")))
+    lines = list(read_lines(select(source(tmp_path / "a.jsonl")).files))
     assert [payload for _, payload in lines] == [b'{"a": 1}\n', b"{\n"]
     assert [parse(*line).value for line in lines] == [{"a": 1}, None]
 
@@ -440,7 +440,7 @@ def test_lines_are_read_raw_and_parsed_apart(tmp_path):
 def test_a_header_with_a_column_twice_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("a,a\n1,2\n")
     with pytest.raises(UserError, match="a.csv:1.*'a' twice"):
-        list(read(source(tmp_path / "a.csv")))
+        list(read(select(source(tmp_path / "a.csv")).files))
 
 
 HUB = [

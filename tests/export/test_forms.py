@@ -18,7 +18,7 @@ from tunesmith.errors import UserError
 from tunesmith.export.export import export
 from tunesmith.export.forms.ollama import Template
 from tunesmith.export.parity.samples import CAPITALS, DECOMPOSED
-from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.prepared import Prepared
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
 # As these small ones are configured llama.cpp has no such model; test_gguf.py has them as it takes them.
@@ -67,7 +67,7 @@ def test_every_family_as_gguf(recipe, tmp_path, base):
 def test_training_without_thinking_is_what_others_get(recipe, tmp_path):
     """The template of the file itself, without a variable of ours, asks as training asked."""
     run = train(recipe("qwen3", train=QUICK))
-    assert run.plan["template_kwargs"] == {"enable_thinking": False}
+    assert run.plan.template_kwargs == {"enable_thinking": False}
     export(run, "gguf", tmp_path / "out", {"precision": "f32"})
     field = GGUFReader(tmp_path / "out/model.gguf").get_field("tokenizer.chat_template")
     assert field.contents().startswith("{%- set enable_thinking = false -%}")
@@ -75,7 +75,7 @@ def test_training_without_thinking_is_what_others_get(recipe, tmp_path):
     asked, _ = render_jinja_template(
         conversations=[messages], chat_template=field.contents(), enable_thinking=True, add_generation_prompt=True
     )  # as llama.cpp's server and Ollama ask
-    assert asked == [tokenizer_of(run).render(messages, add_generation_prompt=True)]
+    assert asked == [Prepared.open(run).tokenizer.render(messages, add_generation_prompt=True)]
     export(run, "merged", tmp_path / "merged", parity=False)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     plain, thinking = (

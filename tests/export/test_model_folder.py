@@ -87,7 +87,7 @@ def test_what_did_not_change_is_the_bases(recipe, tmp_path, base, full):
             assert (made / name).read_bytes() == (folder / name).read_bytes(), name
         assert not {*NOT_COPIED} - {"README.md"} & {path.name for path in made.iterdir()}
     assert "the base's" not in (tmp_path / "merged/README.md").read_text()
-    assert read(tmp_path / "merged/generation_config.json")["eos_token_id"] == run.plan["stop_ids"]
+    assert read(tmp_path / "merged/generation_config.json")["eos_token_id"] == run.plan.stop_ids
 
 
 @pytest.mark.parametrize("base", ["qwen2", "smollm3"])

@@ -43,7 +43,7 @@ def set_in_recipe(run: Run, section: str, **values) -> None:
 
 
 def change_plan(run: Run) -> None:
-    run.plan_file.write_text(json.dumps(run.plan | {"sequence_length": 64}))
+    run.plan_file.write_text(json.dumps(run.plan.as_dict() | {"sequence_length": 64}))
 
 
 CHANGES = {

@@ -14,7 +14,6 @@ from tunesmith.export.export import export
 from tunesmith.inference import scheduler
 from tunesmith.inference.interface import Request
 from tunesmith.inference.scheduler import BatchingEngine
-from tunesmith.plan import Plan
 from tunesmith.planner import fit
 from tunesmith.serve.open_models import open_models
 from tunesmith.training import checkpoint, loop
@@ -81,9 +80,9 @@ def test_every_family_learns_the_same(quick, on_gpu, name, kind, dtype):
     asked = dict(model={"dtype": dtype}, adapter={"kind": kind})
     expected = train(quick(name, "cpu", **asked))
     found = on_gpu(train, quick(name, "gpu", **asked))
-    assert found.plan["device"] == "cuda" and warnings(found) == warnings(expected)
+    assert found.plan.device == "cuda" and warnings(found) == warnings(expected)
     recomputes = "on" if name in tiny.MOE_FAMILIES and kind == "lora" else "off"
-    assert (found.plan["gradient_checkpointing"], expected.plan["gradient_checkpointing"]) == (recomputes, "off")
+    assert (found.plan.gradient_checkpointing, expected.plan.gradient_checkpointing) == (recomputes, "off")
     # A router that is rounded otherwise chooses other experts, and from then on all is otherwise.
     alike = 1 if name in tiny.MOE_FAMILIES and dtype == "bfloat16" else 4
     bound = dict(abs=BOUND) if dtype == "float32" else dict(rel=ROUNDING)
@@ -139,8 +138,7 @@ def test_a_step_that_does_not_fit_is_done_again(quick, on_gpu, monkeypatch):
 
 def test_what_fits_is_measured(quick, on_gpu):
     run = on_gpu(train, quick("llama3", "gpu"))
-    plan = Plan(**{name: run.plan[name] for name in Plan.__dataclass_fields__})
-    found = on_gpu(fit.measure, run.folder, plan, run.base, [(1, 64), (2, 64)])
+    found = on_gpu(fit.measure, run.folder, run.plan, run.base, [(1, 64), (2, 64)])
     assert [tokens for tokens, _ in found.points] == [0, 64, 128]
 
 

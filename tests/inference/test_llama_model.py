@@ -44,7 +44,7 @@ def exported(runs):
     base = run.folder / "base-gguf" / "model.gguf"
     base.parent.mkdir()
     (model,) = open_models([run.base]).values()
-    write_gguf(Weights(model.weights.inner), run.base, base, "f32", tuple(run.plan["stop_ids"]))
+    write_gguf(Weights(model.weights.inner), run.base, base, "f32", tuple(run.plan.stop_ids))
     export(run, "gguf-adapter", parity=False)
     return base, run.folder / "gguf-adapter" / "adapter.gguf"
 

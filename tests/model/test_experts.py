@@ -14,7 +14,6 @@ from tests.training.test_reference import losses
 from tunesmith import train
 from tunesmith.errors import UserError
 from tunesmith.export.export import export
-from tunesmith.finetune.prepared import plan_of
 from tunesmith.model.experts import routers
 from tunesmith.training.batch import Batch, collate
 from tunesmith.training.build import trainable_model
@@ -25,7 +24,7 @@ IDS = torch.arange(5, 29)[None]
 
 
 def trained_names(run) -> set[str]:
-    model = trainable_model(run, plan_of(run), run.base)
+    model = trainable_model(run, run.plan, run.base)
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -64,7 +63,7 @@ def test_what_all_linear_reaches(recipe, name, adapter, experts, router):
     assert any("gate.lora" in n or "router.lora" in n for n in names) == router
     ranks = {
         p.shape[0]
-        for n, p in trainable_model(run, plan_of(run), run.base).named_parameters()
+        for n, p in trainable_model(run, run.plan, run.base).named_parameters()
         if "experts" in n and "lora_A" in n
     }
     assert ranks == ({4 * 4} if experts else set())  # of 4 experts, the same in both matrices

@@ -117,7 +117,7 @@ def of(recipe, model: str, rows: str, **data):
 def test_rows_beyond_a_table_of_positions_are_too_long(recipe, tmp_path, counting, name):
     model = saved(type(TABLES[name]).from_dict(TABLES[name].to_dict()), tmp_path / name)
     run = job.train(of(recipe, model, counting))
-    assert run.plan["sequence_length"] == POSITIONS and run.plan["ledger"]["dropped"] == {"too_long": 20}
+    assert run.plan.sequence_length == POSITIONS and run.plan.ledger["dropped"] == {"too_long": 20}
     [warning] = [e["message"] for e in run.events("warning") if "positions" in e["message"]]
     assert warning.startswith(f"data.sequence_length: 256, but the model has only {POSITIONS} positions")
     assert json.loads(run.eval_file.read_text())["samples"]  # whose answers end where the positions do
@@ -126,7 +126,7 @@ def test_rows_beyond_a_table_of_positions_are_too_long(recipe, tmp_path, countin
 def test_truncated_rows_are_answered_up_to_the_last_position(recipe, tmp_path, counting):
     model = saved(GPT2Config(**SIZES), tmp_path / "gpt2")
     run = job.train(of(recipe, model, counting, too_long="truncate"))
-    assert run.plan["ledger"]["shortened"] == {"too_long": 20} and run.result.exists()
+    assert run.plan.ledger["shortened"] == {"too_long": 20} and run.result.exists()
 
 
 def test_answers_have_the_room_that_positions_leave():
@@ -141,7 +141,7 @@ def test_answers_have_the_room_that_positions_leave():
 def test_rotary_positions_go_on_with_a_warning(recipe, tmp_path, family, counting):
     tiny.save("llama3", tmp_path / "short", max_position_embeddings=POSITIONS)
     run = job.train(of(recipe, str(tmp_path / "short"), counting))
-    assert run.plan["sequence_length"] == 256 and not run.plan["ledger"]["dropped"]
+    assert run.plan.sequence_length == 256 and not run.plan.ledger["dropped"]
     [warning] = [e["message"] for e in run.events("warning") if "positions" in e["message"]]
     assert f"was trained with {POSITIONS} positions" in warning
 

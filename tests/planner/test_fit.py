@@ -42,9 +42,9 @@ def test_rows_as_long_as_fit(recipe):
 
 def test_as_many_rows_as_fit(recipe):
     run = train(recipe(train={"micro_batch": "auto", "max_steps": 2}))
-    assert run.plan["micro_batch_tokens"] == 8 * 256  # the whole batch
-    assert "fits in" in run.plan["reasons"]["micro_batch_tokens"]
-    assert run.plan["reasons"]["tiled_mlp"] == "2,048 tokens in a forward pass"
+    assert run.plan.micro_batch_tokens == 8 * 256  # the whole batch
+    assert "fits in" in run.plan.reasons["micro_batch_tokens"]
+    assert run.plan.reasons["tiled_mlp"] == "2,048 tokens in a forward pass"
 
 
 BYTES = {"off": 300, "on": 100}  # per token of a pass, with and without checkpointing

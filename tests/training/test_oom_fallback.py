@@ -190,4 +190,4 @@ def test_what_one_process_needed_all_do(recipe, monkeypatch):
     assert losses(run) == pytest.approx(losses(whole), abs=BOUND)
     assert "in another process" in warned(run)[0]
     [last] = checkpoint.complete(run.checkpoints)
-    assert checkpoint.read_state(last).micro_batch_tokens < run.plan["micro_batch_tokens"]
+    assert checkpoint.read_state(last).micro_batch_tokens < run.plan.micro_batch_tokens

@@ -14,7 +14,7 @@ from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError, first_line
-from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.result import base_model
 from tunesmith.inference.text_stream import Writer
 from tunesmith.inference.transformers_model import TorchWeights
@@ -48,7 +48,7 @@ class Models:
 
     def __init__(self, run: Run):
         self.run = run
-        self.tokenizer = tokenizer_of(run)
+        self.tokenizer = Prepared.open(run).tokenizer
         self.format = find(self.tokenizer)
         self._tuned, self._adapter = open_result(run)
         self._base: TorchWeights | None = None
@@ -86,7 +86,7 @@ class Session:
 
     def begin(self, system: str | None) -> None:
         """Sets the system prompt to the given one, or to that of most training rows, and shows it."""
-        shares = self.models.run.plan.get("system_prompts") or {}
+        shares = self.models.run.plan.system_prompts
         prompt = next((prompt for prompt, share in shares.items() if share > 0.5), None)
         if system is not None:
             self._set_system(system)
@@ -158,7 +158,7 @@ class Session:
         message = answer.finish()
         if stopped:
             self._note("stopped")
-        elif answer.tokens >= limit and not answer.ended(self.models.run.plan["stop_ids"]):
+        elif answer.tokens >= limit and not answer.ended(self.models.run.plan.stop_ids):
             self._note(
                 f"cut off after {limit:,} tokens: "
                 + (
@@ -215,7 +215,7 @@ class Session:
                 attention_mask=torch.ones_like(input_ids),
                 streamer=answer,
                 max_new_tokens=limit,
-                eos_token_id=models.run.plan["stop_ids"],
+                eos_token_id=models.run.plan.stop_ids,
                 pad_token_id=models.tokenizer.pad_id,
                 **self._sampling,
             )

@@ -100,13 +100,14 @@ def asked_for(
 ) -> Asked:
     from pydantic import ValidationError
 
+    from tunesmith.data.source import resolve
     from tunesmith.recipe import Recipe, first_problem
 
     if Path(file).suffix in (".yaml", ".yml"):
         recipe = Recipe.load(file)
         length, cpt = recipe.data.sequence_length, recipe.method.name == "cpt"
         return Asked(
-            [*recipe.data.train, *recipe.data.eval],
+            [resolve(source) for source in (*recipe.data.train, *recipe.data.eval)],
             recipe.model.model_copy(update={"path": model} if model else {}),
             "all" if cpt else recipe.method.mask,
             None if length == "max" else length,
@@ -115,4 +116,4 @@ def asked_for(
         source = Source(path=file, format=format, columns=columns_of(columns), subset=subset, split=split)
     except ValidationError as error:
         raise UserError(f"{file}: {first_problem(error)}") from None
-    return Asked([source], Model(path=model) if model else None)
+    return Asked([resolve(source)], Model(path=model) if model else None)

@@ -10,9 +10,8 @@ from tunesmith.data.inspect import encode
 from tunesmith.data.masking import Example, Mask
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS, RowProblem
-from tunesmith.data.source import rows_of
+from tunesmith.data.source import ResolvedSource
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.recipe import Source
 
 BAR = 30  # characters
 LARGE_SHARE = 0.25  # of all tokens in one row, which is then named
@@ -70,7 +69,7 @@ def _report_lengths(console: Console, found: dict, sequence_length: int | None) 
             console.print(f"  data.sequence_length: {length:,} would lose {share:.1%} of them")
 
 
-def print_rows(source: Source, tokenizer: Tokenizer, rows: int, mask: Mask) -> None:
+def print_rows(source: ResolvedSource, tokenizer: Tokenizer, rows: int, mask: Mask) -> None:
     """Prints the first rows as the model sees them: what it learns in green, or between marks without colour."""
     console = Console(highlight=False, markup=False, emoji=False)
     marks = _marks(console)
@@ -79,7 +78,7 @@ def print_rows(source: Source, tokenizer: Tokenizer, rows: int, mask: Mask) -> N
         if marks
         else Styled.assemble(("Green", "bold green"), " is learned, ", ("the rest", "dim"), " is not.")
     )
-    for where, row in islice(rows_of(source), rows):
+    for where, row in islice(source.rows(), rows):
         try:
             if isinstance(row, RowProblem):
                 raise row

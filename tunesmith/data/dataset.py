@@ -15,11 +15,11 @@ import numpy as np
 
 from tunesmith.data import records
 from tunesmith.data.encode import ROW, SYSTEM_PROMPTS_KEPT, Progress, Settings, encode_source
-from tunesmith.data.files import files, select
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.rows import REASONS, Where
+from tunesmith.data.source import ResolvedSource, Sources
 from tunesmith.errors import UserError
-from tunesmith.recipe import Data, Source
+from tunesmith.recipe import Data
 
 SMALL_BYTES = 2**20  # of a source so small that any of its rows may be held out
 FEW_ROWS = 8  # held out at least, where the data has five times as many
@@ -113,23 +113,25 @@ class Dataset:
     left_out: dict[str, list[str]]  # by source: what lies beside its files and is not read, for people
 
 
-def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | None, progress: Progress) -> Dataset:
+def prepare(
+    data: Data, sources: Sources, settings: Settings, cache: Path, ledger_file: Path | None, progress: Progress
+) -> Dataset:
     """Encodes every source, removes duplicates, sets rows aside and writes the ledger. Raises UserError."""
 
-    def shard(source: Source, share: float) -> Shard:
+    def shard(source: ResolvedSource, share: float) -> Shard:
         return Shard(encode_source(source, replace(settings, candidate_share=share), cache, progress))
 
-    train = [shard(source, _candidate_share(data, source)) for source in data.train]
-    shards = [shard(source, 1.0) for source in data.eval] + train
+    train = [shard(source, _candidate_share(data, source)) for source in sources.train]
+    shards = [shard(source, 1.0) for source in sources.eval] + train
     is_eval = [np.full(len(s.rows), i < len(data.eval)) for i, s in enumerate(shards)]
     repeated = _repeated([s.rows["digest"] for s in shards], is_eval)
     leaked = _leaked(shards, is_eval) if data.eval else [np.zeros(len(s.rows), bool) for s in shards]
     usable = [~r & ~k for r, k in zip(repeated, leaked)]
     if not data.eval:
         is_eval = _set_aside(data, shards, usable)
-    ledger = _ledger(ledger_file, shards, repeated, leaked, data, data.train)
-    sources = [("data.eval", source) for source in data.eval] + [("data.train", source) for source in data.train]
-    for (key, source), s, r, k in zip(sources, shards, repeated, leaked):
+    ledger = _ledger(ledger_file, shards, repeated, leaked, data, sources.train)
+    keyed = [("data.eval", source) for source in sources.eval] + [("data.train", source) for source in sources.train]
+    for (key, source), s, r, k in zip(keyed, shards, repeated, leaked):
         if (r | k).all():
             raise UserError(f"{key}: {source.path} gives no row: {_losses(s, r, k)}; leave it out, or mend it")
     weights = [1.0] * len(data.eval) + [source.weight for source in data.train]
@@ -141,7 +143,6 @@ def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | Non
         )
     held_out = [u & e for u, e in zip(usable, is_eval)]
     measured = _limited(shards, held_out, data.eval_limit)
-    beside = {source.path: select(source).left_out for source in (*data.train, *data.eval)}
     learned_rows = [int((u & ~e).sum()) for u, e in zip(usable, is_eval)][len(data.eval) :]
     return Dataset(
         learned,
@@ -151,7 +152,7 @@ def prepare(data: Data, settings: Settings, cache: Path, ledger_file: Path | Non
         ledger.summary(),
         int(sum(h.sum() - m.sum() for h, m in zip(held_out, measured))),
         _system_prompts(train),
-        {path: left_out for path, left_out in beside.items() if left_out},
+        {source.path: source.left_out for source in sources.all if source.left_out},
     )
 
 
@@ -163,14 +164,15 @@ def _system_prompts(train: list[Shard]) -> dict[str, float]:
     return {prompt: round(rows / chats, 3) for prompt, rows in counts.most_common(SYSTEM_PROMPTS_KEPT)}
 
 
-def measured_only(data: Data, settings: Settings, cache: Path, progress: Progress) -> tuple[TokenStore, dict]:
-    """The rows of `data.eval` without duplicates, at most `data.eval_limit`, and the ledger's summary. Raises
+def measured_only(
+    data: Data, sources: list[ResolvedSource], settings: Settings, cache: Path, progress: Progress
+) -> tuple[TokenStore, dict]:
+    """The rows of `sources` without duplicates, at most `data.eval_limit`, and the ledger's summary. Raises
     UserError if none is usable."""
-    settings = replace(settings, candidate_share=1.0)
-    shards = [Shard(encode_source(source, settings, cache, progress)) for source in data.eval]
+    shards = [Shard(encode_source(source, settings, cache, progress)) for source in sources]
     none = [np.zeros(len(s.rows), bool) for s in shards]
     repeated = _repeated([s.rows["digest"] for s in shards], none)
-    ledger = _ledger(None, shards, repeated, none, data, data.eval)
+    ledger = _ledger(None, shards, repeated, none, data, sources)
     limited = _limited(shards, [~r for r in repeated], data.eval_limit)
     return TokenStore(shards, list(map(np.flatnonzero, limited)), [1.0] * len(shards)), ledger.summary()
 
@@ -179,11 +181,11 @@ def _map(path: Path, dtype: np.dtype) -> np.ndarray:
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
 
-def _candidate_share(data: Data, source: Source) -> float:
+def _candidate_share(data: Data, source: ResolvedSource) -> float:
     """Small sources keep every row as a candidate, so that a share of few rows is still some."""
     if data.eval or not data.eval_share:
         return 0.0
-    small = sum(f.stat().st_size for f in files(source)) < SMALL_BYTES
+    small = sum(f.stat().st_size for f in source.files) < SMALL_BYTES
     return 1.0 if small else min(1.0, 2 * data.eval_share)
 
 
@@ -242,7 +244,7 @@ def _ledger(
     repeated: list[np.ndarray],
     leaked: list[np.ndarray],
     data: Data,
-    sources: list[Source],
+    sources: list[ResolvedSource],
 ) -> Ledger:
     """The account of every row, written to `file`. Raises UserError, naming the sources, if no row is kept."""
     with Ledger(file) as ledger:

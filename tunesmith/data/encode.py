@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data import read, records
-from tunesmith.data.files import content_hash, files
 from tunesmith.data.masking import Example
 from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Text, Where, digest, prompt_digest
-from tunesmith.data.source import formats_of, named, to_row
+from tunesmith.data.source import ResolvedSource, to_row
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import CHILD_DIED, UserError, report_full_disk
 from tunesmith.files import write_json
-from tunesmith.recipe import Method, Source
+from tunesmith.recipe import Method
 
 VERSION = 9  # raise when the same input must give other tokens
 CHUNK_ROWS, CHUNK_CHARACTERS = 512, 4 * 2**20
@@ -66,7 +65,7 @@ class Settings:
     splits: bool
     sequence_length: int
     too_long: str
-    candidate_share: float  # of the prompts; only these can be held out
+    candidate_share: float = 1.0  # of the prompts; only these can be held out
 
     def key(self) -> str:
         return repr(
@@ -98,43 +97,43 @@ class Chunk:
     read: int = 0
 
 
-def encode_source(source: Source, settings: Settings, cache: Path, progress: Progress) -> Path:
+def encode_source(resolved: ResolvedSource, settings: Settings, cache: Path, progress: Progress) -> Path:
     """The shard of a source, from the cache if its content was encoded before."""
-    paths = files(source)
+    source, hashes = resolved.source, resolved.hashes
     parts = [
         settings.key(),
         source.format,
         repr(sorted(source.columns.items())),
-        *map(content_hash, paths),
-        *map(str, paths),
+        *hashes.values(),
+        *hashes,
     ]
     shard = cache / hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
     if not (shard / "shard.json").exists():
-        _encode(source, paths, settings, shard, progress)
+        _encode(resolved, settings, shard, progress)
     return shard
 
 
-def _encode(source: Source, paths: list[Path], settings: Settings, shard: Path, progress: Progress) -> None:
-    encoder = Encoder(settings, formats_of(source), source.columns)
+def _encode(source: ResolvedSource, settings: Settings, shard: Path, progress: Progress) -> None:
+    encoder = Encoder(settings, source.formats, source.source.columns)
     draft = shard.with_name(f".{shard.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     remedy = "tokenised rows are kept there: free some space, or set TUNESMITH_CACHE to a folder on another disk"
     with report_full_disk(shard.parent, remedy):
-        _write(source, paths, encoder, draft, shard, progress)
+        _write(source, encoder, draft, shard, progress)
 
 
-def _write(source: Source, paths: list[Path], encoder: "Encoder", draft: Path, shard: Path, progress: Progress) -> None:
+def _write(source: ResolvedSource, encoder: "Encoder", draft: Path, shard: Path, progress: Progress) -> None:
     try:
         draft.mkdir(parents=True)
-        large = sum(f.stat().st_size for f in paths) >= PARALLEL_FROM_BYTES
+        large = sum(f.stat().st_size for f in source.files) >= PARALLEL_FROM_BYTES
         with Writer(draft) as writer:
-            for chunk in _chunks(read.read_lines(source), encoder, large):
+            for chunk in _chunks(read.read_lines(source.files), encoder, large):
                 writer.add(chunk)
                 progress(writer.read, writer.examples)
         write_json(
             draft / "shard.json",
             {
-                "format": named(encoder.formats),
+                "format": source.format,
                 "read": writer.read,
                 "files": list(writer.files),
                 "unread": writer.unread,

@@ -36,11 +36,6 @@ def select(source: Source) -> Selection:
     return _of_pattern(source, [Path(match) for match in glob.glob(str(path), recursive=True)])
 
 
-def files(source: Source) -> list[Path]:
-    """The files of `select`."""
-    return select(source).files
-
-
 def content_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal; read once for as long as size and time of change stay."""
     status = path.stat()

@@ -4,24 +4,22 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.data.files import select
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.masking import Example, Mask, encode_chat, encode_text
 from tunesmith.data.rows import Chat, Row, RowProblem, Where, digest
-from tunesmith.data.source import formats_of, named, rows_of
+from tunesmith.data.source import ResolvedSource
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.recipe import Source
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 BOUNDS = tuple(sorted(bound for power in range(3, 22) for bound in (2**power, 3 * 2 ** (power - 1))))  # of the bars
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
-def check(source: Source, tokenizer: Tokenizer | None, mask: Mask = "assistant") -> dict:
+def check(source: ResolvedSource, tokenizer: Tokenizer | None, mask: Mask = "assistant") -> dict:
     """What a source holds, in tokens too if there is a tokenizer. Raises UserError if nothing in it is usable."""
     ledger, seen, examples, places = Ledger(), set(), [], []
     first: list[Any] = []
-    for where, row in rows_of(source, ledger.unread):
+    for where, row in source.rows(ledger.unread):
         try:
             if isinstance(row, RowProblem):
                 raise row
@@ -43,8 +41,8 @@ def check(source: Source, tokenizer: Tokenizer | None, mask: Mask = "assistant")
     ledger.refuse_if_empty(source.path)
     found = {
         "path": source.path,
-        "format": named(formats_of(source)),
-        "left_out": select(source).left_out,
+        "format": source.format,
+        "left_out": source.left_out,
         **ledger.summary(),
         "first_problems": first,
     }

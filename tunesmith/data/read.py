@@ -5,31 +5,29 @@ stands and its payload, `parse` makes a Raw of it. Memory does not grow with the
 source-code file is one record.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tunesmith.data import containers
 from tunesmith.data.containers import Payload
 from tunesmith.data.file_types import ENDINGS, ending
-from tunesmith.data.files import files
 from tunesmith.data.rows import Raw, RowProblem, Where
 from tunesmith.errors import UserError
-from tunesmith.recipe import Source
 
 POINTER = b"version https://git-lfs.github.com/spec/"  # how the file begins that git-lfs has in place of a large one
 
 
-def read(source: Source) -> Iterator[Raw]:
-    """Every record of a source, in order; what cannot be read is a Raw with a problem. Raises UserError if there is
-    nothing to read."""
-    for where, payload in read_lines(source):
+def read(paths: Iterable[Path]) -> Iterator[Raw]:
+    """Every record of these files, in order; a record that cannot be read is a Raw with a problem. Raises UserError for
+    a file that cannot be opened."""
+    for where, payload in read_lines(paths):
         yield parse(where, payload)
 
 
-def read_lines(source: Source) -> Iterator[tuple[Where, Payload]]:
-    """Each record of a source, not yet parsed: the bytes of a JSON line, the columns of any other file, or a problem.
-    Raises UserError if there is nothing to read."""
-    for path in files(source):
+def read_lines(paths: Iterable[Path]) -> Iterator[tuple[Where, Payload]]:
+    """Each record of these files, not yet parsed: the bytes of a JSON line, the columns of any other file, or a
+    problem. Raises UserError for a file that cannot be opened."""
+    for path in paths:
         yield from lines_of(path)
 
 

@@ -1,54 +1,115 @@
-"""A source's rows: its records read, its format recognised, each record turned into a Row."""
+"""A source's rows: its files found, its format recognised, its records read, each record turned into a Row."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 
 from tunesmith.data import formats, reasoning, records
 from tunesmith.data.file_types import TEXT_ENDINGS, ending
-from tunesmith.data.files import files
+from tunesmith.data.files import content_hash, select
 from tunesmith.data.read import lines_of, parse, read
 from tunesmith.data.records import Record
 from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Where
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
-from tunesmith.recipe import Source
+from tunesmith.recipe import Data, Source
 
 SAMPLES = 20  # readable records from which a format is recognised
 MORE = 10_000  # of each file, in which a column is looked for that those have not; null ones may be left out
 
 
-def rows_of(source: Source, unread: dict[str, int] | None = None) -> Iterator[tuple[Where, Row | RowProblem]]:
-    """Every record of a source in order, as a Row or as the problem with it. Counts the keys that no format read in
-    `unread`. Raises UserError for a source that cannot be opened or whose format is not known."""
-    by_file = formats_of(source)
-    for raw in read(source):
-        yield raw.where, to_row(raw, by_file[raw.where.file], source.columns, unread)
+@dataclass(frozen=True)
+class ResolvedSource:
+    """A source with its files. They are listed once, when it is resolved; each fact about their content is read when it
+    is first needed, and kept."""
+
+    source: Source
+    files: list[Path]
+    left_out: list[str]
+    """Files beside these that are not read, in words: "split test (2 files)"."""
+
+    @property
+    def path(self) -> str:
+        """The path as the recipe has it."""
+        return self.source.path
+
+    @cached_property
+    def formats(self) -> dict[str, str | None]:
+        """By file: the format that the recipe names, or the one that the file's first readable records have; None for a
+        file that has none. Raises UserError if no file has one."""
+        return _formats(self.source, self.files)
+
+    @property
+    def format(self) -> str | None:
+        """The formats of the files in words; None if none could be read."""
+        return ", ".join(sorted({name for name in self.formats.values() if name})) or None
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """By file: SHA-256 of its bytes."""
+        return {str(path): content_hash(path) for path in self.files}
+
+    @cached_property
+    def has_reasoning(self) -> bool:
+        """Whether an assistant turn in any row has reasoning, in a field of its own or between marks in its text."""
+        return any(
+            m.get("reasoning_content") or any(reasoning.split(m["content"]) or ())
+            for _, row in self.rows()
+            if isinstance(row, Chat)
+            for m in row.messages
+            if m["role"] == "assistant"
+        )
+
+    def rows(self, unread: dict[str, int] | None = None) -> Iterator[tuple[Where, Row | RowProblem]]:
+        """Every record in order, as a Row or as the problem with it. Counts in `unread` the keys that no format reads.
+        Raises UserError for a file that cannot be opened or whose format is unknown."""
+        formats = self.formats
+        for raw in read(self.files):
+            yield raw.where, to_row(raw, formats[raw.where.file], self.source.columns, unread)
 
 
-def formats_of(source: Source) -> dict[str, str | None]:
-    """The format of each of a source's files: the one that the source names, or that the file's first readable records
-    have; None for a file that has none. Raises UserError if no file has one."""
-    samples = {str(path): _samples(path) for path in files(source)}
+def resolve(source: Source) -> ResolvedSource:
+    """Finds the files of a source, sorted, and downloads those of a hub dataset. Raises UserError if there are none."""
+    selection = select(source)
+    return ResolvedSource(source, selection.files, selection.left_out)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The resolved sources of a recipe."""
+
+    train: list[ResolvedSource]
+    eval: list[ResolvedSource]
+
+    @classmethod
+    def resolve(cls, data: Data) -> "Sources":
+        """Raises UserError."""
+        return cls([resolve(source) for source in data.train], [resolve(source) for source in data.eval])
+
+    @property
+    def all(self) -> list[ResolvedSource]:
+        return [*self.train, *self.eval]
+
+
+def _formats(source: Source, files: list[Path]) -> dict[str, str | None]:
+    """See ResolvedSource.formats."""
+    samples = {str(path): _samples(path) for path in files}
     _check_columns(source, samples)
     if source.format != "auto":
         formats.get(source.format)
         return dict.fromkeys(samples, source.format)
-    found, problem = {}, None
+    recognised, problem = {}, None
     for path, values in samples.items():
         renamed = [formats.rename(value, source.columns) for value in values]
         try:
-            found[path] = formats.recognise(renamed, path) if values else None
+            recognised[path] = formats.recognise(renamed, path) if values else None
         except formats.Unknown as error:
-            found[path], problem = None, problem or error
-    if problem and not any(found.values()):
+            recognised[path], problem = None, problem or error
+    if problem and not any(recognised.values()):
         raise problem
-    return found
-
-
-def named(formats: dict[str, str | None]) -> str | None:
-    """The formats of a source's files, for people; None if none could be read."""
-    return ", ".join(sorted({name for name in formats.values() if name})) or None
+    return recognised
 
 
 def _samples(path: Path) -> list[dict]:
@@ -101,27 +162,18 @@ def to_row(
     return row
 
 
-def template_variables(tokenizer: Tokenizer, sources: Iterable[Source], given: dict) -> dict:
-    """The variables for the chat template under which prompts ask for what the rows hold, reasoning or none; those that
-    are `given` win."""
+def template_variables(tokenizer: Tokenizer, sources: Iterable[ResolvedSource], given: dict) -> dict:
+    """The variables for the chat template under which prompts ask for what the rows hold, reasoning or none; `given`
+    variables win."""
     switch = reasoning.switch(tokenizer)
     if switch is None or switch in given:
         return dict(given)
-    return reasoning.switched(tokenizer, switch, any(map(has_reasoning, sources))) | given
+    return reasoning.switched(tokenizer, switch, any(source.has_reasoning for source in sources)) | given
 
 
-def tokenizer_for(folder: Path, sources: Iterable[Source], given: dict, chat_template: str = "auto") -> Tokenizer:
+def tokenizer_for(
+    folder: Path, sources: Iterable[ResolvedSource], given: dict, chat_template: str = "auto"
+) -> Tokenizer:
     """The tokenizer of a folder with the template variables under which training on these sources uses it."""
     variables = template_variables(Tokenizer.load(folder, chat_template, given), sources, given)
     return Tokenizer.load(folder, chat_template, variables)
-
-
-def has_reasoning(source: Source) -> bool:
-    """Whether any row has reasoning of the assistant's, in a field of its own or between marks in its text."""
-    return any(
-        m.get("reasoning_content") or any(reasoning.split(m["content"]) or ())
-        for _, row in rows_of(source)
-        if isinstance(row, Chat)
-        for m in row.messages
-        if m["role"] == "assistant"
-    )

@@ -37,7 +37,7 @@ def write_report(run: Run) -> Path:
 def _page(run: Run) -> dict:
     """What the template shows; a part that the run does not have is empty."""
     facts, steps, evals = summary(run), run.events("step"), evaluations(run)
-    evaluation, plan = read_json(run.eval_file), run.plan or {}
+    evaluation, plan = read_json(run.eval_file), read_json(run.plan_file) or {}
     return {
         "facts": facts,
         "started": _moment(facts["started"]),

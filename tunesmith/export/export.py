@@ -22,7 +22,7 @@ from tunesmith.export.parity.probes import probes_of
 from tunesmith.export.parity.subject import Trained
 from tunesmith.export.push import check_push, push_folder
 from tunesmith.files import write_atomic, write_json
-from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.result import require_result, trained_model
 from tunesmith.model.load import quieten
 from tunesmith.recipe import first_problem
@@ -100,8 +100,8 @@ def _settings(form, to: str, given: dict):
 def _checked(run: Run, form, settings, folder: Path, say) -> dict:
     """What parity.json says. `elsewhere` has the same of other engines. Of a run over a quantised base also
     `over_quantized`: how the export stands beside the model as training had it."""
-    probes, tokenizer = probes_of(run), tokenizer_of(run)
-    stop_ids = set(run.plan["stop_ids"])
+    probes, tokenizer = probes_of(run), Prepared.open(run).tokenizer
+    stop_ids = set(run.plan.stop_ids)
 
     def asked(engine, who: str) -> Observation:
         say(f"parity  asking the {who}")

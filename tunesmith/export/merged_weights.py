@@ -27,7 +27,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.quantizers import AutoHfQuantizer
 
 from tunesmith.errors import UserError
-from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.prepared import Prepared
 from tunesmith.model.files import weight_files
 from tunesmith.model.load import BITSANDBYTES, config_of, dequantising, opener_of, quieten, stored_as
 from tunesmith.run import Run
@@ -260,5 +260,5 @@ def weights_of(run: Run, into: str = "full") -> Weights:
         from tunesmith.model.quantize import rounded_by
 
         rounded = rounded_by(recipe.model.quantize)
-    vocabulary = tokenizer_of(run).vocab_size if recipe.model.new_tokens else 0
-    return Weights(run.base, getattr(torch, run.plan["weights"]), run.result, vocabulary, rounded)
+    vocabulary = Prepared.open(run).tokenizer.vocab_size if recipe.model.new_tokens else 0
+    return Weights(run.base, getattr(torch, run.plan.weights), run.result, vocabulary, rounded)

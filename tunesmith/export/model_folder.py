@@ -18,7 +18,7 @@ def copy_settings(run: Run, folder: Path, without: tuple[str, ...] = OF_WEIGHTS,
     """
     shutil.copytree(run.result, folder, ignore=shutil.ignore_patterns(*without), dirs_exist_ok=True)
     spell_for_both(folder)
-    if first := beginning(run.plan["template_kwargs"], fixed):
+    if first := beginning(run.plan.template_kwargs, fixed):
         change_templates(folder, lambda template: first + template)
 
 

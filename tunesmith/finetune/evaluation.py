@@ -8,12 +8,11 @@ import numpy as np
 
 from tunesmith.answer_formats.format import find
 from tunesmith.data.dataset import TokenStore, measured_only
-from tunesmith.data.encode import Progress, Settings
+from tunesmith.data.encode import Progress
+from tunesmith.data.source import resolve
 from tunesmith.evaluate import generate, heldout
-from tunesmith.files import cache_folder
-from tunesmith.finetune.prepared import plan_of, tokenizer_of
+from tunesmith.finetune.prepared import Prepared, token_cache
 from tunesmith.finetune.result import base_model, require_result, trained_model
-from tunesmith.methods import METHODS
 from tunesmith.model.load import on_best, quieten
 from tunesmith.recipe import Source
 from tunesmith.run import Run
@@ -27,7 +26,8 @@ def evaluate(run: Run, source: Source, progress: Progress = lambda rows, example
     quieten()
     tokens, ledger = _tokens(run, source, progress)
     after, before = _measured(run, tokens)
-    plain = partial(find(tokenizer_of(run)).plain, tokenizer_of(run))
+    tokenizer = Prepared.open(run).tokenizer
+    plain = partial(find(tokenizer).plain, tokenizer)
     samples = [
         {
             "prompt": tokens.asked(row),
@@ -46,19 +46,8 @@ def evaluate(run: Run, source: Source, progress: Progress = lambda rows, example
 
 
 def _tokens(run: Run, source: Source, progress: Progress) -> tuple[TokenStore, dict]:
-    recipe, plan = run.recipe, plan_of(run)
-    chosen = METHODS[recipe.method.name]
-    settings = Settings(
-        tokenizer=tokenizer_of(run).on(run.plan.get("day")),
-        encode=chosen.encode,
-        method=recipe.method,
-        splits=chosen.splits,
-        sequence_length=plan.sequence_length,
-        too_long=recipe.data.too_long,
-        candidate_share=1.0,
-    )
-    data = recipe.data.model_copy(update={"eval": [source]})
-    return measured_only(data, settings, cache_folder() / "tokens", progress)
+    settings = Prepared.open(run).encode_settings
+    return measured_only(run.recipe.data, [resolve(source)], settings, token_cache(), progress)
 
 
 def _measured(run: Run, tokens: TokenStore) -> tuple[dict, dict]:
@@ -75,17 +64,17 @@ def _measured(run: Run, tokens: TokenStore) -> tuple[dict, dict]:
 def _measure(run: Run, model: Any, tokens: TokenStore) -> dict:
     """`losses`, `answers` by row and, where the recipe asks for exact match, `right`, as heldout.compare takes them."""
     settings, device = run.recipe.evaluate, model.device
-    plan = replace(plan_of(run), packing=False, device=device.type)
+    plan = replace(run.plan, packing=False, device=device.type)
     found: dict[str, Any] = {"losses": heldout.row_losses(model, find_head(model, False), tokens, plan, device)}
     rows = range(len(tokens)) if settings.exact_match else _sampled(run, tokens)
-    tokenizer = tokenizer_of(run)
+    tokenizer = Prepared.open(run).tokenizer
     plain = partial(find(tokenizer).plain, tokenizer)
     with autocast(plan):
         answers = generate.answers(
             model,
             [tokens.prompt_and_answer(row)[0] for row in rows],
             settings.max_new_tokens,
-            run.plan["stop_ids"],
+            run.plan.stop_ids,
             tokenizer.pad_id,
         )
     found["answers"] = dict(zip(rows, map(plain, answers)))

@@ -23,8 +23,6 @@ from tunesmith.evaluate.report import write_report
 from tunesmith.finetune import provenance
 from tunesmith.finetune.launch import start_processes
 from tunesmith.finetune.prepare import pinned, prepare
-from tunesmith.finetune.prepared import plan_of
-from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
@@ -43,7 +41,7 @@ def train(recipe: Recipe, watch: Watch = nullcontext) -> Run:
                 prepare(run)
             _start(run)
         except BaseException as error:
-            if run.plan is None or (isinstance(error, UserError) and not run.events("step")):
+            if not run.is_prepared or (isinstance(error, UserError) and not run.events("step")):
                 shutil.rmtree(run.folder)
             raise
     return run
@@ -56,7 +54,7 @@ def resume(folder: str | Path, watch: Watch = nullcontext) -> Run:
     with run.held(), watch(run):
         if run.result.exists():
             raise UserError(f"{folder}: this run is finished; its result is {run.result}")
-        if run.plan is None:
+        if not run.is_prepared:
             prepare(run)
         provenance.check_unchanged(run)
         _start(run)
@@ -66,7 +64,7 @@ def resume(folder: str | Path, watch: Watch = nullcontext) -> Run:
 def _start(run: Run) -> None:
     events = len(run.events())
     try:
-        _work(run, plan_of(run))
+        _work(run)
     except Interrupted:
         raise
     except Exception as error:
@@ -85,10 +83,10 @@ def _log_end(run: Run, error: Exception) -> None:
         run.log("stop", step=done, reason=Ending.reason, message=f"{type(error).__name__}: {first_line(error)}")
 
 
-def _work(run: Run, plan: Plan) -> None:
-    if plan.processes == 1:
+def _work(run: Run) -> None:
+    if run.plan.processes == 1:
         from tunesmith.finetune.worker import work
 
         work(run.folder)
     else:
-        start_processes(run, plan)
+        start_processes(run)

@@ -24,7 +24,7 @@ from tunesmith.plan import Plan
 from tunesmith.run import Run
 
 
-def start_processes(run: Run, plan: Plan) -> None:
+def start_processes(run: Run) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -32,11 +32,11 @@ def start_processes(run: Run, plan: Plan) -> None:
 
     try:
         with _silent_launcher():
-            launch(work, plan.processes, run.folder)
+            launch(work, run.plan.processes, run.folder)
     except SignalException:  # the processes have saved, or a second signal killed them
         raise Interrupted(f"stopped; `tunesmith resume {quoted(run.folder)}` continues it") from None
     except ChildFailedError as error:
-        raise _cause(plan, *error.get_first_failure()) from None
+        raise _cause(run.plan, *error.get_first_failure()) from None
 
 
 @contextmanager

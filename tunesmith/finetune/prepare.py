@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data import hub
 from tunesmith.data.dataset import Dataset
-from tunesmith.data.source import tokenizer_for
+from tunesmith.data.source import Sources, tokenizer_for
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.files import write_json
 from tunesmith.finetune import provenance
-from tunesmith.finetune.prepared import dataset_of, schedule_of
+from tunesmith.finetune.prepared import Prepared
 from tunesmith.machine import probe
 from tunesmith.model.check import check_adapter, check_base
 from tunesmith.model.load import config_of, eos_ids, resolve
@@ -45,7 +46,8 @@ def prepare(run: Run) -> None:
     save_tokenizer(recipe.model, base, run.tokenizer)
     for note in check_adapter(recipe.adapter, recipe.model.new_tokens, Tokenizer.load(run.tokenizer), config):
         run.log("warning", message=note)
-    tokenizer = tokenizer_for(run.tokenizer, recipe.data.train, recipe.model.chat_template_kwargs)
+    sources = Sources.resolve(recipe.data)
+    tokenizer = tokenizer_for(run.tokenizer, sources.train, recipe.model.chat_template_kwargs)
     positions = trained_positions(config)
     if positions and plan.sequence_length > positions:
         plan = within(plan, recipe, limit_of(config))
@@ -60,8 +62,9 @@ def prepare(run: Run) -> None:
             budget_bytes=measured.budget_bytes,
             seconds=measured.seconds,
         )
-    day = date.today().isoformat()
-    dataset = dataset_of(run, tokenizer, plan.sequence_length, run.ledger_file, _encoding_progress(run), day)
+    plan = replace(plan, day=date.today().isoformat(), template_kwargs=tokenizer.template_kwargs)
+    prepared = Prepared(run, plan, sources)
+    dataset = prepared.encode(run.ledger_file, _encoding_progress(run))
     run.log(
         "data",
         ledger=dataset.ledger,
@@ -72,28 +75,27 @@ def prepare(run: Run) -> None:
         left_out=dataset.left_out,
     )
     _check_fit(recipe, dataset, config)
-    steps = schedule_of(recipe, dataset).steps
+    steps = prepared.schedule.steps
     for line in unusual.check_data(recipe, plan, dataset, positions, steps):
         run.log("warning", message=line)
+    plan = replace(
+        plan,
+        base=str(base.resolve()),
+        template=tokenizer.template_name,
+        stop_ids=_stop_ids(dataset, tokenizer, base),
+        system_prompts=dataset.system_prompts,
+        formats=dataset.formats,
+        ledger=dataset.ledger,
+        left_out=dataset.left_out,
+    )
     run.log(
         "plan",
         plan=plan.as_dict(),
         steps=steps,
         gpus=[{"name": gpu.name, "bytes": gpu.total_bytes} for gpu in machine.gpus[: plan.processes]],
     )
-    whole_plan = plan.as_dict() | {
-        "ledger": dataset.ledger,
-        "formats": dataset.formats,
-        "base": str(base.resolve()),
-        "day": day,
-        "left_out": dataset.left_out,
-        "template": tokenizer.template_name,
-        "template_kwargs": tokenizer.template_kwargs,
-        "system_prompts": dataset.system_prompts,
-        "stop_ids": _stop_ids(dataset, tokenizer, base),
-    }
-    write_json(run.provenance_file, provenance.collect(run, base, machine, whole_plan))
-    write_json(run.plan_file, whole_plan)  # last: a run that has a plan is prepared
+    write_json(run.provenance_file, provenance.collect(run, base, machine, plan, sources))
+    write_json(run.plan_file, plan.as_dict())  # last: a run that has a plan is prepared
 
 
 def pinned(recipe: Recipe) -> Recipe:

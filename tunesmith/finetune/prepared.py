@@ -1,54 +1,72 @@
-"""What a prepared run's folder gives to those who work on it: its plan, tokenizer and data."""
+"""A prepared run: the one door to its tokenizer, data and schedule."""
 
+from functools import cached_property
 from pathlib import Path
 
-from tunesmith.data.dataset import Dataset, prepare
+from tunesmith.data import dataset
+from tunesmith.data.dataset import Dataset
 from tunesmith.data.encode import Progress, Settings
 from tunesmith.data.row_order import Schedule
+from tunesmith.data.source import Sources
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.files import cache_folder
 from tunesmith.methods import METHODS
 from tunesmith.plan import Plan
-from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
 
-def plan_of(run: Run) -> Plan:
-    """The plan, from plan.json."""
-    fields = Plan.__dataclass_fields__
-    return Plan(**{k: v for k, v in run.plan.items() if k in fields})
+def token_cache() -> Path:
+    """Folder of encoded sources."""
+    return cache_folder() / "tokens"
 
 
-def tokenizer_of(run: Run) -> Tokenizer:
-    """The tokenizer as the plan uses it."""
-    return Tokenizer.load(run.tokenizer, template_kwargs=run.plan["template_kwargs"])
+class Prepared:
+    """A run with its plan. Each part is opened when it is first used, and kept."""
 
+    def __init__(self, run: Run, plan: Plan, sources: Sources | None = None):
+        """`sources`: those of the recipe, where they are resolved already."""
+        self.run, self.plan, self.recipe, self._sources = run, plan, run.recipe, sources
 
-def dataset_of(
-    run: Run,
-    tokenizer: Tokenizer,
-    sequence_length: int,
-    ledger_file: Path | None = None,
-    progress: Progress = lambda rows, examples: None,
-    day: str | None = None,
-) -> Dataset:
-    """The run's tokens; after `prepare` they come from the cache. `day` as the plan has it or will have it, for
-    templates that write the date."""
-    recipe = run.recipe
-    chosen = METHODS[recipe.method.name]
-    settings = Settings(
-        tokenizer=tokenizer.on(day or run.plan.get("day")),
-        encode=chosen.encode,
-        method=recipe.method,
-        splits=chosen.splits,
-        sequence_length=sequence_length,
-        too_long=recipe.data.too_long,
-        candidate_share=0.0,
-    )
-    return prepare(recipe.data, settings, cache_folder() / "tokens", ledger_file, progress)
+    @classmethod
+    def open(cls, run: Run) -> "Prepared":
+        """Raises UserError if the run is not prepared."""
+        return cls(run, run.plan)
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer with the template variables of the plan. Templates that write the date write today's."""
+        return Tokenizer.load(self.run.tokenizer, template_kwargs=self.plan.template_kwargs)
 
-def schedule_of(recipe: Recipe, dataset: Dataset) -> Schedule:
-    """Which rows each step learns from."""
-    train = recipe.train
-    return Schedule(dataset.train.weights, train.batch, train.epochs, recipe.seed, train.max_steps)
+    @cached_property
+    def sources(self) -> Sources:
+        return self._sources or Sources.resolve(self.recipe.data)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The run's tokens, which after preparation come from the cache."""
+        return self.encode()
+
+    def encode(self, ledger_file: Path | None = None, progress: Progress = lambda rows, examples: None) -> Dataset:
+        """Encodes the run's data and writes the ledger to `ledger_file`. Raises UserError."""
+        data, settings = self.recipe.data, self.encode_settings
+        self.dataset = dataset.prepare(data, self.sources, settings, token_cache(), ledger_file, progress)
+        return self.dataset
+
+    @property
+    def encode_settings(self) -> Settings:
+        """Everything but the data that decides about the tokens."""
+        method = METHODS[self.recipe.method.name]
+        return Settings(
+            tokenizer=self.tokenizer.on(self.plan.day),
+            encode=method.encode,
+            method=self.recipe.method,
+            splits=method.splits,
+            sequence_length=self.plan.sequence_length,
+            too_long=self.recipe.data.too_long,
+        )
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which rows each step learns from."""
+        train = self.recipe.train
+        return Schedule(self.dataset.train.weights, train.batch, train.epochs, self.recipe.seed, train.max_steps)

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from tunesmith.data.files import content_hash, files
+from tunesmith.data.files import content_hash
+from tunesmith.data.source import Sources
 from tunesmith.errors import UserError
 from tunesmith.files import file_text, read_json
 from tunesmith.machine import Machine
-from tunesmith.recipe import Recipe
+from tunesmith.plan import Plan
 from tunesmith.run import Run
 
 PACKAGES = (
@@ -28,14 +29,14 @@ PACKAGES = (
 WITHOUT_EFFECT = ("name", "output")  # of a run that was moved or renamed
 
 
-def collect(run: Run, base: Path, machine: Machine, plan: dict) -> dict:
-    """What provenance.json holds; `plan` is what plan.json will."""
+def collect(run: Run, base: Path, machine: Machine, plan: Plan, sources: Sources) -> dict:
+    """The content of provenance.json; `plan` is about to be written to plan.json."""
     recipe = run.recipe
     return {
         "recipe": recipe.model_dump(mode="json"),
-        "plan": {run.plan_file.name: hashlib.sha256(file_text(plan).encode()).hexdigest()},
+        "plan": {run.plan_file.name: hashlib.sha256(file_text(plan.as_dict()).encode()).hexdigest()},
         "tokenizer": _hashes(run.tokenizer.iterdir()),
-        "data": _data(recipe),
+        "data": _data(sources),
         "base_model": {"path": str(base), "files": _model(base)},
         "packages": {name: _version(name) for name in PACKAGES},
         "python": sys.version.split()[0],
@@ -56,7 +57,7 @@ def check_unchanged(run: Run) -> None:
     for key, now, then in (
         ("plan", _hashes([run.plan_file]), before.get("plan")),
         ("tokenizer", _hashes(run.tokenizer.iterdir()), before.get("tokenizer")),
-        ("data", _data(run.recipe), before["data"]),
+        ("data", _data(Sources.resolve(run.recipe.data)), before["data"]),
         ("model.path", _model(run.base), before["base_model"]["files"]),
     ):
         if then is None:  # a run that an earlier version of Tunesmith began
@@ -90,10 +91,8 @@ def _changed_key(then: dict, now: dict) -> str | None:
     return None
 
 
-def _data(recipe: Recipe) -> dict[str, str]:
-    return {
-        str(file): content_hash(file) for source in (*recipe.data.train, *recipe.data.eval) for file in files(source)
-    }
+def _data(sources: Sources) -> dict[str, str]:
+    return {file: digest for source in sources.all for file, digest in source.hashes.items()}
 
 
 def _model(base: Path) -> dict[str, str]:

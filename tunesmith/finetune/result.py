@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from tunesmith.errors import UserError
 from tunesmith.files import follow_umask
-from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.prepared import Prepared
 from tunesmith.model.adapt import grow
 from tunesmith.model.folder import copy_others, write_config, write_generation_config
 from tunesmith.model.load import config_of, load
@@ -41,10 +41,10 @@ def base_model(run: Run, quantize: str | None = None):
     fine-tune in that of computing; quantised as `trained_model` says."""
     recipe = run.recipe
     model = recipe.model.model_copy(update={"quantize": quantize or recipe.model.quantize})
-    precision = run.plan["weights" if recipe.adapter.kind == "lora" else "compute"]
+    precision = run.plan.weights if recipe.adapter.kind == "lora" else run.plan.compute
     base = load(model, run.base, getattr(torch, precision), None, recipe.seed)
     if recipe.model.new_tokens:
-        grow(base, tokenizer_of(run).vocab_size)
+        grow(base, Prepared.open(run).tokenizer.vocab_size)
     return base.eval()
 
 
@@ -54,7 +54,7 @@ def save_result(run: Run, model) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     full = run.recipe.adapter.kind == "full"
     inner = base_of(model)
-    inner.generation_config = _generation_config(inner, run.plan["stop_ids"])
+    inner.generation_config = _generation_config(inner, run.plan.stop_ids)
     if not full:
         model.peft_config["default"].base_model_name_or_path = _base_name(run)
         model.peft_config["default"].revision = run.recipe.model.revision
@@ -62,7 +62,7 @@ def save_result(run: Run, model) -> None:
     # Rows of new tokens are saved alone, not with the matrices that they are part of.
     model.save_pretrained(draft, **({} if full else {"save_embedding_layers": False}))
     inner.generation_config.save_pretrained(draft)
-    write_generation_config(run.base, draft, run.plan["stop_ids"])
+    write_generation_config(run.base, draft, run.plan.stop_ids)
     shutil.copytree(run.tokenizer, draft, dirs_exist_ok=True)
     if full:
         write_config(run.base, config_of(draft), draft)

@@ -19,7 +19,7 @@ from tunesmith.evaluate.measurements import (
 )
 from tunesmith.evaluate.report import write_report
 from tunesmith.files import read_json, write_json
-from tunesmith.finetune.prepared import dataset_of, plan_of, schedule_of, tokenizer_of
+from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.provenance import changed_packages
 from tunesmith.finetune.result import save_result
 from tunesmith.finetune.signals import stop_on_signal
@@ -39,7 +39,7 @@ from tunesmith.training.loss import autocast, token_losses
 def work(folder: Path) -> None:
     """Trains. Raises Interrupted after a signal; NotFinite, Diverged or NotEnoughMemory where it cannot continue."""
     run = Run(folder)
-    plan = plan_of(run)
+    plan = run.plan
     device = distributed.join(plan.device)
     torch.set_num_threads(plan.threads)
     torch.use_deterministic_algorithms(device.type == "cpu")
@@ -70,8 +70,8 @@ def work(folder: Path) -> None:
 
 def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint.State]:
     recipe, settings = run.recipe, run.recipe.train
-    tokenizer = tokenizer_of(run)
-    dataset = dataset_of(run, tokenizer, plan.sequence_length)
+    prepared = Prepared.open(run)
+    tokenizer, dataset, schedule = prepared.tokenizer, prepared.dataset, prepared.schedule
     last, damaged = checkpoint.newest_whole(run.checkpoints)
     if run.events("start"):  # before anything else is logged, as what is between was a pause
         log("resume", step=checkpoint.read_state(last).step if last else 0)
@@ -99,7 +99,6 @@ def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint
             checkpoint.set_aside(folder)
     if state.checkpointing and plan.gradient_checkpointing != "on":
         layer_transforms.checkpoint_layers(model, "on")
-    schedule = schedule_of(recipe, dataset)
     job = Job(
         run=run,
         settings=settings,

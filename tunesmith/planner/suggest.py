@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from tunesmith.data.rows import Text
-from tunesmith.data.source import rows_of
+from tunesmith.data.source import resolve as resolve_source
 from tunesmith.errors import UserError, quoted
 from tunesmith.model.check import check_base
 from tunesmith.model.files import weight_bytes
@@ -79,7 +79,7 @@ def _yaml(value: str | dict) -> str:
 def _look(source: Source) -> tuple[int, int, bool]:
     """(rows, most characters in a row, whether it is plain text) of the first rows."""
     rows, longest, is_text = 0, 0, False
-    for _, row in rows_of(source):
+    for _, row in resolve_source(source).rows():
         if isinstance(row, Exception):
             continue
         rows += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.files import read_json
-from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.result import base_model, require_result, trained_model
 from tunesmith.inference.gguf_tokenizer import GgufTokenizer
 from tunesmith.inference.interface import Served
@@ -57,12 +57,12 @@ def by_name(found: Sequence[Served]) -> dict[str, Served]:
 def _base_key(run: Run) -> tuple:
     """Equal for runs whose base is one copy."""
     model = run.recipe.model
-    precision = run.plan["weights" if run.recipe.adapter.kind == "lora" else "compute"]
+    precision = run.plan.weights if run.recipe.adapter.kind == "lora" else run.plan.compute
     return run.base.resolve(), model.quantize, precision, tuple(model.new_tokens), model.initialize
 
 
 def _open_run(run: Run, bases: dict[tuple, Served], base_name: str, context: int | None) -> list[Served]:
-    key, tokenizer, stops = _base_key(run), tokenizer_of(run), frozenset(run.plan["stop_ids"])
+    key, tokenizer, stops = _base_key(run), Prepared.open(run).tokenizer, frozenset(run.plan.stop_ids)
     new = []
     if key not in bases:
         weights = TorchWeights(base_model(run))

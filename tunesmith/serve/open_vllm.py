@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tunesmith.errors import UserError
 from tunesmith.files import read_json
-from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.result import require_result
 from tunesmith.inference.interface import Served
 from tunesmith.inference.vllm_engine import VllmEngine
@@ -46,7 +46,7 @@ def described(paths: Sequence[Path | str], context: int | None) -> tuple[dict[st
         require_result(run)
     tuned = [run for run in runs if run.recipe.adapter.kind == "lora"]
     full = [run for run in runs if run not in tuned]
-    bases = {(run.base.resolve(), run.plan["weights"]) for run in tuned}
+    bases = {(run.base.resolve(), run.plan.weights) for run in tuned}
     bases |= {(run.result.resolve(), precision_of(run.result)) for run in full}
     covered = {folder for folder, _ in bases}
     bases |= {(folder.resolve(), precision_of(folder)) for folder in folders if folder.resolve() not in covered}
@@ -86,8 +86,8 @@ def _of_run(run: Run, base: str, own: int | None, context: int | None) -> Served
         run.name,
         "tuned",
         base,
-        tokenizer_of(run),
-        frozenset(run.plan["stop_ids"]),
+        Prepared.open(run).tokenizer,
+        frozenset(run.plan.stop_ids),
         defaults_of(run.result),
         context_of(run.name, own, context),
     )

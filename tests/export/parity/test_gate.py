@@ -22,7 +22,7 @@ from tunesmith.export.forms import merged
 from tunesmith.export.forms.ollama import Template
 from tunesmith.export.parity.gate import CHANCE, chance, distance
 from tunesmith.export.parity.subject import Transformers
-from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.prepared import Prepared
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
 
@@ -236,7 +236,7 @@ def test_the_adapter_alone(run):
 
 @pytest.mark.parametrize("base", ["llama3", "qwen2", "qwen3", "mistral", "gemma3", "phi3", "smollm3", "olmo2"])
 def test_ollama_templates_write_what_the_chat_template_writes(recipe, base):
-    tokenizer = tokenizer_of(train(recipe(base, train={"max_steps": 1})))
+    tokenizer = Prepared.open(train(recipe(base, train={"max_steps": 1}))).tokenizer
     template = Template.of(tokenizer)
     said = {"system": "Be brief. 🙂", "user": "What is {{2}}?", "assistant": 'It is "4".'}
     system, first, answer = ({"role": role, "content": content} for role, content in said.items())
@@ -263,7 +263,7 @@ func main() {
 @pytest.mark.skipif(not shutil.which("go"), reason="needs Go, whose text/template Ollama uses")
 @pytest.mark.parametrize("base", ["llama3", "qwen2", "mistral", "gemma3", "phi3"])
 def test_go_runs_the_ollama_template_as_we_do(recipe, tmp_path, base):
-    template = replace(Template.of(tokenizer_of(train(recipe(base, train={"max_steps": 1})))), trimmed=[])
+    template = replace(Template.of(Prepared.open(train(recipe(base, train={"max_steps": 1}))).tokenizer), trimmed=[])
     conversations = [
         [{"role": role, "content": f'{role} "{{{{x}}}}" 🙂\n'} for role in roles.split()]
         for roles in ("user", "system user", "user assistant user", "system user assistant user assistant user")

@@ -9,7 +9,7 @@ from tunesmith.errors import UserError
 from tunesmith.export.forms.merged import BY_DTYPE
 from tunesmith.export.model_folder import copy_settings
 from tunesmith.export.parity.subject import Transformers
-from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.prepared import Prepared
 from tunesmith.inference.vllm_process import adapter_hindrances
 from tunesmith.model.adapt import grow
 from tunesmith.model.load import config_of, dequantising, eos_ids, opener_of, quieten
@@ -37,9 +37,9 @@ def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
         return Transformers.load(folder, AutoPeftModelForCausalLM, **dequantising(config))
     quieten()
     base = opener_of(config).from_pretrained(run.base, dtype="auto", use_safetensors=True, **dequantising(config))
-    grow(base, tokenizer_of(run).vocab_size if run.recipe.model.new_tokens else 0)
+    grow(base, Prepared.open(run).tokenizer.vocab_size if run.recipe.model.new_tokens else 0)
     return Transformers(PeftModel.from_pretrained(base, folder), folder, set(eos_ids(folder)))
 
 
 def precision(run: Run, settings: Settings) -> str:
-    return BY_DTYPE[run.plan["weights"]]
+    return BY_DTYPE[run.plan.weights]

@@ -45,7 +45,7 @@ def write(run: Run, folder: Path, settings: Settings) -> list[str]:
     if settings.importance and not small:
         raise UserError(f"--importance: {settings.precision} is rounded without one; it is for K-quants such as q4_k_m")
     whole = folder / ("whole.gguf" if small else FILE)
-    kind = ("f32" if run.plan["weights"] == "float32" else "bf16") if small else settings.precision
+    kind = ("f32" if run.plan.weights == "float32" else "bf16") if small else settings.precision
     notes = write_model(run, weights_of(run, settings.into), whole, kind)
     if small:
         vectors = folder / "importance.safetensors" if settings.importance else None  # stays, so that others can use it
@@ -62,7 +62,7 @@ def write_model(run: Run, weights: Weights, target: Path, kind: str) -> list[str
         folder = Path(name) / run.name  # the model's name in the file is its folder's
         folder.mkdir()
         copy_settings(run, folder, fixed=True)  # llama.cpp has its own idea of enable_thinking where nobody says
-        return write_gguf(weights, folder, target, kind, tuple(run.plan["stop_ids"]))
+        return write_gguf(weights, folder, target, kind, tuple(run.plan.stop_ids))
 
 
 class Engine(LlamaCpp):
@@ -109,5 +109,5 @@ def opened(run: Run, folder: Path, settings: Settings) -> Engine:
 
 def precision(run: Run, settings: Settings) -> str:
     """A bound no closer than that of the trained weights' own precision."""
-    own = "f32" if run.plan["weights"] == "float32" else "bf16"
+    own = "f32" if run.plan.weights == "float32" else "bf16"
     return max(settings.precision, own, key=lambda kind: BOUNDS[kind].kl)

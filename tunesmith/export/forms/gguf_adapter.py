@@ -30,12 +30,12 @@ def write(run: Run, folder: Path, settings: Settings) -> None:
 
 def opened(run: Run, folder: Path, settings: Settings) -> Engine:
     """Over a GGUF of the base that is written for this and thrown away: llama.cpp has read it once it is open."""
-    dtype = getattr(torch, run.plan["weights"])
+    dtype = getattr(torch, run.plan.weights)
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         base = Path(name) / "base.gguf"
-        write_model(run, Weights(run.base, dtype), base, BY_DTYPE[run.plan["weights"]])
+        write_model(run, Weights(run.base, dtype), base, BY_DTYPE[run.plan.weights])
         return Engine(run, base, folder / FILE)
 
 
 def precision(run: Run, settings: Settings) -> str:
-    return BY_DTYPE[run.plan["weights"]]
+    return BY_DTYPE[run.plan.weights]

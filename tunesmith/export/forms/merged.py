@@ -88,4 +88,4 @@ def precision(run: Run, settings: Settings) -> str:
     rounded = settings.into == "dequantised" and run.recipe.model.quantize == "int8"
     if rounded or stored_in_8_bits(config_of(run.base)):
         return "q8_0"  # LLM.int8 rounds activations too
-    return BY_DTYPE[run.plan["weights"]]
+    return BY_DTYPE[run.plan.weights]

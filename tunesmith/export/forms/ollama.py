@@ -18,7 +18,7 @@ from tunesmith.export.forms import gguf
 from tunesmith.export.parity.in_ollama import Ollama, create, installed
 from tunesmith.export.parity.probes import most_tokens
 from tunesmith.files import read_json, write_atomic, write_json
-from tunesmith.finetune.prepared import tokenizer_of
+from tunesmith.finetune.prepared import Prepared
 from tunesmith.run import Run
 
 Settings = gguf.Settings
@@ -129,11 +129,11 @@ class Template:
 
 def write(run: Run, folder: Path, settings: Settings) -> list[str]:
     """Writes the GGUF, the Modelfile and, for parity, the template's pieces; returns the GGUF's notes."""
-    tokenizer = tokenizer_of(run)
+    tokenizer = Prepared.open(run).tokenizer
     template = Template.of(tokenizer)
     notes = gguf.write(run, folder, settings)
     bos = tokenizer.bos_token if tokenizer.adds_bos else None
-    stops = sorted({tokenizer.decode([i]) for i in run.plan["stop_ids"]})
+    stops = sorted({tokenizer.decode([i]) for i in run.plan.stop_ids})
     write_atomic(folder / "Modelfile", modelfile(template.without_bos(bos) if bos else template, stops))
     write_json(folder / PIECES, vars(template))
     return notes
@@ -151,7 +151,7 @@ def opened(run: Run, folder: Path, settings: Settings) -> gguf.Engine:
 
 def elsewhere(run: Run, folder: Path, settings: Settings, say) -> dict:
     """Ollama, where it is installed."""
-    ask = partial(Ollama, folder, tokenizer_of(run), _writer(run, folder), most_tokens(run))
+    ask = partial(Ollama, folder, Prepared.open(run).tokenizer, _writer(run, folder), most_tokens(run))
     return {"Ollama": ask} if installed() else {}
 
 
@@ -170,7 +170,7 @@ def finish(folder: Path, name: str) -> str:
 def _writer(run: Run, folder: Path):
     """Gives conversations as the Modelfile's template writes them; None for those that it or the chat template is not
     for."""
-    template, tokenizer = Template(**read_json(folder / PIECES)), tokenizer_of(run)
+    template, tokenizer = Template(**read_json(folder / PIECES)), Prepared.open(run).tokenizer
 
     def rendered(messages: list[dict], tools: list[dict] | None) -> str | None:
         with suppress(RowProblem):

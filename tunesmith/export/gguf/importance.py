@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tunesmith.finetune.prepared import dataset_of, plan_of, tokenizer_of
+from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.result import trained_model
 from tunesmith.run import Run
 
@@ -19,7 +19,7 @@ def importance_of(run: Run) -> dict[str, torch.Tensor]:
     model = trained_model(run, quantize="none")
     if run.recipe.adapter.kind == "lora":
         model = model.merge_and_unload()
-    learned = dataset_of(run, tokenizer_of(run), plan_of(run).sequence_length).train
+    learned = Prepared.open(run).dataset.train
     return importance(model, (list(map(int, learned[n][0])) for n in range(min(ROWS, len(learned)))))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunesmith.export.parity.samples import CAPITALS, DECOMPOSED, LEADING, TEXTS, Conversation, conversations
-from tunesmith.finetune.prepared import dataset_of, plan_of, tokenizer_of
+from tunesmith.finetune.prepared import Prepared
 from tunesmith.run import Run
 
 ROWS = 64  # of the run's own, for losses and answers
@@ -30,13 +30,13 @@ class Probes:
 
 def most_tokens(run: Run) -> int:
     """Of a row or a prompt and its answer."""
-    return plan_of(run).sequence_length + run.recipe.evaluate.max_new_tokens
+    return run.plan.sequence_length + run.recipe.evaluate.max_new_tokens
 
 
 def probes_of(run: Run) -> Probes:
     """From the run's held-out rows, or from those it learned where none are held out."""
-    tokenizer, recipe = tokenizer_of(run), run.recipe
-    data = dataset_of(run, tokenizer, plan_of(run).sequence_length)
+    prepared, recipe = Prepared.open(run), run.recipe
+    tokenizer, data = prepared.tokenizer, prepared.dataset
     tokens, source = (data.eval, "held-out rows") if len(data.eval) else (data.train, "training rows")
     rows, pairs = range(min(ROWS, len(tokens))), []
     exact_match = recipe.evaluate.exact_match and bool(len(data.eval))

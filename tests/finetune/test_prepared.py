@@ -1,0 +1,34 @@
+"""What preparation leaves behind for those who work on a run."""
+
+from collections import Counter
+
+from tests.conftest import sums, write_rows
+from tunesmith import train
+from tunesmith.data import source
+from tunesmith.finetune.prepared import Prepared
+from tunesmith.run import Run
+
+
+def test_a_run_lists_the_files_of_a_source_once_to_prepare_and_once_to_train(recipe, family, tmp_path, monkeypatch):
+    write_rows(tmp_path / "rows.jsonl", sums(40))
+    listed: Counter[str] = Counter()
+
+    def counting(asked, select=source.select):
+        listed[asked.path] += 1
+        return select(asked)
+
+    monkeypatch.setattr(source, "select", counting)
+    path = str(tmp_path / "rows.jsonl")
+    train(recipe("qwen3", data={"train": path}, train={"max_steps": 1}))
+    assert listed == {path: 2}
+
+
+def test_a_run_is_opened_as_it_was_prepared(recipe, family, tmp_path):
+    run = train(recipe("qwen3", train={"max_steps": 1}))
+    plan = Run(run.folder).plan
+    assert plan == run.plan
+    assert plan.as_dict() == run.events("plan")[0]["plan"]
+    prepared = Prepared.open(Run(run.folder))
+    assert len(prepared.dataset.train) == run.events("start")[0]["rows"]
+    assert prepared.schedule.steps == run.events("start")[0]["steps"]
+    assert prepared.dataset.ledger == plan.ledger
