@@ -12,20 +12,17 @@ from tunesmith.data.encode import Settings
 from tunesmith.data.packing import micro_batches
 from tunesmith.data.source import Sources
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.methods import METHODS
-from tunesmith.recipe import Data, Method
+from tunesmith.methods import Method, sft
+from tunesmith.recipe import Data
 
 STEP_ROWS, PACK_TOKENS = 32, 4096
 
 
 def main(file: str, model: str, cache: str) -> dict:
     data = Data(train=file, eval_share=0, sequence_length=1024)
-    sft = METHODS["sft"]
     settings = Settings(
         tokenizer=Tokenizer.load(model),
-        encode=sft.encode,
-        method=Method(),
-        splits=sft.splits,
+        method=Method(sft.Settings()),
         sequence_length=data.sequence_length,
         too_long=data.too_long,
     )
@@ -37,7 +34,7 @@ def main(file: str, model: str, cache: str) -> dict:
     encoded = time.monotonic()
     order = range(len(store))
     for first in range(0, len(store), STEP_ROWS):
-        micro_batches(np.array(order[first : first + STEP_ROWS]), store.lengths, PACK_TOKENS, True)
+        micro_batches(np.array(order[first : first + STEP_ROWS]), store.sizes, PACK_TOKENS, True)
     packed = time.monotonic()
     return {
         "rows": len(store),

@@ -111,7 +111,7 @@ def measure(point: Point) -> dict:
     from tunesmith.recipe import Adapter, Train
     from tunesmith.training import packed_attention
     from tunesmith.training.batch import collate
-    from tunesmith.training.loss import autocast, find_head, token_losses
+    from tunesmith.training.loss import autocast, find_head, total_loss
     from tunesmith.training.optimizer import build_optimizer
 
     device = torch.device(point.device)
@@ -138,15 +138,15 @@ def measure(point: Point) -> dict:
         batch = collate(rows, np.arange(len(rows)), packed=True).to(device)
         began = time.perf_counter()
         with autocast(SimpleNamespace(device=point.device, compute=point.dtype)):
-            total, losses, _ = token_losses(model, batch, head)
-        (total / len(losses)).backward()
+            total = total_loss(model, batch, head)
+        (total / batch.supervised_tokens).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     taken = statistics.median(seconds[WARMUP:])
-    operations = TOKENS * per_token(config, point.length, point.kind == "full", len(losses) / TOKENS)
+    operations = TOKENS * per_token(config, point.length, point.kind == "full", batch.supervised_tokens / TOKENS)
     return {
         "tokens_per_second": TOKENS / taken,
         "spread": [TOKENS / s for s in (max(seconds[WARMUP:]), min(seconds[WARMUP:]))],

@@ -24,7 +24,7 @@ from tunesmith.recipe import Adapter
 from tunesmith.training import packed_attention
 from tunesmith.training.batch import collate
 from tunesmith.training.layer_transforms import CompileWatch, checkpoint_layers, compile_layers, tile_mlps
-from tunesmith.training.loss import find_head, token_losses
+from tunesmith.training.loss import find_head, total_loss
 
 WARMUP, STEPS = 2, 6
 SWITCHES = {
@@ -63,7 +63,7 @@ def trial(switch: str, dtype: str, cache: Path) -> dict:
         rows = [(random.integers(0, 2000, n), np.ones(n, bool)) for n in random.integers(200, 480, 6)]
         batch = collate(rows, np.arange(6), packed=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            token_losses(model, batch, head)[0].backward()
+            total_loss(model, batch, head).backward()
         model.zero_grad()
         if began:
             began["tokens"] += sum(batch.lengths)

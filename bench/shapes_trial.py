@@ -15,9 +15,11 @@ from operations import per_token
 from points import Point
 from transformers import AutoModelForCausalLM
 
+from tunesmith.data.packing import Sizes
 from tunesmith.data.row_order import Schedule
 from tunesmith.errors import NotEnoughMemory
 from tunesmith.machine import probe
+from tunesmith.methods import Method
 from tunesmith.model import adapt, load
 from tunesmith.model.memory import is_out_of_memory, peak_bytes, reset_peak
 from tunesmith.plan import Plan
@@ -25,9 +27,10 @@ from tunesmith.planner.decide import CPU_TOKENS, GPU_TOKENS, choose, for_model
 from tunesmith.planner.fit import MULTIPLE, Measured, learn
 from tunesmith.recipe import Model, Recipe
 from tunesmith.training import distributed, packed_attention
-from tunesmith.training.build import Trainable, ready
+from tunesmith.training.build import Trainable, inspect, transform
 from tunesmith.training.checkpoint import State
-from tunesmith.training.loop import Job, loop
+from tunesmith.training.loop import loop
+from tunesmith.training.step import Job
 
 WARMUP, FEWEST, STEPS = 1, 2, 5
 SECONDS = 12  # of counted steps, after which no more than FEWEST are made
@@ -50,6 +53,7 @@ def steps(point: Point) -> dict:
     loop(
         Job(
             run=None,
+            method=Method(recipe.method),
             settings=recipe.train,
             **vars(built),
             tokens=rows,
@@ -59,7 +63,7 @@ def steps(point: Point) -> dict:
             schedule=schedule,
             saver=SimpleNamespace(save=lambda *_: None),
             device=device,
-            stop_asked=watch.enough,
+            requested=lambda: "stop" if watch.enough() else "run",
             evaluate=lambda: None,
             sample=lambda: None,
             seed=recipe.seed,
@@ -76,6 +80,7 @@ class Rows:
 
     def __init__(self, length: int, count: int, vocabulary: int):
         self.lengths, self.weights, self._vocabulary = np.full(count, length), np.ones(count), vocabulary
+        self.sizes = Sizes.single(self.lengths)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -171,7 +176,11 @@ def build(point: Point, recipe: Recipe, **decided) -> tuple[Trainable, torch.dev
     base = random_base(point.config(), plan, recipe, device)
     torch.manual_seed(recipe.seed)
     model = adapt.adapt(base, recipe.adapter, [], 0).to(device)
-    built = ready(model, recipe, plan, lambda event, **values: said.append(values["message"]))
+
+    def log(event: str, **values) -> None:
+        said.append(values["message"])
+
+    built = transform(model, recipe, plan, inspect(model, plan, log), log)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     reset_peak(device)

@@ -129,7 +129,7 @@ def recipe(tmp_path, family):
             "name": name,
         }
         for section, changes in sections.items():
-            values[section] = values[section] | changes if isinstance(changes, dict) else changes
+            values[section] = values.get(section, {}) | changes if isinstance(changes, dict) else changes
         if values["data"]["eval_share"] or values["data"].get("eval"):
             values["train"].setdefault("eval_every", 100)
         return Recipe.build(values)

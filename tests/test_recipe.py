@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from tunesmith.cli import main
 from tunesmith.cli.train import chosen
 from tunesmith.errors import UserError
-from tunesmith.recipe import Recipe, Source, known_keys
+from tunesmith.recipe import Recipe, Source, fields_of, known_keys
 from tunesmith.recipe_errors import FOREIGN_KEYS, VALUE_HINTS
 
 PACKAGE = Path(__file__).parent.parent / "tunesmith"
@@ -29,10 +29,10 @@ def test_every_field_is_read_and_documented(key):
     assert re.search(rf"\.{name}\b", code), f"nothing reads {key}"
     owner = Source if key.startswith("data.train.") else Recipe
     for part in [] if owner is Source else key.split(".")[:-1]:
-        owner = owner.model_fields[part].annotation
-    kind = owner.model_fields[name].annotation
+        owner = fields_of(owner)[part].annotation
+    kind = fields_of(owner)[name].annotation
     is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
-    assert is_section or owner.model_fields[name].description, f"{key} has no docstring"
+    assert is_section or fields_of(owner)[name].description, f"{key} has no docstring"
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,26 @@ import difflib
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, InitErrorDetails
 
 from tunesmith import recipe_errors
 from tunesmith.errors import UserError, quoted
+from tunesmith.registry import Registry
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -119,15 +132,49 @@ class Data(Section):
     """Lay examples end to end without attending to each other, instead of padding. Same result, less work."""
 
 
-class Method(Section):
-    """What is learned."""
+class MethodSettings(Section):
+    """What is learned. Each method has a subclass with a `name` and settings of its own."""
 
-    name: Literal["sft", "cpt"] = "sft"
-    """sft: answers to prompts. cpt: continued pretraining on plain text."""
-    mask: Literal["assistant", "last", "all"] = "assistant"
-    """Tokens that sft learns from: every assistant turn, the last one, or all."""
+    name: str = "sft"
+    """Name of the method."""
     router_loss: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the load-balancing loss of a mixture of experts (Fedus et al. 2021)."""
+
+    has_answers: ClassVar[bool] = True
+    """Whether rows have a prompt and an answer, so that the model's own answers can be compared with it."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The section `method` is one of the installed methods' settings."""
+        if cls is MethodSettings:
+            return {"oneOf": [settings.model_json_schema() for settings in method_settings().values()]}
+        return handler(schema)
+
+
+METHODS = Registry("tunesmith.methods", "tunesmith.methods")
+
+
+def method_settings() -> dict[str, type[MethodSettings]]:
+    """By name: the settings of each method that is installed."""
+    return {name: module.Settings for name, module in METHODS.items()}
+
+
+def _as_method(value: Any) -> Any:
+    """The settings of the method that `name` says, by default sft."""
+    if not isinstance(value, dict):
+        return value
+    name, known = value.get("name", "sft"), method_settings()
+    if name not in known:
+        problem = InitErrorDetails(
+            type="literal_error", loc=("name",), input=name, ctx={"expected": ", ".join(map(repr, known))}
+        )
+        raise ValidationError.from_exception_data("method", [problem])
+    own = known[name].model_fields
+    # Recipes of runs from before methods had settings of their own hold the keys of all.
+    others = {key: field.default for other in known.values() for key, field in other.model_fields.items()}
+    return known[name].model_validate(
+        {key: v for key, v in value.items() if key in own or key not in others or v != others[key]}
+    )
 
 
 class Adapter(Section):
@@ -238,7 +285,9 @@ class Recipe(Section):
 
     model: Model
     data: Data
-    method: Method = Method()
+    method: Annotated[SerializeAsAny[MethodSettings], BeforeValidator(_as_method)] = Field(
+        default_factory=lambda: METHODS["sft"].Settings()
+    )
     adapter: Adapter = Adapter()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
@@ -259,8 +308,10 @@ class Recipe(Section):
             raise ValueError("an adapter needs a base that others can have: adapter.kind: full with random weights")
         if self.train.weights == "bfloat16" and self.model.dtype == "float32":
             raise ValueError("train.weights: bfloat16 is computed in bfloat16: leave model.dtype at auto")
-        if self.evaluate.exact_match and self.method.name != "sft":
-            raise ValueError("evaluate.exact_match needs answers to compare: method.name: sft")
+        if self.evaluate.exact_match and not self.method.has_answers:
+            raise ValueError(
+                f"evaluate.exact_match needs answers to compare, which method.name: {self.method.name} does not have"
+            )
         self._check_evaluation()
         if self.name is not None and (not self.name.strip() or Path(self.name).name != self.name):
             raise ValueError("name must be a plain folder name")
@@ -272,9 +323,10 @@ class Recipe(Section):
             raise ValueError("data.eval gives the held-out rows, so data.eval_share has no effect; say one of them")
         if not (data.eval or data.eval_share) and (key := self.needs_held_out_rows):
             raise ValueError(f"{key} needs held-out rows: give data.eval, or data.eval_share above 0")
-        if train.sample_every and (self.method.name != "sft" or not self.evaluate.samples):
+        if train.sample_every and not (self.method.has_answers and self.evaluate.samples):
             raise ValueError(
-                "train.sample_every shows sample answers: it needs evaluate.samples above 0 and method.name: sft"
+                "train.sample_every shows sample answers: it needs evaluate.samples above 0 and a method.name whose "
+                "rows have answers, such as sft"
             )
 
     @property
@@ -360,13 +412,15 @@ for _class in (_Loader, _Dumper):
 
 
 def _in_full(values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without short forms: `model: X` means its path, `data: X` its training rows, an empty section its
-    defaults."""
+    """A recipe without short forms: `model: X` means its path, `data: X` its training rows, `method: X` its name, an
+    empty section its defaults."""
     full = {key: {} if value is None and _section(Recipe, key) else value for key, value in values.items()}
     if isinstance(full.get("model"), str):
         full["model"] = {"path": full["model"]}
     if isinstance(full.get("data"), str | list):
         full["data"] = {"train": full["data"]}
+    if isinstance(full.get("method"), str):
+        full["method"] = {"name": full["method"]}
     return full
 
 
@@ -385,10 +439,22 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a section; of the section `method`, those of all methods."""
+    if section is not MethodSettings:
+        return section.model_fields
+    methods = method_settings().values()
+    fields = {name: field for each in methods for name, field in each.model_fields.items()}
+    name = FieldInfo.merge_field_infos(
+        MethodSettings.model_fields["name"], description=" ".join(each.__doc__ or "" for each in methods)
+    )
+    return {"name": name, **{key: field for key, field in fields.items() if key != "name"}}
+
+
 def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     """Dotted names of every field below a section."""
     keys = []
-    for name in section.model_fields:
+    for name in fields_of(section):
         keys.append(prefix + name)
         if inner := _section(section, name):
             keys += known_keys(inner, f"{prefix}{name}.")

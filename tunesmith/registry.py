@@ -6,6 +6,7 @@ from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+from typing import Any
 
 from tunesmith.errors import UserError
 
@@ -32,7 +33,7 @@ class Registry(Mapping[str, ModuleType]):
 
     def __getitem__(self, name: str) -> ModuleType:
         place = self._places[name]
-        module = import_module(place) if isinstance(place, str) else place.load()
+        module = import_module(place) if isinstance(place, str) else _load(place)
         assert isinstance(module, ModuleType)
         return module
 
@@ -41,6 +42,16 @@ class Registry(Mapping[str, ModuleType]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except ImportError as error:
+        raise UserError(
+            f"{point.group}: {point.name} of the installed package {_package_of(point)} cannot be imported: {error}; "
+            "mend or remove the package"
+        ) from None
 
 
 def _package_of(point: EntryPoint) -> str:

@@ -10,14 +10,17 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
     data        ledger, formats, examples, held_out, held_out_unused, left_out
     plan        plan (as in plan.json), steps, gpus: [{name, bytes}]
     start       steps, rows, eval_rows, trainable_parameters, parameters
-    step        step, epoch, loss (mean over the step's supervised tokens), learning_rate, grad_norm, tokens,
-                supervised_tokens, seconds, tokens_per_second, waiting_seconds (for data), memory_bytes (peak);
-                of a mixture of experts also expert_load (busiest over mean, by layer)
+    step        step, epoch, loss (mean over the step's units: supervised tokens, or rows for a method that compares
+                sequences), learning_rate, grad_norm, tokens, supervised_tokens, seconds, tokens_per_second,
+                waiting_seconds (for data), memory_bytes (peak); for a mixture of experts also expert_load (busiest
+                expert over mean, by layer); for a method with a loss of its own also metrics ({name: mean})
     compile     step, graphs, recompiles (graphs after the first ones), seconds
     eval        step, loss, rows, seconds
     samples     step, samples: [{prompt, reference, answer}]
     checkpoint  step, path, bytes, seconds (of the write), stall_seconds (that training stood still), best
     warning     message
+    pause       step
+    continue    step, seconds (of the pause)
     resume      step (later steps written before this line were lost: readers ignore them)
     stop        step, reason: done | max_minutes | max_tokens | early_stopping | interrupted, or what broke it off:
                 not_finite | diverged | out_of_memory | error (any other), these with the error's message; a run that
@@ -44,7 +47,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from tunesmith.errors import UserError
+from tunesmith.errors import UserError, quoted
 from tunesmith.files import json_text, write_atomic
 from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe, Source
@@ -69,6 +72,7 @@ class Run:
         self.report_file = self.folder / "report.html"
         self.checkpoints = self.folder / "checkpoints"
         self.lock_file = self.folder / ".lock"
+        self.control_file = self.folder / ".control"
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -144,19 +148,28 @@ class Run:
     def held(self) -> Iterator[None]:
         """While this holds, no other process may work on the run; the kernel lets go of it when this process dies.
         Raises UserError if another one has it."""
-        with open(self.lock_file, "ab") as file:
+        with open(self.lock_file, "a+b") as file:
             locked = _lock(file, fcntl.LOCK_EX)
             if locked is None:
                 self.log("warning", message="this file system has no locks: take care that nothing else trains here")
             elif not locked:
                 raise UserError(
-                    f"{self.folder}: this run is going on in another process; stop that one first, or wait for its end"
+                    f"{self.folder}: another process{_holder(file)} works on this run; stop that one first "
+                    f"(`tunesmith runs stop {quoted(self.folder)}`), or wait for its end"
                 )
+            file.truncate(0)
+            file.write(json_text({"pid": os.getpid(), "started": process_start(os.getpid())}).encode())
+            file.flush()
             yield
 
     @property
+    def holder(self) -> dict[str, Any] | None:
+        """{pid, started} of the process that works on the run, `started` as `process_start`; None if none does."""
+        return _facts_of(self.lock_file.read_bytes()) if self.is_held else None
+
+    @property
     def is_held(self) -> bool:
-        """Whether a process works on it."""
+        """Whether a process works on the run."""
         if not self.lock_file.exists():
             return False
         with open(self.lock_file, "rb") as file:
@@ -199,6 +212,31 @@ def list_runs(output: Path) -> list[Run]:
     """The runs in a folder, oldest first."""
     found = [run for run in map(Run, output.glob("*/")) if run.exists]
     return sorted(found, key=lambda run: (run.recipe_file.stat().st_mtime, run.name))
+
+
+def process_start(pid: int) -> int | None:
+    """When a process began, in clock ticks since the machine did (Linux; elsewhere None): a process id is used again
+    after its process has ended, and only both together name one process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[19])  # field 22 of proc(5)
+
+
+def _facts_of(lock: bytes) -> dict[str, Any] | None:
+    """What the process that has a lock wrote into it; None if it has not yet, or an older version has it."""
+    try:
+        facts: dict[str, Any] = json.loads(lock)
+    except ValueError:
+        return None
+    return facts
+
+
+def _holder(file: IO[bytes]) -> str:
+    file.seek(0)
+    facts = _facts_of(file.read())
+    return f" ({facts['pid']})" if facts else ""
 
 
 def _lock(file: IO[bytes], kind: int) -> bool | None:

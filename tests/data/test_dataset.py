@@ -16,8 +16,8 @@ from tunesmith.data.encode import Settings
 from tunesmith.data.source import Sources
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
-from tunesmith.methods import cpt, sft
-from tunesmith.recipe import Data, Method
+from tunesmith.methods import Method, cpt, sft
+from tunesmith.recipe import Data
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +29,9 @@ def prepared(tokenizer, tmp_path, **data):
     asked = Data(**data)
     how = Settings(
         tokenizer=tokenizer,
-        encode=sft.encode,
-        method=Method(),
-        splits=False,
+        method=Method(sft.Settings()),
         too_long=asked.too_long,
         sequence_length=asked.sequence_length,
-        candidate_share=0.0,
     )
     ledger = tmp_path / "ledger.jsonl"
     dataset = prepare(asked, Sources.resolve(asked), how, tmp_path / "cache", ledger, lambda *_: None)
@@ -175,12 +172,9 @@ def test_a_long_text_is_learned_to_its_last_token(tokenizer, tmp_path):
         asked = Data(train=str(tmp_path / "book.txt"), sequence_length=length, eval_share=0)
         how = Settings(
             tokenizer=tokenizer,
-            encode=cpt.encode,
-            method=Method(name="cpt"),
-            splits=True,
+            method=Method(cpt.Settings()),
             too_long="drop",
             sequence_length=length,
-            candidate_share=0.0,
         )
         store = prepare(asked, Sources.resolve(asked), how, tmp_path / "cache", None, lambda *_: None).train
         ids = [int(i) for n in range(len(store)) for i in store[n][0]]

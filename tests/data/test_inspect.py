@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -17,9 +18,12 @@ from tunesmith.data.inspect import check
 from tunesmith.data.masking import encode_text
 from tunesmith.data.source import resolve
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.methods import Method, cpt, sft
 from tunesmith.planner import unusual
 from tunesmith.planner.suggest import _batch, _yaml
 from tunesmith.recipe import Source, Train
+
+SFT = Method(sft.Settings())
 
 
 def test_text_is_shown_as_it_is(family, tmp_path, capsys):
@@ -33,8 +37,9 @@ def test_text_is_shown_as_it_is(family, tmp_path, capsys):
         ],
     )
     source = Source(path=str(file))
-    print_report(check(resolve(source), None))
-    print_rows(resolve(source), Tokenizer.load(family("llama3")), 2, "assistant")
+    print_report(check(resolve(source)))
+    tokenizer = Tokenizer.load(family("llama3"))
+    print_rows(resolve(source), tokenizer, 2, partial(SFT.encode, tokenizer))
     shown = capsys.readouterr().out.replace("\n", "")
     assert shown.count(said) >= 3 and "[red]rows" in shown
 
@@ -50,7 +55,8 @@ def test_what_is_learned_is_seen_without_colour_too(family, tmp_path, capsys, mo
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TERM", "xterm-256color")
     file = write_rows(tmp_path / "a.jsonl", [{"question": "Where is Bonn?", "answer": "In Germany."}])
-    print_rows(resolve(Source(path=str(file))), Tokenizer.load(family(base)), 1, "assistant")
+    tokenizer = Tokenizer.load(family(base))
+    print_rows(resolve(Source(path=str(file))), tokenizer, 1, partial(SFT.encode, tokenizer))
     legend, text = capsys.readouterr().out.split("\n", 1)
     if marked:
         assert legend == "Learned: what stands between ⟦ and ⟧." and "\x1b[3" not in text
@@ -76,8 +82,8 @@ def test_lengths_are_drawn_and_add_up(family, tmp_path, capsys, name):
     """Bars against lengths counted by the test; the examples beyond the recipe's length are named."""
     texts = ["word " * n for n in (3, 5, 40, 41, 42, 43, 900)]
     file = write_rows(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
-    found = check(resolve(Source(path=str(file))), Tokenizer.load(family(name)))
     tokenizer = Tokenizer.load(family(name))
+    found = check(resolve(Source(path=str(file))), partial(Method(cpt.Settings()).encode, tokenizer))
     lengths = sorted(len(encode_text(tokenizer, text).ids) for text in texts)
     bounds = [0, *found["histogram"]]
     counted = {high: sum(low < n <= high for n in lengths) for low, high in pairwise(bounds)}
@@ -98,7 +104,7 @@ def test_dropped_rows_that_are_not_shown_are_counted(tmp_path, capsys):
         tmp_path / "rows.jsonl",
         [*rows, {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
     )
-    print_report(check(resolve(Source(path=str(file))), None))
+    print_report(check(resolve(Source(path=str(file)))))
     assert "The first 5 of 8 dropped rows" in capsys.readouterr().out
 
 

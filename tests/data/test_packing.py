@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.packing import micro_batches, share_of
+from tunesmith.data.packing import Sizes, micro_batches, share_of
 from tunesmith.data.row_order import Schedule
 
 weights = st.lists(st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0]), min_size=1, max_size=60).filter(lambda w: sum(w) >= 1)
@@ -34,8 +34,23 @@ def test_a_step_needs_no_other_to_have_been_asked_for(weights, batch, seed):
 def test_micro_batches_hold_every_row_once_within_capacity(lengths, capacity, world, packing):
     lengths, rows = np.array(lengths), np.arange(len(lengths))
     dealt = [share_of(rows, lengths, rank, world) for rank in range(world)]
-    batches = [b for share in dealt for b in micro_batches(share, lengths, capacity, packing)]
+    batches = [b for share in dealt for b in micro_batches(share, Sizes.single(lengths), capacity, packing)]
     assert sorted(np.concatenate(batches).tolist()) == rows.tolist()
     for batch in batches:
         used = lengths[batch].sum() if packing else lengths[batch].max() * len(batch)
+        assert used <= capacity or len(batch) == 1
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=4), min_size=1, max_size=30),
+    st.integers(20, 300),
+    st.booleans(),
+)
+def test_the_sequences_of_a_row_stay_together_within_capacity(groups, capacity, packing):
+    sizes = Sizes(*(np.array([count(group) for group in groups]) for count in (sum, len, max)))
+    batches = micro_batches(np.arange(len(groups)), sizes, capacity, packing)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(groups)))
+    for batch in batches:
+        lengths = [length for row in batch for length in groups[row]]
+        used = sum(lengths) if packing else max(lengths) * len(lengths)
         assert used <= capacity or len(batch) == 1

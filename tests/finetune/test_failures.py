@@ -101,19 +101,19 @@ def command(monkeypatch, capsys, *arguments: str | Path) -> tuple[int, list[str]
 def test_a_loss_that_is_no_number(recipe, tmp_path, monkeypatch, capsys):
     """The third step's loss is infinite: the run stops and names its rows; what the second saved stays."""
     step, rows = [], {}
-    seed_step, step_rows, token_losses = training.seed_step, training.Schedule.step_rows, training.token_losses
+    seed_step, step_rows, method_loss = training.seed_step, training.Schedule.step_rows, training.method_loss
     monkeypatch.setattr(training, "seed_step", lambda seed, now: (step.append(now), seed_step(seed, now)))
 
     def note_rows(schedule, now):
         rows[now] = step_rows(schedule, now)
         return rows[now]
 
-    def losses(model, batch, head):
-        total, *others = token_losses(model, batch, head)
-        return total * (torch.inf if step[-1] == 3 else 1), *others
+    def losses(*arguments):
+        total, metrics = method_loss(*arguments)
+        return total * (torch.inf if step[-1] == 3 else 1), metrics
 
     monkeypatch.setattr(training.Schedule, "step_rows", note_rows)
-    monkeypatch.setattr(training, "token_losses", losses)
+    monkeypatch.setattr(training, "method_loss", losses)
     asked = recipe(train={"save_every": 1})
     (tmp_path / "recipe.yaml").write_text(asked.dump())
     status, lines = command(monkeypatch, capsys, "train", tmp_path / "recipe.yaml")
@@ -133,7 +133,7 @@ def no_memory(monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("injected")
 
-    monkeypatch.setattr(training, "token_losses", fail)
+    monkeypatch.setattr(training, "method_loss", fail)
 
 
 def no_memory_for_the_model(monkeypatch):

@@ -124,14 +124,14 @@ def test_a_resumed_run_is_the_same_run(quick, on_gpu):
 
 def test_a_step_that_does_not_fit_is_done_again(quick, on_gpu, monkeypatch):
     expected = train(quick("llama3", "cpu"))
-    token_losses = loop.token_losses
+    method_loss = loop.method_loss
 
-    def limited(model, batch, head):
+    def limited(method, model, batch, head):
         if model.training and batch.input_ids_BT.numel() > 100:
             raise torch.OutOfMemoryError("injected")
-        return token_losses(model, batch, head)
+        return method_loss(method, model, batch, head)
 
-    monkeypatch.setattr(loop, "token_losses", limited)
+    monkeypatch.setattr(loop, "method_loss", limited)
     found = on_gpu(train, quick("llama3", "gpu"))
     assert warnings(found) and losses(found) == pytest.approx(losses(expected), abs=BOUND)
 

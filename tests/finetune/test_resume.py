@@ -143,8 +143,8 @@ def test_a_run_that_is_going_on_is_not_resumed(started, tmp_path):
         assert second.status() == 2 and status == "running"
         assert run.events_file.read_bytes() == before
         assert second.text().splitlines()[-1] == (
-            f"tunesmith: {run.folder}: this run is going on in another process; "
-            "stop that one first, or wait for its end"
+            f"tunesmith: {run.folder}: another process ({command.process.pid}) works on this run; stop that one first "
+            f"(`tunesmith runs stop {run.folder}`), or wait for its end"
         )
         assert "Traceback" not in second.text()
     finally:

@@ -15,8 +15,8 @@ from tunesmith import train
 from tunesmith.errors import UserError
 from tunesmith.export.export import export
 from tunesmith.model.experts import routers
-from tunesmith.training.batch import Batch, collate
-from tunesmith.training.build import trainable_model
+from tunesmith.training.batch import collate
+from tunesmith.training.build import adapt_model, load_model
 from tunesmith.training.expert_routing import Routing
 from tunesmith.training.layer_transforms import checkpoint_layers
 
@@ -24,7 +24,7 @@ IDS = torch.arange(5, 29)[None]
 
 
 def trained_names(run) -> set[str]:
-    model = trainable_model(run, run.plan, run.base)
+    model = adapt_model(run, load_model(run, run.plan, run.base))
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -63,7 +63,7 @@ def test_what_all_linear_reaches(recipe, name, adapter, experts, router):
     assert any("gate.lora" in n or "router.lora" in n for n in names) == router
     ranks = {
         p.shape[0]
-        for n, p in trainable_model(run, run.plan, run.base).named_parameters()
+        for n, p in adapt_model(run, load_model(run, run.plan, run.base)).named_parameters()
         if "experts" in n and "lora_A" in n
     }
     assert ranks == ({4 * 4} if experts else set())  # of 4 experts, the same in both matrices
@@ -120,7 +120,9 @@ def test_router_loss_is_that_of_transformers_layer_by_layer(family, name, packed
     model(input_ids=ids)
     mask = None if packed else torch.arange(8) < torch.tensor(lengths)[:, None]
     expected = torch.stack([load_balancing_loss_func((layer,), 4, 2, mask) for layer in seen.values()]).mean()
-    found = routing.loss(Batch(ids, ids, ids, ids, tuple(lengths), (0, 1), packed), step_tokens=2 * sum(lengths))
+    pieces = ids[0].split(lengths) if packed else [row[:length] for row, length in zip(ids, lengths)]
+    batch = collate([(piece.numpy(), np.ones(len(piece), bool)) for piece in pieces], np.arange(2), packed)
+    found = routing.loss(batch, step_tokens=2 * sum(lengths))
     assert len(seen) == 2 and torch.allclose(found, 0.5 * expected / 2)
     found.backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if n.startswith("model.layers.0.self_attn.q"))
@@ -137,7 +139,7 @@ def test_routers_that_give_probabilities_have_the_loss_of_their_logits(recipe, f
     ids = torch.randint(5, 300, (1, 16), generator=torch.Generator().manual_seed(0))
     model(input_ids=ids)
     expected = torch.stack([load_balancing_loss_func((layer,), 4, 2) for layer in logits]).mean()
-    found = routing.loss(Batch(ids, ids, ids, ids, (16,), (0,), True), step_tokens=16)
+    found = routing.loss(collate([(ids[0].numpy(), np.ones(16, bool))], np.arange(1), True), step_tokens=16)
     assert len(logits) == 2 and torch.allclose(found, 0.5 * expected)
     run = train(recipe("gemma4_moe", train=QUICK))
     assert all(1 <= load <= 4 for event in run.events("step") for load in event["expert_load"])

@@ -12,7 +12,7 @@ from tests.conftest import slow_but
 from tunesmith import train
 from tunesmith.export.export import export
 from tunesmith.finetune import worker
-from tunesmith.training.build import trainable_model
+from tunesmith.training.build import adapt_model, load_model
 from tunesmith.training.checkpoint import complete, load
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
@@ -20,7 +20,7 @@ QUICK = {"max_steps": 3, "learning_rate": 1e-2}
 
 def trained_logits(run, ids) -> torch.Tensor:
     """Of the model as training left it: built anew, with the last checkpoint's tensors."""
-    model = trainable_model(run, run.plan, run.base)
+    model = adapt_model(run, load_model(run, run.plan, run.base))
     load(complete(run.checkpoints)[-1], model)
     model.set_attn_implementation("eager")
     with torch.inference_mode():

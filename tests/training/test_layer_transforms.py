@@ -13,11 +13,12 @@ from tunesmith.machine import Gpu, Machine
 from tunesmith.model import adapt
 from tunesmith.model.load import load
 from tunesmith.planner.decide import choose
-from tunesmith.recipe import Adapter, Model, Recipe, Train
-from tunesmith.training import attention_kernels, layer_transforms, packed_attention
+from tunesmith.recipe import Adapter, Model, Recipe
+from tunesmith.training import attention_kernels, packed_attention
 from tunesmith.training.batch import collate
+from tunesmith.training.build import Facts, transform
 from tunesmith.training.layer_transforms import checkpoint_layers, compile_layers, decoder_layers, tile_mlps
-from tunesmith.training.loss import find_head, token_losses
+from tunesmith.training.loss import find_head, total_loss
 from tunesmith.training.offload import Offload
 
 BOUND = 1e-5
@@ -46,8 +47,7 @@ def batches(count: int) -> list:
 
 
 def mean_loss(model, batch) -> torch.Tensor:
-    total, losses_N, _ = token_losses(model, batch, find_head(model, batch.packed))
-    return total / len(losses_N)
+    return total_loss(model, batch, find_head(model, batch.packed)) / batch.supervised_tokens
 
 
 def gradients(model, batch) -> dict[str, torch.Tensor]:
@@ -164,12 +164,17 @@ def test_checkpointing_may_be_changed_in_the_middle(build):
 
 @pytest.mark.parametrize("name", tiny.MOE_FAMILIES)
 def test_experts_are_refused_by_name(build, name, tmp_path):
-    model = build(name)
+    model, warnings = build(name), []
     plan = SimpleNamespace(tiled_mlp=True, compile=False, gradient_checkpointing="off")
+
+    def transformed(**train):
+        recipe = Recipe.build({"model": "m", "data": "d", "train": train})
+        transform(model, recipe, plan, Facts(None, None), lambda event, message: warnings.append(message))
+
     with pytest.raises(UserError, match="train.tiled_mlp: [A-Za-z0-9]+ForCausalLM has layers"):
-        layer_transforms.apply(model, plan, Train(tiled_mlp="on"), tmp_path)
-    [said] = layer_transforms.apply(model, plan, Train(), tmp_path)
-    assert "train.tiled_mlp is off" in said
+        transformed(tiled_mlp="on")
+    transformed()
+    assert len(warnings) == 1 and "train.tiled_mlp is off" in warnings[0]
     assert "experts" in compile_layers(model, tmp_path)
 
 

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 import transformers
 from peft import LoraConfig, get_peft_model
 
+from tests.training.padded import IGNORED, targets_of
 from tunesmith.training import loss
-from tunesmith.training.batch import IGNORED, collate
+from tunesmith.training.batch import collate
 
 FAMILIES = {
     "Llama": {},
@@ -59,7 +60,7 @@ def adapter(model):
 
 def plain(model, batch) -> torch.Tensor:
     logits_BTV = loss.forward(model, batch).logits
-    return F.cross_entropy(logits_BTV.flatten(0, 1), batch.targets_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(logits_BTV.flatten(0, 1), targets_of(ROWS).flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def gradients(model, total) -> dict[str, torch.Tensor]:
@@ -78,7 +79,7 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(name, change, monkeypatc
     assert head
     largest = []
     hook = head.layer.register_forward_hook(lambda *seen: largest.append(seen[-1].numel() // 90))
-    total, losses_N, document_N = loss.token_losses(model, batch, head)
+    total = loss.total_loss(model, batch, head)
     found = gradients(model, total)
     hook.remove()
     reference = plain(model, batch)
@@ -89,9 +90,30 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(name, change, monkeypatc
     for parameter, gradient in expected.items():
         assert torch.allclose(found[parameter], gradient, rtol=1e-9, atol=1e-12), parameter
     with torch.no_grad():
-        _, alone, _ = loss.token_losses(model, batch, head)
-    assert torch.allclose(losses_N, alone, rtol=1e-12) and len(losses_N) == sum(s[1:].sum() for _, s in ROWS)
-    assert document_N.bincount().tolist() == [int(s[1:].sum()) for _, s in ROWS]
+        alone_N = loss.token_losses(model, batch, head)
+    assert torch.allclose(alone_N.sum(), reference, rtol=1e-12)
+    assert batch.sequence_N.bincount().tolist() == [int(s[1:].sum()) for _, s in ROWS]
+
+
+@pytest.mark.parametrize("change", [all_trained, frozen_head, adapted_head, adapter])
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_formula_over_token_losses_has_the_gradient_of_whole_logits(name, change, chunked, monkeypatch):
+    """Any formula: here one in which each token's loss has another weight, some of them negative."""
+    monkeypatch.setattr(loss, "LEAST_ROWS", 1)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", {"cpu": (90 * 5, 90 * 5)})
+    model, batch = change(model_of(name)), collate(ROWS, np.array([0, 1]), packed=False)
+    targets = targets_of(ROWS).flatten()
+    logits_BTV = loss.forward(model, batch).logits
+    whole_N = F.cross_entropy(logits_BTV.flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
+    whole_N = whole_N[targets != IGNORED]
+    expected = gradients(model, (whole_N.sin() * whole_N.detach().cos()).sum())
+    losses_N = loss.token_losses(model, batch, loss.find_head(model, packed=False) if chunked else None)
+    assert torch.allclose(losses_N, whole_N, rtol=1e-12)
+    found = gradients(model, (losses_N.sin() * losses_N.detach().cos()).sum())
+    assert found.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        assert torch.allclose(found[parameter], gradient, rtol=1e-9, atol=1e-12), parameter
 
 
 def test_a_model_that_does_something_else_to_its_logits_is_left_alone(monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import slow_but
 from tunesmith import resume, train
-from tunesmith.data.packing import micro_batches
+from tunesmith.data.packing import Sizes, micro_batches
 from tunesmith.errors import NotEnoughMemory
 from tunesmith.finetune.worker import work
 from tunesmith.model.memory import is_out_of_memory
@@ -40,19 +40,19 @@ def warned(run) -> list[str]:
 @pytest.fixture
 def limited(monkeypatch):
     """Makes a pass run out of memory where `refuses(model, batch)`, in the forward pass or after the backward one."""
-    token_losses = training.token_losses
+    method_loss = training.method_loss
 
     def limit(refuses):
-        def losses(model, batch, head):
-            total, *others = token_losses(model, batch, head)
+        def losses(method, model, batch, head):
+            total, metrics = method_loss(method, model, batch, head)
             if model.training and refuses(model, batch):
                 if len(batch.rows) % 2:
                     total.register_hook(lambda _: out_of_memory())  # the head's gradients may be there already
                 else:
                     out_of_memory()
-            return total, *others
+            return total, metrics
 
-        monkeypatch.setattr(training, "token_losses", losses)
+        monkeypatch.setattr(training, "method_loss", losses)
 
     return limit
 
@@ -122,7 +122,9 @@ def test_every_rung_is_one_down_and_the_last_is_said(rows, tokens, packed):
         while True:
             made[:] = [
                 collate([(np.zeros(n, int), np.ones(n, bool)) for n in lengths[chosen]], np.arange(len(chosen)), packed)
-                for chosen in micro_batches(np.arange(len(lengths)), lengths, state.micro_batch_tokens, packed)
+                for chosen in micro_batches(
+                    np.arange(len(lengths)), Sizes.single(lengths), state.micro_batch_tokens, packed
+                )
             ]
             now = state.micro_batch_tokens, state.checkpointing
             assert now not in seen
@@ -138,17 +140,17 @@ def test_every_rung_is_one_down_and_the_last_is_said(rows, tokens, packed):
 def test_an_update_without_room_ends_the_run_and_leaves_the_last_checkpoint(recipe, monkeypatch, step):
     """The weights have moved by then."""
     settings = {"adapter": {"kind": "full"}, "train": {"max_steps": 4, "save_every": 1, "keep_checkpoints": 9}}
-    update = training._update
+    update = training.update
 
-    def fail(job, now):
-        if now == step:
+    def fail(job, state, *rest):
+        if state.step == step:
             move = job.optimizer.step
             job.optimizer.step = lambda: (move(), out_of_memory())
-        update(job, now)
+        return update(job, state, *rest)
 
     asked = recipe(**settings)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_update", fail)
+        patch.setattr(training, "update", fail)
         with pytest.raises(NotEnoughMemory, match=rf"step {step}: .*train\.optimizer: adamw .*adamw_8bit"):
             train(asked)
     run = Run(asked.output / "run")
@@ -159,14 +161,14 @@ def test_an_update_without_room_ends_the_run_and_leaves_the_last_checkpoint(reci
 
 def one_of_two_runs_out(folder, rows=1):
     """A training process of which the second has no room for more than so many rows."""
-    token_losses = training.token_losses
+    method_loss = training.method_loss
 
-    def losses(model, batch, head):
+    def losses(method, model, batch, head):
         if model.training and distributed.rank() == 1 and len(batch.rows) > rows:
             out_of_memory()
-        return token_losses(model, batch, head)
+        return method_loss(method, model, batch, head)
 
-    training.token_losses = losses
+    training.method_loss = losses
     work(folder)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tunesmith.data.packing import Sizes
 from tunesmith.data.row_order import Schedule
 from tunesmith.training.prefetch import step_data, steps_ahead
 
@@ -47,6 +48,10 @@ class Tokens(list):
     def lengths(self):
         return np.array([len(ids) for ids, _ in self])
 
+    @property
+    def sizes(self):
+        return Sizes.single(self.lengths)
+
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_step_has_the_tokens_of_its_rows(packing):
@@ -55,12 +60,14 @@ def test_a_step_has_the_tokens_of_its_rows(packing):
     tokens = Tokens((random.integers(1, 99, n), np.arange(n) % 2 == 1) for n in random.integers(2, 30, 40))
     schedule = Schedule(np.ones(40), batch=7, epochs=2, seed=5)
     for step in (9, 1, schedule.steps):
-        found = step_data(step, schedule, tokens, 64, packing, torch.device("cpu"))
+        found = step_data(step, schedule, tokens, "row", 64, packing, torch.device("cpu"))
         assert found.rows.tolist() == schedule.step_rows(step).tolist()
         assert sorted(row for batch in found.batches for row in batch.rows) == sorted(found.rows)
         assert found.tokens == sum(len(tokens[row][0]) for row in found.rows)
+        assert found.units == len(found.rows)
         assert found.supervised_tokens == sum(tokens[row][1][1:].sum() for row in found.rows)
         for batch in found.batches:
-            for document, (row, length) in enumerate(zip(batch.rows, batch.lengths)):
-                ids = batch.input_ids_BT[batch.document_BT == document][:length]
-                assert ids.tolist() == tokens[row][0].tolist()
+            starts = np.cumsum((0, *batch.lengths))
+            for number, (row, length) in enumerate(zip(batch.rows, batch.lengths)):
+                ids_T = batch.input_ids_BT[0, starts[number] :] if packing else batch.input_ids_BT[number]
+                assert ids_T[:length].tolist() == tokens[row][0].tolist()

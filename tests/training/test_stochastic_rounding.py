@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tunesmith.finetune import job
 from tunesmith.recipe import Train
-from tunesmith.training import distributed, loop
+from tunesmith.training import distributed, loop, step
 from tunesmith.training.optimizer import build_optimizer
 from tunesmith.training.stochastic_rounding import CHUNK_ELEMENTS, chunks, round_stochastically
 
@@ -95,6 +95,6 @@ def test_all_processes_round_alike(monkeypatch):
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         loop.seed_step(7, 3)
-        loop.seed_update(7, 3)
+        step.seed_update(7, 3)
         drawn.append(torch.rand(8))
     assert torch.equal(*drawn)

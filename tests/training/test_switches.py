@@ -11,13 +11,14 @@ from peft import get_peft_model
 
 from tests import tiny
 from tests.conftest import slow_but
+from tests.training.padded import IGNORED, targets_of
 from tunesmith.model.adapt import adapt, lora_config
 from tunesmith.model.load import load
 from tunesmith.recipe import Adapter, Model, Train
 from tunesmith.training import packed_attention
-from tunesmith.training.batch import IGNORED, collate
+from tunesmith.training.batch import collate
 from tunesmith.training.layer_transforms import checkpoint_layers, tile_mlps
-from tunesmith.training.loss import find_head, token_losses
+from tunesmith.training.loss import find_head, total_loss
 from tunesmith.training.offload import Offload
 from tunesmith.training.optimizer import build_optimizer
 
@@ -69,7 +70,9 @@ def plain_curve(model) -> list[float]:
     for step in range(STEPS):
         [batch] = batches(step, packed=False, parts=1)
         logits = model(input_ids=batch.input_ids_BT, attention_mask=batch.real_BT(), use_cache=False).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten(), ignore_index=IGNORED)
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), targets_of(rows()[ROWS * step : ROWS * (step + 1)]).flatten(), ignore_index=IGNORED
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -85,7 +88,7 @@ def curve(model, packed: bool = True, chunked: bool = True, parts: int = 1, sett
         of_step = batches(step, packed, parts)
         supervised, loss = sum(batch.supervised_tokens for batch in of_step), 0.0
         for batch in of_step:
-            total, _, _ = token_losses(model, batch, head)
+            total = total_loss(model, batch, head)
             (total / supervised).backward()
             loss += total.item() / supervised
         optimizer.step()

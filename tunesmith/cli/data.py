@@ -1,6 +1,7 @@
 """`tunesmith data`: `check` and `show`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +36,8 @@ def check(
 
     asked = asked_for(file, model, format, columns, subset, split)
     tokenizer = asked.tokenizer()
-    found = [look(source, tokenizer, asked.mask) for source in asked.sources]
+    encode = asked.encode(tokenizer) if tokenizer else None
+    found = [look(source, encode) for source in asked.sources]
     if as_json:
         return print_json(found if len(found) > 1 else found[0])
     for one in found:
@@ -71,7 +73,7 @@ def show(
     if (tokenizer := asked.tokenizer()) is None:
         raise UserError("data show: pass --model, whose template the rows are written with")
     for source in asked.sources:
-        print_rows(source, tokenizer, rows, mask or asked.mask)
+        print_rows(source, tokenizer, rows, asked.encode(tokenizer, mask))
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Asked:
 
     sources: list
     model: Any = None  # the recipe's section
-    mask: Literal["assistant", "last", "all"] = "assistant"
+    method: Any = None  # the recipe's section
     sequence_length: int | None = None
 
     def tokenizer(self):
@@ -94,6 +96,18 @@ class Asked:
             resolve(self.model), self.sources, self.model.chat_template_kwargs, self.model.chat_template
         )
 
+    def encode(self, tokenizer, mask: str | None = None):
+        """A function that encodes a row: by the recipe's method, or conversations by sft and text by cpt."""
+        from tunesmith.data.rows import Text
+        from tunesmith.methods import Method, cpt, sft
+
+        mask_given = {"mask": mask} if mask else {}
+        if self.method:
+            given = mask_given if "mask" in type(self.method).model_fields else {}
+            return partial(Method(self.method.model_copy(update=given)).encode, tokenizer)
+        text, conversation = Method(cpt.Settings()), Method(sft.Settings(**mask_given))
+        return lambda row: (text if isinstance(row, Text) else conversation).encode(tokenizer, row)
+
 
 def asked_for(
     file: str, model: str | None, format: str, columns: list[str], subset: str | None, split: str | None
@@ -105,11 +119,11 @@ def asked_for(
 
     if Path(file).suffix in (".yaml", ".yml"):
         recipe = Recipe.load(file)
-        length, cpt = recipe.data.sequence_length, recipe.method.name == "cpt"
+        length = recipe.data.sequence_length
         return Asked(
             [resolve(source) for source in (*recipe.data.train, *recipe.data.eval)],
             recipe.model.model_copy(update={"path": model} if model else {}),
-            "all" if cpt else recipe.method.mask,
+            recipe.method,
             None if length == "max" else length,
         )
     try:

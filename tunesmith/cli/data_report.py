@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.text import Text as Styled
 
 from tunesmith.cli.terminal import bar
-from tunesmith.data.inspect import encode
-from tunesmith.data.masking import Example, Mask
+from tunesmith.data.inspect import Encode
+from tunesmith.data.masking import Example
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS, RowProblem
 from tunesmith.data.source import ResolvedSource
@@ -69,7 +69,7 @@ def _report_lengths(console: Console, found: dict, sequence_length: int | None) 
             console.print(f"  data.sequence_length: {length:,} would lose {share:.1%} of them")
 
 
-def print_rows(source: ResolvedSource, tokenizer: Tokenizer, rows: int, mask: Mask) -> None:
+def print_rows(source: ResolvedSource, tokenizer: Tokenizer, rows: int, encode: Encode) -> None:
     """Prints the first rows as the model sees them: what it learns in green, or between marks without colour."""
     console = Console(highlight=False, markup=False, emoji=False)
     marks = _marks(console)
@@ -82,7 +82,7 @@ def print_rows(source: ResolvedSource, tokenizer: Tokenizer, rows: int, mask: Ma
         try:
             if isinstance(row, RowProblem):
                 raise row
-            examples = encode(tokenizer, row, mask)
+            examples = [example for group in encode(row) for example in group]
         except RowProblem as problem:
             console.print(f"{where}: dropped: {REASONS[problem.reason]}. {problem.detail}", style="red")
             continue

@@ -35,7 +35,11 @@ COMMANDS = {
             ("finetune", "fine-tune", "sft"),
         ),
         "resume": ("resume:resume", "Continue a run from its last checkpoint.", ()),
-        "runs": ("runs:runs", "List runs, show one, or compare some.", ("list", "show", "compare", "ls")),
+        "runs": (
+            "runs:runs",
+            "List runs, show one, compare some, or pause, continue or stop a running one.",
+            ("list", "show", "compare", "ls", "pause", "stop"),
+        ),
         "eval": (
             "eval:evaluate",
             "Show how a run did on its held-out rows, before and after; with --data, measure it on other rows.",

@@ -171,6 +171,13 @@ class Screen:
     def _show_warning(self, message, **_) -> None:
         self._say(f"warning {message}", style="yellow")
 
+    def _show_pause(self, step, **_) -> None:
+        self._say(f"pause   after step {step}; a checkpoint is saved, the model stays in memory")
+
+    def _show_continue(self, step, seconds, **_) -> None:
+        self._say(f"resume  after step {step}, paused for {clock(seconds)}")
+        self._began += seconds
+
     def _show_resume(self, step, **_) -> None:
         self._say(f"resume  after step {step}")
 

@@ -17,30 +17,37 @@ from tunesmith.errors import UserError, quoted
 from tunesmith.evaluate.charts import thin
 from tunesmith.evaluate.summary import ending, flatten, incomparable, summary, verdict, warnings
 from tunesmith.files import json_text
+from tunesmith.finetune import control
 from tunesmith.recipe import read_yaml
 from tunesmith.run import Run, list_runs
 from tunesmith.units import NO_VALUE, duration, number, percent
 
+WISHES: dict[str, control.Wish] = {"pause": "pause", "continue": "run", "stop": "stop"}
 TONES = {"better": "bold green", "worse": "bold red", "unclear": "bold yellow"}
 
 
 def runs(
-    action: Literal["list", "show", "compare"] = "list",
+    action: Literal["list", "show", "compare", "pause", "continue", "stop"] = "list",
     *folders: Path,
     output: Path = DEFAULT_OUTPUT,
     as_json: Json = False,
 ) -> None:
-    """List runs, show one, or compare some.
+    """List runs, show one, compare some, or pause, continue or stop a running one.
 
     Args:
-        action: What to do.
+        action: What to do. A run pauses or stops after its current step and saves a checkpoint; a paused one keeps
+            the model in memory.
         folders: The runs' names or folders; for list all in `output`.
         output: Where runs are.
         as_json: Print summaries as JSON.
     """
     chosen_runs = [Run.open(folder, output) for folder in folders] or list_runs(output)
-    if action != "list" and len(folders) < (1 if action == "show" else 2):
-        raise UserError(f"runs {action}: name {'a run' if action == 'show' else 'two runs or more'}")
+    if action != "list" and len(folders) < (2 if action == "compare" else 1):
+        raise UserError(f"runs {action}: name {'two runs or more' if action == 'compare' else 'a run'}")
+    if action in WISHES:
+        for run in chosen_runs:
+            control.request(run, WISHES[action])
+        return None
     if as_json:
         return print_json([summary(run) for run in chosen_runs])
     if not chosen_runs:

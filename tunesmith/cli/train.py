@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tunesmith.errors import UserError, quoted
-from tunesmith.recipe import Recipe, Source
+from tunesmith.recipe import Recipe, Source, fields_of
 from tunesmith.run import Run
 
 SHORT_FORMS = {"model.path": "--model", "data.train": "--data"}
@@ -18,7 +18,7 @@ SHORT_FORMS = {"model.path": "--model", "data.train": "--data"}
 def _flags(section: type[BaseModel], prefix: str = "", group: Group | None = None) -> Any:
     """A dictionary type with every field of a section as an optional key, each a documented flag with its default."""
     keys: dict[str, Any] = {}
-    for place, (name, field) in enumerate(section.model_fields.items()):
+    for place, (name, field) in enumerate(fields_of(section).items()):
         inner, key = field.annotation, prefix + name
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             inside = _flags(inner, f"{key}.", Group(f"{name}: {inner.__doc__}", sort_key=place + 1))

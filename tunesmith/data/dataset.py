@@ -16,6 +16,7 @@ import numpy as np
 from tunesmith.data import records
 from tunesmith.data.encode import ROW, SYSTEM_PROMPTS_KEPT, Progress, Settings, encode_source
 from tunesmith.data.ledger import Ledger
+from tunesmith.data.packing import Sizes
 from tunesmith.data.rows import REASONS, Where
 from tunesmith.data.source import ResolvedSource, Sources
 from tunesmith.errors import UserError
@@ -36,6 +37,7 @@ class Shard:
         self.rows = _map(folder / "rows.bin", ROW)
         self.ids = _map(folder / "ids.bin", np.dtype("i4"))
         self.supervised = _map(folder / "supervised.bin", np.dtype("?"))
+        self.lengths = _map(folder / "lengths.bin", np.dtype("i4"))
 
     def where(self, example: int) -> Where:
         return Where(self.files[self.rows["file"][example]], int(self.rows["line"][example]))
@@ -51,22 +53,31 @@ class Shard:
 
 
 class TokenStore:
-    """Examples by number: `store[i]` is (ids, supervised). `lengths` and `weights` are arrays."""
+    """Examples by number: `store[i]` is (ids, supervised, lengths), the arrays of its sequences end to end and how long
+    each is. `lengths`, `sizes` and `weights` are arrays over all examples."""
 
     def __init__(self, shards: list[Shard], picks: list[np.ndarray], weights: list[float]):
         self._shards = shards
         self._shard = np.repeat(np.arange(len(picks)), [len(p) for p in picks])
         self._example = np.concatenate(picks).astype(np.int64)
         self.lengths = np.concatenate([s.rows["length"][p] for s, p in zip(shards, picks)])
+        self.sizes = Sizes(self.lengths, *(np.concatenate(v) for v in zip(*map(_sequences, shards, picks))))
         self.weights = np.repeat(np.array(weights), [len(p) for p in picks])
 
     def __len__(self) -> int:
         return len(self._example)
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         shard, example = self._at(number)
         start, length = shard.rows["start"][example], shard.rows["length"][example]
-        return shard.ids[start : start + length], shard.supervised[start : start + length]
+        tokens, first = slice(start, start + length), shard.rows["first"][example]
+        lengths = shard.lengths[first : first + shard.rows["sequences"][example]]
+        return shard.ids[tokens], shard.supervised[tokens], lengths
+
+    def first_sequence(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, supervised) of an example's first sequence, which for most methods is its only one."""
+        ids, supervised, lengths = self[number]
+        return ids[: lengths[0]], supervised[: lengths[0]]
 
     def where(self, number: int) -> Where:
         shard, example = self._at(number)
@@ -76,7 +87,8 @@ class TokenStore:
         """The last answer's ids, and those of all before it: the prompt just as training saw it."""
         shard, example = self._at(number)
         start, end = shard.rows["answer"][example]
-        return self[number][0][:start], self[number][0][start:end]
+        ids = self[number][0]
+        return ids[:start], ids[start:end]
 
     def asked(self, number: int) -> str:
         """What a held-out example asks, as people read it."""
@@ -175,6 +187,13 @@ def measured_only(
     ledger = _ledger(None, shards, repeated, none, data, sources)
     limited = _limited(shards, [~r for r in repeated], data.eval_limit)
     return TokenStore(shards, list(map(np.flatnonzero, limited)), [1.0] * len(shards)), ledger.summary()
+
+
+def _sequences(shard: Shard, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many sequences each of the examples has, and the tokens of the longest."""
+    rows = shard.rows[picked]
+    longest = np.maximum.reduceat(shard.lengths, shard.rows["first"])[picked] if len(shard.rows) else rows["length"]
+    return rows["sequences"], longest
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:

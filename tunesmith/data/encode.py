@@ -1,8 +1,9 @@
 """Files into tokens on disk: one shard for each source, cached by content.
 
 Rows are read, normalised and tokenised in chunks, by as many processes as there are cores where the source is large.
-A shard is a folder: ids.bin (int32) and supervised.bin (bool) of all examples end to end, rows.bin (ROW, one an
-example), asked.jsonl (what the examples that may be held out ask) and problems.jsonl (rows dropped or changed).
+A shard is a folder: ids.bin (int32) and supervised.bin (bool) hold the tokens of all examples end to end, lengths.bin
+(int32) the lengths of their sequences, rows.bin one ROW an example, asked.jsonl the questions of the examples that may
+be held out, and problems.jsonl the rows that were dropped or changed.
 """
 
 import hashlib
@@ -16,30 +17,33 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from tunesmith.data import read, records
-from tunesmith.data.masking import Example
+from tunesmith.data.masking import Group
 from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Text, Where, digest, prompt_digest
 from tunesmith.data.source import ResolvedSource, to_row
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import CHILD_DIED, UserError, report_full_disk
 from tunesmith.files import write_json
-from tunesmith.recipe import Method
+from tunesmith.recipe import MethodSettings
 
-VERSION = 9  # raise when the same input must give other tokens
+VERSION = 10  # raise when the same input must give other tokens
 CHUNK_ROWS, CHUNK_CHARACTERS = 512, 4 * 2**20
 SYSTEM_PROMPTS_COUNTED, SYSTEM_PROMPTS_KEPT = 1000, 3  # different ones: rows may each have their own
 PARALLEL_FROM_BYTES = 4 * 2**20  # smaller sources are done before the worker processes have started
 
-# start, length: where the example's tokens are. answer: its last answer, as token numbers within it. row: the number
-# of its row in the source. asked: where its line of asked.jsonl begins, -1 for none. prompt, digest: hashes.
+# start, length: where the example's tokens are. sequences: how many it has, whose lengths begin at `first` of
+# lengths.bin. answer: its last answer, as token numbers within it. row: the number of its row in the source. asked:
+# where its line of asked.jsonl begins, -1 for none. prompt, digest: hashes.
 ROW = np.dtype(
     [
         ("start", "i8"),
         ("length", "i4"),
+        ("sequences", "i4"),
+        ("first", "i8"),
         ("supervised", "i4"),
         ("answer", "i4", 2),
         ("row", "i8"),
@@ -51,8 +55,18 @@ ROW = np.dtype(
     ]
 )
 
-Encode = Callable[[Tokenizer, Row, Method], list[Example]]
 Progress = Callable[[int, int], None]  # rows, examples
+
+
+class Method(Protocol):
+    """The side of a method that the data sees (see methods/). It can be sent to other processes."""
+
+    settings: MethodSettings
+
+    @property
+    def splits(self) -> bool: ...
+
+    def encode(self, tokenizer: Tokenizer, row: Row) -> list[Group]: ...
 
 
 @dataclass(frozen=True)
@@ -60,9 +74,7 @@ class Settings:
     """Everything but the data that decides about the tokens."""
 
     tokenizer: Tokenizer
-    encode: Encode
     method: Method
-    splits: bool
     sequence_length: int
     too_long: str
     candidate_share: float = 1.0  # of the prompts; only these can be held out
@@ -72,12 +84,10 @@ class Settings:
             (
                 VERSION,
                 self.tokenizer.fingerprint,
-                self.method,
-                self.splits,
+                self.method.settings,
                 self.sequence_length,
                 self.too_long,
                 self.candidate_share,
-                self.encode.__module__,
             )
         )
 
@@ -87,6 +97,7 @@ class Chunk:
     """What a worker returns: its examples' arrays, and what is to be said of its rows."""
 
     ids: list[np.ndarray] = field(default_factory=list)
+    lengths: list[np.ndarray] = field(default_factory=list)
     supervised: list[np.ndarray] = field(default_factory=list)
     rows: list[tuple] = field(default_factory=list)
     asked: list[str | None] = field(default_factory=list)
@@ -206,35 +217,40 @@ class Encoder:
         chunk = Chunk(read=len(lines))
         for number, (where, payload) in enumerate(lines):
             try:
-                row, examples, notes = self._examples(read.parse(where, payload), chunk.unread)
+                row, groups, notes = self._groups(read.parse(where, payload), chunk.unread)
             except RowProblem as problem:
-                examples, notes = [], [("dropped", problem.reason, problem.detail)]
+                groups, notes = [], [("dropped", problem.reason, problem.detail)]
             chunk.problems += [
                 dict(file=where.file, line=where.line, action=action, reason=reason, detail=detail)
                 for action, reason, detail in notes
             ]
-            for part, example in enumerate(examples):
-                self._add(chunk, number, where, row, part, example)
-            if examples and isinstance(row, Chat):
+            for part, group in enumerate(groups):
+                self._add(chunk, number, where, row, part, group)
+            if groups and isinstance(row, Chat):
                 first = row.messages[0]
                 chunk.system_prompts[first["content"] if first["role"] == "system" else ""] += 1
         return chunk
 
-    def _add(self, chunk: Chunk, number: int, where: Where, row: Row, part: int, example: Example) -> None:
+    def _add(self, chunk: Chunk, number: int, where: Where, row: Row, part: int, group: Group) -> None:
         identity = hashlib.blake2b(digest(row) + part.to_bytes(8), digest_size=16).digest()
         # Pieces of a text are held out one by one, the examples of a conversation together.
         asks = identity if isinstance(row, Text) else prompt_digest(row)
         prompt = int.from_bytes(asks[:8])
         is_candidate = prompt < self.settings.candidate_share * 2**64
-        chunk.asked.append(example.asked if is_candidate else None)
-        chunk.ids.append(np.array(example.ids, np.int32))
-        chunk.supervised.append(np.array(example.supervised, bool))
+        ids = [token for example in group for token in example.ids]
+        supervised = [learned for example in group for learned in example.supervised]
+        chunk.asked.append(group[0].asked if is_candidate else None)
+        chunk.ids.append(np.array(ids, np.int32))
+        chunk.supervised.append(np.array(supervised, bool))
+        chunk.lengths.append(np.array([len(e.ids) for e in group], np.int32))
         chunk.rows.append(
             (
                 0,
-                len(example.ids),
-                sum(example.supervised),
-                example.answer,
+                len(ids),
+                len(group),
+                0,
+                sum(supervised),
+                group[0].answer,
                 number,
                 chunk.files.setdefault(where.file, len(chunk.files)),
                 where.line,
@@ -244,35 +260,39 @@ class Encoder:
             )
         )
 
-    def _examples(self, raw: Raw, unread: dict[str, int]) -> tuple[Row, list[Example], list[tuple]]:
-        """The row, its examples, and (action, reason, detail) of what was changed. Raises RowProblem."""
+    def _groups(self, raw: Raw, unread: dict[str, int]) -> tuple[Row, list[Group], list[tuple]]:
+        """The row, its groups of sequences, and (action, reason, detail) of what was changed. Raises RowProblem."""
         row = to_row(raw, self.formats[raw.where.file], self.columns, unread)
         if isinstance(row, RowProblem):
             raise row
-        examples = self.settings.encode(self.settings.tokenizer, row, self.settings.method)
-        notes = [("changed", reason, "") for reason in dict.fromkeys(r for e in examples for r in e.changes)]
-        fitting = [piece for example in examples for piece in self._fit(example)]
-        long = [len(e.ids) for e in examples if len(e.ids) > self.settings.sequence_length]
-        if long and not self.settings.splits:
+        groups = self.settings.method.encode(self.settings.tokenizer, row)
+        notes = [("changed", reason, "") for reason in dict.fromkeys(r for g in groups for e in g for r in e.changes)]
+        fitting = [piece for group in groups for piece in self._fit(group)]
+        lengths = [max(len(e.ids) for e in group) for group in groups]
+        long = [length for length in lengths if length > self.settings.sequence_length]
+        if long and not self.settings.method.splits:
             limit = f"sequence_length is {self.settings.sequence_length}"
             if not fitting:
                 raise RowProblem("too_long", f"{max(long)} tokens, {limit}")
             notes.append(("shortened", "too_long", f"{max(long)} tokens, {limit}"))
-        learned = [example for example in fitting if any(example.supervised[1:])]
+        learned = [group for group in fitting if all(any(e.supervised[1:]) for e in group)]
         if not learned:
             raise RowProblem("no_supervised_token")
         return row, learned, notes
 
-    def _fit(self, example: Example) -> list[Example]:
-        """The example, or what becomes of it if it is too long: pieces, its beginning, or nothing."""
-        limit, length = self.settings.sequence_length, len(example.ids)
+    def _fit(self, group: Group) -> list[Group]:
+        """The group, or what becomes of it if a sequence is too long: pieces, its beginning, or nothing. A group of
+        several sequences is never cut, as they are compared with each other."""
+        limit, length = self.settings.sequence_length, max(len(e.ids) for e in group)
         if length <= limit:
-            return [example]
-        if self.settings.splits:
+            return [group]
+        if len(group) > 1:
+            return []
+        if self.settings.method.splits:
             ends = [*range(limit, length, limit), length]
             ends[-2] -= length % limit == 1  # one token alone could not be predicted
-            return [example.cut(start, end) for start, end in zip([0, *ends], ends)]
-        return [example.cut(0, limit)] if self.settings.too_long == "truncate" else []
+            return [(group[0].cut(start, end),) for start, end in zip([0, *ends], ends)]
+        return [(group[0].cut(0, limit),)] if self.settings.too_long == "truncate" else []
 
 
 class Writer:
@@ -283,10 +303,10 @@ class Writer:
         self.files: dict[str, int] = {}
         self.unread: dict[str, int] = {}
         self.system_prompts: Counter[str] = Counter()
-        self._tokens = 0
+        self._tokens = self._sequences = 0
 
     def __enter__(self) -> "Writer":
-        names = ("ids.bin", "supervised.bin", "rows.bin", "asked.jsonl", "problems.jsonl")
+        names = ("ids.bin", "supervised.bin", "lengths.bin", "rows.bin", "asked.jsonl", "problems.jsonl")
         self._open = {name: open(self.folder / name, "wb") for name in names}  # noqa: SIM115  __exit__ closes them
         return self
 
@@ -313,14 +333,20 @@ class Writer:
         rows["file"] = np.array(numbers)[rows["file"]]
         rows["row"] += self.read
         rows["start"] = self._tokens + np.cumsum(rows["length"]) - rows["length"]
+        rows["first"] = self._sequences + np.cumsum(rows["sequences"]) - rows["sequences"]
         for number, asked in enumerate(chunk.asked):
             if asked is not None:
                 rows["asked"][number] = self._open["asked.jsonl"].tell()
                 self._open["asked.jsonl"].write(_line(asked))
         self._open["rows.bin"].write(rows.tobytes())
-        for name, arrays in (("ids.bin", chunk.ids), ("supervised.bin", chunk.supervised)):
+        for name, arrays in (
+            ("ids.bin", chunk.ids),
+            ("supervised.bin", chunk.supervised),
+            ("lengths.bin", chunk.lengths),
+        ):
             self._open[name].write(np.concatenate(arrays).tobytes())
         self._tokens += int(rows["length"].sum())
+        self._sequences += int(rows["sequences"].sum())
         self.examples += len(rows)
 
 

@@ -1,22 +1,23 @@
 """Looking at data before training: `tunesmith data check` and `tunesmith data show`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tunesmith.data.ledger import Ledger
-from tunesmith.data.masking import Example, Mask, encode_chat, encode_text
-from tunesmith.data.rows import Chat, Row, RowProblem, Where, digest
+from tunesmith.data.masking import Group
+from tunesmith.data.rows import Row, RowProblem, Where, digest
 from tunesmith.data.source import ResolvedSource
-from tunesmith.data.tokenizer import Tokenizer
 
+Encode = Callable[[Row], list[Group]]
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 BOUNDS = tuple(sorted(bound for power in range(3, 22) for bound in (2**power, 3 * 2 ** (power - 1))))  # of the bars
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
-def check(source: ResolvedSource, tokenizer: Tokenizer | None, mask: Mask = "assistant") -> dict:
-    """What a source holds, in tokens too if there is a tokenizer. Raises UserError if nothing in it is usable."""
+def check(source: ResolvedSource, encode: Encode | None = None) -> dict:
+    """Counts a source's rows, and with `encode` their tokens. Raises UserError if no row is usable."""
     ledger, seen, examples, places = Ledger(), set(), [], []
     first: list[Any] = []
     for where, row in source.rows(ledger.unread):
@@ -27,8 +28,8 @@ def check(source: ResolvedSource, tokenizer: Tokenizer | None, mask: Mask = "ass
             if identity in seen:
                 raise RowProblem("duplicate")
             seen.add(identity)
-            if tokenizer:
-                encoded = encode(tokenizer, row, mask)
+            if encode:
+                encoded = [example for group in encode(row) for example in group]
                 examples += [(len(e.ids), sum(e.supervised)) for e in encoded]
                 places += [where] * len(encoded)
                 for reason in {r for e in encoded for r in e.changes}:
@@ -62,7 +63,3 @@ def _lengths(examples: np.ndarray, places: list[Where]) -> dict:
         "length_percentiles": {p: int(np.percentile(tokens, p, method="higher")) for p in PERCENTILES},
         "lost_share": {n: float((tokens > n).mean()) for n in LENGTHS if n < tokens.max()} or {LENGTHS[0]: 0.0},
     }
-
-
-def encode(tokenizer: Tokenizer, row: Row, mask: Mask) -> list[Example]:
-    return encode_chat(tokenizer, row, mask) if isinstance(row, Chat) else [encode_text(tokenizer, row.text)]

@@ -35,6 +35,10 @@ class Example:
         return Example(self.ids[start:end], self.supervised[start:end], self.changes, (first, last), self.asked)
 
 
+Group = tuple[Example, ...]
+"""Sequences that are learned together, such as two answers of which one is preferred; one for most methods."""
+
+
 class Draft(NamedTuple):
     """An example before it is tokenised: text, which of its characters [start, end) are learned, its last answer."""
 

@@ -4,7 +4,23 @@ A step learns from `batch` rows whatever the packing, so packed and unpacked tra
 Everything here is a function of (seed, epoch, step): a resumed run asks for the next step and gets it.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """By row: `tokens` in all, how many `sequences`, and the tokens of the `longest` of them."""
+
+    tokens: np.ndarray
+    sequences: np.ndarray
+    longest: np.ndarray
+
+    @classmethod
+    def single(cls, lengths: np.ndarray) -> "Sizes":
+        """Those of rows of one sequence each."""
+        return cls(lengths, np.ones_like(lengths), lengths)
 
 
 def share_of(rows: np.ndarray, lengths: np.ndarray, rank: int, world: int) -> np.ndarray:
@@ -13,28 +29,28 @@ def share_of(rows: np.ndarray, lengths: np.ndarray, rank: int, world: int) -> np
     return longest_first[rank::world]
 
 
-def micro_batches(rows: np.ndarray, lengths: np.ndarray, capacity: int, packing: bool) -> list[np.ndarray]:
+def micro_batches(rows: np.ndarray, sizes: Sizes, capacity: int, packing: bool) -> list[np.ndarray]:
     """Splits rows into micro-batches.
 
     Packed, a micro-batch holds at most `capacity` tokens (best fit, longest row first). Unpacked, rows of like length
-    are padded together so that rows times longest is at most `capacity`. A row longer than that stands alone.
+    are padded together so that sequences times longest is at most `capacity`. A larger row stands alone.
     """
+    lengths = sizes.tokens if packing else sizes.longest
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]
     bins: list[list[int]] = []
-    room: list[int] = []
+    room: list[int] = []  # tokens packed, or sequences unpacked
     for row in ordered:
-        length = int(lengths[row])
+        needed = int(sizes.tokens[row] if packing else sizes.sequences[row])
         if packing:
-            fitting = [b for b in range(len(bins)) if room[b] >= length]
+            fitting = [b for b in range(len(bins)) if room[b] >= needed]
             chosen = min(fitting, key=room.__getitem__, default=None)
-        else:  # the first row of a bin is its longest
+        else:
             last = len(bins) - 1
-            fits = bins and (len(bins[last]) + 1) * int(lengths[bins[last][0]]) <= capacity
-            chosen = last if fits else None
+            chosen = last if bins and room[last] >= needed else None
         if chosen is None:
-            bins.append([row])
-            room.append(capacity - length)
+            bins.append([row])  # the first row of a micro-batch is its longest
+            room.append((capacity if packing else capacity // int(sizes.longest[row])) - needed)
         else:
             bins[chosen].append(row)
-            room[chosen] -= length
+            room[chosen] -= needed
     return [np.array(b) for b in bins]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 
 class Where(NamedTuple):
@@ -34,12 +34,16 @@ class Chat:
     messages: list[dict]
     tools: list[dict] | None = None
 
+    kind: ClassVar[str] = "a conversation"
+
 
 @dataclass(frozen=True)
 class Text:
     """Plain text, for continued pretraining."""
 
     text: str
+
+    kind: ClassVar[str] = "plain text"
 
 
 Row = Chat | Text

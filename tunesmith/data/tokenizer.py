@@ -13,7 +13,6 @@ from typing import Any
 
 import tokenizers
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
-from transformers.utils.chat_template_utils import _get_template_variables, render_jinja_template
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.errors import UserError
@@ -88,6 +87,8 @@ class Tokenizer:
     @cached_property
     def template_variables(self) -> frozenset[str]:
         """The variables that the chat templates ask for, such as `enable_thinking`."""
+        from transformers.utils.chat_template_utils import _get_template_variables  # slow to import
+
         try:
             return frozenset().union(*map(_get_template_variables, self._templates.values()))
         except TemplateSyntaxError:
@@ -203,6 +204,8 @@ def rendered(
 ) -> str:
     """A conversation as one of a model's templates writes it: `tool_use`, if there is one, where there are tools, else
     `default`. Raises RowProblem if the template refuses it, UserError with its `name` if it is no template."""
+    from transformers.utils.chat_template_utils import render_jinja_template  # slow to import
+
     # As in apply_chat_template: many templates write "None" for a key that is there without a value. Some of them ask
     # whether the content is none, so that stays.
     messages = [{key: value for key, value in m.items() if value is not None or key == "content"} for m in messages]

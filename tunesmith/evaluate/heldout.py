@@ -8,31 +8,44 @@ import torch
 
 from tunesmith.data.dataset import TokenStore
 from tunesmith.data.packing import micro_batches, share_of
+from tunesmith.methods import Answers, Method
 from tunesmith.plan import Plan
 from tunesmith.training import distributed
-from tunesmith.training.batch import collate
+from tunesmith.training.batch import Batch, collate
 from tunesmith.training.loss import Head, autocast, token_losses
 
 RESAMPLES = 2000
 
 
 def row_losses(
-    model: torch.nn.Module, head: Head | None, tokens: TokenStore, plan: Plan, device: torch.device
+    method: Method, model: torch.nn.Module, head: Head | None, tokens: TokenStore, plan: Plan, device: torch.device
 ) -> np.ndarray:
-    """(rows, 2): sum of the losses of each row's supervised tokens in nats, and their number. On all processes."""
+    """(rows, 2): the loss of each row, summed over its units, and their number: learned tokens, the loss in nats, or 1
+    for a method whose unit is the row. On all processes."""
     model.eval()
     found = np.zeros((len(tokens), 2))
     mine = share_of(np.arange(len(tokens)), tokens.lengths, distributed.rank(), distributed.world())
     with torch.inference_mode():
-        for rows in micro_batches(mine, tokens.lengths, plan.micro_batch_tokens, plan.packing):
+        for rows in micro_batches(mine, tokens.sizes, plan.micro_batch_tokens, plan.packing):
             batch = collate(tokens, rows, plan.packing).to(device)
             with autocast(plan):
-                _, losses_N, document_N = token_losses(model, batch, head)
-            sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
-            sums.index_add_(0, document_N, losses_N.double())
-            found[rows, 0] = sums.cpu().numpy()
-            found[rows, 1] = torch.bincount(document_N, minlength=len(rows)).cpu().numpy()
+                losses_N = token_losses(model, batch, head)
+            found[rows, 0], found[rows, 1] = _by_row(method, batch, losses_N)
     return np.array(distributed.add_up(found.ravel().tolist(), device)).reshape(found.shape)
+
+
+def _by_row(method: Method, batch: Batch, losses_N: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The loss of each row of a batch, and its units."""
+    row_D = torch.repeat_interleave(torch.tensor(batch.groups)).to(losses_N.device)
+    row_N, rows = row_D[batch.sequence_N], len(batch.rows)
+    counts = torch.bincount(row_N, minlength=rows).cpu().numpy()
+    if method.loss is None:
+        sums = torch.zeros(rows, dtype=torch.float64, device=losses_N.device)
+        sums.index_add_(0, row_N, losses_N.double())
+        return sums.cpu().numpy(), counts
+    answers = Answers(-losses_N, batch.sequence_N, batch.groups)
+    losses = [method.loss(answers.of_row(number), method.settings)[0].item() for number in range(rows)]
+    return np.array(losses), counts if method.unit == "token" else np.ones(rows)
 
 
 def mean_loss(losses: np.ndarray) -> float:

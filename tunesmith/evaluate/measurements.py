@@ -11,8 +11,8 @@ from tunesmith.files import read_json, write_json
 from tunesmith.model.memory import explain_out_of_memory
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed
-from tunesmith.training.loop import Job
 from tunesmith.training.loss import autocast
+from tunesmith.training.step import Job
 
 
 def held_out_losses(job: Job, state: checkpoint.State) -> np.ndarray:
@@ -21,7 +21,7 @@ def held_out_losses(job: Job, state: checkpoint.State) -> np.ndarray:
     with explain_out_of_memory(
         "the loss of held-out rows", "train.micro_batch: 1 needs the least, or lower data.sequence_length"
     ):
-        return heldout.row_losses(job.model, job.head, job.held_out, plan, job.device)
+        return heldout.row_losses(job.method, job.model, job.head, job.held_out, plan, job.device)
 
 
 def measure(job: Job, state: checkpoint.State) -> dict:
@@ -37,7 +37,7 @@ def measure(job: Job, state: checkpoint.State) -> dict:
 
 def sampled_rows(job: Job) -> list[int]:
     """The held-out rows whose answers are shown, spread over all."""
-    if job.run.recipe.method.name != "sft":
+    if not job.method.settings.has_answers:
         return []
     count = min(job.run.recipe.evaluate.samples, len(job.held_out))
     return np.linspace(0, len(job.held_out) - 1, count).astype(int).tolist()

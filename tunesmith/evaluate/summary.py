@@ -240,10 +240,14 @@ def _last_word(events: list[dict]) -> dict:
 def _status(run: Run, events: list[dict]) -> str:
     if not events:
         return "not started"
-    return _last_word(events).get("reason") or ("running" if run.is_held else "cut off")
+    if not run.is_held:
+        return _last_word(events).get("reason") or "cut off"
+    paused = next((e["event"] for e in reversed(events) if e["event"] in ("pause", "continue", "resume")), None)
+    return _last_word(events).get("reason") or ("paused" if paused == "pause" else "running")
 
 
 def _seconds(events: list[dict]) -> float | None:
-    """Wall-clock time in which the run was at work: the pause before a resume does not count."""
-    gaps = (later["time"] - e["time"] for e, later in pairwise(events) if later["event"] not in ("start", "resume"))
+    """Wall-clock time in which the run was at work, without pauses and the time before a resume."""
+    idle = ("start", "resume", "continue")
+    gaps = (later["time"] - e["time"] for e, later in pairwise(events) if later["event"] not in idle)
     return round(sum(gaps), 3) if events else None

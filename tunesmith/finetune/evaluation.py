@@ -13,6 +13,7 @@ from tunesmith.data.source import resolve
 from tunesmith.evaluate import generate, heldout
 from tunesmith.finetune.prepared import Prepared, token_cache
 from tunesmith.finetune.result import base_model, require_result, trained_model
+from tunesmith.methods import Method
 from tunesmith.model.load import on_best, quieten
 from tunesmith.recipe import Source
 from tunesmith.run import Run
@@ -65,7 +66,9 @@ def _measure(run: Run, model: Any, tokens: TokenStore) -> dict:
     """`losses`, `answers` by row and, where the recipe asks for exact match, `right`, as heldout.compare takes them."""
     settings, device = run.recipe.evaluate, model.device
     plan = replace(run.plan, packing=False, device=device.type)
-    found: dict[str, Any] = {"losses": heldout.row_losses(model, find_head(model, False), tokens, plan, device)}
+    found: dict[str, Any] = {
+        "losses": heldout.row_losses(Method(run.recipe.method), model, find_head(model, False), tokens, plan, device)
+    }
     rows = range(len(tokens)) if settings.exact_match else _sampled(run, tokens)
     tokenizer = Prepared.open(run).tokenizer
     plain = partial(find(tokenizer).plain, tokenizer)
@@ -88,7 +91,7 @@ def _measure(run: Run, model: Any, tokens: TokenStore) -> dict:
 
 def _sampled(run: Run, tokens: TokenStore) -> list[int]:
     """Rows whose answers are shown, spread over all."""
-    if run.recipe.method.name != "sft":
+    if not run.recipe.method.has_answers:
         return []
     count = min(run.recipe.evaluate.samples, len(tokens))
     return np.linspace(0, len(tokens) - 1, count).astype(int).tolist()

@@ -20,7 +20,7 @@ from tunesmith.errors import (
     report_full_disk,
 )
 from tunesmith.evaluate.report import write_report
-from tunesmith.finetune import provenance
+from tunesmith.finetune import control, provenance
 from tunesmith.finetune.launch import start_processes
 from tunesmith.finetune.prepare import pinned, prepare
 from tunesmith.recipe import Recipe
@@ -36,6 +36,7 @@ def train(recipe: Recipe, watch: Watch = nullcontext) -> Run:
         sys.exit(UNGUARDED_STATUS)  # without a word: the process that the user started says it
     run = Run.create(pinned(recipe))
     with watch(run), run.held():
+        control.forget(run)
         try:
             with report_full_disk(run.folder, "free some space, or choose a folder on another disk as output"):
                 prepare(run)
@@ -52,6 +53,7 @@ def resume(folder: str | Path, watch: Watch = nullcontext) -> Run:
     Raises UserError if it is finished or going on."""
     run = Run.open(folder)
     with run.held(), watch(run):
+        control.forget(run)
         if run.result.exists():
             raise UserError(f"{folder}: this run is finished; its result is {run.result}")
         if not run.is_prepared:

@@ -10,7 +10,7 @@ from tunesmith.data.row_order import Schedule
 from tunesmith.data.source import Sources
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.files import cache_folder
-from tunesmith.methods import METHODS
+from tunesmith.methods import Method
 from tunesmith.plan import Plan
 from tunesmith.run import Run
 
@@ -31,6 +31,10 @@ class Prepared:
     def open(cls, run: Run) -> "Prepared":
         """Raises UserError if the run is not prepared."""
         return cls(run, run.plan)
+
+    @property
+    def method(self) -> Method:
+        return Method(self.recipe.method)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -55,12 +59,9 @@ class Prepared:
     @property
     def encode_settings(self) -> Settings:
         """Everything but the data that decides about the tokens."""
-        method = METHODS[self.recipe.method.name]
         return Settings(
             tokenizer=self.tokenizer.on(self.plan.day),
-            encode=method.encode,
-            method=self.recipe.method,
-            splits=method.splits,
+            method=self.method,
             sequence_length=self.plan.sequence_length,
             too_long=self.recipe.data.too_long,
         )

@@ -13,6 +13,7 @@ from tunesmith.errors import UserError
 from tunesmith.files import file_text, read_json
 from tunesmith.machine import Machine
 from tunesmith.plan import Plan
+from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
 PACKAGES = (
@@ -49,7 +50,9 @@ def collect(run: Run, base: Path, machine: Machine, plan: Plan, sources: Sources
 def check_unchanged(run: Run) -> None:
     """Raises UserError if anything that determines the result is no longer what the run began with."""
     before = read_json(run.provenance_file)
-    if key := _changed_key(before.get("recipe", {}), run.recipe.model_dump(mode="json")):
+    recorded = before.get("recipe")
+    then = Recipe.build(recorded).model_dump(mode="json") if recorded else {}  # with the keys of this version
+    if key := _changed_key(then, run.recipe.model_dump(mode="json")):
         raise UserError(
             f"{run.recipe_file}: {key} is not what it was when {run.folder} began, so it cannot continue; "
             "undo the change, or start a new run with the new recipe"

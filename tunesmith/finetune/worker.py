@@ -19,6 +19,7 @@ from tunesmith.evaluate.measurements import (
 )
 from tunesmith.evaluate.report import write_report
 from tunesmith.files import read_json, write_json
+from tunesmith.finetune import control
 from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.provenance import changed_packages
 from tunesmith.finetune.result import save_result
@@ -32,8 +33,9 @@ from tunesmith.training import checkpoint, distributed, layer_transforms
 from tunesmith.training.batch import collate
 from tunesmith.training.build import build
 from tunesmith.training.checkpoint_writer import Saver
-from tunesmith.training.loop import Job, loop
+from tunesmith.training.loop import loop
 from tunesmith.training.loss import autocast, token_losses
+from tunesmith.training.step import Job
 
 
 def work(folder: Path) -> None:
@@ -51,9 +53,9 @@ def work(folder: Path) -> None:
             run.log(event, **values)
 
     remedy = f"free some space, then `tunesmith resume {quoted(run.folder)}` continues"
-    with report_full_disk(run.folder, remedy), stop_on_signal() as stop_asked:
+    with report_full_disk(run.folder, remedy), stop_on_signal() as stop_requested:
         with explain_out_of_memory("the model", "a smaller one may, or model.quantize: nf4, or adapter.kind: lora"):
-            job, state = _job(run, plan, device, log, stop_asked)
+            job, state = _job(run, plan, device, log, control.listen(run, stop_requested))
         measure_untrained(job, run, state)
         with job.saver:
             reason = loop(job, state)
@@ -68,7 +70,7 @@ def work(folder: Path) -> None:
         release_memory()
 
 
-def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint.State]:
+def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.State]:
     recipe, settings = run.recipe, run.recipe.train
     prepared = Prepared.open(run)
     tokenizer, dataset, schedule = prepared.tokenizer, prepared.dataset, prepared.schedule
@@ -101,6 +103,7 @@ def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint
         layer_transforms.checkpoint_layers(model, "on")
     job = Job(
         run=run,
+        method=prepared.method,
         settings=settings,
         **vars(built),
         tokens=dataset.train,
@@ -110,7 +113,7 @@ def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint
         schedule=schedule,
         saver=Saver(run.checkpoints, settings.keep_checkpoints, log),
         device=device,
-        stop_asked=stop_asked,
+        requested=requested,
         evaluate=lambda: log_evaluation(job, state),
         sample=lambda: log_samples(job, state),
         seed=recipe.seed,
@@ -132,9 +135,10 @@ def _job(run: Run, plan: Plan, device, log, stop_asked) -> tuple[Job, checkpoint
 
 def _try_longest_row(job: Job) -> None:
     """Raises UserError if the model cannot take a row beyond the positions that it was trained with."""
-    store = max((job.tokens, job.held_out), key=lambda store: store.lengths.max(initial=0))
-    row, positions = int(store.lengths.argmax()), trained_positions(job.model.config)
-    if positions and store.lengths[row] <= positions:
+    store = max((job.tokens, job.held_out), key=lambda store: store.sizes.longest.max(initial=0))
+    row, positions = int(store.sizes.longest.argmax()), trained_positions(job.model.config)
+    longest = store.sizes.longest[row]
+    if positions and longest <= positions:
         return
     job.model.eval()
     try:
@@ -144,7 +148,7 @@ def _try_longest_row(job: Job) -> None:
         if is_out_of_memory(error):
             return  # training has ways to make it fit
         raise UserError(
-            f"data.sequence_length: the model cannot take the {store.lengths[row]:,} tokens of "
+            f"data.sequence_length: the model cannot take the {longest:,} tokens of "
             f"{store.where(row)}{f': it has {positions:,} positions' if positions else ''} "
             f"({first_line(error)}); lower data.sequence_length"
         ) from None

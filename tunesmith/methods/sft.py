@@ -1,14 +1,22 @@
 """Supervised fine-tuning: answers to prompts."""
 
-from tunesmith.data.masking import Example, encode_chat
-from tunesmith.data.rows import Chat, Row, RowProblem
+from typing import Literal
+
+from tunesmith.data.masking import Group, encode_chat
+from tunesmith.data.rows import Chat
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.recipe import Method
+from tunesmith.recipe import MethodSettings
 
-splits = False
+reads = (Chat,)
 
 
-def encode(tokenizer: Tokenizer, row: Row, settings: Method) -> list[Example]:
-    if not isinstance(row, Chat):
-        raise RowProblem("wrong_shape", "plain text has no answer to learn; use method.name: cpt")
-    return encode_chat(tokenizer, row, settings.mask)
+class Settings(MethodSettings):
+    """sft: answers to prompts."""
+
+    name: Literal["sft"] = "sft"
+    mask: Literal["assistant", "last", "all"] = "assistant"
+    """Tokens to learn from: every assistant turn, the last one, or all."""
+
+
+def encode(tokenizer: Tokenizer, row: Chat, settings: Settings) -> list[Group]:
+    return [(example,) for example in encode_chat(tokenizer, row, settings.mask)]

@@ -176,12 +176,12 @@ def learn(trial: Any, rows: int, length: int, device: Any) -> None:
     import torch
 
     from tunesmith.training.batch import collate
-    from tunesmith.training.loss import autocast, token_losses
+    from tunesmith.training.loss import autocast, total_loss
 
     ids = np.random.default_rng(0).integers(0, trial.model.config.get_text_config().vocab_size, length)
     batch = collate([(ids, np.ones(length, bool))] * rows, np.arange(rows), trial.plan.packing).to(device)
     with autocast(trial.plan):
-        total, _, _ = token_losses(trial.model, batch, trial.head)
+        total = total_loss(trial.model, batch, trial.head)
     (total / length).backward()
     trial.optimizer.step()
     trial.optimizer.zero_grad(set_to_none=True)

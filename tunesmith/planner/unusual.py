@@ -47,7 +47,7 @@ def check_data(recipe: Recipe, plan: Plan, dataset: Dataset, positions: int | No
 
 
 def _length(length: int, dataset: Dataset, positions: int | None) -> Iterator[str]:
-    longest = max(int(store.lengths.max(initial=0)) for store in (dataset.train, dataset.eval))
+    longest = max(int(store.sizes.longest.max(initial=0)) for store in (dataset.train, dataset.eval))
     if not positions:
         return
     if longest > positions:

@@ -1,23 +1,35 @@
-"""One micro-batch as tensors. Shapes: B sequences, T tokens each (packed: B is 1), D documents."""
+"""One micro-batch as tensors.
 
-from dataclasses import dataclass
+B sequences of T tokens each (packed, B is 1), D sequences in all, N positions that predict a learned token, G rows of
+data.
+"""
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-IGNORED = -100
-
 
 @dataclass(frozen=True)
 class Batch:
-    """`targets_BT[b, t]` is the token that position t must predict, or IGNORED."""
+    """The host knows every shape: nothing has to wait for the device."""
 
     input_ids_BT: torch.Tensor
     position_ids_BT: torch.Tensor
-    targets_BT: torch.Tensor
-    document_BT: torch.Tensor  # which of `rows` a position belongs to
-    lengths: tuple[int, ...]  # of the documents, in order
+    learned_N: torch.Tensor
+    """Positions, in B times T, that predict a learned token."""
+    columns_K: torch.Tensor
+    """Positions, in T, of which any sequence has such a one."""
+    targets_N: torch.Tensor
+    """The tokens that they must predict."""
+    sequence_N: torch.Tensor
+    """Which of D sequences each belongs to."""
+    lengths: tuple[int, ...]
+    """Tokens of each of D sequences."""
+    groups: tuple[int, ...]
+    """How many sequences each of G rows gave."""
     rows: tuple[int, ...]
+    """Numbers of these rows."""
     packed: bool
 
     def real_BT(self) -> torch.Tensor:
@@ -27,37 +39,49 @@ class Batch:
 
     @property
     def supervised_tokens(self) -> int:
-        return int((self.targets_BT != IGNORED).sum())
+        return len(self.targets_N)
 
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":
             return self
-        moved = {
-            k: getattr(self, k).pin_memory().to(device, non_blocking=True)
-            for k in ("input_ids_BT", "position_ids_BT", "targets_BT", "document_BT")
-        }
-        return Batch(**moved, lengths=self.lengths, rows=self.rows, packed=self.packed)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved = {name: value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()}
+        return replace(self, **moved)
 
 
 def collate(tokens, rows: np.ndarray, packed: bool, pad_id: int = 0) -> Batch:
-    """Packs rows end to end, or pads them on the right. `tokens[row]` gives (ids, supervised) arrays."""
-    pieces = [_piece(*tokens[row], document) for document, row in enumerate(rows)]
-    lengths = tuple(piece.shape[1] for piece in pieces)
-    if packed:
-        stacked = np.concatenate(pieces, axis=1)[:, None, :]
-    else:
-        stacked = np.zeros((4, len(rows), max(lengths)), np.int64)
-        stacked[0], stacked[2] = pad_id, IGNORED
-        for document, piece in enumerate(pieces):
-            stacked[:, document, : piece.shape[1]] = piece
-            stacked[1, document, piece.shape[1] :] = np.arange(piece.shape[1], max(lengths))
-            stacked[3, document] = document
-    ids, positions, targets, documents = torch.from_numpy(stacked)
-    return Batch(ids, positions, targets, documents, lengths, tuple(int(row) for row in rows), packed)
+    """Packs rows end to end, or pads their sequences on the right. `tokens[row]` gives arrays: ids, supervised and,
+    where a row is several sequences end to end, their lengths."""
+    groups = [_sequences(*tokens[row]) for row in rows]
+    sequences = [sequence for group in groups for sequence in group]
+    lengths = tuple(len(ids) for ids, _ in sequences)
+    shape = (1, sum(lengths)) if packed else (len(sequences), max(lengths))
+    ids_BT, positions_BT = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
+    if not packed:
+        positions_BT[:] = np.arange(shape[1])
+    learned, targets, start = [], [], 0
+    for number, (ids, supervised) in enumerate(sequences):
+        at = start if packed else number * shape[1]
+        start += len(ids)
+        ids_BT.reshape(-1)[at : at + len(ids)] = ids
+        positions_BT.reshape(-1)[at : at + len(ids)] = np.arange(len(ids))
+        predicts = np.flatnonzero(supervised[1:])  # position t predicts the token at t + 1
+        learned.append(at + predicts)
+        targets.append(ids[1:][predicts])
+    sequence_N = np.repeat(np.arange(len(sequences)), [len(t) for t in targets])
+    learned_N = np.concatenate(learned)
+    return Batch(
+        *map(torch.from_numpy, (ids_BT, positions_BT, learned_N, np.unique(learned_N % shape[1]))),
+        *(torch.from_numpy(values) for values in (np.concatenate(targets).astype(np.int64), sequence_N)),
+        lengths=lengths,
+        groups=tuple(map(len, groups)),
+        rows=tuple(int(row) for row in rows),
+        packed=packed,
+    )
 
 
-def _piece(ids: np.ndarray, supervised: np.ndarray, document: int) -> np.ndarray:
-    """(4, T): ids, positions, targets, document. The target at t is the supervised token at t + 1."""
-    targets = np.full(len(ids), IGNORED, np.int64)
-    targets[:-1] = np.where(supervised[1:], ids[1:], IGNORED)
-    return np.stack([ids, np.arange(len(ids)), targets, np.full(len(ids), document)]).astype(np.int64)
+def _sequences(ids: np.ndarray, supervised: np.ndarray, lengths=None) -> list[tuple[np.ndarray, np.ndarray]]:
+    if lengths is None:
+        return [(ids, supervised)]
+    ends = np.cumsum(lengths)[:-1]
+    return list(zip(np.split(ids, ends), np.split(supervised, ends)))

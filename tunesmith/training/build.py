@@ -1,11 +1,14 @@
-"""From a plan to a model that is ready to train, in one visible order."""
+"""From a plan to a model that is ready to train: load, adapt, place, inspect, transform."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import UserError
 from tunesmith.files import cache_folder
 from tunesmith.model import adapt, load
 from tunesmith.plan import Plan
@@ -14,12 +17,23 @@ from tunesmith.run import Run
 from tunesmith.training import layer_transforms, packed_attention
 from tunesmith.training.expert_routing import Routing
 from tunesmith.training.loss import Head, autocast, find_head
+from tunesmith.training.offload import Offload
 from tunesmith.training.optimizer import build_optimizer
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Properties of a model that its configuration does not tell."""
+
+    not_packed: str | None
+    """Why examples cannot be packed; None if they can, or if the plan does not pack."""
+    head: Head | None
+    """The output layer; None if the model's forward does anything unknown with it."""
 
 
 @dataclass
 class Trainable:
-    """A model ready to train on its device, and what was found out about it."""
+    """A model ready to train on its device."""
 
     model: torch.nn.Module
     head: Head | None
@@ -28,41 +42,67 @@ class Trainable:
     plan: Plan  # as it suits this model
 
 
-def build(run: Run, plan: Plan, base: Path, device: torch.device, log) -> Trainable:
-    """The recipe's model, ready to train. Raises UserError for what does not suit it."""
-    return ready(trainable_model(run, plan, base).to(device), run.recipe, plan, log)
+def build(run: Run, plan: Plan, base: Path, device: torch.device, log: Callable) -> Trainable:
+    """The recipe's model, ready to train. Raises UserError for a setting that does not suit the model."""
+    model = load_model(run, plan, base)
+    model = adapt_model(run, model)
+    model = model.to(device)  # sharding, and layers that stay in host memory, go here
+    return transform(model, run.recipe, plan, inspect(model, plan, log), log)
 
 
-def ready(model, recipe: Recipe, plan: Plan, log) -> Trainable:
-    """What a model on its device needs to train, in one visible order. Raises UserError for what does not suit it."""
-    if problem := packed_attention.use_flash_attention_3(model.device):
-        log("warning", message=problem)
-    with autocast(plan):
-        mixed = packed_attention.why_not_packed(model) if plan.packing else None
-    if mixed:
-        plan = replace(plan, packing=False)
-        packed_attention.use_default(model)
-        log("warning", message=f"{mixed}: examples are padded instead")
-    with autocast(plan):
-        packed_attention.check_causal(model)
-    # Modules trained whole are in float32 among weights in bfloat16. Over float32 weights the head is shown exactly.
-    with torch.autocast(plan.device, torch.bfloat16, enabled=plan.weights == "bfloat16"):
-        head = find_head(model, plan.packing)
-    if not head:
-        log("warning", message="this model's output layer is not seen from outside: its logits are computed whole")
-    routing = Routing(model, recipe.method.router_loss)
-    for skipped in layer_transforms.apply(model, plan, recipe.train, cache_folder() / "inductor"):
-        log("warning", message=skipped)
-    return Trainable(model, head, routing, build_optimizer(model, recipe.train), plan)
-
-
-def trainable_model(run: Run, plan: Plan, base: Path):
-    """The base model as the recipe trains it, on the CPU."""
+def load_model(run: Run, plan: Plan, base: Path):
+    """The base model on the CPU in the plan's precision, quantised as the recipe says."""
     recipe = run.recipe
-    config = load.config_of(base)
-    how = packed_attention.choose(config, plan.packing)
-    model = load.load(recipe.model, base, getattr(torch, plan.weights), how, recipe.seed)
-    tokenizer = Tokenizer.load(run.tokenizer)
+    attention = packed_attention.choose(load.config_of(base), plan.packing)
+    return load.load(recipe.model, base, getattr(torch, plan.weights), attention, recipe.seed)
+
+
+def adapt_model(run: Run, model):
+    """The model with the recipe's trainable parameters."""
+    recipe, tokenizer = run.recipe, Tokenizer.load(run.tokenizer)
     new_ids = adapt.new_token_ids(tokenizer, recipe.model.new_tokens)
     torch.manual_seed(recipe.seed)
     return adapt.adapt(model, recipe.adapter, new_ids, tokenizer.vocab_size if new_ids else 0)
+
+
+def inspect(model, plan: Plan, log: Callable) -> Facts:
+    """Finds the facts by comparing real numbers, once, before anything is changed. Raises UserError for a model that is
+    not causal."""
+    if problem := packed_attention.use_flash_attention_3(model.device):
+        log("warning", message=problem)
+    with autocast(plan):
+        not_packed = packed_attention.why_not_packed(model) if plan.packing else None
+        packed_attention.check_causal(model)
+    packing = plan.packing and not not_packed
+    # Modules trained whole are in float32 among weights in bfloat16. Over float32 weights the head is found exactly.
+    rounding = torch.autocast(plan.device, torch.bfloat16, enabled=plan.weights == "bfloat16")
+    with rounding, nullcontext() if packing else packed_attention.generating(model):
+        head = find_head(model, packing)
+    if not_packed:
+        log("warning", message=f"{not_packed}: examples are padded instead")
+    if not head:
+        log("warning", message="this model's output layer is not seen from outside: its logits are computed whole")
+    return Facts(not_packed, head)
+
+
+def transform(model, recipe: Recipe, plan: Plan, facts: Facts, log: Callable) -> Trainable:
+    """Changes a model on its device into one that trains, in one visible order. Tracing without real numbers calls this
+    with given facts. Raises UserError for a setting that does not suit the model."""
+    settings, problems = recipe.train, {}
+    if facts.not_packed:
+        plan = replace(plan, packing=False)
+        packed_attention.use_default(model)
+    routing = Routing(model, recipe.method.router_loss)
+    if plan.tiled_mlp:
+        problems["tiled_mlp"] = layer_transforms.tile_mlps(model)
+    if plan.compile:
+        problems["compile"] = layer_transforms.compile_layers(model, cache_folder() / "inductor")
+    if plan.gradient_checkpointing != "off":
+        offload = Offload(next(model.parameters()).device) if plan.activation_offload else None
+        layer_transforms.checkpoint_layers(model, plan.gradient_checkpointing, offload)
+    for name, problem in problems.items():
+        if problem and getattr(settings, name) == "on":
+            raise UserError(f"train.{name}: {problem}; set train.{name}: off")
+        if problem:
+            log("warning", message=f"train.{name} is off: {problem}")
+    return Trainable(model, facts.head, routing, build_optimizer(model, settings), plan)

@@ -63,6 +63,13 @@ def add_up(values: list[float], device: torch.device) -> list[float]:
     return total.tolist()
 
 
+def add_up_named(values: dict[str, float]) -> dict[str, float]:
+    """The sums over all processes, of which some may not have every name."""
+    shares = gather(values)
+    names = dict.fromkeys(name for share in shares for name in share)
+    return {name: sum(share.get(name, 0.0) for share in shares) for name in names}
+
+
 def add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Sums gradients over the processes in flat buckets; a process without a micro-batch contributes zeros."""
     if world() == 1:

@@ -17,8 +17,6 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from tunesmith.errors import UserError
 from tunesmith.model.text import base_of, text_decoder
-from tunesmith.plan import Plan
-from tunesmith.recipe import Train
 from tunesmith.training import attention_kernels
 from tunesmith.training.offload import Offload
 
@@ -40,23 +38,6 @@ EXPENSIVE = [  # what `selective` keeps: matrix products and attention, in every
     attention_kernels.CHUNKED,
 ]
 # Not aten._grouped_mm: gpt-oss adds to its result in place.
-
-
-def apply(model: nn.Module, plan: Plan, settings: Train, compile_cache: Path) -> list[str]:
-    """Does what the plan says. Returns what of it does not suit this model; raises UserError if that was asked for."""
-    problems = {}
-    if plan.tiled_mlp:
-        problems["tiled_mlp"] = tile_mlps(model)
-    if plan.compile:
-        problems["compile"] = compile_layers(model, compile_cache)
-    if plan.gradient_checkpointing != "off":
-        offload = Offload(next(model.parameters()).device) if plan.activation_offload else None
-        checkpoint_layers(model, plan.gradient_checkpointing, offload)
-    found = {name: problem for name, problem in problems.items() if problem}
-    for name, problem in found.items():
-        if getattr(settings, name) == "on":
-            raise UserError(f"train.{name}: {problem}; set train.{name}: off")
-    return [f"train.{name} is off: {problem}" for name, problem in found.items()]
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

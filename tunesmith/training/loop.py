@@ -1,107 +1,74 @@
 """The training loop, from top to bottom.
 
-It takes model, data, optimizer and recipe as arguments and returns when the run ends; what it saw is in the run's
-events. The loss of a step is the mean over all supervised tokens of its effective batch, over all micro-batches and
-processes.
+It takes model, data, optimizer and recipe as arguments and returns when the run ends; everything that it observed is in
+the run's events. The loss of a step is the mean over all units of its effective batch, learned tokens or rows as the
+method has it, over all micro-batches and processes. `step.py` has the half of a step that follows the gradients.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 
-from tunesmith.data.dataset import TokenStore
-from tunesmith.data.row_order import Schedule
-from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import NotEnoughMemory, NotFinite
-from tunesmith.model.memory import is_out_of_memory, peak_bytes
-from tunesmith.plan import Plan
-from tunesmith.recipe import Train
-from tunesmith.run import Run
+from tunesmith.model.memory import is_out_of_memory
 from tunesmith.training import checkpoint, distributed
-from tunesmith.training.checkpoint_writer import Saver
-from tunesmith.training.divergence import check_held_out, check_step
-from tunesmith.training.expert_routing import Routing
+from tunesmith.training.divergence import check_step
 from tunesmith.training.layer_transforms import CompileWatch, checkpoint_layers
-from tunesmith.training.loss import Head, autocast, token_losses
+from tunesmith.training.loss import autocast, method_loss
 from tunesmith.training.oom_fallback import step_down
 from tunesmith.training.optimizer import learning_rate
 from tunesmith.training.prefetch import StepData, step_data, steps_ahead
-
-
-@dataclass
-class Job:
-    """What one process trains with."""
-
-    run: Run
-    plan: Plan
-    settings: Train
-    model: torch.nn.Module
-    head: Head | None
-    routing: Routing
-    optimizer: torch.optim.Optimizer
-    tokens: TokenStore
-    held_out: TokenStore
-    tokenizer: Tokenizer
-    plain: Callable[[list[int]], str]  # an answer's ids as text
-    schedule: Schedule
-    saver: Saver
-    device: torch.device
-    evaluate: Callable[[], float | None]  # held-out loss, on all processes
-    sample: Callable[[], None]
-    stop_asked: Callable[[], bool]
-    seed: int
-    log: Callable  # event -> None; only the first process writes
+from tunesmith.training.step import (
+    Clock,
+    Job,
+    evaluate_if_due,
+    log_step,
+    reason_to_stop,
+    save_if_due,
+    update,
+    wait_while_paused,
+)
 
 
 def loop(job: Job, state: checkpoint.State) -> str:
     """Trains from `state.step` on; returns why it stopped (the reasons of the stop event)."""
-    settings, schedule = job.settings, job.schedule
-    steps = schedule.steps
-    eval_every = settings.eval_every or max(1, round(steps / 10))
-    save_every = settings.save_every or eval_every
+    steps = job.schedule.steps
     trained = [p for p in job.model.parameters() if p.requires_grad]
-    feed = _feed(job, state)
-    began, before = time.monotonic(), state.seconds
-    compiling = CompileWatch()
-    if settings.result == "best" and state.best_step == state.step == 0 and distributed.rank() == 0:
+    feed, clock, compiling = _feed(job, state), Clock(state.seconds), CompileWatch()
+    if job.settings.result == "best" and state.best_step == state.step == 0 and distributed.rank() == 0:
         job.saver.save(job.model, job.optimizer, state)  # the untrained weights may stay the best
 
-    reason = _reason_to_stop(job, state) or _no_gain(settings, state)  # a resumed run may be at its end already
+    reason = reason_to_stop(job, state)  # a resumed run may be at its end already
+    if reason == "paused":
+        reason = wait_while_paused(job, state, clock)
     while state.step < steps and not reason:
-        step_began = time.monotonic()
+        began = time.monotonic()
         state.step += 1
         data = next(feed)
-        waited = time.monotonic() - step_began
+        waited = time.monotonic() - began
         seed_step(job.seed, state.step)
         job.model.train()
-        rate = learning_rate(state.step, steps, settings)
+        rate = learning_rate(state.step, steps, job.settings)
         for group in job.optimizer.param_groups:
             group["lr"] = rate
 
-        supervised, tokens = distributed.add_up([data.supervised_tokens, data.tokens], job.device)
-        loss, smaller = _learn(job, state, data, supervised, tokens)
+        units, supervised, tokens = distributed.add_up([data.units, data.supervised_tokens, data.tokens], job.device)
+        loss, metrics, smaller = _learn(job, state, data, units, tokens)
         distributed.add_up_gradients(trained)
-        loss_value, smaller = distributed.add_up([loss, smaller], job.device)
+        loss, smaller = distributed.add_up([loss, smaller], job.device)
         if smaller:
             _agree(job, state)
             feed.close()  # what is ready ahead was made for larger passes
             feed = _feed(job, state)
-        norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or math.inf, foreach=True).item()
-        if not (math.isfinite(loss_value) and math.isfinite(norm)):
-            raise NotFinite(_blame(job, state.step, data, loss_value, norm))
-        _update(job, state.step)
+        norm = update(job, state, trained, data.rows, loss)
 
-        seconds = time.monotonic() - step_began
+        seconds = time.monotonic() - began
         state.tokens += int(tokens)
-        state.seconds = before + time.monotonic() - began
-        job.log(
-            "step",
-            step=state.step,
-            epoch=round(state.step * schedule.batch / schedule.rows_per_epoch, 4),
-            loss=loss_value,
+        state.seconds = clock.seconds
+        log_step(
+            job,
+            state,
+            loss=loss,
             learning_rate=rate,
             grad_norm=norm,
             tokens=int(tokens),
@@ -109,26 +76,19 @@ def loop(job: Job, state: checkpoint.State) -> str:
             seconds=round(seconds, 4),
             tokens_per_second=round(tokens / seconds, 1),
             waiting_seconds=round(waited, 4),
-            memory_bytes=peak_bytes(job.device),
-            **job.routing.load(),
+            metrics=metrics,
         )
         if compiled := compiling.news():
             job.log("compile", step=state.step, **compiled)
 
-        check_step(settings, state, loss_value, job.model.config.get_text_config().vocab_size)
-        reason = _reason_to_stop(job, state)
-        at_end = state.step == steps or reason in ("max_minutes", "max_tokens")
-        if state.step % eval_every == 0 or at_end:  # if interrupted too: a resumed run has the same evaluations
-            held_out_loss = job.evaluate()
-            check_held_out(settings, state, held_out_loss)
-            _note_eval(state, held_out_loss)
-            reason = reason or _no_gain(settings, state)
-        if settings.sample_every and state.step % settings.sample_every == 0:
+        check_step(job.settings, state, loss, job.model.config.get_text_config().vocab_size)
+        reason = reason_to_stop(job, state)
+        reason = evaluate_if_due(job, state, reason)
+        if job.settings.sample_every and state.step % job.settings.sample_every == 0:
             job.sample()
-        wanted = settings.result == "best" and state.best_step == state.step
-        due = state.step % save_every == 0 or state.step == steps or reason or wanted
-        if due and distributed.rank() == 0:
-            job.saver.save(job.model, job.optimizer, state)
+        save_if_due(job, state, reason)
+        if reason == "paused":
+            reason = wait_while_paused(job, state, clock)
     return reason or "done"
 
 
@@ -137,15 +97,20 @@ def _feed(job: Job, state: checkpoint.State) -> Iterator[StepData]:
 
 
 def _data(job: Job, state: checkpoint.State, step: int) -> StepData:
-    return step_data(step, job.schedule, job.tokens, state.micro_batch_tokens, job.plan.packing, job.device)
+    return step_data(
+        step, job.schedule, job.tokens, job.method.unit, state.micro_batch_tokens, job.plan.packing, job.device
+    )
 
 
-def _learn(job: Job, state: checkpoint.State, data: StepData, supervised: float, tokens: float) -> tuple[float, int]:
-    """Adds up the gradients of a step. Returns its loss, and how often it was done again in smaller parts."""
+def _learn(
+    job: Job, state: checkpoint.State, data: StepData, units: float, tokens: float
+) -> tuple[float, dict[str, float], int]:
+    """Adds up the gradients of a step. Returns its loss, the method's metrics, and how often it was repeated in smaller
+    parts."""
     smaller = 0
     while True:
         try:
-            return _backward(job, data, supervised, tokens), smaller
+            return *_backward(job, data, units, tokens), smaller
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -163,33 +128,19 @@ def _learn(job: Job, state: checkpoint.State, data: StepData, supervised: float,
         seed_step(job.seed, state.step)
 
 
-def _backward(job: Job, data: StepData, supervised: float, tokens: float) -> float:
-    """Of `supervised` learned and `tokens` seen ones in the whole step. The loss is that of the answers alone."""
-    total = torch.zeros((), device=job.device)
+def _backward(job: Job, data: StepData, units: float, tokens: float) -> tuple[float, dict[str, float]]:
+    """This process's share of the mean over all `units` of the step: the loss, without that of the routers, and the
+    method's metrics. `tokens`: all tokens of the step."""
+    total, sums = torch.zeros((), device=job.device), {}
     for batch in data.batches:
         with autocast(job.plan):
-            loss, _, _ = token_losses(job.model, batch, job.head)
-        loss = loss / supervised
+            loss, metrics = method_loss(job.method, job.model, batch, job.head)
+        loss = loss / units
         (loss + job.routing.loss(batch, tokens)).backward()
         total += loss.detach()
-    return total.item()
-
-
-def _update(job: Job, step: int) -> None:
-    """Raises NotEnoughMemory where the optimizer needs more than there is. The step is not done again: part of the
-    weights may have moved already. The last checkpoint is whole."""
-    seed_update(job.seed, step)
-    try:
-        job.optimizer.step()
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise NotEnoughMemory(
-            f"step {step}: the update of train.optimizer: {job.settings.optimizer} does not fit in "
-            "memory; adafactor and adamw_8bit need the least, or train an adapter "
-            "(adapter.kind: lora)"
-        ) from None
-    job.optimizer.zero_grad(set_to_none=True)
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0) + value.detach()
+    return total.item(), {name: value.item() / units for name, value in sums.items()}
 
 
 def _agree(job: Job, state: checkpoint.State) -> None:
@@ -206,39 +157,3 @@ def _agree(job: Job, state: checkpoint.State) -> None:
 def seed_step(seed: int, step: int) -> None:
     """Random numbers are a function of (seed, step, process): nothing of them need be saved to resume."""
     torch.manual_seed((seed * 1_000_003 + step) * 1024 + distributed.rank())
-
-
-def seed_update(seed: int, step: int) -> None:
-    """Before the update: what it draws to round weights must be the same in all processes, or they part."""
-    torch.manual_seed((seed * 1_000_003 + step) * 1024 + 1023)
-
-
-def _reason_to_stop(job: Job, state: checkpoint.State) -> str | None:
-    """All processes decide together, as one alone would leave the others waiting. The run's own end goes first."""
-    settings = job.settings
-    late = settings.max_minutes is not None and state.seconds >= settings.max_minutes * 60
-    asked, late = distributed.add_up([float(job.stop_asked()), float(late)], job.device)
-    if late:
-        return "max_minutes"
-    if settings.max_tokens and state.tokens >= settings.max_tokens:
-        return "max_tokens"
-    return "interrupted" if asked else None
-
-
-def _no_gain(settings: Train, state: checkpoint.State) -> str | None:
-    return "early_stopping" if settings.patience and state.evals_without_gain >= settings.patience else None
-
-
-def _note_eval(state: checkpoint.State, loss: float | None) -> None:
-    if loss is None:
-        return
-    if math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss):
-        state.best_loss, state.best_step, state.evals_without_gain = loss, state.step, 0
-    else:
-        state.evals_without_gain += 1
-
-
-def _blame(job: Job, step: int, data: StepData, loss: float, norm: float) -> str:
-    places = [str(job.tokens.where(row)) for row in data.rows]
-    what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
-    return f"step {step}: {what} is not finite; its rows: {', '.join(places)}"

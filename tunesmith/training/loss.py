@@ -13,8 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tunesmith.methods import Answers, Method
 from tunesmith.model.text import base_of
-from tunesmith.training.batch import IGNORED, Batch, collate
+from tunesmith.training.batch import Batch, collate
 
 # Logits of a chunk where the output layer is frozen, and where it trains: then, on a GPU, each chunk costs a pass over
 # the layer's gradient (not measured yet). On a CPU larger chunks are no faster.
@@ -36,27 +37,36 @@ class Head:
         return self.after(self.layer(hidden_CE))
 
 
-def token_losses(model, batch: Batch, head: Head | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cross-entropy in nats, float32: (total, losses_N, document_N). Only the total has a gradient."""
-    supervised_BT = batch.targets_BT != IGNORED
-    targets_N, document_N = batch.targets_BT[supervised_BT], batch.document_BT[supervised_BT]
-    if head:
-        hidden_NE = forward(head.decoder, batch).last_hidden_state[supervised_BT]
-        if torch.is_grad_enabled():
-            trained = [p for p in head.layer.parameters() if p.requires_grad]
-            total, losses_N = _ChunkedLoss.apply(head, hidden_NE, targets_N, *trained)
-            return total, losses_N, document_N
-        losses_N = torch.cat(
-            [
-                _cross_entropy(head.logits(hidden_CE), targets_C)
-                for _, hidden_CE, targets_C in _chunks(head, hidden_NE, targets_N)
-            ]
-        )
-    else:
-        kept_T = supervised_BT.any(0).nonzero().squeeze(1)
-        logits_BKV = forward(model, batch, logits_to_keep=kept_T).logits
-        losses_N = _cross_entropy(logits_BKV[supervised_BT[:, kept_T]], targets_N)
-    return losses_N.sum(), losses_N.detach(), document_N
+def method_loss(method: Method, model, batch: Batch, head: Head | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The method's loss of a micro-batch with a gradient, summed over its units, and the sums that it reports."""
+    if method.loss is None:
+        return total_loss(model, batch, head), {}
+    log_probs_N = -token_losses(model, batch, head)
+    return method.loss(Answers(log_probs_N, batch.sequence_N, batch.groups), method.settings)
+
+
+def total_loss(model, batch: Batch, head: Head | None) -> torch.Tensor:
+    """Sum of the cross-entropy of all learned tokens in nats, float32. Where the head trains, this takes one pass over
+    it less than the gradient of `token_losses`."""
+    if head and torch.is_grad_enabled():
+        return _TotalLoss.apply(head, _hidden(head, batch), batch.targets_N, *_trained(head))
+    return token_losses(model, batch, head).sum()
+
+
+def token_losses(model, batch: Batch, head: Head | None) -> torch.Tensor:
+    """Cross-entropy of each learned token in nats, float32: N, with a gradient."""
+    if not head:
+        logits_BKV = forward(model, batch, logits_to_keep=batch.columns_K).logits
+        width = batch.input_ids_BT.shape[1]
+        place_N = torch.searchsorted(batch.columns_K, batch.learned_N % width)
+        return _cross_entropy(logits_BKV[batch.learned_N // width, place_N], batch.targets_N)
+    hidden_NE = _hidden(head, batch)
+    if torch.is_grad_enabled():
+        return _TokenLosses.apply(head, hidden_NE, batch.targets_N, *_trained(head))
+    losses = [
+        _cross_entropy(head.logits(hidden_CE), t_C) for _, hidden_CE, t_C in _chunks(head, hidden_NE, batch.targets_N)
+    ]
+    return torch.cat(losses)
 
 
 def autocast(plan):
@@ -64,35 +74,76 @@ def autocast(plan):
     return torch.autocast(plan.device, torch.bfloat16, enabled=plan.compute == "bfloat16")
 
 
-class _ChunkedLoss(torch.autograd.Function):
+def _hidden(head: Head, batch: Batch) -> torch.Tensor:
+    return forward(head.decoder, batch).last_hidden_state.flatten(0, 1)[batch.learned_N]
+
+
+def _trained(head: Head) -> list[torch.Tensor]:
+    return [p for p in head.layer.parameters() if p.requires_grad]
+
+
+class _TotalLoss(torch.autograd.Function):
     """Sum of the losses. The gradient of each chunk is taken in the forward pass, while its logits are there (as in
     Hsu et al. 2024, "Liger Kernel"), so nothing is computed twice."""
 
     @staticmethod
     def forward(ctx, head: Head, hidden_NE, targets_N, *trained):
-        by_hidden_NE, by_trained = torch.empty_like(hidden_NE), []
-        losses_N = torch.empty(len(targets_N), dtype=_wide(hidden_NE.dtype), device=hidden_NE.device)
-        for rows, hidden_CE, targets_C in _chunks(head, hidden_NE, targets_N):
-            with torch.enable_grad():
-                hidden_CE = hidden_CE.detach().requires_grad_()
-                logits_CV = head.logits(hidden_CE)
-            losses_N[rows], by_logits_CV = _losses_and_gradient(logits_CV.detach(), targets_C)
-            by_hidden_NE[rows], *more = torch.autograd.grad(logits_CV, (hidden_CE, *trained), by_logits_CV)
-            by_trained = [a.add_(b) for a, b in zip(by_trained, more)] or more
+        losses_N, by_hidden_NE, by_trained = _with_gradients(head, hidden_NE, targets_N, trained)
         ctx.save_for_backward(by_hidden_NE if hidden_NE.requires_grad else None, *by_trained)
-        ctx.mark_non_differentiable(losses_N)
-        return losses_N.sum(), losses_N
+        return losses_N.sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, by_total, _):
+    def backward(ctx, by_total):
         by_hidden, *by_trained = (g if g is None else g.mul_(by_total) for g in ctx.saved_tensors)
         return None, by_hidden, None, *by_trained
 
 
+class _TokenLosses(torch.autograd.Function):
+    """The loss of each token. Tokens do not mix in the output layer, so the gradient by a token's hidden state, taken
+    in the forward pass, is scaled by that of its loss in the backward pass. Where the output layer trains, the backward
+    pass computes the chunks again."""
+
+    @staticmethod
+    def forward(ctx, head: Head, hidden_NE, targets_N, *trained):
+        ctx.head, ctx.trains = head, bool(trained)
+        if trained:
+            ctx.save_for_backward(hidden_NE, targets_N, *trained)
+            chunks = _chunks(head, hidden_NE, targets_N)
+            return torch.cat([_cross_entropy(head.logits(hidden_CE), t_C) for _, hidden_CE, t_C in chunks])
+        losses_N, by_hidden_NE, _ = _with_gradients(head, hidden_NE, targets_N, ())
+        ctx.save_for_backward(by_hidden_NE)
+        return losses_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, by_losses_N):
+        if not ctx.trains:
+            (by_hidden_NE,) = ctx.saved_tensors
+            return None, by_hidden_NE.mul_(by_losses_N[:, None]), None
+        hidden_NE, targets_N, *trained = ctx.saved_tensors
+        _, by_hidden_NE, by_trained = _with_gradients(ctx.head, hidden_NE, targets_N, trained, by_losses_N)
+        return None, by_hidden_NE, None, *by_trained
+
+
+def _with_gradients(head: Head, hidden_NE, targets_N, trained, by_losses_N=None):
+    """The losses, and the gradients of their sum, weighted by `by_losses_N`, by the hidden states and by `trained`."""
+    by_hidden_NE, by_trained = torch.empty_like(hidden_NE), []
+    losses_N = torch.empty(len(targets_N), dtype=_wide(hidden_NE.dtype), device=hidden_NE.device)
+    for rows, hidden_CE, targets_C in _chunks(head, hidden_NE, targets_N):
+        with torch.enable_grad():
+            hidden_CE = hidden_CE.detach().requires_grad_()
+            logits_CV = head.logits(hidden_CE)
+        losses_N[rows], by_logits_CV = _losses_and_gradient(logits_CV.detach(), targets_C)
+        if by_losses_N is not None:
+            by_logits_CV.mul_(by_losses_N[rows, None])
+        by_hidden_NE[rows], *more = torch.autograd.grad(logits_CV, (hidden_CE, *trained), by_logits_CV)
+        by_trained = [a.add_(b) for a, b in zip(by_trained, more)] or more
+    return losses_N, by_hidden_NE, by_trained
+
+
 def _chunks(head: Head, hidden_NE: torch.Tensor, targets_N: torch.Tensor):
-    trains = any(p.requires_grad for p in head.layer.parameters())
-    size = max(LEAST_ROWS, CHUNK_LOGITS[hidden_NE.device.type][trains] // head.vocabulary)
+    size = max(LEAST_ROWS, CHUNK_LOGITS[hidden_NE.device.type][bool(_trained(head))] // head.vocabulary)
     for start in range(0, len(targets_N), size):
         rows = slice(start, start + size)
         yield rows, hidden_NE[rows], targets_N[rows]

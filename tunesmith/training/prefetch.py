@@ -16,10 +16,12 @@ from tunesmith.training.batch import Batch, collate
 
 @dataclass(frozen=True)
 class StepData:
-    """`rows` are those of all processes; the rest is this one's."""
+    """`rows` are those of all processes; the rest is this one's. `units`: learned tokens or rows, as the method counts
+    them."""
 
     rows: np.ndarray
     batches: list[Batch]
+    units: int
     supervised_tokens: int
     tokens: int
 
@@ -36,16 +38,24 @@ def steps_ahead(make: Callable[[int], StepData], first: int, last: int) -> Itera
 
 
 def step_data(
-    step: int, schedule: Schedule, tokens: TokenStore, micro_batch_tokens: int, packing: bool, device: torch.device
+    step: int,
+    schedule: Schedule,
+    tokens: TokenStore,
+    unit: str,
+    micro_batch_tokens: int,
+    packing: bool,
+    device: torch.device,
 ) -> StepData:
     """The micro-batches of one step, of at most so many tokens each, on the device."""
     rows = schedule.step_rows(step)
     mine = share_of(rows, tokens.lengths, distributed.rank(), distributed.world())
-    micro = micro_batches(mine, tokens.lengths, micro_batch_tokens, packing)
+    micro = micro_batches(mine, tokens.sizes, micro_batch_tokens, packing)
     batches = [collate(tokens, m, packing) for m in micro]
+    supervised = sum(b.supervised_tokens for b in batches)
     return StepData(
         rows,
         [b.to(device) for b in batches],
-        sum(b.supervised_tokens for b in batches),
+        supervised if unit == "token" else len(mine),
+        supervised,
         sum(sum(b.lengths) for b in batches),
     )

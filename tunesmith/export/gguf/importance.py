@@ -20,7 +20,7 @@ def importance_of(run: Run) -> dict[str, torch.Tensor]:
     if run.recipe.adapter.kind == "lora":
         model = model.merge_and_unload()
     learned = Prepared.open(run).dataset.train
-    return importance(model, (list(map(int, learned[n][0])) for n in range(min(ROWS, len(learned)))))
+    return importance(model, (list(map(int, learned.first_sequence(n)[0])) for n in range(min(ROWS, len(learned)))))
 
 
 def importance(model, rows: Iterable[Sequence[int]]) -> dict[str, torch.Tensor]:

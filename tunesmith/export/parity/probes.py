@@ -40,7 +40,7 @@ def probes_of(run: Run) -> Probes:
     tokens, source = (data.eval, "held-out rows") if len(data.eval) else (data.train, "training rows")
     rows, pairs = range(min(ROWS, len(tokens))), []
     exact_match = recipe.evaluate.exact_match and bool(len(data.eval))
-    if recipe.method.name == "sft":
+    if recipe.method.has_answers:
         pairs = [tokens.prompt_and_answer(n) for n in rows][: None if exact_match else GENERATED]
     ends = sorted(tokenizer.special_tokens, key=len, reverse=True)
     samples = (*TEXTS, *LEADING, *CAPITALS, *DECOMPOSED, *(f"a user types {token} here" for token in ends))
@@ -48,7 +48,7 @@ def probes_of(run: Run) -> Probes:
     return Probes(
         texts,
         conversations(ends),
-        [tokens[n] for n in rows],
+        [tokens.first_sequence(n) for n in rows],
         [list(map(int, p)) for p, _ in pairs],
         [tokenizer.decode(list(map(int, a)), skip_special_tokens=True) for _, a in pairs],
         source,

@@ -1,0 +1,39 @@
+"""What the user wants of a running job: that it runs, pauses or stops. A file in the run's folder says it, so that any
+program can; a signal to the process says stop too."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from tunesmith.errors import UserError, quoted
+from tunesmith.files import write_atomic
+from tunesmith.run import Run
+
+Wish = Literal["run", "pause", "stop"]
+
+
+def request(run: Run, wish: Wish) -> None:
+    """Asks a running job. It complies after its current step. Raises UserError if no process works on the run."""
+    if not run.is_held:
+        hint = "" if run.result.exists() else f"; `tunesmith resume {quoted(run.folder)}` continues it"
+        raise UserError(f"{run.folder}: this run is not running{hint}")
+    write_atomic(run.control_file, wish)
+
+
+def forget(run: Run) -> None:
+    """Drops an earlier wish, which was meant for a process that has ended."""
+    run.control_file.unlink(missing_ok=True)
+
+
+def listen(run: Run, stop_requested: Callable[[], bool]) -> Callable[[], str]:
+    """A function that tells the current wish; `stop_requested`: whether a signal asked this process to stop."""
+
+    def wish() -> str:
+        if stop_requested():
+            return "stop"
+        try:
+            text = run.control_file.read_text("utf-8").strip()
+        except OSError:
+            return "run"
+        return text if text in ("pause", "stop") else "run"
+
+    return wish
