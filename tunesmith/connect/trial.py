@@ -122,10 +122,10 @@ def try_out(api: str, target: Target) -> str:
         del body["tools"]
     calls, text = _try(api, target, body)
     if not calls:
-        said = f"it answered “{_one_line(text)}”"
+        text_reply = f"it answered “{_one_line(text)}”"
         if target.tools:
-            return f"Test: {target.model} answers through {path}, but no tool call came back; {said}."
-        return f"Test passed without a tool: {target.model} answers through {path}; {said}."
+            return f"Test: {target.model} answers through {path}, but no tool call came back; {text_reply}."
+        return f"Test passed without a tool: {target.model} answers through {path}; {text_reply}."
     streamed, text = _try(api, target, body | {"stream": True})
     (name, arguments), *_ = calls
     called = f"{target.model} called {_one_line(name)} with {_one_line(arguments)} through {path}"

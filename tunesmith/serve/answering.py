@@ -22,7 +22,7 @@ OURS = {"messages", "tools", "add_generation_prompt", "chat_template", "conversa
 
 
 @dataclass
-class Asked:
+class GenerationRequest:
     """A conversation to go on with, whichever API it came by. `tool_choice` is auto, none, required or a tool's name;
     `form` what the answer keeps to; `template` more variables for the chat template; `prefill` how the
     answer begins."""
@@ -53,7 +53,7 @@ class Asked:
 
 
 @dataclass
-class Said:
+class TextDelta:
     """Text that an answer grew by, and its tokens where log probabilities were asked for."""
 
     text: str
@@ -117,7 +117,7 @@ class Answers:
         for ticket in self._tickets:
             ticket.cancel()
 
-    async def events(self) -> AsyncIterator[tuple[int, Said | Thought | Call | Answer]]:
+    async def events(self) -> AsyncIterator[tuple[int, TextDelta | Thought | Call | Answer]]:
         """(number of the answer, what it grew by), in the end of each the Answer. Computing stops when this does."""
         left = len(self._tickets)
         try:
@@ -158,14 +158,14 @@ class Answers:
             if not self._loop.is_closed():  # else the server has ended; nobody waits
                 raise
 
-    def _read(self, index: int, piece: Piece) -> list[Said | Thought | Call | Answer]:
+    def _read(self, index: int, piece: Piece) -> list[TextDelta | Thought | Call | Answer]:
         answer, reader = self.done[index], self._readers[index]
         parts = reader.push(piece.text) + (reader.finish() if piece.finish is not None else [])
-        events: list = [Said(part, []) if isinstance(part, str) else part for part in parts]
+        events: list = [TextDelta(part, []) if isinstance(part, str) else part for part in parts]
         if piece.tokens:
-            first = next((e for e in events if isinstance(e, Said)), None)
+            first = next((e for e in events if isinstance(e, TextDelta)), None)
             if first is None:
-                events.insert(0, first := Said("", []))
+                events.insert(0, first := TextDelta("", []))
             first.tokens = piece.tokens
         events = [e for e in events if isinstance(e, Call) or e.text or e.tokens]
         first_call = next((n for n, e in enumerate(events) if isinstance(e, Call)), None)
@@ -216,16 +216,16 @@ class Service:
             raise Refused(f"no model {name!r} here; there are: {', '.join(models)}", 404, "model_not_found", "model")
         return models[name]
 
-    def prompt(self, asked: Asked) -> tuple[str, list[int]]:
+    def prompt(self, generation: GenerationRequest) -> tuple[str, list[int]]:
         """The conversation as the template writes it, and its ids, as the data path makes them. Raises Refused."""
-        served = self.served(asked.model)
+        served = self.served(generation.model)
         format = self.formats[served.name]
-        if wrong := sorted(OURS & set(asked.template)):
+        if wrong := sorted(OURS & set(generation.template)):
             raise Refused(f"chat_template_kwargs: {wrong[0]} is set by the server", parameter="chat_template_kwargs")
         try:
-            given = [format.message(message) for message in named_results(asked.messages)]
-            text = generation_prompt(served.tokenizer, Chat(given, asked.tools or None), **asked.template)
-            text += format.begin(text, asked.demands_call) + asked.prefill if asked.begins else ""
+            given = [format.message(message) for message in named_results(generation.messages)]
+            text = generation_prompt(served.tokenizer, Chat(given, generation.tools or None), **generation.template)
+            text += format.begin(text, generation.demands_call) + generation.prefill if generation.begins else ""
             return text, served.tokenizer.encode(text)[0]
         except (RowProblem, UserError) as problem:
             detail = getattr(problem, "detail", None) or str(problem)
@@ -235,35 +235,40 @@ class Service:
                 parameter="messages",
             ) from None
 
-    async def answers(self, asked: Asked) -> Answers:
+    async def answers(self, generation: GenerationRequest) -> Answers:
         """Submits a conversation. Raises Refused."""
-        requests, readers = await run_in_threadpool(self._requests, asked)
-        return Answers(self.engine, requests, readers, asked.parallel)
+        requests, readers = await run_in_threadpool(self._requests, generation)
+        return Answers(self.engine, requests, readers, generation.parallel)
 
-    def _requests(self, asked: Asked) -> tuple[list[Request], list[AnswerReader]]:
-        served = self.served(asked.model)
+    def _requests(self, generation: GenerationRequest) -> tuple[list[Request], list[AnswerReader]]:
+        served = self.served(generation.model)
         format = self.formats[served.name]
-        if asked.tool_choice == "none":
-            asked.tools = []
-        if asked.tools and not format.writes_calls:
+        if generation.tool_choice == "none":
+            generation.tools = []
+        if generation.tools and not format.writes_calls:
             raise Refused(
                 f"the template of {served.name} does not write tool calls in a form this server reads",
                 code="tools_unsupported",
                 parameter="tools",
             )
-        text, ids = self.prompt(asked)
-        constraint = self.constraint(served, asked)
+        text, ids = self.prompt(generation)
+        constraint = self.constraint(served, generation)
         requests = self.requests(
-            served, ids, asked, format.shown(bool(asked.tools)), constraint, continues=bool(asked.prefill)
+            served,
+            ids,
+            generation,
+            format.shown(bool(generation.tools)),
+            constraint,
+            continues=bool(generation.prefill),
         )
-        begun = asked.begins and not asked.demands_call
-        return requests, [format.reader(text, begun, asked.tools) for _ in requests]
+        begun = generation.begins and not generation.demands_call
+        return requests, [format.reader(text, begun, generation.tools) for _ in requests]
 
     def requests(
         self,
         served: Served,
         ids: list[int],
-        asked: Asked,
+        generation: GenerationRequest,
         shown=frozenset(),
         constraint=None,
         default_tokens: int | None = None,
@@ -280,34 +285,36 @@ class Service:
                 code="context_length_exceeded",
                 parameter="messages",
             )
-        tokens = min(asked.max_new_tokens or default_tokens or room, room)
-        stream = asked.stream or (bool(asked.tools) and not asked.parallel)  # to stop after the first call
+        tokens = min(generation.max_new_tokens or default_tokens or room, room)
+        stream = generation.stream or (
+            bool(generation.tools) and not generation.parallel
+        )  # to stop after the first call
         return [
             Request(
                 served.name,
                 ids,
                 tokens,
-                sampling_of(served, asked.options, number),
-                asked.stop,
-                asked.logprobs,
+                sampling_of(served, generation.options, number),
+                generation.stop,
+                generation.logprobs,
                 shown,
                 stream,
                 constraint,
                 continues,
             )
-            for number in range(asked.n)
+            for number in range(generation.n)
         ]
 
-    def constraint(self, served: Served, asked: Asked):
+    def constraint(self, served: Served, generation: GenerationRequest):
         """What answers keep to, None for no form. Raises Refused."""
-        if asked.demands_call:
-            chosen = [t for t in asked.tools if asked.tool_choice in ("required", t["function"]["name"])]
+        if generation.demands_call:
+            chosen = [t for t in generation.tools if generation.tool_choice in ("required", t["function"]["name"])]
             if not chosen:
-                raise Refused(f"tool_choice: no tool {asked.tool_choice!r} is given", parameter="tool_choice")
-            lark = self.formats[served.name].grammar(served.tokenizer, chosen, asked.parallel)
+                raise Refused(f"tool_choice: no tool {generation.tool_choice!r} is given", parameter="tool_choice")
+            lark = self.formats[served.name].grammar(served.tokenizer, chosen, generation.parallel)
             return grammar.from_lark(served.tokenizer, served.stop_ids, lark)
-        if asked.form is not None:
-            return grammar.from_form(served.tokenizer, served.stop_ids, asked.form)
+        if generation.form is not None:
+            return grammar.from_form(served.tokenizer, served.stop_ids, generation.form)
         return None
 
 
@@ -341,11 +348,11 @@ def _first(*values):
     return next(value for value in values if value is not None)
 
 
-def _bias(asked: dict[str, float], vocab_size: int) -> dict[int, float]:
-    wrong = [key for key in asked if not (key.isascii() and key.isdigit() and int(key) < vocab_size)]
+def _bias(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
+    wrong = [key for key in biases if not (key.isascii() and key.isdigit() and int(key) < vocab_size)]
     if wrong:
         raise Refused(f"logit_bias: {wrong[0]!r} is no token id below {vocab_size}", parameter="logit_bias")
-    return {int(key): value for key, value in asked.items()}
+    return {int(key): value for key, value in biases.items()}
 
 
 async def _disconnected(http: HttpRequest) -> None:

@@ -35,23 +35,23 @@ def open_models(paths: Sequence[Path | str], context: int | None = None) -> dict
     runs = [Run(path) for path in paths if Run(path).exists]
     folders = [resolve(Model(path=str(path))) for path in paths if Path(path) not in files and not Run(path).exists]
     bases: dict[tuple, Served] = {}
-    found: list[Served] = []
+    served: list[Served] = []
     alone = not folders and not files and len(set(map(_base_key, runs))) == 1
     for run in runs:
-        found += _open_run(run, bases, "base" if alone else run.base.name, context)
+        served += _open_run(run, bases, "base" if alone else run.base.name, context)
     for folder in folders:
         if not any(key[:2] == (folder.resolve(), "none") for key in bases):
-            found.append(_open_folder(folder, context))
-    found += _open_files(files, context)
-    return by_name(found)
+            served.append(_open_folder(folder, context))
+    served += _open_files(files, context)
+    return by_name(served)
 
 
-def by_name(found: Sequence[Served]) -> dict[str, Served]:
+def by_name(served: Sequence[Served]) -> dict[str, Served]:
     """Raises UserError where two have one name."""
-    names = [served.name for served in found]
+    names = [one.name for one in served]
     if len(set(names)) < len(names):
         raise UserError(f"two models have one name ({', '.join(names)}); rename a run's folder or serve them apart")
-    return {served.name: served for served in found}
+    return {one.name: one for one in served}
 
 
 def _base_key(run: Run) -> tuple:
@@ -107,7 +107,7 @@ def describe_folder(folder: Path, own: int | None, context: int | None) -> Serve
 
 
 def _open_files(files: Sequence[Path], context: int | None) -> list[Served]:
-    found: list[Served] = []
+    served: list[Served] = []
     base = None
     for file in files:
         if not file.is_file():
@@ -125,14 +125,14 @@ def _open_files(files: Sequence[Path], context: int | None) -> list[Served]:
                 context_of(name, weights.context, context),
                 weights,
             )
-            found.append(base)
+            served.append(base)
         elif base is None:
             raise UserError(f"{file}: an adapter; name the GGUF of its base before it")
         else:
             adapter = base.weights.add(file)
             tuned = replace(base, name=_identity(file)[0], kind="tuned", base=base.name, adapter=adapter)
-            found.insert(found.index(base), tuned)
-    return found
+            served.insert(served.index(base), tuned)
+    return served
 
 
 def _identity(path: Path) -> tuple[str, str, str]:
@@ -146,9 +146,9 @@ def _identity(path: Path) -> tuple[str, str, str]:
     return name, "base", name
 
 
-def context_of(name: str, own: int | None, asked: int | None) -> int:
+def context_of(name: str, own: int | None, requested: int | None) -> int:
     """Tokens of the model's own context, or fewer if asked. Raises UserError if neither is known."""
-    limits = [limit for limit in (own, asked) if limit]
+    limits = [limit for limit in (own, requested) if limit]
     if not limits:
         raise UserError(f"{name}: its config has no max_position_embeddings; say --context")
     return min(limits)

@@ -102,9 +102,9 @@ def _adapters(runs: Sequence[Run]) -> list[str]:
             "a base with random weights": recipe.model.initialize == "random",
             "a quantised base": recipe.model.quantize != "none",
         }
-        if found := adapter_hindrances(recipe) + [name for name, there in bases.items() if there]:
+        if hindrances := adapter_hindrances(recipe) + [name for name, present in bases.items() if present]:
             raise UserError(
-                f"--engine vllm: {run.folder}: vLLM takes no adapter with {' and '.join(found)}; "
+                f"--engine vllm: {run.folder}: vLLM takes no adapter with {' and '.join(hindrances)}; "
                 f"`tunesmith export {run.folder} --to merged`, and serve that folder"
             )
         ranks += [settings["r"], *(settings.get("rank_pattern") or {}).values()]

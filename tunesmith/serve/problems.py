@@ -95,8 +95,8 @@ async def _invalid(request: Request, error: RequestValidationError) -> JSONRespo
 
 
 def _is_json(request: Request) -> bool:
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    return kind.startswith("application/") and (kind == "application/json" or kind.endswith("+json"))
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    return media_type.startswith("application/") and (media_type == "application/json" or media_type.endswith("+json"))
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:

@@ -14,13 +14,13 @@ from pydantic import Field
 from tunesmith.answer_formats.calls import Call
 from tunesmith.answer_formats.reasoning import Thought
 from tunesmith.inference.interface import Refused
-from tunesmith.serve.answering import Answer, Answers, Asked, Service
+from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Service
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.openai_api import AnswerStream
 from tunesmith.serve.apis.wire import STREAMED, frame, text_of, thinking_of, tool, tool_call
 from tunesmith.serve.options import Wire
 
-KINDS = {
+ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
@@ -92,10 +92,10 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/messages", responses=STREAMED)
     async def messages(body: MessagesRequest, http: HttpRequest):
-        asked = _asked(body)
-        asked.max_new_tokens, asked.stream = body.max_tokens, bool(body.stream)
-        asked.stop = tuple(s for s in body.stop_sequences or [] if s)
-        answers = await service.answers(asked)
+        generation = _generation(body)
+        generation.max_new_tokens, generation.stream = body.max_tokens, bool(body.stream)
+        generation.stop = tuple(s for s in body.stop_sequences or [] if s)
+        answers = await service.answers(generation)
         head = {
             "id": "msg_" + uuid.uuid4().hex,
             "type": "message",
@@ -110,7 +110,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/messages/count_tokens")
     async def count_tokens(body: CountRequest):
-        _, ids = await run_in_threadpool(service.prompt, _asked(body))
+        _, ids = await run_in_threadpool(service.prompt, _generation(body))
         return {"input_tokens": len(ids)}
 
     return router
@@ -118,11 +118,11 @@ def routes(service: Service) -> APIRouter:
 
 def problem(error: Refused) -> dict:
     """An error as Anthropic's clients expect it."""
-    kind = KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    type_ = ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": type_, "message": error.message}}
 
 
-def _asked(body: CountRequest) -> Asked:
+def _generation(body: CountRequest) -> GenerationRequest:
     messages = [{"role": "system", "content": text_of(body.system)}] if body.system else []
     for message in body.messages:
         messages += _messages(message)
@@ -141,7 +141,7 @@ def _asked(body: CountRequest) -> Asked:
     form = body.form(config.format or body.output_format, "output_config.format")
     if body.thinks:
         template |= thinking_of(config.effort)
-    return Asked(
+    return GenerationRequest(
         body.model,
         messages,
         body,
@@ -158,27 +158,27 @@ def _messages(message: Message) -> list[dict]:
     """One message as the template's: results of tools are messages of their own. Raises Refused."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
-    found, text, reasoning, calls = [], "", "", []
+    messages, text, reasoning, calls = [], "", "", []
     for block in message.content:
-        kind = block.get("type")
-        if kind == "tool_use" and message.role == "assistant":
+        type_ = block.get("type")
+        if type_ == "tool_use" and message.role == "assistant":
             calls.append(tool_call(str(block.get("name")), block.get("input") or {}, str(block.get("id"))))
-        elif kind == "tool_result" and message.role == "user":
-            found.append(
+        elif type_ == "tool_result" and message.role == "user":
+            messages.append(
                 {
                     "role": "tool",
                     "content": text_of(block.get("content")),
                     "tool_call_id": str(block.get("tool_use_id")),
                 }
             )
-        elif kind == "thinking":
+        elif type_ == "thinking":
             reasoning += str(block.get("thinking") or "")
-        elif kind != "redacted_thinking":
+        elif type_ != "redacted_thinking":
             text += text_of([block])
-    if text or calls or not found:
+    if text or calls or not messages:
         more = {"reasoning_content": reasoning, "tool_calls": calls}
-        found.append({"role": message.role, "content": text, **{key: value for key, value in more.items() if value}})
-    return found
+        messages.append({"role": message.role, "content": text, **{key: value for key, value in more.items() if value}})
+    return messages
 
 
 def _blocks(answer: Answer, with_thinking: bool) -> list[dict]:
@@ -212,21 +212,21 @@ async def _stream(answers: Answers, head: dict, with_thinking: bool) -> AsyncIte
     )
     blocks = _Blocks()
     try:
-        async for _, said in answers.events():
-            if isinstance(said, Call):
-                made = blocks.whole(
-                    {**_use(said), "input": {}}, {"type": "input_json_delta", "partial_json": said.arguments}
+        async for _, event in answers.events():
+            if isinstance(event, Call):
+                frames = blocks.whole(
+                    {**_use(event), "input": {}}, {"type": "input_json_delta", "partial_json": event.arguments}
                 )
-            elif isinstance(said, Answer):
-                made = blocks.close()
-            elif not isinstance(said, Thought):
-                made = blocks.grow(TEXT, {"type": "text_delta", "text": said.text})
+            elif isinstance(event, Answer):
+                frames = blocks.close()
+            elif not isinstance(event, Thought):
+                frames = blocks.grow(TEXT, {"type": "text_delta", "text": event.text})
             elif with_thinking:
-                made = blocks.grow(THINKING, {"type": "thinking_delta", "thinking": said.text})
+                frames = blocks.grow(THINKING, {"type": "thinking_delta", "thinking": event.text})
             else:
                 continue
-            for event in made:
-                yield event
+            for data in frames:
+                yield data
         (answer,) = answers.done
         yield _event("message_delta", delta=_end(answer), usage=_usage(answers))
         yield _event("message_stop")

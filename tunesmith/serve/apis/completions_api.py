@@ -12,7 +12,7 @@ from pydantic import Field
 
 from tunesmith.answer_formats.format import Reader
 from tunesmith.inference.interface import Refused, Request, Token
-from tunesmith.serve.answering import Answer, Answers, Asked, Service
+from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Service
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.openai_api import (
     AnswerStream,
@@ -88,7 +88,7 @@ def routes(service: Service) -> APIRouter:
 
 def _requests(service: Service, body: CompletionRequest, prompts: list[list[int]]) -> list[Request]:
     served = service.served(body.model)
-    asked = Asked(
+    generation = GenerationRequest(
         body.model,
         [],
         body,
@@ -101,12 +101,12 @@ def _requests(service: Service, body: CompletionRequest, prompts: list[list[int]
     )
     if body.max_tokens == 0:
         return []
-    constraint = service.constraint(served, asked)
+    constraint = service.constraint(served, generation)
     return [
         request
         for ids in prompts
         for request in service.requests(
-            served, ids, asked, constraint=constraint, default_tokens=DEFAULT_TOKENS, continues=True
+            served, ids, generation, constraint=constraint, default_tokens=DEFAULT_TOKENS, continues=True
         )
     ]
 
@@ -121,7 +121,9 @@ async def _echoes(service: Service, body: CompletionRequest, prompts: list[list[
     if body.logprobs is not None:
         scores = [await wrap_future(service.engine.score(served.name, ids, body.logprobs)) for ids in prompts]
     return [
-        Echo(decode(ids, skip_special_tokens=True), told) for ids, told in zip(prompts, scores) for _ in range(count)
+        Echo(decode(ids, skip_special_tokens=True), tokens)
+        for ids, tokens in zip(prompts, scores)
+        for _ in range(count)
     ]
 
 
@@ -143,20 +145,20 @@ def _ending(answer: Answer) -> list[Token]:
 
 def _choice(index: int, text: str, tokens: list[Token], finish: str | None, logprobs: int | None, offset: int) -> dict:
     """`offset`: characters of the choice before the first of the tokens. The first of a prompt has no probability."""
-    told = None
+    scores = None
     if logprobs is not None:
         offsets = []
         for token in tokens:
             offsets.append(offset)
             offset += len(token.text)
         scored = [token if token.logprob is not None else None for token in tokens]
-        told = {
+        scores = {
             "tokens": [t.text for t in tokens],
             "token_logprobs": [t and max(t.logprob, -9999.0) for t in scored],
             "top_logprobs": [t and {text: max(value, -9999.0) for text, value in t.top} for t in scored],
             "text_offset": offsets,
         }
-    return {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
+    return {"index": index, "text": text, "logprobs": scores, "finish_reason": finish}
 
 
 async def _stream(

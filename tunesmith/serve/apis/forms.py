@@ -38,20 +38,20 @@ class FormOptions(Options):
 
     def form(self, response_format, parameter: str = "response_format") -> Form | None:
         """The form that is asked for, whichever way. Raises Refused."""
-        asked = {
+        forms = {
             parameter: _response_form(response_format, parameter),
             "structured_outputs": self._structured(),
             "guided_json_object": Form("json", ANY_OBJECT) if self.guided_json_object else None,
         }
         for name, kind in KINDS.items():
             value = getattr(self, name)
-            asked[name] = None if value is None else _form(kind, value, name)
+            forms[name] = None if value is None else _form(kind, value, name)
         if self.structural_tag is not None:
             raise Refused(
                 "structural_tag: not supported; give a JSON Schema, a regular expression, a choice or a grammar",
                 parameter="structural_tag",
             )
-        given = {name: form for name, form in asked.items() if form is not None}
+        given = {name: form for name, form in forms.items() if form is not None}
         if len(given) > 1:
             raise Refused(f"an answer keeps to one form; {' and '.join(given)} are given", parameter=list(given)[1])
         return next(iter(given.values()), None)

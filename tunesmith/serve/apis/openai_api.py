@@ -17,7 +17,7 @@ from pydantic import Field
 from tunesmith.answer_formats.calls import Call
 from tunesmith.answer_formats.reasoning import Thought
 from tunesmith.inference.interface import Refused, Token
-from tunesmith.serve.answering import Answer, Answers, Asked, Service
+from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Service
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.wire import STREAMED, ToolCall, frame, text_of, thinking_of, tool, tool_call
 from tunesmith.serve.options import Options, Wire
@@ -86,11 +86,11 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions", responses=STREAMED)
     async def chat(body: ChatRequest, http: HttpRequest):
-        asked = _asked(body)
-        answers = await service.answers(asked)
-        head = heading("chatcmpl-", service.served(asked.model).name)
+        generation = _generation(body)
+        answers = await service.answers(generation)
+        head = heading("chatcmpl-", service.served(generation.model).name)
         if body.stream:
-            return AnswerStream(answers, _chat_stream(answers, head, wants_usage(body), asked.logprobs))
+            return AnswerStream(answers, _chat_stream(answers, head, wants_usage(body), generation.logprobs))
         done = await answers.collect(http)
         choices = [
             {
@@ -124,14 +124,14 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/render")
     async def render(body: RenderRequest):
-        asked = Asked(
+        generation = GenerationRequest(
             body.model,
             messages_of(body.messages),
             Options(),
             tools_of(body.tools),
             template=body.chat_template_kwargs or {},
         )
-        text, ids = await run_in_threadpool(service.prompt, asked)
+        text, ids = await run_in_threadpool(service.prompt, generation)
         decode = service.served(body.model).tokenizer.decode
         return JSONResponse({"text": text, "ids": ids, "tokens": [decode([i]) for i in ids]})
 
@@ -140,7 +140,7 @@ def routes(service: Service) -> APIRouter:
 
 def messages_of(messages: list[Message]) -> list[dict]:
     """As the template wants them. Raises Refused."""
-    found = []
+    converted = []
     for message in messages:
         calls = [tool_call(c.function.name, c.function.arguments, c.id) for c in message.tool_calls or []]
         made = {
@@ -151,8 +151,8 @@ def messages_of(messages: list[Message]) -> list[dict]:
             "tool_call_id": message.tool_call_id,
             "name": message.name,
         }
-        found.append({key: value for key, value in made.items() if value is not None})
-    return found
+        converted.append({key: value for key, value in made.items() if value is not None})
+    return converted
 
 
 def tools_of(tools: list[dict] | None) -> list[dict]:
@@ -179,11 +179,11 @@ def choice_of(choice: str | dict | None, tools: list[dict]) -> tuple[str, list[d
         if choice["type"] == "allowed_tools":
             allowed = choice.get("allowed_tools", choice)
             names = {_name_of(one) for one in allowed["tools"] if one["type"] == "function"}
-            found = [t for t in tools if t["function"]["name"] in names]
-            if not found:
+            allowed_tools = [t for t in tools if t["function"]["name"] in names]
+            if not allowed_tools:
                 raise Refused("tool_choice: none of the allowed tools is given", parameter="tool_choice")
             if allowed["mode"] in ("auto", "required"):
-                return allowed["mode"], found
+                return allowed["mode"], allowed_tools
         raise TypeError(choice)
     except (AttributeError, KeyError, TypeError):  # in none of these forms
         raise Refused(
@@ -225,9 +225,9 @@ class AnswerStream(StreamingResponse):
 
 def problem(error: Refused) -> dict:
     """An error as OpenAI's clients expect it."""
-    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.parameter, "code": error.code}}
+    types = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    type_ = types.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    return {"error": {"message": error.message, "type": type_, "param": error.parameter, "code": error.code}}
 
 
 def _model(service: Service, name: str) -> dict:
@@ -246,10 +246,10 @@ def _model(service: Service, name: str) -> dict:
     }
 
 
-def _asked(body: ChatRequest) -> Asked:
+def _generation(body: ChatRequest) -> GenerationRequest:
     choice, tools = choice_of(body.tool_choice, tools_of(body.tools))
     messages, prefill = _prefilled(body)
-    return Asked(
+    return GenerationRequest(
         body.model,
         messages,
         body,
@@ -311,7 +311,7 @@ def _call(call: Call) -> dict:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _told(token: str, logprob: float) -> dict:
+def _token_logprob(token: str, logprob: float) -> dict:
     # A piece of a character has no text of its own.
     return {
         "token": token,
@@ -322,7 +322,10 @@ def _told(token: str, logprob: float) -> dict:
 
 def _logprobs(tokens: list[Token]) -> dict:
     return {
-        "content": [{**_told(t.text, t.logprob), "top_logprobs": [_told(*other) for other in t.top]} for t in tokens],
+        "content": [
+            {**_token_logprob(t.text, t.logprob), "top_logprobs": [_token_logprob(*other) for other in t.top]}
+            for t in tokens
+        ],
         "refusal": None,
     }
 
@@ -366,7 +369,7 @@ def token_lists(served, given, parameter: str) -> list[list[int]]:
     """Texts or ids as lists of ids, with bos where the tokenizer by itself puts one. Raises Refused."""
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         given = [given]
-    tokenizer, found = served.tokenizer, []
+    tokenizer, lists = served.tokenizer, []
     for one in given:
         if isinstance(one, str):
             try:
@@ -384,10 +387,10 @@ def token_lists(served, given, parameter: str) -> list[list[int]]:
                 code="context_length_exceeded",
                 parameter=parameter,
             )
-        found.append(one)
-    if not found:
+        lists.append(one)
+    if not lists:
         raise Refused(f"{parameter}: empty", parameter=parameter)
-    return found
+    return lists
 
 
 def _base64(vector: list[float]) -> str:

@@ -15,7 +15,7 @@ from pydantic import Field
 from tunesmith.answer_formats.calls import Call
 from tunesmith.answer_formats.reasoning import Thought
 from tunesmith.inference.interface import Refused, Served
-from tunesmith.serve.answering import Answer, Answers, Asked, Service, sampling_of
+from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Service, sampling_of
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.openai_api import AnswerStream, choice_of
 from tunesmith.serve.apis.wire import STREAMED, frame, text_of, thinking_of, tool, tool_call
@@ -56,9 +56,9 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/responses", responses=STREAMED)
     async def responses(body: ResponsesRequest, http: HttpRequest):
-        asked = _asked(body)
-        answers = await service.answers(asked)
-        head = _head(body, asked, service.served(body.model))
+        generation = _generation(body)
+        answers = await service.answers(generation)
+        head = _head(body, generation, service.served(body.model))
         if body.stream:
             return AnswerStream(answers, _stream(answers, head))
         (answer,) = await answers.collect(http)
@@ -67,7 +67,7 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-def _asked(body: ResponsesRequest) -> Asked:
+def _generation(body: ResponsesRequest) -> GenerationRequest:
     for name in STATE:
         if getattr(body, name) is not None:
             raise Refused(
@@ -85,7 +85,7 @@ def _asked(body: ResponsesRequest) -> Asked:
     if not messages:
         raise Refused("input: empty", parameter="input")
     choice, tools = choice_of(body.tool_choice, _tools(body))
-    return Asked(
+    return GenerationRequest(
         body.model,
         messages,
         body,
@@ -114,8 +114,8 @@ def _add(messages: list[dict], item: dict) -> None:
         role, content = ROLES.get(str(item.get("role"))), item.get("content")
         if role is None or not isinstance(content, list | str):
             raise Refused(f"input: a message of role {item.get('role')!r} needs a role and content", parameter="input")
-        said = {"role": role, "content": text_of(content)}
-        messages.append(said if role != "assistant" else _reasoned(messages) | said)
+        message = {"role": role, "content": text_of(content)}
+        messages.append(message if role != "assistant" else _reasoned(messages) | message)
     elif kind == "function_call":
         call = tool_call(str(item.get("name")), item.get("arguments") or "{}", str(item.get("call_id")))
         if not messages or messages[-1]["role"] != "assistant" or messages[-1].keys() == ONLY_REASONING:
@@ -143,8 +143,8 @@ def _reasoned(messages: list[dict]) -> dict:
     return messages.pop() if messages and messages[-1].keys() == ONLY_REASONING else {}
 
 
-def _head(body: ResponsesRequest, asked: Asked, served: Served) -> dict:
-    sampling = sampling_of(served, asked.options)
+def _head(body: ResponsesRequest, generation: GenerationRequest, served: Served) -> dict:
+    sampling = sampling_of(served, generation.options)
     return {
         "id": "resp_" + uuid.uuid4().hex,
         "object": "response",
@@ -165,7 +165,7 @@ def _head(body: ResponsesRequest, asked: Asked, served: Served) -> dict:
         "frequency_penalty": sampling.frequency_penalty,
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": None,
-        "parallel_tool_calls": asked.parallel,
+        "parallel_tool_calls": generation.parallel,
         "tools": [{"type": "function", "strict": False, **t["function"]} for t in _tools(body)],
         "tool_choice": body.tool_choice or "auto",
         "text": _text_options(body.text or {}),
@@ -181,13 +181,13 @@ def _head(body: ResponsesRequest, asked: Asked, served: Served) -> dict:
     }
 
 
-def _text_options(asked: dict) -> dict:
+def _text_options(options: dict) -> dict:
     """What was asked of the text, with the fields that may be left out."""
-    form = asked.get("format") or {}
+    form = options.get("format") or {}
     form = {"type": form} if isinstance(form, str) else {"type": "text", **form}
     if form["type"] == "json_schema":
         form = {"name": "answer", "description": None, "strict": True, **form}
-    return {**asked, "format": form}
+    return {**options, "format": form}
 
 
 def _item(kind: str, identity: str, text: str | None, status: str) -> dict:
@@ -321,15 +321,15 @@ async def _stream(answers: Answers, head: dict) -> AsyncIterator[str]:
     yield events.event("created", response=head)
     yield events.event("in_progress", response=head)
     try:
-        async for _, said in answers.events():
-            if isinstance(said, Call):
-                made = events.call(said)
-            elif isinstance(said, Answer):
-                made = events.end(said)
+        async for _, event in answers.events():
+            if isinstance(event, Call):
+                frames = events.call(event)
+            elif isinstance(event, Answer):
+                frames = events.end(event)
             else:
-                made = events.grow(REASONING if isinstance(said, Thought) else TEXT, said.text)
-            for event in made:
-                yield event
+                frames = events.grow(REASONING if isinstance(event, Thought) else TEXT, event.text)
+            for data in frames:
+                yield data
         done = _complete(head, answers, events.output)
         yield events.event(done["status"], response=done)
     except Refused as error:
