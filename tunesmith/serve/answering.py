@@ -1,4 +1,5 @@
-"""From an API's request to the engine and back: prompt, sampling and constraint in, text, tool calls and an end out."""
+"""Connects the APIs with the engine: turns requests into prompts, sampling settings and constraints, and tokens into
+text, reasoning and tool calls."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,15 +18,15 @@ from tunesmith.inference import grammar
 from tunesmith.inference.interface import Engine, Form, Piece, Refused, Request, Sampling, Served, Token
 from tunesmith.serve.options import Options
 
-COLDEST = 1e-3  # a lower temperature takes the likeliest token
-OURS = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}
+COLDEST = 1e-3  # a lower temperature means greedy decoding
+RESERVED = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}
 
 
 @dataclass
 class GenerationRequest:
-    """A conversation to go on with, whichever API it came by. `tool_choice` is auto, none, required or a tool's name;
-    `form` what the answer keeps to; `template` more variables for the chat template; `prefill` how the
-    answer begins."""
+    """A conversation to answer, in the same form for every API. `tool_choice` is auto, none, required or a tool's name.
+    `form` constrains the answer, `template` has further variables for the chat template, `prefill` is the beginning of
+    the answer."""
 
     model: str | None
     messages: list[dict]
@@ -48,13 +49,13 @@ class GenerationRequest:
 
     @property
     def begins(self) -> bool:
-        """Whether the answer itself comes at once: one that is held to a form, or begun already, has no reasoning."""
+        """Whether the answer starts without reasoning, because it is constrained to a form or already begun."""
         return self.demands_call or self.form is not None or bool(self.prefill)
 
 
 @dataclass
 class TextDelta:
-    """Text that an answer grew by, and its tokens where log probabilities were asked for."""
+    """A piece of an answer's text, with its tokens if log probabilities were requested."""
 
     text: str
     tokens: list[Token]
@@ -62,7 +63,7 @@ class TextDelta:
 
 @dataclass
 class Answer:
-    """An answer that is complete. `finish`: stop, length or tool_calls."""
+    """An answer. `finish` is stop, length or tool_calls once it is complete."""
 
     text: str = ""
     reasoning: str = ""
@@ -76,14 +77,14 @@ class Answer:
 
 
 class Answers:
-    """The answers to one HTTP request, computed at once. `prompt_tokens` counts their prompts. Without `parallel` an
-    answer ends with its first tool call."""
+    """The answers to one HTTP request, generated together. `prompt_tokens` counts the tokens of all prompts. Without
+    `parallel`, an answer ends after its first tool call."""
 
     def __init__(self, engine: Engine, requests: list[Request], readers: list[AnswerReader], parallel: bool = True):
         if len(requests) > engine.capacity:
             raise Refused(
                 f"{len(requests):,} answers in one request; this server takes {engine.capacity:,} at once "
-                "(--batch and --queue): ask for fewer",
+                "(--batch and --queue): request fewer",
                 code="too_many_answers",
             )
         self.prompt_tokens = sum(len(ids) for ids in {id(r.ids): r.ids for r in requests}.values())
@@ -110,7 +111,7 @@ class Answers:
 
     @property
     def reasoning_tokens(self) -> int:
-        """Counted on the reasoning's text, so without its marks."""
+        """The number of tokens in the text of the reasoning, without its marks."""
         return sum(len(self._tokenizer.encode(answer.reasoning)[0]) for answer in self.done if answer.reasoning)
 
     def cancel(self) -> None:
@@ -118,7 +119,8 @@ class Answers:
             ticket.cancel()
 
     async def events(self) -> AsyncIterator[tuple[int, TextDelta | Thought | Call | Answer]]:
-        """(number of the answer, what it grew by), in the end of each the Answer. Computing stops when this does."""
+        """Yields (index of the answer, event). The last event of each answer is its Answer. Ending the iteration
+        cancels the generation."""
         left = len(self._tickets)
         try:
             while left:
@@ -132,13 +134,13 @@ class Answers:
             self.cancel()
 
     async def collect(self, http: HttpRequest) -> list[Answer]:
-        """All answers when they are complete. Stops computing, and raises Refused, if the client goes away."""
+        """Returns all answers when they are complete. If the client disconnects, cancels them and raises Refused."""
         work = asyncio.ensure_future(self._exhaust())
         gone = asyncio.ensure_future(_disconnected(http))
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                raise Refused("the client went away", 499)
+                raise Refused("the client disconnected", 499)
             return work.result()
         finally:
             self.cancel()
@@ -151,11 +153,11 @@ class Answers:
         return self.done
 
     def _arrive(self, index: int, piece: Piece) -> None:
-        """Called by the engine's thread."""
+        """Queues a piece of an answer. Called by the engine's thread."""
         try:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, piece))
         except RuntimeError:
-            if not self._loop.is_closed():  # else the server has ended; nobody waits
+            if not self._loop.is_closed():  # a closed loop means that the server has ended
                 raise
 
     def _read(self, index: int, piece: Piece) -> list[TextDelta | Thought | Call | Answer]:
@@ -192,7 +194,7 @@ class Answers:
     @staticmethod
     def _ended(answer: Answer, piece: Piece) -> Answer:
         if piece.finish == "error":
-            raise Refused(f"computing the answer failed: {piece.error}", 500, "engine_failed")
+            raise Refused(f"generating the answer failed: {piece.error}", 500, "engine_failed")
         if piece.finish == "cancelled":
             raise Refused("the answer was cancelled: the server is stopping", 503, "stopping")
         answer.finish = "tool_calls" if answer.calls and piece.finish == "stop" else piece.finish
@@ -201,26 +203,29 @@ class Answers:
 
 
 class Service:
-    """The engine, and what is known of its models."""
+    """The engine and the answer format of each of its models."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
         self.formats = {name: find(served.tokenizer) for name, served in engine.models.items()}
 
     def served(self, name: str | None) -> Served:
-        """A model by its name, the first without one. Raises Refused."""
+        """Returns a model by its name, or the first if the name is None. Raises Refused if there is no such model."""
         models = self.engine.models
         if name is None:
             return next(iter(models.values()))
         if name not in models:
-            raise Refused(f"no model {name!r} here; there are: {', '.join(models)}", 404, "model_not_found", "model")
+            raise Refused(
+                f"this server has no model {name!r}, only {', '.join(models)}", 404, "model_not_found", "model"
+            )
         return models[name]
 
     def prompt(self, generation: GenerationRequest) -> tuple[str, list[int]]:
-        """The conversation as the template writes it, and its ids, as the data path makes them. Raises Refused."""
+        """Returns the prompt as text and as ids, rendered and tokenized as in training. Raises Refused if the template
+        refuses the conversation."""
         served = self.served(generation.model)
         format = self.formats[served.name]
-        if wrong := sorted(OURS & set(generation.template)):
+        if wrong := sorted(RESERVED & set(generation.template)):
             raise Refused(f"chat_template_kwargs: {wrong[0]} is set by the server", parameter="chat_template_kwargs")
         try:
             given = [format.message(message) for message in named_results(generation.messages)]
@@ -236,7 +241,7 @@ class Service:
             ) from None
 
     async def answers(self, generation: GenerationRequest) -> Answers:
-        """Submits a conversation. Raises Refused."""
+        """Submits a conversation to the engine. Raises Refused."""
         requests, readers = await run_in_threadpool(self._requests, generation)
         return Answers(self.engine, requests, readers, generation.parallel)
 
@@ -247,7 +252,7 @@ class Service:
             generation.tools = []
         if generation.tools and not format.writes_calls:
             raise Refused(
-                f"the template of {served.name} does not write tool calls in a form this server reads",
+                f"the template of {served.name} does not write tool calls in a form that this server reads",
                 code="tools_unsupported",
                 parameter="tools",
             )
@@ -274,7 +279,7 @@ class Service:
         default_tokens: int | None = None,
         continues: bool = False,
     ) -> list[Request]:
-        """One for each of the n answers to a prompt. Raises Refused where it leaves no room in the context."""
+        """Returns one engine request for each of the n answers. Raises Refused if the prompt fills the context."""
         room = served.context - len(ids)
         if not ids:
             raise Refused("the prompt is empty", parameter="prompt")
@@ -286,9 +291,8 @@ class Service:
                 parameter="messages",
             )
         tokens = min(generation.max_new_tokens or default_tokens or room, room)
-        stream = generation.stream or (
-            bool(generation.tools) and not generation.parallel
-        )  # to stop after the first call
+        ends_early = bool(generation.tools) and not generation.parallel  # streamed, to stop after the first call
+        stream = generation.stream or ends_early
         return [
             Request(
                 served.name,
@@ -306,7 +310,7 @@ class Service:
         ]
 
     def constraint(self, served: Served, generation: GenerationRequest):
-        """What answers keep to, None for no form. Raises Refused."""
+        """Returns the grammar that constrains the answers, or None. Raises Refused."""
         if generation.demands_call:
             chosen = [t for t in generation.tools if generation.tool_choice in ("required", t["function"]["name"])]
             if not chosen:
@@ -319,7 +323,7 @@ class Service:
 
 
 def sampling_of(served: Served, options: Options, number: int = 0) -> Sampling:
-    """How to sample answer `number`: what was asked for, else the model's own way. Raises Refused."""
+    """Returns the sampling settings of answer `number`: the request's, else the model's defaults. Raises Refused."""
     own = served.defaults
     default = own.get("temperature") or 1.0 if own.get("do_sample") else 0.0
     temperature = default if options.temperature is None else options.temperature
@@ -351,7 +355,7 @@ def _first(*values):
 def _bias(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
     wrong = [key for key in biases if not (key.isascii() and key.isdigit() and int(key) < vocab_size)]
     if wrong:
-        raise Refused(f"logit_bias: {wrong[0]!r} is no token id below {vocab_size}", parameter="logit_bias")
+        raise Refused(f"logit_bias: {wrong[0]!r} is not a token id below {vocab_size}", parameter="logit_bias")
     return {int(key): value for key, value in biases.items()}
 
 
@@ -361,6 +365,6 @@ async def _disconnected(http: HttpRequest) -> None:
 
 
 def named_results(messages: list[dict]) -> list[dict]:
-    """Tool messages with the name of the tool that they answer for, which some templates write."""
+    """Adds the name of the tool to tool messages, because some templates write it."""
     names = {call["id"]: call["function"]["name"] for m in messages for call in m.get("tool_calls") or []}
     return [{"name": names.get(m.get("tool_call_id")), **m} if m["role"] == "tool" else m for m in messages]

@@ -1,4 +1,4 @@
-"""Anthropic's Messages API, and its counting of tokens."""
+"""Anthropic's Messages API, with token counting."""
 
 import json
 import uuid
@@ -30,7 +30,7 @@ ERROR_TYPES = {
     503: "overloaded_error",
 }
 TEXT = {"type": "text", "text": ""}
-THINKING = {"type": "thinking", "thinking": "", "signature": ""}  # there is nobody to sign it
+THINKING = {"type": "thinking", "thinking": "", "signature": ""}  # this server signs nothing
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -117,7 +117,7 @@ def routes(service: Service) -> APIRouter:
 
 
 def problem(error: Refused) -> dict:
-    """An error as Anthropic's clients expect it."""
+    """Returns an error in Anthropic's form."""
     type_ = ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     return {"type": "error", "error": {"type": type_, "message": error.message}}
 
@@ -129,13 +129,13 @@ def _generation(body: CountRequest) -> GenerationRequest:
     prefill = ""
     if len(messages) > 1 and messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
         prefill = messages.pop()["content"].rstrip()
-    # A type of its own has a tool that the service would run itself.
+    # Any other type is a tool that Anthropic's service runs itself.
     tools = [tool(t.name, t.description, t.input_schema) for t in body.tools or [] if t.type in (None, "custom")]
     choice = body.tool_choice or ToolChoice(type="auto")
     if choice.type == "tool" and not choice.name:
         raise Refused("tool_choice of type tool: give its name", parameter="tool_choice")
     names = {"auto": "auto", "none": "none", "any": "required", "tool": choice.name}
-    # Who does not ask for thinking waits for an answer, and does not expect that its tokens go elsewhere.
+    # A client that does not enable thinking expects all its tokens in the answer.
     template = {} if body.thinks else {"enable_thinking": False}
     config = body.output_config or OutputConfig()
     form = body.form(config.format or body.output_format, "output_config.format")
@@ -155,7 +155,7 @@ def _generation(body: CountRequest) -> GenerationRequest:
 
 
 def _messages(message: Message) -> list[dict]:
-    """One message as the template's: results of tools are messages of their own. Raises Refused."""
+    """Converts one message for the template, where each tool result is a message. Raises Refused."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
     messages, text, reasoning, calls = [], "", "", []
@@ -235,14 +235,14 @@ async def _stream(answers: Answers, head: dict, with_thinking: bool) -> AsyncIte
 
 
 class _Blocks:
-    """The events of a message's blocks, one block after the other. Each method gives those that are due."""
+    """Builds the events of a message's blocks, one block at a time. Each method returns the events to send."""
 
     def __init__(self):
         self._index = 0
         self._open: dict | None = None
 
     def grow(self, block: dict, delta: dict) -> list[str]:
-        """A delta of a block of this type, the one that is open or a new one."""
+        """Adds a delta to the open block, or to a new one if the open block has another type."""
         begun = []
         if self._open is not block:
             begun = [*self.close(), _event("content_block_start", index=self._index, content_block=block)]

@@ -1,4 +1,4 @@
-"""OpenAI's completions: text is continued, and with `echo` and `logprobs` is scored as it stands."""
+"""OpenAI's Completions API: continues text, and with `echo` and `logprobs` scores it."""
 
 from asyncio import wrap_future
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ from tunesmith.serve.apis.openai_api import (
 )
 from tunesmith.serve.apis.wire import STREAMED, frame
 
-DEFAULT_TOKENS = 16  # OpenAI's
+DEFAULT_TOKENS = 16  # as in OpenAI's API
 
 
 class CompletionRequest(FormOptions):
@@ -46,7 +46,7 @@ class CompletionRequest(FormOptions):
 
 @dataclass
 class Echo:
-    """What an answer repeats of its prompt: its text, and its tokens where they are scored."""
+    """The prompt that an answer repeats: its text, and its tokens if they are scored."""
 
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
@@ -112,7 +112,7 @@ def _requests(service: Service, body: CompletionRequest, prompts: list[list[int]
 
 
 async def _echoes(service: Service, body: CompletionRequest, prompts: list[list[int]]) -> list[Echo]:
-    """One for each answer."""
+    """Returns one Echo for each answer, empty if the request has no `echo`."""
     served, count = service.served(body.model), body.n or 1
     if not body.echo:
         return [Echo() for _ in range(len(prompts) * count)]
@@ -128,7 +128,7 @@ async def _echoes(service: Service, body: CompletionRequest, prompts: list[list[
 
 
 def _scored(body: CompletionRequest, head: dict, prompts: list[list[int]], echoes: list[Echo]) -> JSONResponse:
-    """Answers without a token of their own."""
+    """Returns answers that only echo the prompt, for `max_tokens: 0`."""
     if body.stream:
         raise Refused("max_tokens: 0 leaves nothing to stream", parameter="max_tokens")
     choices = [_choice(i, echo.text, echo.tokens, "length", body.logprobs, 0) for i, echo in enumerate(echoes)]
@@ -139,12 +139,13 @@ def _scored(body: CompletionRequest, head: dict, prompts: list[list[int]], echoe
 
 
 def _ending(answer: Answer) -> list[Token]:
-    """The token that ended an answer, which is no text but counts among its tokens, as clients expect."""
+    """Returns the stop token of an answer. It has no text, but clients expect it among the tokens."""
     return [answer.stop_token] if answer.stop_token else []
 
 
 def _choice(index: int, text: str, tokens: list[Token], finish: str | None, logprobs: int | None, offset: int) -> dict:
-    """`offset`: characters of the choice before the first of the tokens. The first of a prompt has no probability."""
+    """Returns one choice. `offset` is where its first token begins, in characters. A prompt's first token has no log
+    probability."""
     scores = None
     if logprobs is not None:
         offsets = []

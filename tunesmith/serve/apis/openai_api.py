@@ -1,4 +1,4 @@
-"""OpenAI's API: models, chat completions and embeddings; and /render, which shows a prompt."""
+"""OpenAI's API: models, chat completions and embeddings. /render shows a prompt."""
 
 import base64
 import struct
@@ -139,11 +139,11 @@ def routes(service: Service) -> APIRouter:
 
 
 def messages_of(messages: list[Message]) -> list[dict]:
-    """As the template wants them. Raises Refused."""
+    """Converts messages for the template. Raises Refused for content that is not text."""
     converted = []
     for message in messages:
         calls = [tool_call(c.function.name, c.function.arguments, c.id) for c in message.tool_calls or []]
-        made = {
+        fields = {
             "role": "system" if message.role == "developer" else message.role,
             "content": text_of(message.content),
             "reasoning_content": message.reasoning_content,
@@ -151,12 +151,12 @@ def messages_of(messages: list[Message]) -> list[dict]:
             "tool_call_id": message.tool_call_id,
             "name": message.name,
         }
-        converted.append({key: value for key, value in made.items() if value is not None})
+        converted.append({key: value for key, value in fields.items() if value is not None})
     return converted
 
 
 def tools_of(tools: list[dict] | None) -> list[dict]:
-    """The function tools; kinds that are not known are skipped."""
+    """Returns the function tools for the template. Other types of tools are skipped."""
     functions = [t.get("function") for t in tools or [] if t.get("type") == "function"]
     return [
         tool(f["name"], f.get("description"), f.get("parameters"))
@@ -170,29 +170,30 @@ def stops_of(stop: Stop) -> tuple[str, ...]:
 
 
 def choice_of(choice: str | dict | None, tools: list[dict]) -> tuple[str, list[dict]]:
-    """tool_choice as auto, none, required or a tool's name, and which of the tools may be called. Raises Refused."""
+    """Returns tool_choice as auto, none, required or a tool's name, and the tools that may be called. Raises
+    Refused."""
     if choice is None or choice in ("auto", "none", "required"):
         return choice or "auto", tools
     try:
         if choice["type"] == "function":
-            return _name_of(choice), tools
+            return _function_name(choice), tools
         if choice["type"] == "allowed_tools":
             allowed = choice.get("allowed_tools", choice)
-            names = {_name_of(one) for one in allowed["tools"] if one["type"] == "function"}
+            names = {_function_name(one) for one in allowed["tools"] if one["type"] == "function"}
             allowed_tools = [t for t in tools if t["function"]["name"] in names]
             if not allowed_tools:
                 raise Refused("tool_choice: none of the allowed tools is given", parameter="tool_choice")
             if allowed["mode"] in ("auto", "required"):
                 return allowed["mode"], allowed_tools
         raise TypeError(choice)
-    except (AttributeError, KeyError, TypeError):  # in none of these forms
+    except (AttributeError, KeyError, TypeError):  # another form
         raise Refused(
             "tool_choice: give auto, none, required, a function or allowed_tools", parameter="tool_choice"
         ) from None
 
 
-def _name_of(function: dict) -> str:
-    """Of a function as Chat Completions name it, or Responses."""
+def _function_name(function: dict) -> str:
+    """Returns the name of a function in the form of Chat Completions or Responses."""
     name = function.get("function", function)["name"]
     if not isinstance(name, str):
         raise TypeError(name)
@@ -210,7 +211,8 @@ def usage(answers: Answers) -> dict:
 
 
 class AnswerStream(StreamingResponse):
-    """Server-sent events of answers. Their computing ends with it, also if the client went before the first event."""
+    """Streams answers as server-sent events. Cancels the answers when it ends, even if the client disconnects before
+    the first event."""
 
     def __init__(self, answers: Answers, frames: AsyncIterator[str]):
         super().__init__(frames, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -224,7 +226,7 @@ class AnswerStream(StreamingResponse):
 
 
 def problem(error: Refused) -> dict:
-    """An error as OpenAI's clients expect it."""
+    """Returns an error in OpenAI's form."""
     types = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     type_ = types.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     return {"error": {"message": error.message, "type": type_, "param": error.parameter, "code": error.code}}
@@ -268,7 +270,7 @@ def _generation(body: ChatRequest) -> GenerationRequest:
 
 
 def _prefilled(body: ChatRequest) -> tuple[list[dict], str]:
-    """The messages, and the beginning of the answer if the last of them is meant to be that. Raises Refused."""
+    """Splits off the last message if it is the beginning of the answer. Returns (messages, prefill). Raises Refused."""
     messages, last = messages_of(body.messages), body.messages[-1]
     wanted = body.continue_final_message or last.prefix
     if body.add_generation_prompt is not None and body.add_generation_prompt == bool(wanted):
@@ -312,7 +314,7 @@ def _call(call: Call) -> dict:
 
 
 def _token_logprob(token: str, logprob: float) -> dict:
-    # A piece of a character has no text of its own.
+    # A token that is a part of a character cannot be decoded by itself.
     return {
         "token": token,
         "logprob": max(logprob, -9999.0),
@@ -335,8 +337,8 @@ async def _chat_stream(answers: Answers, head: dict, with_usage: bool, logprobs:
         more = {"usage": counts} if with_usage else {}
         return frame({**head, "object": "chat.completion.chunk", "choices": choices, **more})
 
-    def choice(index: int, delta: dict, finish: str | None = None, told: dict | None = None) -> dict:
-        return {"index": index, "delta": delta, "logprobs": told, "finish_reason": finish}
+    def choice(index: int, delta: dict, finish: str | None = None, scores: dict | None = None) -> dict:
+        return {"index": index, "delta": delta, "logprobs": scores, "finish_reason": finish}
 
     for index in range(len(answers.done)):
         yield chunk([choice(index, {"role": "assistant", "content": ""})])
@@ -355,8 +357,8 @@ async def _chat_stream(answers: Answers, head: dict, with_usage: bool, logprobs:
             elif isinstance(event, Thought):
                 yield chunk([choice(index, {"reasoning_content": event.text})])
             else:
-                told = _logprobs(event.tokens) if logprobs is not None else None
-                yield chunk([choice(index, {"content": event.text}, told=told)])
+                scores = _logprobs(event.tokens) if logprobs is not None else None
+                yield chunk([choice(index, {"content": event.text}, scores=scores)])
     except Refused as error:
         yield frame(problem(error))
         return
@@ -365,12 +367,12 @@ async def _chat_stream(answers: Answers, head: dict, with_usage: bool, logprobs:
     yield frame("[DONE]")
 
 
-def token_lists(served, given, parameter: str) -> list[list[int]]:
-    """Texts or ids as lists of ids, with bos where the tokenizer by itself puts one. Raises Refused."""
-    if isinstance(given, str) or (given and isinstance(given[0], int)):
-        given = [given]
+def token_lists(served, inputs, parameter: str) -> list[list[int]]:
+    """Converts texts or ids to lists of ids, with bos if the tokenizer adds it. Raises Refused."""
+    if isinstance(inputs, str) or (inputs and isinstance(inputs[0], int)):
+        inputs = [inputs]
     tokenizer, lists = served.tokenizer, []
-    for one in given:
+    for one in inputs:
         if isinstance(one, str):
             try:
                 ids = tokenizer.encode(one)[0]
@@ -394,5 +396,5 @@ def token_lists(served, given, parameter: str) -> list[list[int]]:
 
 
 def _base64(vector: list[float]) -> str:
-    """Little-endian float32, as OpenAI's client reads it."""
+    """Encodes a vector as little-endian float32 in base64, as OpenAI's API does."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

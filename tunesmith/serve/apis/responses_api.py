@@ -1,6 +1,6 @@
-"""OpenAI's Responses API, without state: every request brings the whole conversation.
+"""OpenAI's Responses API, stateless: every request must contain the whole conversation.
 
-Responses and events have the fields that openresponses.org demands, and OpenAI's names for the events of reasoning.
+Responses and events have the fields that openresponses.org requires, and OpenAI's names for reasoning events.
 """
 
 import time
@@ -78,8 +78,8 @@ def _generation(body: ResponsesRequest) -> GenerationRequest:
     if body.background:
         raise Refused("background: not supported", code="unsupported_parameter", parameter="background")
     messages = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    given = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    for item in given:
+    items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    for item in items:
         _add(messages, item)
     messages = [message for message in messages if message.keys() != ONLY_REASONING]
     if not messages:
@@ -108,7 +108,7 @@ def _tools(body: ResponsesRequest) -> list[dict]:
 
 
 def _add(messages: list[dict], item: dict) -> None:
-    """Adds one input item to the messages. Raises Refused."""
+    """Adds one input item to the messages. Raises Refused for an item that cannot be converted."""
     kind = item.get("type", "message")
     if kind == "message":
         role, content = ROLES.get(str(item.get("role"))), item.get("content")
@@ -130,7 +130,7 @@ def _add(messages: list[dict], item: dict) -> None:
         if reasoning := "\n\n".join(text for text in texts if text):
             messages.append({"role": "assistant", "reasoning_content": reasoning})
     else:
-        raise Refused(f"input: an item of type {kind!r} cannot be read here", parameter="input")
+        raise Refused(f"input: an item of type {kind!r} is not supported", parameter="input")
 
 
 def _reasoning_texts(item: dict) -> list[str]:
@@ -139,7 +139,7 @@ def _reasoning_texts(item: dict) -> list[str]:
 
 
 def _reasoned(messages: list[dict]) -> dict:
-    """Takes back reasoning that stands last, for the assistant's message that it led to."""
+    """Removes and returns reasoning at the end of the messages, to put it into the assistant's message after it."""
     return messages.pop() if messages and messages[-1].keys() == ONLY_REASONING else {}
 
 
@@ -182,7 +182,7 @@ def _head(body: ResponsesRequest, generation: GenerationRequest, served: Served)
 
 
 def _text_options(options: dict) -> dict:
-    """What was asked of the text, with the fields that may be left out."""
+    """Returns the request's `text` options with defaults for the fields that it omits."""
     form = options.get("format") or {}
     form = {"type": form} if isinstance(form, str) else {"type": "text", **form}
     if form["type"] == "json_schema":
@@ -191,7 +191,7 @@ def _text_options(options: dict) -> dict:
 
 
 def _item(kind: str, identity: str, text: str | None, status: str) -> dict:
-    """A message or, of the kind REASONING, reasoning; without text one that is begun."""
+    """Returns a message item, or a reasoning item if `kind` is REASONING. Without text, its content is empty."""
     content = [] if text is None else [_part(kind, text)]
     if kind == REASONING:
         return {"type": "reasoning", "id": identity, "status": status, "summary": [], "content": content}
@@ -251,13 +251,13 @@ def _complete(head: dict, answers: Answers, output: list[dict]) -> dict:
 
 
 class _Events:
-    """The events of one response, numbered. Each method gives those that are due; text and reasoning go on in the item
-    that is open."""
+    """Builds the numbered events of one response. Each method returns the events to send. Text and reasoning are added
+    to the open item."""
 
     def __init__(self):
         self.output: list[dict] = []
         self._number = 0
-        self._kind, self._identity, self._text = "", "", ""  # of the item that is open
+        self._kind, self._identity, self._text = "", "", ""  # of the open item
 
     def event(self, kind: str, **values) -> str:
         data = {"type": f"response.{kind}", "sequence_number": self._number, **values}
@@ -265,7 +265,7 @@ class _Events:
         return frame(data, data["type"])
 
     def grow(self, kind: str, text: str) -> list[str]:
-        """More text of a kind: TEXT or REASONING."""
+        """Adds text of a kind: TEXT or REASONING."""
         frames = [] if kind == self._kind else [*self.close(), *self._begin(kind)]
         self._text += text
         more = {"logprobs": []} if kind == TEXT else {}
