@@ -289,11 +289,11 @@ def _probe(messages: list[dict], tools: list[dict] | None) -> tuple[str, str]:
     return json.dumps(_linked(probes, messages)), json.dumps(marked_tools)
 
 
-def _with_id(probe: dict, key: str, given: str | None, number: int) -> dict:
+def _with_id(probe: dict, key: str, original: str | None, number: int) -> dict:
     """Adds an id of the same form as the given one, because templates check for nine letters and digits."""
-    if given is None:
+    if original is None:
         return probe
-    fits = len(given) == CALL_ID_LENGTH and given.isalnum()
+    fits = len(original) == CALL_ID_LENGTH and original.isalnum()
     return probe | {key: f"call{number:05}" if fits else f"call_{number:020}"}
 
 
@@ -301,9 +301,9 @@ def _linked(probes: list[dict], messages: list[dict]) -> list[dict]:
     """Gives each result's probe the id of its call's probe."""
     ids: dict[str, str] = {}
     for probe, message in zip(probes, messages):
-        for made, given in zip(probe.get("tool_calls", ()), message.get("tool_calls") or ()):
-            if given.get("id"):
-                ids[given["id"]] = made["id"]
+        for probe_call, call in zip(probe.get("tool_calls", ()), message.get("tool_calls") or ()):
+            if call.get("id"):
+                ids[call["id"]] = probe_call["id"]
         if message.get("tool_call_id") in ids:
             probe["tool_call_id"] = ids[message["tool_call_id"]]
     return probes

@@ -103,8 +103,10 @@ def _matches_backend(file: Path, backend: tokenizers.Tokenizer) -> bool:
 
 def _name_tokens(folder: Path, named: dict[str, str | None]) -> None:
     """Adds named tokens such as bos and eos to the settings if only Transformers' tokenizer class defines them."""
-    settings, others = (read_json(folder / name) or {} for name in (SETTINGS, "special_tokens_map.json"))
-    missing = {name: token for name, token in named.items() if token and name not in settings and name not in others}
+    settings, special_tokens = (read_json(folder / name) or {} for name in (SETTINGS, "special_tokens_map.json"))
+    missing = {
+        name: token for name, token in named.items() if token and name not in settings and name not in special_tokens
+    }
     if missing or not (folder / SETTINGS).exists():
         write_json(folder / SETTINGS, settings | missing)
 
