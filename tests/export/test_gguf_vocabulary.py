@@ -103,7 +103,7 @@ def test_tokens_that_take_whitespace_along_are_carried_as_phi3s_or_said_or_refus
 
 
 def test_where_llama_cpp_only_comes_near_is_said(folder):
-    assert "capitals outside ASCII" in " ".join(vocabulary_of(*folder("gpt_oss", "o200k")).notes)
+    assert "non-ASCII words in capitals" in " ".join(vocabulary_of(*folder("gpt_oss", "o200k")).notes)
     assert vocabulary_of(*folder("llama3", "llama3")).notes == []
 
 
