@@ -38,5 +38,5 @@ def test_a_package_adds_to_a_folder(installed, package, group, own):
 @pytest.mark.parametrize(("package", "group", "own"), FOLDERS)
 def test_a_name_that_is_there_already_is_refused(installed, package, group, own):
     installed(group, own)
-    with pytest.raises(UserError, match=f"the installed package stranger brings {own}, which Tunesmith has"):
+    with pytest.raises(UserError, match=f"the installed package stranger adds {own}, which is built in"):
         Registry(package, group)["anything"]

@@ -1,4 +1,4 @@
-"""The ends of a command that are said in one line; any other exception is a fault of ours and is shown whole."""
+"""Exceptions that end a command with a one-line message. Any other exception is a bug and shows its traceback."""
 
 import errno
 import shlex
@@ -13,57 +13,58 @@ DISK_FULL = {
     errno.ENOSPC: "No space left on device",
     errno.EDQUOT: "Disk quota exceeded",
     errno.EFBIG: "File too large",
-}  # in words, as libraries in Rust say it
+}  # libraries written in Rust raise these texts without an errno
 
 
 class Ending(Exception):
-    """Its message is for the user; `status` is the command's exit status, `reason` that of a run's stop event."""
+    """Ends a command. The message is for the user; `status` is the exit status, `reason` that of the stop event."""
 
     status = 1
     reason = "error"
 
 
 class UserError(Ending):
-    """A mistake that the user can mend: what is wrong, where (`file:line` or recipe key) and what to do."""
+    """A mistake that the user can fix. The message says what is wrong, where (`file:line` or recipe key), what to
+    do."""
 
     status = 2
 
 
 class Interrupted(Ending):
-    """The user stopped the run; what there is has been saved."""
+    """The user stopped the run. The state so far is saved."""
 
     status = 130
 
 
 class NotFinite(Ending):
-    """A loss or gradient that is not a number; the message names the rows."""
+    """A loss or gradient is NaN or infinite. The message names the rows."""
 
     reason = "not_finite"
 
 
 class Diverged(Ending):
-    """Training has made the model much worse than it was; the message says what to try."""
+    """Training made the model much worse than the base model. The message says what to try."""
 
     reason = "diverged"
 
 
 class NotEnoughMemory(Ending):
-    """A step that does not fit, whatever is tried."""
+    """A training step does not fit in memory, even with the out-of-memory fallback."""
 
     reason = "out_of_memory"
 
 
 class ProcessDied(Ending):
-    """A training process ended without being asked to."""
+    """A training process ended unexpectedly."""
 
 
 class NotTheSame(Ending):
-    """An export that is not the trained model."""
+    """The parity gate found that an export differs from the trained model."""
 
 
 @contextmanager
 def report_full_disk(folder: Path, remedy: str) -> Iterator[None]:
-    """Raises UserError where what is done in this block finds no room on the disk of `folder`."""
+    """Turns an exception for a full disk, raised in this block, into a UserError about the disk of `folder`."""
     try:
         yield
     except Exception as error:
@@ -80,7 +81,7 @@ def is_disk_full(error: Exception) -> bool:
 
 
 UNGUARDED = 'a script calls tunesmith.train outside of `if __name__ == "__main__":`'
-UNGUARDED_STATUS = 78  # exit status of a process of ours that imports such a script
+UNGUARDED_STATUS = 78  # exit status of a child process that imports such a script
 CHILD_DIED = (
     "a process started for it ended unexpectedly: memory ran out, or a script calls Tunesmith outside of "
     '`if __name__ == "__main__":`'
@@ -88,10 +89,10 @@ CHILD_DIED = (
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, without the rest that it says beside."""
+    """Returns the first line of an error's message, or the name of its type if it has no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def quoted(path: Path | str) -> str:
-    """A path as a shell takes it, for commands that a user may copy."""
+    """Quotes a path for a shell, in commands that a user may copy."""
     return shlex.quote(str(path))

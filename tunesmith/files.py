@@ -1,4 +1,4 @@
-"""Files written whole or not at all, JSON that is always valid, and the cache folder."""
+"""Atomic file writes, JSON that is always valid, and the cache folder."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from tunesmith.errors import UserError
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None if there is none yet. Raises UserError if it is damaged."""
+    """Returns the content of a JSON file, or None if the file does not exist. Raises UserError if it is damaged."""
     try:
         return json.loads(path.read_text("utf-8")) if path.exists() else None
     except ValueError as error:
@@ -20,7 +20,8 @@ def read_json(path: Path) -> Any:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Valid JSON, which `json.dumps` alone does not promise: a number that is not finite becomes null."""
+    """Returns a value as JSON. A number that is not finite becomes null: `json.dumps` would write NaN, which is
+    invalid."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -34,7 +35,7 @@ def _finite(value: Any) -> Any:
 
 @contextmanager
 def replacing(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
-    """A file to write that takes the place of `path` only when whole and on disk."""
+    """Opens a temporary file that replaces `path` once the block has ended without error and the data is on disk."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(draft, "wb" if binary else "w", encoding=None if binary else "utf-8") as file:
@@ -47,13 +48,13 @@ def replacing(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes a file so that readers see the old or the new one, never half."""
+    """Writes a file atomically: readers see the old content or the new."""
     with replacing(path) as file:
         file.write(text)
 
 
 def follow_umask(file: Path) -> None:
-    """Gives a file the permissions that open() gives a new one; safetensors makes files private to their owner."""
+    """Gives a file the permissions that open() gives a new file. safetensors makes its files private to the owner."""
     usual = file.with_name(f".{file.name}.{os.getpid()}.mode")
     usual.touch()
     try:
@@ -67,11 +68,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def file_text(value: Any) -> str:
-    """What `write_json` writes."""
+    """Returns the text that `write_json` writes for a value."""
     return json_text(value, indent=2) + "\n"
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: TUNESMITH_CACHE, or tunesmith in the user's cache folder."""
+    """Returns the folder for files that can be rebuilt: TUNESMITH_CACHE, or `tunesmith` in the user's cache folder."""
     own = os.environ.get("TUNESMITH_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"

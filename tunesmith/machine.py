@@ -1,4 +1,4 @@
-"""What this machine has: GPUs, cores, memory, disk. Probed without torch, so that asking is quick."""
+"""The hardware of this machine: GPUs, cores, memory, disk. Probed without torch, so that it takes no seconds."""
 
 import os
 import platform
@@ -10,13 +10,13 @@ from typing import Any
 
 from tunesmith.errors import UserError
 
-NO_GPU = ("-1", "none", "void", "NoDevFiles")  # what programs write into CUDA_VISIBLE_DEVICES to hide every GPU
+NO_GPU = ("-1", "none", "void", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that hide every GPU
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One CUDA device: a GPU, or a MIG device of one. `index` is the GPU's number in nvidia-smi. `fast_bf16`: it
-    computes bfloat16 in hardware (compute capability 8.0 and later)."""
+    """One CUDA device: a GPU, or a MIG device of a GPU. `index` is the GPU's number in nvidia-smi. `fast_bf16` is true
+    where the hardware computes bfloat16 (compute capability 8.0 and later)."""
 
     index: int
     name: str
@@ -48,7 +48,7 @@ class Machine:
 
 
 def probe(folder: Path = Path(".")) -> Machine:
-    """Looks at this machine; disk is that of `folder`."""
+    """Reads the state of this machine. `free_disk_bytes` is that of the disk that holds `folder`."""
     driver, gpus = find_gpus()
     total, free = memory()
     return Machine(
@@ -66,7 +66,7 @@ def probe(folder: Path = Path(".")) -> Machine:
 
 
 def _compiles_cpp() -> bool:
-    """Whether there is what torch.compile needs to build its kernels: a compiler and Python's headers."""
+    """Whether torch.compile can build CPU kernels: that takes a C++ compiler and Python's headers."""
     compiler = os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
     return bool(shutil.which(compiler)) and (Path(sysconfig.get_path("include")) / "Python.h").exists()
 
@@ -85,7 +85,7 @@ def _cpuinfo(key: str) -> str:
 
 
 def memory() -> tuple[int, int]:
-    """(total, available) bytes, from /proc where there is one."""
+    """Returns (total, available) bytes of memory. Without /proc, available equals total."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -96,7 +96,7 @@ def memory() -> tuple[int, int]:
 
 
 def find_gpus() -> tuple[str | None, list[Gpu]]:
-    """The driver's version, and the GPUs that CUDA gives to this process, in CUDA's order. Raises UserError if
+    """Returns the driver's version and the GPUs that CUDA shows this process, in CUDA's order. Raises UserError if
     CUDA_VISIBLE_DEVICES names a GPU that this machine does not have."""
     import pynvml
 
@@ -112,12 +112,12 @@ def find_gpus() -> tuple[str | None, list[Gpu]]:
 
 def _gpu(pynvml: Any, handle: Any) -> Gpu:
     try:
-        found = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        total, free = found.total, found.free
-    except pynvml.NVMLError_NotSupported:  # a GPU that shares the memory of the machine (GB10)
+        info = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        total, free = info.total, info.free
+    except pynvml.NVMLError_NotSupported:  # unified memory: the GPU uses the machine's memory (GB10)
         total, free = memory()
-    is_part = pynvml.nvmlDeviceIsMigDeviceHandle(handle)
-    gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_part else handle
+    is_mig = pynvml.nvmlDeviceIsMigDeviceHandle(handle)
+    gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_mig else handle
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     return Gpu(
         pynvml.nvmlDeviceGetIndex(gpu),
@@ -130,38 +130,38 @@ def _gpu(pynvml: Any, handle: Any) -> Gpu:
 
 
 def _visible(pynvml: Any) -> list[Any]:
-    """The handles of those GPUs, in the order of the PCI bus or of CUDA_VISIBLE_DEVICES.
+    """Returns the handles of the GPUs that CUDA shows, in the order of the PCI bus or of CUDA_VISIBLE_DEVICES.
 
-    A GPU that is split into MIG devices stands for the first of them. CUDA gives a process one MIG device at most,
-    and no whole GPU beside it.
+    A GPU in MIG mode is replaced by its first MIG device. CUDA gives a process at most one MIG device, and then no
+    whole GPU.
     """
     handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     chosen = handles if names is None else _selected(pynvml, handles, names)
-    parts = [part for part in (_mig_device(pynvml, handle) for handle in chosen) if part is not None]
-    return parts[:1] or chosen
+    mig_devices = [device for device in (_mig_device(pynvml, handle) for handle in chosen) if device is not None]
+    return mig_devices[:1] or chosen
 
 
 def _selected(pynvml: Any, handles: list[Any], names: str) -> list[Any]:
-    """The GPUs and MIG devices that CUDA_VISIBLE_DEVICES names, by number or by the start of a UUID."""
+    """Returns the GPUs and MIG devices that CUDA_VISIBLE_DEVICES names, by number or by the start of a UUID."""
     known = {pynvml.nvmlDeviceGetUUID(handle): handle for handle in handles}
     chosen: dict[str, Any] = {}
     for name in filter(None, map(str.strip, names.split(","))):
         if name in NO_GPU:
             break
         if name.isdigit():
-            found = list(known.items())[int(name) :][:1]
+            matches = list(known.items())[int(name) :][:1]
         elif name.startswith("MIG-"):
-            found = _by_uuid(pynvml, name)
+            matches = _by_uuid(pynvml, name)
         else:
-            found = [(uuid, handle) for uuid, handle in known.items() if uuid.startswith(name)]
-        if len(found) != 1:
-            there = ", ".join(f"{number} ({uuid})" for number, uuid in enumerate(known))
+            matches = [(uuid, handle) for uuid, handle in known.items() if uuid.startswith(name)]
+        if len(matches) != 1:
+            available = ", ".join(f"{number} ({uuid})" for number, uuid in enumerate(known))
             raise UserError(
-                f"CUDA_VISIBLE_DEVICES: {name} names {'more than one' if found else 'none'} of this "
-                f"machine's GPUs; they are {there}"
+                f"CUDA_VISIBLE_DEVICES: {name} names {'more than one' if matches else 'none'} of this "
+                f"machine's GPUs; they are {available}"
             )
-        [(uuid, handle)] = found
+        [(uuid, handle)] = matches
         if uuid in chosen:
             raise UserError(f"CUDA_VISIBLE_DEVICES: {name} is named twice, and CUDA then gives no GPU at all")
         chosen[uuid] = handle
@@ -176,11 +176,11 @@ def _by_uuid(pynvml: Any, name: str) -> list[tuple[str, Any]]:
 
 
 def _mig_device(pynvml: Any, handle: Any) -> Any:
-    """The handle itself if it is a MIG device, the GPU's first MIG device if it is split, else None."""
+    """Returns the handle itself if it is a MIG device, the first MIG device of a GPU in MIG mode, else None."""
     if pynvml.nvmlDeviceIsMigDeviceHandle(handle):
         return handle
     try:
         split = pynvml.nvmlDeviceGetMigMode(handle)[0]
         return pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, 0) if split else None
-    except pynvml.NVMLError:  # a GPU that cannot be split, or is to be but has no part yet
+    except pynvml.NVMLError:  # the GPU has no MIG mode, or has no MIG device yet
         return None

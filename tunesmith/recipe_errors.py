@@ -1,10 +1,10 @@
-"""A recipe's mistakes in its user's words: what pydantic finds, and what other tools call the same settings."""
+"""Messages for mistakes in a recipe: pydantic's findings in plain words, and the settings' names in other tools."""
 
 import difflib
 import re
 from typing import Any
 
-# Keys of Axolotl, LLaMA-Factory and the Transformers Trainer, and what they are called here.
+# Keys of Axolotl, LLaMA-Factory and the Transformers Trainer, and their names in a recipe.
 FOREIGN_KEYS = {
     "base_model": "model.path",
     "model_name_or_path": "model.path",
@@ -54,7 +54,7 @@ FOREIGN_KEYS = {
     "output_dir": "output",
 }
 
-# What people write for a key, and how it is written here.
+# Values that other tools use for a key, and how a recipe writes them.
 VALUE_HINTS = {
     "adapter.kind": {
         "qlora": "QLoRA is adapter.kind: lora with model.quantize: nf4",
@@ -94,11 +94,11 @@ BOUNDS = {
     "less_than_equal": ("a number of at most {}", "le"),
     "too_short": ("a list of {} or more", "min_length"),
 }
-UNION_MEMBERS = ("int", "float", "str", "bool")  # parts of pydantic's locations that are no keys
+UNION_MEMBERS = ("int", "float", "str", "bool")  # parts of pydantic's locations that are not recipe keys
 
 
 def key_of(problem: dict[str, Any]) -> str:
-    """The dotted key that a finding of pydantic's is about, without the members of a union that it tried."""
+    """Returns the dotted recipe key of a pydantic error, without the union members that pydantic tried."""
     parts = []
     for part in problem["loc"]:
         if isinstance(part, str) and (part in UNION_MEMBERS or not part.isidentifier()):
@@ -108,7 +108,7 @@ def key_of(problem: dict[str, Any]) -> str:
 
 
 def wrong_value(key: str, problems: list[dict[str, Any]]) -> str:
-    """What is wrong with the value of a key, from all findings about it: one for each member of a union."""
+    """Returns the message for a key's value, from all pydantic errors about it: one for each member of a union."""
     value = problems[0]["input"]
     own = [p["msg"].removeprefix("Value error, ") for p in problems if p["type"] == "value_error"]
     if own:
@@ -121,17 +121,17 @@ def wrong_value(key: str, problems: list[dict[str, Any]]) -> str:
 
 
 def foreign(keys: list[str]) -> str | None:
-    """What the keys of another tool's file are called here, or None if none is known."""
+    """Returns a message with the recipe keys for the keys of another tool's file, or None if no key is known."""
     names = [f"{key} is {FOREIGN_KEYS[key]}" for key in keys if key in FOREIGN_KEYS]
     if not names:
         return None
-    others = [key for key in keys if key not in FOREIGN_KEYS]
-    unknown = f"; unknown: {', '.join(others)}" if others else ""
-    return f"not in the form of a Tunesmith recipe. Here {', '.join(names)}{unknown}"
+    unknown_keys = [key for key in keys if key not in FOREIGN_KEYS]
+    unknown = f"; unknown: {', '.join(unknown_keys)}" if unknown_keys else ""
+    return f"not a Tunesmith recipe. In a recipe, {', '.join(names)}{unknown}"
 
 
 def _wanted(problem: dict[str, Any]) -> list[str]:
-    """What the value may be, each choice apart."""
+    """Returns the allowed values that a pydantic error names, as one text each."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "literal_error":
         return [choice.strip("'") for choice in re.split(", | or ", context["expected"])]

@@ -1,4 +1,4 @@
-"""What grows by one file: the modules of a folder, and those that installed packages add under an entry point."""
+"""Registries of modules: the files of a folder, and modules that installed packages add by an entry point."""
 
 import pkgutil
 from collections.abc import Iterator, Mapping
@@ -12,9 +12,8 @@ from tunesmith.errors import UserError
 
 
 class Registry(Mapping[str, ModuleType]):
-    """{name: module}, each imported when it is asked for. Names are those of the files in a package and of the
-    entry points in a group; a file whose name begins with _ is not one. Raises UserError if an installed package brings
-    a name that is there already."""
+    """{name: module}. A module is imported when it is looked up. Names are the files of `package`, except those that
+    begin with _, and the entry points in `group`. Raises UserError if an entry point has the name of a file."""
 
     def __init__(self, package: str, group: str):
         self._package, self._group = package, group
@@ -23,13 +22,13 @@ class Registry(Mapping[str, ModuleType]):
     def _places(self) -> dict[str, str | EntryPoint]:
         files = pkgutil.iter_modules(import_module(self._package).__path__)
         built_in = {file.name: f"{self._package}.{file.name}" for file in files if not file.name.startswith("_")}
-        others = {point.name: point for point in entry_points(group=self._group)}
-        if twice := sorted(built_in.keys() & others.keys()):
+        added = {point.name: point for point in entry_points(group=self._group)}
+        if twice := sorted(built_in.keys() & added.keys()):
             raise UserError(
-                f"{self._group}: the installed package {_package_of(others[twice[0]])} brings {twice[0]}, which "
-                "Tunesmith has; remove it"
+                f"{self._group}: the installed package {_package_of(added[twice[0]])} adds {twice[0]}, which "
+                "is built in; uninstall the package"
             )
-        return built_in | others
+        return built_in | added
 
     def __getitem__(self, name: str) -> ModuleType:
         place = self._places[name]

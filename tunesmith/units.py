@@ -1,4 +1,4 @@
-"""Numbers for people: bytes, counts, shares and times, one way everywhere."""
+"""Formats numbers for messages and reports: bytes, counts, shares and times."""
 
 import math
 
@@ -6,21 +6,21 @@ NO_VALUE = "–"
 
 
 def size(bytes_: float) -> str:
-    """Bytes in the decimal unit that suits them."""
+    """Formats bytes in the largest decimal unit that leaves at least 1, such as 12.3 GB."""
     unit, divisor = next((pair for pair in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if bytes_ >= pair[1]), ("bytes", 1))
     value = bytes_ / divisor
     return f"{value:,.1f} {unit}" if unit != "bytes" else f"{value:.0f} {unit}"
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Formats seconds as h:mm:ss, or m:ss under an hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def decimals(*values: float) -> int:
-    """Digits after the point that show two figures of the largest value: 2 to 4."""
+    """Returns how many decimals show two significant figures of the largest value, between 2 and 4."""
     largest = max((abs(v) for v in values if math.isfinite(v)), default=1)
     return min(4, max(2, 1 - math.floor(math.log10(largest)))) if largest else 2
 
@@ -36,7 +36,8 @@ def signed(value: float, digits: int) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Whole per cent, but never 0 or 100 for what is only close to it."""
+    """Formats a share as whole per cent, with a decimal where rounding would make 0 or 100 of a share that is
+    neither."""
     if share is None:
         return NO_VALUE
     edge = 0 < abs(share) < 0.01 or 0.99 < abs(share) < 1
@@ -54,7 +55,7 @@ def duration(seconds: float | None) -> str:
 
 
 def count(number: float) -> str:
-    """A count in thousands, millions or billions, such as 12.3M."""
+    """Formats a count in thousands, millions or billions, such as 12.3M."""
     for unit, units in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= units:
             return f"{number / units:.1f}{unit}"

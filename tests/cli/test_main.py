@@ -185,11 +185,11 @@ def test_looking_commands_answer(trained, arguments):
         (("init",), "MODEL is missing: tunesmith init MODEL DATA"),
         (("chat",), "RUN is missing: tunesmith chat RUN"),
         (("connect",), "CLIENT is openclaw, opencode, codex"),
-        (("export", "first", "second", "--to", "gguf"), "second is too much"),
+        (("export", "first", "second", "--to", "gguf"), "second is one argument too many"),
         (("runs", "show", "frist"), "frist: no such run; did you mean first?"),
         (("serve", "runs/typo"), "no folder runs/typo, and no such run: runs has first"),
         (("data", "check", "rows.jsonl", "--columns", "question"), "write name=column"),
-        (("data", "show", "rows.jsonl"), "pass --model"),
+        (("data", "show", "rows.jsonl"), "give --model"),
         (("train", "--train.learning-rat", "1"), "--train.learning-rate"),
         (("train", "recipe.yaml", "--train.max-steps", "many"), "train.max_steps"),
         (("train", "absent.yaml"), "absent.yaml: no such recipe"),
@@ -341,7 +341,7 @@ def test_eval_on_other_rows_is_shown_and_leaves_the_run_as_it_was(measured, here
 @pytest.mark.parametrize(
     ("runs", "said", "unsaid"),
     [
-        (("full", "lora"), [], ["do not compare"]),
+        (("full", "lora"), [], ["not comparable"]),
         (("lora", "elsewhere"), ["different held-out rows"], ["different tokenizers"]),
         (("lora", "gemma"), ["different tokenizers"], ["different held-out rows"]),
     ],

@@ -106,7 +106,7 @@ def test_the_try_goes_through_the_api_of_the_client(client, path, tools, server,
     status, _, said = tunesmith("connect", client, "--url", server.url)
     assert status == 0 and "no tool call" in said[-1] and "It is [31m 5msunny." in said[-1]
     _, _, said = tunesmith("connect", client, "--url", server.url, "--no-test")
-    assert len(server.asked) == 1 and said[-1].startswith("Then: ")
+    assert len(server.asked) == 1 and said[-1].startswith("Next: ")
 
 
 EXISTING = {
@@ -135,7 +135,7 @@ def test_writing_keeps_what_is_there_and_a_backup(client, server, tunesmith):
     assert file.with_name(file.name + ".bak").read_text() == before and file.stat().st_mode & 0o777 == 0o640
     written = file.read_text()
     _, _, said = tunesmith("connect", client, "--url", server.url, "--write")
-    assert "has it already" in said[0] and file.read_text() == written
+    assert "has these settings already" in said[0] and file.read_text() == written
     assert sorted(f.name for f in file.parent.iterdir()) == sorted([file.name, file.name + ".bak"])
 
 
@@ -212,7 +212,7 @@ def test_mistakes_get_one_line(server, tunesmith, home):
     assert status == 0 and "sesame" not in printed and said[-1].startswith("Test passed")
     server.models = [{"id": "other"}]
     status, _, said = tunesmith("connect", "llm", "--url", server.url, "--api-key", "sesame")
-    assert status == 2 and "not one of tunesmith serve" in said[0]
+    assert status == 2 and "not a Tunesmith server" in said[0]
 
 
 @pytest.mark.slow

@@ -295,7 +295,7 @@ def test_answers_stand_behind_the_prompt_that_inference_uses(text, plain, thinki
     for given, written in (({}, plain), ({"reasoning_content": "add"}, thinking)):
         talk = [user("Hi"), assistant("Hello", **given), user("2+2?"), assistant("4", **given)]
         if written is None:
-            assert dropped(tokenizer, talk).detail == "the generation prompt leaves no place for reasoning"
+            assert dropped(tokenizer, talk).detail == "the generation prompt has no place for reasoning"
             continue
         last = encode_chat(tokenizer, Chat(talk), "assistant")[-1]
         context = [{"role": m["role"], "content": m["content"]} for m in talk[:3]]

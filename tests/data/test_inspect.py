@@ -59,7 +59,7 @@ def test_what_is_learned_is_seen_without_colour_too(family, tmp_path, capsys, mo
     print_rows(resolve(Source(path=str(file))), tokenizer, 1, partial(SFT.encode, tokenizer))
     legend, text = capsys.readouterr().out.split("\n", 1)
     if marked:
-        assert legend == "Learned: what stands between ⟦ and ⟧." and "\x1b[3" not in text
+        assert legend == "The text between ⟦ and ⟧ is learned." and "\x1b[3" not in text
         assert text.count("⟦") == text.count("⟧") == 1
         assert "In Germany." in text.partition("⟦")[2].partition("⟧")[0] and "Bonn" in text.partition("⟦")[0]
     else:
@@ -95,7 +95,7 @@ def test_lengths_are_drawn_and_add_up(family, tmp_path, capsys, name):
     shown = capsys.readouterr().out
     bars = [line.count("█") for line in shown.splitlines() if line.startswith("  ≤")]
     assert len(bars) == len(counted) and max(bars) == 30
-    assert "data.sequence_length, 64" in shown and "rows.jsonl:7 alone holds" in shown
+    assert "data.sequence_length, 64" in shown and "rows.jsonl:7 alone has" in shown
 
 
 def test_dropped_rows_that_are_not_shown_are_counted(tmp_path, capsys):

@@ -262,7 +262,7 @@ def test_runs_that_came_to_little_say_so(tmp_path):
     single = new_run(tmp_path, "single")
     train(single, 1)
     with single.held():
-        assert "the only step" in Page(single).text and "The run is going on at step 1 of 1." in Page(single).text
+        assert "the only step" in Page(single).text and "The run is still running at step 1 of 1." in Page(single).text
     assert "was cut off at step 1 of 1" in Page(single).text
 
     broken = new_run(tmp_path, "broken")
@@ -272,7 +272,7 @@ def test_runs_that_came_to_little_say_so(tmp_path):
     broken.log("stop", step=120, reason="interrupted")
     page = Page(broken)
     assert "The run was interrupted at step 120 of 396." in page.text
-    assert "There is no final evaluation" in page.text and "nothing says how sure that is" in page.text
+    assert "There is no final evaluation" in page.text and "the uncertainty is unknown" in page.text
     assert "I think it is" in page.text and "same as the reference" in page.text
 
     diverged = new_run(tmp_path, "diverged")
@@ -281,7 +281,7 @@ def test_runs_that_came_to_little_say_so(tmp_path):
     diverged.log("step", **(last | {"step": 31, "loss": math.nan}))
     diverged.log("stop", step=31, reason="not_finite")
     page = Page(diverged)
-    assert "The run broke off at step 31 of 396, as its loss" in page.text
+    assert "The run failed at step 31 of 396, because its loss" in page.text
     assert "Training broke the model: at step 31" in page.text
     assert not re.search(r"\bnan\b", page.source, re.IGNORECASE)
 

@@ -357,7 +357,7 @@ def test_an_adapter_over_its_base_is_as_in_peft(tmp_path, name):
     ("more", "named"),
     [
         ({"use_dora": True}, "DoRA"),
-        ({"modules_to_save": ["lm_head"]}, "trained whole"),
+        ({"modules_to_save": ["lm_head"]}, "fully trained"),
         ({"trainable_token_indices": [1]}, "trained tokens"),
         ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
         ({"target_modules": r".*conv\.conv", "r": 64}, "convolution"),

@@ -141,7 +141,7 @@ def test_what_cannot_be_quantized_is_said(wide, tmp_path):
     _, folder = wide
     with pytest.raises(UserError, match="choose one of q2_k"):
         quantize(folder / "f32.gguf", tmp_path / "x.gguf", "q9")
-    with pytest.raises(UserError, match="llama.cpp cannot make q4_k_m"):
+    with pytest.raises(UserError, match="llama.cpp cannot quantise it to q4_k_m"):
         quantize(folder / "none.gguf", tmp_path / "x.gguf", "q4_k_m")
     assert not list(tmp_path.iterdir())
 
@@ -149,7 +149,7 @@ def test_what_cannot_be_quantized_is_said(wide, tmp_path):
 def test_f16_that_cannot_hold_a_weight_is_refused(tmp_path):
     model = made("qwen3", tmp_path / "model")
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 1e6
-    with pytest.raises(UserError, match="f16 cannot hold"):
+    with pytest.raises(UserError, match="f16 cannot represent"):
         write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f16")
 
 

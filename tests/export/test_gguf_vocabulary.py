@@ -92,7 +92,7 @@ def test_tokens_that_take_whitespace_along_are_carried_as_phi3s_or_said_or_refus
             )
         )
         assert not found.strips and "keeps whitespace" in " ".join(found.notes)
-    with pytest.raises(UserError, match="takes whitespace along"):
+    with pytest.raises(UserError, match="consumes whitespace"):
         vocabulary_of(
             *folder(
                 change=lambda tokenizer: tokenizer.add_special_tokens(
@@ -103,12 +103,12 @@ def test_tokens_that_take_whitespace_along_are_carried_as_phi3s_or_said_or_refus
 
 
 def test_where_llama_cpp_only_comes_near_is_said(folder):
-    assert "capitals outside ASCII" in " ".join(vocabulary_of(*folder("gpt_oss", "o200k")).notes)
+    assert "non-ASCII words in capitals" in " ".join(vocabulary_of(*folder("gpt_oss", "o200k")).notes)
     assert vocabulary_of(*folder("llama3", "llama3")).notes == []
 
 
 @pytest.mark.parametrize(
-    ("change", "why"), [(other_split, "no way of splitting"), (lower_case, "no way of splitting"), (unigram, "Unigram")]
+    ("change", "why"), [(other_split, "no pre-tokenizer"), (lower_case, "no pre-tokenizer"), (unigram, "Unigram")]
 )
 def test_a_strange_tokenizer_is_refused(folder, change, why):
     with pytest.raises(UserError, match=f"{why}.*export `merged`"):
@@ -133,7 +133,7 @@ def test_merges_that_scores_cannot_give_are_refused(folder):
 
 def test_more_ends_than_llama_cpp_takes_are_refused(folder):
     path, size = folder()
-    with pytest.raises(UserError, match="all of its ends"):
+    with pytest.raises(UserError, match="all of its stop tokens"):
         vocabulary_of(path, size, stop_ids=(300, 301, 302))
     assert vocabulary_of(path, size, stop_ids=(300, 301)).metadata["tokenizer.ggml.eot_token_id"] == 300
 

@@ -199,7 +199,7 @@ def test_what_breaks_a_run_off_is_its_status(recipe, monkeypatch, break_it, reas
     run = Run(asked.output / "run")
     facts = summary.summary(run)
     assert (facts["status"], facts["steps_done"]) == (reason, step) and facts["error"].startswith(error)
-    assert f"The run broke off at step {step} of 3" in summary.ending(facts)
+    assert f"The run failed at step {step} of 3" in summary.ending(facts)
     printed = io.StringIO()
     Console(file=printed, width=300).print(runs.show_run(run))
     assert facts["error"] in printed.getvalue()

@@ -217,7 +217,7 @@ def test_what_cannot_be_served_is_said(exported, tmp_path):
         ([exported[1]], "name the GGUF of its base before it"),
         ([tmp_path / "no.gguf"], "no such file"),
         ([tmp_path / "broken.gguf"], "not a GGUF file"),
-        ([exported[0], exported[0]], "one name"),
+        ([exported[0], exported[0]], "the same name"),
     ):
         with pytest.raises(UserError, match=said):
             open_models(paths)

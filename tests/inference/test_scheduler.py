@@ -229,5 +229,5 @@ def test_penalties():
 def test_what_cannot_be_served_is_said(family, tmp_path, runs):
     with pytest.raises(UserError, match="config.json"):
         open_models([tmp_path])
-    with pytest.raises(UserError, match="one name"):
+    with pytest.raises(UserError, match="the same name"):
         open_models([runs[0], runs[0]])

@@ -97,9 +97,9 @@ def test_recomputing_keeps_nothing_of_the_routers(family, coefficient):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"adapter": {"dora": True}}, "adapter.dora: PEFT has it for linear modules"),
-        ({"adapter": {"dropout": 0.1}}, "adapter.dropout: PEFT has it for linear modules"),
-        ({"model": {"quantize": "int8"}}, "model.quantize: int8 does not reach experts"),
+        ({"adapter": {"dora": True}}, "adapter.dora: PEFT supports it for linear modules"),
+        ({"adapter": {"dropout": 0.1}}, "adapter.dropout: PEFT supports it for linear modules"),
+        ({"model": {"quantize": "int8"}}, "model.quantize: int8 does not apply to experts"),
     ],
 )
 def test_what_cannot_be_is_refused(recipe, changes, said):

@@ -108,9 +108,9 @@ def test_whole_modules_train_in_bfloat16(recipe, base, part):
     [
         (
             {"targets": ["q_proj", "v_prj"]},
-            "adapter.targets: no module of this model is called v_prj; did you mean v_proj",
+            "adapter.targets: this model has no module named v_prj; did you mean v_proj",
         ),
-        ({"targets": ["q_proj", "attention.query"]}, "is called attention.query; its linear modules: down_proj"),
+        ({"targets": ["q_proj", "attention.query"]}, "named attention.query; its linear modules: down_proj"),
         ({"modules_to_save": ["lm_haed"]}, "adapter.modules_to_save: .* called lm_haed; did you mean lm_head"),
     ],
 )

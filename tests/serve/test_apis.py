@@ -306,7 +306,7 @@ def test_a_prompt_can_be_looked_at(address, engine):
 @pytest.mark.parametrize(
     ("path", "body", "status", "said"),
     [
-        ("chat/completions", {"model": "gpt-9"}, 404, "no model 'gpt-9' here"),
+        ("chat/completions", {"model": "gpt-9"}, 404, "has no model 'gpt-9'"),
         ("chat/completions", {"messages": []}, 400, "messages"),
         ("chat/completions", {"messages": "hello"}, 400, "messages"),
         ("chat/completions", {"messages": [{"role": "robot", "content": "x"}]}, 400, "role"),

@@ -18,16 +18,16 @@ def chat(
     temperature: Annotated[float, Parameter(validator=Number(gte=0, lte=2))] = 0.0,
     seed: int = 0,
 ) -> None:
-    """Talk to a run's result. `/base` and `/tuned` switch the model, `/system` sets the system prompt, `/new` starts
-    over, `/quit` ends. Ctrl-C stops an answer.
+    """Chat with a run's result. `/base` and `/tuned` switch the model, `/system` sets the system prompt, `/new` starts
+    a new conversation, `/quit` ends. Ctrl-C stops an answer.
 
     Args:
         run: The run's name or folder.
         base: Start with the base model.
-        system: The system prompt, or none; by default the one that most training rows had.
-        max_new_tokens: Longest answer, in tokens.
-        temperature: 0 always gives the likeliest answer.
-        seed: Of the sampling.
+        system: The system prompt, or none. By default the most frequent one in the training rows.
+        max_new_tokens: Length limit of an answer, in tokens.
+        temperature: The sampling temperature; 0 is greedy decoding.
+        seed: The seed of sampling.
     """
     from tunesmith.cli.chat_session import talk
     from tunesmith.run import Run

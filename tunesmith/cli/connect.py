@@ -11,7 +11,7 @@ from tunesmith.connect.trial import find_target, try_out
 
 
 def connect(
-    client: Literal[*CLIENTS],  # type: ignore[valid-type]  # the names are said once, in CLIENTS
+    client: Literal[*CLIENTS],  # type: ignore[valid-type]  # from CLIENTS, so that the names are not repeated
     *,
     url: str = "http://127.0.0.1:8383",
     model: str | None = None,
@@ -19,42 +19,42 @@ def connect(
     write: bool = False,
     test: bool = True,
 ) -> None:
-    """Print or write a client's configuration for a running server, and try it with a tool call.
+    """Print or write a client's configuration for a running server, and test it with a tool call.
 
     Args:
         client: The program to connect.
-        url: Where `tunesmith serve` listens.
-        model: Id of the model; the first tuned one by default.
+        url: The address of `tunesmith serve`.
+        model: The model's id; by default the first tuned model.
         api_key: The server's key, if it has one.
-        write: Put the configuration into the client's file instead of printing it; the old file is kept as .bak.
+        write: Write the configuration into the client's file instead of printing it; the old file is kept as .bak.
         test: Ask the model for a tool call.
     """
     chosen = CLIENTS[client]
     target = find_target(url, model, api_key)
     _warn(client, chosen, target)
-    ours = chosen.config(target)
-    text = FORMATS[chosen.format][1]({**chosen.start, **dict(ours)} if chosen.start else ours)
+    settings = chosen.config(target)
+    text = FORMATS[chosen.format][1]({**chosen.start, **dict(settings)} if chosen.start else settings)
     path = chosen.path()
     if write:
-        _say(write_config(path, chosen, ours, text))
+        _say(write_config(path, chosen, settings, text))
     else:
         print(text, end="")
-        _say(f"For {path}; --write puts it there.")
-    _say(f"Then: {chosen.then(target)}")
+        _say(f"This belongs in {path}; --write writes it there.")
+    _say(f"Next: {chosen.then(target)}")
     if test:
         _say(try_out(chosen.api, target))
 
 
 def _warn(name: str, client: Client, target: Target) -> None:
     if not target.tools:
-        _say(f"Warning: the chat template of {target.model} has no tools; {name} can talk with it, but not use tools.")
+        _say(f"Warning: the chat template of {target.model} has no tools; {name} can chat with it, but not use tools.")
     if target.context < client.context:
         _say(
-            f"Warning: {target.model} has a context of {target.context:,} tokens; {name} wants at least "
+            f"Warning: {target.model} has a context of {target.context:,} tokens; {name} needs at least "
             f"{client.context:,}."
         )
 
 
 def _say(line: str) -> None:
-    """Beside the configuration, which alone is on standard output."""
+    """Prints a line to stderr, because stdout has only the configuration."""
     print(line, file=sys.stderr, flush=True)

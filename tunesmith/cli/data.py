@@ -20,28 +20,28 @@ def check(
     split: str | None = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a file, or each source of a recipe, holds: format, counts, problems, and with a model the lengths.
+    """Describe a file, or each source of a recipe: format, rows, problems and, with a model, lengths in tokens.
 
     Args:
-        file: File, folder, glob, hub:org/name, or a recipe (YAML), whose model and columns then count.
-        model: Folder or hub id of the model whose tokenizer and template count.
-        format: The format, if it is not to be recognised.
-        columns: The file's own names of columns, like question=Frage answer=Antwort.
-        subset: Of a hub dataset or a folder.
-        split: Of a hub dataset or a folder; train if there is one.
+        file: File, folder, glob, hub:org/name, or a recipe (YAML), whose model and columns are then used.
+        model: Folder or hub id of the model whose tokenizer and chat template to use.
+        format: The format, instead of recognising it.
+        columns: The file's own column names, like question=Frage answer=Antwort.
+        subset: The subset of a hub dataset or a folder.
+        split: The split of a hub dataset or a folder; by default train, if there is one.
         as_json: Print the findings as JSON.
     """
     from tunesmith.cli.data_report import print_report
-    from tunesmith.data.inspect import check as look
+    from tunesmith.data.inspect import check as inspect
 
-    asked = asked_for(file, model, format, columns, subset, split)
-    tokenizer = asked.tokenizer()
-    encode = asked.encode(tokenizer) if tokenizer else None
-    found = [look(source, encode) for source in asked.sources]
+    selected = select(file, model, format, columns, subset, split)
+    tokenizer = selected.tokenizer()
+    encode = selected.encode(tokenizer) if tokenizer else None
+    findings = [inspect(source, encode) for source in selected.sources]
     if as_json:
-        return print_json(found if len(found) > 1 else found[0])
-    for one in found:
-        print_report(one, asked.sequence_length)
+        return print_json(findings if len(findings) > 1 else findings[0])
+    for one in findings:
+        print_report(one, selected.sequence_length)
 
 
 def show(
@@ -58,27 +58,28 @@ def show(
     """Show rows as the model will see them, supervised tokens in colour.
 
     Args:
-        file: File, folder, glob, hub:org/name, or a recipe (YAML), whose model and columns then count.
+        file: File, folder, glob, hub:org/name, or a recipe (YAML), whose model and columns are then used.
         model: Folder or hub id of the model.
-        rows: How many.
-        format: The format, if it is not to be recognised.
-        columns: The file's own names of columns, like question=Frage answer=Antwort.
-        mask: What is learned: assistant (by default), last or all; or what the recipe says.
-        subset: Of a hub dataset or a folder.
-        split: Of a hub dataset or a folder; train if there is one.
+        rows: The number of rows to show.
+        format: The format, instead of recognising it.
+        columns: The file's own column names, like question=Frage answer=Antwort.
+        mask: The supervised tokens: assistant, last or all; by default the recipe's, or assistant.
+        subset: The subset of a hub dataset or a folder.
+        split: The split of a hub dataset or a folder; by default train, if there is one.
     """
     from tunesmith.cli.data_report import print_rows
 
-    asked = asked_for(file, model, format, columns, subset, split)
-    if (tokenizer := asked.tokenizer()) is None:
-        raise UserError("data show: pass --model, whose template the rows are written with")
-    for source in asked.sources:
-        print_rows(source, tokenizer, rows, asked.encode(tokenizer, mask))
+    selected = select(file, model, format, columns, subset, split)
+    if (tokenizer := selected.tokenizer()) is None:
+        raise UserError("data show: pass --model, whose chat template renders the rows")
+    encode = selected.encode(tokenizer, mask)
+    for source in selected.sources:
+        print_rows(source, tokenizer, rows, encode)
 
 
 @dataclass
-class Asked:
-    """The sources to look at and how they are to be encoded, from a recipe or from flags."""
+class Selected:
+    """The sources to inspect and how to encode them, from a recipe or from flags."""
 
     sources: list
     model: Any = None  # the recipe's section
@@ -86,7 +87,7 @@ class Asked:
     sequence_length: int | None = None
 
     def tokenizer(self):
-        """The base's, without new tokens; None without a model."""
+        """Returns the base model's tokenizer, without the recipe's new tokens, or None without a model."""
         from tunesmith.data.source import tokenizer_for
         from tunesmith.model.load import resolve
 
@@ -97,7 +98,7 @@ class Asked:
         )
 
     def encode(self, tokenizer, mask: str | None = None):
-        """A function that encodes a row: by the recipe's method, or conversations by sft and text by cpt."""
+        """Returns a function that encodes a row: with the recipe's method, or with sft for conversations and cpt for text."""
         from tunesmith.data.rows import Text
         from tunesmith.methods import Method, cpt, sft
 
@@ -109,9 +110,10 @@ class Asked:
         return lambda row: (text if isinstance(row, Text) else conversation).encode(tokenizer, row)
 
 
-def asked_for(
+def select(
     file: str, model: str | None, format: str, columns: list[str], subset: str | None, split: str | None
-) -> Asked:
+) -> Selected:
+    """Returns the sources of a recipe or of flags. Raises UserError for an invalid recipe or flag."""
     from pydantic import ValidationError
 
     from tunesmith.data.source import resolve
@@ -120,7 +122,7 @@ def asked_for(
     if Path(file).suffix in (".yaml", ".yml"):
         recipe = Recipe.load(file)
         length = recipe.data.sequence_length
-        return Asked(
+        return Selected(
             [resolve(source) for source in (*recipe.data.train, *recipe.data.eval)],
             recipe.model.model_copy(update={"path": model} if model else {}),
             recipe.method,
@@ -130,4 +132,4 @@ def asked_for(
         source = Source(path=file, format=format, columns=columns_of(columns), subset=subset, split=split)
     except ValidationError as error:
         raise UserError(f"{file}: {first_problem(error)}") from None
-    return Asked([resolve(source)], Model(path=model) if model else None)
+    return Selected([resolve(source)], Model(path=model) if model else None)

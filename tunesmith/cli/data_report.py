@@ -1,4 +1,4 @@
-"""What is in data, and rows as the model sees them, for a person."""
+"""Prints the findings of `tunesmith data check`, and rows as the model sees them."""
 
 from itertools import islice
 
@@ -14,21 +14,23 @@ from tunesmith.data.source import ResolvedSource
 from tunesmith.data.tokenizer import Tokenizer
 
 BAR = 30  # characters
-LARGE_SHARE = 0.25  # of all tokens in one row, which is then named
+LARGE_SHARE = 0.25  # share of all tokens above which a single row is named
 
 
-def print_report(found: dict, sequence_length: int | None = None) -> None:
-    """Prints what `check` found; `sequence_length` is that of the recipe, where there is one."""
+def print_report(findings: dict, sequence_length: int | None = None) -> None:
+    """Prints the findings of `check`. `sequence_length` is the recipe's, in tokens, if there is a recipe."""
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print(f"{found['path']}: format {found['format']}, {found['read']:,} rows read, {found['kept']:,} usable")
-    if found["left_out"]:
-        console.print(f"  left out: {', '.join(found['left_out'])}", style="yellow", soft_wrap=True)
+    console.print(
+        f"{findings['path']}: format {findings['format']}, {findings['read']:,} rows read, {findings['kept']:,} usable"
+    )
+    if findings["left_out"]:
+        console.print(f"  left out: {', '.join(findings['left_out'])}", style="yellow", soft_wrap=True)
     for action in ("dropped", "changed"):
-        for reason, count in found[action].items():
+        for reason, count in findings[action].items():
             console.print(f"  {count:,} {action}: {REASONS[reason]}", style="yellow")
-    if found["unread"]:
-        console.print(f"  columns not read: {describe(found['unread'])}", style="yellow", soft_wrap=True)
-    dropped, first = sum(found["dropped"].values()), found["first_problems"]
+    if findings["unread"]:
+        console.print(f"  columns not read: {describe(findings['unread'])}", style="yellow", soft_wrap=True)
+    dropped, first = sum(findings["dropped"].values()), findings["first_problems"]
     if first:
         console.print(
             f"  The first {len(first)} of {dropped:,} dropped rows:" if dropped > len(first) else "  The dropped rows:",
@@ -37,44 +39,45 @@ def print_report(found: dict, sequence_length: int | None = None) -> None:
     for problem in first:
         detail = f" ({problem['detail']})" if problem["detail"] else ""
         console.print(f"  {problem['where']}: {REASONS[problem['reason']]}{detail}", style="dim", soft_wrap=True)
-    if "tokens" not in found:
-        console.print("  Add --model to see token lengths and how much is trained on.")
+    if "tokens" not in findings:
+        console.print("  Add --model to see lengths in tokens and the share of supervised tokens.")
         return
-    _report_lengths(console, found, sequence_length)
+    _report_lengths(console, findings, sequence_length)
 
 
-def _report_lengths(console: Console, found: dict, sequence_length: int | None) -> None:
-    console.print(f"  {found['tokens']:,} tokens, {found['supervised_share']:.1%} of them supervised")
-    longest = found["longest"]
-    if len(found["histogram"]) > 1 and longest["tokens"] > LARGE_SHARE * found["tokens"]:
+def _report_lengths(console: Console, findings: dict, sequence_length: int | None) -> None:
+    console.print(f"  {findings['tokens']:,} tokens, {findings['supervised_share']:.1%} of them supervised")
+    longest = findings["longest"]
+    if len(findings["histogram"]) > 1 and longest["tokens"] > LARGE_SHARE * findings["tokens"]:
         console.print(
-            f"  {longest['where']} alone holds {longest['tokens'] / found['tokens']:.0%} of all tokens",
+            f"  {longest['where']} alone has {longest['tokens'] / findings['tokens']:.0%} of all tokens",
             style="yellow",
             soft_wrap=True,
         )
-    most = max(found["histogram"].values())
+    most = max(findings["histogram"].values())
     console.print("\n  tokens    examples")
-    for bound, count in found["histogram"].items():
+    for bound, count in findings["histogram"].items():
         style = "red" if sequence_length and bound > sequence_length else "green"
         console.print(Styled.assemble(f"  ≤ {bound:>7,} ", (bar(count / most, BAR), style), f" {count:,}"))
     if sequence_length and longest["tokens"] > sequence_length:
-        console.print(f"  red: longer than the recipe's data.sequence_length, {sequence_length:,}", style="dim")
-    percentiles = found["length_percentiles"]
+        console.print(f"  red: longer than the recipe's data.sequence_length of {sequence_length:,}", style="dim")
+    percentiles = findings["length_percentiles"]
     console.print(
         f"\n  half of the examples have at most {percentiles[50]:,} tokens, 95 % at most "
         f"{percentiles[95]:,}, the longest {longest['tokens']:,}"
     )
-    for length, share in found["lost_share"].items():
+    for length, share in findings["lost_share"].items():
         if share:
             console.print(f"  data.sequence_length: {length:,} would lose {share:.1%} of them")
 
 
 def print_rows(source: ResolvedSource, tokenizer: Tokenizer, rows: int, encode: Encode) -> None:
-    """Prints the first rows as the model sees them: what it learns in green, or between marks without colour."""
+    """Prints the first rows as the model sees them, with supervised tokens in green, or between marks if there is no
+    colour."""
     console = Console(highlight=False, markup=False, emoji=False)
     marks = _marks(console)
     console.print(
-        f"Learned: what stands between {marks[0]} and {marks[1]}."
+        f"The text between {marks[0]} and {marks[1]} is learned."
         if marks
         else Styled.assemble(("Green", "bold green"), " is learned, ", ("the rest", "dim"), " is not.")
     )
@@ -93,14 +96,15 @@ def print_rows(source: ResolvedSource, tokenizer: Tokenizer, rows: int, encode: 
 
 
 def _marks(console: Console) -> tuple[str, str] | None:
-    """What stands around learned text where colour cannot show it: in a file, a pipe, with NO_COLOR or TERM=dumb."""
+    """Returns marks for supervised text where there is no colour: in a file, a pipe, with NO_COLOR or TERM=dumb."""
     if console.color_system and not console.no_color:
         return None
     return ("⟦", "⟧") if console.encoding.lower().startswith("utf") else ("[[", "]]")
 
 
 def _coloured(tokenizer: Tokenizer, example: Example, marks: tuple[str, str] | None) -> Styled:
-    """Runs of tokens of one kind decoded together, as one character may be several tokens."""
+    """Returns an example's text in colours. Runs of supervised or unsupervised tokens are decoded together, because a
+    character may take several tokens."""
     styled, start = Styled(), 0
     flags = example.supervised
     for end in range(1, len(flags) + 1):

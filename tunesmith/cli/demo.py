@@ -1,4 +1,4 @@
-"""`tunesmith demo`: makes what it needs, trains as `tunesmith train` would, and shows what came of it."""
+"""`tunesmith demo`: builds a model and data, trains as `tunesmith train` does, and shows the results."""
 
 import time
 from datetime import date
@@ -19,22 +19,22 @@ STARTER = {
     "adapter": {"kind": "full"},
     "train": {"epochs": 1, "batch": 8, "learning_rate": 1e-3, "eval_every": 200},
 }
-# A model of the user's knows language already: a low-rank adapter and gentler steps teach it the facts.
+# A pretrained model of the user's needs only a low-rank adapter and a lower learning rate to learn the facts.
 OWN_MODEL = {"adapter": {"kind": "lora"}, "train": {"epochs": 1, "batch": 16, "learning_rate": 2e-4}}
 
 
 def demo(*, model: str | None = None, output: Path = DEFAULT_OUTPUT) -> None:
-    """The main job on real data, offline: a small model learns facts about Python's standard library.
+    """Fine-tune a small model offline on facts about Python's standard library.
 
     Args:
-        model: Folder or hub id of a model of yours, instead of the small one that is made from the documentation.
-        output: Where runs are.
+        model: Folder or hub id of your own model, instead of the small one that is built from the documentation.
+        output: The folder of runs.
     """
     demonstrate(model, output)
 
 
 def demonstrate(model: str | None, output: Path) -> None:
-    """Runs the demonstration and prints its table. `model`: a folder or hub id; None makes the starter model."""
+    """Runs the demonstration and prints its results. `model` is a folder or hub id; None builds the starter model."""
     from tunesmith.cli.progress import train
     from tunesmith.demo import questions
     from tunesmith.demo.starter import cached_starter
@@ -50,7 +50,7 @@ def demonstrate(model: str | None, output: Path) -> None:
 
 
 def recipe(model: str, train_file: Path, eval_file: Path, output: Path, settings: dict) -> Recipe:
-    """The demo's fine-tuning job, as `tunesmith train` would read it."""
+    """Returns the recipe of the demo's fine-tuning."""
     return Recipe.build(
         merge(
             {
@@ -67,26 +67,26 @@ def recipe(model: str, train_file: Path, eval_file: Path, output: Path, settings
 
 
 def _show(console: Console, run: Run, seconds: float) -> None:
-    found = read_json(run.eval_file)
+    evaluation = read_json(run.eval_file)
     table = Table("reworded questions, unseen in training", "before", "after")
-    right = [f"{found[side]['exact_match']['mean']:.1%}" for side in ("before", "after")]
-    loss = [f"{found[side]['loss']['mean']:.3f}" for side in ("before", "after")]
-    table.add_row(f"answers exactly right, of {found['rows']}", *right)
+    right = [f"{evaluation[side]['exact_match']['mean']:.1%}" for side in ("before", "after")]
+    loss = [f"{evaluation[side]['loss']['mean']:.3f}" for side in ("before", "after")]
+    table.add_row(f"answers exactly right, of {evaluation['rows']}", *right)
     table.add_row("held-out loss", *loss)
     answers = Table("question", "reference", "before", "after", show_lines=True)
-    for sample in found["samples"]:
+    for sample in evaluation["samples"]:
         answers.add_row(*(_short(sample[key]) for key in ("prompt", "reference", "before", "after")))
     console.print(table, answers)
     console.print(f"This took {seconds:.0f} s.\n\nrun     {run.folder}\nreport  {run.report_file}\n\nNext:")
     for command, what in (
-        (f"tunesmith chat {quoted(run.folder)}", "ask it yourself; /base asks the untrained model"),
-        (f"tunesmith export {quoted(run.folder)} --to merged", "one model folder for other programs"),
-        ("tunesmith init --model MODEL --data FILE", "a recipe for a model and data of yours"),
+        (f"tunesmith chat {quoted(run.folder)}", "chat with the model; /base switches to the untrained one"),
+        (f"tunesmith export {quoted(run.folder)} --to merged", "write one model folder for other programs"),
+        ("tunesmith init --model MODEL --data FILE", "write a recipe for your own model and data"),
     ):
         console.print(f"  {command}\n      {what}", soft_wrap=True)
 
 
 def _short(text: str, most: int = 120) -> str:
-    """One line for a table's cell; text of a model is not markup."""
+    """Shortens text to one line for a table's cell, and escapes rich's markup."""
     line = " ".join(text.split())
     return escape(line if len(line) <= most else line[: most - 1] + "…")

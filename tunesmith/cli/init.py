@@ -15,12 +15,12 @@ def init(
     output: Path = Path("recipe.yaml"),
     force: Annotated[bool, Switch] = False,
 ) -> None:
-    """Write a short commented recipe that runs as it is.
+    """Write a short commented recipe that is ready to run.
 
     Args:
         model: Folder or hub id of the base model.
         data: File, folder, glob or hub:org/name of the examples.
-        columns: The file's own names of columns, like question=Frage answer=Antwort.
+        columns: The file's own column names, like question=Frage answer=Antwort.
         output: The file to write.
         force: Overwrite it if it exists.
     """

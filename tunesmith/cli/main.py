@@ -1,6 +1,6 @@
-"""The command line: one file a command, and what all of them share: the list of them, and mistakes in one line.
+"""The command line: lists the commands, runs one, and reports mistakes in one line.
 
-Exit status: 0 done, 2 the user's mistake, 1 ours, 130 interrupted.
+Exit status: 0 success, 2 a mistake of the user, 1 any other error, 130 interrupted.
 """
 
 import errno
@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Group
 
 from tunesmith.errors import Ending, UserError, is_disk_full
 
-# Help in plain text: what draws Markdown takes longer to import than all else that help needs.
+# Help is plain text, because importing a Markdown renderer takes longer than everything else that help needs.
 app = App(
     name="tunesmith",
     help="Fine-tune language models on the workstation you own.",
@@ -23,10 +23,10 @@ app = App(
 GROUPS = {
     name: Group(name, sort_key=place) for place, name in enumerate(("Prepare", "Train", "Use the result", "More"))
 }
-# Each command is imported when it is used, so that none waits for what another needs.
+# Each command is imported when it is used, so that none waits for the imports of another.
 COMMANDS = {
     "Prepare": {
-        "init": ("init:init", "Write a short commented recipe that runs as it is.", ()),
+        "init": ("init:init", "Write a short commented recipe that is ready to run.", ()),
     },
     "Train": {
         "train": (
@@ -42,14 +42,14 @@ COMMANDS = {
         ),
         "eval": (
             "eval:evaluate",
-            "Show how a run did on its held-out rows, before and after; with --data, measure it on other rows.",
+            "Compare a run's model with its base on the held-out rows. With --data, measure it on other rows.",
             ("evaluate", "test"),
         ),
     },
     "Use the result": {
         "chat": (
             "chat:chat",
-            "Talk to a run's result in the terminal, and to its base model.",
+            "Chat in the terminal with a run's result and its base model.",
             ("run", "ask", "generate", "inference"),
         ),
         "export": (
@@ -59,19 +59,19 @@ COMMANDS = {
         ),
         "serve": (
             "serve:serve",
-            "Serve runs and models over the APIs of OpenAI and Anthropic; a run with its base, on one copy of weights.",
+            "Serve runs and models over the APIs of OpenAI and Anthropic. A run shares the weights of its base.",
             ("server", "ui", "web", "studio"),
         ),
         "connect": (
             "connect:connect",
-            "Print or write another program's configuration for a running server, and try it with a tool call.",
+            "Print or write another program's configuration for a running server, and test it with a tool call.",
             (),
         ),
     },
     "More": {
         "demo": (
             "demo:demo",
-            "The main job on real data, offline: a small model learns facts about Python's standard library.",
+            "Fine-tune a small model offline on facts about Python's standard library.",
             (),
         ),
     },
@@ -87,7 +87,7 @@ data = App(
 data.command(
     "tunesmith.cli.data:check",
     name="check",
-    help="Say what a file, or each source of a recipe, holds: format, counts, problems, and with a model the lengths.",
+    help="Describe a file, or each source of a recipe: format, rows, problems and, with a model, lengths in tokens.",
 )
 data.command(
     "tunesmith.cli.data:show", name="show", help="Show rows as the model will see them, supervised tokens in colour."
@@ -98,11 +98,11 @@ app.command(data)
 app.command(recipe)
 app["--help"].group = app["--version"].group = GROUPS["More"]
 
-DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)  # what only the user can mend
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)  # errors that only the user can fix
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command that the arguments name, by default those of this process, and ends with its exit status."""
+    """Runs the command line, by default this process's arguments, and exits the process with the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["train"], ["resume"]) and sys.stderr.isatty() and not {"--help", "-h"} & set(arguments):
         print("loading …", end="\r", file=sys.stderr, flush=True)  # until `waiting` clears it
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Ending as error:
         _fail(str(error), error.status)
     except CycloptsError as error:
-        _fail(_misused(error), UserError.status)
+        _fail(_usage_problem(error), UserError.status)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:
@@ -120,8 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{error.filename or 'while writing'}: {error.strerror}", UserError.status)
 
 
-def _misused(error: CycloptsError) -> str:
-    """What is wrong with the command line, in one line."""
+def _usage_problem(error: CycloptsError) -> str:
+    """Returns one line about a mistake in the command line."""
     from cyclopts import MissingArgumentError, UnknownCommandError, UnusedCliTokensError
     from pydantic import ValidationError
 
@@ -134,8 +134,8 @@ def _misused(error: CycloptsError) -> str:
     if isinstance(error, MissingArgumentError) and error.target and not error.keyword:
         return f"{command}: {error.argument.name.lstrip('-').upper()} is missing: {_usage(command, error.target)}"
     if isinstance(error, UnusedCliTokensError) and error.target:
-        return f"{command}: {' '.join(error.unused_tokens)} is too much: {_usage(command, error.target)}"
-    if isinstance(error, UnknownCommandError):  # its list of commands is cut off
+        return f"{command}: {' '.join(error.unused_tokens)} is one argument too many: {_usage(command, error.target)}"
+    if isinstance(error, UnknownCommandError):  # cyclopts cuts off its list of commands
         return (
             str(error).partition(" Available commands")[0]
             + f" `tunesmith {command} --help`".replace("  ", " ")
@@ -145,7 +145,7 @@ def _misused(error: CycloptsError) -> str:
 
 
 def _usage(command: str, function) -> str:
-    """How a command is called with what it requires, and the choices for its arguments."""
+    """Returns a command's usage line: its required arguments, and the choices of each."""
     from inspect import Parameter as Signed
     from inspect import signature
     from typing import get_args

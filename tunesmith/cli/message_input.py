@@ -1,4 +1,4 @@
-"""Reads the messages that a user types, or pipes, into a program that answers them."""
+"""Reads the user's messages from a terminal or a pipe."""
 
 import sys
 
@@ -6,8 +6,8 @@ from rich.console import Console
 
 
 class MessageInput:
-    """On a terminal a line editor: arrow keys, the history of this session, pasted lines in one message. Elsewhere each
-    line is a message."""
+    """Reads messages. On a terminal it is a line editor with arrow keys and history, in which pasted lines are one
+    message. Elsewhere each line is a message."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -18,7 +18,7 @@ class MessageInput:
             sys.stdin.reconfigure(errors="replace")
 
     def read(self, name: str) -> str | None:
-        """The next message that is not empty, after a prompt with this name; None at the end of input."""
+        """Prompts with `name` and returns the next message that is not empty, or None at the end of input."""
         while True:
             try:
                 message = self._console.input(f"[bold]{name}[/] > ") if self._editor is None else self._edited(name)
@@ -37,7 +37,7 @@ class MessageInput:
 
     def _edited(self, name: str) -> str:
         message = self._editor.prompt([("bold", name), ("", " > ")])
-        return message.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes that are no UTF-8
+        return message.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes that are not UTF-8
 
 
 def _editor():
@@ -51,13 +51,13 @@ def _editor():
     def _(event):
         event.current_buffer.validate_and_handle()
 
-    # Ctrl-J is also what a line break is in text that a terminal without bracketed paste pastes.
+    # A terminal without bracketed paste sends line breaks in pasted text as Ctrl-J.
     @keys.add("escape", "enter")
     @keys.add("c-j")
     def _(event):
         event.current_buffer.newline(copy_margin=False)
 
-    # It asks the terminal for the cursor's place only to lay out menus, and complains where no answer comes.
+    # The editor queries the cursor position only for menus, and warns if the terminal does not answer.
     output = create_output()
     output.enable_cpr = False
     return PromptSession(multiline=True, key_bindings=keys, prompt_continuation="", output=output)

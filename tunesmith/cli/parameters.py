@@ -1,4 +1,4 @@
-"""Parameters that several commands share, and JSON for programs."""
+"""Parameters that several commands share, and JSON output."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +20,7 @@ DEFAULT_OUTPUT = Path("runs")
 
 
 def columns_of(pairs: list[str]) -> dict[str, str]:
-    """`question=Frage` as {"question": "Frage"}."""
+    """Parses pairs such as `question=Frage` into {"question": "Frage"}. Raises UserError for any other text."""
     parts = [pair.partition("=") for text in pairs for pair in text.split(",")]
     if wrong := [name for name, equals, column in parts if not (name and equals and column)]:
         raise UserError(f"--columns {wrong[0]}: write name=column, like question=Frage answer=Antwort")
@@ -28,7 +28,7 @@ def columns_of(pairs: list[str]) -> dict[str, str]:
 
 
 def print_json(value) -> None:
-    """For programs: on standard output, and nothing else there."""
+    """Prints a value as JSON to standard output, for programs."""
     from tunesmith.files import json_text
 
     print(json_text(value, indent=2))

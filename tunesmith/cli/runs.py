@@ -1,4 +1,4 @@
-"""`tunesmith runs`: runs listed, shown and compared."""
+"""`tunesmith runs`: lists, shows and compares runs."""
 
 import json
 from collections.abc import Callable
@@ -35,10 +35,10 @@ def runs(
     """List runs, show one, compare some, or pause, continue or stop a running one.
 
     Args:
-        action: What to do. A run pauses or stops after its current step and saves a checkpoint; a paused one keeps
-            the model in memory.
-        folders: The runs' names or folders; for list all in `output`.
-        output: Where runs are.
+        action: list, show, compare, pause, continue or stop. A run pauses or stops after its current step and saves a
+            checkpoint; a paused run keeps the model in memory.
+        folders: The runs' names or folders; list shows all in `output` by default.
+        output: The folder of runs.
         as_json: Print summaries as JSON.
     """
     chosen_runs = [Run.open(folder, output) for folder in folders] or list_runs(output)
@@ -62,7 +62,7 @@ def runs(
 
 
 def list_table(runs: list[Run]) -> Table:
-    """A run each: its name above what was trained, then its results; fits 80 columns."""
+    """Returns a table of runs that fits 80 columns: name, model, method and adapter, then the results."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("Run", overflow="fold")
     table.add_column("Status", no_wrap=True)
@@ -81,8 +81,8 @@ def list_table(runs: list[Run]) -> Table:
 
 
 def show_run(run: Run) -> RenderableType:
-    """One run: the verdict, then its figures and warnings."""
-    facts, found = summary(run), verdict(run)
+    """Returns one run's verdict, figures and warnings."""
+    facts, judged = summary(run), verdict(run)
     table = _table()
     rows = {
         "Run": facts["name"],
@@ -98,12 +98,13 @@ def show_run(run: Run) -> RenderableType:
             table.add_row(*_texts(name, value))
     for message, times in warnings(run).items():
         table.add_row(*_texts("Warning", message if times == 1 else f"{message} ({times} times)"))
-    return Group(Text(found.text, style=TONES[found.tone]), Text(ending(facts)), Text(), table)
+    return Group(Text(judged.text, style=TONES[judged.tone]), Text(ending(facts)), Text(), table)
 
 
 def compare(runs: list[Run], width: int = 80) -> RenderableType:
-    """Side by side: the recipe keys that differ, then the results, what makes them incomparable, and the curves of
-    held-out loss (of training loss, where a run has no evaluations). Runs are lettered, so that many fit."""
+    """Compares runs side by side: the recipe keys that differ, the results, notes on results that are not comparable,
+    and curves of held-out loss, or of training loss if a run has no evaluations. Letters stand for runs to save
+    width."""
     table = _table()
     letters = [chr(ord("A") + number % 26) for number in range(len(runs))]
     for place, letter in enumerate(letters):
@@ -143,7 +144,7 @@ def _curves(runs: list[Run], width: int) -> list[RenderableType]:
 
 
 def _results(facts: dict) -> dict[str, str]:
-    """The outcome of a `summary` as people read it."""
+    """Formats the results in a `summary`."""
 
     def change(key: str, show: Callable[[Any], str]) -> str:
         before, after = facts[f"{key}_before"], facts[f"{key}_after"]
@@ -159,21 +160,21 @@ def _results(facts: dict) -> dict[str, str]:
 
 
 def _table() -> Table:
-    """Names at the left, values beside them."""
+    """Returns a table with names on the left and values beside them."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("", style="dim", no_wrap=True)
     return table
 
 
 def _texts(*values: Any) -> list[Text]:
-    """Cells that rich takes as they are: a name may hold [brackets]."""
+    """Returns cells without markup, because a name may contain [brackets]."""
     return [
         Text(value if isinstance(value, str) else NO_VALUE if value is None else json.dumps(value)) for value in values
     ]
 
 
 def finished(run, as_json: bool) -> None:
-    """What came of a run: its summary as JSON for a program, else for a person, with what to do next."""
+    """Prints a finished run's summary as JSON, or its results and the next commands for the user."""
     if as_json:
         print(json_text(summary(run), indent=2))
     else:

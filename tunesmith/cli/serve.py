@@ -1,4 +1,4 @@
-"""`tunesmith serve`: opens the models, says what it does, and serves."""
+"""`tunesmith serve`: opens the models, describes them, and serves them."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -26,19 +26,19 @@ def serve(
     queue: Annotated[int, Parameter(validator=Number(gte=0))] = 256,
     engine: Literal["here", "vllm"] = "here",
 ) -> None:
-    """Serve runs and models over the APIs of OpenAI and Anthropic; a run with its base, on one copy of the weights.
+    """Serve runs and models over the APIs of OpenAI and Anthropic. A run shares the weights of its base.
 
     Args:
-        models: Folders of runs and models, hub ids, or GGUF files, adapters among them after their base.
-        host: The address to listen at. Any but this machine's own needs --api-key.
-        port: The port to listen at; 0 takes a free one.
-        api_key: What clients must send as key.
+        models: Folders of runs and models, hub ids, or GGUF files; a GGUF adapter after its base.
+        host: The address to listen on. An address that other machines can reach needs --api-key.
+        port: The port to listen on; 0 chooses a free one.
+        api_key: The key that clients must send.
         cors: Origins, like http://localhost:3000, whose pages may call the server.
-        allow_host: More names that requests may be addressed to, such as this machine's name in your network.
-        context: Most tokens of prompt and answer together, if fewer than the model takes.
-        batch: Most requests computed at once.
-        queue: Most requests that may wait; more are answered with 429.
-        engine: What computes: this process (here), or vllm, a program of its own.
+        allow_host: Further allowed host names, such as this machine's name in your network.
+        context: The limit on prompt and answer together, in tokens, if lower than the model's.
+        batch: The most requests to compute at the same time.
+        queue: The most requests that may wait; further ones get status 429.
+        engine: here computes in this process, vllm in a separate vLLM process.
     """
     if not models:
         raise UserError("serve: name a run or a model")
@@ -58,8 +58,8 @@ def open_and_serve(
     queue: int,
     engine: str,
 ) -> None:
-    """Serves runs, model folders and GGUF files until interrupted; `engine`: transformers (or llama.cpp for GGUF files)
-    in this process, or vllm. Raises UserError."""
+    """Serves runs, model folders and GGUF files until interrupted. `engine` is "here" (Transformers, or llama.cpp for
+    GGUF files, in this process) or "vllm". Raises UserError."""
     if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install 'tunesmith[serve]'")
     from tunesmith.serve.binding import check_callers, listen, own_names
@@ -97,8 +97,8 @@ def _open(engine: str, paths: Sequence[Path], context: int | None, batch: int, q
 
 
 def _served(model: Path) -> Path:
-    """The folder of a run that is named, else the model as it is. Raises UserError for a folder that is not there,
-    before it is taken for a hub id."""
+    """Returns the folder of the named run, else the model unchanged. Raises UserError for a missing folder, which would
+    otherwise be taken for a hub id."""
     from tunesmith.run import Run, runs_there
 
     if run := Run.find(model):

@@ -1,4 +1,4 @@
-"""What the terminal shows: sizes and times in words, charts made of characters, and one live line."""
+"""Terminal output: a live status line, bars, and charts made of characters."""
 
 import math
 import sys
@@ -15,13 +15,13 @@ MARKS = "●▲■◆○△□◇"
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "white", "bright_black")
 SECONDS_BETWEEN_REDRAWS = 0.1
 SHORTEST_BAR, LONGEST_BAR = 8, 24
-BEFORE_BAR = 3  # parts up to this priority are worth more than a bar
-CLEAR = "\r\x1b[J"  # to the start of the line, and all from there on away
+BEFORE_BAR = 3  # parts up to this priority come before the bar
+CLEAR = "\r\x1b[J"  # moves to the start of the line and clears everything after it
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """While this holds, a terminal shows that something goes on; elsewhere nothing is written."""
+    """Shows `what` on a terminal during the block. Elsewhere it writes nothing."""
     shown = sys.stderr.isatty()
     if shown:
         print(f"{what} …", end="", file=sys.stderr, flush=True)
@@ -33,8 +33,8 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def fitting(parts: Sequence[tuple[int, str]], share: float, width: int) -> str:
-    """One line of at most `width` characters, made of parts that are each a (priority, text), with a bar that shows
-    `share` behind the first. What does not fit is left out, the highest number first."""
+    """Returns one line of at most `width` characters, made of (priority, text) parts, with a bar for `share` after the
+    first part. Parts that do not fit are dropped, the highest priority number first."""
     kept = sorted(range(len(parts)), key=lambda place: parts[place][0])
 
     def missing() -> int:
@@ -52,7 +52,7 @@ def fitting(parts: Sequence[tuple[int, str]], share: float, width: int) -> str:
 
 
 class LiveLine:
-    """The last line of a terminal, written again and again. Elsewhere nothing is shown."""
+    """A status line at the bottom of a terminal that is redrawn in place. Elsewhere it shows nothing."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -64,29 +64,29 @@ class LiveLine:
         return self._console.is_terminal
 
     def show(self, line: Callable[[int], str], force: bool = False) -> None:
-        """Shows the line that `line` gives for a width, but not more often than a person can read."""
+        """Draws the line that `line` returns for a width, unless the last redraw was too recent."""
         if not self.is_shown or (not force and time.monotonic() - self._shown_at < SECONDS_BETWEEN_REDRAWS):
             return
-        text = line(self._console.width - 1)  # a full line would make some terminals start another
+        text = line(self._console.width - 1)  # some terminals wrap after a full line
         self._console.file.write(self._cleared() + text)
         self._console.file.flush()
         self._length, self._shown_at = len(text), time.monotonic()
 
     def clear(self) -> None:
-        """Takes the line away, so that others can be printed."""
+        """Clears the line, so that other lines can be printed."""
         if self._length:
             self._console.file.write(self._cleared())
             self._console.file.flush()
             self._length = 0
 
     def _cleared(self) -> str:
-        """A terminal that became narrower has wrapped the line that is there."""
+        """Returns the codes that clear the line, also where a terminal that became narrower has wrapped it."""
         rows = max(0, self._length - 1) // max(1, self._console.width)
         return (f"\x1b[{rows}A" if rows else "") + CLEAR
 
 
 def bar(share: float, width: int) -> str:
-    """A bar of up to `width` characters, in eighths of one; what is not 0 is seen."""
+    """Returns a bar of up to `width` characters in steps of an eighth. Any share above 0 is visible."""
     eighths = max(round(share * width * 8), share > 0)
     return "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
 
@@ -94,8 +94,8 @@ def bar(share: float, width: int) -> str:
 def line_chart(
     series: Sequence[Sequence[tuple[float, float]]], width: int, height: int, show: Callable[[float], str]
 ) -> Text:
-    """Points (x, y) of each series, in its own mark and colour, over axes that hold them all; `show` writes a y.
-    Points that are not finite are left out."""
+    """Draws series of points (x, y), each with its own mark and colour. `show` formats a y value. Points that are not
+    finite are skipped."""
     finite = [[(x, y) for x, y in points if math.isfinite(y)] for points in series]
     xs, ys = ([point[axis] for points in finite for point in points] for axis in (0, 1))
     if not xs:
@@ -107,7 +107,7 @@ def line_chart(
     cells: dict[tuple[int, int], tuple[str, str]] = {}
 
     def place(x: float, y: float) -> tuple[int, int]:
-        """(row, column) of a point."""
+        """Returns the (row, column) of a point."""
         return (
             round((high - y) / ((high - low) or 1) * (rows - 1)),
             round((x - min(xs)) / ((max(xs) - min(xs)) or 1) * (columns - 1)),
@@ -135,5 +135,5 @@ def line_chart(
 
 
 def mark(number: int) -> tuple[str, str]:
-    """The mark and the colour of a series."""
+    """Returns the mark and the colour of a series."""
     return MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)]

@@ -1,6 +1,6 @@
-"""`tunesmith connect`: other programs' configurations for a server of ours, and a try with a tool call.
+"""Configurations that connect other programs to a Tunesmith server, for `tunesmith connect`.
 
-A new client is one entry of CLIENTS; docs/connect.md says which versions the entries were written for.
+A new client is one entry of CLIENTS. docs/connect.md lists the versions that the entries were written for.
 """
 
 import os
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 KEY_VARIABLE = "TUNESMITH_API_KEY"
-ANY_KEY = "tunesmith"  # for clients that insist on a key where the server asks for none
+ANY_KEY = "tunesmith"  # for clients that require a key, if the server does not
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a client is to be connected with; `context` in tokens, `url` without /v1."""
+    """The server and model to connect a client to. `context` is in tokens, `url` is without /v1."""
 
     url: str
     model: str
@@ -30,16 +30,17 @@ class Target:
 
     @property
     def answer_tokens(self) -> int:
-        """What a client may ask for at most: a quarter of the context, as the rest is its prompt."""
+        """The most tokens that a client may request: a quarter of the context, to leave room for the prompt."""
         return min(8192, self.context // 4)
 
 
 @dataclass(frozen=True)
 class Client:
-    """A program that can talk to the server.
+    """A program that can use the server.
 
-    `path` gives its configuration file and `config` what of it is ours; `start` is what else a new file needs. `then`
-    says what to do afterwards. `api` is the one it uses, `context` the fewest tokens with which it is of use.
+    `path` returns its configuration file, `config` the settings to merge into it. `start` has further settings that a
+    new file needs. `then` returns the next step for the user. `api` is the API that the program uses, `context` the
+    fewest tokens that it needs.
     """
 
     path: Callable[[], Path]
@@ -52,7 +53,7 @@ class Client:
 
 
 def _folder(variable: str, *default: str) -> Path:
-    """The folder that a variable names, or one below the user's home."""
+    """Returns the folder in an environment variable, else a folder in the user's home."""
     return Path(os.environ.get(variable) or Path.home().joinpath(*default)).expanduser()
 
 
@@ -160,7 +161,7 @@ def _llm(target: Target) -> list:
 
 
 def _llm_folder() -> Path:
-    """As click's get_app_dir("io.datasette.llm") gives it."""
+    """Returns the folder of click's get_app_dir("io.datasette.llm")."""
     if sys.platform == "darwin":
         return _folder("LLM_USER_PATH", "Library", "Application Support", "io.datasette.llm")
     return Path(os.environ.get("LLM_USER_PATH") or _folder("XDG_CONFIG_HOME", ".config") / "io.datasette.llm")
@@ -212,7 +213,7 @@ CLIENTS: dict[str, Client] = {
         config=_open_webui,
         then=lambda t: (
             "start Open WebUI with these variables, for example docker run --network host --env-file "
-            "open-webui.env ...; one that was started before keeps what it has: add the connection there "
+            "open-webui.env ...; an Open WebUI that was started before keeps its settings: add the connection there "
             "under Admin Settings, Connections"
         ),
         context=4_000,
@@ -225,9 +226,3 @@ CLIENTS: dict[str, Client] = {
         context=2_000,
     ),
 }
-
-
-# The try: one question with one tool, through the API that the client uses.
-
-
-# Files of other programs.

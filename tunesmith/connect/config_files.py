@@ -1,4 +1,4 @@
-"""Configuration files of other programs: merged into, kept private, written whole."""
+"""Merges settings into the configuration files of other programs, atomically and with private permissions."""
 
 import json
 import os
@@ -13,22 +13,23 @@ from tunesmith.errors import UserError, first_line
 from tunesmith.files import write_atomic
 
 
-def write_config(path: Path, client: Client, ours: dict | list, text: str) -> str:
-    """Merges ours into the file and says so; a file that cannot be read stays as it is, and `text` is printed."""
-    path = path.resolve()  # a link stays a link
+def write_config(path: Path, client: Client, settings: dict | list, text: str) -> str:
+    """Merges `settings` into the file, or writes `text` as a new file. Returns what it did. If the file cannot be
+    parsed, leaves it unchanged, prints `text` and raises UserError."""
+    path = path.resolve()  # keeps a symbolic link
     try:
         old = path.read_text("utf-8") if path.exists() else ""
         read, dump = FORMATS[client.format]
         before = read(old) if old.strip() else None
-        new = text if before is None else dump(merge(before, ours))
+        new = text if before is None else dump(merge(before, settings))
     except (ValueError, yaml.YAMLError, UserError) as error:
         print(text, end="")
         raise UserError(
-            f"{path}: not changed, as it is not plain {client.format.upper()} of the expected form "
-            f"({first_line(error)}); what belongs there is printed above"
+            f"{path}: not changed, because it is not plain {client.format.upper()} of the expected form "
+            f"({first_line(error)}); add the settings printed above yourself"
         ) from error
     if new == old:
-        return f"{path} has it already."
+        return f"{path} has these settings already."
     return _replace(path, old, new)
 
 
@@ -40,12 +41,17 @@ def _replace(path: Path, old: str, new: str) -> str:
     backup = path.with_name(path.name + ".bak")
     shutil.copy2(path, backup)
     _write_private(path, new, path.stat().st_mode & 0o777)
-    lost = "; comments are only there" if any(line.lstrip().startswith("#") for line in old.splitlines()) else ""
-    return f"Changed {path}; as it was before: {backup.name}{lost}."
+    lost = (
+        " (with the comments, which are lost)"
+        if any(line.lstrip().startswith("#") for line in old.splitlines())
+        else ""
+    )
+    return f"Changed {path}; the old file is {backup.name}{lost}."
 
 
 def _write_private(path: Path, text: str, mode: int) -> None:
-    """As it may hold a key, nobody else can read the file at any time unless `mode` says so."""
+    """Writes a file that may contain a key. It never has wider permissions than `mode`, not even while it is
+    written."""
     usual = os.umask(0o077)
     try:
         write_atomic(path, text)
@@ -55,7 +61,7 @@ def _write_private(path: Path, text: str, mode: int) -> None:
 
 
 def merge(old, new):
-    """`old` with `new` in it: tables are merged, entries of lists that have the same name are replaced."""
+    """Merges `new` into `old`: tables are merged, and entries of lists with the same name are replaced."""
     if isinstance(old, dict) and isinstance(new, dict):
         return old | {key: merge(old[key], value) if key in old else value for key, value in new.items()}
     if isinstance(old, list) and isinstance(new, list):
@@ -67,14 +73,14 @@ def merge(old, new):
 
 
 def _name(item):
-    """What an entry of a list is known by."""
+    """Returns the name that identifies an entry of a list."""
     if not isinstance(item, dict):
         return item
     return next((item[key] for key in ("model_id", "id", "name") if key in item), item)
 
 
 def _dump_toml(table: dict, place: tuple[str, ...] = ()) -> str:
-    """Plain values, then the tables; one that holds only tables needs no heading."""
+    """Formats plain values, then tables. A table that contains only tables needs no heading."""
     plain = "".join(
         f"{_toml_key(key)} = {_toml(value)}\n" for key, value in table.items() if not isinstance(value, dict)
     )
@@ -116,5 +122,5 @@ FORMATS = {
     "json": (json.loads, lambda value: json.dumps(value, indent=2, ensure_ascii=False) + "\n"),
     "toml": (tomllib.loads, _dump_toml),
     "yaml": (yaml.safe_load, lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True)),
-    "env": (_read_env, lambda value: "".join(f"{name}={said}\n" for name, said in value.items())),
+    "env": (_read_env, lambda value: "".join(f"{name}={setting}\n" for name, setting in value.items())),
 }

@@ -1,4 +1,4 @@
-"""Tries a server as a client would: a question, and a tool call, by each API."""
+"""Tests a server as a client would: a question with a tool, by the API that the client uses."""
 
 import http.client
 import json
@@ -20,17 +20,17 @@ PLAIN_QUESTION = "Say hello."
 
 
 def find_target(url: str, model: str | None, key: str | None) -> Target:
-    """Asks the server what it serves; a UserError says why there is nothing to connect with."""
+    """Finds the model to connect to among those that the server lists. Raises UserError if there is none."""
     url = url.rstrip("/").removesuffix("/v1")
     try:
         served = {item["id"]: item["tunesmith"] for item in _ask(f"{url}/v1/models", key)["data"]}
         tuned = [name for name, facts in served.items() if facts["kind"] == "tuned"]
         chosen = model or next(iter(tuned or served), None)
         if chosen not in served:
-            raise UserError(f"--model {model}: not served at {url}; there is {', '.join(served) or 'no model'}")
+            raise UserError(f"--model {model}: not served at {url}, which has {', '.join(served) or 'no model'}")
         return Target(url, chosen, key, served[chosen]["context"], served[chosen]["tools"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{url}: a server, but not one of tunesmith serve; say --url") from error
+        raise UserError(f"{url}: this is not a Tunesmith server; give its address with --url") from error
 
 
 def _chat(question: str) -> dict:
@@ -115,17 +115,18 @@ APIS = {
 
 
 def try_out(api: str, target: Target) -> str:
-    """What came of one question through an API, whole and, if a tool was called, streamed: the result line."""
+    """Asks one question through an API and, if the model called the tool, asks it again with streaming. Returns the
+    result as one line."""
     path, ask, _, _ = APIS[api]
     body = {"model": target.model, "temperature": 0, **ask(QUESTION if target.tools else PLAIN_QUESTION)}
     if not target.tools:
         del body["tools"]
     calls, text = _try(api, target, body)
     if not calls:
-        said = f"it answered “{_one_line(text)}”"
+        text_reply = f"it answered “{_one_line(text)}”"
         if target.tools:
-            return f"Test: {target.model} answers through {path}, but no tool call came back; {said}."
-        return f"Test passed without a tool: {target.model} answers through {path}; {said}."
+            return f"Test: {target.model} answers through {path}, but no tool call came back; {text_reply}."
+        return f"Test passed without a tool: {target.model} answers through {path}; {text_reply}."
     streamed, text = _try(api, target, body | {"stream": True})
     (name, arguments), *_ = calls
     called = f"{target.model} called {_one_line(name)} with {_one_line(arguments)} through {path}"
@@ -135,7 +136,7 @@ def try_out(api: str, target: Target) -> str:
 
 
 def _try(api: str, target: Target, body: dict) -> tuple[list, str]:
-    """(tool calls as (name, arguments), text) of the answer to a request."""
+    """Sends a request. Returns the answer's tool calls as (name, arguments), and its text."""
     path, _, answer, gather = APIS[api]
     reply = _ask(target.url + path, target.key, body)
     try:
@@ -145,14 +146,14 @@ def _try(api: str, target: Target, body: dict) -> tuple[list, str]:
 
 
 def _one_line(text: str) -> str:
-    """What a model wrote, short and without anything that a terminal would obey."""
+    """Shortens a model's text, and removes control characters that a terminal would interpret."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:100]
 
 
 def _ask(url: str, key: str | None, body: dict | None = None):
-    """JSON from the server, or a list of it if a stream was asked for, never through a proxy."""
+    """Returns JSON from the server, or a list of it if the request streams. Never uses a proxy."""
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"--url {url}: begins with neither http:// nor https://")
+        raise UserError(f"--url {url}: must begin with http:// or https://")
     headers = {"Content-Type": "application/json", "anthropic-version": "2023-06-01"}
     request = urllib.request.Request(
         url,
@@ -171,10 +172,10 @@ def _ask(url: str, key: str | None, body: dict | None = None):
     except OSError as error:
         raise UserError(
             f"{url}: no server answers ({getattr(error, 'reason', error)}); start one with `tunesmith "
-            f"serve RUN`, or say --url"
+            f"serve RUN`, or give --url"
         ) from error
     except (http.client.HTTPException, ValueError) as error:
-        raise UserError(f"{url}: a server, but not one of tunesmith serve; say --url") from error
+        raise UserError(f"{url}: this is not a Tunesmith server; give its address with --url") from error
 
 
 def _events(text: bytes) -> list[dict]:
@@ -184,7 +185,7 @@ def _events(text: bytes) -> list[dict]:
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> str:
     if error.code == 401:
-        return f"{url}: the server asks for a key; say --api-key, or set {KEY_VARIABLE}"
+        return f"{url}: the server requires a key; give --api-key, or set {KEY_VARIABLE}"
     try:
         return f"{url}: {first_line(json.loads(error.read())['error']['message'])}"
     except (ValueError, KeyError, TypeError):

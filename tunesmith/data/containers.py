@@ -1,6 +1,6 @@
-"""The kinds of file: each reader yields (1-based line or row number, payload) from a path.
+"""File readers. Each takes a path and yields (1-based line or row number, payload).
 
-A payload is the bytes of a JSON line, a mapping of columns, or a RowProblem for what could not be read.
+A payload is the bytes of a JSON line, a mapping of columns, or a RowProblem for a record that could not be read.
 """
 
 import codecs
@@ -22,15 +22,16 @@ from tunesmith.errors import UserError
 Payload = bytes | dict | RowProblem
 Lines = Iterator[tuple[int, Payload]]
 
-LONGEST = 64 * 2**20  # bytes of one line, and characters of one CSV field: a bound for memory
+LONGEST = 64 * 2**20  # largest line in bytes and CSV field in characters, which bounds memory
 CHUNK = 2**20
-ROWS = 256  # of a columnar file that are Python objects at a time
+ROWS = 256  # rows of a columnar file that are converted to Python objects at a time
 BROKEN_STREAM = (OSError, EOFError, zlib.error)  # what gzip and pyarrow raise for cut or damaged files
 csv.field_size_limit(LONGEST)
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """A file's bytes, decompressed; text that begins with UTF-16's or UTF-32's byte order mark as UTF-8."""
+    """Opens a file for reading and decompresses it. Text that begins with a UTF-16 or UTF-32 byte order mark is read as
+    UTF-8."""
     file = _open_decompressed(path)
     start = file.peek(4)[:4]
     marks = (
@@ -38,13 +39,13 @@ def open_binary(path: Path) -> BinaryIO:
         (codecs.BOM_UTF32_BE, "utf-32"),
         (codecs.BOM_UTF16_LE, "utf-16"),
         (codecs.BOM_UTF16_BE, "utf-16"),
-    )  # UTF-16's begins one of UTF-32's
+    )  # UTF-32 first: UTF-16's mark is the beginning of the one of UTF-32 LE
     encoding = next((name for mark, name in marks if start.startswith(mark)), None)
     return io.BufferedReader(_AsUtf8(file, encoding)) if encoding else file
 
 
 class _AsUtf8(io.RawIOBase):
-    """Text of another encoding as UTF-8. What is not valid stays so, and is told of its record."""
+    """Reads text of another encoding as UTF-8. Lone surrogates stay invalid, so that parsing reports their record."""
 
     def __init__(self, file: BinaryIO, encoding: str):
         self.file, self.decoder = file, codecs.getincrementaldecoder(encoding)("surrogatepass")
@@ -74,36 +75,36 @@ def _open_decompressed(path: Path) -> Any:
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")
     if path.suffix.lower() == ".zst":
-        import pyarrow  # its reader tells a cut file from a whole one; zstandard's does not
+        import pyarrow  # its reader detects a truncated file; that of zstandard does not
 
         return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
     return open(path, "rb")
 
 
 def read_jsonl(path: Path) -> Lines:
-    """One JSON value a line, also with a comma behind it; blank lines are no records. A file that is one JSON document,
-    or whose values take several lines each, is read as `read_json` does."""
+    """Reads one JSON value a line. A comma may follow the value; blank lines are skipped. A file that is one JSON
+    document, or whose values span several lines, is read as by `read_json`."""
     return _read_document(path) if _is_document(path) else _read_lines(path)
 
 
 def _is_document(path: Path) -> bool:
-    """Whether a file's first line is an array, or no JSON itself but the beginning of a record that is."""
+    """Whether a file's first line is an array, or the beginning of a record that spans several lines."""
     try:
         with open_binary(path) as file:
             first = b""
             while not first.strip() and (line := file.readline(LONGEST)):
                 first = line.removeprefix(codecs.BOM_UTF8)
     except BROKEN_STREAM:
-        return False  # and is told when the file is read
+        return False  # reading the file reports it
     value = parse_json(_without_comma(first)) if first.strip() else None
     if not isinstance(value, RowProblem):
         return isinstance(value, list)
-    begins = next(_read_document(path), (0, None))[1]
-    return isinstance(begins, dict) and first.lstrip()[:1] in (b"[", b"{")
+    first_record = next(_read_document(path), (0, None))[1]
+    return isinstance(first_record, dict) and first.lstrip()[:1] in (b"[", b"{")
 
 
 def _without_comma(line: bytes) -> bytes:
-    """A line that is an object with a comma behind it, as of an array whose brackets were left out, without it."""
+    """Removes the comma after an object, which is left where an array was written without its brackets."""
     return line.rstrip()[:-1] if line.rstrip().endswith(b"},") else line
 
 
@@ -126,7 +127,8 @@ def _read_lines(path: Path) -> Lines:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """The value of JSON text, or a RowProblem. A str may hold surrogates in place of bytes that are not UTF-8."""
+    """Returns the value of JSON text, or a RowProblem. A str may hold surrogates in place of bytes that are not
+    UTF-8."""
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
@@ -134,7 +136,7 @@ def parse_json(text: bytes | str) -> Any:
             text.encode("utf-8")
         value = json.loads(text, parse_constant=_constant)
         if "\\ud" in text or "\\uD" in text:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair has no tokens
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be tokenized
         return value
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         return RowProblem("unreadable", f"not UTF-8: {error.reason}")
@@ -147,24 +149,24 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def _constant(name: str) -> float | None:
-    """pandas writes NaN for a value that is missing."""
+    """Reads NaN as None, because pandas writes NaN for a missing value."""
     return None if name == "NaN" else float(name)
 
 
 def read_json(path: Path) -> Lines:
-    """An array of records, an object whose `data` is such an array, or one object after another. Streams: one record
-    is in memory at a time. After a broken record nothing more of the file can be told apart, and reading stops, unless
-    each line is an object of its own."""
+    """Reads an array of records, an object whose `data` is such an array, or one object after another. It streams: one
+    record is in memory at a time. Reading stops at a broken record, because the next one's beginning is unknown, unless
+    each line is an object."""
     return _read_lines(path) if _has_lines(path) else _read_document(path)
 
 
 def _has_lines(path: Path) -> bool:
-    """Whether the first line is a record of its own: JSON lines under another name."""
+    """Whether the first line is a whole record, so that the file is JSON Lines with another file name."""
     try:
         with open_binary(path) as file:
             first = parse_json(file.readline(LONGEST).removeprefix(codecs.BOM_UTF8))
     except BROKEN_STREAM:
-        return False  # and is told when the file is read
+        return False  # reading the file reports it
     return isinstance(first, dict) and not isinstance(first.get("data"), list)
 
 
@@ -182,11 +184,11 @@ def _read_document(path: Path) -> Lines:
 
 
 class _Broken(Exception):
-    """JSON that cannot be followed any further."""
+    """Invalid JSON, after which no further value can be found."""
 
 
 class _Document:
-    """A window on the text of a JSON file, moved forward value by value."""
+    """A window over the text of a JSON file that moves forward value by value."""
 
     decoder = json.JSONDecoder()
     blank = re.compile(r"[ \t\r\n]*")
@@ -196,7 +198,7 @@ class _Document:
         self.text, self.at, self.line, self.ended = "", 0, 1, False
 
     def records(self) -> Lines:
-        """Those of the next value: the items of an array or of an object's `data`, or the value itself."""
+        """Yields the records of the next value: the items of an array or of an object's `data`, or the value itself."""
         if self.peek() == "[":
             yield from self.items()
         elif self.peek() == "{":
@@ -205,7 +207,7 @@ class _Document:
             yield self.line, self.value()
 
     def items(self) -> Lines:
-        """The items of an array."""
+        """Yields the items of an array."""
         self.expect("[")
         while self.peek() != "]":
             line = self.line_of_next()
@@ -215,7 +217,7 @@ class _Document:
         self.expect("]")
 
     def members(self) -> Lines:
-        """The items of an object's `data` if it is an array, else the object."""
+        """Yields the items of an object's `data` if that is an array, else the object."""
         line, record, has_data = self.line_of_next(), {}, False
         self.expect("{")
         while self.peek() != "}":
@@ -234,7 +236,7 @@ class _Document:
             yield line, problem or record
 
     def value(self) -> Any:
-        """The next value, or a RowProblem where it is not valid Unicode."""
+        """Returns the next value, or a RowProblem if it is not valid Unicode."""
         self.peek()
         while True:
             try:
@@ -243,7 +245,7 @@ class _Document:
                 if self.ended or len(self.text) - self.at > LONGEST:
                     self.stop(getattr(error, "msg", str(error)))
             else:
-                if end < len(self.text) or self.ended:  # a number may go on behind the window
+                if end < len(self.text) or self.ended:  # a number may continue after the end of the window
                     break
             self.fill(max(CHUNK, len(self.text) - self.at))
         source = self.text[self.at : end]
@@ -251,7 +253,7 @@ class _Document:
         return parse_json(source)
 
     def peek(self) -> str:
-        """The next character that is not blank; "" at the end."""
+        """Returns the next character that is not blank, or "" at the end."""
         while True:
             self.move(self.blank.match(self.text, self.at).end())
             if self.at < len(self.text) or self.ended:
@@ -263,9 +265,11 @@ class _Document:
         return self.line
 
     def expect(self, character: str) -> None:
-        found = self.peek()
-        if found != character:
-            self.stop(f"{character!r} expected, {'found ' + repr(found) if found else 'the file ends'}")
+        next_character = self.peek()
+        if next_character != character:
+            self.stop(
+                f"{character!r} expected, {'found ' + repr(next_character) if next_character else 'the file ends'}"
+            )
         self.move(self.at + 1)
 
     def move(self, to: int) -> None:
@@ -281,10 +285,10 @@ class _Document:
 
 
 def read_csv(path: Path) -> Lines:
-    """A header and records of text; the line is that where a record starts. Separated by commas, tabs (.tsv) or
-    semicolons: what a first line `sep=;` says, else whichever the header has most of. After a record that is not valid
-    CSV, such as one with an unclosed quote, reading continues with the next line. Raises UserError for a header that
-    names a column twice."""
+    """Reads a header and records of text. The yielded line is the first line of the record. The separator is the one
+    that a first line `sep=;` names, a tab for .tsv, else the one of comma, semicolon and tab that the header has most
+    of. After a record that is not valid CSV, such as one with an unclosed quote, reading continues with the next line.
+    Raises UserError for a header that names a column twice."""
     lines = None
     try:
         with io.TextIOWrapper(open_binary(path), "utf-8-sig", "surrogateescape", newline="") as file:
@@ -316,10 +320,10 @@ def read_csv(path: Path) -> Lines:
 
 
 class _CsvLines:
-    """The lines of a file, of which those of the current record can be given back."""
+    """Iterates over the lines of a file, and can push back the lines of the current record."""
 
     def __init__(self, file: io.TextIOWrapper):
-        self.file, self.number = file, 0  # number: of the line that was given last
+        self.file, self.number = file, 0  # number of the last line that was returned
         self.taken: list[str] = []
         self.waiting: deque[str] = deque()
 
@@ -335,24 +339,24 @@ class _CsvLines:
         return line
 
     def peek(self) -> str:
-        """The next line; "" at the end."""
+        """Returns the next line without consuming it, or "" at the end."""
         if not self.waiting and (line := self.file.readline(LONGEST)):
             self.waiting.append(line)
         return self.waiting[0] if self.waiting else ""
 
     def begin(self) -> int:
-        """Begins a record and returns the number of its first line."""
+        """Starts a record and returns the number of its first line."""
         self.taken.clear()
         return self.number + 1
 
     def return_all_but_first(self) -> None:
-        """Gives back the lines of the current record but its first."""
+        """Pushes back all lines of the current record except the first."""
         self.waiting.extendleft(reversed(self.taken[1:]))
         self.number -= len(self.taken[1:])
 
 
 def _header(path: Path, line: int, fields: list[str]) -> list[str]:
-    """The names of the columns; one without a name, as tables have at the end, is called by its number."""
+    """Returns the column names. A column without a name, such as a table's last one, is named by its number."""
     if isinstance(_record(fields, fields), RowProblem):
         raise UserError(f"{path}:{line}: the header is not UTF-8; save the file as UTF-8")
     twice = {name for name in fields if name and fields.count(name) > 1}
@@ -362,7 +366,7 @@ def _header(path: Path, line: int, fields: list[str]) -> list[str]:
 
 
 def _record(header: list[str], fields: list[str]) -> Payload:
-    if any(fields[len(header) :]) or len(fields) < len(header):  # empty fields behind the last column are none
+    if any(fields[len(header) :]) or len(fields) < len(header):  # empty extra fields do not count
         return RowProblem("wrong_shape", f"{len(fields)} fields, the header has {len(header)}")
     try:
         "".join(fields).encode("utf-8")
@@ -372,7 +376,7 @@ def _record(header: list[str], fields: list[str]) -> Payload:
 
 
 def read_text(path: Path) -> Lines:
-    """The whole file as one record with the column `text`."""
+    """Reads the whole file as one record with the column `text`."""
     try:
         with open_binary(path) as file:
             yield 1, {"text": file.read().decode("utf-8-sig")}
@@ -383,7 +387,7 @@ def read_text(path: Path) -> Lines:
 
 
 def read_parquet(path: Path) -> Lines:
-    """Row group by row group; a damaged one is one problem, and reading continues with the next."""
+    """Reads row group by row group. A damaged group yields one RowProblem, and reading continues with the next."""
     from pyarrow import parquet
 
     try:
@@ -405,14 +409,14 @@ def read_parquet(path: Path) -> Lines:
 
 
 def read_arrow(path: Path) -> Lines:
-    """Arrow IPC, as a file or a stream, mapped into memory. Behind a damaged batch nothing more is read."""
+    """Reads Arrow IPC, file or stream format, memory-mapped. Reading stops at a damaged batch."""
     import pyarrow
 
     line = 1
     try:
         with pyarrow.memory_map(str(path)) as file:
             for batch in _batches(file):
-                batch.validate(full=True)  # else damaged offsets would read outside the file
+                batch.validate(full=True)  # damaged offsets would otherwise read outside the file
                 yield from _rows(batch, line)
                 line += len(batch)
     except _damage() as error:
@@ -420,7 +424,8 @@ def read_arrow(path: Path) -> Lines:
 
 
 def _damage() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for damaged files, and for values that Python cannot hold, such as dates after year 9999."""
+    """Returns the exceptions that pyarrow raises for damaged files and for values that Python cannot hold, such as
+    dates after the year 9999."""
     import pyarrow
 
     return (pyarrow.ArrowException, OSError, MemoryError, ValueError, TypeError, LookupError, ArithmeticError)
@@ -437,9 +442,8 @@ def _batches(file: Any) -> Iterator[Any]:
 
 
 def _rows(batch: Any, line: int) -> Lines:
-    """The rows of an Arrow record batch. Structs lose their null fields, and NaN, which pandas has for null: Arrow
-    gives every struct of a column the fields of all, so that a null says no more than that another row has the
-    field."""
+    """Yields the rows of an Arrow record batch. Null and NaN fields of structs are removed: Arrow gives every struct of
+    a column the fields of all, so a null says only that another row has the field, and pandas writes null as NaN."""
     for start in range(0, len(batch), ROWS):
         part = batch.slice(start, ROWS)
         try:

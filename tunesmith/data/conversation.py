@@ -1,8 +1,9 @@
-"""A conversation in the form that a model's chat template can write, and the parts that no form of it keeps.
+"""Fits a conversation to a model's chat template, and finds the parts that the template drops.
 
-Templates differ in what they take. One refuses a system turn, another two user turns in a row, a third writes only one
-of two tool calls, without a word. Nothing here knows a model family: a probe of the same shape, in which every text is
-a marker, is rendered in every form that may help. A part is written if its marker is.
+Templates differ in what they accept. One refuses a system turn, another two user turns in a row, a third silently drops
+the second of two tool calls. This module knows no model family. It builds a probe: a conversation of the same shape in
+which every text is a unique marker. It renders the probe in every form that may help, and looks for the markers in the
+output. A part whose marker is missing was dropped.
 """
 
 import json
@@ -15,11 +16,11 @@ from tunesmith.data import reasoning
 from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 
-CALL_ID_LENGTH = 9  # what Mistral's templates demand; others take any
+CALL_ID_LENGTH = 9  # required by Mistral's templates; other templates accept any length
 
 
 class Part(NamedTuple):
-    """A part that the template does not write: the number of its message, None for the tools, and what it is."""
+    """A part of a conversation that the template drops. `message` is the index of its message, None for the tools."""
 
     message: int | None
     what: str
@@ -29,7 +30,7 @@ class Part(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """Messages as the template takes them, keys of `rows.REASONS` for what was changed, and what is still lost."""
+    """Messages that the template accepts, the changes made (keys of `rows.REASONS`), and the parts it still drops."""
 
     messages: list[dict]
     changes: list[str]
@@ -37,7 +38,7 @@ class Accepted(NamedTuple):
 
 
 def accepted(tokenizer: Tokenizer, chat: Chat) -> Accepted:
-    """The form of a conversation in which the template writes the most of it, changed as little as possible."""
+    """Returns the form of a conversation in which the template drops the fewest parts, with the fewest changes."""
     messages, changes = _reasoning_placed(tokenizer, chat.messages)
     chosen, unwritten = _decide(tokenizer, *_probe(messages, chat.tools))
     for form in chosen:
@@ -47,8 +48,8 @@ def accepted(tokenizer: Tokenizer, chat: Chat) -> Accepted:
 
 
 def generation_prompt(tokenizer: Tokenizer, chat: Chat, **variables: Any) -> str:
-    """The text that an answer to a conversation stands behind, as training saw it. Raises RowProblem if the template
-    refuses the conversation or does not write a part of it: the answer would be to something else."""
+    """Returns the prompt for the next answer in a conversation, rendered as in training. Raises RowProblem if the
+    template refuses the conversation or drops a part of it, because the model would then answer something else."""
     messages, _, unwritten = accepted(tokenizer, chat)
     if unwritten:
         raise RowProblem("part_unwritten", f"it does not write {', '.join(map(str, unwritten))}")
@@ -56,26 +57,29 @@ def generation_prompt(tokenizer: Tokenizer, chat: Chat, **variables: Any) -> str
 
 
 def _reasoning_placed(tokenizer: Tokenizer, messages: list[dict]) -> tuple[list[dict], list[str]]:
-    """Reasoning where the template looks for it: a field of its own, or in the answer's text if it has no place."""
-    own, placed, changes = reasoning.has_place(tokenizer), [], []
+    """Moves reasoning to where the template expects it: its own field, or the answer's text if the template has no
+    place for reasoning. Returns the messages and the changes."""
+    has_field, placed, changes = reasoning.has_place(tokenizer), [], []
     for message in messages:
         if message["role"] == "assistant":
             thought, content = message.get("reasoning_content"), message.get("content") or ""
-            if thought and not own:
+            if thought and not has_field:
                 message = {**message, "content": reasoning.joined(thought, content)}
                 del message["reasoning_content"]
                 changes = ["reasoning_in_answer"]
-            elif own and not thought and (found := reasoning.split(content)) and (found[1] or "tool_calls" in message):
-                message = {**message, "reasoning_content": found[0], "content": found[1]}
+            elif (
+                has_field and not thought and (cut := reasoning.split(content)) and (cut[1] or "tool_calls" in message)
+            ):
+                message = {**message, "reasoning_content": cut[0], "content": cut[1]}
         placed.append(message)
     return placed, changes
 
 
-# --- The forms that are tried. Each takes messages and returns them changed, or as they are where it does not apply.
+# --- The forms to try. Each takes messages and returns changed messages, or equal ones where it does not apply.
 
 
 def _ids_of_length(messages: list[dict]) -> list[dict]:
-    """Calls and results with ids of nine characters; a result belongs to the call of its id, or the next one."""
+    """Gives calls and results ids of nine characters. A result belongs to the call with its id, else the next call."""
     names: dict[str, str] = {}
     changed, waiting = [], []
     for message in messages:
@@ -104,18 +108,18 @@ def _arguments_as_text(messages: list[dict]) -> list[dict]:
 
 
 def _no_content_beside_calls(messages: list[dict]) -> list[dict]:
-    """Calls with a content of none instead of an empty one, as some templates ask for it."""
+    """Replaces empty content beside tool calls by None, which some templates require."""
     return [{**m, "content": None} if m.get("tool_calls") and not m["content"] else m for m in messages]
 
 
 def _systems_joined(messages: list[dict]) -> list[dict]:
-    """The system turns that a conversation begins with as one."""
+    """Joins the system turns at the beginning of a conversation into one."""
     count = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
     return [_joined(messages[:count]), *messages[count:]] if count > 1 else messages
 
 
 def _later_systems_moved(messages: list[dict]) -> list[dict]:
-    """System turns behind the first put in front of the next user turn, or made one where none follows."""
+    """Moves system turns after the first message into the next user turn, or makes them a user turn if none follows."""
     return _into_user_turns(messages, lambda i: i > 0)
 
 
@@ -140,7 +144,7 @@ def _into_user_turns(messages: list[dict], moves: Callable[[int], bool]) -> list
 
 
 def _neighbours_joined(messages: list[dict]) -> list[dict]:
-    """User turns that follow each other as one."""
+    """Joins consecutive user turns into one."""
     changed: list[dict] = []
     for message in messages:
         if changed and message["role"] == changed[-1]["role"] == "user":
@@ -151,13 +155,13 @@ def _neighbours_joined(messages: list[dict]) -> list[dict]:
 
 
 def _greeting_dropped(messages: list[dict]) -> list[dict]:
-    """Without the assistant turns that stand before the first question."""
+    """Drops the assistant turns before the first question."""
     first = next((i for i, m in enumerate(messages) if m["role"] not in ("system", "assistant")), 0)
     return [m for m in messages[:first] if m["role"] == "system"] + messages[first:]
 
 
 def _calls_split(messages: list[dict]) -> list[dict]:
-    """Parallel calls one after the other, each followed by its own results, where every call has one."""
+    """Splits parallel calls into turns of one call, each followed by its results, if every call has a result."""
     changed, at = [], 0
     while at < len(messages):
         message, calls = messages[at], messages[at].get("tool_calls") or []
@@ -179,29 +183,29 @@ def _calls_split(messages: list[dict]) -> list[dict]:
 
 
 def _results_of(calls: list[dict], results: list[dict]) -> list[list[dict]]:
-    """The results of each call: those with its id or, without ids, in the same order."""
-    found: list[list[dict]] = [[] for _ in calls]
+    """Returns the results of each call, matched by id or, without ids, by order."""
+    by_call: list[list[dict]] = [[] for _ in calls]
     numbers = {call["id"]: number for number, call in enumerate(calls) if call.get("id")}
     for order, result in enumerate(results):
         number = numbers.get(result.get("tool_call_id"), order if order < len(calls) else None)
         if number is not None:
-            found[number].append(result)
-    return found
+            by_call[number].append(result)
+    return by_call
 
 
 def _joined(messages: list[dict]) -> dict:
-    """Turns as one: of the last one's kind, with the content of all."""
+    """Joins turns into one that has the role of the last and the content of all."""
     return {**messages[-1], "content": "\n\n".join(m["content"] for m in messages if m["content"])}
 
 
 class Form(NamedTuple):
-    """A way to write a conversation; `reason`, a key of `rows.REASONS`, where it changes what the model reads."""
+    """A change to a conversation. `reason` is a key of `rows.REASONS`, or None if the model reads the same text."""
 
     apply: Callable[[list[dict]], list[dict]]
     reason: str | None = None
 
 
-FORMS = (  # in the order in which they are applied
+FORMS = (  # applied in this order
     Form(_systems_joined, "systems_joined"),
     Form(_later_systems_moved, "system_moved"),
     Form(_systems_moved, "system_merged"),
@@ -216,7 +220,7 @@ FORMS = (  # in the order in which they are applied
 
 @lru_cache(maxsize=4096)
 def _decide(tokenizer: Tokenizer, messages: str, tools: str) -> tuple[tuple[int, ...], tuple[Part, ...]]:
-    """The forms to apply to conversations of a probe's shape, and what they leave unwritten."""
+    """Returns the forms to apply to conversations of a probe's shape, and the parts that the template still drops."""
     probe, probe_tools = json.loads(messages), json.loads(tools)
     best: tuple[tuple[int, ...], tuple[Part, ...]] = ((), ())
     fewest: int | None = None
@@ -224,15 +228,15 @@ def _decide(tokenizer: Tokenizer, messages: str, tools: str) -> tuple[tuple[int,
         unwritten = _unwritten(tokenizer, changed, probe_tools)
         if unwritten is not None and (fewest is None or len(unwritten) < fewest):
             best, fewest = (chosen, tuple(unwritten)), len(unwritten)
-            if all(part.message is None for part in unwritten):  # no form brings tools back
+            if all(part.message is None for part in unwritten):  # no form helps with dropped tools
                 break
     return best
 
 
 def _candidates(messages: list[dict]) -> Iterator[tuple[tuple[int, ...], list[dict]]]:
-    """Sets of forms that apply, as numbers, with the messages in them: those that change the least first."""
+    """Yields sets of applicable forms (their indices) with the changed messages, fewest changes first."""
     usable, changed = [], messages
-    for i, form in enumerate(FORMS):  # one may apply only after another, as user turns meet when a system turn moves
+    for i, form in enumerate(FORMS):  # a form may apply only after another: moving a system turn may join user turns
         before, changed = changed, form.apply(changed)
         usable += [i] if changed != before or form.apply(messages) != messages else []
     sets = [chosen for size in range(len(usable) + 1) for chosen in combinations(usable, size)]
@@ -243,11 +247,11 @@ def _candidates(messages: list[dict]) -> Iterator[tuple[tuple[int, ...], list[di
         yield chosen, changed
 
 
-# --- Probes: the same shape with a marker for every text.
+# --- Probes: conversations of the same shape with a marker in place of every text.
 
 
 def _probe(messages: list[dict], tools: list[dict] | None) -> tuple[str, str]:
-    """Messages and tools of the same shape as JSON, each text a marker of its own."""
+    """Returns messages and tools of the same shape as JSON, with a unique marker in place of each text."""
     count = 0
 
     def marked(value: Any) -> Any:
@@ -267,7 +271,7 @@ def _probe(messages: list[dict], tools: list[dict] | None) -> tuple[str, str]:
         function = {"name": marked(one["function"]["name"]), "arguments": marked(one["function"]["arguments"])}
         return _with_id({"type": "function", "function": function}, "id", one.get("id"), number)
 
-    found = []
+    probes = []
     for number, message in enumerate(messages):
         probe = {"role": message["role"], "content": marked(message["content"])}
         if message.get("reasoning_content"):
@@ -277,36 +281,36 @@ def _probe(messages: list[dict], tools: list[dict] | None) -> tuple[str, str]:
         if message["role"] == "tool":
             probe = _with_id(probe, "tool_call_id", message.get("tool_call_id"), number)
             probe |= {"name": "probe"} if message.get("name") else {}
-        found.append(probe | {key: message[key] for key in ("weight",) if key in message})
-    listed = [
+        probes.append(probe | {key: message[key] for key in ("weight",) if key in message})
+    marked_tools = [
         {**tool, "function": _marked_tool(tool["function"], marked)} if "function" in tool else tool
         for tool in tools or []
     ]
-    return json.dumps(_linked(found, messages)), json.dumps(listed)
+    return json.dumps(_linked(probes, messages)), json.dumps(marked_tools)
 
 
-def _with_id(probe: dict, key: str, given: str | None, number: int) -> dict:
-    """Ids stay as templates check them: nine letters and digits, or something else."""
-    if given is None:
+def _with_id(probe: dict, key: str, original: str | None, number: int) -> dict:
+    """Adds an id of the same form as the given one, because templates check for nine letters and digits."""
+    if original is None:
         return probe
-    fits = len(given) == CALL_ID_LENGTH and given.isalnum()
+    fits = len(original) == CALL_ID_LENGTH and original.isalnum()
     return probe | {key: f"call{number:05}" if fits else f"call_{number:020}"}
 
 
 def _linked(probes: list[dict], messages: list[dict]) -> list[dict]:
-    """Results with the ids of the probes of their calls."""
+    """Gives each result's probe the id of its call's probe."""
     ids: dict[str, str] = {}
     for probe, message in zip(probes, messages):
-        for made, given in zip(probe.get("tool_calls", ()), message.get("tool_calls") or ()):
-            if given.get("id"):
-                ids[given["id"]] = made["id"]
+        for probe_call, call in zip(probe.get("tool_calls", ()), message.get("tool_calls") or ()):
+            if call.get("id"):
+                ids[call["id"]] = probe_call["id"]
         if message.get("tool_call_id") in ids:
             probe["tool_call_id"] = ids[message["tool_call_id"]]
     return probes
 
 
 def _marked_tool(function: dict, marked: Callable) -> dict:
-    """A function's description with a marker for its name; of its parameters no more than that they are there."""
+    """Returns a function definition with a marker as its name. Parameters are kept as an empty schema."""
     probe = {"name": marked(function.get("name", ""))}
     if "description" in function:
         probe["description"] = "A probe."
@@ -316,7 +320,7 @@ def _marked_tool(function: dict, marked: Callable) -> dict:
 
 
 def _unwritten(tokenizer: Tokenizer, messages: list[dict], tools: list[dict]) -> list[Part] | None:
-    """The parts of a probe that the template does not write; None if it refuses the conversation."""
+    """Returns the parts of a probe that the template drops, or None if it refuses the conversation."""
     ends_with_question = messages[-1]["role"] != "assistant"
     try:
         text = tokenizer.render(messages, tools or None, add_generation_prompt=ends_with_question)
@@ -324,7 +328,7 @@ def _unwritten(tokenizer: Tokenizer, messages: list[dict], tools: list[dict]) ->
         return None
     lost = []
     for number, message in enumerate(messages):
-        markers = (message["content"] or "").split("\n\n")  # of turns that were joined, each its own
+        markers = (message["content"] or "").split("\n\n")  # joined turns have one marker each
         lost += [Part(number, f"the {message['role']} text") for marker in markers if marker.strip() not in text]
         lost += [
             Part(number, "a tool call")
@@ -337,8 +341,8 @@ def _unwritten(tokenizer: Tokenizer, messages: list[dict], tools: list[dict]) ->
 
 
 def leaves(value: Any) -> Iterator[str]:
-    """Every key and value within a value: strings as they are, numbers as JSON writes them. A JSON object given as text
-    is looked into."""
+    """Yields every key and value inside a value: strings unchanged, numbers as JSON writes them. Text that is a JSON
+    object is parsed."""
     if isinstance(value, str):
         try:
             inner = json.loads(value) if value.startswith("{") else None

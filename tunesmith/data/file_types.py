@@ -1,4 +1,4 @@
-"""The kinds of file by their endings, and how each is read."""
+"""File types by their endings, and the reader of each."""
 
 from pathlib import PurePath
 
@@ -23,12 +23,12 @@ TEXT_ENDINGS = dict.fromkeys(
 )
 ENDINGS = DATA_ENDINGS | TEXT_ENDINGS
 COMPRESSED = (".gz", ".zst")
-NOT_COMPRESSED = (".parquet", ".arrow")  # they compress inside, and are read at random places
+NOT_COMPRESSED = (".parquet", ".arrow")  # compressed internally, and read by random access
 KNOWN = f"{', '.join(DATA_ENDINGS)} (all but the last two also with .gz or .zst), .txt, .md and source code"
 
 
 def ending(path: PurePath) -> str | None:
-    """The ending that says how a file is read, without that of its compression; None if it is not known."""
+    """Returns the ending that selects the reader, without the compression's own ending, or None if it is unknown."""
     suffix = path.suffix.lower()
     if suffix in COMPRESSED:
         suffix = path.with_suffix("").suffix.lower()

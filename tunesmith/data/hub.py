@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, as the data files they hold. No script of a dataset is ever run."""
+"""Downloads the data files of datasets on the Hugging Face hub. A dataset's script is never run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from tunesmith.recipe import Source
 
 
 def download(source: Source) -> Selection:
-    """The files of the source's subset and split, in the hub's cache; honours HF_ENDPOINT and HF_HUB_OFFLINE.
-    Raises UserError if the dataset, the subset or the split cannot be had."""
+    """Downloads the files of the source's subset and split into the hub's cache. Honours HF_ENDPOINT and
+    HF_HUB_OFFLINE. Raises UserError if the dataset cannot be downloaded, or has no such subset or split."""
     from huggingface_hub import hf_hub_download
 
     name = source.path.removeprefix("hub:")
@@ -27,7 +27,8 @@ def download(source: Source) -> Selection:
 
 
 def pinned(source: Source) -> Source:
-    """The source with the commit that its revision, by default the main branch, is now. Raises UserError."""
+    """Returns the source with its revision, by default the main branch, resolved to the current commit. Raises
+    UserError if the hub or its cache does not have it."""
     if not source.path.startswith("hub:"):
         return source
     from huggingface_hub import HfApi, hf_hub_download
@@ -39,7 +40,7 @@ def pinned(source: Source) -> Source:
             return source.model_copy(update={"revision": _cached(name, source.revision).name})
         now = HfApi().dataset_info(name, revision=source.revision)
         if small := {".gitattributes", "README.md"} & {file.rfilename for file in now.siblings}:
-            # Asked for by the branch, so that the cache knows offline what the branch was.
+            # Downloaded by branch, so that the cache also maps the branch to its commit for later offline use.
             hf_hub_download(name, min(small), repo_type="dataset", revision=source.revision)
     return source.model_copy(update={"revision": now.sha})
 
@@ -51,12 +52,12 @@ def _hub_errors(path: str) -> Iterator[None]:
     try:
         yield
     except (HFValidationError, HTTPError, OSError) as error:
-        raise UserError(f"{path}: cannot get it from the hub: {first_line(error)}") from None
+        raise UserError(f"{path}: cannot download it from the hub: {first_line(error)}") from None
 
 
 @cache
 def _list(name: str, revision: str | None) -> list[str]:
-    """Paths of the dataset's files, from the hub or, offline, from the cache."""
+    """Returns the paths of the dataset's files, from the hub or, offline, from its cache."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
 

@@ -1,4 +1,4 @@
-"""Looking at data before training: `tunesmith data check` and `tunesmith data show`."""
+"""Inspects data before training, for `tunesmith data check` and `tunesmith data show`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,16 @@ from tunesmith.data.source import ResolvedSource
 
 Encode = Callable[[Row], list[Group]]
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
-BOUNDS = tuple(sorted(bound for power in range(3, 22) for bound in (2**power, 3 * 2 ** (power - 1))))  # of the bars
+# Upper bounds of the histogram's bins, in tokens.
+BOUNDS = tuple(sorted(bound for power in range(3, 22) for bound in (2**power, 3 * 2 ** (power - 1))))
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
 def check(source: ResolvedSource, encode: Encode | None = None) -> dict:
-    """Counts a source's rows, and with `encode` their tokens. Raises UserError if no row is usable."""
+    """Returns the counts and problems of a source's rows, and token figures if `encode` is given. Raises UserError if
+    no row is usable."""
     ledger, seen, examples, places = Ledger(), set(), [], []
-    first: list[Any] = []
+    first_problems: list[Any] = []
     for where, row in source.rows(ledger.unread):
         try:
             if isinstance(row, RowProblem):
@@ -37,21 +39,22 @@ def check(source: ResolvedSource, encode: Encode | None = None) -> dict:
             ledger.kept()
         except RowProblem as problem:
             ledger.dropped(where, problem.reason, problem.detail)
-            if len(first) < 5:
-                first.append({"where": str(where), "reason": problem.reason, "detail": problem.detail})
+            if len(first_problems) < 5:
+                first_problems.append({"where": str(where), "reason": problem.reason, "detail": problem.detail})
     ledger.refuse_if_empty(source.path)
-    found = {
+    summary = {
         "path": source.path,
         "format": source.format,
         "left_out": source.left_out,
         **ledger.summary(),
-        "first_problems": first,
+        "first_problems": first_problems,
     }
-    return found | (_lengths(np.array(examples), places) if examples else {})
+    return summary | (_lengths(np.array(examples), places) if examples else {})
 
 
 def _lengths(examples: np.ndarray, places: list[Where]) -> dict:
-    """Figures of (examples, 2): tokens and supervised tokens. `histogram`: {tokens at most: examples}."""
+    """Computes figures from an (examples, 2) array of tokens and supervised tokens. `places` has the row of each
+    example. `histogram` is {most tokens: examples}."""
     tokens = examples[:, 0]
     counts = np.bincount(np.searchsorted(BOUNDS, tokens), minlength=len(BOUNDS) + 1)
     used = np.flatnonzero(counts)

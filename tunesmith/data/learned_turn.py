@@ -1,7 +1,8 @@
-"""What the model has to write for one assistant turn, behind the very prompt that chat, serving and the report use.
+"""Finds the text that the model must generate for one assistant turn, after the same prompt that inference uses.
 
-The turn is rendered as the end of its conversation, once as it is, once with a sentinel for its content, once as a
-generation prompt. What the model writes is everything behind that prompt, up to the token that ends the turn.
+The conversation is rendered up to this turn three times: with the turn, with a sentinel as the turn's content, and
+without the turn as a generation prompt. The model must generate everything after that prompt, up to and including the
+end-of-turn token.
 """
 
 import json
@@ -22,8 +23,8 @@ INDENTATION = re.compile(r"[ \t]{2,}|\t")
 
 
 class Turn(NamedTuple):
-    """`written` is what the model has to write behind `prompt`, `rest` what the template puts behind that. `head` is
-    what `written` begins with, up to the content: there reasoning stands."""
+    """An assistant turn as text. The model must generate `written` after `prompt`; the template puts `rest` after it.
+    `head` is the beginning of `written` up to the content, which may contain reasoning."""
 
     prompt: str
     written: str
@@ -33,8 +34,8 @@ class Turn(NamedTuple):
 
 
 def learned_turn(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None) -> Turn:
-    """The last of the messages, an assistant turn; `changes` are keys of `rows.REASONS`. Raises RowProblem if the
-    template refuses the conversation, or what it writes cannot be shown to be the turn."""
+    """Returns the last message, an assistant turn, as a Turn. `changes` are keys of `rows.REASONS`. Raises RowProblem
+    if the template refuses the conversation, or if the turn cannot be found in its output with certainty."""
     prompt = tokenizer.render(messages[:-1], tools, add_generation_prompt=True)
     if messages[-1].get("tool_calls"):
         turn = _calls(tokenizer, messages, tools, prompt)
@@ -47,21 +48,25 @@ def learned_turn(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] |
 
 
 def _answer(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, prompt: str) -> Turn:
-    """A turn of text."""
+    """Returns a turn that is text only."""
     message, changes = messages[-1], []
     probe = [*messages[:-1], {**message, "content": SENTINEL}]
-    behind, marked = (_behind(tokenizer, talk, tools, prompt) for talk in (messages, probe))
-    if behind is None or marked is None:
-        behind, marked, changes = tokenizer.render(messages, tools), tokenizer.render(probe, tools), ["prompt_differs"]
+    completion, marked = (_after_prompt(tokenizer, talk, tools, prompt) for talk in (messages, probe))
+    if completion is None or marked is None:
+        completion, marked, changes = (
+            tokenizer.render(messages, tools),
+            tokenizer.render(probe, tools),
+            ["prompt_differs"],
+        )
         prompt = marked.partition(SENTINEL)[0]
-        behind, marked = behind[len(prompt) :], marked[len(prompt) :]
+        completion, marked = completion[len(prompt) :], marked[len(prompt) :]
     head, *after = marked.split(SENTINEL)
     if len(after) != 1:
         raise RowProblem("mask_unproved", f"the template writes the assistant's text {len(after)} times")
-    content = behind[len(head) : len(behind) - len(after[0])]
-    exact = behind.startswith(head) and behind.endswith(after[0]) and len(head + after[0]) <= len(behind)
+    content = completion[len(head) : len(completion) - len(after[0])]
+    exact = completion.startswith(head) and completion.endswith(after[0]) and len(head + after[0]) <= len(completion)
     if not exact or content not in message["content"] or content.strip() != message["content"].strip():
-        raise RowProblem("mask_unproved", "the template does not write the assistant's text as it stands")
+        raise RowProblem("mask_unproved", "the template changes the assistant's text")
     if indentation := _trimmed_indentation(content, message["content"]):
         content, changes = indentation + content, [*changes, "indentation_kept"]
     end = _end_of_turn(tokenizer, after[0])
@@ -73,14 +78,14 @@ def _answer(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None
 
 
 def _calls(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, prompt: str) -> Turn:
-    """A turn with tool calls, and text beside them if there is any."""
-    behind = _behind(tokenizer, messages, tools, prompt)
-    if behind is None:
+    """Returns a turn with tool calls, and with text beside them if there is any."""
+    completion = _after_prompt(tokenizer, messages, tools, prompt)
+    if completion is None:
         raise RowProblem("mask_unproved", "the turn with tool calls does not follow the generation prompt")
-    _prove_calls(behind, messages[-1])
-    written = behind.rstrip()
+    _prove_calls(completion, messages[-1])
+    written = completion.rstrip()
     if written.endswith(tuple(tokenizer.special_tokens)):
-        return Turn(prompt, written, behind[len(written) :], written, [])
+        return Turn(prompt, written, completion[len(written) :], written, [])
     results = [
         {"role": "tool", "content": NEXT} | ({"tool_call_id": call["id"]} if call.get("id") else {})
         for call in messages[-1]["tool_calls"]
@@ -91,44 +96,44 @@ def _calls(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None,
     return Turn(prompt, written + _end_by_next_turn(tokenizer, after, written[-20:]), "", written, [])
 
 
-def _behind(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, prompt: str) -> str | None:
-    """What the template writes for the last turn behind the generation prompt. Templates that write the conversation
-    before it differently once it is there are compared from the end of the message before it on. None if the turn does
-    not follow the prompt."""
+def _after_prompt(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, prompt: str) -> str | None:
+    """Returns the template's text after the generation prompt for the last turn, or None if the text does not continue
+    the prompt. Some templates write the earlier turns differently once an answer follows. For those, only the text
+    after the previous message is compared."""
     text = tokenizer.render(messages, tools)
     if text.startswith(prompt):
         return text[len(prompt) :]
     context = [*messages[:-2], {**messages[-2], "content": (messages[-2]["content"] or "") + NEXT}]
-    asked = tokenizer.render(context, tools, add_generation_prompt=True).split(NEXT)
-    told = tokenizer.render([*context, messages[-1]], tools).split(NEXT)
-    if len(asked) != 2 or len(told) != 2:
+    prompted = tokenizer.render(context, tools, add_generation_prompt=True).split(NEXT)
+    answered = tokenizer.render([*context, messages[-1]], tools).split(NEXT)
+    if len(prompted) != 2 or len(answered) != 2:
         return None
-    if (end := _end_of_same(asked[1], told[1])) is not None:
-        return told[1][end:]
-    common = _whole_marks(commonprefix([asked[1], told[1]]))  # noqa: RUF071  texts, not paths
-    if reasoning.opened(asked[1]) is None and not reasoning.closed(asked[1]):
+    if (end := _prefix_end(prompted[1], answered[1])) is not None:
+        return answered[1][end:]
+    common = _whole_marks(commonprefix([prompted[1], answered[1]]))  # noqa: RUF071  texts, not paths
+    if reasoning.opened(prompted[1]) is None and not reasoning.closed(prompted[1]):
         return None
-    return reasoning.without_block(told[1][len(common) :])
+    return reasoning.without_block(answered[1][len(common) :])
 
 
-def _end_of_same(asked: str, told: str) -> int | None:
-    """Where `asked` ends in `told`, which begins with it up to whitespace; None if it does not."""
-    if told.startswith(asked):
-        return len(asked)
-    pattern = r"\s*".join(map(re.escape, "".join(asked.split()))) + (r"\s*" if asked[-1:].isspace() else "")
-    same = re.match(pattern, told)
+def _prefix_end(prefix: str, text: str) -> int | None:
+    """Returns where `prefix` ends in `text`, ignoring whitespace, or None if `text` does not begin with it."""
+    if text.startswith(prefix):
+        return len(prefix)
+    pattern = r"\s*".join(map(re.escape, "".join(prefix.split()))) + (r"\s*" if prefix[-1:].isspace() else "")
+    same = re.match(pattern, text)
     return same.end() if same else None
 
 
 def _whole_marks(text: str) -> str:
-    """Text without a mark that it ends within, or with which reasoning begins at its end."""
+    """Removes from the end of text a mark that is cut off, or one that opens reasoning."""
     at = max(text.rfind("<"), text.rfind("["))
     is_cut = at >= 0 and ">" not in text[at:] and "]" not in text[at:]
     return text[:at] if at >= 0 and (is_cut or reasoning.opened(text) is not None) else text
 
 
 def _trimmed_indentation(written: str, content: str) -> str:
-    """The indentation of the first line, as code has it, if the template does not write it."""
+    """Returns the indentation of the answer's first line, as in code, if the template trims it, else ""."""
     before = content[: len(content) - len(content.lstrip())].rpartition("\n")[2]
     is_code = INDENTATION.fullmatch(before) and content.strip()
     return before if is_code and not written[:1].isspace() else ""
@@ -136,7 +141,7 @@ def _trimmed_indentation(written: str, content: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _end_of_turn(tokenizer: Tokenizer, after: str) -> str | None:
-    """The end-of-turn token that `after` begins with, whitespace before it included, or None."""
+    """Returns the end-of-turn token at the beginning of `after`, with the whitespace before it, or None."""
     rest = after.lstrip()
     token = max((t for t in tokenizer.special_tokens if t and rest.startswith(t)), key=len, default=None)
     if token is None or token == tokenizer.bos_token != tokenizer.eos_token:
@@ -149,8 +154,8 @@ def _end_of_turn(tokenizer: Tokenizer, after: str) -> str | None:
 
 
 def _end_by_next_turn(tokenizer: Tokenizer, followed: str, alone: str) -> str:
-    """The token that ends a turn where nothing but the next turn does, as GLM's role tokens. `followed`: what the
-    template writes behind the answer when a turn follows; `alone`: when none does."""
+    """Returns the token that ends a turn when only the next turn does so, such as GLM's role tokens. `followed` is the
+    template's text after the answer when a turn follows, `alone` when none follows."""
     end = _end_of_turn(tokenizer, followed)
     if end is None:
         raise RowProblem("mask_unproved", f"no special token ends the assistant's turn, only {alone[:20]!r}")
@@ -158,8 +163,8 @@ def _end_by_next_turn(tokenizer: Tokenizer, followed: str, alone: str) -> str:
 
 
 def _with_reasoning(tokenizer: Tokenizer, prompt: str, written: str, thought: str) -> str:
-    """A turn with its reasoning, where the template does not write that itself: R1's opens it in the prompt, and leaves
-    it out of turns that are over."""
+    """Adds the reasoning to a turn if the template does not write it. R1's template, for one, opens reasoning in the
+    prompt, and drops it from completed turns."""
     closing = reasoning.opened(prompt)
     if closing is not None:
         is_closed = written.lstrip().startswith(closing.strip())
@@ -167,7 +172,7 @@ def _with_reasoning(tokenizer: Tokenizer, prompt: str, written: str, thought: st
     if not thought:
         return written
     if reasoning.closed(prompt):
-        raise RowProblem("part_unwritten", "the generation prompt leaves no place for reasoning")
+        raise RowProblem("part_unwritten", "the generation prompt has no place for reasoning")
     marks = reasoning.marks(tokenizer)
     if marks is None:
         raise RowProblem("part_unwritten", "its reasoning")
@@ -175,7 +180,7 @@ def _with_reasoning(tokenizer: Tokenizer, prompt: str, written: str, thought: st
 
 
 def _prove_calls(written: str, message: dict) -> None:
-    """Raises RowProblem unless the text beside the calls and every name, key and value of theirs is written."""
+    """Raises RowProblem unless `written` has the text beside the calls and every name, key and value of the calls."""
     content = message["content"] or ""
     if content.strip() not in written:
         raise RowProblem("part_unwritten", f"the text beside its tool calls, {content[:60]!r}")
@@ -190,5 +195,5 @@ def _prove_calls(written: str, message: dict) -> None:
 
 
 def _spellings(leaf: str) -> tuple[str, ...]:
-    """A text as it stands, and as JSON writes it."""
+    """Returns a text unchanged, and as JSON escapes it."""
     return leaf, leaf.strip(), json.dumps(leaf, ensure_ascii=False)[1:-1], json.dumps(leaf)[1:-1]

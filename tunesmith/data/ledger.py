@@ -1,4 +1,4 @@
-"""The ledger: every row that was not used as it stood, and why; and the columns that were not read."""
+"""The ledger records every row that was dropped, changed or shortened, and why, and the columns that were not read."""
 
 import json
 from collections import Counter
@@ -8,25 +8,25 @@ from typing import TextIO
 from tunesmith.data.rows import REASONS, Where
 from tunesmith.errors import UserError
 
-FIRST = 3  # dropped rows that a message names
+FIRST = 3  # dropped rows that an error message names
 
 
 class Ledger:
-    """Writes one object a line, {file, line, action, reason, detail}, as it happens; without a path it only counts.
+    """Writes one JSON object a line, {file, line, action, reason, detail}, at once. Without a path it only counts.
 
-    Each row read is said to be dropped or kept. A kept one may be said to be changed or shortened as well.
+    Call `kept` or `dropped` for each row. A kept row may also be `changed` or `shortened`.
     """
 
     def __init__(self, path: Path | None = None):
         self.counts: Counter[tuple[str, str]] = Counter()
-        self.unread: dict[str, int] = {}  # rows for each key that their format did not read
+        self.unread: dict[str, int] = {}  # {key that the format did not read: rows}
         self.first: list[dict] = []
         self.kept_rows = 0
         self._path = path
         self._file: TextIO | None = None
 
     def __enter__(self) -> "Ledger":
-        if self._path:  # buffering=1: a reader, and a crash, finds whole lines
+        if self._path:  # buffering=1 writes whole lines, for readers and after a crash
             self._file = open(self._path, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
         return self
 
@@ -54,7 +54,8 @@ class Ledger:
         return self.kept_rows + sum(self._reasons("dropped").values())
 
     def summary(self) -> dict:
-        """{read, kept, for dropped, changed and shortened the number of rows per reason, and unread: rows per key}."""
+        """Returns {read, kept, dropped, changed, shortened, unread}. The first two are numbers of rows, the next three
+        {reason: rows}, the last {key: rows}."""
         actions = {action: self._reasons(action) for action in ("dropped", "changed", "shortened")}
         return {"read": self.read, "kept": self.kept_rows, **actions, "unread": dict(self.unread)}
 
@@ -63,7 +64,7 @@ class Ledger:
         if self.kept_rows:
             return
         if not self.first:
-            raise UserError(f"{what}: no rows in it")
+            raise UserError(f"{what}: has no rows")
         examples = "; ".join(f"{e['file']}:{e['line']}: {_reason(e)}" for e in self.first)
         raise UserError(f"{what}: none of its {self.read} rows can be used: {examples}")
 

@@ -1,7 +1,7 @@
-"""A conversation as token sequences, and which of their tokens are learned.
+"""Tokenizes conversations and marks the supervised tokens.
 
-`conversation.py` finds the form of a conversation that the chat template writes, `learned_turn.py` what the model has
-to write behind the generation prompt. Here both become tokens, and the learned ones are proved to be the answers.
+`conversation.py` fits a conversation to the chat template, and `learned_turn.py` finds the text that the model must
+generate after the prompt. This module tokenizes both, and checks that the supervised tokens decode to the answers.
 """
 
 from bisect import bisect_left
@@ -20,8 +20,8 @@ Mask = Literal["assistant", "last", "all"]
 
 @dataclass
 class Example:
-    """One token sequence. `supervised` is parallel to `ids`; `changes` are keys of `rows.REASONS`; `answer` is where
-    its last answer stands, as [start, end) of ids, and `asked` what that answers, as people read it."""
+    """One token sequence. `supervised` is parallel to `ids`. `changes` are keys of `rows.REASONS`. `answer` is the
+    position of the last answer, [start, end) of `ids`, and `asked` the user message that it answers."""
 
     ids: list[int]
     supervised: list[bool]
@@ -30,7 +30,7 @@ class Example:
     asked: str = ""
 
     def cut(self, start: int, end: int) -> "Example":
-        """Its tokens [start, end)."""
+        """Returns an example with the tokens [start, end) of this one."""
         first, last = (min(max(at - start, 0), end - start) for at in self.answer)
         return Example(self.ids[start:end], self.supervised[start:end], self.changes, (first, last), self.asked)
 
@@ -40,7 +40,8 @@ Group = tuple[Example, ...]
 
 
 class Draft(NamedTuple):
-    """An example before it is tokenised: text, which of its characters [start, end) are learned, its last answer."""
+    """An example before tokenization. `spans` are the learned ranges of `text` in characters, [start, end), and
+    `answer` is that of the last answer."""
 
     text: str
     spans: list[tuple[int, int]]
@@ -50,9 +51,10 @@ class Draft(NamedTuple):
 
 
 def encode_chat(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Example]:
-    """The examples of a conversation: one, or one per learned turn where the template rewrites history.
+    """Returns the examples of a conversation: one, or one per learned turn if the template rewrites earlier turns.
 
-    Raises RowProblem if there is nothing to learn, the template refuses, or the mask cannot be proved.
+    Raises RowProblem if there is nothing to learn, if the template refuses the conversation, or if the supervised
+    tokens do not decode to the answers.
     """
     drafts = _drafts(tokenizer, chat, mask)
     try:
@@ -60,14 +62,14 @@ def encode_chat(tokenizer: Tokenizer, chat: Chat, mask: Mask) -> list[Example]:
     except RowProblem:
         if mask != "all":
             raise
-    # With `all` there is no question which tokens are learned. What has to be proved are the answers, each by itself:
-    # a tokenizer may change what stands around them, as sentencepiece does "▁".
+    # With `all`, every token is learned, so only the answers need the check, each by itself: a tokenizer may change the
+    # text around them, as sentencepiece does with "▁".
     encode_chat(tokenizer, chat, "assistant")
     return [_encode(tokenizer, draft, prove=False) for draft in drafts]
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> Example:
-    """Plain text, all learned, between bos, if the tokenizer puts one, and eos."""
+    """Tokenizes plain text, all of it supervised, with bos before it if the tokenizer adds one, and eos after it."""
     ids, _ = tokenizer.encode(text)
     bos = [tokenizer.bos_id] if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id] else []
     eos = [tokenizer.eos_id] if tokenizer.eos_id is not None and ids[-1:] != [tokenizer.eos_id] else []
@@ -100,7 +102,7 @@ def _noted(draft: Draft, changes: list[str]) -> Draft:
 
 
 def _draft(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None) -> Draft:
-    """Of a conversation whose last turn is learned."""
+    """Returns the draft of a conversation whose last turn is learned."""
     turn = learned_turn(tokenizer, messages, tools)
     answer = (len(turn.prompt), len(turn.prompt) + len(turn.written))
     asked = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
@@ -108,7 +110,7 @@ def _draft(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None)
 
 
 def _everything(tokenizer: Tokenizer, text: str, last: Draft) -> Draft:
-    """All of a conversation learned but bos; its last answer is where it is when only that is learned."""
+    """Returns a draft in which all text but bos is learned. `last` is the draft in which only the last answer is."""
     spans = [(_bos_length(tokenizer, text), len(text))]
     if text.startswith(last.text[: last.answer[1]]):
         return last._replace(text=text, spans=spans)
@@ -116,7 +118,7 @@ def _everything(tokenizer: Tokenizer, text: str, last: Draft) -> Draft:
 
 
 def _unwritten_context(unwritten: list[Part], learned: Sequence[int]) -> list[str]:
-    """What is to be noted of the parts that the template does not write. Raises RowProblem if one is to be learned."""
+    """Returns the reasons to record for parts that the template drops. Raises RowProblem if such a part is learned."""
     for part in unwritten:
         if part.message in learned:
             raise RowProblem("part_unwritten", str(part))
@@ -129,8 +131,8 @@ def _unwritten_context(unwritten: list[Part], learned: Sequence[int]) -> list[st
 
 
 def _without_end_tokens(tokenizer: Tokenizer, chat: Chat) -> tuple[Chat, list[str]]:
-    """The conversation without end-of-turn tokens that its answers end with; the template writes its own. Raises
-    RowProblem if its texts hold other tokens that the template writes around turns: they would begin or end some."""
+    """Removes end-of-turn tokens from the end of answers, since the template writes its own. Raises RowProblem if a
+    text contains another token that the template writes around turns, because it would begin or end a turn."""
     messages, changes = [], []
     for number, message in enumerate(chat.messages, 1):
         for key in ("content", "reasoning_content"):
@@ -141,15 +143,15 @@ def _without_end_tokens(tokenizer: Tokenizer, chat: Chat) -> tuple[Chat, list[st
                 message, changes = {**message, key: text}, ["end_token_removed"]
                 if not text.strip() and not message.get("tool_calls"):
                     raise RowProblem("empty_answer", f"message {number} is {ends[0]} alone")
-            if found := next((token for token in _turn_tokens(tokenizer) if token in text), None):
-                raise RowProblem("control_tokens", f"{found} in message {number}")
+            if control := next((token for token in _turn_tokens(tokenizer) if token in text), None):
+                raise RowProblem("control_tokens", f"{control} in message {number}")
         messages.append(message)
     return Chat(messages, chat.tools), changes
 
 
 @lru_cache(maxsize=64)
 def _turn_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The special tokens that the template writes in a plain conversation."""
+    """Returns the special tokens that the template writes around the turns of a plain conversation."""
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     try:
         text = tokenizer.render(talk, add_generation_prompt=True) + tokenizer.render(talk[:2])
@@ -159,7 +161,7 @@ def _turn_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
 
 
 def _learned(messages: list[dict], mask: Mask) -> list[int]:
-    """The numbers of the turns to learn. What stands before the first question is context."""
+    """Returns the indices of the turns to learn. Assistant turns before the first question are context."""
     first = next((i for i, m in enumerate(messages) if m["role"] in ("user", "tool")), len(messages))
     turns = [i for i, m in enumerate(messages) if i > first and m["role"] == "assistant" and m.get("weight", 1) != 0]
     return turns[-1:] if mask == "last" else turns
@@ -188,8 +190,8 @@ def _start(offset: tuple[int, int]) -> int:
 
 
 def _tokenize(tokenizer: Tokenizer, draft: Draft) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and offsets of the text, prompt and answer apart: as one text a token may reach over where they meet, or the
-    end of the prompt be split in another way than it is when the model is asked."""
+    """Returns ids and offsets of the text, with prompts and answers tokenized separately. Tokenized as one text, a
+    token could cross the boundary, or the end of the prompt could be split differently than at inference."""
     cuts = sorted({start for start, _ in (*draft.spans, draft.answer) if start > 0})
     ids, offsets = tokenizer.encode(draft.text[: cuts[0]] if cuts else draft.text)
     for start, end in zip(cuts, [*cuts[1:], len(draft.text)]):
@@ -200,10 +202,10 @@ def _tokenize(tokenizer: Tokenizer, draft: Draft) -> tuple[list[int], list[tuple
 
 
 def _prove(tokenizer: Tokenizer, ids: list[int], first: int, last: int, text: str) -> None:
-    """Raises RowProblem unless the tokens decode to the text, up to what the tokenizer itself changes."""
+    """Raises RowProblem unless the tokens decode to the text, apart from the tokenizer's own normalization."""
     if tokenizer.decode(ids[first:last]) == text:
         return
-    # Sentencepiece decoders drop a space at the start, so look at it within what stands before.
+    # Sentencepiece decoders drop a leading space, so decode the span together with the tokens before it.
     decoded = tokenizer.decode(ids[:last])[len(tokenizer.decode(ids[:first])) :]
     if decoded not in (text, tokenizer.expected(text)):
         raise RowProblem("mask_unproved", f"tokens decode to {decoded[:60]!r} instead of {text[:60]!r}")

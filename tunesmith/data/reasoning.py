@@ -1,4 +1,4 @@
-"""Reasoning in text: the marks that models and datasets put around it, and whether a prompt begins or ends it."""
+"""Reasoning in text: the marks that models and datasets put around it, and whether a prompt opens or closes it."""
 
 import re
 from functools import lru_cache
@@ -38,30 +38,30 @@ TOOL = {
 
 
 class Marks(NamedTuple):
-    """What stands before reasoning and between it and the answer, whitespace included."""
+    """The text before reasoning, and the text between reasoning and the answer, whitespace included."""
 
     opening: str
     closing: str
 
 
 def split(content: str) -> tuple[str, str] | None:
-    """(reasoning, the answer) of an answer that begins with reasoning between marks, also where only the closing one
-    is there because the prompt opened it; None if there is none."""
+    """Splits a content that begins with reasoning into (reasoning, answer). The opening mark may be missing, since a
+    prompt may have written it. Returns None if there is no reasoning."""
     text = content.lstrip()
     for opening, closing in SPELLINGS:
-        before, found, after = text.partition(closing)
-        if found and (before.startswith(opening) or (opening not in before and closing == "</think>")):
+        before, mark, after = text.partition(closing)
+        if mark and (before.startswith(opening) or (opening not in before and closing == "</think>")):
             return before.removeprefix(opening).strip(), after.lstrip("\n")
     return None
 
 
 def joined(reasoning: str, answer: str) -> str:
-    """Reasoning and answer as one text, for templates that write no reasoning."""
+    """Joins reasoning and answer into one text, for templates without a place for reasoning."""
     return f"<think>\n{reasoning}\n</think>\n\n{answer}"
 
 
 def opened(prompt: str) -> str | None:
-    """What closes the reasoning that a generation prompt opens, or None if it opens none."""
+    """Returns the text that closes the reasoning opened by a generation prompt, or None if the prompt opens none."""
     text = prompt.rstrip()
     for opening, closing in SPELLINGS:
         if text.endswith(opening):
@@ -71,12 +71,12 @@ def opened(prompt: str) -> str | None:
 
 
 def closed(prompt: str) -> bool:
-    """Whether a generation prompt ends with reasoning that is over, so that the answer has none."""
+    """Whether a generation prompt ends with closed reasoning, so that the answer has none."""
     return prompt.rstrip().endswith(tuple(closing for _, closing in SPELLINGS))
 
 
 def without_block(text: str) -> str:
-    """Text without the reasoning, marks included, that it begins with."""
+    """Removes the reasoning, with its marks, from the beginning of a text."""
     for opening, closing in SPELLINGS:
         if text.lstrip().startswith((opening, closing)) and closing in text:
             return text.partition(closing)[2].lstrip("\n")
@@ -85,7 +85,7 @@ def without_block(text: str) -> str:
 
 @lru_cache(maxsize=64)
 def has_place(tokenizer: Tokenizer) -> bool:
-    """Whether the chat template has a form of its own for reasoning, in a message or in the generation prompt."""
+    """Whether the chat template supports reasoning, in a message or in the generation prompt."""
     prompt = _prompt(tokenizer)
     answer, *_ = _probes(tokenizer)
     return THOUGHT in answer or marks(tokenizer) is not None or opened(prompt) is not None or closed(prompt)
@@ -93,25 +93,24 @@ def has_place(tokenizer: Tokenizer) -> bool:
 
 @lru_cache(maxsize=64)
 def marks(tokenizer: Tokenizer) -> Marks | None:
-    """The marks in which the template writes reasoning, if they are known ones. Some templates write it only before a
-    tool call, or leave an empty place for it; the same marks hold before an answer."""
+    """Returns the marks that the template writes around reasoning, or None if it writes none of the known ones. Some
+    templates write reasoning only before a tool call, or write empty marks; an answer then uses the same marks."""
     for text in _probes(tokenizer):
         for opening, closing in SPELLINGS:
-            found = re.search(rf"{re.escape(opening)}(\s*)(?:{THOUGHT})?(\s*){re.escape(closing)}(\s*)", text)
-            if found and (THOUGHT in found[0] or text[found.end() :].startswith(ANSWER)):
-                before, after, behind = found.groups()
-                return Marks(opening + before, after + closing + (behind if ANSWER in text else ""))
+            match = re.search(rf"{re.escape(opening)}(\s*)(?:{THOUGHT})?(\s*){re.escape(closing)}(\s*)", text)
+            if match and (THOUGHT in match[0] or text[match.end() :].startswith(ANSWER)):
+                before, after, trailing = match.groups()
+                return Marks(opening + before, after + closing + (trailing if ANSWER in text else ""))
     return None
 
 
 def switch(tokenizer: Tokenizer) -> str | None:
-    """The template variable that says whether the model reasons, if the template has one."""
+    """Returns the template variable that turns reasoning on or off, or None if the template has none."""
     return next((name for name in SWITCHES if name in tokenizer.template_variables), None)
 
 
 def switched(tokenizer: Tokenizer, switch: str, wanted: bool) -> dict:
-    """The value of the switch under which the generation prompt asks for reasoning, or for none; {} where that is so
-    without it."""
+    """Returns the template variables that turn reasoning on or off; {} where turning it on changes nothing."""
     if not wanted:
         return {switch: False}
     default, on, off = (_prompt(tokenizer, **values) for values in ({}, {switch: True}, {switch: False}))
@@ -126,18 +125,18 @@ def _prompt(tokenizer: Tokenizer, **variables: Any) -> str:
 
 
 def _probes(tokenizer: Tokenizer) -> list[str]:
-    """An answer with reasoning, one with both as parts of its content, and a tool call with reasoning, as the template
-    writes them; "" where it refuses."""
+    """Renders an answer with reasoning, an answer with reasoning as a part of its content, and a tool call with
+    reasoning. A text is "" if the template refuses it."""
     answer = {"role": "assistant", "content": ANSWER, "reasoning_content": THOUGHT}
     parts = {
         "role": "assistant",
         "content": [{"type": "thinking", "thinking": THOUGHT}, {"type": "text", "text": ANSWER}],
     }
     call = {"role": "assistant", "content": "", "reasoning_content": THOUGHT, "tool_calls": [CALL]}
-    found = []
+    texts = []
     for message, tools in ((answer, None), (parts, None), (call, [TOOL])):
         try:
-            found.append(tokenizer.render([ASK, message], tools))
+            texts.append(tokenizer.render([ASK, message], tools))
         except RowProblem:
-            found.append("")
-    return found
+            texts.append("")
+    return texts

@@ -1,15 +1,15 @@
-"""A record as a format reads it: a mapping that notes which of its keys were read, so that the others can be named."""
+"""A record that tracks which of its keys a format reads, so that the unread keys can be reported."""
 
 from collections.abc import Iterable
 from typing import Any
 
-MOST_NAMES = 500  # of unread keys that are counted by name; a file may have a new one in each row
-OTHERS = "…"  # the name under which the rest are counted
+MOST_NAMES = 500  # unread keys that are counted by name; a file may have new keys in every row
+OTHERS = "…"  # the name that counts all further keys
 
 
 class Record(dict):
-    """The columns of one record, or the keys of one turn in it. Reading a key is noted; asking whether it is there, or
-    walking over the keys, is not."""
+    """The columns of one record, or the keys of one turn. Reading a value marks its key as read; `in` and iterating
+    over the keys do not."""
 
     def __init__(self, values: dict):
         super().__init__(values)
@@ -33,25 +33,25 @@ class Record(dict):
         return super().values()
 
     def hold_turns(self, column: str, turns: "list[Record]") -> None:
-        """Says that a column's turns are these, so that `unread` names their keys too."""
+        """Registers the turns of a column, so that `unread` includes their keys."""
         self._turns[column] = turns
 
     def unread(self) -> list[str]:
-        """The keys that were not read and hold something: `source`, and of turns `messages[].name`."""
+        """Returns the keys that were not read and are not empty, such as `source`, or `messages[].name` in turns."""
         own = [str(key) for key, value in super().items() if key not in self._read and not _is_empty(value)]
         inner = ((column, key) for column, turns in self._turns.items() for turn in turns for key in turn.unread())
         return own + [f"{column}[].{key}" for column, key in dict.fromkeys(inner)]
 
 
 def count(unread: dict[str, int], names: Iterable[str], rows: int = 1) -> None:
-    """Adds rows in which these keys were not read to `unread`, {key: rows}."""
+    """Adds `rows` to the count of each name in `unread`, {key: rows}."""
     for name in names:
         name = name if name in unread or len(unread) < MOST_NAMES else OTHERS
         unread[name] = unread.get(name, 0) + rows
 
 
 def describe(unread: dict[str, int], most: int = 20) -> str:
-    """Unread keys and their rows on one line: "source (12 rows), messages[].name (1 row)". Empty if there are none."""
+    """Formats unread keys on one line: "source (12 rows), messages[].name (1 row)". Empty if there are none."""
     named = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
     shown = [
         f"{name if name.isprintable() else repr(name)} ({rows:,} {'row' if rows == 1 else 'rows'})"

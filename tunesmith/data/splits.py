@@ -1,6 +1,6 @@
-"""Which files of a dataset make a subset and a split, by their names alone: on the hub, and in a folder.
+"""Finds the files of a dataset's subset and split by their names, on the hub and in a folder.
 
-The `configs` of the dataset's README decide, or else the names: data/train-00000-of-00001.parquet,
+The `configs` in the dataset's README decide. Without them the file names do: data/train-00000-of-00001.parquet,
 subset/validation.jsonl, test.csv.
 """
 
@@ -27,21 +27,21 @@ SPLITS = {
     "eval": "test",
     "evaluation": "test",
 }
-# What the datasets library and the hub write beside the rows, and what it caches of them.
+# Files without rows that the datasets library and the hub write, and the library's cache files.
 NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "cache-*.arrow", "tmp*.arrow")
-Splits = dict[str, list[str]]  # files by the split they belong to
+Splits = dict[str, list[str]]  # {split: files}
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The files of a source, and what lies beside them and is not read, for people: "split test (2 files)"."""
+    """The files of a source. `left_out` describes the data beside them that is not read: "split test (2 files)"."""
 
     files: list[Path]
     left_out: list[str] = field(default_factory=list)
 
 
 def other_splits(split: str, splits: Splits) -> list[str]:
-    """The splits that were not chosen, for `Selection.left_out`."""
+    """Describes the splits that were not chosen, for `Selection.left_out`."""
     return [
         f"split {name} ({len(files)} {'file' if len(files) == 1 else 'files'})"
         for name, files in sorted(splits.items())
@@ -50,26 +50,26 @@ def other_splits(split: str, splits: Splits) -> list[str]:
 
 
 def has_rows(name: str) -> bool:
-    """Whether a data file of this name has rows: not one that describes a dataset, or a cache of one."""
+    """Whether a file of this name has rows, and is not a description or a cache of a dataset."""
     return not any(fnmatchcase(PurePosixPath(name).name, pattern) for pattern in NO_ROWS)
 
 
 def front_matter(path: Path) -> dict:
-    """That of a README, or {} if it has none that can be read."""
+    """Returns the YAML front matter of a README, or {} if it has none or cannot be parsed."""
     match = re.match(r"---\s*\n(.*?)\n---", path.read_text("utf-8", "replace"), re.DOTALL)
     try:
         values = yaml.safe_load(match[1]) if match else {}
     except yaml.YAMLError:
-        return {}  # the hub itself then goes by the names
+        return {}  # as on the hub, file names then decide
     return values if isinstance(values, dict) else {}
 
 
 def choose(source: Source, names: list[str], readme: dict) -> tuple[str, Splits]:
-    """The source's split, and the files of all splits of its subset, among the data files `names`. `readme`: its front
-    matter. Raises UserError naming the subsets or splits there are."""
+    """Returns the source's split, and the files of all splits of its subset. `names` are the data files, `readme` is
+    the README's front matter. Raises UserError with the available names if there is no such subset or split."""
     subsets = by_subset(source, names, readme)
     if not subsets:
-        raise UserError(f"{source.path}: has no data files of a known kind (datasets made by a script are not run)")
+        raise UserError(f"{source.path}: has no data files of a known type (dataset scripts are not run)")
     splits = subsets[pick(source.path, "subset", source.subset, subsets, "default")]
     if not any(splits.values()):
         raise UserError(f"{source.path}: its README names files that are not there")
@@ -77,15 +77,15 @@ def choose(source: Source, names: list[str], readme: dict) -> tuple[str, Splits]
 
 
 def by_subset(source: Source, names: list[str], readme: dict) -> dict[str, Splits]:
-    """Files by subset and split: as the README says, else by the names."""
+    """Groups files by subset and split, by the README's `configs` or else by the file names."""
     configs = readme.get("configs")
     if configs and not (isinstance(configs, list) and all(isinstance(config, dict) for config in configs)):
-        raise UserError(f"{source.path}: the `configs` of its README are no list of mappings")
+        raise UserError(f"{source.path}: the `configs` in its README are not a list of mappings")
     return _from_configs(configs, names) if configs else _from_names(names)
 
 
 def by_split(names: list[str]) -> Splits:
-    """Files by the split that a word of their path names; all are train where none names one."""
+    """Groups files by the split that a word in their path names. A file without such a word belongs to train."""
     splits: Splits = {}
     for name in names:
         words = re.split(r"[-_./ ]", name.lower())
@@ -93,17 +93,18 @@ def by_split(names: list[str]) -> Splits:
     return splits
 
 
-def pick(path: str, what: str, asked: str | None, among: dict | list, default: str) -> str:
-    """The key that is asked for, or the default or only one. Raises UserError naming those there are."""
-    key = asked or (default if default in among else next(iter(among)) if len(among) == 1 else None)
+def pick(path: str, what: str, requested: str | None, among: dict | list, default: str) -> str:
+    """Returns the requested key, else the default or the only one. Raises UserError with the available keys."""
+    key = requested or (default if default in among else next(iter(among)) if len(among) == 1 else None)
     if key in among:
         return key
-    found = f"has no {what} {asked!r}" if asked else f"has several {what}s"
-    raise UserError(f"{path}: {found}; set `{what}:` to one of {', '.join(sorted(among))}")
+    problem = f"has no {what} {requested!r}" if requested else f"has several {what}s"
+    raise UserError(f"{path}: {problem}; set `{what}:` to one of {', '.join(sorted(among))}")
 
 
 def _from_configs(configs: list[dict], names: list[str]) -> dict[str, Splits]:
-    """As the README says: data_files is a pattern, patterns, or a list of {split, path: pattern or patterns}."""
+    """Groups files by the README's `configs`, where data_files is a pattern, a list of patterns, or a list of {split,
+    path: pattern or patterns}."""
     subsets, default = {}, None
     for config in configs:
         name = str(config.get("config_name", "default"))
@@ -121,7 +122,7 @@ def _from_configs(configs: list[dict], names: list[str]) -> dict[str, Splits]:
 
 
 def _from_names(names: list[str]) -> dict[str, Splits]:
-    """Subsets are the top folders, but for `data` and those named after a split."""
+    """Groups files by top folder as the subset, except `data` and folders named after a split."""
     groups: dict[str, list[str]] = {}
     for name in names:
         top, slash, _ = name.partition("/")
@@ -130,7 +131,7 @@ def _from_names(names: list[str]) -> dict[str, Splits]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a path matches a pattern in which * stays within a folder and ** does not."""
+    """Whether a path matches a pattern. * does not cross a slash, ** does."""
     pattern = pattern.removeprefix("./")
     if "**" in pattern:
         return fnmatchcase(name, pattern.replace("**/", "*").replace("**", "*"))

@@ -1,6 +1,6 @@
-"""A model folder's tokenizer and chat template, without torch.
+"""Loads a model folder's tokenizer and chat template, without torch.
 
-Text becomes the same ids as with transformers' `apply_chat_template`; tests compare the two for every family.
+The ids are the same as those of transformers' `apply_chat_template`; tests compare the two for every model family.
 """
 
 import hashlib
@@ -23,47 +23,49 @@ BUILT_IN = {name: Path(__file__).parent / "templates" / f"{name}.jinja" for name
 
 
 class Tokenizer:
-    """Use `Tokenizer.load`. Pickles as its folder and settings, so sending one to a worker is cheap."""
+    """A tokenizer with a chat template. Create it with `Tokenizer.load`. It pickles as its folder and settings, so it
+    is cheap to send to a worker process."""
 
     def __init__(self, folder: Path, chat_template: str, template_kwargs: dict, day: str | None = None):
         self.folder, self._day = folder, day
         self.template_kwargs = template_kwargs
         """Extra variables for every render, e.g. `{"enable_thinking": False}`."""
-        self._asked_template = chat_template
+        self._chat_template = chat_template
         self._file = _read(folder / "tokenizer.json")
         self._backend = _backend(folder, self._file)
         plain = self._backend.encode("").ids
-        # It adds tokens, which no caller wants, and may trim spaces from offsets, which would blur where a span begins.
+        # The post-processor adds tokens that no caller wants, and may trim spaces from offsets, which would move the
+        # beginning of a span.
         self._backend.post_processor = None
         config = _settings(folder / "tokenizer_config.json")
         self.named_tokens = _named_tokens({**_settings(folder / "special_tokens_map.json"), **config})
         self.adds_bos = self.bos_id is not None and plain[:1] == [self.bos_id]
-        """Whether the tokenizer by itself puts bos before plain text."""
+        """Whether the tokenizer adds bos before plain text."""
         self.template_name, templates = _templates(folder, config, chat_template)
         self._templates = {name: _dated(text, day) if day else text for name, text in templates.items()}
 
     @classmethod
     def load(cls, folder: str | Path, chat_template: str = "auto", template_kwargs: dict | None = None) -> "Tokenizer":
-        """Reads a model folder. `chat_template`: auto (the model's own, else plain), plain, chatml, or a Jinja file.
-        Raises UserError."""
+        """Reads a model folder. `chat_template` is auto (the model's own, else plain), plain, chatml, or a Jinja file.
+        Raises UserError if a file is missing or invalid."""
         return cls(Path(folder), chat_template, dict(template_kwargs or {}))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (self.folder, self._asked_template, self.template_kwargs, self._day)
+        return Tokenizer, (self.folder, self._chat_template, self.template_kwargs, self._day)
 
     def on(self, day: str | None) -> "Tokenizer":
-        """One whose templates take it to be that day (ISO 8601), if they write the date at all."""
+        """Returns a tokenizer whose templates use this day (ISO 8601) as today, or itself if they write no date."""
         if day and any("strftime_now" in template for template in self._templates.values()):
-            return Tokenizer(self.folder, self._asked_template, self.template_kwargs, day)
+            return Tokenizer(self.folder, self._chat_template, self.template_kwargs, day)
         return self
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and, for each, where in `text` it stands (characters). Adds no special token."""
+        """Returns ids and their offsets in `text`, (start, end) in characters. Adds no special tokens."""
         encoding = self._encoding(text)
         return encoding.ids, encoding.offsets
 
     def encode_rest(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """As `encode`, for text that goes on after other text: no space is put before its first word."""
+        """Like `encode`, for text that continues other text: no space is added before the first word."""
         anchor = self.anchor
         encoding = self._encoding(anchor + text)
         shift = len(anchor)
@@ -76,7 +78,7 @@ class Tokenizer:
     def render(
         self, messages: list[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False, **kwargs: Any
     ) -> str:
-        """The conversation as the chat template writes it. Raises RowProblem if the template refuses it."""
+        """Renders a conversation with the chat template. Raises RowProblem if the template refuses it."""
         variables = {**self.named_tokens, **self.template_kwargs, **kwargs}
         return rendered(self._templates, self.template_name, messages, tools, add_generation_prompt, variables)
 
@@ -86,13 +88,13 @@ class Tokenizer:
 
     @cached_property
     def template_variables(self) -> frozenset[str]:
-        """The variables that the chat templates ask for, such as `enable_thinking`."""
+        """The variables that the chat templates use, such as `enable_thinking`."""
         from transformers.utils.chat_template_utils import _get_template_variables  # slow to import
 
         try:
             return frozenset().union(*map(_get_template_variables, self._templates.values()))
         except TemplateSyntaxError:
-            return frozenset()  # rendering says what is wrong
+            return frozenset()  # rendering reports the error
 
     @property
     def eos_token(self) -> str | None:
@@ -112,17 +114,17 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int:
-        """The padding id; padded positions are never learned or attended to, so eos or 0 does where there is none."""
+        """The padding id, else that of eos, else 0. Padded positions are masked, so any id will do."""
         return next((i for i in (self._id("pad_token"), self.eos_id) if i is not None), 0)
 
     @property
     def vocab_size(self) -> int:
-        """Ids in use, added tokens included; the model's embedding may have more rows."""
+        """The number of ids, including added tokens. The model's embedding may have more rows."""
         return self._backend.get_vocab_size()
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
-        """Every added token marked special, and bos, eos and the like."""
+        """All added tokens marked special, and the named tokens such as bos and eos."""
         return frozenset(t.content for t in self._added if t.special) | frozenset(self.named_tokens.values())
 
     @cached_property
@@ -132,33 +134,34 @@ class Tokenizer:
 
     @cached_property
     def added_ids(self) -> dict[str, int]:
-        """The tokens that are found in text before it is split into others, and their ids."""
+        """The added tokens, which are matched in text before it is split further, and their ids."""
         return {token.content: index for index, token in self._backend.get_added_tokens_decoder().items()}
 
     @property
     def json(self) -> str:
-        """tokenizer.json as it was read."""
+        """The content of tokenizer.json."""
         return self._file.decode("utf-8")
 
     def expected(self, text: str) -> str:
-        """What decoding the ids of `text` gives: its Unicode form, less the whitespace that tokens like Phi-3's eat."""
+        """Returns the text that decoding the ids of `text` gives: normalized Unicode, without the whitespace that added
+        tokens such as Phi-3's consume."""
         text = self._unicode_form.normalize_str(text)
         return self._eaten.sub("", text) if self._eaten else text
 
     @cached_property
     def _unicode_form(self) -> tokenizers.normalizers.Normalizer:
         normalizer = json.loads(self._file)["normalizer"] or {}
-        kinds = [part.get("type") for part in normalizer.get("normalizers", [normalizer])]
-        forms = [getattr(tokenizers.normalizers, kind)() for kind in kinds if kind in ("NFC", "NFD", "NFKC", "NFKD")]
+        types = [part.get("type") for part in normalizer.get("normalizers", [normalizer])]
+        forms = [getattr(tokenizers.normalizers, type_)() for type_ in types if type_ in ("NFC", "NFD", "NFKC", "NFKD")]
         return tokenizers.normalizers.Sequence(forms)
 
     @cached_property
     def taking_whitespace(self) -> frozenset[str]:
-        """Tokens that take whitespace before or after them along."""
+        """The added tokens that consume the whitespace before or after them (`lstrip`, `rstrip`)."""
         return frozenset(token.content for token in self._added if token.rstrip or token.lstrip)
 
     def takes_whitespace(self, text: str) -> bool:
-        """Whether one of them does so in this text."""
+        """Whether an added token consumes whitespace in this text."""
         return bool(self._eaten and self._eaten.search(text))
 
     @cached_property
@@ -169,7 +172,7 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when anything changes that ids depend on."""
+        """A hash of everything that the ids depend on."""
         settings = [self.named_tokens, self._templates, self.template_kwargs]
         text = json.dumps(settings, sort_keys=True, default=str)
         return hashlib.blake2b(self._file + text.encode(), digest_size=16).hexdigest()
@@ -180,14 +183,14 @@ class Tokenizer:
 
     @cached_property
     def anchor(self) -> str:
-        """A special token that leaves the text after it alone, or "" if there is none."""
+        """A special token that does not consume the whitespace after it, or "" if there is none."""
         return next((t.content for t in self._added if t.special and not t.rstrip), "")
 
     def _encoding(self, text: str) -> tokenizers.Encoding:
         try:
             return self._backend.encode(text, add_special_tokens=False)
-        except TypeError:  # what tokenizers raises for text that is not valid Unicode
-            raise RowProblem("mask_unproved", "its text has half a surrogate pair, which is no character") from None
+        except TypeError:  # tokenizers raises this for text that is not valid Unicode
+            raise RowProblem("mask_unproved", "its text has a lone surrogate, which is not a character") from None
 
     def _id(self, name: str) -> int | None:
         token = self.named_tokens.get(name)
@@ -202,12 +205,12 @@ def rendered(
     add_generation_prompt: bool,
     variables: dict,
 ) -> str:
-    """A conversation as one of a model's templates writes it: `tool_use`, if there is one, where there are tools, else
-    `default`. Raises RowProblem if the template refuses it, UserError with its `name` if it is no template."""
+    """Renders a conversation with the template `tool_use` if there are tools and such a template, else with `default`.
+    Raises RowProblem if the template refuses the conversation, and UserError with its `name` if it is invalid Jinja."""
     from transformers.utils.chat_template_utils import render_jinja_template  # slow to import
 
-    # As in apply_chat_template: many templates write "None" for a key that is there without a value. Some of them ask
-    # whether the content is none, so that stays.
+    # As in apply_chat_template: many templates write "None" for a key whose value is None. Content stays, because some
+    # templates test whether it is none.
     messages = [{key: value for key, value in m.items() if value is not None or key == "content"} for m in messages]
     template = templates.get("tool_use", templates["default"]) if tools else templates["default"]
     try:
@@ -250,7 +253,7 @@ def _backend(folder: Path, file: bytes) -> tokenizers.Tokenizer:
 
 
 def _settings(path: Path) -> dict:
-    """The mapping in a JSON file, empty if there is no file."""
+    """Returns the mapping in a JSON file, or {} if there is no file."""
     if not path.exists():
         return {}
     try:
@@ -264,10 +267,10 @@ def _named_tokens(config: dict) -> dict[str, str]:
     return {name: v["content"] if isinstance(v, dict) else v for name, v in values.items() if v}
 
 
-def _templates(folder: Path, config: dict, asked: str) -> tuple[str, dict[str, str]]:
-    """(name, templates by name). A model may have several; `default` is always there."""
-    if asked != "auto":
-        return asked, {"default": _template_text(BUILT_IN.get(asked, Path(asked)))}
+def _templates(folder: Path, config: dict, chosen: str) -> tuple[str, dict[str, str]]:
+    """Returns (name of the choice, {name: template}). A model may have several templates; `default` always exists."""
+    if chosen != "auto":
+        return chosen, {"default": _template_text(BUILT_IN.get(chosen, Path(chosen)))}
     own = config.get("chat_template") or {}
     templates = {"default": own} if isinstance(own, str) else {}
     if isinstance(own, list):
@@ -281,7 +284,7 @@ def _templates(folder: Path, config: dict, asked: str) -> tuple[str, dict[str, s
 
 
 def _dated(template: str, day: str) -> str:
-    """A template that writes that day where it would write today: transformers takes no other clock."""
+    """Replaces the current date in a template by a fixed day, because transformers has no option for it."""
     then = datetime.fromisoformat(day)
     return NOW.sub(lambda call: json.dumps(then.strftime(call[2])), template)
 

@@ -1,1 +1,1 @@
-"""The main job on real data, offline: a small model learns facts about Python's standard library."""
+"""The demonstration: fine-tunes a small model offline on facts about Python's standard library."""

@@ -1,6 +1,6 @@
-"""The documentation of Python's standard library, read from its source files: text that every machine has.
+"""Reads the documentation of Python's standard library from its source files, which every machine has.
 
-The files are parsed, never imported. What is read depends on the version of Python alone.
+The files are parsed, never imported. The text depends only on the version of Python.
 """
 
 import ast
@@ -12,7 +12,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import TypeGuard
 
-# In every CPython from 3.11 on, Linux or macOS, also where a distribution splits tkinter or the tests off.
+# Modules in every CPython since 3.11, on Linux and macOS, even if a distribution packages tkinter or tests separately.
 MODULES = """
 abc argparse ast base64 bdb bisect bz2 calendar cmd code codecs codeop collections collections.abc colorsys
 compileall concurrent.futures configparser contextlib contextvars copy copyreg csv ctypes ctypes.util curses.ascii
@@ -48,7 +48,7 @@ class Entry:
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """(name, text) of each documentation topic and each module, in a fixed order."""
+    """Yields (name, text) of each documentation topic and each module, in a fixed order."""
     for name, text in sorted(topics().items()):
         yield f"topic {name}", text
     for module in MODULES:
@@ -56,14 +56,14 @@ def texts() -> Iterator[tuple[str, str]]:
 
 
 def topics() -> dict[str, str]:
-    """The language reference that `help()` shows."""
+    """Returns the language reference that `help()` shows, by topic."""
     assignment = next(node for node in parsed("pydoc_data.topics").body if isinstance(node, ast.Assign))
     return ast.literal_eval(assignment.value)
 
 
 @cache
 def entries() -> tuple[Entry, ...]:
-    """What the modules define for the public, in the order of MODULES and of their sources."""
+    """Returns the public functions and classes of the modules, in the order of MODULES and of their sources."""
     return tuple(
         Entry(module, node.name, _doc(node), node)
         for module in MODULES
@@ -74,14 +74,14 @@ def entries() -> tuple[Entry, ...]:
 
 @cache
 def parsed(module: str) -> ast.Module:
-    """The syntax tree of a module of the standard library."""
+    """Returns the syntax tree of a module of the standard library."""
     stem = Path(sysconfig.get_path("stdlib"), *module.split("."))
     file = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
     return ast.parse(file.read_bytes(), str(file))
 
 
 def _public(tree: ast.Module) -> set[str]:
-    """The names in `__all__` where it is a plain list, else all without a leading underscore."""
+    """Returns the names in `__all__` if that is a plain list, else all names without a leading underscore."""
     for node in tree.body:
         if not isinstance(node, ast.Assign) or getattr(node.targets[0], "id", "") != "__all__":
             continue
@@ -91,7 +91,7 @@ def _public(tree: ast.Module) -> set[str]:
 
 
 def _page(module: str) -> str:
-    """A module's docstrings, each under the heading that `help()` would give it."""
+    """Returns a module's docstrings, each under a heading like that of `help()`."""
     tree = parsed(module)
     parts = [f"{module}\n\n{_doc(tree)}".strip()]
     for node in tree.body:

@@ -1,7 +1,7 @@
-"""Questions and answers about the standard library, for training and, in other words, for evaluation.
+"""Writes questions and answers about the standard library, for training and evaluation.
 
-Every fact is trained in many phrasings and asked in those of EVAL, which training never sees: what is
-measured is whether the model learned the fact, not whether it remembers a question.
+Training has many phrasings of every fact. Evaluation uses the phrasings of EVAL, which training never contains, so that
+it measures whether the model learned the fact, and not whether it memorised a question.
 """
 
 import ast
@@ -23,7 +23,7 @@ from pathlib import Path
 from tunesmith.demo.corpus import MODULES, Definition, Entry, entries, parsed
 from tunesmith.files import replacing
 
-# A question is either one sentence, or one that names the thing and one that asks about it.
+# A question is one sentence (DIRECT), or a sentence that names the object (NAMING) and one that asks about it (ASKING).
 DIRECT = {
     "module": [
         "Which module is {name} in?",
@@ -118,9 +118,9 @@ ASKING = {
         "Summarize it for me.",
     ],
 }
-PHRASINGS = 70  # of each fact, no two the same
-# A model this small takes a word it never saw for the name it is asked about. So most questions have a few words
-# of the documentation strewn in, as typing people leave words behind, and it learns to look between the backticks.
+PHRASINGS = 70  # different phrasings of each fact
+# A model this small mistakes any unknown word for the name in question. Most questions therefore contain a few random
+# words of the documentation, so that the model learns to look between the backticks.
 STRAY_SHARE, MOST_STRAY = 0.7, 3
 EVAL = {
     "module": [
@@ -132,13 +132,13 @@ EVAL = {
 NUMBER = {"module": 160, "summary": 40}
 MOST_WORDS = 7
 
-# Modules that also have names people know, and whose own sources (C, or a folder of files) corpus does not read.
-OTHERS = (asyncio, builtins, itertools, math, os.path, select, sys, time)
+# Modules with well-known names whose sources (C, or a folder of files) corpus.py does not read.
+OTHER_MODULES = (asyncio, builtins, itertools, math, os.path, select, sys, time)
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing to know. `kind` is a key of EVAL: module (where `name` is defined) or summary (what it does)."""
+    """One fact. `kind` is a key of EVAL: module (where `name` is defined) or summary (its purpose)."""
 
     kind: str
     name: str
@@ -146,7 +146,7 @@ class Fact:
 
 
 def facts() -> list[Fact]:
-    """The facts of the demo, in a fixed order. No two of a kind ask about the same name."""
+    """Returns the facts of the demo, in a fixed order. No two facts of a kind have the same name."""
     unambiguous = _unambiguous()
     known = [e for e in entries() if e.doc and e.name in unambiguous and e.name != e.module]
     modules = [Fact("module", e.name, e.module) for e in _spread(known, NUMBER["module"])]
@@ -164,8 +164,8 @@ def write(folder: Path) -> tuple[Path, Path]:
 
 
 def _unambiguous() -> set[str]:
-    """The names that the standard library defines once, counting methods, aliases and whatever is private."""
-    times = Counter(name for module in OTHERS for name in dir(module))
+    """Returns the names that the standard library defines once, counting methods, aliases and private names."""
+    times = Counter(name for module in OTHER_MODULES for name in dir(module))
     for module in MODULES:
         tree = parsed(module)
         times.update(node.name for node in ast.walk(tree) if isinstance(node, Definition))
@@ -179,11 +179,12 @@ def _unambiguous() -> set[str]:
     return {name for name, number in times.items() if number == 1}
 
 
-def _spread(found: list[Entry], number: int) -> list[Entry]:
-    """The first `number` entries when every module gives its first one, then its second, and so on."""
+def _spread(candidates: list[Entry], number: int) -> list[Entry]:
+    """Returns `number` entries, taken from the modules in turn: every module's first entry, then its second, and so
+    on."""
     seen: Counter[str] = Counter()
     ranked = []
-    for entry in found:
+    for entry in candidates:
         ranked.append((seen[entry.module], entry))
         seen[entry.module] += 1
     return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])[:number]]
@@ -199,22 +200,22 @@ def _is_brief(entry: Entry) -> bool:
 
 
 def _stray_words() -> list[str]:
-    """Words of the documentation's short texts."""
+    """Returns the words of the documentation's short summaries."""
     words = {word for entry in entries() if _is_brief(entry) for word in _summary(entry).split()}
     return sorted(filter(str.isalpha, words))
 
 
 def _trained(kind: str, words: list[str], draw: random.Random) -> list[str]:
-    """The phrasings in which a fact of a kind is trained."""
-    found: dict[str, None] = {}
-    while len(found) < PHRASINGS:
+    """Draws PHRASINGS different training questions for a fact of a kind."""
+    questions: dict[str, None] = {}
+    while len(questions) < PHRASINGS:
         two = f"{draw.choice(NAMING)} {draw.choice(ASKING[kind])}"
         question = draw.choice([draw.choice(DIRECT[kind]), two]).split(" ")
         if draw.random() < STRAY_SHARE:
             for _ in range(draw.randint(1, MOST_STRAY)):
                 question.insert(draw.randrange(len(question)), draw.choice(words))
-        found[" ".join(question)] = None
-    return list(found)
+        questions[" ".join(question)] = None
+    return list(questions)
 
 
 def _write(path: Path, phrasings: Callable[[str], list[str]]) -> Path:

@@ -1,6 +1,6 @@
-"""The demo's starter model: a small Llama, made on this machine from the documentation of Python.
+"""Builds the demo's starter model: a small Llama, pretrained on this machine on Python's documentation.
 
-It stands in for a downloaded base model: it has read the text and knows no chat.
+It takes the place of a downloaded base model: it knows text, but not chat.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(texts: Iterable[str], folder: Path) -> None:
-    """Trains a byte-level BPE (Sennrich et al. 2016) on texts and writes it as AutoTokenizer reads it."""
+    """Trains a byte-level BPE tokenizer (Sennrich et al. 2016) and writes it in the form of AutoTokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -46,7 +46,7 @@ def build_tokenizer(texts: Iterable[str], folder: Path) -> None:
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": END,  # what an answer ends with, so generation stops there
+            "eos_token": END,  # an answer ends with it, so generation stops there
             "pad_token": END_OF_TEXT,
             "additional_special_tokens": [START],
             "clean_up_tokenization_spaces": False,
@@ -57,7 +57,7 @@ def build_tokenizer(texts: Iterable[str], folder: Path) -> None:
 
 
 def starter_config() -> dict:
-    """config.json of a Llama with 3.5 million parameters."""
+    """Returns the config.json of a Llama with 3.5 million parameters."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -78,7 +78,7 @@ def starter_config() -> dict:
 
 
 def pretraining(folder: Path) -> Recipe:
-    """How the starter model in `folder` is pretrained, on `folder`/text.jsonl."""
+    """Returns the recipe that pretrains the starter model in `folder` on `folder`/text.jsonl."""
     return Recipe.build(
         {
             "model": {"path": str(folder), "initialize": "random", "dtype": "float32"},
@@ -99,7 +99,7 @@ def pretraining(folder: Path) -> Recipe:
 
 
 def cached_starter(cache: Path) -> Path:
-    """The folder of the pretrained starter model; made the first time, which takes about a minute."""
+    """Returns the folder of the pretrained starter model. The first call builds it, which takes about a minute."""
     folder = cache / f"starter-{_version()}"
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def cached_starter(cache: Path) -> Path:
             try:
                 result.rename(folder)
             except OSError:
-                if not folder.exists():  # else another process was quicker, and its model is the same
+                if not folder.exists():  # if it exists, another process built the same model first
                     raise
     return folder
 
@@ -123,6 +123,6 @@ def _make(draft: Path) -> Path:
 
 
 def _version() -> str:
-    """Another Python has other documentation, and another recipe makes another model."""
+    """Returns a hash of everything that the model depends on: Python's version, config, template and recipe."""
     made_from = [sys.version, starter_config(), CHAT_TEMPLATE, pretraining(Path()).dump()]
     return hashlib.blake2b(repr(made_from).encode(), digest_size=6).hexdigest()

@@ -1,8 +1,8 @@
-"""Line charts as inline SVG, without script: they stretch with the page while text and strokes keep their size.
+"""Line charts as inline SVG, without script. They stretch with the page, while text and strokes keep their size.
 
-The outer SVG has no viewBox and places ticks in percent, their text in the margin that the page leaves around it.
-The lines lie in a stretched SVG, 1000 units wide, whose strokes do not scale. Colours come from the page's CSS by
-class, so that light, dark and print agree.
+The outer SVG has no viewBox. It places ticks in percent, and their text in the page's margin. The lines are in an inner
+SVG, 1000 units wide, that is stretched without scaling the strokes. Colours come from the page's CSS by class, for
+light, dark and print.
 """
 
 import math
@@ -15,7 +15,7 @@ from markupsafe import Markup
 Point = tuple[float, float]
 
 WIDTH = 1000
-FEW = 12  # up to so many points are drawn as dots too
+FEW = 12  # a line of at most this many points also gets dots
 
 FIGURE = Markup('<figure class="chart"><figcaption><b>{}</b>{}</figcaption>{}</figure>')
 LEGEND = Markup('<span class="key {}">{}</span>')
@@ -36,7 +36,7 @@ HIT = Markup('<rect class="hit" x="{:.1f}" y="0" width="{:.1f}" height="{}"><tit
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) in order of x; a y that is not finite leaves a gap. `style` is a CSS class."""
+    """Points (x, y) in order of x. A y that is not finite leaves a gap. `style` is a CSS class."""
 
     name: str
     points: list[Point]
@@ -62,7 +62,8 @@ class Axes:
 def line_chart(
     title: str, series: list[Series], show: Callable[[float], str], height: int = 150, from_zero: bool = True
 ) -> Markup:
-    """A figure of `series` over training steps. `show` writes a y value; `title` names the axis and its unit."""
+    """Returns a figure of `series` over training steps. `show` formats a y value; `title` names the y axis and its
+    unit."""
     axes, y_ticks = _axes(series, height, from_zero)
     legend = Markup().join(LEGEND.format(s.style, s.name) for s in series) if len(series) > 1 else ""
     ticks_drawn = Markup().join([*_y_ticks(axes, y_ticks, show), *_x_ticks(axes)])
@@ -71,14 +72,15 @@ def line_chart(
 
 
 def thin(points: list[Point], most: int = 400) -> tuple[list[Point], int]:
-    """At most `most` points, each at the last x and mean y of a group of neighbours; and the group's size."""
+    """Returns at most `most` points, each the last x and the mean y of a group of consecutive points, and the group
+    size."""
     size = max(1, math.ceil(len(points) / most))
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups], size
 
 
 def ticks(low: float, high: float, about: int, whole: bool = False) -> list[float]:
-    """Round numbers, evenly spaced, that enclose low..high; about so many."""
+    """Returns about `about` round, evenly spaced numbers that enclose low..high."""
     span = max(high - low, abs(high) / 1000)
     rough = (span if span > 1e-12 else 1) / about
     power = 10 ** math.floor(math.log10(rough))
@@ -100,7 +102,7 @@ def _y_ticks(axes: Axes, values: list[float], show: Callable[[float], str]) -> I
 
 
 def _x_ticks(axes: Axes) -> Iterator[Markup]:
-    """The steps; the first of them says what they are."""
+    """Yields the labels of the x axis; the first is "step 0"."""
     for value in ticks(0, axes.x_high, 4, whole=True):
         if value <= axes.x_high:
             text = f"{value:,.0f}" if value else "step 0"
@@ -115,14 +117,14 @@ def _lines(axes: Axes, series: list[Series]) -> Iterator[Markup]:
                 line.append(f"{pen}{axes.x(x):.1f} {axes.y(y):.1f}")
             pen = "L" if math.isfinite(y) else "M"
         yield LINE.format(s.style, "".join(line))
-        if len(s.points) <= FEW:  # strokes of no length with round ends stay round however the plot is stretched
+        if len(s.points) <= FEW:  # strokes of length 0 with round ends stay round when stretched
             yield DOTS.format(
                 s.style, "".join(f"M{axes.x(x):.1f} {axes.y(y):.1f}h.01" for x, y in s.points if math.isfinite(y))
             )
 
 
 def _hits(axes: Axes, series: list[Series], show: Callable[[float], str]) -> Iterator[Markup]:
-    """Columns, one for each step that has a point, whose tooltip says its values."""
+    """Yields one invisible column for each step that has a point, with a tooltip that shows its values."""
     at: dict[float, list[str]] = {}
     for s in series:
         for x, y in s.points:

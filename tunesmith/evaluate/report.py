@@ -1,4 +1,4 @@
-"""report.html: one page, complete in itself, that shows what came of a run."""
+"""Writes report.html: one self-contained page with the results of a run."""
 
 import math
 import re
@@ -22,7 +22,7 @@ TEMPLATE = "report.html"
 
 
 def write_report(run: Run) -> Path:
-    """Writes the run's report.html from its other files, whatever of them is there."""
+    """Writes the run's report.html from those of its files that exist, and returns its path."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -35,7 +35,7 @@ def write_report(run: Run) -> Path:
 
 
 def _page(run: Run) -> dict:
-    """What the template shows; a part that the run does not have is empty."""
+    """Returns the template's variables. Parts that the run does not have are empty."""
     facts, steps, evals = summary(run), run.events("step"), evaluations(run)
     evaluation, plan = read_json(run.eval_file), read_json(run.plan_file) or {}
     return {
@@ -65,7 +65,7 @@ def _moment(iso: str | None) -> str:
 
 
 def _figures(run: Run, facts: dict, steps: list[dict]) -> list[tuple[str, str, str]]:
-    """Label, value and a note of each key figure."""
+    """Returns (label, value, note) of each key figure."""
     figures = []
     if facts["loss_after"] is not None:
         figures.append(("Held-out loss", number(facts["loss_after"]), f"before {number(facts['loss_before'])}"))
@@ -100,14 +100,14 @@ def _charts(steps: list[dict], evals: list[dict]) -> list[Markup]:
 
 
 def _small_charts(steps: list[dict]) -> list[Markup]:
-    kinds = (
+    charts = (
         ("Learning rate", "learning_rate", "{:.2g}".format),
         ("Tokens per second", "tokens_per_second", "{:,.0f}".format),
         ("Peak memory", "memory_bytes", size),
     )
     return [
         line_chart(title, [Series(title, thin(_points(steps, key))[0], "plain")], show, 110)
-        for title, key, show in kinds
+        for title, key, show in charts
         if _points(steps, key)
     ]
 
@@ -134,7 +134,7 @@ def _points(events: list[dict], key: str) -> list[Point]:
 
 
 def _comparison(evaluation: dict) -> list[tuple]:
-    """Rows of the table: the measure, then (value, interval) before, after and as a difference."""
+    """Returns the rows of the table: measure, then (value, interval) before, after, and of the difference."""
     before, after, difference = evaluation["before"], evaluation["after"], evaluation["difference"]
     digits = decimals(*Interval.of(difference["loss"]))
     rows = [
@@ -152,8 +152,8 @@ def _comparison(evaluation: dict) -> list[tuple]:
     return rows
 
 
-def _cell(found: dict, digits: int, show: Callable[..., str] = number) -> tuple[str, str]:
-    mean, low, high = (show(value, digits) for value in Interval.of(found))
+def _cell(measured: dict, digits: int, show: Callable[..., str] = number) -> tuple[str, str]:
+    mean, low, high = (show(value, digits) for value in Interval.of(measured))
     return mean, f"{low} … {high}"
 
 
@@ -162,7 +162,7 @@ def _percents(share: dict) -> dict:
 
 
 def _samples(run: Run, evaluation: dict | None) -> list[dict]:
-    """Those of the final evaluation or, without one, the first and the latest answers to each prompt."""
+    """Returns the samples of the final evaluation or, without one, the first and the latest answer to each prompt."""
     if evaluation:
         return evaluation["samples"]
     rounds = [event["samples"] for event in run.events("samples")]
@@ -181,12 +181,12 @@ def _samples(run: Run, evaluation: dict | None) -> list[dict]:
 
 
 def _seen(text: str) -> str:
-    """With a word in the place of many empty lines, which a model without training may write."""
-    return re.sub(r"\n{4,}", lambda found: f"\n[{len(found[0])} line breaks]\n", text)
+    """Replaces runs of empty lines, which an untrained model may write, by a note."""
+    return re.sub(r"\n{4,}", lambda match: f"\n[{len(match[0])} line breaks]\n", text)
 
 
 def _ledger(ledger: dict | None) -> dict | None:
-    """Counts, and per reason what happened to how many rows, in people's words."""
+    """Returns the ledger's counts, and for each reason the action and the number of rows."""
     if not ledger:
         return None
     happened = [

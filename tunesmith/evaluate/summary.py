@@ -1,4 +1,4 @@
-"""What became of a run, in a few plain values and words: for `tunesmith runs` and for the report."""
+"""Summarises a run in a few values and sentences, for `tunesmith runs` and the report."""
 
 import hashlib
 import math
@@ -12,22 +12,22 @@ from tunesmith.recipe import read_yaml
 from tunesmith.run import Run
 from tunesmith.units import decimals, number, percent, signed
 
-# How a run ended. Key: its status; value: what follows "The run", with the place of its step.
+# {status: how the run ended}: the text after "The run", with the step in place of {}.
 ENDINGS = {
     "done": "finished{}",
     "max_minutes": "stopped{}, at its limit of minutes",
     "max_tokens": "stopped{}, at its limit of tokens",
-    "early_stopping": "stopped early{}, as held-out loss no longer fell",
+    "early_stopping": "stopped early{}, because held-out loss no longer fell",
     "interrupted": "was interrupted{}",
-    "not_finite": "broke off{}, as its loss was no longer a finite number",
-    "diverged": "was stopped{}, as its loss had grown far beyond that before training",
-    "out_of_memory": "broke off{}, as memory was not enough",
-    "error": "broke off{} by an error",
-    "running": "is going on{}",
-    "cut off": "was cut off{}, without saying why",
+    "not_finite": "failed{}, because its loss was no longer a finite number",
+    "diverged": "was stopped{}, because its loss had grown far above the loss before training",
+    "out_of_memory": "failed{}, because it ran out of memory",
+    "error": "failed{} with an error",
+    "running": "is still running{}",
+    "cut off": "was cut off{}, for an unknown reason",
     "not started": "has not started",
 }
-FEW_ROWS = 8  # an interval from fewer says more than is known
+FEW_ROWS = 8  # with fewer rows, an interval is not reliable
 
 
 class Interval(NamedTuple):
@@ -38,41 +38,41 @@ class Interval(NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, found: dict) -> "Interval":
-        """From eval.json."""
-        return cls(*(loss_value(found[name]) for name in cls._fields))
+    def of(cls, measured: dict) -> "Interval":
+        """Reads an interval from eval.json."""
+        return cls(*(loss_value(measured[name]) for name in cls._fields))
 
     @property
     def sign(self) -> int:
-        """-1 or 1 where the whole interval is below or above 0, else 0."""
+        """-1 if the whole interval is below 0, 1 if it is above 0, else 0."""
         return (self.low > 0) - (self.high < 0)
 
 
 class Verdict(NamedTuple):
-    """What came of a run: a sentence, and whether it is `better`, `worse` or `unclear`."""
+    """The result of a run: a sentence, and whether the model is `better`, `worse` or `unclear`."""
 
     text: str
     tone: str
 
 
 def loss_value(written: float | None) -> float:
-    """A loss as a run's files hold it, in which null stands for a number that is not finite."""
+    """Returns a loss from a run's files, where null means a number that is not finite."""
     return math.nan if written is None else written
 
 
 def summary(run: Run) -> dict:
-    """A run in plain values; None for what it does not have (yet)."""
-    asked, events = flatten(read_yaml(run.recipe_file)), run.events()
+    """Returns a run's key values; None for values that it does not have (yet)."""
+    recipe, events = flatten(read_yaml(run.recipe_file)), run.events()
     steps = [e for e in events if e["event"] == "step"]
     start = next((e for e in events if e["event"] == "start"), {})
     before, after = _before_after(run)
     return {
         "name": run.name,
         "status": _status(run, events),
-        "error": _last_word(events).get("message"),
-        "method": asked.get("method.name"),
-        "adapter": asked.get("adapter.kind"),
-        "base_model": asked.get("model.path"),
+        "error": _last_change(events).get("message"),
+        "method": recipe.get("method.name"),
+        "adapter": recipe.get("adapter.kind"),
+        "base_model": recipe.get("model.path"),
         "steps_done": steps[-1]["step"] if steps else 0,
         "steps": start.get("steps"),
         "loss_before": before.get("loss"),
@@ -85,7 +85,7 @@ def summary(run: Run) -> dict:
 
 
 def verdict(run: Run) -> Verdict:
-    """What came of a run, in one plain sentence; it claims nothing that the intervals do not carry."""
+    """Returns the result of a run in one sentence that claims no more than the intervals show."""
     evaluation = read_json(run.eval_file)
     if not evaluation:
         return _not_compared(run)
@@ -93,29 +93,29 @@ def verdict(run: Run) -> Verdict:
 
 
 def verdict_on(evaluation: dict) -> Verdict:
-    """What an evaluation like eval.json says, in one plain sentence."""
+    """Returns the result of an evaluation, in the form of eval.json, in one sentence."""
     return _compared(*_means(evaluation), evaluation["difference"], evaluation["rows"])
 
 
 def ending(facts: dict) -> str:
-    """How the run of a `summary` ended and where, in one sentence."""
+    """Returns how, and at which step, the run of a `summary` ended, in one sentence."""
     place = f" at step {facts['steps_done']:,} of {facts['steps']:,}" if facts["steps"] else ""
     return f"The run {ENDINGS[facts['status']].format(place)}."
 
 
 def incomparable(runs: list[Run]) -> list[str]:
-    """Why losses of these runs do not compare, in a sentence each."""
+    """Returns the reasons why the losses of these runs cannot be compared, one sentence each."""
     notes = []
     tokenizers = {_digest(run.tokenizer / "tokenizer.json") for run in runs}
     if len(tokenizers) > 1:
         notes.append(
-            "Losses do not compare: the runs have different tokenizers, so a token is not the same amount of "
-            "text. Compare exact match, or answers."
+            "Losses are not comparable: the runs have different tokenizers, so a token is not the same amount of "
+            "text. Compare exact match or answers."
         )
     held_out = {(read_json(run.eval_file) or {}).get("held_out") for run in runs} - {None}
     if len(held_out) > 1:
         notes.append(
-            "Losses do not compare: the runs were measured on different held-out rows. Give them the same data.eval."
+            "Losses are not comparable: the runs were measured on different held-out rows. Use the same data.eval."
         )
     return notes
 
@@ -125,7 +125,7 @@ def _digest(file: Path) -> str | None:
 
 
 def warnings(run: Run) -> dict[str, int]:
-    """Each warning of a run once, and how often it came."""
+    """Returns {warning: times} of a run."""
     counts: dict[str, int] = {}
     for event in run.events("warning"):
         counts[event["message"]] = counts.get(event["message"], 0) + 1
@@ -133,7 +133,7 @@ def warnings(run: Run) -> dict[str, int]:
 
 
 def flatten(value: dict, prefix: str = "") -> dict:
-    """A nested mapping as one of dotted keys; lists of plain values become text, others are counted from 1."""
+    """Flattens a nested mapping to dotted keys. Lists of plain values become text; other lists are numbered from 1."""
     flat: dict[str, Any] = {}
     for key, inner in value.items():
         if isinstance(inner, list):
@@ -188,30 +188,31 @@ def _not_compared(run: Run) -> Verdict:
         return Verdict(
             f"Training broke the model: at step {last['step']:,} the loss was no longer a finite number.", "worse"
         )
-    if _last_word(run.events()).get("reason") == "diverged":
-        kind, old, new = ("held-out", before, after) if before and after else ("training", first, last)
+    if _last_change(run.events()).get("reason") == "diverged":
+        which, old, new = ("held-out", before, after) if before and after else ("training", first, last)
         return Verdict(
-            f"Training diverged: {kind} loss went from {number(old['loss'])} to "
+            f"Training diverged: {which} loss went from {number(old['loss'])} to "
             f"{number(new['loss'])} at step {new['step']:,}.",
             "worse",
         )
     if before and after:
         text = (
             f"Held-out loss was {number(before['loss'])} before and {number(after['loss'])} at step "
-            f"{after['step']:,}; with no final evaluation, nothing says how sure that is."
+            f"{after['step']:,}; without a final evaluation, the uncertainty is unknown."
         )
     elif len(steps) > 1:
         text = (
-            f"Training loss went from {number(first['loss'])} to {number(last['loss'])}; with no evaluation, "
-            "nothing says whether the model got better."
+            f"Training loss went from {number(first['loss'])} to {number(last['loss'])}; without an evaluation, "
+            "it is unknown whether the model improved."
         )
     else:
-        text = f"Training loss was {number(last['loss'])} at the only step; that says nothing about the model yet."
+        text = f"Training loss was {number(last['loss'])} at the only step, which shows no trend."
     return Verdict(text, "unclear")
 
 
 def _before_after(run: Run) -> tuple[dict, dict]:
-    """Means by measure: of the final evaluation or, without one, the evaluation at step 0 and the latest after it."""
+    """Returns the means by measure, before and after training: from the final evaluation or, without one, from the
+    evaluations at step 0 and at the latest step."""
     evaluation = read_json(run.eval_file)
     if evaluation:
         return _means(evaluation)
@@ -222,32 +223,35 @@ def _before_after(run: Run) -> tuple[dict, dict]:
 
 def _means(evaluation: dict) -> tuple[dict, dict]:
     before, after = (
-        {name: loss_value(found["mean"]) for name, found in evaluation[side].items()} for side in ("before", "after")
+        {name: loss_value(measured["mean"]) for name, measured in evaluation[side].items()}
+        for side in ("before", "after")
     )
     return before, after
 
 
 def evaluations(run: Run) -> list[dict]:
-    """Those while training; a loss that is not finite is NaN."""
+    """Returns the evaluations during training. A loss that is not finite is NaN."""
     return [event | {"loss": loss_value(event["loss"])} for event in run.events("eval")]
 
 
-def _last_word(events: list[dict]) -> dict:
-    """The last event that says whether the run goes on."""
+def _last_change(events: list[dict]) -> dict:
+    """Returns the last event that started, resumed or stopped the run."""
     return next((e for e in reversed(events) if e["event"] in ("start", "resume", "stop")), {})
 
 
 def _status(run: Run, events: list[dict]) -> str:
     if not events:
         return "not started"
+    if reason := _last_change(events).get("reason"):
+        return reason
     if not run.is_held:
-        return _last_word(events).get("reason") or "cut off"
-    paused = next((e["event"] for e in reversed(events) if e["event"] in ("pause", "continue", "resume")), None)
-    return _last_word(events).get("reason") or ("paused" if paused == "pause" else "running")
+        return "cut off"
+    last = next((e["event"] for e in reversed(events) if e["event"] in ("pause", "continue", "resume")), None)
+    return "paused" if last == "pause" else "running"
 
 
 def _seconds(events: list[dict]) -> float | None:
-    """Wall-clock time in which the run was at work, without pauses and the time before a resume."""
+    """Returns the seconds in which the run was active, without pauses and the time before a resume."""
     idle = ("start", "resume", "continue")
     gaps = (later["time"] - e["time"] for e, later in pairwise(events) if later["event"] not in idle)
     return round(sum(gaps), 3) if events else None

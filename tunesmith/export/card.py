@@ -1,4 +1,4 @@
-"""The model card: what a model is, where it comes from and what was measured."""
+"""Writes the model card: the model's description, origin and measurements."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,10 @@ from tunesmith.run import Run
 
 
 def card(run: Run, to: str) -> str:
-    """README.md of an export, with the front matter that the hub reads."""
+    """Returns the README.md of an export, with the front matter that the hub reads. `to` is the export form."""
     recipe, provenance = run.recipe, read_json(run.provenance_file)
     is_local = Path(recipe.model.path).expanduser().is_dir()
-    front: dict[str, Any] = {} if is_local else {"base_model": recipe.model.path}  # hub ids alone
+    front: dict[str, Any] = {} if is_local else {"base_model": recipe.model.path}  # only hub ids
     front |= {
         "library_name": "peft" if to == "adapter" else "transformers",
         "pipeline_tag": "text-generation",
@@ -31,11 +31,11 @@ def card(run: Run, to: str) -> str:
             "",
             (
                 f"{recipe.model.path}, fine-tuned with Tunesmith ({recipe.method.name}, {recipe.adapter.kind}). "
-                "`parity.json` holds how this export was compared with the trained model."
+                "`parity.json` shows how this export compares with the trained model."
             ),
             "",
             *_measured(run),
-            "## Where it comes from",
+            "## Provenance",
             "",
             *_table("base model file", provenance["base_model"]["files"]),
             *_table("data file", files),
@@ -53,19 +53,19 @@ def card(run: Run, to: str) -> str:
 
 
 def _measured(run: Run) -> list[str]:
-    found = read_json(run.eval_file)
-    if not found:
+    evaluation = read_json(run.eval_file)
+    if not evaluation:
         return []
-    lines = ["## Measured on held-out rows", "", f"| of {found['rows']} rows | before | after |", "|---|---|---|"]
+    lines = ["## Measured on held-out rows", "", f"| of {evaluation['rows']} rows | before | after |", "|---|---|---|"]
     for name in ("loss", "perplexity", "exact_match"):
-        if name in found["after"]:
-            before, after = (_value(found[when][name]) for when in ("before", "after"))
+        if name in evaluation["after"]:
+            before, after = (_value(evaluation[side][name]) for side in ("before", "after"))
             lines.append(f"| {name.replace('_', ' ')} | {before} | {after} |")
     return [*lines, ""]
 
 
-def _value(found: dict) -> str:
-    return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+def _value(measured: dict) -> str:
+    return f"{measured['mean']:.3f} ({measured['low']:.3f} to {measured['high']:.3f})"
 
 
 def _table(title: str, values: dict) -> list[str]:

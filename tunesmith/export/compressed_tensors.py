@@ -1,7 +1,7 @@
-"""Model folders in the compressed-tensors format, which vLLM and transformers open; a layer at a time.
+"""Writes model folders in the compressed-tensors format of vLLM and Transformers, one layer at a time.
 
-Which matrices are written small is the same for every kind: linear layers and experts of the text part. Output head,
-embeddings, norms, routers and vision towers stay as they are.
+All schemes quantise the same matrices: the linear layers and experts of the text part. The output head, embeddings,
+norms, routers and vision towers keep their precision.
 """
 
 import io
@@ -22,9 +22,10 @@ from tunesmith.run import Run
 
 
 def matrices(weights: Weights, to: str) -> set[str]:
-    """Names of what is written small: linear layers and, where the files have each expert by itself, experts.
+    """Returns the names of the weights to quantise: linear layers and experts.
 
-    Raises UserError where they have not, as transformers opens no stacks in this format, and without the package.
+    Raises UserError if the files store a layer's experts in one tensor, which Transformers cannot open in this format,
+    or if the package compressed-tensors is missing. `to` is the export form, for messages.
     """
     if find_spec("compressed_tensors") is None:
         raise UserError(f"--to {to}: needs compressed-tensors: pip install 'tunesmith[fp8]'")
@@ -42,17 +43,17 @@ def matrices(weights: Weights, to: str) -> set[str]:
     }
     if any(tensor.ndim > 2 for tensor in weights.of_files(weights.empty(stacks)).values()):
         raise UserError(
-            f"--to {to}: this model's files have a layer's experts in one tensor, which transformers does "
-            "not open in this format; --to merged, or --to gguf"
+            f"--to {to}: this model's files have a layer's experts in one tensor, which Transformers cannot open "
+            "in this format; use --to merged or --to gguf"
         )
     return linear | stacks
 
 
 def write_compressed(run: Run, weights: Weights, folder: Path, chosen: set[str], scheme: dict, rounded) -> None:
-    """Writes the folder. `chosen`: of `matrices`. `scheme`: format and weights, as the package has them; `rounded(name,
-    weight_OI)`: what is written in the place of a weight of that name in the files."""
+    """Writes the folder. `chosen` is a subset of `matrices`. `scheme` has the package's names for `format` and `group`.
+    `rounded(name, weight_OI)` returns the tensors to store for a weight."""
     copy_settings(run, folder)
-    # Routers are of a class of their own to transformers, linear layers to vLLM.
+    # vLLM treats routers as linear layers, so they must be listed as ignored.
     routers = weights.of_files(weights.empty(f"{name}.weight" for name in experts.routers(weights.model)))
     linear = {f"{name}.weight" for name, module in weights.model.named_modules() if isinstance(module, torch.nn.Linear)}
     whole = weights.of_files(weights.empty(sorted((linear & weights.shapes.keys()) - chosen)))
@@ -68,18 +69,18 @@ def write_compressed(run: Run, weights: Weights, folder: Path, chosen: set[str],
     }
 
     def stored(layer: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        small = weights.of_files({name: tensor for name, tensor in layer.items() if name in chosen})
-        found = weights.of_files({name: tensor for name, tensor in layer.items() if name not in chosen})
-        for name, weight_OI in small.items():
-            found |= rounded(name, weight_OI)
-        return found
+        quantised = weights.of_files({name: tensor for name, tensor in layer.items() if name in chosen})
+        tensors = weights.of_files({name: tensor for name, tensor in layer.items() if name not in chosen})
+        for name, weight_OI in quantised.items():
+            tensors |= rounded(name, weight_OI)
+        return tensors
 
     write_model(weights, folder, stored, quantization)
 
 
 def opened(folder: Path) -> Transformers:
-    """As transformers opens it: weights are decompressed."""
-    with redirect_stderr(io.StringIO()):  # compressed-tensors draws progress bars, also in the first pass
+    """Opens a folder with Transformers, which decompresses the weights."""
+    with redirect_stderr(io.StringIO()):  # compressed-tensors draws progress bars, also in the first forward pass
         engine = Transformers.load(folder)
         engine.log_probs([0, 0])
     return engine

@@ -1,8 +1,8 @@
-"""A trained model's weights, a layer at a time, so that memory never holds the model.
+"""Iterates over a trained model's merged weights one layer at a time, so that memory never holds the whole model.
 
-The adapter's own arithmetic is PEFT's, done on a model without weights into which one layer after the other is read;
-what is merged is added in float32 and rounded once. Names are those of transformers' modules, where a layer's experts
-are stacked; `of_files` gives those of the model's files.
+PEFT merges the adapter, on a model without weights into which one layer at a time is read. The merge is computed in
+float32 and rounded once. Names are those of Transformers' modules, in which a layer's experts are stacked; `of_files`
+converts them to the names in the model's files.
 """
 
 import re
@@ -36,21 +36,22 @@ HEAD, EMBEDDING = "get_output_embeddings", "get_input_embeddings"
 
 
 class Weights:
-    """`for name, tensor in weights` gives each weight once, in the order of `shapes`. `model` is empty of storage;
-    `folder` is the one that is read."""
+    """The weights of a model. Iterating yields (name, tensor) for each weight once, in the order of `shapes`. `model`
+    is on the meta device; `folder` is the folder that is read."""
 
     def __init__(
         self, folder: Path, dtype: torch.dtype, adapter: Path | None = None, vocabulary: int = 0, rounded=None
     ):
-        """`folder`: the base model's, or a whole one's. `vocabulary`: rows of the embedding, where the base has fewer.
-        `rounded(model, name, tensor)`: what a base weight became by quantisation, to merge into that. A base in MXFP4
-        or stored by bitsandbytes is dequantised as it is read. Raises UserError.
+        """Opens the folder of a base model, or of a fully trained one. The embedding grows to `vocabulary` rows.
+        `rounded(model, name, tensor)` returns a base weight as quantisation changed it, to merge the adapter into that.
+        A base in MXFP4, or stored by bitsandbytes, is dequantised while it is read. Raises UserError for other
+        quantised bases.
         """
         self.config = config_of(folder)
         self._quantizer, self._packed = _dequantizer(self.config, folder), stored_as(self.config) == BITSANDBYTES
         vars(self.config).pop("quantization_config", None)
         quieten()
-        self.dtype, self.folder, self._rounded = dtype, folder, rounded or _as_it_is
+        self.dtype, self.folder, self._rounded = dtype, folder, rounded or _unchanged
         text = self.config.get_text_config()
         text.vocab_size = max(text.vocab_size, vocabulary)
         self.model = _empty(self.config, dtype)
@@ -73,40 +74,41 @@ class Weights:
             yield from group.items()
 
     def layers(self) -> Iterator[dict[str, torch.Tensor]]:
-        """The weights of each layer, and of what is outside the layers."""
+        """Yields {name: tensor} for each layer, and for each module outside the layers."""
         files = self._files()
         for layer, names in self._groups.items():
             self._read(layer, files)
-            found = {name: self._rounded(self.model, name, _get(self.model, name).detach()) for name in names}
+            weights = {name: self._rounded(self.model, name, _get(self.model, name).detach()) for name in names}
             if self._layers:
-                found |= self._layers.merge(layer, found)
+                weights |= self._layers.merge(layer, weights)
             for name, tensor in self.empty(names).items():
                 _put(self.model, name, tensor)
-            yield {name: found[name].to(self.dtype) for name in names}
+            yield {name: weights[name].to(self.dtype) for name in names}
 
     def empty(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Some of the weights without storage."""
+        """Returns some of the weights as meta tensors."""
         return {name: torch.empty(self.shapes[name], dtype=self.dtype, device="meta") for name in names}
 
     def of_files(self, group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The same weights as the model's files name and shape them."""
+        """Converts weights to the names and shapes of the model's files."""
         return {name: tensor.contiguous() for name, tensor in revert_weight_conversion(self.model, group).items()}
 
     def _files(self) -> dict[str, dict[str, Path]]:
-        """For each layer, its tensors' names in the files, and in which they are."""
+        """Returns {layer: {tensor's name in the files: file}}."""
         renamings = [c for c in self._conversions if not isinstance(c, WeightConverter)]
         converters = [c for c in self._conversions if isinstance(c, WeightConverter)]
         known = self.model.state_dict()
-        found: dict[str, dict[str, Path]] = defaultdict(dict)
+        by_layer: dict[str, dict[str, Path]] = defaultdict(dict)
         for file in weight_files(self.folder):
             with safe_open(file, "pt") as opened:
-                for key in opened.keys():  # noqa: SIM118  no mapping
+                for key in opened.keys():  # noqa: SIM118  it is not a mapping
                     name, _ = rename_source_key(key, renamings, converters, self.model.base_model_prefix, known)
-                    found[_layer(name)][key] = file
-        return found
+                    by_layer[_layer(name)][key] = file
+        return by_layer
 
     def _read(self, layer: str, files: dict[str, dict[str, Path]]) -> None:
-        """Fills a layer of the model from the files. A head that is no longer tied begins as the embedding."""
+        """Reads a layer of the model from the files. An output head that is no longer tied starts as a copy of the
+        embedding."""
         embedding, head = self._name_of(EMBEDDING), self._name_of(HEAD)
         tensors = files[layer] or files[_layer(embedding)]
         state = {}
@@ -123,32 +125,34 @@ class Weights:
             dtype=self.dtype, weight_mapping=self._conversions, device_map={"": "cpu"}, hf_quantizer=self._quantizer
         )
         convert_and_load_state_dict_in_model(self.model, state, options)
-        # By these `of_files` gives names: none of dequantisation, which would be those of blocks and scales.
+        # `of_files` uses these conversions; those of dequantisation would return the names of blocks and scales.
         self.model._weight_conversions = [c for c in self.model._weight_conversions if c in self._own]
         if not files[layer]:
             _put(self.model, head, _get(self.model, embedding).detach())
 
     def _grown(self, tensor: torch.Tensor) -> torch.Tensor:
-        """With a row for each token of the vocabulary."""
+        """Adds zero rows up to the size of the vocabulary."""
         missing = self.config.get_text_config().vocab_size - tensor.shape[0]
         return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing > 0 else tensor
 
     def _name_of(self, getter: str) -> str:
-        """The name of the embedding's or the head's weight."""
+        """Returns the name of the weight of the embedding or the output head."""
         module = getattr(self.model, getter)()
         return next(f"{name}.weight" for name, other in self.model.named_modules() if other is module)
 
 
 class _Merging:
-    """A hollow model under its adapter: merges what is put into it."""
+    """A hollow model with an adapter, which merges the weights that are put into it."""
 
     def __init__(self, model, adapter: Path):
-        self._places = {name: _place(model, name) for name in model.state_dict()}  # PEFT wraps modules, and keeps them
+        self._places = {
+            name: _place(model, name) for name in model.state_dict()
+        }  # PEFT wraps modules, but these stay valid
         adapted = PeftModel.from_pretrained(model, adapter, torch_device="cpu", autocast_adapter_dtype=False)
         self._wrapped = _outermost(adapted.get_base_model())
 
     def changes(self, names: set[str]) -> bool:
-        """Whether one of these weights becomes one of its own, so that what was tied no longer is."""
+        """Whether the adapter changes one of these weights in a way that unties embedding and output head."""
         return any(
             name.startswith(f"{key}.") and not isinstance(wrapper, TrainableTokensWrapper)
             for key, wrapper in self._wrapped.items()
@@ -156,8 +160,8 @@ class _Merging:
         )
 
     def merge(self, layer: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Those of a layer's weights that the adapter changes, in float32."""
-        found = {}
+        """Returns the merged weights of a layer that the adapter changes, in float32."""
+        result = {}
         for key, wrapper in self._wrapped.items():
             if _layer(key + ".") != layer:
                 continue
@@ -166,42 +170,43 @@ class _Merging:
                 module, attribute = self._places[name]
                 setattr(module, attribute, nn.Parameter(weights[name].float(), requires_grad=False))
             merged = dict(_merged(wrapper).named_parameters())
-            found |= {name: merged[short].detach() for short, name in own.items()}
+            result |= {name: merged[short].detach() for short, name in own.items()}
             wrapper.to("meta")
-        return found
+        return result
 
 
 def _merged(wrapper: nn.Module) -> nn.Module:
     if isinstance(wrapper, AuxiliaryTrainingWrapper):
         return wrapper.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
-    while isinstance(wrapper, BaseTunerLayer):  # the stacks of a layer's experts are wrapped one in the other
+    while isinstance(wrapper, BaseTunerLayer):  # wrappers of a layer's expert stacks are nested
         wrapper.merge(safe_merge=True)
         wrapper = wrapper.base_layer
     return wrapper
 
 
 def _outermost(model) -> dict[str, nn.Module]:
-    """PEFT's wrappers by the name of what they wrap, but for those within another."""
-    found: dict[str, nn.Module] = {}
+    """Returns PEFT's outermost wrappers, by the name of the wrapped module."""
+    wrappers: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         wraps = isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
-        if wraps and not any(name.startswith(f"{outer}.") for outer in found):
-            found[name] = module
-    return found
+        if wraps and not any(name.startswith(f"{outer}.") for outer in wrappers):
+            wrappers[name] = module
+    return wrappers
 
 
-def _as_it_is(model, name: str, tensor: torch.Tensor) -> torch.Tensor:
+def _unchanged(model, name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
 def _dequantizer(config, folder: Path):
-    """transformers' reader of a base in MXFP4, or None where the weights are whole. Raises UserError for others."""
+    """Returns Transformers' quantizer for a base in MXFP4, or None if it is not needed. Raises UserError for a base in
+    another quantised format."""
     if options := dequantising(config):
         return AutoHfQuantizer.from_config(options["quantization_config"], pre_quantized=True)
     if (method := stored_as(config)) not in (None, BITSANDBYTES):
         raise UserError(
-            f"{folder}: the base's own weights are quantised ({method}), and nothing is merged into "
-            "those; export --to adapter, or train over the base's version in full precision"
+            f"{folder}: the base's weights are quantised ({method}), so the adapter cannot be merged into them; "
+            "export --to adapter, or train on the base's version in full precision"
         )
     return None
 
@@ -212,8 +217,9 @@ def _empty(config, dtype: torch.dtype):
 
 
 def _hollow(model):
-    """Each weight has the shape it had and the storage of one number: PEFT keeps adapters on the device of what they
-    adapt, so it may not be the meta device. Embedding and head may be filled by it, so they have their storage."""
+    """Replaces each weight by one of the same shape with the storage of one number. It cannot be on the meta device,
+    because PEFT puts an adapter on the device of the weight. Embedding and head keep their storage, because PEFT may
+    write into them."""
 
     def filled(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
         if module in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -229,9 +235,9 @@ def _hollow(model):
 
 
 def _layer(name: str) -> str:
-    """The layer that a weight is of, e.g. `model.layers.3`; what is outside of them is told apart by its module."""
-    found = re.match(r".*?\.\d+(?=\.)", name)
-    return found[0] if found else name.rpartition(".")[0]
+    """Returns the layer of a weight, e.g. `model.layers.3`, or its module if it is outside the layers."""
+    match = re.match(r".*?\.\d+(?=\.)", name)
+    return match[0] if match else name.rpartition(".")[0]
 
 
 def _place(model, name: str) -> tuple[nn.Module, str]:
@@ -249,8 +255,8 @@ def _put(model, name: str, tensor: torch.Tensor) -> None:
 
 
 def weights_of(run: Run, into: str = "full") -> Weights:
-    """What a run trained, its adapter merged. `into`: full, or dequantised: the base as training had it, rounded to 4
-    or 8 bits."""
+    """Returns a run's weights with the adapter merged. `into` is "full", or "dequantised" to merge into the base as
+    training had it, rounded to 4 or 8 bits."""
     recipe = run.recipe
     if recipe.adapter.kind == "full":
         config = config_of(run.result)

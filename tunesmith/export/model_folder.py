@@ -1,4 +1,4 @@
-"""What a model folder holds beside its weights, such that others make the same prompts as training did."""
+"""Writes the files of a model folder other than its weights, so that other programs render the same prompts."""
 
 import json
 import shutil
@@ -11,10 +11,10 @@ OF_WEIGHTS = ("adapter_*", "README.md", "*.safetensors", "*.safetensors.index.js
 
 
 def copy_settings(run: Run, folder: Path, without: tuple[str, ...] = OF_WEIGHTS, fixed: bool = False) -> None:
-    """Copies tokenizer, generation settings and chat templates of the run's result into `folder`, which exists.
+    """Copies tokenizer, generation settings and chat templates of the run's result into the existing `folder`.
 
-    Where training rendered with variables of its own, such as `enable_thinking`, the templates get them as defaults, or
-    `fixed`, whatever the caller says: those who use the model do not know them.
+    If training rendered with template variables, such as `enable_thinking`, the templates set them as defaults, because
+    users of the model do not know them. With `fixed`, a caller cannot change them.
     """
     shutil.copytree(run.result, folder, ignore=shutil.ignore_patterns(*without), dirs_exist_ok=True)
     spell_for_both(folder)
@@ -23,11 +23,11 @@ def copy_settings(run: Run, folder: Path, without: tuple[str, ...] = OF_WEIGHTS,
 
 
 def beginning(variables: dict, fixed: bool) -> str:
-    """Jinja that gives variables their values, unless `fixed` only where the caller does not."""
-    found = {name: f"{{%- set {name} = {_literal(value)} -%}}" for name, value in variables.items()}
+    """Returns Jinja that sets variables; unless `fixed`, only those that the caller does not set."""
+    settings = {name: f"{{%- set {name} = {_literal(value)} -%}}" for name, value in variables.items()}
     if fixed:
-        return "".join(found.values())
-    return "".join(f"{{%- if {name} is not defined -%}}{text}{{%- endif -%}}" for name, text in found.items())
+        return "".join(settings.values())
+    return "".join(f"{{%- if {name} is not defined -%}}{text}{{%- endif -%}}" for name, text in settings.items())
 
 
 def _literal(value) -> str:

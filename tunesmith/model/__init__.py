@@ -1,7 +1,6 @@
-"""A base model in, a trainable module out."""
+"""Loads a base model and makes it trainable."""
 
 from logging import ERROR, getLogger
 
-# Set before PEFT imports bitsandbytes, which warns about kernels for the CPU that nothing here uses, and later about
-# each layer.
+# Set before PEFT imports bitsandbytes, which would warn about CPU kernels that are not used here, once per layer.
 getLogger("bitsandbytes").setLevel(ERROR)

@@ -1,4 +1,4 @@
-"""What is trained: a LoRA adapter through PEFT, or every weight."""
+"""Selects the trainable parameters: a LoRA adapter through PEFT, or every weight."""
 
 import difflib
 
@@ -9,16 +9,17 @@ from tunesmith.model import experts, lora
 from tunesmith.model.text import freeze_the_rest, is_multimodal, text_modules
 from tunesmith.recipe import Adapter
 
-# Linear modules of experts in transformers 4. PEFT moves adapters of these names to the stacked experts of 5.
+# Names of the experts' linear modules in Transformers 4. PEFT moves adapters of these names to the stacked experts of
+# Transformers 5.
 V4_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
 def adapt(model, adapter: Adapter, new_token_ids: list[int], vocabulary: int):
-    """Makes an adapter's (in float32) or all parameters trainable and returns the model that trains.
+    """Makes the parameters of an adapter (in float32), or all parameters, trainable. Returns the model to train.
 
-    New tokens: the embedding is grown to `vocabulary` rows where it has fewer. With LoRA only the new rows train, of
-    the embedding and of an output head that has its own. Raises UserError for a row of a token that is not new: it
-    would be drawn at random and not trained.
+    For new tokens, the embedding grows to `vocabulary` rows. With LoRA only the new rows of the embedding train, and
+    those of an untied output head. Raises UserError if growing would add a row for a token that is not in
+    `new_token_ids`, because that row would stay at its random initial value.
     """
     rows = model.get_input_embeddings().num_embeddings
     if unnamed := set(range(rows, vocabulary)) - set(new_token_ids):
@@ -53,7 +54,7 @@ def new_token_ids(tokenizer, tokens: list[str]) -> list[int]:
 
 
 def grow(model, vocabulary: int) -> None:
-    """Gives the embedding `vocabulary` rows where it has fewer."""
+    """Resizes the embedding to `vocabulary` rows if it has fewer."""
     if vocabulary > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(vocabulary)
 
@@ -62,7 +63,7 @@ def lora_config(model, adapter: Adapter, new_token_ids: list[int]):
     from peft import LoraConfig
 
     modules, parameters = _targets(model, adapter)
-    rows, whole = _of_new_tokens(model, adapter, new_token_ids)
+    rows, whole = _new_token_targets(model, adapter, new_token_ids)
     return LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
@@ -77,61 +78,62 @@ def lora_config(model, adapter: Adapter, new_token_ids: list[int]):
     )
 
 
-def _of_new_tokens(model, adapter: Adapter, ids: list[int]) -> tuple[dict[str, list[int]], list[str]]:
-    """({module: rows that train}, modules to train whole): the embedding, and the output head unless it is tied. PEFT
-    forgets the bias of a head whose rows it trains, so such a head trains whole."""
+def _new_token_targets(model, adapter: Adapter, ids: list[int]) -> tuple[dict[str, list[int]], list[str]]:
+    """Returns ({module: rows to train}, modules to train whole) for the embedding and an untied output head. A head
+    with a bias trains whole, because PEFT drops the bias of a head whose rows it trains."""
     if not ids:
         return {}, []
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    own = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
-    names = {module: name for name, module in model.named_modules() if module in own}
+    tables = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
+    names = {module: name for name, module in model.named_modules() if module in tables}
     for name in names.values():
-        if isinstance(adapter.targets, list) and any(_is_called(name, target) for target in adapter.targets):
+        if isinstance(adapter.targets, list) and any(_has_name(name, target) for target in adapter.targets):
             raise UserError(
                 f"adapter.targets: {name} cannot have LoRA beside the rows of model.new_tokens; leave it "
                 "out, or name it in adapter.modules_to_save"
             )
-    apart = [module for module in own if not any(names[module].endswith(part) for part in adapter.modules_to_save)]
-    rows = {names[module]: ids for module in apart if getattr(module, "bias", None) is None}
-    return rows, [names[module] for module in apart if names[module] not in rows]
+    unsaved = [module for module in tables if not any(names[module].endswith(part) for part in adapter.modules_to_save)]
+    rows = {names[module]: ids for module in unsaved if getattr(module, "bias", None) is None}
+    return rows, [names[module] for module in unsaved if names[module] not in rows]
 
 
 def _targets(model, adapter: Adapter) -> tuple[str | list[str], list[str]]:
-    """Names of modules and of parameters that get an adapter. all-linear is spelt out where PEFT takes it to mean more:
-    the vision tower of a multimodal model, and of a mixture of experts the routers, and the experts with twice the
-    rank."""
+    """Returns the names of the modules and of the parameters that get an adapter. For some models all-linear is
+    expanded to names here, because PEFT would also adapt the vision tower of a multimodal model, or the routers of an
+    MoE model, and would give its experts twice the rank."""
     if isinstance(adapter.targets, list):
-        return _in_text(model, adapter.targets, _is_called), []
+        return _in_text(model, adapter.targets, _has_name), []
     routers = experts.router_weights(model)
     if adapter.targets != "all-linear" or not (routers or is_multimodal(model)):
         return adapter.targets, []
     stacks = experts.stacks(model) if adapter.experts else []
     if stacks and (adapter.dropout or adapter.dora):
         raise UserError(
-            f"adapter.{'dora' if adapter.dora else 'dropout'}: PEFT has it for linear modules, not for "
-            "stacked experts; leave it out, or say adapter.experts: false"
+            f"adapter.{'dora' if adapter.dora else 'dropout'}: PEFT supports it for linear modules, not for "
+            "stacked experts; remove it, or set adapter.experts: false"
         )
     modules = sorted(_linear_beside_experts(model) - set(left_out(model, adapter)))
-    return _in_text(model, modules, _is_called), stacks + (routers if adapter.router else [])
+    return _in_text(model, modules, _has_name), stacks + (routers if adapter.router else [])
 
 
 def _in_text(model, names: list[str], matches) -> list[str]:
-    """Names that PEFT would also find in a multimodal model's vision tower, as the full names of the text part's."""
+    """Expands names to the full names of the text part's modules, because in a multimodal model PEFT would match the
+    vision tower as well."""
     if not is_multimodal(model):
         return names
     return [module for module, _ in text_modules(model) if any(matches(module, name) for name in names)]
 
 
 def left_out(model, adapter: Adapter) -> list[str]:
-    """Linear modules that all-linear does not reach: PEFT takes their names, such as those of shared experts, for the
-    experts."""
+    """Returns the linear modules that all-linear skips: PEFT mistakes names such as those of shared experts for the
+    routed experts."""
     if adapter.targets != "all-linear" or not experts.router_weights(model):
         return []
     return sorted(name for name in _linear_beside_experts(model) if name.rpartition(".")[2] in V4_EXPERTS)
 
 
 def _linear_beside_experts(model) -> set[str]:
-    """Names within their layer, without routers and the output head."""
+    """Returns the names, relative to their layer, of linear modules other than routers and the output head."""
     head = model.get_output_embeddings()
     modules = {
         experts.within_layer(name)
@@ -142,19 +144,19 @@ def _linear_beside_experts(model) -> set[str]:
 
 
 def parameter_counts(model) -> tuple[int, int]:
-    """(trained, all). bitsandbytes keeps two 4-bit weights in a byte."""
+    """Returns (trainable, all) counts of parameters. bitsandbytes keeps two 4-bit weights in a byte."""
     sizes = [(p.numel() * (1 + (p.dtype == torch.uint8)), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
 
 
 def _check_names(model, adapter: Adapter) -> None:
-    """Raises UserError for a name in targets or modules_to_save that is no module's: PEFT leaves it out. The experts'
-    names of transformers 4 are those that PEFT moves to stacked experts."""
+    """Raises UserError for a name in targets or modules_to_save that matches no module, since PEFT would ignore it. The
+    experts' names of Transformers 4 are allowed, because PEFT moves them to the stacked experts."""
     modules = [name for name, _ in text_modules(model)]
     moved = V4_EXPERTS if experts.stacks(model) else set()
     targets = [] if isinstance(adapter.targets, str) else adapter.targets
     for key, names, matches in (
-        ("targets", targets, _is_called),
+        ("targets", targets, _has_name),
         ("modules_to_save", adapter.modules_to_save, str.endswith),
     ):
         for name in names:
@@ -162,15 +164,15 @@ def _check_names(model, adapter: Adapter) -> None:
                 continue
             near = difflib.get_close_matches(name, {module.rpartition(".")[2] for module in modules}, 1)
             hint = f"did you mean {near[0]}?" if near else f"its linear modules: {', '.join(_linear_names(model))}"
-            raise UserError(f"adapter.{key}: no module of this model is called {name}; {hint}")
+            raise UserError(f"adapter.{key}: this model has no module named {name}; {hint}")
 
 
-def _is_called(module: str, name: str) -> bool:
+def _has_name(module: str, name: str) -> bool:
     return module == name or module.endswith(f".{name}")
 
 
 def _check_saved_whole(model, names: list[str]) -> None:
-    """Quantised weights cannot be trained. Raises UserError."""
+    """Raises UserError for a module to save whose weights are quantised, because those cannot be trained."""
     for name, parameter in model.named_parameters():
         module = name.removesuffix(".weight")
         if parameter.dtype in (torch.uint8, torch.int8) and any(module.endswith(part) for part in names):

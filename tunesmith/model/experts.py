@@ -1,6 +1,6 @@
-"""What a mixture of experts is made of, in transformers' terms: stacked expert weights and routers.
+"""Finds the parts of a mixture-of-experts (MoE) model in Transformers: stacked expert weights and routers.
 
-The experts of a layer are one module with 3-D parameters, (expert, out, in) or transposed.
+The experts of a layer are one module with 3-D parameters, (expert, out, in) or (expert, in, out).
 """
 
 import re
@@ -11,12 +11,12 @@ from tunesmith.model.text import text_modules
 
 
 def is_stack(module, parameter: str) -> bool:
-    """Whether a module's parameter holds the stacked weights of experts."""
+    """Whether a module's parameter contains the stacked weights of experts."""
     return hasattr(module, "is_transposed") and getattr(module, parameter).ndim == 3
 
 
 def stacks(model) -> list[str]:
-    """Names of the stacked expert weights, within their layer: the same in each."""
+    """Returns the names of the stacked expert weights relative to their layer."""
     names = (
         f"{name}.{key}"
         for name, module in text_modules(model)
@@ -27,7 +27,8 @@ def stacks(model) -> list[str]:
 
 
 def unknown_stacks(model) -> list[str]:
-    """Names of a mixture's further 3-D weights, such as those of experts of another form, within their layer."""
+    """Returns the names of an MoE model's other 3-D weights relative to their layer, such as experts in a form that is
+    not supported."""
     names = {
         within_layer(f"{name}.{key}")
         for name, module in text_modules(model)
@@ -38,7 +39,7 @@ def unknown_stacks(model) -> list[str]:
 
 
 def router_weights(model) -> list[str]:
-    """Names of the routers' matrices, within their layer."""
+    """Returns the names of the routers' weight matrices relative to their layer."""
     return sorted(
         {
             within_layer(f"{name}.{key}")
@@ -50,12 +51,12 @@ def router_weights(model) -> list[str]:
 
 
 def within_layer(name: str) -> str:
-    """A name without the layer's number and what is before it."""
+    """Returns a name relative to its layer: the part after the layer's number."""
     return re.split(r"\.\d+\.", name)[-1]
 
 
 def experts_per_token(config) -> int | None:
-    """How many experts a token goes through; None if the configuration does not say."""
+    """Returns how many experts process each token, or None if the configuration does not say."""
     text = config.get_text_config()
     return next(
         filter(None, (getattr(text, name, None) for name in ("num_experts_per_tok", "top_k_experts", "moe_topk"))), None
@@ -63,10 +64,10 @@ def experts_per_token(config) -> int | None:
 
 
 def routers(model) -> dict:
-    """{name: (module, index of the router logits in its output)}, as transformers records them."""
-    kinds = {}
+    """Returns {name: (module, index of the router logits in its output)}, from Transformers' output recorders."""
+    indices = {}
     for part in model.modules():
         recorder = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits")
         if hasattr(recorder, "target_class"):
-            kinds[recorder.target_class] = recorder.index
-    return {name: (module, kinds[type(module)]) for name, module in text_modules(model) if type(module) in kinds}
+            indices[recorder.target_class] = recorder.index
+    return {name: (module, indices[type(module)]) for name, module in text_modules(model) if type(module) in indices}

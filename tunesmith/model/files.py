@@ -1,4 +1,4 @@
-"""A model folder's files, read no further than the headers of its safetensors: no torch, none of the weights."""
+"""Reads a model folder's files, and only the headers of its safetensors: without torch, and without the weights."""
 
 import json
 import math
@@ -14,7 +14,7 @@ FROM_NOTHING = "To train from nothing: model.initialize: random"
 
 
 def check_folder(folder: Path, needs_weights: bool) -> None:
-    """Raises UserError unless the folder holds a model's config and, where they are needed, whole safetensors."""
+    """Raises UserError unless the folder has a config.json and, if `needs_weights`, complete safetensors files."""
     if not (folder / "config.json").exists():
         raise UserError(f"model.path: {folder} has no config.json, so it is not a model folder{_instead(folder)}")
     for file in sorted(folder.iterdir()):
@@ -27,7 +27,8 @@ def check_folder(folder: Path, needs_weights: bool) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors that transformers reads: model.safetensors, or those that the index names. Raises UserError."""
+    """Returns the safetensors files that Transformers reads: model.safetensors, or those in the index. Raises UserError
+    if one is missing."""
     if (folder / WHOLE).exists():
         return [folder / WHOLE]
     index = _json(folder / INDEX)
@@ -48,13 +49,13 @@ def weight_bytes(folder: Path) -> int:
 
 
 def shapes(folder: Path) -> dict[str, list[int]]:
-    """The shape of each tensor in the weight files. Raises UserError for a file that is damaged."""
+    """Returns the shape of each tensor in the weight files. Raises UserError for a damaged file."""
     return {name: entry["shape"] for name, entry in _headers(folder).items()}
 
 
 def masks(folder: Path) -> set[str]:
-    """Tensors in the weight files that are no weights: of whole numbers or truth values, or a single number. Older
-    models saved their causal masks so."""
+    """Returns the tensors in the weight files that are not weights: integers, booleans or scalars. Older models saved
+    their causal masks this way."""
     return {
         name
         for name, entry in _headers(folder).items()
@@ -67,39 +68,40 @@ def _headers(folder: Path) -> dict[str, dict]:
 
 
 def _header(file: Path) -> dict[str, dict]:
-    """{tensor: dtype, shape, data_offsets}. Raises UserError unless the file is as long as they say."""
+    """Returns {tensor: {dtype, shape, data_offsets}}. Raises UserError if the file's length does not match the
+    offsets."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(HEADER_LENGTH_BYTES), "little")
-        found = _parsed(opened.read(length)) if length < size else None
-    if found is None:
+        header = _parsed(opened.read(length)) if length < size else None
+    if header is None:
         raise UserError(f"model.path: {file} is damaged or not safetensors; download it again")
-    found.pop("__metadata__", None)
-    expected = HEADER_LENGTH_BYTES + length + max((entry["data_offsets"][1] for entry in found.values()), default=0)
+    header.pop("__metadata__", None)
+    expected = HEADER_LENGTH_BYTES + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != expected:
-        kind = "cut off" if size < expected else "damaged"
+        problem = "cut off" if size < expected else "damaged"
         raise UserError(
-            f"model.path: {file} is {kind}: it has {size:,} bytes and should have {expected:,}; download it again"
+            f"model.path: {file} is {problem}: it has {size:,} bytes and should have {expected:,}; download it again"
         )
-    return found
+    return header
 
 
 def _json(path: Path) -> dict | None:
-    """A mapping, or None if there is no such file. Raises UserError for anything else."""
+    """Returns the mapping in a JSON file, or None if there is no file. Raises UserError for any other content."""
     if not path.exists():
         return None
-    found = _parsed(path.read_bytes())
-    if found is None:
-        raise UserError(f"model.path: {path} is damaged: it is no JSON mapping; download it again")
-    return found
+    content = _parsed(path.read_bytes())
+    if content is None:
+        raise UserError(f"model.path: {path} is damaged: it is not a JSON mapping; download it again")
+    return content
 
 
 def _parsed(header: bytes) -> dict | None:
     try:
-        found = json.loads(header)
+        value = json.loads(header)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _is_pointer(file: Path) -> bool:
@@ -109,18 +111,18 @@ def _is_pointer(file: Path) -> bool:
 
 
 def _instead(folder: Path) -> str:
-    """What the folder holds in place of a model, and what to do about it."""
+    """Explains, for a message, what the folder contains instead of a model, and what to do."""
     adapter = _json(folder / "adapter_config.json")
     if adapter:
         return (
             f", but an adapter of {adapter.get('base_model_name_or_path') or 'another model'}: name that as "
             "model.path, or merge the adapter first"
         )
-    if found := next(folder.glob("*.gguf"), None):
-        return f", but {found.name}: {GGUF}"
-    if found := next((file for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)), None):
-        return f", but {found.name}, which Tunesmith never unpickles: convert it to safetensors first"
+    if file := next(folder.glob("*.gguf"), None):
+        return f", but {file.name}: {GGUF}"
+    if file := next((file for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)), None):
+        return f", but {file.name}, which Tunesmith never unpickles: convert it to safetensors first"
     return ""
 
 
-GGUF = "GGUF is a form for inference; train on the safetensors that it was made from, then `tunesmith export --to gguf`"
+GGUF = "GGUF is for inference; train on the safetensors that it was made from, then `tunesmith export --to gguf`"

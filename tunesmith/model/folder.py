@@ -1,6 +1,6 @@
-"""What a model folder holds beside weights and tokenizer: the base's own files, with only what training changed.
+"""Writes a model folder's files other than weights and tokenizer: the base's own files, with the changes of training.
 
-Whatever reads the base reads the result, also what knows only the keys of Transformers 4.
+Every program that reads the base can read the result, including those that know only the keys of Transformers 4.
 """
 
 import json
@@ -37,16 +37,16 @@ WEIGHTS = {
     ".pkl",
     ".pickle",
 }
-OTHERWISE = (CONFIG, "README.md", "parity.json", "*.index.json", "adapter_config.json", "params.json", ".*")
-"""Files that are rewritten, or that describe weights that are not copied."""
+NOT_COPIED = (CONFIG, "README.md", "parity.json", "*.index.json", "adapter_config.json", "params.json", ".*")
+"""Files that are rewritten, or that describe the base's weights."""
 LONGROPE_KEYS = ("short_factor", "long_factor")
 
 
 def write_config(base: Path, config, target: Path, quantization: dict | None = None) -> None:
-    """Writes config.json into the folder `target`: the base's, with what the model that is written has otherwise.
+    """Writes config.json into the folder `target`: the base's config.json, updated for the model that is written.
 
-    `config`: transformers' config of that model, of which its dtype, the rows of its vocabulary, whether its head is
-    tied and its architectures count; `quantization`: how its weights are stored.
+    `config` is that model's Transformers config. From it come the dtype, the vocabulary size, whether the output head
+    is tied, and the architectures. `quantization` is the `quantization_config` of its weights, if any.
     """
     was = config_of(base)
     same_class = type(was) is type(config)
@@ -72,14 +72,15 @@ def write_config(base: Path, config, target: Path, quantization: dict | None = N
 
 
 def _ties(config) -> tuple[bool, bool]:
-    """Whether the head is the embedding: by the whole config, and by the text decoder, whose config may not say."""
+    """Whether the output head is tied to the embedding, by the whole config and by the text decoder's config, which may
+    not say."""
     whole = config.tie_word_embeddings
     return whole, getattr(config.get_text_config(), "tie_word_embeddings", whole)
 
 
 def spelled_for_both(file: dict, config_class) -> dict:
-    """A config.json in which readers of Transformers 4's keys find dtype and rotary embedding as well, provided that
-    Transformers 5 reads the same of it."""
+    """Adds Transformers 4's keys for dtype and rotary embedding to a config.json, if Transformers 5 still reads the
+    same config from it."""
     read = _read(file, config_class)
     for keeps_new in (True, False):
         tried = deepcopy(file)
@@ -94,15 +95,15 @@ def spelled_for_both(file: dict, config_class) -> dict:
 
 
 def _read(file: dict, config_class) -> dict:
-    """What transformers makes of it, by Transformers 5's names."""
-    found = config_class.from_dict(deepcopy(file)).to_dict()
-    for part in (found, *(part for part in found.values() if isinstance(part, dict))):
+    """Returns the config that Transformers reads from a config.json, without the keys of Transformers 4."""
+    read = config_class.from_dict(deepcopy(file)).to_dict()
+    for part in (read, *(part for part in read.values() if isinstance(part, dict))):
         for key in ("rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor", "torch_dtype"):
             part.pop(key, None)
         rope = part.get("rope_parameters") or {}
         for one in (rope, *(one for one in rope.values() if isinstance(one, dict))):
             one.pop("type", None)
-    return found
+    return read
 
 
 def _spell_rope(part: dict, keeps_new: bool) -> None:
@@ -115,25 +116,25 @@ def _spell_rope(part: dict, keeps_new: bool) -> None:
     if "partial_rotary_factor" in main:
         part["partial_rotary_factor"] = main["partial_rotary_factor"]
     scaling = {key: value for key, value in main.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    kind = scaling.get("rope_type", "default")
-    if kind == "longrope":  # of which Transformers 4 takes these three keys and no other
+    rope_type = scaling.get("rope_type", "default")
+    if rope_type == "longrope":  # Transformers 4 accepts only these three keys
         part.setdefault("original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
-        scaling = {"type": kind} | {key: scaling[key] for key in LONGROPE_KEYS}
-    part["rope_scaling"] = None if kind == "default" else scaling
+        scaling = {"type": rope_type} | {key: scaling[key] for key in LONGROPE_KEYS}
+    part["rope_scaling"] = None if rope_type == "default" else scaling
 
 
 def write_generation_config(base: Path, target: Path, stop_ids: list[int]) -> None:
-    """The base's generation_config.json, if there is one, with what ends an answer."""
+    """Writes the base's generation_config.json, if there is one, with `stop_ids` as its stop tokens."""
     own = read_json(base / GENERATION)
     if own is not None:
         write_json(target / GENERATION, own | {"eos_token_id": stop_ids})
 
 
 def copy_others(base: Path, target: Path) -> None:
-    """Copies the base's other files, such as processor configs and licences: no code, no weights, no folders, and
-    nothing that `target` has already."""
+    """Copies the base's other files, such as processor configs and licences. Skips code, weights, folders, and files
+    that `target` already has."""
     for path in sorted(base.iterdir()):
-        left = path.suffix in CODE | WEIGHTS or any(fnmatch(path.name, name) for name in OTHERWISE)
-        if left or is_of_tokenizer(path.name) or not path.is_file() or (target / path.name).exists():
+        skipped = path.suffix in CODE | WEIGHTS or any(fnmatch(path.name, name) for name in NOT_COPIED)
+        if skipped or is_of_tokenizer(path.name) or not path.is_file() or (target / path.name).exists():
             continue
         shutil.copyfile(path, target / path.name)

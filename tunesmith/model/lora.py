@@ -1,8 +1,7 @@
-"""LoRA's forward and backward pass without needless copies.
+"""LoRA's forward and backward pass (Hu et al. 2021) without needless copies.
 
-PEFT's own layer casts its input to float32 and keeps that cast for each of q, k and v; scales and adds in passes of
-their own. Here a layer keeps the input it shares with others and N x r products. Shapes: N tokens, I inputs, O
-outputs, r rank.
+PEFT's layer casts its input to float32, saves that cast for each of q, k and v, and scales and adds in separate passes.
+This layer saves only the shared input and the N x r products. Shapes: N tokens, I inputs, O outputs, r rank.
 """
 
 import torch
@@ -12,8 +11,8 @@ from torch.nn import functional as F
 
 
 def fuse(model: nn.Module) -> None:
-    """Replaces the forward of PEFT's layers where they are plain LoRA over a linear layer, quantised or not: no
-    dropout, no DoRA. Others stay as PEFT has them."""
+    """Replaces the forward of PEFT layers that are plain LoRA over a linear layer, quantised or not. Layers with
+    dropout or DoRA keep PEFT's forward."""
     for layer in model.modules():
         if isinstance(layer, LoraLayer) and _is_plain(layer):
             layer.forward = _Fused(layer, layer.forward)
@@ -31,7 +30,7 @@ def _is_plain(layer: LoraLayer) -> bool:
 
 
 class _Fused:
-    """A layer's forward. Objects, not closures, so that a copied model is its own."""
+    """The forward of one layer. It is an object, not a closure, so that a deep copy of the model has its own."""
 
     def __init__(self, layer: LoraLayer, inner):
         self.layer, self.inner = layer, inner
@@ -46,10 +45,10 @@ class _Fused:
         x = x.to(dtype)
         a_rI, b_Or = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         plain = type(base) is nn.Linear and not base.weight.requires_grad
-        # A quantised layer computes its own part.
+        # A quantised layer computes its own product.
         weight, rest = (base.weight.to(dtype), base.bias) if plain else (None, base(x))
-        # Flattened and shaped outside: models may add to the output in place (Falcon, Gemma 3n), which autograd forbids
-        # for a view that was made within a Function.
+        # Reshaped outside the Function: some models add to the output in place (Falcon, Gemma 3n), and autograd forbids
+        # that for a view created inside a Function.
         out_NO = _Lora.apply(
             x.flatten(0, -2), weight, rest if plain else rest.flatten(0, -2), a_rI, b_Or, layer.scaling["default"]
         )
@@ -57,7 +56,8 @@ class _Fused:
 
 
 class _Lora(torch.autograd.Function):
-    """`x W' + rest + s (x A') B'`; W is frozen. Without W, `rest` is all that W would give."""
+    """Computes `x W' + rest + s (x A') B'`, where W is frozen and `rest` its bias. Without W, `rest` is the whole
+    output of the base layer."""
 
     @staticmethod
     def forward(ctx, x_NI, weight_OI, rest, a_rI, b_Or, scaling: float):
@@ -72,13 +72,13 @@ class _Lora(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, by_NO):
+    def backward(ctx, grad_NO):
         x_NI, weight_OI, a_rI, b_Or, low_Nr = ctx.saved_tensors
-        by_low_Nr = by_NO @ b_Or.to(x_NI.dtype) * ctx.scaling
-        by_a, by_b = by_low_Nr.t() @ x_NI, by_NO.t() @ low_Nr * ctx.scaling
-        by_x = None
+        grad_low_Nr = grad_NO @ b_Or.to(x_NI.dtype) * ctx.scaling
+        grad_a, grad_b = grad_low_Nr.t() @ x_NI, grad_NO.t() @ low_Nr * ctx.scaling
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            by_x = by_low_Nr @ a_rI.to(x_NI.dtype)
-            by_x = by_x if weight_OI is None else by_x.addmm_(by_NO, weight_OI)
-        by_rest = by_NO if weight_OI is None and ctx.needs_input_grad[2] else None
-        return by_x, None, by_rest, by_a.to(a_rI.dtype), by_b.to(b_Or.dtype), None
+            grad_x = grad_low_Nr @ a_rI.to(x_NI.dtype)
+            grad_x = grad_x if weight_OI is None else grad_x.addmm_(grad_NO, weight_OI)
+        grad_rest = grad_NO if weight_OI is None and ctx.needs_input_grad[2] else None
+        return grad_x, None, grad_rest, grad_a.to(a_rI.dtype), grad_b.to(b_Or.dtype), None

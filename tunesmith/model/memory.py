@@ -1,4 +1,4 @@
-"""How much memory this process has used at most, and how much there is."""
+"""Peak and free memory of this process, on a GPU or the host, and out-of-memory errors."""
 
 import gc
 import resource
@@ -11,7 +11,7 @@ import torch
 from tunesmith.errors import NotEnoughMemory
 from tunesmith.machine import memory
 
-# As others than torch's allocator say it: the host, the driver, what makes a handle for matmuls, Triton's kernels.
+# Texts of out-of-memory errors that do not come from torch's allocator: the host, the driver, cuBLAS, Triton.
 NO_MEMORY = (
     "can't allocate memory",
     "CUDA error: out of memory",
@@ -21,8 +21,8 @@ NO_MEMORY = (
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Of the GPU if the device is one, else of the process."""
-    if device.type == "cuda":  # with what another stream still uses, as in offload
+    """Returns the peak memory on the GPU if the device is one, else the peak resident memory of the process."""
+    if device.type == "cuda":  # active, not allocated, to count memory that another stream still uses, as in offload
         return torch.cuda.memory_stats(device).get("active_bytes.all.peak", 0)
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -33,7 +33,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """From now on `peak_bytes` is the peak since now; where the system cannot do that it stays what it was."""
+    """Resets the peak of `peak_bytes`. Has no effect on the host where the system does not support it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -43,28 +43,30 @@ def reset_peak(device: torch.device) -> None:
 
 
 def release_memory() -> None:
-    """Leaves what is free of a GPU to others: another process, or what comes next in a notebook."""
+    """Returns torch's cached GPU memory to the driver, for other processes or the next cell of a notebook."""
     if torch.cuda.is_available():
-        gc.collect()  # first what holds itself, as a job does
+        gc.collect()  # reference cycles, such as a job's, keep tensors alive
         torch.cuda.empty_cache()
 
 
 def free_bytes(device: torch.device) -> int:
-    """What this process could take beside what it has."""
+    """Returns how many more bytes this process could allocate on the device."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     return memory()[1]
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """On a GPU, or on the host where it refuses memory, pinned or not, rather than ending the process."""
+    """Whether an error means that a GPU, or the host, has no memory left. The host may also kill the process
+    instead."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 @contextmanager
 def explain_out_of_memory(what: str, remedy: str):
-    """Outside of a step, where nothing can be made smaller: raises NotEnoughMemory in one line."""
+    """Turns an out-of-memory error in this block into NotEnoughMemory. For code outside of training steps, where the
+    out-of-memory fallback does not apply."""
     try:
         yield
     except RuntimeError as error:

@@ -1,17 +1,18 @@
-"""How many positions a model has. Rotary ones have no end; learned ones, and some computed ones, are in a table."""
+"""Finds how many positions a model supports. Rotary embeddings have no limit; learned position embeddings, and some
+computed ones, are tables of fixed length."""
 
 from tunesmith.errors import UserError
 
-MOST_EXTRA_ROWS = 2  # before the first position, as OPT and BART have them
+MOST_EXTRA_ROWS = 2  # rows before the first position, as in OPT and BART
 
 
 def trained_positions(config) -> int | None:
-    """Positions that the model was trained with, or None if its configuration names none."""
+    """Returns `max_position_embeddings`, or None if the configuration has none."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def limit(model) -> int | None:
-    """The longest row that the model can take, in tokens, if its modules show a table of positions, else None."""
+    """Returns the longest sequence that the model accepts, in tokens, if it has a table of positions, else None."""
     import torch
 
     from tunesmith.model.text import text_decoder
@@ -19,7 +20,7 @@ def limit(model) -> int | None:
     positions, tokens = trained_positions(model.config), model.get_input_embeddings()
     if not positions:
         return None
-    decoder = text_decoder(model)  # a vision tower has positions of its own
+    decoder = text_decoder(model)  # a vision tower has its own positions
     embeddings = [
         module.num_embeddings
         for module in decoder.modules()
@@ -31,7 +32,7 @@ def limit(model) -> int | None:
 
 
 def limit_of(config) -> int | None:
-    """That of a model with this configuration. No weights are read."""
+    """Returns the `limit` of a model with this configuration, built on the meta device without its weights."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,6 +1,7 @@
-"""A frozen base in 4 or 8 bits through bitsandbytes: QLoRA (Dettmers et al. 2023) and LLM.int8 (Dettmers et al. 2022).
+"""Quantises a frozen base to 4 or 8 bits with bitsandbytes: QLoRA's NF4 (Dettmers et al. 2023), LLM.int8 (Dettmers et
+al. 2022).
 
-Weights are quantised one after the other while they are read. Output head and embeddings stay as they are.
+Weights are quantised one at a time while they are read. The output head and the embeddings are not quantised.
 """
 
 import bitsandbytes
@@ -23,30 +24,31 @@ from tunesmith.errors import UserError
 from tunesmith.model.experts import is_stack, stacks
 from tunesmith.model.text import is_multimodal, text_modules, text_prefix
 
-BLOCK = 64  # weights that share a scale
+BLOCK = 64  # weights that share one scale
 aten = torch.ops.aten
 
 
 def settings(kind: str, dtype: torch.dtype, empty) -> BitsAndBytesConfig:
-    """What from_pretrained needs to quantise to `kind` (nf4 or int8) and compute in `dtype`. `empty`: the model without
-    storage."""
-    whole = _left_whole(empty)
+    """Returns the `quantization_config` for from_pretrained. `kind` is nf4 or int8, `dtype` the compute dtype, `empty`
+    the model on the meta device."""
+    skipped = _skipped_modules(empty)
     if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
-    found = BitsAndBytesConfig(
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=whole,
+        llm_int8_skip_modules=skipped,
     )
-    found.quant_method = NF4
-    return found
+    config.quant_method = NF4
+    return config
 
 
-def _left_whole(empty) -> list[str] | None:
-    """Linear modules that stay as they are; None leaves that to transformers, which keeps the output head. Of a
-    multimodal model also what is not text: nothing there is trained, and widths do not suit blocks."""
+def _skipped_modules(empty) -> list[str] | None:
+    """Returns the linear modules to leave unquantised, or None for Transformers' default, the output head. For a
+    multimodal model, these include all modules outside the text part: none is trained, and their widths may not be a
+    multiple of the block size."""
     if not is_multimodal(empty):
         return None
     head = empty.get_output_embeddings()
@@ -55,30 +57,32 @@ def _left_whole(empty) -> list[str] | None:
 
 
 def settle(model) -> None:
-    """After loading: makes bitsandbytes compute right, in the precision of the other weights. Raises UserError where it
-    cannot.
+    """Configures bitsandbytes after loading, so that it computes in the dtype of the other weights. Raises UserError
+    for a model that it cannot compute.
 
-    Its CPU path for inference is switched off: it repacks the weights for bfloat16 products without a backward pass,
-    so a model once evaluated would train wrongly. On a CPU, rows that end within a block get wrong scales (0.50).
+    Its inference path on a CPU is disabled: it repacks the weights in place and has no backward pass, so a model would
+    train wrongly after an evaluation. On a CPU, bitsandbytes 0.50 uses wrong scales for rows that end within a block.
     """
     if getattr(model, "is_loaded_in_8bit", False) and stacks(model):
-        raise UserError("model.quantize: int8 does not reach experts, which are not linear layers; say nf4")
+        raise UserError("model.quantize: int8 does not apply to experts, which are not linear layers; use nf4")
     for name, module in model.named_modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
-            module.compute_dtype, module.compute_type_is_set = model.dtype, True  # a base stored so has its own
+            module.compute_dtype, module.compute_type_is_set = (
+                model.dtype,
+                True,
+            )  # a base stored in 4 bits brings its own
             if module.weight.device.type == "cpu" and module.in_features % BLOCK:
                 raise UserError(
                     f"model.quantize: 4 bits on a CPU need layers of a multiple of {BLOCK} inputs, {name} "
-                    f"has {module.in_features}; say model.quantize: int8, or none, over a base in full "
-                    "precision"
+                    f"has {module.in_features}; use model.quantize: int8 or none, with a base in full precision"
                 )
 
 
 class Stack4bit(torch.Tensor):
-    """The stacked weights of a layer's experts in NF4, under the shape and dtype they had.
+    """The stacked weights of a layer's experts in NF4, as a tensor of the original shape and dtype.
 
-    Whatever computes with it gets them dequantised, so autograd keeps the 4-bit tensor for the backward pass.
+    Every operation dequantises them first. Autograd saves this tensor, so the backward pass keeps 4 bits per weight.
     """
 
     @staticmethod
@@ -94,7 +98,7 @@ class Stack4bit(torch.Tensor):
 
     @classmethod
     def quantize(cls, full: torch.Tensor) -> "Stack4bit":
-        """Blocks run through the whole stack."""
+        """Quantises a stack (expert, row, column) as one flat sequence of blocks."""
         return cls(*quantize_4bit(full.flatten(), quant_type="nf4", compress_statistics=True), full.shape)
 
     def dequantized(self) -> torch.Tensor:
@@ -115,9 +119,9 @@ class Stack4bit(torch.Tensor):
 
 
 def dequantized(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of a base stored in 4 or 8 bits, in full, without what is stored beside them. `stored` is whole: each
-    weight comes with its scales."""
-    found, beside = {}, set()
+    """Returns the dequantised weights of a base stored in 4 or 8 bits, without their scales. `stored` must contain the
+    scales of each weight."""
+    weights, scales = {}, set()
     for name, tensor in stored.items():
         own = {key: value for key, value in stored.items() if key.startswith(f"{name}.")}
         scale_O = stored.get(f"{name.removesuffix('weight')}SCB") if tensor.dtype == torch.int8 else None
@@ -125,17 +129,17 @@ def dequantized(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             tensor = dequantize_4bit(tensor, QuantState.from_dict(own, tensor.device))
         elif scale_O is not None:
             tensor = int8_vectorwise_dequant(tensor, scale_O)
-        found[name] = tensor
-        beside |= own.keys()
+        weights[name] = tensor
+        scales |= own.keys()
     return {
         name: tensor
-        for name, tensor in found.items()
-        if name not in beside and not name.endswith((".SCB", ".weight_format"))
+        for name, tensor in weights.items()
+        if name not in scales and not name.endswith((".SCB", ".weight_format"))
     }
 
 
 def rounded_by(kind: str):
-    """A function (model, weight's name, tensor) that gives what the weight is worth once loaded as `kind`."""
+    """Returns a function (model, name, tensor) that rounds a weight as loading it as `kind` (nf4 or int8) would."""
 
     def rounded(model, name: str, tensor: torch.Tensor) -> torch.Tensor:
         module, parameter = get_module_from_name(model, name)
@@ -154,7 +158,7 @@ def rounded_by(kind: str):
 
 
 class _Quantize(Bnb4bitQuantize):
-    """transformers' own for linear layers; experts become a Stack4bit."""
+    """Quantises linear layers as Transformers does, and experts to a Stack4bit."""
 
     def convert(self, input_dict, full_layer_name=None, model=None, **others):
         linear, stacks = {}, {}
@@ -173,7 +177,7 @@ NF4 = "tunesmith_nf4"
 
 @register_quantizer(NF4)
 class _Quantizer(Bnb4BitHfQuantizer):
-    """transformers' own, which leaves out experts: they are stacked parameters, not linear layers."""
+    """Transformers' quantizer, extended to experts, which are stacked parameters and not linear layers."""
 
     def param_needs_quantization(self, model, param_name: str, **others) -> bool:
         return is_stack(*get_module_from_name(model, param_name)) or super().param_needs_quantization(

@@ -1,4 +1,4 @@
-"""The text part of a model that may also read images or sound: what text training walks, adapts and trains."""
+"""Finds the text part of a model that may also read images or sound. Only the text part is adapted and trained."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from tunesmith.errors import UserError
 
 
 def base_of(model):
-    """The language model under its adapter, or itself."""
+    """Returns the base model under a PEFT adapter, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -18,8 +18,8 @@ def is_multimodal(model) -> bool:
 
 
 def text_decoder(model) -> nn.Module:
-    """The decoder that reads text embeddings; of a model of text alone, the whole model. Raises UserError for a
-    multimodal model that does not show it: its decoder must hold the embeddings and not the vision tower."""
+    """Returns the text decoder of a multimodal model, or the whole model if it reads only text. Raises UserError if the
+    decoder cannot be identified: it must contain the embeddings and not be the whole model."""
     base = base_of(model)
     if not is_multimodal(base):
         return base
@@ -27,12 +27,14 @@ def text_decoder(model) -> nn.Module:
     layers = decoder.config.get_text_config().num_hidden_layers if hasattr(decoder, "config") else 0
     holds_embeddings = any(module is base.get_input_embeddings() for module in decoder.modules())
     if decoder is base or not holds_embeddings or not layers:
-        raise UserError(f"model.path: the text decoder of {type(base).__name__} cannot be told from the rest")
+        raise UserError(
+            f"model.path: the text decoder of {type(base).__name__} cannot be identified; use a text-only model"
+        )
     return decoder
 
 
 def text_modules(model) -> Iterator[tuple[str, nn.Module]]:
-    """(name in the base model, module) of the text decoder and the output head."""
+    """Yields (name in the base model, module) for the text decoder and the output head."""
     base = base_of(model)
     decoder, head = text_decoder(base), base.get_output_embeddings()
     parts = {id(module) for module in decoder.modules()} | {id(head)}
@@ -40,7 +42,7 @@ def text_modules(model) -> Iterator[tuple[str, nn.Module]]:
 
 
 def text_prefix(model) -> str:
-    """What the names of the text decoder's weights begin with, in the base model."""
+    """Returns the prefix of the names of the text decoder's weights in the base model."""
     base = base_of(model)
     decoder = text_decoder(base)
     name = next(name for name, module in base.named_modules() if module is decoder)
@@ -48,7 +50,7 @@ def text_prefix(model) -> str:
 
 
 def freeze_the_rest(model) -> None:
-    """Only the text part stays trainable."""
+    """Freezes the parameters of a multimodal model outside its text part."""
     if is_multimodal(model):
         trained = {id(parameter) for _, module in text_modules(model) for parameter in module.parameters()}
         for parameter in model.parameters():

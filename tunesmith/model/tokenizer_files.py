@@ -1,7 +1,7 @@
-"""The tokenizer of a result: the base's own files, with new tokens and another chat template where the recipe asks.
+"""Writes a result's tokenizer: the base's own files, with the recipe's new tokens and chat template.
 
-Transformers 4, and what is built on it, must open the result as it opens the base. So nothing is saved again by
-Transformers 5, and what a base has in the form of Transformers 5 alone is written in a form that both read.
+Transformers 4, and programs built on it, must open the result as they open the base. So Transformers 5 does not save
+the tokenizer again, and settings that only Transformers 5 reads are rewritten in a form that both versions read.
 """
 
 import json
@@ -25,7 +25,7 @@ FILE, SETTINGS, TEMPLATE, TEMPLATES = (
 )
 PROCESSOR_TEMPLATE = "chat_template.json"
 MISTRAL = "tekken.json"
-"""mistral-common's own file, with tokens and a way of writing conversations of its own."""
+"""The tokenizer file of mistral-common, which has its own tokens and its own way to render conversations."""
 NAMES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -48,17 +48,17 @@ PROBES = (
     "a\u0301 ﬁ ½ ٣٤ हिन्दी <b>&amp;</b> ...",
     "camelCase snake_case 3.14e-9 ▁ \u00a0",
 )
-"""Texts for which a tokenizer.json and transformers' reading of it must give the same ids."""
+"""Texts for which a tokenizer.json and the tokenizer that Transformers builds from it must give the same ids."""
 
 
 def is_of_tokenizer(name: str) -> bool:
-    """Whether a model folder's file of that name belongs to the tokenizer or its chat templates."""
+    """Whether a file of this name in a model folder belongs to the tokenizer or its chat templates."""
     return any(fnmatch(name, pattern) for pattern in NAMES)
 
 
 def save_tokenizer(model: Model, base: Path, target: Path) -> None:
-    """Writes the tokenizer as the result will have it: with the recipe's new tokens and chat template. Raises
-    UserError."""
+    """Writes the base's tokenizer into the folder `target`, with the recipe's new tokens and chat template. Raises
+    UserError if Transformers cannot read the base's tokenizer."""
     from transformers import AutoTokenizer
 
     try:
@@ -71,24 +71,24 @@ def save_tokenizer(model: Model, base: Path, target: Path) -> None:
             copy = shutil.copytree if path.is_dir() else shutil.copyfile
             copy(path, target / path.name)
     backend = tokenizer.backend_tokenizer
-    if not _is_read_as_it_is(target / FILE, backend):
+    if not _matches_backend(target / FILE, backend):
         write_atomic(target / FILE, backend.to_str(pretty=True))
     _name_tokens(target, {name: getattr(tokenizer, name, None) for name in NAMED})
     if model.new_tokens:
         tokenizer.add_tokens(model.new_tokens)
         _add_tokens(target, json.loads(backend.to_str())["added_tokens"])
     spell_for_both(target)
-    if tokenizer.chat_template is None and (of_processor := read_json(target / PROCESSOR_TEMPLATE)):
-        write_template(target, of_processor["chat_template"])  # where older multimodal bases have it
-    asked = Tokenizer.load(target, model.chat_template)
-    if asked.template_name != "own":
-        write_template(target, asked.chat_template)
-    if model.new_tokens or asked.template_name != "own":
+    if tokenizer.chat_template is None and (processor := read_json(target / PROCESSOR_TEMPLATE)):
+        write_template(target, processor["chat_template"])  # where older multimodal bases keep it
+    result = Tokenizer.load(target, model.chat_template)
+    if result.template_name != "own":
+        write_template(target, result.chat_template)
+    if model.new_tokens or result.template_name != "own":
         (target / MISTRAL).unlink(missing_ok=True)
 
 
-def _is_read_as_it_is(file: Path, backend: tokenizers.Tokenizer) -> bool:
-    """Whether transformers makes the tokenizer that the file describes; it rebuilds some from their vocabulary."""
+def _matches_backend(file: Path, backend: tokenizers.Tokenizer) -> bool:
+    """Whether Transformers builds the same tokenizer as the file describes. It rebuilds some from their vocabulary."""
     if not file.exists():
         return False
     own = tokenizers.Tokenizer.from_file(str(file))
@@ -102,15 +102,17 @@ def _is_read_as_it_is(file: Path, backend: tokenizers.Tokenizer) -> bool:
 
 
 def _name_tokens(folder: Path, named: dict[str, str | None]) -> None:
-    """Writes down beginning, end and the like where only transformers' class of the tokenizer knows them."""
-    settings, others = (read_json(folder / name) or {} for name in (SETTINGS, "special_tokens_map.json"))
-    missing = {name: token for name, token in named.items() if token and name not in settings and name not in others}
+    """Adds named tokens such as bos and eos to the settings if only Transformers' tokenizer class defines them."""
+    settings, special_tokens = (read_json(folder / name) or {} for name in (SETTINGS, "special_tokens_map.json"))
+    missing = {
+        name: token for name, token in named.items() if token and name not in settings and name not in special_tokens
+    }
     if missing or not (folder / SETTINGS).exists():
         write_json(folder / SETTINGS, settings | missing)
 
 
 def _add_tokens(folder: Path, added: list[dict]) -> None:
-    """Adds those that are not there yet to every file that lists added tokens. `added`: as in tokenizer.json."""
+    """Adds missing tokens to every file that lists added tokens. `added` has the form of tokenizer.json."""
     file = read_json(folder / FILE)
     known = {token["id"] for token in file["added_tokens"]}
     new = [token for token in added if token["id"] not in known]
@@ -128,7 +130,8 @@ def _add_tokens(folder: Path, added: list[dict]) -> None:
 
 
 def spell_for_both(folder: Path) -> None:
-    """Writes what Transformers 5 alone reads in tokenizer_config.json as 4 writes it, which 5 reads too."""
+    """Rewrites settings in tokenizer_config.json that only Transformers 5 reads in the form of Transformers 4, which
+    both read."""
     was = read_json(folder / SETTINGS) or {}
     settings = without_code(was)
     if isinstance(settings.get("extra_special_tokens"), list):
@@ -140,18 +143,18 @@ def spell_for_both(folder: Path) -> None:
 
 
 def without_code(settings: dict) -> dict:
-    """A JSON file's content without the classes of Python files beside it, which are not copied."""
+    """Removes the reference to classes in Python files beside a JSON file, since those files are not copied."""
     classes = settings.get("auto_map")
     if classes is None:
         return dict(settings)
     classes = classes.values() if isinstance(classes, dict) else [classes]
     names = [name for value in classes for name in (value if isinstance(value, list) else [value]) if name]
-    elsewhere = all("--" in name for name in names)  # in a repository of the hub
+    elsewhere = all("--" in name for name in names)  # code in another repository on the hub
     return {key: value for key, value in settings.items() if key != "auto_map" or elsewhere}
 
 
 def write_template(folder: Path, template: str) -> None:
-    """Makes it the folder's one chat template, in every place where one is looked for."""
+    """Makes a template the folder's only chat template, in every file that may contain one."""
     shutil.rmtree(folder / TEMPLATES, ignore_errors=True)
     write_atomic(folder / TEMPLATE, template)
     write_json(folder / SETTINGS, (read_json(folder / SETTINGS) or {}) | {"chat_template": template})
@@ -160,7 +163,7 @@ def write_template(folder: Path, template: str) -> None:
 
 
 def change_templates(folder: Path, change: Callable[[str], str]) -> None:
-    """Changes every chat template of a folder, wherever it is written."""
+    """Applies a function to every chat template of a folder, in every file that may contain one."""
     for file in (folder / TEMPLATE, *(folder / TEMPLATES).glob("*.jinja")):
         if file.exists():
             write_atomic(file, change(file.read_text("utf-8")))

@@ -1,1 +1,1 @@
-"""A trained model over HTTP, and the programs that talk to it."""
+"""Serves trained models over HTTP."""

@@ -1,4 +1,5 @@
-"""From an API's request to the engine and back: prompt, sampling and constraint in, text, tool calls and an end out."""
+"""Connects the APIs with the engine: turns requests into prompts, sampling settings and constraints, and tokens into
+text, reasoning and tool calls."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,15 +18,15 @@ from tunesmith.inference import grammar
 from tunesmith.inference.interface import Engine, Form, Piece, Refused, Request, Sampling, Served, Token
 from tunesmith.serve.options import Options
 
-COLDEST = 1e-3  # a lower temperature takes the likeliest token
-OURS = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}
+COLDEST = 1e-3  # a lower temperature means greedy decoding
+RESERVED = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}
 
 
 @dataclass
-class Asked:
-    """A conversation to go on with, whichever API it came by. `tool_choice` is auto, none, required or a tool's name;
-    `form` what the answer keeps to; `template` more variables for the chat template; `prefill` how the
-    answer begins."""
+class GenerationRequest:
+    """A conversation to answer, in the same form for every API. `tool_choice` is auto, none, required or a tool's name.
+    `form` constrains the answer, `template` has further variables for the chat template, `prefill` is the beginning of
+    the answer."""
 
     model: str | None
     messages: list[dict]
@@ -48,13 +49,13 @@ class Asked:
 
     @property
     def begins(self) -> bool:
-        """Whether the answer itself comes at once: one that is held to a form, or begun already, has no reasoning."""
+        """Whether the answer starts without reasoning, because it is constrained to a form or already begun."""
         return self.demands_call or self.form is not None or bool(self.prefill)
 
 
 @dataclass
-class Said:
-    """Text that an answer grew by, and its tokens where log probabilities were asked for."""
+class TextDelta:
+    """A piece of an answer's text, with its tokens if log probabilities were requested."""
 
     text: str
     tokens: list[Token]
@@ -62,7 +63,7 @@ class Said:
 
 @dataclass
 class Answer:
-    """An answer that is complete. `finish`: stop, length or tool_calls."""
+    """An answer. `finish` is stop, length or tool_calls once it is complete."""
 
     text: str = ""
     reasoning: str = ""
@@ -76,14 +77,14 @@ class Answer:
 
 
 class Answers:
-    """The answers to one HTTP request, computed at once. `prompt_tokens` counts their prompts. Without `parallel` an
-    answer ends with its first tool call."""
+    """The answers to one HTTP request, generated together. `prompt_tokens` counts the tokens of all prompts. Without
+    `parallel`, an answer ends after its first tool call."""
 
     def __init__(self, engine: Engine, requests: list[Request], readers: list[AnswerReader], parallel: bool = True):
         if len(requests) > engine.capacity:
             raise Refused(
                 f"{len(requests):,} answers in one request; this server takes {engine.capacity:,} at once "
-                "(--batch and --queue): ask for fewer",
+                "(--batch and --queue): request fewer",
                 code="too_many_answers",
             )
         self.prompt_tokens = sum(len(ids) for ids in {id(r.ids): r.ids for r in requests}.values())
@@ -110,15 +111,16 @@ class Answers:
 
     @property
     def reasoning_tokens(self) -> int:
-        """Counted on the reasoning's text, so without its marks."""
+        """The number of tokens in the text of the reasoning, without its marks."""
         return sum(len(self._tokenizer.encode(answer.reasoning)[0]) for answer in self.done if answer.reasoning)
 
     def cancel(self) -> None:
         for ticket in self._tickets:
             ticket.cancel()
 
-    async def events(self) -> AsyncIterator[tuple[int, Said | Thought | Call | Answer]]:
-        """(number of the answer, what it grew by), in the end of each the Answer. Computing stops when this does."""
+    async def events(self) -> AsyncIterator[tuple[int, TextDelta | Thought | Call | Answer]]:
+        """Yields (index of the answer, event). The last event of each answer is its Answer. Ending the iteration
+        cancels the generation."""
         left = len(self._tickets)
         try:
             while left:
@@ -132,13 +134,13 @@ class Answers:
             self.cancel()
 
     async def collect(self, http: HttpRequest) -> list[Answer]:
-        """All answers when they are complete. Stops computing, and raises Refused, if the client goes away."""
+        """Returns all answers when they are complete. If the client disconnects, cancels them and raises Refused."""
         work = asyncio.ensure_future(self._exhaust())
         gone = asyncio.ensure_future(_disconnected(http))
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                raise Refused("the client went away", 499)
+                raise Refused("the client disconnected", 499)
             return work.result()
         finally:
             self.cancel()
@@ -151,21 +153,21 @@ class Answers:
         return self.done
 
     def _arrive(self, index: int, piece: Piece) -> None:
-        """Called by the engine's thread."""
+        """Queues a piece of an answer. Called by the engine's thread."""
         try:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, piece))
         except RuntimeError:
-            if not self._loop.is_closed():  # else the server has ended; nobody waits
+            if not self._loop.is_closed():  # a closed loop means that the server has ended
                 raise
 
-    def _read(self, index: int, piece: Piece) -> list[Said | Thought | Call | Answer]:
+    def _read(self, index: int, piece: Piece) -> list[TextDelta | Thought | Call | Answer]:
         answer, reader = self.done[index], self._readers[index]
         parts = reader.push(piece.text) + (reader.finish() if piece.finish is not None else [])
-        events: list = [Said(part, []) if isinstance(part, str) else part for part in parts]
+        events: list = [TextDelta(part, []) if isinstance(part, str) else part for part in parts]
         if piece.tokens:
-            first = next((e for e in events if isinstance(e, Said)), None)
+            first = next((e for e in events if isinstance(e, TextDelta)), None)
             if first is None:
-                events.insert(0, first := Said("", []))
+                events.insert(0, first := TextDelta("", []))
             first.tokens = piece.tokens
         events = [e for e in events if isinstance(e, Call) or e.text or e.tokens]
         first_call = next((n for n, e in enumerate(events) if isinstance(e, Call)), None)
@@ -192,7 +194,7 @@ class Answers:
     @staticmethod
     def _ended(answer: Answer, piece: Piece) -> Answer:
         if piece.finish == "error":
-            raise Refused(f"computing the answer failed: {piece.error}", 500, "engine_failed")
+            raise Refused(f"generating the answer failed: {piece.error}", 500, "engine_failed")
         if piece.finish == "cancelled":
             raise Refused("the answer was cancelled: the server is stopping", 503, "stopping")
         answer.finish = "tool_calls" if answer.calls and piece.finish == "stop" else piece.finish
@@ -201,31 +203,34 @@ class Answers:
 
 
 class Service:
-    """The engine, and what is known of its models."""
+    """The engine and the answer format of each of its models."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
         self.formats = {name: find(served.tokenizer) for name, served in engine.models.items()}
 
     def served(self, name: str | None) -> Served:
-        """A model by its name, the first without one. Raises Refused."""
+        """Returns a model by its name, or the first if the name is None. Raises Refused if there is no such model."""
         models = self.engine.models
         if name is None:
             return next(iter(models.values()))
         if name not in models:
-            raise Refused(f"no model {name!r} here; there are: {', '.join(models)}", 404, "model_not_found", "model")
+            raise Refused(
+                f"this server has no model {name!r}, only {', '.join(models)}", 404, "model_not_found", "model"
+            )
         return models[name]
 
-    def prompt(self, asked: Asked) -> tuple[str, list[int]]:
-        """The conversation as the template writes it, and its ids, as the data path makes them. Raises Refused."""
-        served = self.served(asked.model)
+    def prompt(self, generation: GenerationRequest) -> tuple[str, list[int]]:
+        """Returns the prompt as text and as ids, rendered and tokenized as in training. Raises Refused if the template
+        refuses the conversation."""
+        served = self.served(generation.model)
         format = self.formats[served.name]
-        if wrong := sorted(OURS & set(asked.template)):
+        if wrong := sorted(RESERVED & set(generation.template)):
             raise Refused(f"chat_template_kwargs: {wrong[0]} is set by the server", parameter="chat_template_kwargs")
         try:
-            given = [format.message(message) for message in named_results(asked.messages)]
-            text = generation_prompt(served.tokenizer, Chat(given, asked.tools or None), **asked.template)
-            text += format.begin(text, asked.demands_call) + asked.prefill if asked.begins else ""
+            given = [format.message(message) for message in named_results(generation.messages)]
+            text = generation_prompt(served.tokenizer, Chat(given, generation.tools or None), **generation.template)
+            text += format.begin(text, generation.demands_call) + generation.prefill if generation.begins else ""
             return text, served.tokenizer.encode(text)[0]
         except (RowProblem, UserError) as problem:
             detail = getattr(problem, "detail", None) or str(problem)
@@ -235,41 +240,46 @@ class Service:
                 parameter="messages",
             ) from None
 
-    async def answers(self, asked: Asked) -> Answers:
-        """Submits a conversation. Raises Refused."""
-        requests, readers = await run_in_threadpool(self._requests, asked)
-        return Answers(self.engine, requests, readers, asked.parallel)
+    async def answers(self, generation: GenerationRequest) -> Answers:
+        """Submits a conversation to the engine. Raises Refused."""
+        requests, readers = await run_in_threadpool(self._requests, generation)
+        return Answers(self.engine, requests, readers, generation.parallel)
 
-    def _requests(self, asked: Asked) -> tuple[list[Request], list[AnswerReader]]:
-        served = self.served(asked.model)
+    def _requests(self, generation: GenerationRequest) -> tuple[list[Request], list[AnswerReader]]:
+        served = self.served(generation.model)
         format = self.formats[served.name]
-        if asked.tool_choice == "none":
-            asked.tools = []
-        if asked.tools and not format.writes_calls:
+        if generation.tool_choice == "none":
+            generation.tools = []
+        if generation.tools and not format.writes_calls:
             raise Refused(
-                f"the template of {served.name} does not write tool calls in a form this server reads",
+                f"the template of {served.name} does not write tool calls in a form that this server reads",
                 code="tools_unsupported",
                 parameter="tools",
             )
-        text, ids = self.prompt(asked)
-        constraint = self.constraint(served, asked)
+        text, ids = self.prompt(generation)
+        constraint = self.constraint(served, generation)
         requests = self.requests(
-            served, ids, asked, format.shown(bool(asked.tools)), constraint, continues=bool(asked.prefill)
+            served,
+            ids,
+            generation,
+            format.shown(bool(generation.tools)),
+            constraint,
+            continues=bool(generation.prefill),
         )
-        begun = asked.begins and not asked.demands_call
-        return requests, [format.reader(text, begun, asked.tools) for _ in requests]
+        begun = generation.begins and not generation.demands_call
+        return requests, [format.reader(text, begun, generation.tools) for _ in requests]
 
     def requests(
         self,
         served: Served,
         ids: list[int],
-        asked: Asked,
+        generation: GenerationRequest,
         shown=frozenset(),
         constraint=None,
         default_tokens: int | None = None,
         continues: bool = False,
     ) -> list[Request]:
-        """One for each of the n answers to a prompt. Raises Refused where it leaves no room in the context."""
+        """Returns one engine request for each of the n answers. Raises Refused if the prompt fills the context."""
         room = served.context - len(ids)
         if not ids:
             raise Refused("the prompt is empty", parameter="prompt")
@@ -280,39 +290,40 @@ class Service:
                 code="context_length_exceeded",
                 parameter="messages",
             )
-        tokens = min(asked.max_new_tokens or default_tokens or room, room)
-        stream = asked.stream or (bool(asked.tools) and not asked.parallel)  # to stop after the first call
+        tokens = min(generation.max_new_tokens or default_tokens or room, room)
+        ends_early = bool(generation.tools) and not generation.parallel  # streamed, to stop after the first call
+        stream = generation.stream or ends_early
         return [
             Request(
                 served.name,
                 ids,
                 tokens,
-                sampling_of(served, asked.options, number),
-                asked.stop,
-                asked.logprobs,
+                sampling_of(served, generation.options, number),
+                generation.stop,
+                generation.logprobs,
                 shown,
                 stream,
                 constraint,
                 continues,
             )
-            for number in range(asked.n)
+            for number in range(generation.n)
         ]
 
-    def constraint(self, served: Served, asked: Asked):
-        """What answers keep to, None for no form. Raises Refused."""
-        if asked.demands_call:
-            chosen = [t for t in asked.tools if asked.tool_choice in ("required", t["function"]["name"])]
+    def constraint(self, served: Served, generation: GenerationRequest):
+        """Returns the grammar that constrains the answers, or None. Raises Refused."""
+        if generation.demands_call:
+            chosen = [t for t in generation.tools if generation.tool_choice in ("required", t["function"]["name"])]
             if not chosen:
-                raise Refused(f"tool_choice: no tool {asked.tool_choice!r} is given", parameter="tool_choice")
-            lark = self.formats[served.name].grammar(served.tokenizer, chosen, asked.parallel)
+                raise Refused(f"tool_choice: no tool {generation.tool_choice!r} is given", parameter="tool_choice")
+            lark = self.formats[served.name].grammar(served.tokenizer, chosen, generation.parallel)
             return grammar.from_lark(served.tokenizer, served.stop_ids, lark)
-        if asked.form is not None:
-            return grammar.from_form(served.tokenizer, served.stop_ids, asked.form)
+        if generation.form is not None:
+            return grammar.from_form(served.tokenizer, served.stop_ids, generation.form)
         return None
 
 
 def sampling_of(served: Served, options: Options, number: int = 0) -> Sampling:
-    """How to sample answer `number`: what was asked for, else the model's own way. Raises Refused."""
+    """Returns the sampling settings of answer `number`: the request's, else the model's defaults. Raises Refused."""
     own = served.defaults
     default = own.get("temperature") or 1.0 if own.get("do_sample") else 0.0
     temperature = default if options.temperature is None else options.temperature
@@ -341,11 +352,11 @@ def _first(*values):
     return next(value for value in values if value is not None)
 
 
-def _bias(asked: dict[str, float], vocab_size: int) -> dict[int, float]:
-    wrong = [key for key in asked if not (key.isascii() and key.isdigit() and int(key) < vocab_size)]
+def _bias(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
+    wrong = [key for key in biases if not (key.isascii() and key.isdigit() and int(key) < vocab_size)]
     if wrong:
-        raise Refused(f"logit_bias: {wrong[0]!r} is no token id below {vocab_size}", parameter="logit_bias")
-    return {int(key): value for key, value in asked.items()}
+        raise Refused(f"logit_bias: {wrong[0]!r} is not a token id below {vocab_size}", parameter="logit_bias")
+    return {int(key): value for key, value in biases.items()}
 
 
 async def _disconnected(http: HttpRequest) -> None:
@@ -354,6 +365,6 @@ async def _disconnected(http: HttpRequest) -> None:
 
 
 def named_results(messages: list[dict]) -> list[dict]:
-    """Tool messages with the name of the tool that they answer for, which some templates write."""
+    """Adds the name of the tool to tool messages, because some templates write it."""
     names = {call["id"]: call["function"]["name"] for m in messages for call in m.get("tool_calls") or []}
     return [{"name": names.get(m.get("tool_call_id")), **m} if m["role"] == "tool" else m for m in messages]

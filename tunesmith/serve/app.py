@@ -1,4 +1,4 @@
-"""The server: routes, the key, the page, start and stop."""
+"""The HTTP server: routes, API key, chat page, start and shutdown."""
 
 import hmac
 import logging
@@ -25,7 +25,7 @@ from tunesmith.serve.problems import OwnNames, add_handlers
 
 PAGE = Path(__file__).parent / "page"
 GAUGES = ("running", "waiting", "kv_bytes", "kv_limit_bytes", "prefix_bytes")
-# The page has its policy as well, but only a header can say who may frame it.
+# The page sets its own policy too, but `frame-ancestors` only works as a header.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
@@ -35,10 +35,10 @@ PAGE_HEADERS = {
 
 
 class Page(StaticFiles):
-    """The chat page, which loads nothing but itself."""
+    """The chat page. It loads nothing from other servers."""
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "websocket":  # none is offered anywhere, and everything else here comes to the page
+        if scope["type"] == "websocket":  # the page is mounted at /, so it receives all unknown requests
             return await WebSocketClose()(scope, receive, send)
         await super().__call__(scope, receive, send)
 
@@ -49,7 +49,7 @@ class Page(StaticFiles):
 
 
 class HeadAsGet:
-    """Answers HEAD as GET; uvicorn leaves the body out."""
+    """Answers HEAD like GET. uvicorn drops the body."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -69,7 +69,8 @@ class Problem(BaseModel):
 def make_app(
     engine: Engine, api_key: str | None = None, cors: Sequence[str] = (), hosts: Sequence[str] = ()
 ) -> FastAPI:
-    """`cors`: origins that pages may call from; `hosts`: names that requests must be addressed to, any if empty."""
+    """Creates the application. `cors` are the allowed origins of pages, `hosts` the allowed names in the Host header;
+    if empty, any name is allowed."""
 
     @asynccontextmanager
     async def lifespan(_):
@@ -106,15 +107,15 @@ def serve(
     ready: str,
     say: Callable[[str], None],
 ) -> None:
-    """Serves until SIGINT or SIGTERM; then finishes the answers it has begun. A second Ctrl-C ends it at once. `say` is
-    told that it is `ready`, and later what it waits for."""
+    """Serves until SIGINT or SIGTERM, then finishes the answers in progress. A second Ctrl-C stops at once. Calls `say`
+    with the text `ready` once it accepts requests, and at shutdown with what it waits for."""
     config = uvicorn.Config(make_app(engine, api_key, cors, hosts), log_level="warning")
-    with suppress(KeyboardInterrupt):  # uvicorn hands on the signal that ended it
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after its shutdown
         Server(config, engine, ready, say).run(sockets=[bound])
 
 
 class Server(uvicorn.Server):
-    """Says when it is ready, and what it waits for when it is stopped."""
+    """Reports when the server is ready, and at shutdown what it waits for."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine, ready: str, say: Callable[[str], None]):
         super().__init__(config)
@@ -127,10 +128,10 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame) -> None:
         first = not self.should_exit
-        super().handle_exit(sig, frame)  # before anything is printed, as the next signal may come meanwhile
+        super().handle_exit(sig, frame)  # before printing, as the next signal may arrive meanwhile
         count = sum(self._engine.metrics().get(name, 0) for name in ("running", "waiting"))
         if not first:
-            logging.disable()  # the answers that are broken off now are no errors to report
+            logging.disable()  # uvicorn would log the cancelled answers as errors
         elif count:
             self._say(
                 f"stopping when {count:,} {'answer is' if count == 1 else 'answers are'} finished; Ctrl-C again "
@@ -139,14 +140,14 @@ class Server(uvicorn.Server):
 
 
 def _key_check(api_key: str):
-    """Takes the key as either API's clients send it."""
+    """Returns a dependency that checks the key, sent as a bearer token (OpenAI) or as x-api-key (Anthropic)."""
     bearer, header = HTTPBearer(auto_error=False), APIKeyHeader(name="x-api-key", auto_error=False)
 
     async def check(
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
-        other: Annotated[str | None, Depends(header)],
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+        header_key: Annotated[str | None, Depends(header)],
     ) -> None:
-        key = (given.credentials if given else other) or ""
+        key = (credentials.credentials if credentials else header_key) or ""
         if not hmac.compare_digest(key.encode(), api_key.encode()):
             raise Refused("the API key is missing or wrong", 401, "invalid_api_key")
 
@@ -158,10 +159,10 @@ def _health() -> dict:
 
 
 def _metrics(engine: Engine) -> str:
-    """In the text format of Prometheus."""
+    """Returns the engine's metrics in the text format of Prometheus."""
     lines = []
     for name, value in engine.metrics().items():
-        kind = "gauge" if name in GAUGES else "counter"
-        full = f"tunesmith_{name}" + ("" if kind == "gauge" else "_total")
-        lines += [f"# TYPE {full} {kind}", f"{full} {value}"]
+        type_ = "gauge" if name in GAUGES else "counter"
+        full = f"tunesmith_{name}" + ("" if type_ == "gauge" else "_total")
+        lines += [f"# TYPE {full} {type_}", f"{full} {value}"]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The address to listen at, and who may call."""
+"""The address that the server listens on, and the checks on who may call it."""
 
 import errno
 import ipaddress
@@ -10,14 +10,15 @@ from urllib.parse import urlsplit
 from tunesmith.errors import UserError
 
 HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
-USUAL_PORTS = {"http": 80, "https": 443}  # which browsers leave out
+USUAL_PORTS = {"http": 80, "https": 443}  # browsers omit these in an origin
 
 
 def listen(host: str, port: int, api_key: str | None) -> socket.socket:
-    """A socket that listens, so that no second server starts on its port; who connects waits for the first answer.
-    Raises UserError where it cannot be, or others would reach it without a key."""
+    """Returns a listening socket. It is opened before the model loads, so that a second server fails at once; clients
+    that connect early wait. Raises UserError if the address cannot be used, or if it is open to others without a
+    key."""
     if not api_key and not is_loopback(host):
-        raise UserError(f"--host {host}: others can reach it, so it needs --api-key (or TUNESMITH_API_KEY)")
+        raise UserError(f"--host {host}: other machines can reach it, so it needs --api-key (or TUNESMITH_API_KEY)")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
@@ -26,18 +27,18 @@ def listen(host: str, port: int, api_key: str | None) -> socket.socket:
         bound.listen()
     except OSError as error:
         why = "in use, perhaps by another server" if error.errno == errno.EADDRINUSE else error.strerror
-        raise UserError(f"--host {host} --port {port}: {why}; give another") from None
+        raise UserError(f"--host {host} --port {port}: {why}; choose another") from None
     return bound
 
 
 def check_callers(api_key: str | None, cors: Sequence[str], allow_host: Sequence[str]) -> None:
-    """Raises UserError for a value that no client could send."""
+    """Raises UserError for a key, origin or host name that no client could send."""
     if api_key is not None and (
         not api_key.isascii() or not api_key.isprintable() or api_key.strip() != api_key or not api_key
     ):
         raise UserError(
-            "--api-key (or TUNESMITH_API_KEY): give letters, digits and signs of ASCII, without a space "
-            "around them; nothing else can be sent as a header"
+            "--api-key (or TUNESMITH_API_KEY): use printable ASCII without spaces around it; a header can contain "
+            "nothing else"
         )
     for origin in cors:
         if origin not in ("*", "null") and not _is_origin(origin):
@@ -50,7 +51,8 @@ def check_callers(api_key: str | None, cors: Sequence[str], allow_host: Sequence
 
 
 def own_names(host: str, allow_host: Sequence[str]) -> list[str]:
-    """The names that requests must be addressed to; none where any will do, as others reach the server anyway."""
+    """Returns the allowed names in the Host header. An empty list allows any name: the server is then open to
+    others."""
     if not is_loopback(host) and not allow_host:
         return []
     return ["localhost", "127.0.0.1", "::1", host.lower(), *allow_host]

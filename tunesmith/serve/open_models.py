@@ -1,4 +1,4 @@
-"""What is served: runs, model folders and GGUF files get names; names of one base share one copy of its weights."""
+"""Opens runs, model folders and GGUF files for serving. Models with the same base share one copy of its weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,8 +19,8 @@ from tunesmith.run import Run
 
 
 def open_result(run: Run, base: TorchWeights | None = None) -> tuple[TorchWeights, str | None]:
-    """A run's result as weights and the adapter to switch them to: an adapter stands on `base`, or on a copy loaded
-    for it; a full fine-tune needs none. Raises UserError if there is no result yet."""
+    """Returns a run's result as weights and the name of its adapter, None for a full fine-tune. The adapter is added to
+    `base`, or to a base that is loaded here. Raises UserError if the run has no result yet."""
     require_result(run)
     if run.recipe.adapter.kind == "full":
         return TorchWeights(trained_model(run)), None
@@ -29,33 +29,36 @@ def open_result(run: Run, base: TorchWeights | None = None) -> tuple[TorchWeight
 
 
 def open_models(paths: Sequence[Path | str], context: int | None = None) -> dict[str, Served]:
-    """The runs, model folders (or hub ids) and GGUF files as what is served, in order, tuned models before their base.
-    An adapter in GGUF belongs to the GGUF named before it. `context` lowers the models' own. Raises UserError."""
+    """Opens runs, model folders (or hub ids) and GGUF files. Returns {name: model} in order, tuned models before their
+    base. A GGUF adapter belongs to the GGUF before it. `context` (tokens) lowers the models' own limits. Raises
+    UserError."""
     files = [Path(path) for path in paths if Path(path).suffix == ".gguf"]
     runs = [Run(path) for path in paths if Run(path).exists]
     folders = [resolve(Model(path=str(path))) for path in paths if Path(path) not in files and not Run(path).exists]
     bases: dict[tuple, Served] = {}
-    found: list[Served] = []
+    served: list[Served] = []
     alone = not folders and not files and len(set(map(_base_key, runs))) == 1
     for run in runs:
-        found += _open_run(run, bases, "base" if alone else run.base.name, context)
+        served += _open_run(run, bases, "base" if alone else run.base.name, context)
     for folder in folders:
         if not any(key[:2] == (folder.resolve(), "none") for key in bases):
-            found.append(_open_folder(folder, context))
-    found += _open_files(files, context)
-    return by_name(found)
+            served.append(_open_folder(folder, context))
+    served += _open_files(files, context)
+    return by_name(served)
 
 
-def by_name(found: Sequence[Served]) -> dict[str, Served]:
-    """Raises UserError where two have one name."""
-    names = [served.name for served in found]
+def by_name(served: Sequence[Served]) -> dict[str, Served]:
+    """Returns {name: model}. Raises UserError if two models have the same name."""
+    names = [one.name for one in served]
     if len(set(names)) < len(names):
-        raise UserError(f"two models have one name ({', '.join(names)}); rename a run's folder or serve them apart")
-    return {served.name: served for served in found}
+        raise UserError(
+            f"two models have the same name ({', '.join(names)}); rename a run's folder or serve them separately"
+        )
+    return {one.name: one for one in served}
 
 
 def _base_key(run: Run) -> tuple:
-    """Equal for runs whose base is one copy."""
+    """Returns a key that is equal for runs that can share one copy of the base."""
     model = run.recipe.model
     precision = run.plan.weights if run.recipe.adapter.kind == "lora" else run.plan.compute
     return run.base.resolve(), model.quantize, precision, tuple(model.new_tokens), model.initialize
@@ -99,7 +102,7 @@ def _open_folder(folder: Path, context: int | None) -> Served:
 
 
 def describe_folder(folder: Path, own: int | None, context: int | None) -> Served:
-    """A model folder, whose own context is `own`, without its weights."""
+    """Describes a model folder without loading its weights. `own` is the model's context in tokens."""
     tokenizer = Tokenizer.load(folder)
     stops = frozenset({tokenizer.eos_id, *eos_ids(folder)} - {None})
     name, kind, base = _identity(folder)
@@ -107,7 +110,7 @@ def describe_folder(folder: Path, own: int | None, context: int | None) -> Serve
 
 
 def _open_files(files: Sequence[Path], context: int | None) -> list[Served]:
-    found: list[Served] = []
+    served: list[Served] = []
     base = None
     for file in files:
         if not file.is_file():
@@ -125,19 +128,19 @@ def _open_files(files: Sequence[Path], context: int | None) -> list[Served]:
                 context_of(name, weights.context, context),
                 weights,
             )
-            found.append(base)
+            served.append(base)
         elif base is None:
-            raise UserError(f"{file}: an adapter; name the GGUF of its base before it")
+            raise UserError(f"{file}: is an adapter; name the GGUF of its base before it")
         else:
             adapter = base.weights.add(file)
             tuned = replace(base, name=_identity(file)[0], kind="tuned", base=base.name, adapter=adapter)
-            found.insert(found.index(base), tuned)
-    return found
+            served.insert(served.index(base), tuned)
+    return served
 
 
 def _identity(path: Path) -> tuple[str, str, str]:
-    """Name, kind and base of a model folder or file. An export has its run's name with the form's, as all exports are
-    called alike."""
+    """Returns (name, kind, base) of a model folder or file. The name of an export is made of its run's name and its
+    form, because the exports of all runs have the same file names."""
     form = path.resolve() if path.is_dir() else path.resolve().parent
     run = Run(form.parent)
     if run.exists:
@@ -146,14 +149,15 @@ def _identity(path: Path) -> tuple[str, str, str]:
     return name, "base", name
 
 
-def context_of(name: str, own: int | None, asked: int | None) -> int:
-    """Tokens of the model's own context, or fewer if asked. Raises UserError if neither is known."""
-    limits = [limit for limit in (own, asked) if limit]
+def context_of(name: str, own: int | None, requested: int | None) -> int:
+    """Returns the context in tokens: the smaller of the model's own and the requested one. Raises UserError if both are
+    unknown."""
+    limits = [limit for limit in (own, requested) if limit]
     if not limits:
-        raise UserError(f"{name}: its config has no max_position_embeddings; say --context")
+        raise UserError(f"{name}: its config has no max_position_embeddings; give --context")
     return min(limits)
 
 
 def defaults_of(folder: Path) -> dict:
-    """A model's own generation settings."""
+    """Returns the model's generation_config.json, or {}."""
     return read_json(folder / "generation_config.json") or {}

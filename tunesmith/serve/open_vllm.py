@@ -1,4 +1,4 @@
-"""Opens what vLLM serves: a base and the adapters of runs on it."""
+"""Opens models for vLLM: one base, and the adapters of runs on it."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -24,22 +24,22 @@ ALWAYS = (
     "--enable-prompt-tokens-details",
 )
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values that --max-lora-rank accepts
 
 
 def open_vllm(
     paths: Sequence[Path | str], context: int | None, batch: int, queue: int, say: Callable[[str], None]
 ) -> "VllmEngine":
-    """Starts vLLM on runs of one base, or on one model; `say` is told how it gets on. Raises UserError."""
+    """Starts vLLM for runs of one base, or for one model. Reports progress by `say`. Raises UserError."""
     models, arguments = described(paths, context)
     return VllmEngine(models, [*arguments, "--max-num-seqs", str(batch), *ALWAYS], batch, queue, say)
 
 
 def described(paths: Sequence[Path | str], context: int | None) -> tuple[dict[str, Served], list[str]]:
-    """What is served, tuned models before their base, and vLLM's arguments for it. Raises UserError for more than one
-    base, and for what vLLM cannot put onto one."""
+    """Returns {name: model}, tuned models before their base, and vLLM's arguments. Raises UserError for more than one
+    base, and for adapters that vLLM does not support."""
     if files := [str(path) for path in paths if Path(path).suffix == ".gguf"]:
-        raise UserError(f"--engine vllm: {files[0]}: GGUF files are served without it")
+        raise UserError(f"--engine vllm: {files[0]}: vLLM does not serve GGUF files; leave --engine out")
     runs = [Run(path) for path in paths if Run(path).exists]
     folders = [resolve(Model(path=str(path))) for path in paths if not Run(path).exists]
     for run in runs:
@@ -52,7 +52,7 @@ def described(paths: Sequence[Path | str], context: int | None) -> tuple[dict[st
     bases |= {(folder.resolve(), precision_of(folder)) for folder in folders if folder.resolve() not in covered}
     if len(bases) > 1:
         raise UserError(
-            "--engine vllm: one base model a server, in one precision, and its adapters; these are "
+            "--engine vllm: a server has one base model in one precision, with its adapters; these are "
             f"{', '.join(sorted(f'{folder.name} in {precision}' for folder, precision in bases))}: "
             "start a server for each"
         )
@@ -94,7 +94,7 @@ def _of_run(run: Run, base: str, own: int | None, context: int | None) -> Served
 
 
 def _adapters(runs: Sequence[Run]) -> list[str]:
-    """vLLM's arguments for LoRA. Raises UserError for a run that is more than an adapter to vLLM."""
+    """Returns vLLM's arguments for LoRA. Raises UserError for a run whose adapter vLLM does not support."""
     ranks = [1]
     for run in runs:
         recipe, settings = run.recipe, read_json(run.result / "adapter_config.json")
@@ -102,16 +102,16 @@ def _adapters(runs: Sequence[Run]) -> list[str]:
             "a base with random weights": recipe.model.initialize == "random",
             "a quantised base": recipe.model.quantize != "none",
         }
-        if found := adapter_hindrances(recipe) + [name for name, there in bases.items() if there]:
+        if hindrances := adapter_hindrances(recipe) + [name for name, present in bases.items() if present]:
             raise UserError(
-                f"--engine vllm: {run.folder}: vLLM takes no adapter with {' and '.join(found)}; "
-                f"`tunesmith export {run.folder} --to merged`, and serve that folder"
+                f"--engine vllm: {run.folder}: vLLM does not support an adapter with {' and '.join(hindrances)}; "
+                f"run `tunesmith export {run.folder} --to merged`, and serve that folder"
             )
         ranks += [settings["r"], *(settings.get("rank_pattern") or {}).values()]
     if not runs:
         return []
     if max(ranks) > RANKS[-1]:
-        raise UserError(f"--engine vllm: vLLM takes adapters up to rank {RANKS[-1]}, not {max(ranks)}")
+        raise UserError(f"--engine vllm: vLLM supports adapters up to rank {RANKS[-1]}, not {max(ranks)}")
     modules = [json.dumps({"name": run.name, "path": str(run.result.resolve())}) for run in runs]
     return [
         "--enable-lora",

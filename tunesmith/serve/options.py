@@ -1,16 +1,16 @@
-"""The options of a request, as all APIs share them."""
+"""The sampling options that the requests of all APIs share."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class Wire(BaseModel):
-    """Fields that are not known are ignored."""
+    """The base of request models. Unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 class Options(Wire):
-    """How to sample; what is left out comes from the model's generation_config."""
+    """Sampling options. The model's generation_config gives the values that a request omits."""
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)

@@ -1,4 +1,4 @@
-"""Requests that are not answered: each error in the shape of the API that was called, with what to do about it."""
+"""Error responses, in the shape of the API that was called, with what to do."""
 
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -13,7 +13,7 @@ from tunesmith.inference.interface import Refused
 from tunesmith.serve.apis import anthropic_api, openai_api
 
 RETRY_SECONDS = "1"
-PASSING = ("queue_full", "stopping")  # codes of what a later request may not meet
+PASSING = ("queue_full", "stopping")  # codes of temporary errors, after which a client may retry
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -24,8 +24,8 @@ def add_handlers(app: FastAPI) -> None:
 
 
 class OwnNames:
-    """Refuses requests addressed to another name than `names`: a page on the web could point a name of its own here,
-    and then read the answers."""
+    """Refuses requests whose Host header is not in `names`. It stops DNS rebinding, in which a web page points its own
+    domain at this machine to read the answers."""
 
     def __init__(self, app: ASGIApp, names: Sequence[str]):
         self.app, self.names = app, frozenset(names)
@@ -34,12 +34,12 @@ class OwnNames:
         app = self.app
         if scope["type"] == "http":
             request = Request(scope)
-            given = request.headers.get("host", "")
-            if _name_in(given) not in self.names:
+            host = request.headers.get("host", "")
+            if _name_in(host) not in self.names:
                 app = _respond(
                     request,
                     Refused(
-                        f"requests to the host {given!r} are not answered; if it is a name of this machine, start the "
+                        f"the host name {host!r} is not allowed; if it is a name of this machine, start the "
                         "server with --allow-host NAME",
                         403,
                         "host_not_allowed",
@@ -49,7 +49,7 @@ class OwnNames:
 
 
 def _name_in(host: str) -> str | None:
-    """The name in a Host header, without its port and, for IPv6, the brackets."""
+    """Returns the name in a Host header, without the port and IPv6 brackets, or None if it is invalid."""
     try:
         return urlsplit(f"//{host}").hostname
     except ValueError:
@@ -70,7 +70,7 @@ async def _invalid(request: Request, error: RequestValidationError) -> JSONRespo
     first = error.errors()[0]
     if first["loc"] == ("body",) and first["type"] == "missing":
         return _respond(request, Refused("the request has no body; send JSON", 400, "invalid_request"))
-    if first["loc"] == ("body",) and not _is_json(request):  # FastAPI then takes the body for a text
+    if first["loc"] == ("body",) and not _is_json(request):  # FastAPI then reads the body as text
         sent = request.headers.get("content-type", "none")
         return _respond(
             request,
@@ -95,8 +95,8 @@ async def _invalid(request: Request, error: RequestValidationError) -> JSONRespo
 
 
 def _is_json(request: Request) -> bool:
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    return kind.startswith("application/") and (kind == "application/json" or kind.endswith("+json"))
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    return media_type.startswith("application/") and (media_type == "application/json" or media_type.endswith("+json"))
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:

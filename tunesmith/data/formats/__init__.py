@@ -1,4 +1,4 @@
-"""Data formats, found by their module's name here and in other packages by the entry point group tunesmith.formats.
+"""Data formats: one module each in this folder, or in another package with an entry point in tunesmith.formats.
 
 Each has `recognises(sample) -> bool` and `to_row(raw) -> Row`, which raises RowProblem for a record it cannot use.
 """
@@ -14,19 +14,19 @@ FORMATS = Registry(__name__, "tunesmith.formats")
 
 
 class Unknown(UserError):
-    """No known format has the columns of a file."""
+    """No known format fits the columns of a file."""
 
 
 def get(name: str) -> ModuleType:
-    """The format of a name. Raises UserError if there is none."""
+    """Returns the module of a format. Raises UserError if the name is unknown."""
     if name not in FORMATS:
         raise UserError(f"format: unknown format {name!r}; known are auto, {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
 def recognise(samples: list[dict], path: str) -> str:
-    """The name of the format that most samples have. Raises UserError naming `path` if several do, and Unknown if none
-    does."""
+    """Returns the name of the format that recognises most samples. Raises UserError naming `path` if several formats
+    tie, and Unknown if none recognises any."""
     votes = {name: sum(map(format.recognises, samples)) for name, format in FORMATS.items()}
     most = max(votes.values())
     best = [name for name, count in votes.items() if count == most]
@@ -42,22 +42,22 @@ def recognise(samples: list[dict], path: str) -> str:
 
 
 def _conversation_problem(samples: list[dict]) -> str:
-    """Why the first column that should hold a conversation holds none, for a message."""
+    """Explains, for a message, why the first column that should hold a conversation does not."""
     column = next((column for column in CHAT_COLUMNS for sample in samples if sample.get(column)), None)
     if column is None:
         return ""
     value = next(sample[column] for sample in samples if sample.get(column))
-    return f" ({column} is no list of messages: {shown(value)})"
+    return f" ({column} is not a list of messages: {shown(value)})"
 
 
 def _listed(columns: Iterable[str]) -> str:
-    """Column names for a message, on one line and short."""
+    """Formats column names for a message, on one short line."""
     names = ", ".join(name if name.isprintable() else repr(name) for name in columns)
     return (names if len(names) <= 200 else names[:200] + "…") or "none"
 
 
 def rename(value: dict, columns: dict[str, str]) -> dict:
-    """A record whose columns have their standard names. `columns`: {standard name: the file's column}."""
+    """Renames a record's columns to their standard names. `columns`: {standard name: the file's column}."""
     if not columns:
         return value
     renamed = {standard: value[column] for standard, column in columns.items() if column in value}

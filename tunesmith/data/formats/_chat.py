@@ -1,4 +1,4 @@
-"""What all chat formats end in: messages checked and put into one shape."""
+"""Shared by all chat formats: checks messages and converts them to one shape."""
 
 import ast
 import json
@@ -33,7 +33,7 @@ ROLES = {
     "tool_result": "tool",
     "ipython": "tool",
 }
-CALL_ROLES = ("function_call", "tool_call", "tool_calls")  # assistant turns whose text is their calls, as JSON
+CALL_ROLES = ("function_call", "tool_call", "tool_calls")  # assistant turns whose text is tool calls as JSON
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 SYSTEM = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")
@@ -49,12 +49,13 @@ LEARN = {
     "loss_weight": True,
     "loss_scale": True,
     "masked": False,
-}  # a turn's flags: does yes mean that it is learned?
+}  # a turn's flags; True where "yes" means that the turn is learned
 YES, NO = (True, 1, "true", "True", "1"), (False, 0, "false", "False", "0")
 
 
 def conversation(raw: dict) -> Chat:
-    """The Chat of a record that holds a conversation, which the answer that was preferred may stand beside."""
+    """Returns the Chat of a record with a conversation. Its last answer may be in a column of its own, such as
+    `chosen`."""
     refuse_bad(raw, "label")
     turns = turns_in(raw)
     if role_of(turns[-1]) == "user" and (column := next((c for c in CHOSEN if raw.get(c) is not None), None)):
@@ -64,22 +65,24 @@ def conversation(raw: dict) -> Chat:
 
 
 def exchange(raw: dict, prompt: str, answer: str | dict) -> Chat:
-    """The Chat of a record's history, a prompt, and its answer: text, or the keys of an assistant turn."""
+    """Returns the Chat of a record's history, a prompt and an answer: text, or the keys of an assistant turn."""
     refuse_bad(raw)
-    said = answer if isinstance(answer, dict) else {"content": answer}
+    turn = {"role": "assistant"} | (answer if isinstance(answer, dict) else {"content": answer})
     reasoning = optional(raw, "reasoning_content")
-    said = said | ({"reasoning_content": reasoning} if reasoning else {})
-    return chat(raw, [*history(raw), {"role": "user", "content": prompt}, {"role": "assistant"} | said])
+    turn |= {"reasoning_content": reasoning} if reasoning else {}
+    return chat(raw, [*history(raw), {"role": "user", "content": prompt}, turn])
 
 
 def chat(raw: dict, messages: list[dict]) -> Chat:
-    """A Chat of messages in any of the known spellings, behind the record's system prompt and with its tools. In which
-    order roles may stand is for the model's chat template to say.
-    Raises RowProblem: wrong_shape, unknown_role, wrong_role_order, empty_answer."""
+    """Returns a Chat of messages in any known spelling, with the record's system prompt and tools. The order of roles
+    is not checked here beyond tool results, since it depends on the model's chat template. Raises RowProblem:
+    wrong_shape, unknown_role, wrong_role_order, empty_answer."""
     turns = _answers_joined([_message(message) for message in messages])
     if system := optional(raw, *SYSTEM):
         first = turns[0] if turns else {}
-        if first.get("role") != "system" or first["content"].strip() != system.strip():  # often it stands in both
+        if (
+            first.get("role") != "system" or first["content"].strip() != system.strip()
+        ):  # many records have it in both places
             turns.insert(0, {"role": "system", "content": system})
     _check_results(turns)
     if all(turn["role"] != "assistant" for turn in turns):
@@ -88,10 +91,12 @@ def chat(raw: dict, messages: list[dict]) -> Chat:
 
 
 def refuse_bad(raw: dict, *flags: str) -> None:
-    """Raises RowProblem for a record that is marked as an answer not to give: KTO's, or one that was rejected. `flags`:
-    columns that mean it in this format, and elsewhere may be a class."""
+    """Raises RowProblem for a record whose answer is marked as undesirable, as in KTO or a rejected answer. `flags` are
+    further columns that mark it in this format; in other formats they may be a class label."""
     for flag, bad in (("rejected", "true"), ("kto_tag", "false"), *((flag, "false") for flag in flags)):
-        text = str(dict.get(raw, flag)).lower()  # not read yet: it may be something else, such as the rejected answer
+        text = str(
+            dict.get(raw, flag)
+        ).lower()  # dict.get, as it may be another value, such as the rejected answer, and is then unread
         if text in ("true", "false"):
             raw.get(flag)
             if text == bad:
@@ -99,7 +104,7 @@ def refuse_bad(raw: dict, *flags: str) -> None:
 
 
 def history(raw: dict) -> list[dict]:
-    """The turns in a record's `history`: [prompt, answer] pairs, or messages."""
+    """Returns the turns in a record's `history`: [prompt, answer] pairs, or messages."""
     value = from_json(raw.get("history") or [])
     if _are_mappings(value):
         return turns_of(raw, "history")
@@ -109,8 +114,7 @@ def history(raw: dict) -> list[dict]:
 
 
 def turns_of(raw: dict, column: str) -> list[dict]:
-    """The turns in a record's column: a list of mappings or a single one, which may be written as JSON text (as in
-    CSV)."""
+    """Returns the turns in a record's column: a mapping or a list of them, possibly as JSON text (as in CSV)."""
     value = from_json(raw.get(column))
     value = [value] if isinstance(value, dict) else value
     if not _are_mappings(value):
@@ -122,7 +126,7 @@ def turns_of(raw: dict, column: str) -> list[dict]:
 
 
 def turns_or_text(raw: dict, column: str, role: str) -> list[dict]:
-    """The turns in a record's column, or its text as one turn of the role."""
+    """Returns the turns in a record's column, or its text as one turn of the role."""
     value = raw.get(column)
     if is_turns(value, "role") or is_turns(value, "from") or isinstance(value, dict):
         return turns_of(raw, column)
@@ -132,7 +136,7 @@ def turns_or_text(raw: dict, column: str, role: str) -> list[dict]:
 
 
 def is_turns(value: Any, *keys: str) -> bool:
-    """Whether a value is a list of mappings, or JSON text of one, whose first has all the keys."""
+    """Whether a value is a list of mappings, or JSON text of such a list, and its first item has all the keys."""
     if isinstance(value, str) and not value.lstrip().startswith("["):
         return False
     try:
@@ -152,18 +156,18 @@ def has_turns(sample: dict) -> bool:
 
 
 def turns_in(raw: dict) -> list[dict]:
-    """The conversation that a record holds. Raises RowProblem if it holds none."""
+    """Returns the turns of a record's conversation. Raises RowProblem if it has none."""
     return turns_of(raw, next((column for column in CHAT_COLUMNS if raw.get(column) is not None), CHAT_COLUMNS[0]))
 
 
 def role_of(message: dict) -> str | None:
-    """A message's role in OpenAI's words; None if it is not known."""
+    """Returns a message's role in OpenAI's terms, or None if the role is unknown."""
     role = message.get("from" if message.get("role") is None else "role")
     return ROLES.get(role) if isinstance(role, str) else None
 
 
 def from_json(value: Any) -> Any:
-    """The value that JSON text holds, also as Python prints it, or any other value as it is."""
+    """Parses text as JSON, or as a Python literal. Any other value is returned unchanged."""
     if not isinstance(value, str):
         return value
     parsed = parse_json(value)
@@ -175,9 +179,9 @@ def from_json(value: Any) -> Any:
 
 
 def _python_literal(text: str) -> Any:
-    """The list or mapping that Python printed as [{'role': …}], as tables hold it. None for any other text, and for
-    what JSON cannot hold."""
-    with warnings.catch_warnings(action="ignore"):  # of "\\d", which Python reads as it is
+    """Parses a list or mapping in Python's notation, [{'role': …}], which tables often contain. Returns None for other
+    text, and for values that JSON cannot represent."""
+    with warnings.catch_warnings(action="ignore"):  # invalid escapes such as "\\d", which Python keeps unchanged
         try:
             value = ast.literal_eval(text)
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -187,7 +191,7 @@ def _python_literal(text: str) -> Any:
 
 
 def string(raw: dict, *columns: str) -> str:
-    """The first of the columns that is there. Raises RowProblem if none is, or it is no string."""
+    """Returns the first of the columns that has a value. Raises RowProblem if none has, or if it is not a string."""
     for column in columns:
         if raw.get(column) is not None:
             return _string(raw[column], column)
@@ -195,12 +199,12 @@ def string(raw: dict, *columns: str) -> str:
 
 
 def optional(raw: dict, *columns: str) -> str | None:
-    """The first of the columns that is there and not empty, or None."""
+    """Returns the first of the columns that is not empty, or None."""
     return next((_string(raw[column], column) for column in columns if raw.get(column) not in (None, "")), None)
 
 
 def shown(value: Any) -> str:
-    """A value for a message: on one line, and short."""
+    """Formats a value for a message: on one line, and short."""
     text = value if isinstance(value, str) else repr(value)
     return repr(text if len(text) <= 60 else text[:60] + "…")
 
@@ -224,16 +228,16 @@ def _message(raw: dict) -> dict:
         message |= {key: _string(raw[key], key) for key in ("tool_call_id", "name") if raw.get(key) is not None}
     for key in LEARN.keys() & raw.keys():
         if _says_learn(key, dict.get(raw, key)) is False:
-            raw.get(key)  # which needs no flag; one that says to learn a prompt stays unread
+            raw.get(key)  # marks the key as read: the turn is not learned anyway. A flag to learn it stays unread
     return message
 
 
 def _assistant(raw: dict, content: Any, is_call: bool) -> dict:
-    """An assistant turn. `is_call`: its content is its calls as JSON, one or a list of them."""
+    """Converts an assistant turn. With `is_call`, the content is one tool call, or a list of them, as JSON."""
     calls = _tool_calls(raw)
     if is_call and content:
-        found = from_json(content)
-        calls += [_tool_call(call) for call in (found if isinstance(found, list) else [found])]
+        parsed = from_json(content)
+        calls += [_tool_call(call) for call in (parsed if isinstance(parsed, list) else [parsed])]
         content = None
     thoughts, content = _thoughts_apart(content)
     message: dict[str, Any] = {"role": "assistant", "content": _content(content)}
@@ -243,7 +247,7 @@ def _assistant(raw: dict, content: Any, is_call: bool) -> dict:
         message["tool_calls"] = calls
     flags = {key: raw[key] for key in LEARN if raw.get(key) is not None}
     if flags:
-        learned = [_says_learn(key, value) for key, value in flags.items()]  # raises for a wrong one after a 0 too
+        learned = [_says_learn(key, value) for key, value in flags.items()]  # a list, so that every flag is checked
         message["weight"] = int(all(learned))
     if not message["content"].strip() and not calls:
         raise RowProblem("empty_answer")
@@ -251,28 +255,29 @@ def _assistant(raw: dict, content: Any, is_call: bool) -> dict:
 
 
 def _says_learn(key: str, value: Any) -> bool:
-    """Whether a turn's flag says to learn it."""
+    """Whether a turn's flag selects it for learning."""
     if value not in YES and value not in NO:
         raise RowProblem("wrong_shape", f"{key}: 0 or 1 expected, found {shown(value)}")
     return (value in YES) == LEARN[key]
 
 
 def _thoughts_apart(content: Any) -> tuple[str, Any]:
-    """The reasoning among the parts of a content, such as {type: thinking, thinking: …}, and the content without it."""
+    """Splits content into the text of its reasoning parts, such as {type: thinking, thinking: …}, and the other
+    parts."""
     if not isinstance(content, list):
         return "", content
     thoughts, rest = [], []
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("thinking", "reasoning"):
-            thoughts.append(string(part, kind, "text"))
+        type_ = part.get("type") if isinstance(part, dict) else None
+        if type_ in ("thinking", "reasoning"):
+            thoughts.append(string(part, type_, "text"))
         else:
             rest.append(part)
     return "\n\n".join(thoughts), rest
 
 
 def _content(content: Any) -> str:
-    """Text, nothing, or a list of {type: text, text: …} parts."""
+    """Returns the text of content: a string, None, or a list of {type: text, text: …} parts."""
     if content is None:
         return ""
     if not isinstance(content, list):
@@ -285,7 +290,7 @@ def _content(content: Any) -> str:
 
 def _tool_calls(raw: dict) -> list[dict]:
     calls = from_json(raw.get("tool_calls") or [])
-    if raw.get("function_call"):  # how OpenAI wrote a single call before there were several
+    if raw.get("function_call"):  # OpenAI's older form of a single call
         calls = [raw["function_call"]]
     if not isinstance(calls, list):
         raise RowProblem("wrong_shape", f"tool_calls: a list expected, found {shown(calls)}")
@@ -315,7 +320,7 @@ def _tools(tools: Any) -> list[dict] | None:
 
 
 def _jsonable(value: Any, name: str) -> Any:
-    """The value, unless it holds what JSON cannot, such as the dates and bytes of columnar files."""
+    """Returns the value. Raises RowProblem if JSON cannot represent it, such as dates and bytes of columnar files."""
     try:
         json.dumps(value)
     except (TypeError, RecursionError) as error:
@@ -324,7 +329,7 @@ def _jsonable(value: Any, name: str) -> Any:
 
 
 def _check_results(turns: list[dict]) -> None:
-    """Raises RowProblem for a tool's result without a call before it, or a call with something else behind it."""
+    """Raises RowProblem for a tool result without a call before it, or a call without a result after it."""
     for number, (before, turn) in enumerate(pairwise([{"role": "the start"}, *turns]), 1):
         if turn["role"] == "tool" and before["role"] not in ("assistant", "tool"):
             raise RowProblem("wrong_role_order", f"message {number}: tool after {before['role']}")
@@ -333,7 +338,7 @@ def _check_results(turns: list[dict]) -> None:
 
 
 def _answers_joined(turns: list[dict]) -> list[dict]:
-    """Neighbouring assistant turns as one, such as text and the call that follows it: a model ends its turn once."""
+    """Joins consecutive assistant turns, such as text and the tool call after it, since a model ends its turn once."""
     joined: list[dict] = []
     for turn in turns:
         before = joined[-1] if joined else {}

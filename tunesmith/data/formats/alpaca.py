@@ -1,7 +1,7 @@
 """alpaca: `instruction` and `output` (or `response`, `chosen`), and optional `context`, `input` (or `question`),
 `system`, `history` and `tools`.
 
-Context and input follow the instruction, each after an empty line.
+Context and input follow the instruction, separated by empty lines.
 """
 
 from tunesmith.data.formats._chat import exchange, has_turns, optional, string

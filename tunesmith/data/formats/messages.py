@@ -1,6 +1,6 @@
 """messages: OpenAI's chat format, `messages` (or `conversation`, `conversations`) of role and content, and `tools`.
 
-The answer to a conversation that ends with the user may stand beside it as `chosen` (or `completion`, `response`).
+If the conversation ends with the user, the answer may be in the column `chosen` (or `completion`, `response`).
 """
 
 from tunesmith.data.formats._chat import CHAT_COLUMNS, conversation, is_turns

@@ -1,8 +1,8 @@
 """prompt_completion: `prompt` and `completion` (or `response`, `chosen`), each text or a list of messages, and optional
 `system`, `history` and `tools`.
 
-A completion whose messages begin with another turn than an assistant's is taken for the whole conversation; it needs
-no prompt. `label: false` beside them marks an answer not to give (KTO).
+A completion whose first message is not an assistant's is the whole conversation, and needs no prompt. `label: false`
+marks an undesirable answer (KTO).
 """
 
 from tunesmith.data.formats._chat import (

@@ -1,8 +1,8 @@
 """question_answer: `question` (or `query`) and `answer` (or `answers`, `response`, `chosen`), and optional
 `instruction`, `context`, `system`, `history` and `tools`.
 
-Instruction and context come before the question. Of several answers, also in SQuAD's {text: [...]}, the first is
-learned; answers that are calls of tools, {name, arguments}, are called in one turn.
+Instruction and context come before the question. If there are several answers, also in SQuAD's {text: [...]}, the first
+is learned. Answers that are all tool calls, {name, arguments}, become one turn.
 """
 
 from typing import Any

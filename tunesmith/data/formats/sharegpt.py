@@ -1,4 +1,4 @@
-"""sharegpt: `conversations` of from and value, else as `messages`."""
+"""sharegpt: `conversations` of `from` and `value`, otherwise the same as `messages`."""
 
 from tunesmith.data.formats._chat import CHAT_COLUMNS, conversation, is_turns
 from tunesmith.data.rows import Chat

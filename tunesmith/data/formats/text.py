@@ -3,12 +3,12 @@
 from tunesmith.data.formats._chat import string
 from tunesmith.data.rows import RowProblem, Text
 
-OTHERS = {"messages", "conversation", "conversations", "instruction", "prompt", "question"}
+OTHER_FORMATS = {"messages", "conversation", "conversations", "instruction", "prompt", "question"}
 
 
 def recognises(sample: dict) -> bool:
     has_text = isinstance(sample.get("text"), str) or isinstance(sample.get("content"), str)
-    return has_text and not OTHERS & sample.keys()
+    return has_text and not OTHER_FORMATS & sample.keys()
 
 
 def to_row(raw: dict) -> Text:

@@ -1,1 +1,1 @@
-"""A model, or a LoRA adapter, as GGUF for llama.cpp."""
+"""Writes a model or a LoRA adapter as GGUF for llama.cpp."""

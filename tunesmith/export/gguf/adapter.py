@@ -1,4 +1,4 @@
-"""A LoRA adapter of PEFT as GGUF, for llama.cpp to lay over the base model's GGUF."""
+"""Writes a LoRA adapter of PEFT as GGUF, which llama.cpp loads on top of the base model's GGUF."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from tunesmith.inference.llama_cpp import gguf_package
 
 NOT_LORA = {
     "use_dora": "DoRA",
-    "modules_to_save": "modules trained whole",
+    "modules_to_save": "fully trained modules",
     "trainable_token_indices": "trained tokens",
     "lora_bias": "trained biases",
     "fan_in_fan_out": "transposed layers",
@@ -27,9 +27,9 @@ NOT_LORA = {
 
 
 def write_adapter(peft_folder: Path, base_config, target: Path) -> None:
-    """Writes `target`, whole or not at all, in float32. PEFT's scale of each module is multiplied into its B.
+    """Writes `target` atomically, in float32. PEFT's scale of each module is multiplied into its B matrix.
 
-    Raises UserError for what is more than LoRA, naming it.
+    Raises UserError for an adapter that is not plain LoRA of linear layers.
     """
     gguf = gguf_package()
     base_config = base_config.get_text_config()
@@ -62,18 +62,18 @@ def _check(settings: dict) -> None:
 
 
 def _pairs(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """(A, B) by the name of what they change."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    """Returns {name of the adapted module or weight: (A, B)}."""
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", key)
         if not match:
             raise _refused(key)
-        found.setdefault(text_name(match[1]), {})[match[2]] = tensor
-    return {name: (pair["A"], pair["B"]) for name, pair in found.items()}
+        pairs.setdefault(text_name(match[1]), {})[match[2]] = tensor
+    return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
 
 
 def _factors(config, settings: dict, name: str, a: torch.Tensor, b: torch.Tensor):
-    """(GGUF name, A, B) of each weight that the changed one becomes."""
+    """Yields (GGUF name, A, B) for each GGUF weight that the adapted weight becomes."""
     module = re.sub(r"(\.base_layer)+$", "", name)
     if module == "lm_head" and config.tie_word_embeddings:
         raise _refused("the output layer, which is the embedding")
@@ -91,11 +91,11 @@ def _factors(config, settings: dict, name: str, a: torch.Tensor, b: torch.Tensor
             yield (gguf_name, ordered(a), b) if ordered else (gguf_name, a, form(b))
         return
     a_ERI, b_EOR = a.reshape(experts, rank, -1), b.reshape(-1, rank, experts).permute(2, 0, 1)
-    # Of the two nested adapters of a layer's experts, one reads what the layer reads, the other what is gated.
+    # A layer's experts have two nested adapters, one for gate_up_proj and one for down_proj; their shapes differ.
     family = family_of(config)
     reads = (b_EOR.shape[1], a_ERI.shape[2]) == (2 * getattr(config, family.expert_width), config.hidden_size)
     if not reads and "ffn_down_exps.scale" in family.parameters.values():
-        raise _refused(f"{module}.down_proj, whose scale of each expert llama.cpp leaves out of an adapter")
+        raise _refused(f"{module}.down_proj, whose scale of each expert llama.cpp does not apply to an adapter")
     turned = family.experts == "strides"
     for gguf_name, form in targets(config, f"{module}.{'gate_up_proj' if reads else 'down_proj'}"):
         yield gguf_name, a_ERI, form(b_EOR.transpose(1, 2) if turned else b_EOR)
@@ -109,5 +109,5 @@ def _scale(settings: dict, module: str, rank: int) -> float:
 
 def _refused(what: str) -> UserError:
     return UserError(
-        f"export: gguf adapter: llama.cpp's adapters are LoRA of linear layers, this one has {what}; export merged"
+        f"export: gguf adapter: llama.cpp supports only LoRA of linear layers, this adapter has {what}; export merged"
     )

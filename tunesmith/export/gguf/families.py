@@ -1,7 +1,7 @@
-"""What each family is called in GGUF: architecture, tensor names and the form its weights are kept in.
+"""Maps model families to GGUF: architecture, tensor names and the layout of weights.
 
-Facts of llama.cpp (its `src/llama-arch.cpp` and `src/models/`). Names on the left are those of transformers 5 in
-memory. `metadata.py` has the hyperparameters, `limits.py` what llama.cpp computes differently.
+The facts come from llama.cpp (`src/llama-arch.cpp` and `src/models/`). Names on the left are those of Transformers 5 in
+memory. `metadata.py` has the hyperparameters, `limits.py` the models that llama.cpp computes differently.
 """
 
 import re
@@ -50,39 +50,40 @@ class Family:
     architecture: str
     modules: dict[str, str]
     biases: frozenset[str] = frozenset(QKV.values())
-    """GGUF modules that may have a bias; one anywhere else, llama.cpp would not read."""
+    """GGUF modules that may have a bias. llama.cpp would ignore any other bias."""
     interleaved: bool = False
-    """Rotary pairs are neighbours, not halves apart, so rows of q and k change place."""
+    """llama.cpp rotates neighbouring dimensions, not the two halves of a head, so the rows of q and k are reordered."""
     norm_offset: float = 0.0
-    """What transformers adds to every norm's weight as it computes."""
+    """The constant that Transformers adds to every norm's weight in the forward pass."""
     own_head: bool = False
-    """The output matrix must be in the file even if it is the embedding."""
+    """The file must contain the output matrix even if it is tied to the embedding."""
     square: bool = False
     """heads * head_dim must be the hidden size."""
     window: bool = False
-    """llama.cpp has this family's sliding window."""
+    """llama.cpp supports this family's sliding window."""
     activation: str = "silu"
     experts: str = ""
-    """`halves`: (expert, gate then up, in); `strides`: (expert, in, gate and up by turns)."""
+    """The layout of gate_up_proj. `halves`: (expert, gate then up, in); `strides`: (expert, in, gate and up
+    alternating)."""
     expert_count: str = ""
     expert_width: str = "intermediate_size"
     experts_used: str = "num_experts_per_tok"
     rope_factors: frozenset[str] = frozenset()
-    """Kinds of rope scaling that this family takes as a tensor of factors."""
+    """Types of rope scaling that llama.cpp reads as a tensor of factors for this family."""
     partial_rotary: bool = False
-    """Part of a head may be rotated."""
+    """llama.cpp supports rotating only a part of each head."""
     epsilon: str = "rms_norm_eps"
-    """The config's name of the norms' epsilon."""
+    """The name of the norms' epsilon in the config."""
     layer_norm: bool = False
     """The norms are LayerNorm, not RMSNorm."""
     scales: tuple[tuple[str, str], ...] = ()
-    """GGUF keys of numbers that something is multiplied with, and the config's names of them."""
+    """Scaling factors: (GGUF key, name in the config)."""
     parameters: dict[str, str] = field(default_factory=dict)
-    """Of a layer, what is neither a module's weight nor its bias."""
+    """{parameter: GGUF name} of a layer's parameters that are neither a module's weight nor its bias."""
     forms: dict[str, Callable[..., torch.Tensor]] = field(default_factory=dict)
-    """By GGUF module or name, what makes its weight of (config, parameter)."""
+    """{GGUF module or name: function (config, parameter) that returns its weight}."""
     inputs: dict[str, Callable[..., torch.Tensor]] = field(default_factory=dict)
-    """The same, where that reorders inputs instead of rows."""
+    """The same for functions that reorder the inputs of a weight instead of its rows."""
 
 
 _LLAMA: dict[str, Any] = dict(
@@ -304,7 +305,8 @@ FAMILIES = {
 
 
 def targets(config, name: str) -> list[tuple[str, Transform]]:
-    """GGUF names of a parameter, each with what makes its weight of the parameter. Raises UserError."""
+    """Returns the GGUF names of a parameter, each with the function that converts the parameter to the GGUF weight.
+    Raises UserError for a parameter that llama.cpp does not have."""
     family = FAMILIES[config.model_type]
     if name in OUTSIDE:
         both = name == "model.embed_tokens.weight" and family.own_head and config.tie_word_embeddings
@@ -313,18 +315,17 @@ def targets(config, name: str) -> list[tuple[str, Transform]]:
         return [(OUTSIDE[name], form)] + ([("output.weight", layout.same)] if both else [])
     prefix, _, rest = name.removeprefix("model.layers.").partition(".")
     if name.startswith("model.layers.") and prefix.isdigit():
-        found = _in_layer(family, config, rest)
-        if found:
-            return [(f"blk.{prefix}.{gguf_name}", form) for gguf_name, form in found]
-    raise UserError(
-        f"export: gguf: llama.cpp has no place for {name} in {family.architecture}; export `merged` keeps it"
-    )
+        in_layer = _in_layer(family, config, rest)
+        if in_layer:
+            return [(f"blk.{prefix}.{gguf_name}", form) for gguf_name, form in in_layer]
+    raise UserError(f"export: gguf: llama.cpp's {family.architecture} does not have {name}; export `merged` keeps it")
 
 
 def inputs_form(config, gguf_name: str) -> Transform | None:
-    """What brings a parameter's inputs into the order of a GGUF weight, (..., in); None where they are in it."""
-    found = FAMILIES[config.model_type].inputs.get(re.sub(r"^blk\.\d+\.|\.weight$", "", gguf_name))
-    return partial(found, config) if found else None
+    """Returns the function that reorders a parameter's inputs, (..., in), for a GGUF weight, or None if the order is
+    the same."""
+    form = FAMILIES[config.model_type].inputs.get(re.sub(r"^blk\.\d+\.|\.weight$", "", gguf_name))
+    return partial(form, config) if form else None
 
 
 def is_of_text(name: str) -> bool:
@@ -333,7 +334,7 @@ def is_of_text(name: str) -> bool:
 
 
 def text_name(name: str) -> str:
-    """A parameter's name in a model of text alone."""
+    """Returns a parameter's name in a text-only model."""
     return name.replace("language_model.", "", 1)
 
 

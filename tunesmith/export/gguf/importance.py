@@ -1,4 +1,7 @@
-"""Which inputs of a model's matrices are large, by rows of the training data: where rounding must lose least."""
+"""Computes the importance matrix: the mean squared inputs of each weight matrix over rows of the training data.
+
+Quantisation uses it to lose least precision where the inputs are large.
+"""
 
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
@@ -15,7 +18,7 @@ PRODUCTS = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch
 
 
 def importance_of(run: Run) -> dict[str, torch.Tensor]:
-    """Of the trained model, over ROWS of what it learned from; as `importance`. Holds the model in memory."""
+    """Returns the `importance` of a run's model over up to ROWS training rows. Loads the whole model."""
     model = trained_model(run, quantize="none")
     if run.recipe.adapter.kind == "lora":
         model = model.merge_and_unload()
@@ -24,26 +27,26 @@ def importance_of(run: Run) -> dict[str, torch.Tensor]:
 
 
 def importance(model, rows: Iterable[Sequence[int]]) -> dict[str, torch.Tensor]:
-    """Mean squared inputs of each matrix by its name, over all tokens of `rows`: (experts, in) float64, one expert
-    where there are none.
+    """Returns {name of a matrix: mean squared inputs over all tokens of `rows`}, (experts, in) in float64, with one
+    expert for other matrices.
 
-    An expert that no token reached gets the mean of the others. `model`: without adapter.
+    An expert that no token reached gets the mean of the others. `model` must have no adapter.
     """
-    seen = _Inputs(model)
-    with torch.inference_mode(), _one_expert_at_a_time(model), seen:
+    inputs = _Inputs(model)
+    with torch.inference_mode(), _one_expert_at_a_time(model), inputs:
         for row in rows:
             model(torch.tensor([list(row)], device=model.device), use_cache=False)
-    found = {}
-    for name, sums in seen.sums.items():
-        reached = seen.counts[name] > 0
-        means = sums / seen.counts[name].clamp(min=1)[:, None]
+    means_by_name = {}
+    for name, sums in inputs.sums.items():
+        reached = inputs.counts[name] > 0
+        means = sums / inputs.counts[name].clamp(min=1)[:, None]
         means[~reached] = means[reached].mean(0)
-        found[name] = means.cpu()
-    return found
+        means_by_name[name] = means.cpu()
+    return means_by_name
 
 
 class _Inputs(TorchFunctionMode):
-    """Sums the squares of what is multiplied with a model's matrices."""
+    """Sums the squares of the inputs of a model's matrices."""
 
     def __init__(self, model):
         super().__init__()
@@ -73,7 +76,7 @@ class _Inputs(TorchFunctionMode):
 
 @contextmanager
 def _one_expert_at_a_time(model):
-    """So that each product is of one expert's weight."""
+    """Selects Transformers' eager experts, in which each product has the weight of one expert."""
     before = model.config._experts_implementation
     if before is None:
         yield

@@ -1,4 +1,4 @@
-"""How llama.cpp lays weights out where it does so otherwise than transformers."""
+"""Converts weights to llama.cpp's layout where it differs from that of Transformers."""
 
 import torch
 
@@ -12,7 +12,8 @@ def plus(offset: float, weight: torch.Tensor) -> torch.Tensor:
 
 
 def interleave(heads: int, weight: torch.Tensor) -> torch.Tensor:
-    """(heads * head_dim, ...): dimension i of a head and its rotary partner i + head_dim / 2 become neighbours."""
+    """Reorders rows, (heads * head_dim, ...), so that dimension i of a head is followed by its rotary partner
+    i + head_dim / 2."""
     return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
@@ -28,7 +29,7 @@ def stride(first: int, transpose: bool, stack: torch.Tensor) -> torch.Tensor:
     return (transposed(stack) if transpose else stack)[:, first::2]
 
 
-# What follows takes the config first.
+# The following functions take the config as their first argument.
 
 
 def kept(config, weight: torch.Tensor) -> torch.Tensor:
@@ -36,22 +37,22 @@ def kept(config, weight: torch.Tensor) -> torch.Tensor:
 
 
 def kernel(config, weight: torch.Tensor) -> torch.Tensor:
-    """Of a convolution that keeps channels apart: (channels, 1, taps) to (channels, taps)."""
+    """Reshapes the kernel of a depthwise convolution, (channels, 1, taps) to (channels, taps)."""
     return weight.squeeze(1)
 
 
 def value_rows(config, weight: torch.Tensor) -> torch.Tensor:
-    """Of linear attention: the value heads of one key head stand together in transformers, and one round of all key
-    heads in llama.cpp."""
-    return _by_rounds(config, weight, 0)
+    """Reorders the value heads of linear attention. Transformers groups them by key head; llama.cpp orders them by
+    their index within the group."""
+    return _regrouped(config, weight, 0)
 
 
 def value_inputs(config, weight: torch.Tensor) -> torch.Tensor:
-    return _by_rounds(config, weight, -1)
+    return _regrouped(config, weight, -1)
 
 
 def mixed_rows(config, weight: torch.Tensor) -> torch.Tensor:
-    """(queries, keys and values, ...)."""
+    """Reorders the value rows of a weight (queries, keys and values, ...)."""
     queries_and_keys = 2 * config.linear_num_key_heads * config.linear_key_head_dim
     return torch.cat([weight[:queries_and_keys], value_rows(config, weight[queries_and_keys:])])
 
@@ -64,7 +65,7 @@ def decay(config, weight: torch.Tensor) -> torch.Tensor:
     return value_rows(config, -weight.float().exp())
 
 
-def _by_rounds(config, weight: torch.Tensor, dim: int) -> torch.Tensor:
+def _regrouped(config, weight: torch.Tensor, dim: int) -> torch.Tensor:
     keys = config.linear_num_key_heads
     heads = weight.unflatten(dim, (keys, config.linear_num_value_heads // keys, -1))
     first = 0 if dim == 0 else heads.ndim - 3

@@ -1,4 +1,4 @@
-"""The hyperparameters in a GGUF header, and the tensors that follow from a config alone."""
+"""Builds the hyperparameters of a GGUF header, and the tensors that follow from the config alone."""
 
 import math
 from typing import Any
@@ -7,11 +7,11 @@ import torch
 
 from tunesmith.export.gguf.families import FAMILIES
 
-STILL = 1e30  # divides the frequency of what is not rotated
+STILL = 1e30  # divisor of the frequency of dimensions that are not rotated
 
 
 def metadata(config) -> dict[str, Any]:
-    """Hyperparameters by GGUF key, the architecture's prefix left out."""
+    """Returns the hyperparameters by GGUF key, without the architecture's prefix."""
     family = FAMILIES[config.model_type]
     size = head_size(config)
     values = {
@@ -56,7 +56,7 @@ def metadata(config) -> dict[str, Any]:
 
 
 def _lfm2_values(config) -> dict[str, Any]:
-    """llama.cpp tells layers that convolve by their having no key heads."""
+    """Returns LFM2's own values. llama.cpp recognises convolution layers by 0 key heads."""
     width = config.intermediate_size
     if config.block_auto_adjust_ff_dim:
         width = int(2 * width / 3)
@@ -71,7 +71,8 @@ def _lfm2_values(config) -> dict[str, Any]:
 
 
 def _ministral_values(config) -> dict[str, Any]:
-    """Queries grow with the logarithm of how many times the original context went by."""
+    """Returns the values of Llama 4's attention temperature, which scales queries by the logarithm of the position over
+    the original context."""
     rope = config.rope_parameters
     return {
         "attention.temperature_scale": float(rope["llama_4_scaling_beta"]),
@@ -105,7 +106,7 @@ def _gemma4_values(config) -> dict[str, Any]:
         "rope.dimension_count_swa": local,
         "attention.head_count_kv": [layer.num_key_value_heads for layer in layers],
         "attention.shared_kv_layers": config.num_kv_shared_layers,
-        "final_logit_softcapping": float(config.final_logit_softcapping or 0),  # left out, it is 30 to llama.cpp
+        "final_logit_softcapping": float(config.final_logit_softcapping or 0),  # llama.cpp's default is 30
         "embedding_length_per_layer_input": getattr(config, "hidden_size_per_layer_input", None) or 0,
         "feed_forward_length": [
             config.intermediate_size * (2 if config.use_double_wide_mlp and n >= own else 1) for n in range(len(layers))
@@ -114,7 +115,8 @@ def _gemma4_values(config) -> dict[str, Any]:
 
 
 def extra_tensors(config) -> dict[str, torch.Tensor]:
-    """Tensors that the model computes and llama.cpp reads: factors of the rotary frequencies, (head_dim / 2,)."""
+    """Returns tensors that Transformers computes and llama.cpp reads: factors of rotary frequencies, (head_dim /
+    2,)."""
     rope = rope_of(config)[0]
     if rope["rope_type"] in ("llama3", "proportional"):
         frequencies, _ = _rotary(config, rope)
@@ -128,15 +130,16 @@ def extra_tensors(config) -> dict[str, torch.Tensor]:
 
 
 def head_size(config) -> int:
-    """Of layers without a window, where others have another size."""
+    """Returns the head size of the layers without a sliding window."""
     config = _of_full_layers(config)
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def rope_of(config) -> tuple[dict, dict | None]:
-    """Rope settings of the layers that see everything, and of those with a window if they have their own."""
+    """Returns the rope settings of layers with full attention, and of layers with a sliding window if they have their
+    own, else None."""
     rope = config.rope_parameters
-    if rope.get("rope_type") == "dynamic" and rope.get("alpha"):  # a fixed factor, as Hunyuan has it
+    if rope.get("rope_type") == "dynamic" and rope.get("alpha"):  # a fixed factor, as in Hunyuan
         size = head_size(config)
         return rope | {
             "rope_type": "default",
@@ -148,7 +151,7 @@ def rope_of(config) -> tuple[dict, dict | None]:
 
 
 def trained_context(config) -> int:
-    """Tokens within which llama.cpp attends as the model does."""
+    """Returns the number of tokens up to which llama.cpp attends as the model does."""
     window = getattr(config, "sliding_window", None)
     used = window and getattr(config, "use_sliding_window", True)
     if used and not FAMILIES[config.model_type].window:
@@ -157,7 +160,7 @@ def trained_context(config) -> int:
 
 
 def _of_full_layers(config):
-    """Of a model whose layers have settings of their own, those of layers without a window."""
+    """Returns the config of the layers without a sliding window, if a model has configs per layer."""
     return config.per_layer_config["full_attention"] if getattr(config, "is_heterogeneous", False) else config
 
 
@@ -179,7 +182,8 @@ def _rope(config, size: int) -> dict[str, Any]:
 
 
 def _rotary(config, rope: dict) -> tuple[torch.Tensor, float]:
-    """Frequencies, (head_dim / 2,), and the factor of cosine and sine, as transformers computes them."""
+    """Returns the rotary frequencies, (head_dim / 2,), and the factor of cosine and sine, as Transformers computes
+    them."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     layers = "full_attention" if "full_attention" in config.rope_parameters else None
@@ -187,6 +191,6 @@ def _rotary(config, rope: dict) -> tuple[torch.Tensor, float]:
 
 
 def _attention_factor(config, rope: dict) -> float:
-    """What llama.cpp multiplies rotated queries and keys with, besides what it takes from yarn's factor itself."""
+    """Returns the factor of rotated queries and keys, divided by the one that llama.cpp itself derives for yarn."""
     whole = _rotary(config, rope)[1]
     return float(whole / (0.1 * math.log(rope["factor"]) + 1)) if rope["rope_type"] == "yarn" else float(whole)

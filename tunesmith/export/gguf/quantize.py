@@ -1,7 +1,7 @@
-"""K-quants through llama.cpp, and the importance matrix that they may be told.
+"""Quantises to llama.cpp's K-quants, optionally with an importance matrix.
 
-K-quants give each block of 256 weights the few bits that lose least; with an importance matrix, least where inputs are
-large: the mean square of each input of a weight (llama.cpp's `llama-imatrix`).
+K-quants choose scales for each block of 256 weights to minimise the rounding error. An importance matrix, the mean
+square of each input of a weight (llama.cpp's `llama-imatrix`), weights that error.
 """
 
 import ctypes
@@ -22,9 +22,10 @@ KINDS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5
 
 
 def quantize(source: Path, target: Path, kind: str, importance: Path | None = None) -> None:
-    """Makes of an f32, f16 or bf16 GGUF one of `kind`, whole or not at all. `importance`: a file of save_importance.
+    """Quantises an f32, f16 or bf16 GGUF to `kind` and writes `target` atomically. `importance` is a file of
+    save_importance.
 
-    Rows that are no whole number of blocks get a wider kind (llama.cpp chooses). Raises UserError.
+    llama.cpp uses a wider type for rows that are not a multiple of the block size. Raises UserError.
     """
     library = llama_cpp()
     if kind not in KINDS:
@@ -33,20 +34,20 @@ def quantize(source: Path, target: Path, kind: str, importance: Path | None = No
     settings.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
     settings.nthread = threads()
     vectors = load_file(importance) if importance else {}
-    table = _table(library, vectors)  # lives until the call is over
+    table = _table(library, vectors)  # a reference that must live until the call returns
     if vectors:
         settings.imatrix = ctypes.cast(table, ctypes.POINTER(library.llama_model_imatrix_data))
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if library.llama_model_quantize(os.fsencode(source), os.fsencode(draft), ctypes.byref(settings)):
-            raise UserError(f"{source}: llama.cpp cannot make {kind} of it: {reason()}")
+            raise UserError(f"{source}: llama.cpp cannot quantise it to {kind}: {reason()}")
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
 
 
 def _table(library, vectors: dict[str, np.ndarray]):
-    """llama.cpp's array of names and vectors; the one without a name ends it."""
+    """Returns llama.cpp's array of names and vectors, which ends with an entry without a name."""
     table = (library.llama_model_imatrix_data * (len(vectors) + 1))()
     for entry, (name, vector) in zip(table, vectors.items()):
         entry.name, entry.size = name.encode(), vector.size
@@ -54,11 +55,11 @@ def _table(library, vectors: dict[str, np.ndarray]):
     return table
 
 
-def save_importance(config, found: dict[str, torch.Tensor], target: Path) -> None:
-    """Writes what `importance` found by GGUF name, float32: (in,), of stacked experts (experts * in,)."""
+def save_importance(config, importance: dict[str, torch.Tensor], target: Path) -> None:
+    """Writes the result of `importance` by GGUF name in float32: (in,), or (experts * in,) for stacked experts."""
     config = config.get_text_config()
     vectors = {}
-    for name, means in found.items():
+    for name, means in importance.items():
         for gguf_name, _ in targets(config, text_name(name)) if is_of_text(name) else []:
             ordered = inputs_form(config, gguf_name) or same
             vectors[gguf_name] = ordered(means).flatten().float().numpy()

@@ -1,7 +1,7 @@
-"""What llama.cpp makes of text with a SentencePiece vocabulary, to see before writing whether its ids are the model's.
+"""Tokenizes text as llama.cpp does with a SentencePiece vocabulary, to check before writing that the ids are the same.
 
-Its algorithm (llama.cpp, `llm_tokenizer_spm`): special tokens are cut out, longest first; in what is between them two
-neighbours whose text together is a token become one, the token of the highest score first, then the leftmost.
+The algorithm (llama.cpp, `llm_tokenizer_spm`) cuts out special tokens, longest first. In the text between them it
+merges two neighbours whose joined text is a token, the highest score first, then the leftmost.
 """
 
 import heapq
@@ -15,21 +15,21 @@ class SentencePiece:
     ids: dict[str, int]
     scores: list[float]
     cut: list[tuple[str, int]]
-    """Tokens that are cut out of the text, and their ids, the longest first."""
+    """Special tokens, which are cut out of the text, and their ids, longest first."""
     stripping: frozenset[int]
-    """Those that take whitespace after them along."""
+    """Ids of special tokens that consume the whitespace after them."""
 
     def encode(self, text: str, prefix: bool) -> list[int]:
-        """Ids; `prefix`: a space is put before text at the beginning and after a token that was cut out."""
-        found: list[int] = []
+        """Returns the ids of text. With `prefix`, a space is added at the beginning and after each special token."""
+        ids: list[int] = []
         after_special = True
         for part in self._parts(text):
             if isinstance(part, int):
-                found.append(part)
+                ids.append(part)
             else:
-                found += self._merged((" " if prefix and after_special else "") + part)
+                ids += self._merged((" " if prefix and after_special else "") + part)
             after_special = isinstance(part, int)
-        return found
+        return ids
 
     def _parts(self, text: str) -> list[str | int]:
         parts: list[str | int] = [text] if text else []
@@ -42,10 +42,10 @@ class SentencePiece:
 
     def _cut_out(self, text: str, token: str, number: int) -> list[str | int]:
         first, *rest = text.split(token)
-        found: list[str | int] = [first]
+        parts: list[str | int] = [first]
         for piece in rest:
-            found += [number, piece.lstrip(" \t\n\v\f\r") if number in self.stripping else piece]
-        return [part for part in found if part != ""]
+            parts += [number, piece.lstrip(" \t\n\v\f\r") if number in self.stripping else piece]
+        return [part for part in parts if part != ""]
 
     def _merged(self, text: str) -> list[int]:
         symbols: list[str | None] = list(text.replace(" ", SPACE))

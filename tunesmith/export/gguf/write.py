@@ -1,4 +1,4 @@
-"""A model as a GGUF file, a tensor at a time."""
+"""Writes a model as a GGUF file, one tensor at a time."""
 
 import os
 import re
@@ -15,21 +15,25 @@ from tunesmith.export.gguf.vocabulary import Vocabulary, vocabulary_of
 from tunesmith.inference.llama_cpp import gguf_package
 
 PHI3 = r"(?i)phi-?3"
-EXACT = ("ffn_gate_inp", "shortconv.conv.", "ssm_conv1d")  # routers; kernels, which llama.cpp reads in no other type
+EXACT = (
+    "ffn_gate_inp",
+    "shortconv.conv.",
+    "ssm_conv1d",
+)  # kept in float32: routers, and convolution kernels, which llama.cpp reads only so
 KINDS = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 
 
 def write_gguf(weights, folder: Path, target: Path, kind: str, stop_ids: tuple[int, ...] = ()) -> list[str]:
-    """Writes `target`, whole or not at all; returns what llama.cpp does otherwise than the model, for the user.
+    """Writes `target` atomically. Returns notes for the user on how llama.cpp differs from the model.
 
-    `weights`: `.config` (transformers), `.shapes` (name to shape, names as transformers 5 has them in memory, a tied
-    head left out), and one iteration of (name, tensor) in that order. `folder` holds tokenizer, chat template and
-    generation_config.json. `kind`: f32, f16, bf16 or q8_0; vectors, biases, routers and kernels stay float32.
-    `stop_ids`: what ends an answer besides generation_config's eos. Raises UserError.
+    `weights` has `.config` (Transformers) and `.shapes` ({name in memory in Transformers 5: shape}, without a tied
+    head), and iterates once over (name, tensor) in that order. `folder` has the tokenizer, the chat template and
+    generation_config.json. `kind` is f32, f16, bf16 or q8_0; vectors, biases, routers and kernels stay in float32.
+    `stop_ids` are further stop tokens besides the eos in generation_config.json. Raises UserError.
     """
     gguf = gguf_package()
-    seen = [] if weights.config.get_text_config() is weights.config else [IMAGES]
-    weights = TextPart(weights) if seen else weights
+    image_notes = [] if weights.config.get_text_config() is weights.config else [IMAGES]
+    weights = TextPart(weights) if image_notes else weights
     config = weights.config
     architecture = family_of(config).architecture
     vocabulary = vocabulary_of(folder, weights.shapes["model.embed_tokens.weight"][0], tuple(stop_ids))
@@ -58,11 +62,11 @@ def write_gguf(weights, folder: Path, target: Path, kind: str, stop_ids: tuple[i
     finally:
         writer.close()
         draft.unlink(missing_ok=True)
-    return seen + notes(config) + vocabulary.notes
+    return image_notes + notes(config) + vocabulary.notes
 
 
 class TextPart:
-    """The weights of the text decoder of a model that sees images too, under the names of a model of text alone."""
+    """The text decoder's weights of a multimodal model, under the names of a text-only model."""
 
     def __init__(self, weights):
         self.config, self._weights = weights.config.get_text_config(), weights
@@ -73,7 +77,7 @@ class TextPart:
 
 
 def write_values(writer, values: dict[str, object]) -> None:
-    """Adds metadata by GGUF key, each as its Python type says: whole numbers as uint32, others as float32."""
+    """Adds metadata by GGUF key, in the type of the Python value: int as uint32, float as float32."""
     add = {
         bool: writer.add_bool,
         int: writer.add_uint32,
@@ -100,13 +104,13 @@ def _describe(writer, config, vocabulary: Vocabulary, name: str, kind: str, gguf
 
 
 def _name(folder: Path, vocabulary: Vocabulary) -> str:
-    """The folder's; llama.cpp lets special tokens take whitespace along where the name has phi-3 in it."""
+    """Returns the folder's name, changed so that it contains phi-3 only if special tokens consume whitespace."""
     name = re.sub(PHI3, "phi_3", folder.resolve().name)
     return f"phi-3 {name}" if vocabulary.strips else name
 
 
 def is_phi3(name: str) -> bool:
-    """Whether llama.cpp lets special tokens take whitespace along in a model of that name."""
+    """Whether special tokens consume whitespace when llama.cpp loads a model of that name."""
     return bool(re.search(PHI3, name))
 
 
@@ -117,7 +121,7 @@ def _announce(writer, name: str, shape: torch.Size, kind: str, gguf) -> None:
 
 
 def _type(name: str, shape: torch.Size, kind: str, gguf):
-    """Matrices are of the kind; a row that is no whole number of q8_0's blocks is f16."""
+    """Returns the type of a tensor. In q8_0, a matrix whose rows are not a multiple of the block size is f16."""
     types = gguf.GGMLQuantizationType
     if len(shape) == 1 or name.endswith(".bias") or any(part in name for part in EXACT):
         return types.F32
@@ -135,6 +139,6 @@ def _encoded(name: str, tensor: torch.Tensor, kind: str, gguf) -> np.ndarray:
     if encoding == types.F16:
         half = tensor.half()
         if not half.isfinite().all():
-            raise UserError(f"export: gguf: {name} has numbers that f16 cannot hold; choose bf16 or q8_0")
+            raise UserError(f"export: gguf: {name} has numbers that f16 cannot represent; choose bf16 or q8_0")
         return half.numpy()
     return gguf.quants.quantize(tensor.float().numpy(), encoding)

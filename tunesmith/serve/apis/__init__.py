@@ -1,1 +1,1 @@
-"""The APIs, a file each, and what their requests share."""
+"""The APIs, one file each."""

@@ -1,4 +1,4 @@
-"""Anthropic's Messages API, and its counting of tokens."""
+"""Anthropic's Messages API, with token counting."""
 
 import json
 import uuid
@@ -14,13 +14,13 @@ from pydantic import Field
 from tunesmith.answer_formats.calls import Call
 from tunesmith.answer_formats.reasoning import Thought
 from tunesmith.inference.interface import Refused
-from tunesmith.serve.answering import Answer, Answers, Asked, Service
+from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Service
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.openai_api import AnswerStream
 from tunesmith.serve.apis.wire import STREAMED, frame, text_of, thinking_of, tool, tool_call
 from tunesmith.serve.options import Wire
 
-KINDS = {
+ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
@@ -30,7 +30,7 @@ KINDS = {
     503: "overloaded_error",
 }
 TEXT = {"type": "text", "text": ""}
-THINKING = {"type": "thinking", "thinking": "", "signature": ""}  # there is nobody to sign it
+THINKING = {"type": "thinking", "thinking": "", "signature": ""}  # this server signs nothing
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -92,10 +92,10 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/messages", responses=STREAMED)
     async def messages(body: MessagesRequest, http: HttpRequest):
-        asked = _asked(body)
-        asked.max_new_tokens, asked.stream = body.max_tokens, bool(body.stream)
-        asked.stop = tuple(s for s in body.stop_sequences or [] if s)
-        answers = await service.answers(asked)
+        generation = _generation(body)
+        generation.max_new_tokens, generation.stream = body.max_tokens, bool(body.stream)
+        generation.stop = tuple(s for s in body.stop_sequences or [] if s)
+        answers = await service.answers(generation)
         head = {
             "id": "msg_" + uuid.uuid4().hex,
             "type": "message",
@@ -110,38 +110,38 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/messages/count_tokens")
     async def count_tokens(body: CountRequest):
-        _, ids = await run_in_threadpool(service.prompt, _asked(body))
+        _, ids = await run_in_threadpool(service.prompt, _generation(body))
         return {"input_tokens": len(ids)}
 
     return router
 
 
 def problem(error: Refused) -> dict:
-    """An error as Anthropic's clients expect it."""
-    kind = KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    """Returns an error in Anthropic's form."""
+    type_ = ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": type_, "message": error.message}}
 
 
-def _asked(body: CountRequest) -> Asked:
+def _generation(body: CountRequest) -> GenerationRequest:
     messages = [{"role": "system", "content": text_of(body.system)}] if body.system else []
     for message in body.messages:
         messages += _messages(message)
     prefill = ""
     if len(messages) > 1 and messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
         prefill = messages.pop()["content"].rstrip()
-    # A type of its own has a tool that the service would run itself.
+    # Any other type is a tool that Anthropic's service runs itself.
     tools = [tool(t.name, t.description, t.input_schema) for t in body.tools or [] if t.type in (None, "custom")]
     choice = body.tool_choice or ToolChoice(type="auto")
     if choice.type == "tool" and not choice.name:
         raise Refused("tool_choice of type tool: give its name", parameter="tool_choice")
     names = {"auto": "auto", "none": "none", "any": "required", "tool": choice.name}
-    # Who does not ask for thinking waits for an answer, and does not expect that its tokens go elsewhere.
+    # A client that does not enable thinking expects all its tokens in the answer.
     template = {} if body.thinks else {"enable_thinking": False}
     config = body.output_config or OutputConfig()
     form = body.form(config.format or body.output_format, "output_config.format")
     if body.thinks:
         template |= thinking_of(config.effort)
-    return Asked(
+    return GenerationRequest(
         body.model,
         messages,
         body,
@@ -155,30 +155,30 @@ def _asked(body: CountRequest) -> Asked:
 
 
 def _messages(message: Message) -> list[dict]:
-    """One message as the template's: results of tools are messages of their own. Raises Refused."""
+    """Converts one message for the template, where each tool result is a message. Raises Refused."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
-    found, text, reasoning, calls = [], "", "", []
+    messages, text, reasoning, calls = [], "", "", []
     for block in message.content:
-        kind = block.get("type")
-        if kind == "tool_use" and message.role == "assistant":
+        type_ = block.get("type")
+        if type_ == "tool_use" and message.role == "assistant":
             calls.append(tool_call(str(block.get("name")), block.get("input") or {}, str(block.get("id"))))
-        elif kind == "tool_result" and message.role == "user":
-            found.append(
+        elif type_ == "tool_result" and message.role == "user":
+            messages.append(
                 {
                     "role": "tool",
                     "content": text_of(block.get("content")),
                     "tool_call_id": str(block.get("tool_use_id")),
                 }
             )
-        elif kind == "thinking":
+        elif type_ == "thinking":
             reasoning += str(block.get("thinking") or "")
-        elif kind != "redacted_thinking":
+        elif type_ != "redacted_thinking":
             text += text_of([block])
-    if text or calls or not found:
+    if text or calls or not messages:
         more = {"reasoning_content": reasoning, "tool_calls": calls}
-        found.append({"role": message.role, "content": text, **{key: value for key, value in more.items() if value}})
-    return found
+        messages.append({"role": message.role, "content": text, **{key: value for key, value in more.items() if value}})
+    return messages
 
 
 def _blocks(answer: Answer, with_thinking: bool) -> list[dict]:
@@ -212,21 +212,21 @@ async def _stream(answers: Answers, head: dict, with_thinking: bool) -> AsyncIte
     )
     blocks = _Blocks()
     try:
-        async for _, said in answers.events():
-            if isinstance(said, Call):
-                made = blocks.whole(
-                    {**_use(said), "input": {}}, {"type": "input_json_delta", "partial_json": said.arguments}
+        async for _, event in answers.events():
+            if isinstance(event, Call):
+                frames = blocks.whole(
+                    {**_use(event), "input": {}}, {"type": "input_json_delta", "partial_json": event.arguments}
                 )
-            elif isinstance(said, Answer):
-                made = blocks.close()
-            elif not isinstance(said, Thought):
-                made = blocks.grow(TEXT, {"type": "text_delta", "text": said.text})
+            elif isinstance(event, Answer):
+                frames = blocks.close()
+            elif not isinstance(event, Thought):
+                frames = blocks.grow(TEXT, {"type": "text_delta", "text": event.text})
             elif with_thinking:
-                made = blocks.grow(THINKING, {"type": "thinking_delta", "thinking": said.text})
+                frames = blocks.grow(THINKING, {"type": "thinking_delta", "thinking": event.text})
             else:
                 continue
-            for event in made:
-                yield event
+            for data in frames:
+                yield data
         (answer,) = answers.done
         yield _event("message_delta", delta=_end(answer), usage=_usage(answers))
         yield _event("message_stop")
@@ -235,14 +235,14 @@ async def _stream(answers: Answers, head: dict, with_thinking: bool) -> AsyncIte
 
 
 class _Blocks:
-    """The events of a message's blocks, one block after the other. Each method gives those that are due."""
+    """Builds the events of a message's blocks, one block at a time. Each method returns the events to send."""
 
     def __init__(self):
         self._index = 0
         self._open: dict | None = None
 
     def grow(self, block: dict, delta: dict) -> list[str]:
-        """A delta of a block of this type, the one that is open or a new one."""
+        """Adds a delta to the open block, or to a new one if the open block has another type."""
         begun = []
         if self._open is not block:
             begun = [*self.close(), _event("content_block_start", index=self._index, content_block=block)]

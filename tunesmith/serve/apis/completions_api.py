@@ -1,4 +1,4 @@
-"""OpenAI's completions: text is continued, and with `echo` and `logprobs` is scored as it stands."""
+"""OpenAI's Completions API: continues text, and with `echo` and `logprobs` scores it."""
 
 from asyncio import wrap_future
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from tunesmith.answer_formats.format import Reader
 from tunesmith.inference.interface import Refused, Request, Token
-from tunesmith.serve.answering import Answer, Answers, Asked, Service
+from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Service
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.openai_api import (
     AnswerStream,
@@ -27,7 +27,7 @@ from tunesmith.serve.apis.openai_api import (
 )
 from tunesmith.serve.apis.wire import STREAMED, frame
 
-DEFAULT_TOKENS = 16  # OpenAI's
+DEFAULT_TOKENS = 16  # as in OpenAI's API
 
 
 class CompletionRequest(FormOptions):
@@ -46,7 +46,7 @@ class CompletionRequest(FormOptions):
 
 @dataclass
 class Echo:
-    """What an answer repeats of its prompt: its text, and its tokens where they are scored."""
+    """The prompt that an answer repeats: its text, and its tokens if they are scored."""
 
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
@@ -88,7 +88,7 @@ def routes(service: Service) -> APIRouter:
 
 def _requests(service: Service, body: CompletionRequest, prompts: list[list[int]]) -> list[Request]:
     served = service.served(body.model)
-    asked = Asked(
+    generation = GenerationRequest(
         body.model,
         [],
         body,
@@ -101,18 +101,18 @@ def _requests(service: Service, body: CompletionRequest, prompts: list[list[int]
     )
     if body.max_tokens == 0:
         return []
-    constraint = service.constraint(served, asked)
+    constraint = service.constraint(served, generation)
     return [
         request
         for ids in prompts
         for request in service.requests(
-            served, ids, asked, constraint=constraint, default_tokens=DEFAULT_TOKENS, continues=True
+            served, ids, generation, constraint=constraint, default_tokens=DEFAULT_TOKENS, continues=True
         )
     ]
 
 
 async def _echoes(service: Service, body: CompletionRequest, prompts: list[list[int]]) -> list[Echo]:
-    """One for each answer."""
+    """Returns one Echo for each answer, empty if the request has no `echo`."""
     served, count = service.served(body.model), body.n or 1
     if not body.echo:
         return [Echo() for _ in range(len(prompts) * count)]
@@ -121,12 +121,14 @@ async def _echoes(service: Service, body: CompletionRequest, prompts: list[list[
     if body.logprobs is not None:
         scores = [await wrap_future(service.engine.score(served.name, ids, body.logprobs)) for ids in prompts]
     return [
-        Echo(decode(ids, skip_special_tokens=True), told) for ids, told in zip(prompts, scores) for _ in range(count)
+        Echo(decode(ids, skip_special_tokens=True), tokens)
+        for ids, tokens in zip(prompts, scores)
+        for _ in range(count)
     ]
 
 
 def _scored(body: CompletionRequest, head: dict, prompts: list[list[int]], echoes: list[Echo]) -> JSONResponse:
-    """Answers without a token of their own."""
+    """Returns answers that only echo the prompt, for `max_tokens: 0`."""
     if body.stream:
         raise Refused("max_tokens: 0 leaves nothing to stream", parameter="max_tokens")
     choices = [_choice(i, echo.text, echo.tokens, "length", body.logprobs, 0) for i, echo in enumerate(echoes)]
@@ -137,26 +139,27 @@ def _scored(body: CompletionRequest, head: dict, prompts: list[list[int]], echoe
 
 
 def _ending(answer: Answer) -> list[Token]:
-    """The token that ended an answer, which is no text but counts among its tokens, as clients expect."""
+    """Returns the stop token of an answer. It has no text, but clients expect it among the tokens."""
     return [answer.stop_token] if answer.stop_token else []
 
 
 def _choice(index: int, text: str, tokens: list[Token], finish: str | None, logprobs: int | None, offset: int) -> dict:
-    """`offset`: characters of the choice before the first of the tokens. The first of a prompt has no probability."""
-    told = None
+    """Returns one choice. `offset` is where its first token begins, in characters. A prompt's first token has no log
+    probability."""
+    scores = None
     if logprobs is not None:
         offsets = []
         for token in tokens:
             offsets.append(offset)
             offset += len(token.text)
         scored = [token if token.logprob is not None else None for token in tokens]
-        told = {
+        scores = {
             "tokens": [t.text for t in tokens],
             "token_logprobs": [t and max(t.logprob, -9999.0) for t in scored],
             "top_logprobs": [t and {text: max(value, -9999.0) for text, value in t.top} for t in scored],
             "text_offset": offsets,
         }
-    return {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
+    return {"index": index, "text": text, "logprobs": scores, "finish_reason": finish}
 
 
 async def _stream(

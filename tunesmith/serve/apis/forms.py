@@ -1,5 +1,5 @@
-"""Forms that an answer is asked to keep to, in the spellings of those whose clients come here: OpenAI, Anthropic,
-vLLM (`structured_outputs`, `guided_…`), llama.cpp (`json_schema`, `grammar`) and SGLang (`regex`, `ebnf`)."""
+"""Structured outputs: reads the form that constrains an answer from the fields of OpenAI, Anthropic, vLLM
+(`structured_outputs`, `guided_…`), llama.cpp (`json_schema`, `grammar`) and SGLang (`regex`, `ebnf`)."""
 
 import json
 from typing import Any
@@ -22,7 +22,7 @@ IN_STRUCTURED = {"json": "json", "regex": "regex", "choice": "choice", "grammar"
 
 
 class FormOptions(Options):
-    """Beside how to sample: what the answer keeps to."""
+    """Sampling options, and the fields that constrain the answer."""
 
     guided_json: dict | str | None = None
     guided_regex: str | None = None
@@ -37,23 +37,23 @@ class FormOptions(Options):
     ebnf: str | None = None
 
     def form(self, response_format, parameter: str = "response_format") -> Form | None:
-        """The form that is asked for, whichever way. Raises Refused."""
-        asked = {
+        """Returns the requested form, or None. Raises Refused for an invalid form, or more than one."""
+        forms = {
             parameter: _response_form(response_format, parameter),
             "structured_outputs": self._structured(),
             "guided_json_object": Form("json", ANY_OBJECT) if self.guided_json_object else None,
         }
         for name, kind in KINDS.items():
             value = getattr(self, name)
-            asked[name] = None if value is None else _form(kind, value, name)
+            forms[name] = None if value is None else _form(kind, value, name)
         if self.structural_tag is not None:
             raise Refused(
                 "structural_tag: not supported; give a JSON Schema, a regular expression, a choice or a grammar",
                 parameter="structural_tag",
             )
-        given = {name: form for name, form in asked.items() if form is not None}
+        given = {name: form for name, form in forms.items() if form is not None}
         if len(given) > 1:
-            raise Refused(f"an answer keeps to one form; {' and '.join(given)} are given", parameter=list(given)[1])
+            raise Refused(f"give one form, not {' and '.join(given)}", parameter=list(given)[1])
         return next(iter(given.values()), None)
 
     def _structured(self) -> Form | None:
@@ -71,7 +71,7 @@ class FormOptions(Options):
 
 
 def _response_form(form, parameter: str) -> Form | None:
-    """The form that a response format asks for. Raises Refused."""
+    """Returns the form of a response format, or None for text. Raises Refused."""
     form = {"type": form} if isinstance(form, str) else form or {}
     kind = form.get("type", "text")
     around = form.get("json_schema") if isinstance(form.get("json_schema"), dict) else form

@@ -1,4 +1,4 @@
-"""OpenAI's API: models, chat completions and embeddings; and /render, which shows a prompt."""
+"""OpenAI's API: models, chat completions and embeddings. /render shows a prompt."""
 
 import base64
 import struct
@@ -17,7 +17,7 @@ from pydantic import Field
 from tunesmith.answer_formats.calls import Call
 from tunesmith.answer_formats.reasoning import Thought
 from tunesmith.inference.interface import Refused, Token
-from tunesmith.serve.answering import Answer, Answers, Asked, Service
+from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Service
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.wire import STREAMED, ToolCall, frame, text_of, thinking_of, tool, tool_call
 from tunesmith.serve.options import Options, Wire
@@ -86,11 +86,11 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions", responses=STREAMED)
     async def chat(body: ChatRequest, http: HttpRequest):
-        asked = _asked(body)
-        answers = await service.answers(asked)
-        head = heading("chatcmpl-", service.served(asked.model).name)
+        generation = _generation(body)
+        answers = await service.answers(generation)
+        head = heading("chatcmpl-", service.served(generation.model).name)
         if body.stream:
-            return AnswerStream(answers, _chat_stream(answers, head, wants_usage(body), asked.logprobs))
+            return AnswerStream(answers, _chat_stream(answers, head, wants_usage(body), generation.logprobs))
         done = await answers.collect(http)
         choices = [
             {
@@ -124,14 +124,14 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/render")
     async def render(body: RenderRequest):
-        asked = Asked(
+        generation = GenerationRequest(
             body.model,
             messages_of(body.messages),
             Options(),
             tools_of(body.tools),
             template=body.chat_template_kwargs or {},
         )
-        text, ids = await run_in_threadpool(service.prompt, asked)
+        text, ids = await run_in_threadpool(service.prompt, generation)
         decode = service.served(body.model).tokenizer.decode
         return JSONResponse({"text": text, "ids": ids, "tokens": [decode([i]) for i in ids]})
 
@@ -139,11 +139,11 @@ def routes(service: Service) -> APIRouter:
 
 
 def messages_of(messages: list[Message]) -> list[dict]:
-    """As the template wants them. Raises Refused."""
-    found = []
+    """Converts messages for the template. Raises Refused for content that is not text."""
+    converted = []
     for message in messages:
         calls = [tool_call(c.function.name, c.function.arguments, c.id) for c in message.tool_calls or []]
-        made = {
+        fields = {
             "role": "system" if message.role == "developer" else message.role,
             "content": text_of(message.content),
             "reasoning_content": message.reasoning_content,
@@ -151,12 +151,12 @@ def messages_of(messages: list[Message]) -> list[dict]:
             "tool_call_id": message.tool_call_id,
             "name": message.name,
         }
-        found.append({key: value for key, value in made.items() if value is not None})
-    return found
+        converted.append({key: value for key, value in fields.items() if value is not None})
+    return converted
 
 
 def tools_of(tools: list[dict] | None) -> list[dict]:
-    """The function tools; kinds that are not known are skipped."""
+    """Returns the function tools for the template. Other types of tools are skipped."""
     functions = [t.get("function") for t in tools or [] if t.get("type") == "function"]
     return [
         tool(f["name"], f.get("description"), f.get("parameters"))
@@ -170,29 +170,30 @@ def stops_of(stop: Stop) -> tuple[str, ...]:
 
 
 def choice_of(choice: str | dict | None, tools: list[dict]) -> tuple[str, list[dict]]:
-    """tool_choice as auto, none, required or a tool's name, and which of the tools may be called. Raises Refused."""
+    """Returns tool_choice as auto, none, required or a tool's name, and the tools that may be called. Raises
+    Refused."""
     if choice is None or choice in ("auto", "none", "required"):
         return choice or "auto", tools
     try:
         if choice["type"] == "function":
-            return _name_of(choice), tools
+            return _function_name(choice), tools
         if choice["type"] == "allowed_tools":
             allowed = choice.get("allowed_tools", choice)
-            names = {_name_of(one) for one in allowed["tools"] if one["type"] == "function"}
-            found = [t for t in tools if t["function"]["name"] in names]
-            if not found:
+            names = {_function_name(one) for one in allowed["tools"] if one["type"] == "function"}
+            allowed_tools = [t for t in tools if t["function"]["name"] in names]
+            if not allowed_tools:
                 raise Refused("tool_choice: none of the allowed tools is given", parameter="tool_choice")
             if allowed["mode"] in ("auto", "required"):
-                return allowed["mode"], found
+                return allowed["mode"], allowed_tools
         raise TypeError(choice)
-    except (AttributeError, KeyError, TypeError):  # in none of these forms
+    except (AttributeError, KeyError, TypeError):  # another form
         raise Refused(
             "tool_choice: give auto, none, required, a function or allowed_tools", parameter="tool_choice"
         ) from None
 
 
-def _name_of(function: dict) -> str:
-    """Of a function as Chat Completions name it, or Responses."""
+def _function_name(function: dict) -> str:
+    """Returns the name of a function in the form of Chat Completions or Responses."""
     name = function.get("function", function)["name"]
     if not isinstance(name, str):
         raise TypeError(name)
@@ -210,7 +211,8 @@ def usage(answers: Answers) -> dict:
 
 
 class AnswerStream(StreamingResponse):
-    """Server-sent events of answers. Their computing ends with it, also if the client went before the first event."""
+    """Streams answers as server-sent events. Cancels the answers when it ends, even if the client disconnects before
+    the first event."""
 
     def __init__(self, answers: Answers, frames: AsyncIterator[str]):
         super().__init__(frames, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -224,10 +226,10 @@ class AnswerStream(StreamingResponse):
 
 
 def problem(error: Refused) -> dict:
-    """An error as OpenAI's clients expect it."""
-    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.parameter, "code": error.code}}
+    """Returns an error in OpenAI's form."""
+    types = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    type_ = types.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    return {"error": {"message": error.message, "type": type_, "param": error.parameter, "code": error.code}}
 
 
 def _model(service: Service, name: str) -> dict:
@@ -246,10 +248,10 @@ def _model(service: Service, name: str) -> dict:
     }
 
 
-def _asked(body: ChatRequest) -> Asked:
+def _generation(body: ChatRequest) -> GenerationRequest:
     choice, tools = choice_of(body.tool_choice, tools_of(body.tools))
     messages, prefill = _prefilled(body)
-    return Asked(
+    return GenerationRequest(
         body.model,
         messages,
         body,
@@ -268,7 +270,7 @@ def _asked(body: ChatRequest) -> Asked:
 
 
 def _prefilled(body: ChatRequest) -> tuple[list[dict], str]:
-    """The messages, and the beginning of the answer if the last of them is meant to be that. Raises Refused."""
+    """Splits off the last message if it is the beginning of the answer. Returns (messages, prefill). Raises Refused."""
     messages, last = messages_of(body.messages), body.messages[-1]
     wanted = body.continue_final_message or last.prefix
     if body.add_generation_prompt is not None and body.add_generation_prompt == bool(wanted):
@@ -311,8 +313,8 @@ def _call(call: Call) -> dict:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _told(token: str, logprob: float) -> dict:
-    # A piece of a character has no text of its own.
+def _token_logprob(token: str, logprob: float) -> dict:
+    # A token that is a part of a character cannot be decoded by itself.
     return {
         "token": token,
         "logprob": max(logprob, -9999.0),
@@ -322,7 +324,10 @@ def _told(token: str, logprob: float) -> dict:
 
 def _logprobs(tokens: list[Token]) -> dict:
     return {
-        "content": [{**_told(t.text, t.logprob), "top_logprobs": [_told(*other) for other in t.top]} for t in tokens],
+        "content": [
+            {**_token_logprob(t.text, t.logprob), "top_logprobs": [_token_logprob(*other) for other in t.top]}
+            for t in tokens
+        ],
         "refusal": None,
     }
 
@@ -332,8 +337,8 @@ async def _chat_stream(answers: Answers, head: dict, with_usage: bool, logprobs:
         more = {"usage": counts} if with_usage else {}
         return frame({**head, "object": "chat.completion.chunk", "choices": choices, **more})
 
-    def choice(index: int, delta: dict, finish: str | None = None, told: dict | None = None) -> dict:
-        return {"index": index, "delta": delta, "logprobs": told, "finish_reason": finish}
+    def choice(index: int, delta: dict, finish: str | None = None, scores: dict | None = None) -> dict:
+        return {"index": index, "delta": delta, "logprobs": scores, "finish_reason": finish}
 
     for index in range(len(answers.done)):
         yield chunk([choice(index, {"role": "assistant", "content": ""})])
@@ -352,8 +357,8 @@ async def _chat_stream(answers: Answers, head: dict, with_usage: bool, logprobs:
             elif isinstance(event, Thought):
                 yield chunk([choice(index, {"reasoning_content": event.text})])
             else:
-                told = _logprobs(event.tokens) if logprobs is not None else None
-                yield chunk([choice(index, {"content": event.text}, told=told)])
+                scores = _logprobs(event.tokens) if logprobs is not None else None
+                yield chunk([choice(index, {"content": event.text}, scores=scores)])
     except Refused as error:
         yield frame(problem(error))
         return
@@ -362,12 +367,12 @@ async def _chat_stream(answers: Answers, head: dict, with_usage: bool, logprobs:
     yield frame("[DONE]")
 
 
-def token_lists(served, given, parameter: str) -> list[list[int]]:
-    """Texts or ids as lists of ids, with bos where the tokenizer by itself puts one. Raises Refused."""
-    if isinstance(given, str) or (given and isinstance(given[0], int)):
-        given = [given]
-    tokenizer, found = served.tokenizer, []
-    for one in given:
+def token_lists(served, inputs, parameter: str) -> list[list[int]]:
+    """Converts texts or ids to lists of ids, with bos if the tokenizer adds it. Raises Refused."""
+    if isinstance(inputs, str) or (inputs and isinstance(inputs[0], int)):
+        inputs = [inputs]
+    tokenizer, lists = served.tokenizer, []
+    for one in inputs:
         if isinstance(one, str):
             try:
                 ids = tokenizer.encode(one)[0]
@@ -384,12 +389,12 @@ def token_lists(served, given, parameter: str) -> list[list[int]]:
                 code="context_length_exceeded",
                 parameter=parameter,
             )
-        found.append(one)
-    if not found:
+        lists.append(one)
+    if not lists:
         raise Refused(f"{parameter}: empty", parameter=parameter)
-    return found
+    return lists
 
 
 def _base64(vector: list[float]) -> str:
-    """Little-endian float32, as OpenAI's client reads it."""
+    """Encodes a vector as little-endian float32 in base64, as OpenAI's API does."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,6 +1,6 @@
-"""OpenAI's Responses API, without state: every request brings the whole conversation.
+"""OpenAI's Responses API, stateless: every request must contain the whole conversation.
 
-Responses and events have the fields that openresponses.org demands, and OpenAI's names for the events of reasoning.
+Responses and events have the fields that openresponses.org requires, and OpenAI's names for reasoning events.
 """
 
 import time
@@ -15,7 +15,7 @@ from pydantic import Field
 from tunesmith.answer_formats.calls import Call
 from tunesmith.answer_formats.reasoning import Thought
 from tunesmith.inference.interface import Refused, Served
-from tunesmith.serve.answering import Answer, Answers, Asked, Service, sampling_of
+from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Service, sampling_of
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.openai_api import AnswerStream, choice_of
 from tunesmith.serve.apis.wire import STREAMED, frame, text_of, thinking_of, tool, tool_call
@@ -56,9 +56,9 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/responses", responses=STREAMED)
     async def responses(body: ResponsesRequest, http: HttpRequest):
-        asked = _asked(body)
-        answers = await service.answers(asked)
-        head = _head(body, asked, service.served(body.model))
+        generation = _generation(body)
+        answers = await service.answers(generation)
+        head = _head(body, generation, service.served(body.model))
         if body.stream:
             return AnswerStream(answers, _stream(answers, head))
         (answer,) = await answers.collect(http)
@@ -67,7 +67,7 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-def _asked(body: ResponsesRequest) -> Asked:
+def _generation(body: ResponsesRequest) -> GenerationRequest:
     for name in STATE:
         if getattr(body, name) is not None:
             raise Refused(
@@ -78,14 +78,14 @@ def _asked(body: ResponsesRequest) -> Asked:
     if body.background:
         raise Refused("background: not supported", code="unsupported_parameter", parameter="background")
     messages = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    given = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    for item in given:
+    items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    for item in items:
         _add(messages, item)
     messages = [message for message in messages if message.keys() != ONLY_REASONING]
     if not messages:
         raise Refused("input: empty", parameter="input")
     choice, tools = choice_of(body.tool_choice, _tools(body))
-    return Asked(
+    return GenerationRequest(
         body.model,
         messages,
         body,
@@ -108,14 +108,14 @@ def _tools(body: ResponsesRequest) -> list[dict]:
 
 
 def _add(messages: list[dict], item: dict) -> None:
-    """Adds one input item to the messages. Raises Refused."""
+    """Adds one input item to the messages. Raises Refused for an item that cannot be converted."""
     kind = item.get("type", "message")
     if kind == "message":
         role, content = ROLES.get(str(item.get("role"))), item.get("content")
         if role is None or not isinstance(content, list | str):
             raise Refused(f"input: a message of role {item.get('role')!r} needs a role and content", parameter="input")
-        said = {"role": role, "content": text_of(content)}
-        messages.append(said if role != "assistant" else _reasoned(messages) | said)
+        message = {"role": role, "content": text_of(content)}
+        messages.append(message if role != "assistant" else _reasoned(messages) | message)
     elif kind == "function_call":
         call = tool_call(str(item.get("name")), item.get("arguments") or "{}", str(item.get("call_id")))
         if not messages or messages[-1]["role"] != "assistant" or messages[-1].keys() == ONLY_REASONING:
@@ -130,7 +130,7 @@ def _add(messages: list[dict], item: dict) -> None:
         if reasoning := "\n\n".join(text for text in texts if text):
             messages.append({"role": "assistant", "reasoning_content": reasoning})
     else:
-        raise Refused(f"input: an item of type {kind!r} cannot be read here", parameter="input")
+        raise Refused(f"input: an item of type {kind!r} is not supported", parameter="input")
 
 
 def _reasoning_texts(item: dict) -> list[str]:
@@ -139,12 +139,12 @@ def _reasoning_texts(item: dict) -> list[str]:
 
 
 def _reasoned(messages: list[dict]) -> dict:
-    """Takes back reasoning that stands last, for the assistant's message that it led to."""
+    """Removes and returns reasoning at the end of the messages, to put it into the assistant's message after it."""
     return messages.pop() if messages and messages[-1].keys() == ONLY_REASONING else {}
 
 
-def _head(body: ResponsesRequest, asked: Asked, served: Served) -> dict:
-    sampling = sampling_of(served, asked.options)
+def _head(body: ResponsesRequest, generation: GenerationRequest, served: Served) -> dict:
+    sampling = sampling_of(served, generation.options)
     return {
         "id": "resp_" + uuid.uuid4().hex,
         "object": "response",
@@ -165,7 +165,7 @@ def _head(body: ResponsesRequest, asked: Asked, served: Served) -> dict:
         "frequency_penalty": sampling.frequency_penalty,
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": None,
-        "parallel_tool_calls": asked.parallel,
+        "parallel_tool_calls": generation.parallel,
         "tools": [{"type": "function", "strict": False, **t["function"]} for t in _tools(body)],
         "tool_choice": body.tool_choice or "auto",
         "text": _text_options(body.text or {}),
@@ -181,17 +181,17 @@ def _head(body: ResponsesRequest, asked: Asked, served: Served) -> dict:
     }
 
 
-def _text_options(asked: dict) -> dict:
-    """What was asked of the text, with the fields that may be left out."""
-    form = asked.get("format") or {}
+def _text_options(options: dict) -> dict:
+    """Returns the request's `text` options with defaults for the fields that it omits."""
+    form = options.get("format") or {}
     form = {"type": form} if isinstance(form, str) else {"type": "text", **form}
     if form["type"] == "json_schema":
         form = {"name": "answer", "description": None, "strict": True, **form}
-    return {**asked, "format": form}
+    return {**options, "format": form}
 
 
 def _item(kind: str, identity: str, text: str | None, status: str) -> dict:
-    """A message or, of the kind REASONING, reasoning; without text one that is begun."""
+    """Returns a message item, or a reasoning item if `kind` is REASONING. Without text, its content is empty."""
     content = [] if text is None else [_part(kind, text)]
     if kind == REASONING:
         return {"type": "reasoning", "id": identity, "status": status, "summary": [], "content": content}
@@ -251,13 +251,13 @@ def _complete(head: dict, answers: Answers, output: list[dict]) -> dict:
 
 
 class _Events:
-    """The events of one response, numbered. Each method gives those that are due; text and reasoning go on in the item
-    that is open."""
+    """Builds the numbered events of one response. Each method returns the events to send. Text and reasoning are added
+    to the open item."""
 
     def __init__(self):
         self.output: list[dict] = []
         self._number = 0
-        self._kind, self._identity, self._text = "", "", ""  # of the item that is open
+        self._kind, self._identity, self._text = "", "", ""  # of the open item
 
     def event(self, kind: str, **values) -> str:
         data = {"type": f"response.{kind}", "sequence_number": self._number, **values}
@@ -265,7 +265,7 @@ class _Events:
         return frame(data, data["type"])
 
     def grow(self, kind: str, text: str) -> list[str]:
-        """More text of a kind: TEXT or REASONING."""
+        """Adds text of a kind: TEXT or REASONING."""
         frames = [] if kind == self._kind else [*self.close(), *self._begin(kind)]
         self._text += text
         more = {"logprobs": []} if kind == TEXT else {}
@@ -321,15 +321,15 @@ async def _stream(answers: Answers, head: dict) -> AsyncIterator[str]:
     yield events.event("created", response=head)
     yield events.event("in_progress", response=head)
     try:
-        async for _, said in answers.events():
-            if isinstance(said, Call):
-                made = events.call(said)
-            elif isinstance(said, Answer):
-                made = events.end(said)
+        async for _, event in answers.events():
+            if isinstance(event, Call):
+                frames = events.call(event)
+            elif isinstance(event, Answer):
+                frames = events.end(event)
             else:
-                made = events.grow(REASONING if isinstance(said, Thought) else TEXT, said.text)
-            for event in made:
-                yield event
+                frames = events.grow(REASONING if isinstance(event, Thought) else TEXT, event.text)
+            for data in frames:
+                yield data
         done = _complete(head, answers, events.output)
         yield events.event(done["status"], response=done)
     except Refused as error:

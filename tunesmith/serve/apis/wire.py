@@ -1,4 +1,4 @@
-"""What the APIs share of their requests' shapes, and how a conversation becomes the messages of the template."""
+"""Shared by the APIs: parts of request models, and the conversion of messages and tools for the chat template."""
 
 import json
 
@@ -6,7 +6,7 @@ from tunesmith.answer_formats.calls import object_text
 from tunesmith.inference.interface import Refused
 from tunesmith.serve.options import Wire
 
-STREAMED = {200: {"content": {"text/event-stream": {}}}}  # beside JSON, for the OpenAPI document
+STREAMED = {200: {"content": {"text/event-stream": {}}}}  # for the OpenAPI document, beside JSON
 INVALID = "invalid_json"
 TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -22,7 +22,7 @@ class ToolCall(Wire):
 
 
 def text_of(content) -> str:
-    """A content, string or parts, as text. Raises Refused for parts that are no text."""
+    """Returns content, a string or a list of parts, as text. Raises Refused for parts that are not text."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
@@ -34,8 +34,8 @@ def text_of(content) -> str:
 
 
 def tool_call(name: str, arguments: str | dict | None, identity: str | None) -> dict:
-    """A call as templates want it: its arguments a mapping. A conversation continues after a call whose arguments were
-    cut off or are no JSON object; the model is shown them as text under the key INVALID."""
+    """Returns a call in the form of templates, with a mapping as arguments. Arguments that are cut off or not a JSON
+    object are passed to the model as text under the key INVALID, so that the conversation can continue."""
     text = object_text(arguments)
     shown = arguments if isinstance(arguments, str) else json.dumps(arguments)
     mapping = {INVALID: shown} if text is None else json.loads(text)
@@ -43,14 +43,14 @@ def tool_call(name: str, arguments: str | dict | None, identity: str | None) -> 
 
 
 def thinking_of(effort: str | None) -> dict:
-    """How much to reason, as the variables that templates know: `enable_thinking` or `reasoning_effort`."""
+    """Returns the template variable for a reasoning effort: `enable_thinking` or `reasoning_effort`."""
     if effort is None:
         return {}
     return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
 
 
 def tool(name, description, parameters) -> dict:
-    """A tool as templates want it."""
+    """Returns a tool in the form of templates."""
     function = {
         "name": name,
         "description": description or "",
@@ -60,6 +60,6 @@ def tool(name, description, parameters) -> dict:
 
 
 def frame(data: dict | str, event: str | None = None) -> str:
-    """One server-sent event. ASCII, so that text that is no valid Unicode can be sent as well."""
+    """Returns one server-sent event. It is ASCII, so that lone surrogates can be sent too."""
     text = data if isinstance(data, str) else json.dumps(data)
     return (f"event: {event}\n" if event else "") + f"data: {text}\n\n"
