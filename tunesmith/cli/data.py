@@ -98,7 +98,8 @@ class Selected:
         )
 
     def encode(self, tokenizer, mask: str | None = None):
-        """Returns a function that encodes a row: with the recipe's method, or with sft for conversations and cpt for text."""
+        """Returns a function that encodes a row with the recipe's method; without a recipe, conversations with sft and
+        text with cpt."""
         from tunesmith.data.rows import Text
         from tunesmith.methods import Method, cpt, sft
 
