@@ -73,3 +73,14 @@ def test_files_and_functions_are_short(file):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 90, node.name
+
+
+# The launcher writes one line to stderr: that a stop saves first.
+SILENT = [f for f in FILES if "cli" not in f.parts and name_of(f) != "tunesmith.finetune.launch"]
+
+
+@pytest.mark.parametrize("file", SILENT, ids=name_of)
+def test_only_the_command_line_prints(file):
+    """Everything else writes events or returns its results."""
+    calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    assert not any(isinstance(function, ast.Name) and function.id == "print" for function in calls)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from tunesmith.connect.clients import CLIENTS, KEY_VARIABLE, Client, Target
-from tunesmith.connect.config_files import FORMATS, write_config
+from tunesmith.connect.config_files import FORMATS, Unreadable, write_config
 from tunesmith.connect.trial import find_target, try_out
 
 
@@ -36,7 +36,11 @@ def connect(
     text = FORMATS[chosen.format][1]({**chosen.start, **dict(settings)} if chosen.start else settings)
     path = chosen.path()
     if write:
-        _say(write_config(path, chosen, settings, text))
+        try:
+            _say(write_config(path, chosen, settings, text))
+        except Unreadable:
+            print(text, end="")
+            raise
     else:
         print(text, end="")
         _say(f"This belongs in {path}; --write writes it there.")

@@ -13,9 +13,13 @@ from tunesmith.errors import UserError, first_line
 from tunesmith.files import write_atomic
 
 
+class Unreadable(UserError):
+    """A configuration file that cannot be parsed; the settings that it lacks are to be shown above the message."""
+
+
 def write_config(path: Path, client: Client, settings: dict | list, text: str) -> str:
     """Merges `settings` into the file, or writes `text` as a new file. Returns what it did. If the file cannot be
-    parsed, leaves it unchanged, prints `text` and raises UserError."""
+    parsed, leaves it unchanged and raises Unreadable."""
     path = path.resolve()  # keeps a symbolic link
     try:
         old = path.read_text("utf-8") if path.exists() else ""
@@ -23,8 +27,7 @@ def write_config(path: Path, client: Client, settings: dict | list, text: str) -
         before = read(old) if old.strip() else None
         new = text if before is None else dump(merge(before, settings))
     except (ValueError, yaml.YAMLError, UserError) as error:
-        print(text, end="")
-        raise UserError(
+        raise Unreadable(
             f"{path}: not changed, because it is not plain {client.format.upper()} of the expected form "
             f"({first_line(error)}); add the settings printed above yourself"
         ) from error
