@@ -252,7 +252,7 @@ def test_what_is_not_pushed(tunesmith, monkeypatch, run, tmp_path, capsys):
     assert "Repo id" in refused(2, "--push", "org/a/b")
     with monkeypatch.context() as without:
         without.delenv("HF_TOKEN")
-        assert "no token" in refused(2, "--push", "org/tuned")
+        assert "there is no hub token" in refused(2, "--push", "org/tuned")
     write = merged.write
 
     def another(run, folder, settings):
