@@ -6,6 +6,7 @@ from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+from typing import Any
 
 from tunesmith.errors import UserError
 
@@ -13,7 +14,7 @@ from tunesmith.errors import UserError
 class Registry(Mapping[str, ModuleType]):
     """{name: module}, each imported when it is asked for. Names are those of the files in a package and of the
     entry points in a group; a file whose name begins with _ is not one. Raises UserError if an installed package brings
-    a name that is there already."""
+    a name that is there already, or does not load."""
 
     def __init__(self, package: str, group: str):
         self._package, self._group = package, group
@@ -32,7 +33,7 @@ class Registry(Mapping[str, ModuleType]):
 
     def __getitem__(self, name: str) -> ModuleType:
         place = self._places[name]
-        module = import_module(place) if isinstance(place, str) else place.load()
+        module = import_module(place) if isinstance(place, str) else _load(place)
         assert isinstance(module, ModuleType)
         return module
 
@@ -41,6 +42,16 @@ class Registry(Mapping[str, ModuleType]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:  # a stranger's code may raise any kind
+        raise UserError(
+            f"{point.group}: {point.name} of the installed package {_package_of(point)} does not load "
+            f"({type(error).__name__}: {error}); update or remove the package"
+        ) from error
 
 
 def _package_of(point: EntryPoint) -> str:
