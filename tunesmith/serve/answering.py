@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from fastapi import Request as HttpRequest
 from fastapi.concurrency import run_in_threadpool
 
-from tunesmith.answer_formats.calls import Call
-from tunesmith.answer_formats.format import AnswerReader, find
-from tunesmith.answer_formats.reasoning import Thought
+from tunesmith.answer_formats.format import Call, Reader, Thought, find
 from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.errors import UserError
@@ -79,7 +77,7 @@ class Answers:
     """The answers to one HTTP request, computed at once. `prompt_tokens` counts their prompts. Without `parallel` an
     answer ends with its first tool call."""
 
-    def __init__(self, engine: Engine, requests: list[Request], readers: list[AnswerReader], parallel: bool = True):
+    def __init__(self, engine: Engine, requests: list[Request], readers: list[Reader], parallel: bool = True):
         if len(requests) > engine.capacity:
             raise Refused(
                 f"{len(requests):,} answers in one request; this server takes {engine.capacity:,} at once "
@@ -240,7 +238,7 @@ class Service:
         requests, readers = await run_in_threadpool(self._requests, asked)
         return Answers(self.engine, requests, readers, asked.parallel)
 
-    def _requests(self, asked: Asked) -> tuple[list[Request], list[AnswerReader]]:
+    def _requests(self, asked: Asked) -> tuple[list[Request], list[Reader]]:
         served = self.served(asked.model)
         format = self.formats[served.name]
         if asked.tool_choice == "none":

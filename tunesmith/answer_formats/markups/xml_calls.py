@@ -43,23 +43,6 @@ class Tags:
     closing: str
     end: str
 
-    @staticmethod
-    def find(turn: str, name: str) -> tuple[int, int, "Tags"] | None:
-        pattern = rf"{re.escape(name)}((?:(?!{re.escape(name)}).)*?){FIRST}(.*?){TEXT}(.*?){SECOND}(.*?){COUNT}"
-        if (found := re.search(pattern, turn, re.DOTALL)) is None:
-            return None
-        head, text, between, other = found.groups()
-        opening = common_end(head, between)
-        closing = between.removesuffix(opening)
-        rest = turn[found.end() :]
-        if not (opening.strip() and text.strip() and closing.strip()) or not rest.startswith(closing):
-            return None
-        end = MARK.match(rest[len(closing) :].lstrip())
-        if end is None or len(text) > len(opening) + 80:
-            return None
-        form = Tags(head.removesuffix(opening), opening, text, other, closing, end[0])
-        return found.start(), found.end() + len(closing), form
-
     def read(self, text: str, tools: dict[str, dict]) -> Found | None:
         head = self._head.match(text)
         if head is None:
@@ -140,6 +123,23 @@ class Tags:
         lazy = "[lazy]" if at == len(pieces) else ""  # a token of its own ends the text before it
         before = self.closing[: len(self.closing) - len(self.closing.lstrip())] + "".join(map(json.loads, pieces[:at]))
         return "\n".join([f"any_text: until {' '.join(pieces[at:])}", rf"until{lazy}: /(.|\n)*{_regex(before)}/"])
+
+
+def find(turn: str, name: str) -> tuple[int, int, Tags] | None:
+    pattern = rf"{re.escape(name)}((?:(?!{re.escape(name)}).)*?){FIRST}(.*?){TEXT}(.*?){SECOND}(.*?){COUNT}"
+    if (found := re.search(pattern, turn, re.DOTALL)) is None:
+        return None
+    head, text, between, other = found.groups()
+    opening = common_end(head, between)
+    closing = between.removesuffix(opening)
+    rest = turn[found.end() :]
+    if not (opening.strip() and text.strip() and closing.strip()) or not rest.startswith(closing):
+        return None
+    end = MARK.match(rest[len(closing) :].lstrip())
+    if end is None or len(text) > len(opening) + 80:
+        return None
+    form = Tags(head.removesuffix(opening), opening, text, other, closing, end[0])
+    return found.start(), found.end() + len(closing), form
 
 
 def _regex(text: str) -> str:

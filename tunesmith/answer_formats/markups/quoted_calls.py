@@ -45,12 +45,6 @@ class QuotedCalls:
 
     last = "}"
 
-    @staticmethod
-    def find(turn: str, name: str) -> tuple[int, int, "QuotedCalls"] | None:
-        values = rf"{FIRST}:(?P<quote>\S+?){TEXT}(?P=quote),{SECOND}:{COUNT}"
-        found = re.search(rf"{re.escape(name)}{{{values}}}", turn)
-        return (found.start(), found.end(), QuotedCalls(found["quote"])) if found else None
-
     def read(self, text: str, tools: dict[str, dict]) -> Found | None:
         head = HEAD.match(text)
         if head is None:
@@ -143,6 +137,12 @@ class QuotedCalls:
             elif text[at] != closing:
                 raise _Malformed
         return found, at + 1
+
+
+def find(turn: str, name: str) -> tuple[int, int, QuotedCalls] | None:
+    values = rf"{FIRST}:(?P<quote>\S+?){TEXT}(?P=quote),{SECOND}:{COUNT}"
+    found = re.search(rf"{re.escape(name)}{{{values}}}", turn)
+    return (found.start(), found.end(), QuotedCalls(found["quote"])) if found else None
 
 
 def _skip(text: str, at: int) -> int:
