@@ -220,7 +220,12 @@ def test_what_breaks_off_leaves_nothing(run, tmp_path, monkeypatch):
     ("to", "settings", "said"),
     [
         ("gold", {}, "choose adapter, fp8, gguf, gguf-adapter, int4, merged, ollama"),
-        ("merged", {"precision": "q8_0"}, "precision"),
+        (
+            "merged",
+            {"precision": "q8_0"},
+            "--precision: --to merged does not take it; forms that do: gguf, ollama",
+        ),
+        ("gguf", {"rounds": 2}, "--rounds: --to gguf does not take it; no form does"),
         ("merged", {"into": "half"}, "into"),
     ],
 )

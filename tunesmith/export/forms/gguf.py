@@ -20,23 +20,11 @@ from tunesmith.export.model_folder import copy_settings
 from tunesmith.export.parity.gate import BOUNDS
 from tunesmith.export.parity.in_llama_cpp import LlamaCpp
 from tunesmith.export.parity.probes import most_tokens
+from tunesmith.export.settings import GgufSettings as Settings
 from tunesmith.model.load import config_of
-from tunesmith.recipe import Section
 from tunesmith.run import Run
 
 FILE = "model.gguf"
-Precision = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
-
-
-class Settings(Section):
-    """How the model is written."""
-
-    precision: Precision = "bf16"
-    """Of the matrices; vectors stay in float32."""
-    importance: bool = False
-    """Of K-quants: lose least where inputs of the training rows are large."""
-    into: Literal["full", "dequantised"] = "full"
-    """Of a base trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them, rounded."""
 
 
 def write(run: Run, folder: Path, settings: Settings) -> list[str]:

@@ -12,16 +12,12 @@ from tunesmith.export import compressed_tensors
 from tunesmith.export.merged_weights import Weights, weights_of
 from tunesmith.export.parity import in_vllm
 from tunesmith.export.parity.subject import Transformers
-from tunesmith.recipe import Section
+from tunesmith.export.settings import NoSettings as Settings
 from tunesmith.run import Run
 
 GROUPS = (128, 64, 32)  # sizes that vLLM's kernels have; the largest that suits every layer
 LARGEST = 7.5  # of -8 to 7, so that both signs lose the same
 elsewhere = in_vllm.elsewhere
-
-
-class Settings(Section):
-    """Nothing to choose."""
 
 
 def write(run: Run, folder: Path, settings: Settings) -> list[str]:
