@@ -63,7 +63,8 @@ def export(
     for line in notes:
         say(f"note    {line}")
     if found["passed"] is False:
-        raise NotTheSame(f"{kept}: not the trained model: {found['problem']}")
+        advice = form.instead(chosen) if found.get("from_rounding") and hasattr(form, "instead") else None
+        raise NotTheSame(f"{kept}: not the trained model: {found['problem']}" + (f"; try {advice}" if advice else ""))
     if hasattr(form, "finish"):
         say(f"export  {form.finish(target, run.name)}")
     if push:

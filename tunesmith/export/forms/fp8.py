@@ -47,3 +47,7 @@ def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
 
 def precision(run: Run, settings: Settings) -> str:
     return "fp8"
+
+
+def instead(settings: Settings) -> str:
+    return "--to merged"

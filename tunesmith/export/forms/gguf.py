@@ -4,7 +4,7 @@ import tempfile
 import unicodedata
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import torch
@@ -99,3 +99,13 @@ def precision(run: Run, settings: Settings) -> str:
     """A bound no closer than that of the trained weights' own precision."""
     own = "f32" if run.plan["weights"] == "float32" else "bf16"
     return max(settings.precision, own, key=lambda kind: BOUNDS[kind].kl)
+
+
+def instead(settings: Settings) -> str | None:
+    """The importance matrix where it may help, and the next finer precision."""
+    choices = get_args(Settings.model_fields["precision"].annotation)  # from fine to coarse
+    at = choices.index(settings.precision)
+    if at == 0:
+        return None
+    finer = "--precision f32" if settings.precision in ("f16", "bf16") else f"--precision {choices[at - 1]}"
+    return f"--importance, or {finer}" if settings.precision in quantize.KINDS and not settings.importance else finer
