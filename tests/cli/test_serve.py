@@ -101,7 +101,8 @@ def test_a_port_that_is_taken_is_said_before_a_model_is_opened(runs):
         process = start(runs[0], "--port", port)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert errors == (f"tunesmith: --host 127.0.0.1 --port {port}: in use, perhaps by another server; give another\n")
+    said = "in use, perhaps by another server; pass another --port"
+    assert errors == f"tunesmith: --host 127.0.0.1 --port {port}: {said}\n"
 
 
 def test_what_fails_after_the_engine_was_started_ends_it(runs, monkeypatch):

@@ -212,7 +212,7 @@ def test_mistakes_get_one_line(server, tunesmith, home):
     assert status == 0 and "sesame" not in printed and said[-1].startswith("Test passed")
     server.models = [{"id": "other"}]
     status, _, said = tunesmith("connect", "llm", "--url", server.url, "--api-key", "sesame")
-    assert status == 2 and "not one of tunesmith serve" in said[0]
+    assert status == 2 and "not `tunesmith serve`" in said[0]
 
 
 @pytest.mark.slow

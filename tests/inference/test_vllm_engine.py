@@ -253,7 +253,7 @@ def test_what_it_will_not_do_is_said(notes, runs, mistral, family, recipe, tmp_p
         with pytest.raises(UserError, match=message):
             open_vllm(paths, None, 8, 8, print)
 
-    refuses("one base model a server.*mistral in float32, small in float32", *runs, mistral)
+    refuses("one base model in one precision.*mistral in float32, small in float32", *runs, mistral)
     refuses("GGUF files", runs[0], "some.gguf")
     refuses("one name", runs[0], runs[0])
     made = train(recipe(name="more", tokens=("<a>",), train={"max_steps": 1}, adapter={"dora": True}))

@@ -30,7 +30,7 @@ def find_target(url: str, model: str | None, key: str | None) -> Target:
             raise UserError(f"--model {model}: not served at {url}; there is {', '.join(served) or 'no model'}")
         return Target(url, chosen, key, served[chosen]["context"], served[chosen]["tools"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{url}: a server, but not one of tunesmith serve; say --url") from error
+        raise UserError(f"{url}: the server there is not `tunesmith serve`; pass --url") from error
 
 
 def _chat(question: str) -> dict:
@@ -171,10 +171,10 @@ def _ask(url: str, key: str | None, body: dict | None = None):
     except OSError as error:
         raise UserError(
             f"{url}: no server answers ({getattr(error, 'reason', error)}); start one with `tunesmith "
-            f"serve RUN`, or say --url"
+            f"serve RUN`, or pass --url"
         ) from error
     except (http.client.HTTPException, ValueError) as error:
-        raise UserError(f"{url}: a server, but not one of tunesmith serve; say --url") from error
+        raise UserError(f"{url}: the server there is not `tunesmith serve`; pass --url") from error
 
 
 def _events(text: bytes) -> list[dict]:
@@ -184,7 +184,7 @@ def _events(text: bytes) -> list[dict]:
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> str:
     if error.code == 401:
-        return f"{url}: the server asks for a key; say --api-key, or set {KEY_VARIABLE}"
+        return f"{url}: the server requires a key; pass --api-key or set {KEY_VARIABLE}"
     try:
         return f"{url}: {first_line(json.loads(error.read())['error']['message'])}"
     except (ValueError, KeyError, TypeError):

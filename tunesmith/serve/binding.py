@@ -17,7 +17,7 @@ def listen(host: str, port: int, api_key: str | None) -> socket.socket:
     """A socket that listens, so that no second server starts on its port; who connects waits for the first answer.
     Raises UserError where it cannot be, or others would reach it without a key."""
     if not api_key and not is_loopback(host):
-        raise UserError(f"--host {host}: others can reach it, so it needs --api-key (or TUNESMITH_API_KEY)")
+        raise UserError(f"--host {host}: other machines can reach it, so pass --api-key (or set TUNESMITH_API_KEY)")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
@@ -26,7 +26,7 @@ def listen(host: str, port: int, api_key: str | None) -> socket.socket:
         bound.listen()
     except OSError as error:
         why = "in use, perhaps by another server" if error.errno == errno.EADDRINUSE else error.strerror
-        raise UserError(f"--host {host} --port {port}: {why}; give another") from None
+        raise UserError(f"--host {host} --port {port}: {why}; pass another --port") from None
     return bound
 
 
@@ -36,8 +36,8 @@ def check_callers(api_key: str | None, cors: Sequence[str], allow_host: Sequence
         not api_key.isascii() or not api_key.isprintable() or api_key.strip() != api_key or not api_key
     ):
         raise UserError(
-            "--api-key (or TUNESMITH_API_KEY): give letters, digits and signs of ASCII, without a space "
-            "around them; nothing else can be sent as a header"
+            "--api-key (or TUNESMITH_API_KEY): use printable ASCII characters without spaces at either end; an "
+            "HTTP header holds nothing else"
         )
     for origin in cors:
         if origin not in ("*", "null") and not _is_origin(origin):
@@ -46,7 +46,7 @@ def check_callers(api_key: str | None, cors: Sequence[str], allow_host: Sequence
             )
     for name in allow_host:
         if not HOST_NAME.fullmatch(name) and not _is_address(name):
-            raise UserError(f"--allow-host {name}: not a host name; give it in lower case, without scheme and port")
+            raise UserError(f"--allow-host {name}: not a host name; write it in lower case, without scheme and port")
 
 
 def own_names(host: str, allow_host: Sequence[str]) -> list[str]:

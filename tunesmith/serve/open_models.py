@@ -150,7 +150,7 @@ def context_of(name: str, own: int | None, asked: int | None) -> int:
     """Tokens of the model's own context, or fewer if asked. Raises UserError if neither is known."""
     limits = [limit for limit in (own, asked) if limit]
     if not limits:
-        raise UserError(f"{name}: its config has no max_position_embeddings; say --context")
+        raise UserError(f"{name}: its config has no max_position_embeddings; pass --context")
     return min(limits)
 
 

@@ -39,7 +39,7 @@ def described(paths: Sequence[Path | str], context: int | None) -> tuple[dict[st
     """What is served, tuned models before their base, and vLLM's arguments for it. Raises UserError for more than one
     base, and for what vLLM cannot put onto one."""
     if files := [str(path) for path in paths if Path(path).suffix == ".gguf"]:
-        raise UserError(f"--engine vllm: {files[0]}: GGUF files are served without it")
+        raise UserError(f"--engine vllm: {files[0]}: GGUF files need another engine; omit --engine")
     runs = [Run(path) for path in paths if Run(path).exists]
     folders = [resolve(Model(path=str(path))) for path in paths if not Run(path).exists]
     for run in runs:
@@ -52,7 +52,7 @@ def described(paths: Sequence[Path | str], context: int | None) -> tuple[dict[st
     bases |= {(folder.resolve(), precision_of(folder)) for folder in folders if folder.resolve() not in covered}
     if len(bases) > 1:
         raise UserError(
-            "--engine vllm: one base model a server, in one precision, and its adapters; these are "
+            "--engine vllm: a server has one base model in one precision, and its adapters; these are "
             f"{', '.join(sorted(f'{folder.name} in {precision}' for folder, precision in bases))}: "
             "start a server for each"
         )
@@ -104,7 +104,7 @@ def _adapters(runs: Sequence[Run]) -> list[str]:
         }
         if found := adapter_hindrances(recipe) + [name for name, there in bases.items() if there]:
             raise UserError(
-                f"--engine vllm: {run.folder}: vLLM takes no adapter with {' and '.join(found)}; "
+                f"--engine vllm: {run.folder}: vLLM loads no adapter with {' and '.join(found)}; "
                 f"`tunesmith export {run.folder} --to merged`, and serve that folder"
             )
         ranks += [settings["r"], *(settings.get("rank_pattern") or {}).values()]
