@@ -1,4 +1,4 @@
-"""What the ways to write a tool call (markups/) share: their protocol, and the probe, a call that a template is made to
+"""The parts that tool-call markups (markups/) share: their protocol, and the probe, a call that a template is made to
 write."""
 
 import json
@@ -109,7 +109,7 @@ def written(tokenizer: Tokenizer, text: str) -> list[str]:
 
 
 def json_rule(schema: dict) -> str:
-    """What keeps to a JSON Schema, in Lark's notation."""
+    """A rule for values that keep to a JSON Schema, in Lark's notation."""
     return f"%json {json.dumps(schema | {'x-guidance': SPACES})}"
 
 

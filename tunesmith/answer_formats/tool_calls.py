@@ -87,7 +87,8 @@ def _in_vocabulary(tokenizer: Tokenizer) -> ToolFormat | None:
 
 
 def _turn(tokenizer: Tokenizer, names: list[str], content: str | None, as_text: bool, others: tuple) -> str | None:
-    """What the template writes for calls of these tools, less what `others` begin with too; None if it refuses."""
+    """The text that the template writes for calls of these tools, without the beginning that it shares with `others`.
+    None if the template refuses."""
     calls = [probe_call(name, as_text) for name in names]
     try:
         text = tokenizer.render([USER, {"role": "assistant", "content": content, "tool_calls": calls}], PROBE_TOOLS)
@@ -120,7 +121,7 @@ def _format(tokenizer: Tokenizer, one: str, two: str | None, plain: str) -> Tool
 
 
 def _until_end(tokenizer: Tokenizer, after: str, plain: str) -> str:
-    """What the template writes after a call, less what ends a turn."""
+    """The text that the template writes after a call, without the end of the turn."""
     after = after.removesuffix(common_end(after, plain[plain.rfind(SAID) + len(SAID) :]))
     end = after.find(tokenizer.eos_token) if tokenizer.eos_token else -1
     return after[: end if end >= 0 else len(after)].rstrip()
@@ -191,7 +192,7 @@ class ToolReader(ByState):
         return True
 
     def _give_up(self, said: list) -> None:
-        """What began like a call is text, at least its first mark."""
+        """Gives back the first mark, at least, as text: no call follows it."""
         at = min(at + len(mark) for mark in self._marks if (at := self._text.find(mark)) >= 0)
         said.append(self._text[:at])
         self._text, self._state = self._text[at:], "text"

@@ -94,7 +94,7 @@ def note(line: str) -> None:
 
 
 def exported(found: dict) -> None:
-    """What came of an export: `found` as of export.command."""
+    """Prints the outcome of an export. `found`: as `tunesmith.export.export.export` returns it."""
     console, folder, precision = Console(highlight=False), Path(found["folder"]), found["settings"].get("precision")
     written = f"{folder}, {size(sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()))}"
     if found["passed"] is None:

@@ -20,7 +20,7 @@ else:
 
 
 def chosen(flags: RecipeFlags | None) -> dict[str, Any]:
-    """What was said on the command line, nested like a recipe."""
+    """The flags given on the command line, nested like a recipe."""
     values = dict(flags or {})
     targets = values.get("adapter", {}).get("targets")
     if targets == ["all-linear"]:

@@ -93,8 +93,8 @@ def _settings(form, to: str, given: dict):
 
 
 def _checked(run: Run, form, settings, folder: Path, say) -> dict:
-    """What parity.json says. `elsewhere` has the same of other engines. Of a run over a quantised base also
-    `over_quantized`: how the export stands beside the model as training had it."""
+    """The content of parity.json. `elsewhere` has the same for other engines, and for a run over a quantised base
+    `over_quantized` compares the export with the quantised model that was trained."""
     probes, tokenizer = probes_of(run), tokenizer_of(run)
     stop_ids = set(run.plan["stop_ids"])
 

@@ -56,7 +56,7 @@ class Harmony:
         return HarmonyReader(begun, bool(tools))
 
     def plain(self, tokenizer: Tokenizer, ids: list[int]) -> str:
-        """What the messages say, without their channels."""
+        """The text of the messages, without their channels."""
         hidden = tokenizer.special_ids - self.marks
         reader = HarmonyReader(begun=False, calls=True)
         parts = reader.push(tokenizer.decode([i for i in ids if i not in hidden])) + reader.finish()

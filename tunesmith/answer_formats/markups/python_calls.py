@@ -54,7 +54,7 @@ class PythonCalls:
         return text[0] == "[" and any(name.startswith(inner) or inner.startswith(name) for name in tools)
 
     def rules(self, tokenizer: Tokenizer, tools: list[dict], parallel: bool) -> str:
-        """Of what a schema says of strings they keep to `enum` and `const`."""
+        """Strings keep to the `enum` and `const` of their schema, and to no other keyword."""
         more = ' (", " one)*' if parallel else ""
         rules = [
             f'call: "[" one{more} "]"',

@@ -118,7 +118,7 @@ class QuotedCalls:
         return json.loads(number[0]), number.end()
 
     def _items(self, text: str, at: int) -> tuple[dict | list, int]:
-        """Of an object or a list."""
+        """The parts of an object or a list, and where they end."""
         closing = {"{": "}", "[": "]"}[text[at]]
         found: Any = {} if closing == "}" else []
         at = _skip(text, at + 1)

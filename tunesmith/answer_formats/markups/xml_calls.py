@@ -33,8 +33,8 @@ KEY = r"[^\s<>\"]+"
 
 @dataclass(frozen=True)
 class Tags:
-    """What the template writes after the `name`, before a key (`opening`), between key and value (`text` before a
-    string, `other` before anything else), after a value (`closing`), and the mark that follows the last one (`end`)."""
+    """The texts that the template writes after the `name`, before a key (`opening`), between key and value (`text`
+    before a string, `other` before anything else), after a value (`closing`), and the mark after the last (`end`)."""
 
     name: str
     opening: str
@@ -67,7 +67,7 @@ class Tags:
         return any(name.startswith(text) or text.startswith(name) for name in tools)
 
     def rules(self, tokenizer: Tokenizer, tools: list[dict], parallel: bool) -> str:
-        """Of what a schema says of strings they keep to `enum` and `const`."""
+        """Strings keep to the `enum` and `const` of their schema, and to no other keyword."""
         rules = [any_of_rules(len(tools)), self._any_text(tokenizer)]
         for n, tool in enumerate(tools):
             schema = parameters_of(tool)
@@ -171,7 +171,7 @@ def _json(text: str, schema: Any, root: Any) -> str:
 
 
 def _literal(text: str) -> Any:
-    """Of a list or an object as Python writes it, which some templates do; any other text is itself."""
+    """The value of a list or an object in Python's notation, as some templates write it; other text stays as it is."""
     try:
         value = ast.literal_eval(text) if text[:1] in ("[", "{") else text
         json.dumps(value, allow_nan=False)
