@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 
-COMMANDS = (["--help"], ["--version"], ["init", "--help"], ["train", "--help"], ["runs"])
+COMMANDS = (["--help"], ["--version"], ["init", "--help"], ["train", "--help"], ["export", "--help"], ["runs"])
 
 
 def seconds(arguments: list[str], runs: int) -> float:

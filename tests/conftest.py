@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,22 @@ def sums(count: int, first: int = 0) -> list[dict]:
 def write_rows(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Installs a package `stranger` that adds a module under a name."""
+
+    def install(group: str, name: str, source: str = "HERE = True\n") -> None:
+        (tmp_path / "stranger.py").write_text(source)
+        facts = tmp_path / "stranger-1.0.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+        (facts / "entry_points.txt").write_text(f"[{group}]\n{name} = stranger\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "stranger", raising=False)  # another test's
+
+    return install
 
 
 @pytest.fixture

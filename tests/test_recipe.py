@@ -179,6 +179,7 @@ def test_broken_yaml_is_named_with_its_line(tmp_path):
     [
         "cli.main",
         "cli.train",
+        "cli.export",
         "recipe",
         "run",
         "plan",

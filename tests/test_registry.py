@@ -9,22 +9,9 @@ FOLDERS = [
     ("tunesmith.data.formats", "tunesmith.formats", "alpaca"),
     ("tunesmith.methods", "tunesmith.methods", "sft"),
     ("tunesmith.export.forms", "tunesmith.export", "merged"),
+    ("tunesmith.answer_formats.formats", "tunesmith.answer_formats", "harmony"),
+    ("tunesmith.answer_formats.markups", "tunesmith.tool_markups", "json_calls"),
 ]
-
-
-@pytest.fixture
-def installed(tmp_path, monkeypatch):
-    """Makes a package that adds a module under a name."""
-
-    def install(group: str, name: str) -> None:
-        (tmp_path / "stranger.py").write_text("HERE = True\n")
-        facts = tmp_path / "stranger-1.0.dist-info"
-        facts.mkdir()
-        (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
-        (facts / "entry_points.txt").write_text(f"[{group}]\n{name} = stranger\n")
-        monkeypatch.syspath_prepend(tmp_path)
-
-    return install
 
 
 @pytest.mark.parametrize(("package", "group", "own"), FOLDERS)
@@ -40,3 +27,11 @@ def test_a_name_that_is_there_already_is_refused(installed, package, group, own)
     installed(group, own)
     with pytest.raises(UserError, match=f"the installed package stranger adds {own}, which is built in"):
         Registry(package, group)["anything"]
+
+
+def test_a_package_that_does_not_load_is_named(installed):
+    installed("tunesmith.export", "strange", "import nothing_of_that_name\n")
+    with pytest.raises(
+        UserError, match="strange of the installed package stranger does not load .*nothing_of_that_name"
+    ):
+        Registry("tunesmith.export.forms", "tunesmith.export")["strange"]

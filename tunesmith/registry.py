@@ -46,11 +46,11 @@ class Registry(Mapping[str, ModuleType]):
 def _load(point: EntryPoint) -> Any:
     try:
         return point.load()
-    except ImportError as error:
+    except Exception as error:  # a stranger's code may raise any kind
         raise UserError(
-            f"{point.group}: {point.name} of the installed package {_package_of(point)} cannot be imported: {error}; "
-            "mend or remove the package"
-        ) from None
+            f"{point.group}: {point.name} of the installed package {_package_of(point)} does not load "
+            f"({type(error).__name__}: {error}); update or remove the package"
+        ) from error
 
 
 def _package_of(point: EntryPoint) -> str:

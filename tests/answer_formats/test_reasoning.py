@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai import OpenAI
 
-from tunesmith.answer_formats.calls import Call
-from tunesmith.answer_formats.format import find
-from tunesmith.answer_formats.reasoning import Reasoning, Thought
+from tunesmith.answer_formats.format import Call, Thought, find
+from tunesmith.answer_formats.formats.harmony import Harmony
+from tunesmith.answer_formats.reasoning import Reasoning
 
 ASK = [{"role": "user", "content": "What is 1 plus 2?"}]
 PIECE = st.text("ab <think/>|\n{", max_size=30)
@@ -65,9 +65,9 @@ def test_how_templates_write_it(tokenizers):
     tags = Reasoning("<think>", "\n</think>\n\n", "reasoning_content")
     assert found["qwen3"].reasoning == found["thinker"].reasoning == tags
     assert found["distilled"].reasoning == found["smollm3"].reasoning == Reasoning("<think>", "\n</think>\n\n", None)
-    assert found["gpt_oss"].harmony and found["gpt_oss"].reasoning is None
+    assert isinstance(found["gpt_oss"], Harmony)
     for name in ("qwen2", "mistral", "llama3", "gemma3", "llama", "coder", "headed"):
-        assert found[name].reasoning is found[name].harmony is None
+        assert found[name].reasoning is None
 
 
 @given(

@@ -8,13 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.answer_formats import templates
-from tunesmith.answer_formats.calls import Call
-from tunesmith.answer_formats.format import find
-from tunesmith.answer_formats.named_calls import NamedCalls
-from tunesmith.answer_formats.python_calls import PythonCalls
-from tunesmith.answer_formats.quoted_calls import QuotedCalls
-from tunesmith.answer_formats.reasoning import Thought
-from tunesmith.answer_formats.tool_calls import ToolReader, find_format
+from tunesmith.answer_formats.format import Call, Thought, find
+from tunesmith.answer_formats.markups.named_calls import NamedCalls
+from tunesmith.answer_formats.markups.python_calls import PythonCalls
+from tunesmith.answer_formats.markups.quoted_calls import QuotedCalls
+from tunesmith.answer_formats.tool_calls import ToolReader, find_tools
 from tunesmith.inference import grammar as constrain
 
 ENDS = {"qwen2": "<|im_end|>", "mistral": "</s>", "llama": "<|eot_id|>", "coder": "<|im_end|>", "gpt_oss": "<|call|>"}
@@ -116,7 +114,7 @@ def split_up(said: list) -> tuple[list, str]:
 
 
 def test_formats_are_found_in_templates(tokenizers):
-    found = {name: find_format(tok) for name, tok in tokenizers.items()}
+    found = {name: find_tools(tok) for name, tok in tokenizers.items()}
     for name in ("llama3", "gemma3", "smollm3"):  # write no tools
         assert found[name] is None
     for name in ("qwen2", "qwen3", "thinker"):
@@ -150,7 +148,7 @@ def test_calls_come_back_as_they_were_written(tokenizers, name, calls, cuts, bef
     if name == "llama":
         calls = calls[:1]
     answer = written(tok, name, calls, before)
-    found, text = split_up(read(ToolReader(find_format(tok), {"add": {}, "look_up": {}}), split(answer, cuts)))
+    found, text = split_up(read(ToolReader(find_tools(tok), {"add": {}, "look_up": {}}), split(answer, cuts)))
     assert found == calls and text.strip() == before
 
 
@@ -163,7 +161,7 @@ def test_calls_come_back_as_they_were_written(tokenizers, name, calls, cuts, bef
 def test_calls_of_newer_families_come_back(tokenizers, name, calls, cuts, before):
     tok = tokenizers[name]
     answer = written(tok, name, calls, before)
-    found, text = split_up(read(ToolReader(find_format(tok), {"add": {}, "look_up": {}}), split(answer, cuts)))
+    found, text = split_up(read(ToolReader(find_tools(tok), {"add": {}, "look_up": {}}), split(answer, cuts)))
     assert found == calls and text.strip() == before
 
 
@@ -177,7 +175,7 @@ def test_calls_with_keys_as_they_are_come_back(tokenizers, name, calls, cuts, be
     tok = tokenizers[name]
     before = "" if name == "llama4" else before  # which writes calls alone
     answer = written(tok, name, calls, before)
-    found, text = split_up(read(ToolReader(find_format(tok), {"add": {}, "look_up": {}}), split(answer, cuts)))
+    found, text = split_up(read(ToolReader(find_tools(tok), {"add": {}, "look_up": {}}), split(answer, cuts)))
     assert found == calls and text.strip() == before
 
 
@@ -191,7 +189,7 @@ def test_calls_in_tags_come_back(tokenizers, name, calls, cuts, before):
     tok = tokenizers[name]
     answer = written(tok, name, calls, before, TAGGED)
     schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TAGGED}
-    found, text = split_up(read(ToolReader(find_format(tok), schemas), split(answer, cuts)))
+    found, text = split_up(read(ToolReader(find_tools(tok), schemas), split(answer, cuts)))
     assert found == calls and text.strip() == before
 
 
@@ -231,14 +229,14 @@ def test_calls_in_channels_as_the_model_writes_them(tokenizers):
     text=st.text('ab <tol_c>[]{}TOLCAS_\n"', max_size=60),
 )
 def test_text_that_is_no_call_is_kept(tokenizers, name, cuts, text):
-    said = read(ToolReader(find_format(tokenizers[name]), {"add": {}}), split(text, cuts))
+    said = read(ToolReader(find_tools(tokenizers[name]), {"add": {}}), split(text, cuts))
     assert "".join(said) == text
 
 
 @pytest.mark.parametrize(("name", "call"), [("qwen2", '{"name": "add", "argum'), ("coder", "<function=add>\n<param")])
 def test_a_call_cut_short_is_text(tokenizers, name, call):
     text = f"Well.\n<tool_call>\n{call}"
-    calls, said = split_up(read(ToolReader(find_format(tokenizers[name]), {"add": {}}), [text]))
+    calls, said = split_up(read(ToolReader(find_tools(tokenizers[name]), {"add": {}}), [text]))
     assert calls == [] and said.replace("\n", "") == text.replace("\n", "")
 
 
@@ -275,7 +273,7 @@ def test_a_value_in_tags_is_what_its_schema_says(tokenizers, schema, text, value
         "Itself": {"$ref": "#/$defs/Itself"},
     }
     tools = {"add": {"type": "object", "properties": {} if schema is None else {"x": schema}, "$defs": definitions}}
-    reader = ToolReader(find_format(tokenizers["coder"]), tools)
+    reader = ToolReader(find_tools(tokenizers["coder"]), tools)
     assert split_up(read(reader, [answer])) == ([("add", {"x": value})], "")
 
 
@@ -291,11 +289,11 @@ def test_a_value_in_tags_is_what_its_schema_says(tokenizers, schema, text, value
 def test_arguments_are_json_objects_or_the_call_is_text(tokenizers, name, answer):
     """As clients get them: neither NaN nor a list, but objects written as text, and newlines in strings as they are."""
     for arguments, expected in (("null", {}), (r'"{\"a\": 1}"', {"a": 1}), ('{"a": "b\nc"}', {"a": "b\nc"})):
-        reader = ToolReader(find_format(tokenizers[name]), {"add": {}})
+        reader = ToolReader(find_tools(tokenizers[name]), {"add": {}})
         assert split_up(read(reader, list(answer.format(arguments))))[0] == [("add", expected)]
     for arguments in ('"not json"', "[1, 2]", '{"n": NaN}', "5", '"[1]"'):
         text = answer.format(arguments)
-        said = read(ToolReader(find_format(tokenizers[name]), {"add": {}}), list(text))
+        said = read(ToolReader(find_tools(tokenizers[name]), {"add": {}}), list(text))
         assert "".join(said) == text
 
 
@@ -315,7 +313,7 @@ def test_calls_of_a_template_that_writes_none_stand_in_the_text(tokenizers):
         "role": "assistant",
         "content": 'Well. <|tool_call_start|>[add(a="it\'s", b=[1, None]), look_up()]<|tool_call_end|>',
     }
-    said = read(ToolReader(find_format(tok), {"add": {}, "look_up": {}}), list(message["content"]))
+    said = read(ToolReader(find_tools(tok), {"add": {}, "look_up": {}}), list(message["content"]))
     assert split_up(said) == (calls, "Well.")
 
 
@@ -324,7 +322,7 @@ def test_a_call_after_one_that_is_none_is_read(tokenizers):
     cut = '<tool_call>\n{"name": "add", "arguments": {"a'
     for begin in (bad, cut):
         said = read(
-            ToolReader(find_format(tokenizers["qwen3"]), {"add": {}}),
+            ToolReader(find_tools(tokenizers["qwen3"]), {"add": {}}),
             list(f"{begin}\n<tool_call>\n{good}\n</tool_call>"),
         )
         assert split_up(said) == ([("add", {"a": 1})], begin)

@@ -203,6 +203,12 @@ def test_looking_commands_answer(trained, arguments):
         (("runs", "compare", "runs/first"), "two runs"),
         (("export", "runs/first", "--to", "merged", "--output", "model"), "exists already"),
         (
+            ("export", "first", "--to", "fp8", "--into", "full"),
+            "--into: --to fp8 does not take it; forms that do: gguf, merged, ollama",
+        ),
+        (("export", "first", "--to", "gguf", "--precision", "q9"), "`precision` must be f32, f16"),
+        (("export", "first", "--to", "gguf", "--precison", "f32"), 'Did you mean "--precision"?'),
+        (
             ("init", "--model", "model", "--data", "rows.jsonl", "--output", "none/recipe.yaml"),
             "there is no folder none",
         ),

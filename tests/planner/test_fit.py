@@ -32,12 +32,12 @@ def test_the_estimate_is_exact_where_memory_is_a_parabola(fixed, slope, by_squar
 def test_rows_as_long_as_fit(recipe):
     run = train(recipe(data={"sequence_length": "max"}, train={"max_steps": 2, "micro_batch": 2}))
     plan = run.plan
-    assert plan["sequence_length"] == 512  # positions of the model; memory has room for more
-    assert plan["micro_batch_tokens"] == 2 * 512
+    assert plan.sequence_length == 512  # positions of the model; memory has room for more
+    assert plan.micro_batch_tokens == 2 * 512
     assert run.recipe.data.sequence_length == "max" and "512" not in run.recipe.dump()
-    assert plan["reasons"]["sequence_length"].startswith("2 rows of 512 tokens in a forward pass, as fits in")
-    assert plan["gradient_checkpointing"] == "off"
-    assert plan["reasons"]["gradient_checkpointing"] == "examples of up to 512 tokens"
+    assert plan.reasons["sequence_length"].startswith("2 rows of 512 tokens in a forward pass, as fits in")
+    assert plan.gradient_checkpointing == "off"
+    assert plan.reasons["gradient_checkpointing"] == "examples of up to 512 tokens"
 
 
 def test_as_many_rows_as_fit(recipe):

@@ -1,19 +1,8 @@
-"""A tool call, the probe that shows how a template writes one, and what the forms of calls share.
-
-A form of calls has a file of its own with a class that has:
-
-- `find(turn, name)`: (start, end, form) of the probe's call of that name in an assistant's turn, or None;
-- `read(text, tools)`: (calls, where they end) of what text begins with, the calls empty if it is none; None if it is
-  not complete. `tools`: their parameters' schemas by name;
-- `last`: the characters of which one ends a call;
-- `may_begin(text, tools)`: whether text that stands alone may be the beginning of a call;
-- `rules(tokenizer, tools, parallel)`: the rule `call`, and those that it needs, in Lark's notation.
-"""
+"""The parts that tool-call markups (markups/) share: their protocol, and the probe, a call that a template is made to
+write."""
 
 import json
 import re
-import secrets
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tunesmith.answer_formats.streaming import SPACES
@@ -42,26 +31,24 @@ DECODER = json.JSONDecoder(strict=False)  # models write newlines into strings a
 Found = tuple[list[tuple[str, str]], int]
 
 
-@dataclass(frozen=True)
-class Call:
-    """A tool call as the model made it; `arguments` is the text of a JSON object. The id has nine characters, as
-    Mistral demands."""
-
-    name: str
-    arguments: str
-    id: str = field(default_factory=lambda: secrets.token_hex(5)[:9])
-
-
 class CallForm(Protocol):
-    """How a call is written between its marks. See above."""
+    """How a call is written between its marks. `tools`, where it is a dictionary: the parameters' schemas by name."""
 
     last: str
+    """Characters; one of them ends a call."""
 
-    def read(self, text: str, tools: dict[str, dict]) -> Found | None: ...
+    def read(self, text: str, tools: dict[str, dict]) -> Found | None:
+        """(calls, where they end) at the beginning of the text; no calls if it begins with none, None if the text is
+        not complete."""
+        ...
 
-    def may_begin(self, text: str, tools: dict[str, dict]) -> bool: ...
+    def may_begin(self, text: str, tools: dict[str, dict]) -> bool:
+        """Whether text that stands alone may be the beginning of a call."""
+        ...
 
-    def rules(self, tokenizer: Tokenizer, tools: list[dict], parallel: bool) -> str: ...
+    def rules(self, tokenizer: Tokenizer, tools: list[dict], parallel: bool) -> str:
+        """The rule `call`, and the rules that it needs, in Lark's notation."""
+        ...
 
 
 def probe_call(name: str, as_text: bool) -> dict:
@@ -122,7 +109,7 @@ def written(tokenizer: Tokenizer, text: str) -> list[str]:
 
 
 def json_rule(schema: dict) -> str:
-    """What keeps to a JSON Schema, in Lark's notation."""
+    """A rule for values that keep to a JSON Schema, in Lark's notation."""
     return f"%json {json.dumps(schema | {'x-guidance': SPACES})}"
 
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tunesmith.answer_formats.format import Thought
 from tunesmith.answer_formats.streaming import ByState, tail_of
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
@@ -31,13 +32,6 @@ class Reasoning:
     def opened(self, prompt: str) -> bool:
         """Whether an answer to the prompt begins with reasoning."""
         return prompt.rstrip().endswith(self.opening)
-
-
-@dataclass(frozen=True)
-class Thought:
-    """Reasoning that an answer grew by."""
-
-    text: str
 
 
 def find_reasoning(tokenizer: Tokenizer) -> Reasoning | None:

@@ -109,7 +109,7 @@ def _all_of(schema: dict, root: Any) -> list:
 
 
 def _target(root: Any, reference: str) -> Any:
-    """What a JSON pointer points at, None if there is nothing."""
+    """The value that a JSON pointer points at, None if there is none."""
     if not reference.startswith("#"):
         return None
     found = root

@@ -5,7 +5,7 @@ import re
 # In llguidance's words: a model that begins to write spaces may never stop.
 SPACES = {"whitespace_pattern": r"\n?[ \t]{0,16}"}
 MARK = re.compile(r"<[^<>\n]*>?|\[[^\[\]\s]*\]|\s+|[^\s<\[]+|.", re.DOTALL)
-"""What a template writes in one piece: a tag or the beginning of one, whitespace, a word."""
+"""One piece of a template's text: a tag or the beginning of one, whitespace, or a word."""
 
 
 class ByState:
@@ -15,7 +15,7 @@ class ByState:
     _text = _state = ""
 
     def push(self, text: str) -> list:
-        """What is certain now, in order."""
+        """The parts that are certain now, in order."""
         self._text += text
         said: list = []
         while getattr(self, f"_in_{self._state}")(said):

@@ -1,7 +1,7 @@
 """Tool calls: how a model's template writes them, found by letting it write some, and read out of its answers.
 
 Calls stand between marks, and may do so together in a section with marks of its own. What stands between the marks of
-a call has one of these forms, each in a file of its own:
+a call has one of these forms, each a file in markups/:
 
 | who | section | mark | call |
 |---|---|---|---|
@@ -19,17 +19,17 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.answer_formats.calls import OTHER, PROBE, PROBE_TOOLS, Call, flexible, probe_call, written
-from tunesmith.answer_formats.json_calls import JsonCalls
-from tunesmith.answer_formats.named_calls import NamedCalls
-from tunesmith.answer_formats.python_calls import PythonCalls
-from tunesmith.answer_formats.quoted_calls import QuotedCalls
+from tunesmith.answer_formats.calls import OTHER, PROBE, PROBE_TOOLS, flexible, probe_call, written
+from tunesmith.answer_formats.format import Call
+from tunesmith.answer_formats.markups.python_calls import PythonCalls
 from tunesmith.answer_formats.streaming import MARK, ByState, common_end, common_start, tail_of
-from tunesmith.answer_formats.xml_calls import Tags
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.registry import Registry
 
-FORMS = (JsonCalls, NamedCalls, Tags, PythonCalls, QuotedCalls)
+MARKUPS = Registry("tunesmith.answer_formats.markups", "tunesmith.tool_markups")
+# Tried in this order after every other markup: named_calls takes JSON as well.
+LAST = ("json_calls", "named_calls", "xml_calls", "python_calls", "quoted_calls")
 USER = {"role": "user", "content": "Call it."}
 SAID = "Tunesmith9Says"
 MOST_SPACES = 32  # that a model may write among the marks before a call
@@ -56,7 +56,7 @@ class ToolFormat:
         return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": text}
 
 
-def find_format(tokenizer: Tokenizer) -> ToolFormat | None:
+def find_tools(tokenizer: Tokenizer) -> ToolFormat | None:
     """How the template writes a call, or None where it writes none, or none in these forms."""
     try:
         prompt = tokenizer.render([USER], PROBE_TOOLS, add_generation_prompt=True)
@@ -87,7 +87,8 @@ def _in_vocabulary(tokenizer: Tokenizer) -> ToolFormat | None:
 
 
 def _turn(tokenizer: Tokenizer, names: list[str], content: str | None, as_text: bool, others: tuple) -> str | None:
-    """What the template writes for calls of these tools, less what `others` begin with too; None if it refuses."""
+    """The text that the template writes for calls of these tools, without the beginning that it shares with `others`.
+    None if the template refuses."""
     calls = [probe_call(name, as_text) for name in names]
     try:
         text = tokenizer.render([USER, {"role": "assistant", "content": content, "tool_calls": calls}], PROBE_TOOLS)
@@ -98,14 +99,15 @@ def _turn(tokenizer: Tokenizer, names: list[str], content: str | None, as_text: 
 
 def _format(tokenizer: Tokenizer, one: str, two: str | None, plain: str) -> ToolFormat | None:
     """From a turn with one call, one with two, and one with text."""
-    found = next((found for form in FORMS if (found := form.find(one, PROBE))), None)
+    names = (*(name for name in MARKUPS if name not in LAST), *LAST)
+    found = next(((MARKUPS[name], place) for name in names if (place := MARKUPS[name].find(one, PROBE))), None)
     if found is None:
         return None
-    start, end, form = found
+    markup, (start, end, form) = found
     before, after = one[:start], _until_end(tokenizer, one[end:], plain)
     if PROBE in before:
         return None
-    places = [form.find(two, name) for name in (PROBE, OTHER)] if two else [None]
+    places = [markup.find(two, name) for name in (PROBE, OTHER)] if two else [None]
     opening, closing = before, after
     if None not in places and places[0][:2] != places[1][:2]:  # else one call, or a list of them
         between = two[places[0][1] : places[1][0]]
@@ -119,7 +121,7 @@ def _format(tokenizer: Tokenizer, one: str, two: str | None, plain: str) -> Tool
 
 
 def _until_end(tokenizer: Tokenizer, after: str, plain: str) -> str:
-    """What the template writes after a call, less what ends a turn."""
+    """The text that the template writes after a call, without the end of the turn."""
     after = after.removesuffix(common_end(after, plain[plain.rfind(SAID) + len(SAID) :]))
     end = after.find(tokenizer.eos_token) if tokenizer.eos_token else -1
     return after[: end if end >= 0 else len(after)].rstrip()
@@ -190,7 +192,7 @@ class ToolReader(ByState):
         return True
 
     def _give_up(self, said: list) -> None:
-        """What began like a call is text, at least its first mark."""
+        """Gives back the first mark, at least, as text: no call follows it."""
         at = min(at + len(mark) for mark in self._marks if (at := self._text.find(mark)) >= 0)
         said.append(self._text[:at])
         self._text, self._state = self._text[at:], "text"

@@ -7,8 +7,7 @@ from rich.console import Console
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from tunesmith.answer_formats.format import AnswerReader, Format, find
-from tunesmith.answer_formats.reasoning import Thought
+from tunesmith.answer_formats.format import Format, Reader, Thought, find
 from tunesmith.cli.message_input import MessageInput
 from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
@@ -240,7 +239,7 @@ class Answer(BaseStreamer):
         self._last: int | None = None
         self._console = console
         self._writer = Writer(tokenizer, shown=format.shown(False))
-        self._reader: AnswerReader = format.reader(prompt, False, [])
+        self._reader: Reader = format.reader(prompt, False, [])
         self._message = {"role": "assistant", "content": ""}
         self._prompt_came = False
 

@@ -1,24 +1,71 @@
-"""`tunesmith export`."""
+"""`tunesmith export`, and the settings of all forms as its flags."""
 
+from copy import copy
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
+from cyclopts import Group, Parameter
+from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
 
-from tunesmith.cli.parameters import Json, Switch, print_json
-from tunesmith.errors import quoted
+from tunesmith.cli.flags import arity, default_text, flag_name, flags_of
+from tunesmith.cli.parameters import Json, print_json
+from tunesmith.errors import UserError, quoted
+from tunesmith.export.forms import all_settings
 from tunesmith.run import Run
 from tunesmith.units import size
+
+RESERVED = ("run", "to", "output", "parity", "push", "json", "help")
+
+
+def form_fields() -> dict[str, FieldInfo]:
+    """The settings of all forms by name; the help of each says which forms take it. Raises UserError for a setting that
+    cannot be a flag."""
+    found: dict[str, dict[str, FieldInfo]] = {}
+    for form, settings in all_settings().items():
+        for name, field in settings.model_fields.items():
+            if name in RESERVED:
+                raise UserError(
+                    f"the export form {form} has a setting {name}: {flag_name(name)} is a flag of every export"
+                )
+            found.setdefault(name, {})[form.replace("_", "-")] = field
+    return {name: _field(name, by_form) for name, by_form in found.items()}
+
+
+def _field(name: str, by_form: dict[str, FieldInfo]) -> FieldInfo:
+    """The fields of that name of several forms as one. Forms with the same field share a sentence of its help."""
+    if len({arity(field.annotation) for field in by_form.values()}) > 1:
+        raise UserError(
+            f"{flag_name(name)}: the export forms {', '.join(by_form)} differ in how many values follow it; rename the "
+            "setting of a form that is not Tunesmith's"
+        )
+    meanings: dict[tuple, list[str]] = {}
+    for form, field in by_form.items():
+        meanings.setdefault((field.description, default_text(field), str(field.annotation)), []).append(form)
+    one = copy(next(iter(by_form.values())))
+    texts = [
+        f"{', '.join(forms)}: {text or ''}" + (f" (default: {default})" if len(meanings) > 1 and default else "")
+        for (text, default, _), forms in meanings.items()
+    ]
+    one.description = " ".join(texts)
+    if len(meanings) > 1:
+        one.default, one.default_factory = None, None
+        one.annotation = Union[tuple(field.annotation for field in by_form.values())]  # noqa: UP007  of a tuple
+    return one
+
+
+if TYPE_CHECKING:
+    FormFlags = dict[str, Any]  # made from the forms' fields, which a type checker cannot follow
+else:
+    FormFlags = flags_of(form_fields(), Group("Settings of forms", sort_key=1))
 
 
 def export(
     run: Path,
     *,
     to: str,
-    precision: str | None = None,
-    into: Literal["full", "dequantised"] | None = None,
-    importance: Annotated[bool, Switch] = False,
+    settings: Annotated[FormFlags | None, Parameter(name="*")] = None,
     output: Path | None = None,
     parity: bool = True,
     push: str | None = None,
@@ -30,10 +77,6 @@ def export(
         run: The run's name or folder.
         to: adapter, merged (a model folder for transformers and vLLM), fp8 and int4 (the same in 8 and 4 bits), gguf,
             gguf-adapter, ollama, or a form that a package adds.
-        precision: Of gguf and ollama: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m or q2_k.
-        into: Of a base trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them,
-            rounded.
-        importance: Of K-quants: lose least where inputs of the training rows are large.
         output: The folder to write; RUN/FORM by default.
         parity: --no-parity writes without comparing, and records that.
         push: Also upload it to this repository of the hub, e.g. name/model, made private if there is none.
@@ -41,9 +84,7 @@ def export(
     """
     from tunesmith.export.export import export as write
 
-    given = {"precision": precision, "into": into, "importance": importance or None}
-    settings = {key: value for key, value in given.items() if value is not None}
-    found = write(Run.open(run), to, output, settings, parity, push, note)
+    found = write(Run.open(run), to, output, dict(settings or {}), parity, push, note)
     print_json(found) if as_json else exported(found)
 
 
@@ -53,7 +94,7 @@ def note(line: str) -> None:
 
 
 def exported(found: dict) -> None:
-    """What came of an export: `found` as of export.command."""
+    """Prints the outcome of an export. `found`: as `tunesmith.export.export.export` returns it."""
     console, folder, precision = Console(highlight=False), Path(found["folder"]), found["settings"].get("precision")
     written = f"{folder}, {size(sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()))}"
     if found["passed"] is None:

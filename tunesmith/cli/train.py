@@ -1,67 +1,26 @@
 """`tunesmith train`, and the recipe's fields as its flags."""
 
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Group, Parameter, Token
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
+from cyclopts import Group, Parameter
 
+from tunesmith.cli.flags import flags_of
 from tunesmith.errors import UserError, quoted
-from tunesmith.recipe import Recipe, Source, fields_of
+from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
 SHORT_FORMS = {"model.path": "--model", "data.train": "--data"}
 
 
-def _flags(section: type[BaseModel], prefix: str = "", group: Group | None = None) -> Any:
-    """A dictionary type with every field of a section as an optional key, each a documented flag with its default."""
-    keys: dict[str, Any] = {}
-    for place, (name, field) in enumerate(fields_of(section).items()):
-        inner, key = field.annotation, prefix + name
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            inside = _flags(inner, f"{key}.", Group(f"{name}: {inner.__doc__}", sort_key=place + 1))
-            keys[name] = Annotated[inside, Parameter(name="*")]
-        else:
-            keys[name] = Annotated[_flag_type(inner), _flag(key, field, group)]
-    made: Any = TypedDict  # from fields, which a type checker cannot follow
-    return made(f"{section.__name__}Flags", keys, total=False)
-
-
-def _flag(key: str, field: FieldInfo, group: Group | None) -> Parameter:
-    names = [f"--{key.replace('_', '-')}", *filter(None, [SHORT_FORMS.get(key)])]
-    default = "" if field.is_required() or field.default in (None, [], {}) else str(field.default).lower()
-    flag = Parameter(
-        name=names, group=group, help=field.description, show_default=default or False, negative_iterable=""
-    )
-    one = _flag_type(field.annotation) is not bool and get_origin(_flag_type(field.annotation)) not in (list, dict)
-    return Parameter.combine(flag, Parameter(converter=_as_written)) if one else flag
-
-
-def _as_written(_: Any, tokens: list[Token]) -> str:
-    """Leaves it to the recipe to say what is wrong with a value."""
-    return tokens[0].value
-
-
-def _flag_type(annotation: Any) -> Any:
-    """A list of sources becomes a list of paths; `X | list[X]` a list."""
-    if annotation == list[Source]:
-        return list[str]
-    if get_origin(annotation) in (Union, UnionType):
-        lists = [a for a in get_args(annotation) if get_origin(a) is list]
-        return lists[0] if lists else annotation
-    return annotation
-
-
 if TYPE_CHECKING:
     RecipeFlags = dict[str, Any]  # made from the recipe's fields, which a type checker cannot follow
 else:
-    RecipeFlags = _flags(Recipe, group=Group("Recipe", sort_key=0))
+    RecipeFlags = flags_of(Recipe.model_fields, Group("Recipe", sort_key=0), short=SHORT_FORMS)
 
 
 def chosen(flags: RecipeFlags | None) -> dict[str, Any]:
-    """What was said on the command line, nested like a recipe."""
+    """The flags given on the command line, nested like a recipe."""
     values = dict(flags or {})
     targets = values.get("adapter", {}).get("targets")
     if targets == ["all-linear"]:

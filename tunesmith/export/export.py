@@ -1,10 +1,4 @@
-"""`tunesmith export`: write a form, open it in its engine, and call it done when it is the trained model.
-
-A form is a file of this folder with `Settings`, `write(run, folder, settings)` (it may return notes for the user),
-`opened(run, folder, settings)` (an engine), `precision(run, settings)` (whose bound of parity holds) and, where there
-is more, `elsewhere(run, folder, settings, say)` (what else opens it here: engines by name, each made by a call) and
-`finish(folder, name)` (what is to do once it is done).
-"""
+"""`tunesmith export`: write a form, open it in its engine, and call it done when it is the trained model."""
 
 import os
 import shutil
@@ -17,6 +11,7 @@ from pydantic import ValidationError
 
 from tunesmith.errors import NotTheSame, UserError
 from tunesmith.export.card import card
+from tunesmith.export.forms import FORMS, all_settings
 from tunesmith.export.parity.gate import Observation, compare, distance, measures, observe
 from tunesmith.export.parity.probes import probes_of
 from tunesmith.export.parity.subject import Trained
@@ -26,11 +21,9 @@ from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.result import require_result, trained_model
 from tunesmith.model.load import quieten
 from tunesmith.recipe import first_problem
-from tunesmith.registry import Registry
 from tunesmith.run import Run
 
 SAID_EVERY = 10.0  # seconds
-FORMS = Registry("tunesmith.export.forms", "tunesmith.export")
 
 
 def export(
@@ -70,7 +63,8 @@ def export(
     for line in notes:
         say(f"note    {line}")
     if found["passed"] is False:
-        raise NotTheSame(f"{kept}: not the trained model: {found['problem']}")
+        advice = form.instead(chosen) if found.get("from_rounding") and hasattr(form, "instead") else None
+        raise NotTheSame(f"{kept}: not the trained model: {found['problem']}" + (f"; try {advice}" if advice else ""))
     if hasattr(form, "finish"):
         say(f"export  {form.finish(target, run.name)}")
     if push:
@@ -88,9 +82,10 @@ def form_of(to: str) -> ModuleType:
 
 
 def _settings(form, to: str, given: dict):
-    unknown = sorted(given.keys() - form.Settings.model_fields)
-    if unknown:
-        raise UserError(f"--{unknown[0]}: --to {to} has no such choice")
+    if unknown := sorted(given.keys() - form.Settings.model_fields):
+        takers = [name.replace("_", "-") for name, other in all_settings().items() if unknown[0] in other.model_fields]
+        where = f"forms that do: {', '.join(takers)}" if takers else "no form does"
+        raise UserError(f"--{unknown[0].replace('_', '-')}: --to {to} does not take it; {where}")
     try:
         return form.Settings.model_validate(given)
     except ValidationError as error:
@@ -98,8 +93,8 @@ def _settings(form, to: str, given: dict):
 
 
 def _checked(run: Run, form, settings, folder: Path, say) -> dict:
-    """What parity.json says. `elsewhere` has the same of other engines. Of a run over a quantised base also
-    `over_quantized`: how the export stands beside the model as training had it."""
+    """The content of parity.json. `elsewhere` has the same for other engines, and for a run over a quantised base
+    `over_quantized` compares the export with the quantised model that was trained."""
     probes, tokenizer = probes_of(run), Prepared.open(run).tokenizer
     stop_ids = set(run.plan.stop_ids)
 

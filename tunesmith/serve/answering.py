@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from fastapi import Request as HttpRequest
 from fastapi.concurrency import run_in_threadpool
 
-from tunesmith.answer_formats.calls import Call
-from tunesmith.answer_formats.format import AnswerReader, find
-from tunesmith.answer_formats.reasoning import Thought
+from tunesmith.answer_formats.format import Call, Reader, Thought, find
 from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
 from tunesmith.errors import UserError
@@ -80,7 +78,7 @@ class Answers:
     """The answers to one HTTP request, generated together. `prompt_tokens` counts the tokens of all prompts. Without
     `parallel`, an answer ends after its first tool call."""
 
-    def __init__(self, engine: Engine, requests: list[Request], readers: list[AnswerReader], parallel: bool = True):
+    def __init__(self, engine: Engine, requests: list[Request], readers: list[Reader], parallel: bool = True):
         if len(requests) > engine.capacity:
             raise Refused(
                 f"{len(requests):,} answers in one request; this server takes {engine.capacity:,} at once "
@@ -245,7 +243,7 @@ class Service:
         requests, readers = await run_in_threadpool(self._requests, generation)
         return Answers(self.engine, requests, readers, generation.parallel)
 
-    def _requests(self, generation: GenerationRequest) -> tuple[list[Request], list[AnswerReader]]:
+    def _requests(self, generation: GenerationRequest) -> tuple[list[Request], list[Reader]]:
         served = self.served(generation.model)
         format = self.formats[served.name]
         if generation.tool_choice == "none":

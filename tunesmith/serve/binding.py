@@ -47,7 +47,7 @@ def check_callers(api_key: str | None, cors: Sequence[str], allow_host: Sequence
             )
     for name in allow_host:
         if not HOST_NAME.fullmatch(name) and not _is_address(name):
-            raise UserError(f"--allow-host {name}: not a host name; give it in lower case, without scheme and port")
+            raise UserError(f"--allow-host {name}: not a host name; write it in lower case, without scheme and port")
 
 
 def own_names(host: str, allow_host: Sequence[str]) -> list[str]:

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from tunesmith import train
 from tunesmith.errors import NotTheSame, UserError
 from tunesmith.export.export import export
-from tunesmith.export.forms import merged
+from tunesmith.export.forms import gguf, merged
 from tunesmith.export.forms.ollama import Template
+from tunesmith.export.parity import gate
 from tunesmith.export.parity.gate import CHANCE, chance, distance
 from tunesmith.export.parity.subject import Transformers
 from tunesmith.finetune.prepared import Prepared
@@ -112,6 +113,31 @@ def test_a_false_export_fails_and_is_marked(run, tmp_path, monkeypatch, change, 
         export(run, "merged", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     assert json.loads((tmp_path / "merged.failed/parity.json").read_text())["passed"] is False
+
+
+def test_what_loses_too_much_by_rounding_names_what_to_try(run, tmp_path, monkeypatch):
+    """Here by bounds that nothing keeps to; what is wrong in another way gets no such advice."""
+    monkeypatch.setattr(gate, "BOUNDS", dict.fromkeys(gate.BOUNDS, gate.Bound(kl=-1, top1=1)))
+    with pytest.raises(NotTheSame, match="bound -1; try --to fp8, or --to gguf --precision q4_k_m$"):
+        export(run, "int4", tmp_path / "int4")
+    monkeypatch.setattr(merged, "instead", lambda settings: "--to adapter", raising=False)
+    rewritten(monkeypatch, other_stop)
+    with pytest.raises(NotTheSame, match="of the trained model$"):
+        export(run, "merged", tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"precision": "q4_k_m"}, "--importance, or --precision q5_k_m"),
+        ({"precision": "q4_k_m", "importance": True}, "--precision q5_k_m"),
+        ({"precision": "q8_0"}, "--precision bf16"),
+        ({}, "--precision f32"),
+        ({"precision": "f32"}, None),
+    ],
+)
+def test_a_finer_gguf_is_what_to_try(settings, advice):
+    assert gguf.instead(gguf.Settings(**settings)) == advice
 
 
 def test_no_parity_is_recorded(run, tmp_path):
@@ -220,7 +246,12 @@ def test_what_breaks_off_leaves_nothing(run, tmp_path, monkeypatch):
     ("to", "settings", "said"),
     [
         ("gold", {}, "choose adapter, fp8, gguf, gguf-adapter, int4, merged, ollama"),
-        ("merged", {"precision": "q8_0"}, "precision"),
+        (
+            "merged",
+            {"precision": "q8_0"},
+            "--precision: --to merged does not take it; forms that do: gguf, ollama",
+        ),
+        ("gguf", {"rounds": 2}, "--rounds: --to gguf does not take it; no form does"),
         ("merged", {"into": "half"}, "into"),
     ],
 )

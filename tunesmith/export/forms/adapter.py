@@ -9,16 +9,12 @@ from tunesmith.errors import UserError
 from tunesmith.export.forms.merged import BY_DTYPE
 from tunesmith.export.model_folder import copy_settings
 from tunesmith.export.parity.subject import Transformers
+from tunesmith.export.settings import NoSettings as Settings
 from tunesmith.finetune.prepared import Prepared
 from tunesmith.inference.vllm_process import adapter_hindrances
 from tunesmith.model.adapt import grow
 from tunesmith.model.load import config_of, dequantising, eos_ids, opener_of, quieten
-from tunesmith.recipe import Section
 from tunesmith.run import Run
-
-
-class Settings(Section):
-    """Nothing to choose."""
 
 
 def write(run: Run, folder: Path, settings: Settings) -> list[str]:

@@ -11,7 +11,7 @@ from tunesmith.export import compressed_tensors
 from tunesmith.export.merged_weights import weights_of
 from tunesmith.export.parity import in_vllm
 from tunesmith.export.parity.subject import Transformers
-from tunesmith.recipe import Section
+from tunesmith.export.settings import NoSettings as Settings
 from tunesmith.run import Run
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
@@ -24,10 +24,6 @@ SCHEME = {
     },
 }
 elsewhere = in_vllm.elsewhere
-
-
-class Settings(Section):
-    """Nothing to choose."""
 
 
 def write(run: Run, folder: Path, settings: Settings) -> None:
@@ -51,3 +47,7 @@ def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
 
 def precision(run: Run, settings: Settings) -> str:
     return "fp8"
+
+
+def instead(settings: Settings) -> str:
+    return "--to merged"

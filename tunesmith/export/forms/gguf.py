@@ -4,7 +4,7 @@ import tempfile
 import unicodedata
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import torch
@@ -20,23 +20,11 @@ from tunesmith.export.model_folder import copy_settings
 from tunesmith.export.parity.gate import BOUNDS
 from tunesmith.export.parity.in_llama_cpp import LlamaCpp
 from tunesmith.export.parity.probes import most_tokens
+from tunesmith.export.settings import GgufSettings as Settings
 from tunesmith.model.load import config_of
-from tunesmith.recipe import Section
 from tunesmith.run import Run
 
 FILE = "model.gguf"
-Precision = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
-
-
-class Settings(Section):
-    """How the model is written."""
-
-    precision: Precision = "bf16"
-    """Of the matrices; vectors stay in float32."""
-    importance: bool = False
-    """Of K-quants: lose least where inputs of the training rows are large."""
-    into: Literal["full", "dequantised"] = "full"
-    """Of a base trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them, rounded."""
 
 
 def write(run: Run, folder: Path, settings: Settings) -> list[str]:
@@ -111,3 +99,13 @@ def precision(run: Run, settings: Settings) -> str:
     """A bound no closer than that of the trained weights' own precision."""
     own = "f32" if run.plan.weights == "float32" else "bf16"
     return max(settings.precision, own, key=lambda kind: BOUNDS[kind].kl)
+
+
+def instead(settings: Settings) -> str | None:
+    """The importance matrix where it may help, and the next finer precision."""
+    choices = get_args(Settings.model_fields["precision"].annotation)  # from fine to coarse
+    at = choices.index(settings.precision)
+    if at == 0:
+        return None
+    finer = "--precision f32" if settings.precision in ("f16", "bf16") else f"--precision {choices[at - 1]}"
+    return f"--importance, or {finer}" if settings.precision in quantize.KINDS and not settings.importance else finer

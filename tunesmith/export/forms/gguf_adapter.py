@@ -10,15 +10,11 @@ from tunesmith.export.forms.gguf import Engine, write_model
 from tunesmith.export.forms.merged import BY_DTYPE
 from tunesmith.export.gguf.adapter import write_adapter
 from tunesmith.export.merged_weights import Weights
+from tunesmith.export.settings import NoSettings as Settings
 from tunesmith.model.load import config_of
-from tunesmith.recipe import Section
 from tunesmith.run import Run
 
 FILE = "adapter.gguf"
-
-
-class Settings(Section):
-    """Nothing to choose."""
 
 
 def write(run: Run, folder: Path, settings: Settings) -> None:

@@ -12,16 +12,12 @@ from tunesmith.export import compressed_tensors
 from tunesmith.export.merged_weights import Weights, weights_of
 from tunesmith.export.parity import in_vllm
 from tunesmith.export.parity.subject import Transformers
-from tunesmith.recipe import Section
+from tunesmith.export.settings import NoSettings as Settings
 from tunesmith.run import Run
 
 GROUPS = (128, 64, 32)  # sizes that vLLM's kernels have; the largest that suits every layer
 LARGEST = 7.5  # of -8 to 7, so that both signs lose the same
 elsewhere = in_vllm.elsewhere
-
-
-class Settings(Section):
-    """Nothing to choose."""
 
 
 def write(run: Run, folder: Path, settings: Settings) -> list[str]:
@@ -78,3 +74,8 @@ def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
 
 def precision(run: Run, settings: Settings) -> str:
     return "int4"
+
+
+def instead(settings: Settings) -> str:
+    """Both lose less: 8 bits, and 4 bits with a scale and a least value for 32 weights."""
+    return "--to fp8, or --to gguf --precision q4_k_m"

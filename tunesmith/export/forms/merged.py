@@ -1,7 +1,6 @@
 """A model folder as transformers and vLLM open it: the adapter merged into the base's weights, a layer at a time."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -10,22 +9,15 @@ from tunesmith.export.merged_weights import Weights, weights_of
 from tunesmith.export.model_folder import copy_settings
 from tunesmith.export.parity import in_vllm
 from tunesmith.export.parity.subject import Transformers
+from tunesmith.export.settings import MergeSettings as Settings
 from tunesmith.files import follow_umask, write_json
 from tunesmith.model.folder import copy_others, write_config
 from tunesmith.model.load import config_of, stored_in_8_bits
-from tunesmith.recipe import Section
 from tunesmith.run import Run
 
 SHARD_BYTES = 500_000_000
 elsewhere = in_vllm.elsewhere
 BY_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-
-
-class Settings(Section):
-    """How the adapter is merged."""
-
-    into: Literal["full", "dequantised"] = "full"
-    """Of a base trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them, rounded."""
 
 
 def write(run: Run, folder: Path, settings: Settings) -> None:

@@ -23,6 +23,7 @@ from tunesmith.run import Run
 
 Settings = gguf.Settings
 precision = gguf.precision
+instead = gguf.instead
 MODEL = gguf.FILE
 PIECES = "template.json"
 SYSTEM, FIRST, ANSWER, SECOND = "\ue000S", "\ue000U", "\ue000A", "\ue000V"  # no template writes these

@@ -96,8 +96,8 @@ def observe(engine: Engine, probes: Probes, decode, progress=lambda done, of: No
 
 
 def compare(trained: Observation, exported: Observation, probes: Probes, precision: str) -> dict:
-    """parity.json: `passed`, `problem` (the first difference, or None) and what was measured; `logits` None if the
-    exported model's engine tells no likelihoods."""
+    """parity.json: `passed`, `problem` (the first difference, or None), `from_rounding` (whether finer weights may mend
+    it) and what was measured; `logits` None if the exported model's engine tells no likelihoods."""
     found = {
         "precision": precision,
         "rows": len(probes.rows),
@@ -113,11 +113,12 @@ def compare(trained: Observation, exported: Observation, probes: Probes, precisi
         "answers": _endings(trained, exported) | {"bound": 1 - MISSED_SHARE},
         "measure": measures(trained, exported),
     }
-    problem = _first_difference(trained, exported, probes, found)
-    return {"passed": problem is None, "problem": problem} | found
+    other_ids = _first_other_ids(trained, exported, probes, found)
+    problem = other_ids or _first_other_answer(found)
+    return {"passed": problem is None, "problem": problem, "from_rounding": bool(problem and not other_ids)} | found
 
 
-def _first_difference(trained: Observation, exported: Observation, probes: Probes, found: dict) -> str | None:
+def _first_other_ids(trained: Observation, exported: Observation, probes: Probes, found: dict) -> str | None:
     for text, ours, theirs in zip(probes.texts, trained.texts, exported.texts):
         if ours != theirs and text not in found["tokens"]["excused"]:
             return f"text {text[:40]!r}: {_where(ours, theirs)}"
@@ -128,6 +129,10 @@ def _first_difference(trained: Observation, exported: Observation, probes: Probe
     missing = trained.stop_ids - exported.stop_ids
     if missing:
         return f"generation does not stop at token {min(missing)}, which ends answers of the trained model"
+    return None
+
+
+def _first_other_answer(found: dict) -> str | None:
     logits, bound = found["logits"], found["bound"]
     if logits and not logits["mean_kl"] <= bound["kl"]:
         return f"logits: mean KL {logits['mean_kl']:.2e} nats, bound {bound['kl']:g}"

@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from tunesmith.answer_formats.format import Reader
+from tunesmith.answer_formats.format import Part
 from tunesmith.inference.interface import Refused, Request, Token
 from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Service
 from tunesmith.serve.apis.forms import FormOptions
@@ -52,6 +52,16 @@ class Echo:
     tokens: list[Token] = field(default_factory=list)
 
 
+class AsText:
+    """Reads an answer as the text that it is."""
+
+    def push(self, text: str) -> list[Part]:
+        return [text]
+
+    def finish(self) -> list[Part]:
+        return []
+
+
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
@@ -66,7 +76,7 @@ def routes(service: Service) -> APIRouter:
         echoes = await _echoes(service, body, prompts)
         if body.max_tokens == 0:
             return _scored(body, head, prompts, echoes)
-        answers = Answers(service.engine, requests, [Reader() for _ in requests])
+        answers = Answers(service.engine, requests, [AsText() for _ in requests])
         if body.stream:
             return AnswerStream(answers, _stream(answers, head, echoes, wants_usage(body), body.logprobs))
         done = await answers.collect(http)

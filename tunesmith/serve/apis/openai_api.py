@@ -14,8 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
-from tunesmith.answer_formats.calls import Call
-from tunesmith.answer_formats.reasoning import Thought
+from tunesmith.answer_formats.format import Call, Thought
 from tunesmith.inference.interface import Refused, Token
 from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Service
 from tunesmith.serve.apis.forms import FormOptions

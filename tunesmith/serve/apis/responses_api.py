@@ -12,8 +12,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from tunesmith.answer_formats.calls import Call
-from tunesmith.answer_formats.reasoning import Thought
+from tunesmith.answer_formats.format import Call, Thought
 from tunesmith.inference.interface import Refused, Served
 from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Service, sampling_of
 from tunesmith.serve.apis.forms import FormOptions

@@ -45,12 +45,6 @@ class QuotedCalls:
 
     last = "}"
 
-    @staticmethod
-    def find(turn: str, name: str) -> tuple[int, int, "QuotedCalls"] | None:
-        values = rf"{FIRST}:(?P<quote>\S+?){TEXT}(?P=quote),{SECOND}:{COUNT}"
-        found = re.search(rf"{re.escape(name)}{{{values}}}", turn)
-        return (found.start(), found.end(), QuotedCalls(found["quote"])) if found else None
-
     def read(self, text: str, tools: dict[str, dict]) -> Found | None:
         head = HEAD.match(text)
         if head is None:
@@ -124,7 +118,7 @@ class QuotedCalls:
         return json.loads(number[0]), number.end()
 
     def _items(self, text: str, at: int) -> tuple[dict | list, int]:
-        """Of an object or a list."""
+        """The parts of an object or a list, and where they end."""
         closing = {"{": "}", "[": "]"}[text[at]]
         found: Any = {} if closing == "}" else []
         at = _skip(text, at + 1)
@@ -143,6 +137,12 @@ class QuotedCalls:
             elif text[at] != closing:
                 raise _Malformed
         return found, at + 1
+
+
+def find(turn: str, name: str) -> tuple[int, int, QuotedCalls] | None:
+    values = rf"{FIRST}:(?P<quote>\S+?){TEXT}(?P=quote),{SECOND}:{COUNT}"
+    found = re.search(rf"{re.escape(name)}{{{values}}}", turn)
+    return (found.start(), found.end(), QuotedCalls(found["quote"])) if found else None
 
 
 def _skip(text: str, at: int) -> int:

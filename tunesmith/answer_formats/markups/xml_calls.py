@@ -33,8 +33,8 @@ KEY = r"[^\s<>\"]+"
 
 @dataclass(frozen=True)
 class Tags:
-    """What the template writes after the `name`, before a key (`opening`), between key and value (`text` before a
-    string, `other` before anything else), after a value (`closing`), and the mark that follows the last one (`end`)."""
+    """The texts that the template writes after the `name`, before a key (`opening`), between key and value (`text`
+    before a string, `other` before anything else), after a value (`closing`), and the mark after the last (`end`)."""
 
     name: str
     opening: str
@@ -42,23 +42,6 @@ class Tags:
     other: str
     closing: str
     end: str
-
-    @staticmethod
-    def find(turn: str, name: str) -> tuple[int, int, "Tags"] | None:
-        pattern = rf"{re.escape(name)}((?:(?!{re.escape(name)}).)*?){FIRST}(.*?){TEXT}(.*?){SECOND}(.*?){COUNT}"
-        if (found := re.search(pattern, turn, re.DOTALL)) is None:
-            return None
-        head, text, between, other = found.groups()
-        opening = common_end(head, between)
-        closing = between.removesuffix(opening)
-        rest = turn[found.end() :]
-        if not (opening.strip() and text.strip() and closing.strip()) or not rest.startswith(closing):
-            return None
-        end = MARK.match(rest[len(closing) :].lstrip())
-        if end is None or len(text) > len(opening) + 80:
-            return None
-        form = Tags(head.removesuffix(opening), opening, text, other, closing, end[0])
-        return found.start(), found.end() + len(closing), form
 
     def read(self, text: str, tools: dict[str, dict]) -> Found | None:
         head = self._head.match(text)
@@ -84,7 +67,7 @@ class Tags:
         return any(name.startswith(text) or text.startswith(name) for name in tools)
 
     def rules(self, tokenizer: Tokenizer, tools: list[dict], parallel: bool) -> str:
-        """Of what a schema says of strings they keep to `enum` and `const`."""
+        """Strings keep to the `enum` and `const` of their schema, and to no other keyword."""
         rules = [any_of_rules(len(tools)), self._any_text(tokenizer)]
         for n, tool in enumerate(tools):
             schema = parameters_of(tool)
@@ -142,6 +125,23 @@ class Tags:
         return "\n".join([f"any_text: until {' '.join(pieces[at:])}", rf"until{lazy}: /(.|\n)*{_regex(before)}/"])
 
 
+def find(turn: str, name: str) -> tuple[int, int, Tags] | None:
+    pattern = rf"{re.escape(name)}((?:(?!{re.escape(name)}).)*?){FIRST}(.*?){TEXT}(.*?){SECOND}(.*?){COUNT}"
+    if (found := re.search(pattern, turn, re.DOTALL)) is None:
+        return None
+    head, text, between, other = found.groups()
+    opening = common_end(head, between)
+    closing = between.removesuffix(opening)
+    rest = turn[found.end() :]
+    if not (opening.strip() and text.strip() and closing.strip()) or not rest.startswith(closing):
+        return None
+    end = MARK.match(rest[len(closing) :].lstrip())
+    if end is None or len(text) > len(opening) + 80:
+        return None
+    form = Tags(head.removesuffix(opening), opening, text, other, closing, end[0])
+    return found.start(), found.end() + len(closing), form
+
+
 def _regex(text: str) -> str:
     """Text within a regular expression in Lark's notation."""
     return re.escape(text).replace("/", r"\/").replace("\\\n", r"\n").replace(r"\ ", " ")
@@ -171,7 +171,7 @@ def _json(text: str, schema: Any, root: Any) -> str:
 
 
 def _literal(text: str) -> Any:
-    """Of a list or an object as Python writes it, which some templates do; any other text is itself."""
+    """The value of a list or an object in Python's notation, as some templates write it; other text stays as it is."""
     try:
         value = ast.literal_eval(text) if text[:1] in ("[", "{") else text
         json.dumps(value, allow_nan=False)

@@ -1,5 +1,5 @@
-"""Harmony, as gpt-oss writes: messages of an answer with a channel each, analysis being reasoning, final what is said,
-and commentary to=functions.NAME a tool call."""
+"""Harmony, as gpt-oss writes it: an answer is messages in channels. analysis is reasoning, final is text, and
+commentary to=functions.NAME is a tool call."""
 
 from dataclasses import dataclass
 from functools import reduce
@@ -8,14 +8,14 @@ from os.path import commonprefix
 from tunesmith.answer_formats.calls import (
     PROBE,
     PROBE_TOOLS,
-    Call,
     json_rule,
     object_text,
     parameters_of,
     probe_call,
     written,
 )
-from tunesmith.answer_formats.reasoning import ASK, KEYS, THOUGHT, Thought
+from tunesmith.answer_formats.format import Call, Format, Part, Thought
+from tunesmith.answer_formats.reasoning import ASK, KEYS, THOUGHT
 from tunesmith.answer_formats.streaming import ByState, tail_of
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
@@ -29,15 +29,56 @@ FINAL = f"{CHANNEL}final{MESSAGE}"
 @dataclass(frozen=True)
 class Harmony:
     """`call` is what the template writes before the arguments of a call of PROBE; `key` where it looks for reasoning
-    in a message; `shown` the special tokens that are read."""
+    in a message; `marks` the special tokens that are read."""
 
     call: str
     key: str
-    shown: frozenset[int]
+    marks: frozenset[int]
+
+    writes_calls = True
+
+    def message(self, message: dict) -> dict:
+        """Puts reasoning where the template looks for it."""
+        if "reasoning_content" not in message:
+            return message
+        rest = {name: value for name, value in message.items() if name != "reasoning_content"}
+        if rest.get("tool_calls") and rest["content"]:
+            return rest  # gpt-oss' template takes one of both before a call, and writes either as reasoning
+        return {**rest, self.key: message["reasoning_content"]}
+
+    def shown(self, with_tools: bool) -> frozenset[int]:
+        return self.marks
+
+    def begin(self, prompt: str, call: bool) -> str:
+        return "" if call else FINAL
+
+    def reader(self, prompt: str, begun: bool, tools: list[dict]) -> "HarmonyReader":
+        return HarmonyReader(begun, bool(tools))
+
+    def plain(self, tokenizer: Tokenizer, ids: list[int]) -> str:
+        """The text of the messages, without their channels."""
+        hidden = tokenizer.special_ids - self.marks
+        reader = HarmonyReader(begun=False, calls=True)
+        parts = reader.push(tokenizer.decode([i for i in ids if i not in hidden])) + reader.finish()
+        return "\n\n".join(
+            f"{part.name}({part.arguments})"
+            if isinstance(part, Call)
+            else part.text
+            if isinstance(part, Thought)
+            else part
+            for part in parts
+        )
+
+    def grammar(self, tokenizer: Tokenizer, chosen: list[dict], parallel: bool) -> str:
+        rules = [f"start: {' | '.join(f'call{n}' for n in range(len(chosen)))}"]
+        for n, tool in enumerate(chosen):
+            head = written(tokenizer, self.call.replace(PROBE, tool["function"]["name"]))
+            rules.append(f"call{n}: {' '.join(head)} arguments{n}")
+            rules.append(f"arguments{n}: {json_rule(parameters_of(tool))}")
+        return "\n".join(rules) + "\n"
 
 
-def find_harmony(tokenizer: Tokenizer) -> Harmony | None:
-    """How the template writes messages in channels, or None where it does not."""
+def find(tokenizer: Tokenizer) -> Format | None:
     turn = {"role": "assistant", "content": "", "tool_calls": [probe_call(PROBE, as_text=False)]}
     try:
         prompt = tokenizer.render(ASK, PROBE_TOOLS, add_generation_prompt=True)
@@ -53,22 +94,9 @@ def find_harmony(tokenizer: Tokenizer) -> Harmony | None:
     return Harmony(call, key, frozenset(tokenizer.added_ids[mark] for mark in MARKS if mark in tokenizer.added_ids))
 
 
-def channel_grammar(tokenizer: Tokenizer, harmony: Harmony, tools: list[dict]) -> str:
-    """A Lark grammar of answers that are a call of one of these tools and nothing else."""
-    rules = [f"start: {' | '.join(f'call{n}' for n in range(len(tools)))}"]
-    for n, tool in enumerate(tools):
-        function = tool["function"]
-        head = written(tokenizer, harmony.call.replace(PROBE, function["name"]))
-        rules.append(f"call{n}: {' '.join(head)} arguments{n}")
-        rules.append(f"arguments{n}: {json_rule(parameters_of(tool))}")
-    return "\n".join(rules) + "\n"
-
-
 class HarmonyReader(ByState):
-    """Give it an answer's text as it comes; it gives back reasoning (Thought), text (str) and calls (Call), in order.
-
-    `begun`: whether the prompt holds the beginning of what is said; `calls`: whether there are tools to call.
-    """
+    """Reads an answer in channels. `begun`: whether the prompt holds the beginning of the text; `calls`: whether there
+    are tools to call."""
 
     def __init__(self, begun: bool, calls: bool):
         self._state, self._kind = ("body", "text") if begun else ("header", "")
@@ -77,9 +105,9 @@ class HarmonyReader(ByState):
         self._said: set[str] = set()  # kinds of messages that said something
         self._first = True  # of this message
 
-    def finish(self) -> list[str | Thought | Call]:
+    def finish(self) -> list[Part]:
         """The rest. A call that is not complete is text."""
-        said: list[str | Thought | Call] = []
+        said: list[Part] = []
         if self._state == "body":
             self._end(self._text, said)
         elif self._state == "header" and CHANNEL not in self._text:  # a model that writes no channels

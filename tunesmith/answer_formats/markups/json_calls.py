@@ -21,19 +21,6 @@ class JsonCalls:
 
     last = "}]"
 
-    @staticmethod
-    def find(turn: str, name: str) -> tuple[int, int, "JsonCalls"] | None:
-        for start in (i for i, c in enumerate(turn) if c in "[{"):
-            try:
-                value, end = DECODER.raw_decode(turn, start)
-            except ValueError:
-                continue
-            for one in value if isinstance(value, list) else [value]:
-                form = JsonCalls(name, one, isinstance(value, list))
-                if (found := form._call(one, {name: {}})) and found[0] == name:
-                    return start, end, form
-        return None
-
     def read(self, text: str, tools: dict[str, dict]) -> Found | None:
         try:
             value, end = DECODER.raw_decode(text)
@@ -79,3 +66,16 @@ class JsonCalls:
         if value == self.name:
             return {"const": tool["function"]["name"]}
         return IDENTIFIER if value == PROBE_ID or str(value).isdigit() else {"const": value}
+
+
+def find(turn: str, name: str) -> tuple[int, int, JsonCalls] | None:
+    for start in (i for i, c in enumerate(turn) if c in "[{"):
+        try:
+            value, end = DECODER.raw_decode(turn, start)
+        except ValueError:
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            form = JsonCalls(name, one, isinstance(value, list))
+            if (found := form._call(one, {name: {}})) and found[0] == name:
+                return start, end, form
+    return None

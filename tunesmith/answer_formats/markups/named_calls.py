@@ -29,17 +29,6 @@ class NamedCalls:
 
     last = '}"'
 
-    @staticmethod
-    def find(turn: str, name: str) -> tuple[int, int, "NamedCalls"] | None:
-        start = turn.find(name)
-        after = start + len(name)
-        at = turn.find("{", after, after + FURTHEST) if start >= 0 else -1
-        try:
-            value, end = DECODER.raw_decode(turn, at) if at >= 0 else (None, 0)
-        except ValueError:
-            return None
-        return (start, end, NamedCalls(turn[after:at])) if value == ARGUMENTS else None
-
     @cached_property
     def _head(self) -> re.Pattern:
         return re.compile(rf"({NAME}){flexible(self.between)}\s*(?=[{{\"\[]|null)")
@@ -64,3 +53,14 @@ class NamedCalls:
             head = " ".join(written(tokenizer, tool["function"]["name"] + self.between))
             rules += [f"call{n}: {head} arguments{n}", f"arguments{n}: {json_rule(parameters_of(tool))}"]
         return "\n".join(rules)
+
+
+def find(turn: str, name: str) -> tuple[int, int, NamedCalls] | None:
+    start = turn.find(name)
+    after = start + len(name)
+    at = turn.find("{", after, after + FURTHEST) if start >= 0 else -1
+    try:
+        value, end = DECODER.raw_decode(turn, at) if at >= 0 else (None, 0)
+    except ValueError:
+        return None
+    return (start, end, NamedCalls(turn[after:at])) if value == ARGUMENTS else None

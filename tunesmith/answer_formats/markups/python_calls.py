@@ -31,14 +31,6 @@ class PythonCalls:
 
     last = "]"
 
-    @staticmethod
-    def find(turn: str, name: str) -> tuple[int, int, "PythonCalls"] | None:
-        at = turn.find(f"{name}(")
-        start = turn.rfind("[", 0, at) if at >= 0 else -1
-        found = PythonCalls().read(turn[start:], {}) if start >= 0 else None
-        calls, end = found or ([], 0)
-        return (start, start + end, PythonCalls()) if (name, json.dumps(ARGUMENTS)) in calls else None
-
     def read(self, text: str, tools: dict[str, dict]) -> Found | None:
         if not text.startswith("["):
             return [], 0
@@ -62,7 +54,7 @@ class PythonCalls:
         return text[0] == "[" and any(name.startswith(inner) or inner.startswith(name) for name in tools)
 
     def rules(self, tokenizer: Tokenizer, tools: list[dict], parallel: bool) -> str:
-        """Of what a schema says of strings they keep to `enum` and `const`."""
+        """Strings keep to the `enum` and `const` of their schema, and to no other keyword."""
         more = ' (", " one)*' if parallel else ""
         rules = [
             f'call: "[" one{more} "]"',
@@ -79,6 +71,14 @@ class PythonCalls:
             head = " ".join(written(tokenizer, tool["function"]["name"] + "("))
             rules.append(f"""call{n}: {head} {in_order(found, '", "')} ")\"""")
         return "\n".join(rules)
+
+
+def find(turn: str, name: str) -> tuple[int, int, PythonCalls] | None:
+    at = turn.find(f"{name}(")
+    start = turn.rfind("[", 0, at) if at >= 0 else -1
+    found = PythonCalls().read(turn[start:], {}) if start >= 0 else None
+    calls, end = found or ([], 0)
+    return (start, start + end, PythonCalls()) if (name, json.dumps(ARGUMENTS)) in calls else None
 
 
 def _value(schema: Any, root: dict) -> str:
