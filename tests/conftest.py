@@ -1,4 +1,4 @@
-"""What the tests share: small models made once a session, a cache of their own, small recipes."""
+"""Shared fixtures: small models built once a session, a separate cache, small recipes."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def real_vllm(monkeypatch):
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory):
-    """Gives the folder of a small model of a family."""
+    """Returns a function that returns the folder of a small model of a family."""
     made: dict[str, Path] = {}
 
     def folder(name: str) -> Path:

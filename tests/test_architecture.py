@@ -1,4 +1,4 @@
-"""The house stays as docs/architecture.md says: imports point one way, nothing is long."""
+"""The package keeps to docs/architecture.md: imports point down, and files and functions are short."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -44,7 +44,7 @@ def name_of(file: Path) -> str:
 
 
 def imported(file: Path) -> set[str]:
-    """The modules of ours that a file imports, also inside functions."""
+    """Returns Tunesmith's modules that a file imports, also inside functions."""
     names = {name_of(f) for f in FILES}
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):

@@ -152,8 +152,8 @@ def test_cuda_visible_devices(mixed_pair, asked, found):
         ("MIG-9", "MIG-9 names none"),
     ],
 )
-def test_a_gpu_that_is_not_there(mixed_pair, asked, said):
-    """CUDA would go on with fewer GPUs, or with none, without a word."""
+def test_a_gpu_that_does_not_exist(mixed_pair, asked, said):
+    """CUDA would silently continue with fewer GPUs, or none."""
     mixed_pair.setenv("CUDA_VISIBLE_DEVICES", asked)
     with pytest.raises(UserError, match=f"CUDA_VISIBLE_DEVICES: .*{said}"):
         find_gpus()

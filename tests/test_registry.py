@@ -1,4 +1,4 @@
-"""What grows by one file: our own files and those of a stranger's installed package are found alike."""
+"""Registries find the files of a folder and the modules of installed packages alike."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_a_package_adds_to_a_folder(installed, package, group, own):
 
 
 @pytest.mark.parametrize(("package", "group", "own"), FOLDERS)
-def test_a_name_that_is_there_already_is_refused(installed, package, group, own):
+def test_a_name_that_exists_already_is_refused(installed, package, group, own):
     installed(group, own)
     with pytest.raises(UserError, match=f"the installed package stranger adds {own}, which is built in"):
         Registry(package, group)["anything"]

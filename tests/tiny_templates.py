@@ -1,4 +1,4 @@
-"""Chat templates of the families in tiny.py, as short as keeps what each does."""
+"""Short chat templates with the behaviour of those of the families in tiny.py."""
 
 LLAMA3 = """{{ bos_token }}{% for m in messages -%}
 {{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}

@@ -1,4 +1,4 @@
-"""The hardware of this machine: GPUs, cores, memory, disk. Probed without torch, so that it takes no seconds."""
+"""The hardware of this machine: GPUs, cores, memory, disk. Probed without torch, which takes seconds to import."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: init, train, look, export, with right and wrong input."""
+"""The command line: init, train, show and export, with valid and invalid input."""
 
 import functools
 import json
@@ -37,7 +37,7 @@ def tunesmith(*arguments, cwd, said: str = "") -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def here(monkeypatch):
-    """Calls the command line in this process, which has imported torch."""
+    """Runs the command line in this process, which has already imported torch."""
 
     def call(*arguments, cwd) -> None:
         monkeypatch.chdir(cwd)
@@ -165,7 +165,7 @@ def test_chat_answers_from_both_models(trained):
         ("train", "--help"),
     ],
 )
-def test_looking_commands_answer(trained, arguments):
+def test_commands_that_only_show_succeed(trained, arguments):
     done = tunesmith(*arguments, cwd=trained[0])
     assert done.returncode == 0 and done.stdout.strip() and not done.stderr.strip()
 
@@ -273,7 +273,7 @@ def test_help_of_train_has_sections_and_defaults():
 
 
 @pytest.mark.parametrize("columns", slow_but([SPACED], [SPACED, ["question=Frage,answer=Antwort"]]))
-def test_columns_of_the_users_own_are_checked_and_started(trained, tmp_path, columns):
+def test_the_users_own_columns_are_checked_and_written(trained, tmp_path, columns):
     rows = "".join(f"Was ist {i}?,Das ist {i}.\n" for i in range(40))
     (tmp_path / "rows.csv").write_text(f"Frage,Antwort\n{rows}")
     model = trained[0] / "model"
@@ -336,7 +336,7 @@ def test_eval_measures_a_finished_run_on_other_rows(measured, name):
     assert [sample["after"] for sample in found["samples"]] == [sample["after"] for sample in own["samples"]]
 
 
-def test_eval_on_other_rows_is_shown_and_leaves_the_run_as_it_was(measured, here, capsys):
+def test_eval_on_other_rows_leaves_the_run_unchanged(measured, here, capsys):
     before = sorted((f, f.stat().st_mtime_ns) for f in (measured / "runs/lora").rglob("*"))
     here("eval", "lora", "--data", "others.jsonl", cwd=measured)
     shown = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`tunesmith serve` as a process: it starts, answers, drains and ends, and says what it will not do."""
+"""`tunesmith serve` as a process: it starts, answers, drains, ends, and refuses invalid input."""
 
 import re
 import signal
@@ -94,8 +94,8 @@ def test_a_second_ctrl_c_ends_it_without_a_word(tmp_path, name):
     assert broken == [True, True]
 
 
-def test_a_port_that_is_taken_is_said_before_a_model_is_opened(runs):
-    """Also one at which a server only begins: it listens from the start."""
+def test_a_port_in_use_is_reported_before_a_model_is_opened(runs):
+    """Also a port of a server that is still starting, because it listens from the start."""
     with listen("127.0.0.1", 0, None) as other:
         port = other.getsockname()[1]
         process = start(runs[0], "--port", port)

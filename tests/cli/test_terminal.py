@@ -1,4 +1,4 @@
-"""The live line and the charts, as they stand on a terminal of a given width."""
+"""The live line and the charts on a terminal of a given width."""
 
 import io
 import math
@@ -58,7 +58,7 @@ class Screen:
         self.rows, self.row, self.column, self.width = [""], 0, 0, width
 
     def narrow(self, width: int) -> None:
-        """Wraps what is there anew; the cursor stays behind its character."""
+        """Re-wraps the text; the cursor stays after its character."""
         text, self.width = self.rows[self.row], width
         pieces = [text[i : i + width] for i in range(0, len(text), width)] or [""]
         self.rows[self.row :] = pieces

@@ -1,4 +1,4 @@
-"""Coding agents as people install them, configured by `connect`: each calls a tool, reads what it gave, and answers."""
+"""Installed coding agents, configured by `connect`: each calls a tool, reads the result, and answers."""
 
 import os
 import re

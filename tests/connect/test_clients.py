@@ -1,4 +1,4 @@
-"""`tunesmith connect` against a small server: what it prints and writes, what it leaves alone, what it says."""
+"""`tunesmith connect` with a small server: its output, the files it writes, and the settings it keeps."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """A user's folder of its own, which is also the current one."""
+    """Makes an empty home folder, which is also the current folder."""
     for name in (
         "XDG_CONFIG_HOME",
         "CODEX_HOME",
@@ -50,7 +50,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tunesmith(monkeypatch, capsys):
-    """Runs the command line; gives status, standard output and the lines beside it."""
+    """Runs the command line. Returns the exit status, stdout, and the lines on stderr."""
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["tunesmith", *map(str, arguments)])
@@ -66,7 +66,7 @@ def tunesmith(monkeypatch, capsys):
 
 
 def paths(value, at=()):
-    """Every leaf of nested tables and lists, with the way to it."""
+    """Yields every leaf of nested tables and lists, with its path."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if children is None:
         return [(at, value)]
@@ -93,7 +93,7 @@ def test_the_printed_configuration_names_server_and_model(client, server, tunesm
         ("claude-code", "/v1/messages", lambda tool: tool["input_schema"]),
     ],
 )
-def test_the_try_goes_through_the_api_of_the_client(client, path, tools, server, tunesmith):
+def test_the_test_uses_the_api_of_the_client(client, path, tools, server, tunesmith):
     _, _, said = tunesmith("connect", client, "--url", server.url + "/v1/")
     [(asked, body), (again, streamed)] = server.asked
     assert asked == again == path and streamed == body | {"stream": True} and said[-1].endswith("whole and streamed.")
@@ -121,7 +121,7 @@ EXISTING = {
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_writing_keeps_what_is_there_and_a_backup(client, server, tunesmith):
+def test_writing_keeps_other_settings_and_a_backup(client, server, tunesmith):
     file, kind = CLIENTS[client].path(), CLIENTS[client].format
     file.parent.mkdir(parents=True, exist_ok=True)
     before = FORMATS[kind][1](EXISTING[client])
@@ -139,7 +139,7 @@ def test_writing_keeps_what_is_there_and_a_backup(client, server, tunesmith):
     assert sorted(f.name for f in file.parent.iterdir()) == sorted([file.name, file.name + ".bak"])
 
 
-def test_a_new_file_is_whole_and_for_its_owner_alone(server, tunesmith):
+def test_a_new_file_is_complete_and_private(server, tunesmith):
     for client in CLIENTS:
         tunesmith("connect", client, "--url", server.url, "--write", "--api-key", "sesame")
         file = CLIENTS[client].path()
@@ -169,7 +169,7 @@ def test_a_link_stays_a_link(server, tunesmith, home):
         ("opencode", "[1]"),
     ],
 )
-def test_a_file_that_cannot_be_merged_stays_and_ours_is_printed(client, text, server, tunesmith):
+def test_a_file_that_cannot_be_merged_stays_and_the_settings_are_printed(client, text, server, tunesmith):
     file = CLIENTS[client].path()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)

@@ -1,4 +1,4 @@
-"""What a row says and how the template writes it: forms that are tried, what is lost, and the prompt before it."""
+"""Conversations fitted to chat templates: the forms that are tried, the parts that are dropped, and the prompt."""
 
 import json
 
@@ -19,7 +19,7 @@ HEADED = "<|start_header_id|>assistant<|end_header_id|>"
 
 @pytest.fixture
 def template(tmp_path):
-    """A Llama tokenizer with a template of the test's own."""
+    """Returns a function that makes a Llama tokenizer with the given template."""
 
     def build(text: str, **variables) -> Tokenizer:
         file = tmp_path / "own.jinja"
@@ -95,8 +95,8 @@ def test_parallel_calls_are_split_where_the_template_writes_one():
     assert len(learned(load("qwen2"), talk, tools=tools)[0]) == 2  # which writes both in one turn
 
 
-def test_calls_in_a_form_of_their_own_are_found(template):
-    """DeepSeek V3 writes calls where the content is none, and joins arguments as text."""
+def test_calls_in_an_unusual_form_are_written(template):
+    """DeepSeek V3 writes calls only if the content is none, and expects arguments as text."""
     asks_none = template(
         LOOP + HEAD + "{% if m.content is none %}{% for c in m.tool_calls %}"
         "{{ c.function.name + ' ' + c.function.arguments }}{% endfor %}{% else %}{{ m.content }}{% endif %}"
@@ -173,7 +173,7 @@ def test_a_greeting_is_context():
     assert example.changes == ["greeting_dropped"] and list(runs(load("gemma3"), example)) == ["Number 3.<end_of_turn>"]
 
 
-def test_calls_and_results_as_text_are_taken_as_they_stand():
+def test_calls_and_results_as_text_stay_unchanged():
     """The shape of Hermes' and ToolACE's rows."""
     talk = [
         user("Rain?"),
@@ -186,7 +186,7 @@ def test_calls_and_results_as_text_are_taken_as_they_stand():
     ]
 
 
-def test_a_prompt_says_what_would_be_lost():
+def test_a_prompt_that_would_drop_a_part_is_refused():
     found = accepted(load("gemma3"), Chat([user("1 + 2?")], TOOLS))
     assert [str(part) for part in found.unwritten] == ["the tools"]
     alone = accepted(load("gemma3"), Chat([system("Write a poem.")]))
@@ -226,7 +226,7 @@ def test_reasoning_in_the_text_is_learned_in_the_templates_own_form():
         ]
 
 
-def test_reasoning_without_a_place_stands_in_the_answer():
+def test_reasoning_without_a_place_moves_into_the_answer():
     own = [user("2+2?"), assistant("4", reasoning_content="add them")]
     assert learned(load("llama3"), own) == [["<think>\nadd them\n</think>\n\n4<|eot_id|>"]]
     assert changes(load("llama3"), own) == ["reasoning_in_answer"]
@@ -290,7 +290,7 @@ ENDED = (
         (ENDED, "</think>4<|eot_id|>", "add</think>4<|eot_id|>"),
     ],
 )
-def test_answers_stand_behind_the_prompt_that_inference_uses(text, plain, thinking, template):
+def test_answers_follow_the_prompt_that_inference_uses(text, plain, thinking, template):
     tokenizer = template(text)
     for given, written in (({}, plain), ({"reasoning_content": "add"}, thinking)):
         talk = [user("Hi"), assistant("Hello", **given), user("2+2?"), assistant("4", **given)]
@@ -305,7 +305,7 @@ def test_answers_stand_behind_the_prompt_that_inference_uses(text, plain, thinki
         assert all(last.supervised[len(prompt) :])
 
 
-def test_an_answer_that_cannot_stand_behind_the_prompt_says_so(template):
+def test_an_answer_that_cannot_follow_the_prompt_is_recorded(template):
     odd = template(
         LOOP + HEAD + "{{ m.content + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
         "{{ '<|start_header_id|>assistant<|end_header_id|>My answer: ' }}{% endif %}"

@@ -1,4 +1,4 @@
-"""From files to what is learned and what is held out: nothing twice, nothing leaked, every row accounted for."""
+"""From files to training and held-out examples: no duplicates, no leakage, and every row accounted for."""
 
 import json
 import random
@@ -128,7 +128,7 @@ def test_tokens_come_from_the_cache_until_something_changes(tokenizer, tmp_path,
         prepared(tokenizer, tmp_path, train=str(file))
 
 
-def test_a_column_that_the_first_rows_have_not(tokenizer, tmp_path):
+def test_a_column_that_the_first_rows_lack(tokenizer, tmp_path):
     rows = [{"q": "1+1", "reply": "2"}] * 30 + [{"q": "1+2", "reply": "3", "passage": "Sums."}]
     file = write_rows(tmp_path / "late.jsonl", rows)
     columns = {"question": "q", "answer": "reply", "context": "passage"}

@@ -1,4 +1,5 @@
-"""Formats: each known spelling gives the Chat a reader would write by hand, and no input is an exception."""
+"""Data formats: each known spelling gives the Chat written by hand here, and no input raises an unexpected
+exception."""
 
 import json
 import re
@@ -207,7 +208,7 @@ ROW_SHAPES = {
 
 @pytest.mark.parametrize("name", ROW_SHAPES)
 def test_what_a_format_does_not_read_is_named(name):
-    """Columns that hold something, a column that `columns` replaces, and the keys of turns; not what was read."""
+    """Reports non-empty columns, a column that `columns` replaces, and keys of turns, unless they were read."""
 
     def unread(raw: dict, columns: dict) -> dict:
         found = {}
@@ -233,7 +234,7 @@ def test_keys_of_turns_that_are_not_read_are_named():
         assert found == {"messages[].name": 1, "messages[].train": 1, "messages[].refusal": 1}
 
 
-def test_a_key_of_its_own_in_each_row_does_not_fill_memory():
+def test_a_new_key_in_each_row_does_not_fill_memory():
     found = {}
     for number in range(2000):
         records.count(found, [f"key{number}"])
@@ -283,7 +284,7 @@ def test_text_is_text_and_not_stripped():
         ([QA[0], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "wrong_shape"),
     ],
 )
-def test_a_conversation_that_makes_none_says_why(messages, reason):
+def test_an_invalid_conversation_is_refused_with_a_reason(messages, reason):
     with pytest.raises(RowProblem) as problem:
         formats.get("messages").to_row({"messages": messages})
     assert problem.value.reason == reason
@@ -362,7 +363,7 @@ def test_any_mapping_is_a_row_or_a_problem(raw):
 
 
 def check(row) -> None:
-    """What a Row promises, said anew."""
+    """Checks independently what a Row guarantees."""
     digest(row)
     if isinstance(row, Text):
         assert row.text

@@ -1,4 +1,4 @@
-"""Model and dataset from the hub, and exports to it: a stand-in on this machine is what the client talks to."""
+"""Models and datasets from the hub, and exports to it, with a stand-in for the hub on this machine."""
 
 import base64
 import hashlib

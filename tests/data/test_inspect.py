@@ -1,4 +1,4 @@
-"""What `data check` and `init` make of the users' own text."""
+"""`data check` and `init` with the user's own text."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ SFT = Method(sft.Settings())
 
 
 def test_text_is_shown_as_it_is(family, tmp_path, capsys):
-    """Not as marks of the screen's."""
+    """Brackets in the text are not rich's markup."""
     said = "[/b] a[start:end:2] [link]"
     file = write_rows(
         tmp_path / "[red]rows.jsonl",
@@ -48,7 +48,7 @@ def test_text_is_shown_as_it_is(family, tmp_path, capsys):
 @pytest.mark.parametrize(
     "environment, marked", [({}, True), ({"FORCE_COLOR": "1"}, False), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True)]
 )
-def test_what_is_learned_is_seen_without_colour_too(family, tmp_path, capsys, monkeypatch, base, environment, marked):
+def test_learned_text_is_marked_without_colour_too(family, tmp_path, capsys, monkeypatch, base, environment, marked):
     for name in ("FORCE_COLOR", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -72,7 +72,7 @@ def test_init_takes_batches_that_leave_several_steps(rows, batch):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
-def test_what_init_writes_is_what_was_said(text):
+def test_init_writes_what_it_was_given(text):
     for value in (text, f"*.{text}", f"{text} # {text}"):
         assert yaml.safe_load(f"data:\n  train: {_yaml(value)}    # a comment\n")["data"]["train"] == value
 

@@ -1,4 +1,4 @@
-"""Which tokens are learned: against answers written by hand, and against a computation of its own."""
+"""The supervised tokens, compared with answers written by hand and with an independent computation."""
 
 import re
 import unicodedata
@@ -153,7 +153,7 @@ def test_reasoning_is_learned_where_the_template_keeps_it():
     ]
 
 
-def test_what_an_example_leaves_out_is_said():
+def test_parts_that_an_example_leaves_out_are_recorded():
     (example,) = encode_chat(load("llama3"), Chat([user("a?"), assistant("b"), user("c?")]), "assistant")
     assert example.changes == ["turns_unused"]
     assert list(runs(load("llama3"), example)) == ["b<|eot_id|>"]
@@ -191,7 +191,7 @@ def test_a_template_without_system_turns_gets_it_in_the_first_user_turn(tmp_path
         ("{{ messages[0].text.lower() }}", "template_refused"),
     ],
 )
-def test_what_cannot_be_proved_is_refused(template, detail, tmp_path):
+def test_an_unproved_mask_is_refused(template, detail, tmp_path):
     file = tmp_path / "template.jinja"
     file.write_text(template)
     with pytest.raises(RowProblem, match=detail):
@@ -277,7 +277,7 @@ def _nfc(family: str, text: str) -> str:
 
 
 def _written(family: str, text: str) -> str:
-    """What a model of the family should write for an answer, from its documentation."""
+    """Returns the text that a model of the family should generate for an answer, by its documentation."""
     if family in ("llama3", "gemma3", "gemma2", "mistral", "mixtral"):
         indentation = text[: len(text) - len(text.lstrip())].rpartition("\n")[2]
         is_code = re.fullmatch(r"[ \t]{2,}|\t", indentation) and text.strip()

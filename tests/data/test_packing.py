@@ -1,4 +1,4 @@
-"""Every row is seen as often as its weight says, and every micro-batch holds what it may."""
+"""Every row is used as often as its weight says, and every micro-batch stays within its capacity."""
 
 import numpy as np
 from hypothesis import given
@@ -22,7 +22,7 @@ def test_steps_are_the_epochs_in_order(weights, batch, epochs, seed):
 
 
 @given(weights, st.integers(1, 9), st.integers(0, 5))
-def test_a_step_needs_no_other_to_have_been_asked_for(weights, batch, seed):
+def test_a_step_does_not_depend_on_earlier_calls(weights, batch, seed):
     schedule = Schedule(np.array(weights), batch, 3, seed)
     steps = [schedule.step_rows(step).tolist() for step in range(1, schedule.steps + 1)]
     for step in reversed(range(1, schedule.steps + 1)):

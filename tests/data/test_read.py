@@ -1,4 +1,4 @@
-"""Reading: every container gives the same rows, damage is a problem and no exception, lines are the real ones."""
+"""Reading: every container gives the same rows, damage is a RowProblem and not an exception, line numbers are right."""
 
 import csv
 import gzip
@@ -214,7 +214,7 @@ def test_nan_of_a_columnar_file_is_a_missing_value(tmp_path):
 
 
 @pytest.mark.parametrize("how", [".gz", ".zst"])
-def test_a_cut_compressed_file_is_told(tmp_path, how):
+def test_a_truncated_compressed_file_is_reported(tmp_path, how):
     rows = [{"instruction": str(hash((n, "x"))), "output": "y"} for n in range(3000)]
     path = write(tmp_path, "a.jsonl" + how, rows)
     path.write_bytes(path.read_bytes()[:-9])
@@ -328,7 +328,7 @@ def test_a_saved_dataset_is_what_its_state_names(tmp_path):
         answers(source(tmp_path / "index"))
 
 
-def test_a_saved_dataset_of_splits_gives_the_one_asked_for(tmp_path):
+def test_a_saved_dataset_gives_the_requested_split(tmp_path):
     for split in ("train", "test", "odd"):
         saved(tmp_path / "d" / split, [CACHE, SHARDS[0]])
     (tmp_path / "d" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test", "odd"]}))
@@ -401,7 +401,7 @@ def test_splits_are_of_folders_with_data(tmp_path):
             select(source(tmp_path / path, split="train"))
 
 
-def test_each_file_has_a_format_of_its_own(tmp_path):
+def test_each_file_has_its_own_format(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"question": "1", "answer": "2"}])
     write_jsonl(
         tmp_path / "b.jsonl", [{"messages": [{"role": "user", "content": "3"}, {"role": "assistant", "content": "4"}]}]
@@ -430,7 +430,7 @@ def test_content_hash_is_that_of_sha256sum(tmp_path):
     assert content_hash(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_lines_are_read_raw_and_parsed_apart(tmp_path):
+def test_lines_are_read_raw_and_parsed_separately(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{\n')
     lines = list(read_lines(select(source(tmp_path / "a.jsonl")).files))
     assert [payload for _, payload in lines] == [b'{"a": 1}\n', b"{\n"]
@@ -493,7 +493,7 @@ def test_files_of_a_hub_dataset(subset, split, readme, chosen):
             choose(asked, HUB[1:], readme)
 
 
-def test_the_ledger_counts_and_writes_what_it_is_told(tmp_path):
+def test_the_ledger_counts_and_writes_its_entries(tmp_path):
     with Ledger(tmp_path / "ledger.jsonl") as ledger:
         ledger.kept(3)
         ledger.dropped(Where("a.jsonl", 7), "broken_json", "at\n\udc80")

@@ -1,4 +1,4 @@
-"""The tokenizer against transformers' own, family by family."""
+"""The tokenizer compared with that of Transformers, for each family."""
 
 import json
 import pickle
@@ -60,7 +60,7 @@ def test_offsets_cover_the_text(family, text, folders):
     assert {i for start, end in offsets for i in range(start, end)} == set(range(len(text)))
 
 
-def test_half_a_surrogate_pair_is_a_problem_of_the_row(folders):
+def test_a_lone_surrogate_is_a_problem_of_the_row(folders):
     with pytest.raises(RowProblem, match="surrogate"):
         Tokenizer.load(folders["llama3"]).encode("a\ud800")
 

@@ -1,4 +1,5 @@
-"""The demo's facts are true, its evaluation is not in its training, and its starter model loads anywhere."""
+"""The demo's facts are true, training has none of its evaluation questions, and other libraries load its starter
+model."""
 
 import importlib
 import inspect
@@ -33,8 +34,8 @@ def tokenizer(tmp_path_factory):
     return AutoTokenizer.from_pretrained(folder)
 
 
-def test_facts_are_what_the_imported_modules_say():
-    """The facts were read from source; here the modules are imported and asked."""
+def test_facts_match_the_imported_modules():
+    """The facts come from source files; this test imports the modules."""
     for fact in questions.facts():
         if fact.kind == "module":
             assert getattr(importlib.import_module(fact.answer), fact.name).__name__

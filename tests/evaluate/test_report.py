@@ -1,4 +1,4 @@
-"""The report and the overview of fabricated runs: the numbers are the files', nothing leaves the page."""
+"""The report and the tables of made-up runs: the numbers are those of the files, and the page is self-contained."""
 
 import json
 import math
@@ -172,7 +172,7 @@ def printed(renderable, width: int = 200) -> str:
     return capture.get()
 
 
-def test_the_page_is_complete_in_itself_and_runs_nothing(tmp_path):
+def test_the_page_is_self_contained_and_runs_no_script(tmp_path):
     page = Page(whole_run(tmp_path))
     assert not {"script", "link", "iframe", "img", "object", "base"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("src", "href", "action")]
@@ -212,7 +212,7 @@ def test_curves_pass_through_the_logged_points(tmp_path):
 
 
 @given(st.text(), st.text())
-def test_untrusted_text_is_shown_and_never_obeyed(tmp_path_factory, prompt, answer):
+def test_untrusted_text_is_shown_and_never_interpreted(tmp_path_factory, prompt, answer):
     run = new_run(tmp_path_factory.mktemp("run"), "a <b>[bold]name & co")
     run.log("warning", message=ATTACK)
     sample = {"prompt": prompt + ATTACK, "reference": ATTACK, "before": answer, "after": ATTACK + answer}
@@ -235,7 +235,7 @@ def test_untrusted_text_is_shown_and_never_obeyed(tmp_path_factory, prompt, answ
         ((-0.4, -0.5, -0.3), (0.01, -0.02, 0.04), "no clear change", "better"),
     ],
 )
-def test_headline_claims_only_what_the_intervals_carry(tmp_path, change, exact, said, tone):
+def test_headline_claims_only_what_the_intervals_show(tmp_path, change, exact, said, tone):
     names = ("mean", "low", "high")
     difference = {"loss": dict(zip(names, change))} | ({"exact_match": dict(zip(names, exact))} if exact else {})
     found = summary.verdict(whole_run(tmp_path, difference=difference))
@@ -254,7 +254,7 @@ def test_a_broken_model_is_called_so(tmp_path):
     assert "Training broke the model" in page.text
 
 
-def test_runs_that_came_to_little_say_so(tmp_path):
+def test_runs_without_results_say_so(tmp_path):
     nothing = new_run(tmp_path, "nothing")
     assert "Nothing has been trained yet" in Page(nothing).text
     assert "The run has not started." in Page(nothing).text
@@ -286,7 +286,7 @@ def test_runs_that_came_to_little_say_so(tmp_path):
     assert not re.search(r"\bnan\b", page.source, re.IGNORECASE)
 
 
-def test_status_follows_the_last_word_and_whether_a_process_holds_the_run(tmp_path):
+def test_status_follows_the_last_event_and_the_lock(tmp_path):
     run = new_run(tmp_path)
     with run.held():
         train(run, 396, until=100)

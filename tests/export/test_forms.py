@@ -1,4 +1,4 @@
-"""Every form of a trained run passes its parity in the engine it is for, and is what its users open."""
+"""Every export form passes the parity gate in its engine, and opens for its users."""
 
 import json
 from types import SimpleNamespace
@@ -50,8 +50,8 @@ def test_forms(run, tmp_path, to, settings, file):
     assert not [f for f in tmp_path.iterdir() if f.name.startswith(".out")]
 
 
-def test_tokens_that_take_whitespace_along(recipe, tmp_path):
-    """As Phi-4's: conversations are the same, but for messages with whitespace around them."""
+def test_tokens_that_consume_whitespace(recipe, tmp_path):
+    """As in Phi-4: only messages with whitespace around them get other ids."""
     found = export(train(recipe("phi4", train=QUICK)), "gguf", tmp_path / "out", {"precision": "f32"})
     assert found["passed"] and "spaces around messages" in found["tokens"]["not_expressed"]
     assert not {"one turn", "several turns", "system"} & {*found["tokens"]["not_expressed"]}
@@ -64,8 +64,8 @@ def test_every_family_as_gguf(recipe, tmp_path, base):
     assert len(found["tokens"]["excused"]) <= len(CAPITALS + DECOMPOSED)
 
 
-def test_training_without_thinking_is_what_others_get(recipe, tmp_path):
-    """The template of the file itself, without a variable of ours, asks as training asked."""
+def test_training_without_thinking_is_the_exports_default(recipe, tmp_path):
+    """The file's own template, without further variables, renders the prompts of training."""
     run = train(recipe("qwen3", train=QUICK))
     assert run.plan.template_kwargs == {"enable_thinking": False}
     export(run, "gguf", tmp_path / "out", {"precision": "f32"})
@@ -94,7 +94,7 @@ def test_a_model_without_an_adapter(recipe, tmp_path):
             export(run, to, tmp_path / to)
 
 
-def test_an_importance_matrix_is_of_k_quants_alone(run, tmp_path):
+def test_only_k_quants_take_an_importance_matrix(run, tmp_path):
     with pytest.raises(UserError, match="importance"):
         export(run, "gguf", tmp_path / "out", {"precision": "q8_0", "importance": True})
     assert not (tmp_path / "out").exists()
@@ -169,7 +169,7 @@ def test_ollama_of_a_template_that_does_more(recipe, tmp_path, base):
     assert not {"system", "several turns", "system and several turns"} & {*found["tokens"]["not_expressed"]}
 
 
-def test_a_template_that_ollama_cannot_have_is_refused():
+def test_a_template_that_ollama_cannot_express_is_refused():
     backwards = SimpleNamespace(render=lambda messages, **_: "".join(m["content"] for m in reversed(messages)))
     with pytest.raises(UserError, match="once and in order"):
         Template.of(backwards)

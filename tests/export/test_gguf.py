@@ -1,4 +1,4 @@
-"""GGUF in llama.cpp itself is the model that transformers runs: ids, logits, ends, adapter, at every kind."""
+"""GGUF in llama.cpp is the same model as in Transformers: ids, logits, stop tokens, adapter, for every type."""
 
 from types import SimpleNamespace
 
@@ -95,7 +95,7 @@ QUICK = "qwen3"
 
 
 class Weights:
-    """A model's weights as an export is given them."""
+    """A model's weights in the form that an export takes."""
 
     def __init__(self, model):
         self.config = model.config
@@ -107,7 +107,7 @@ class Weights:
 
 
 def _buffers(model) -> dict[str, torch.Tensor]:
-    """Those that are weights, as Gemma 4's scale of a layer."""
+    """Returns the buffers that are weights, such as Gemma 4's layer scale."""
     kept = model.state_dict()
     return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
@@ -130,7 +130,7 @@ def rounding(model):
 
 
 def made(name: str, folder, **changes):
-    """A small model whose vectors are random too, so that none could be left out unseen."""
+    """Makes a small model whose vectors are random too, so that a missing one changes the logits."""
     kind, own = MODELS[name]
     tiny.save(name, folder, kind=kind, **own | changes)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
@@ -190,7 +190,7 @@ def test_every_family_is_the_same_model(tmp_path, name):
     ],
 )
 def test_words_of_every_script_get_the_same_ids(tmp_path, family, kind):
-    """Of tokenizers that have whole words of every script, so that another split shows in the ids."""
+    """Trains tokenizers on words of every script, so that a different split changes the ids."""
     seen = (*TEXTS, *CAPITALS)
     learned = "".join(f"{text}\n".replace("\0", "") * 30 for text in seen)
     tiny.save(family, tmp_path / "model", kind=kind, text=learned)
@@ -275,7 +275,7 @@ def test_the_text_decoder_of_a_model_that_sees_images(tmp_path, name):
 
 
 def test_it_stops_where_the_model_does(tmp_path):
-    """At any token that ends an answer, also one that nothing shows to be an end."""
+    """It stops at every stop token, also at one whose text does not show it."""
     model = made(QUICK, tmp_path / "model")
     prompt = list(range(40, 60))
     greedy = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None)
@@ -296,7 +296,7 @@ def test_windows_and_pieces_of_long_text(tmp_path):
         assert drift(model, tmp_path / f"{name}.gguf", count=700, context=1024) < 5e-3
 
 
-def test_what_a_user_types_is_no_special_token(tmp_path, capfd):
+def test_text_that_a_user_types_is_not_a_special_token(tmp_path, capfd):
     model = made(QUICK, tmp_path / "model")
     write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32")
     capfd.readouterr()
@@ -310,7 +310,7 @@ def test_what_a_user_types_is_no_special_token(tmp_path, capfd):
     "name", ["qwen3", "llama3", "phi3", "mixtral", "qwen3_moe", "gpt_oss", "lfm2", "qwen3_5", "gemma4"]
 )
 def test_an_adapter_over_its_base_is_as_in_peft(tmp_path, name):
-    """Of attention, where rows change place, of the MLP or of stacked experts."""
+    """Adapts attention, whose rows are reordered, the MLP or stacked experts."""
     model = made(name, tmp_path / "model")
     write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32")
     stacks = sorted(
@@ -401,13 +401,13 @@ def test_half_a_file_never_stays(tmp_path):
         ("cohere2", {"layer_types": 2 * [tiny.WINDOW, tiny.FULL]}, "every fourth"),
     ],
 )
-def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, name, change, named):
+def test_a_model_that_llama_cpp_would_compute_differently_is_refused(tmp_path, name, change, named):
     model = made(name, tmp_path / "model", **change)
     with pytest.raises(UserError, match=named):
         write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32")
 
 
-def test_a_window_that_llama_cpp_has_not_bounds_the_context(tmp_path):
+def test_a_window_that_llama_cpp_lacks_limits_the_context(tmp_path):
     model = made("mistral", tmp_path / "model", sliding_window=16)
     assert any(
         "context_length is 16" in note
@@ -424,7 +424,7 @@ def test_a_family_without_mapping_is_refused():
 
 
 @pytest.mark.parametrize(("package", "said"), [("gguf", "gguf"), ("llama_cpp", "llama-cpp-python")])
-def test_a_missing_package_is_said_with_the_command(tmp_path, monkeypatch, package, said):
+def test_a_missing_package_is_reported_with_the_command(tmp_path, monkeypatch, package, said):
     from tunesmith.inference import llama_cpp as llama
 
     llama.llama_cpp.cache_clear()

@@ -1,4 +1,4 @@
-"""Smaller kinds of GGUF keep as much of the model as their bits allow, and importance is what it says."""
+"""Smaller GGUF types keep as much of the model as their bits allow, and the importance matrix is right."""
 
 import gguf
 import numpy as np
@@ -24,7 +24,7 @@ def rows(count: int, seed: int) -> list[list[int]]:
 
 
 def divergence(model, path) -> tuple[float, float]:
-    """Mean KL in nats of llama.cpp from transformers, and the share of equal first choices."""
+    """Returns the mean KL divergence in nats of llama.cpp from Transformers, and the share of equal top tokens."""
     ids = rows(1, seed=0)[0]
     p, q = (
         torch.from_numpy(x).double().log_softmax(-1)
@@ -101,8 +101,8 @@ def test_importance_of_experts_is_each_ones_own(tmp_path, name):
     assert found["model.layers.0.mlp.experts.down_proj"].shape == (4, width)
 
 
-def test_importance_stands_in_the_order_of_the_file(tmp_path):
-    """Also where llama.cpp has a weight's inputs in another order: each output is as important there as here."""
+def test_importance_is_in_the_order_of_the_file(tmp_path):
+    """Also if llama.cpp reorders a weight's inputs."""
     model = made("qwen3_5", tmp_path / "model")
     found = importance(model, rows(2, seed=1))
     write_gguf(Weights(model), tmp_path / "model", tmp_path / "f32.gguf", "f32")
@@ -113,7 +113,7 @@ def test_importance_stands_in_the_order_of_the_file(tmp_path):
     assert np.allclose(there, here.numpy(), rtol=1e-4)
 
 
-def test_importance_is_heeded(wide):
+def test_importance_reduces_the_weighted_error(wide):
     """Where inputs are large less is lost: the error weighted by importance falls."""
     model, folder = wide
     weights = Weights(model)
@@ -137,7 +137,7 @@ def contents(path) -> dict[str, np.ndarray]:
     return {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
 
 
-def test_what_cannot_be_quantized_is_said(wide, tmp_path):
+def test_a_file_that_cannot_be_quantized_is_reported(wide, tmp_path):
     _, folder = wide
     with pytest.raises(UserError, match="choose one of q2_k"):
         quantize(folder / "f32.gguf", tmp_path / "x.gguf", "q9")

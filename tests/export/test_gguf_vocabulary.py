@@ -1,4 +1,4 @@
-"""The kind of vocabulary is found by ids, and a tokenizer that llama.cpp cannot have exactly is refused."""
+"""The pre-tokenizer is found by its ids, and a tokenizer that llama.cpp cannot reproduce exactly is refused."""
 
 import json
 
@@ -80,7 +80,7 @@ def test_a_token_that_llama_cpp_would_cut_off_is_refused(folder):
         vocabulary_of(path, size + 1)
 
 
-def test_tokens_that_take_whitespace_along_are_carried_as_phi3s_or_said_or_refused(folder):
+def test_tokens_that_consume_whitespace_are_kept_as_phi3s_or_noted_or_refused(folder):
     assert vocabulary_of(*folder("phi3")).strips
     for more in ({"lstrip": True, "rstrip": True}, {"lstrip": True}):  # no whitespace beside it in a conversation
         found = vocabulary_of(
@@ -102,7 +102,7 @@ def test_tokens_that_take_whitespace_along_are_carried_as_phi3s_or_said_or_refus
         )
 
 
-def test_where_llama_cpp_only_comes_near_is_said(folder):
+def test_an_approximate_pre_tokenizer_is_noted(folder):
     assert "non-ASCII words in capitals" in " ".join(vocabulary_of(*folder("gpt_oss", "o200k")).notes)
     assert vocabulary_of(*folder("llama3", "llama3")).notes == []
 
@@ -131,7 +131,7 @@ def test_merges_that_scores_cannot_give_are_refused(folder):
         vocabulary_of(*folder("gemma2", "gemma-complete", without_a_merge))
 
 
-def test_more_ends_than_llama_cpp_takes_are_refused(folder):
+def test_more_stop_tokens_than_llama_cpp_supports_are_refused(folder):
     path, size = folder()
     with pytest.raises(UserError, match="all of its stop tokens"):
         vocabulary_of(path, size, stop_ids=(300, 301, 302))
@@ -149,7 +149,7 @@ def test_rows_without_token_are_filled(folder):
 
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory):
-    """The tokenizer and what is told of llama.cpp's."""
+    """Returns the tokenizer, and our model of llama.cpp's."""
     path = tmp_path_factory.mktemp("gemma")
     size = len(tiny.save_tokenizer("gemma2", path, "gemma-complete"))
     found = vocabulary_of(path, size).metadata
@@ -158,7 +158,7 @@ def gemma(tmp_path_factory):
 
 
 @given(text=st.text(max_size=40))
-def test_any_text_has_the_ids_that_are_foreseen(gemma, text):
+def test_any_text_has_the_predicted_ids(gemma, text):
     own, there = gemma
     if not any(token in text for token in own.special_tokens):
         assert there.encode(text, prefix=False) == own.encode(text)[0]

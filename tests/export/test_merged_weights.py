@@ -1,4 +1,4 @@
-"""Merging a layer at a time gives what PEFT gives with the whole model in memory, in transformers' own names."""
+"""Merging one layer at a time gives the same weights as PEFT with the whole model in memory."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_adapters(recipe, base, adapter):
 
 
 @pytest.mark.parametrize("base", ["llama3", "qwen3"])
-def test_a_head_that_was_adapted_apart(recipe, tmp_path, base):
+def test_a_head_that_was_adapted_separately(recipe, tmp_path, base):
     """Where it was tied, PEFT merges into the embedding too, which training did not; so it is no reference here."""
     run = train(recipe(base, adapter={"targets": ["lm_head", "q_proj"]}, train=QUICK))
     assert export(run, "merged", tmp_path / "merged")["passed"]
@@ -64,7 +64,7 @@ def test_new_tokens(recipe, base):
     assert_same(train(recipe(base, train=QUICK, tokens=["<call>", "</call>"])))
 
 
-def test_only_a_layer_is_held(recipe):
+def test_only_one_layer_is_in_memory(recipe):
     weights = weights_of(train(recipe(train=QUICK)))
     for layer in weights.layers():
         assert len({name.split(".")[2] for name in layer if ".layers." in name}) <= 1

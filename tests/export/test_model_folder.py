@@ -1,4 +1,4 @@
-"""A model folder that is exported has the base's own files, and of them only what training changed is otherwise."""
+"""An exported model folder has the base's own files, with only the changes of training."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def read(file):
 
 @pytest.mark.parametrize("base", ["qwen2", "llama3"])
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
-def test_what_did_not_change_is_the_bases(recipe, tmp_path, base, full):
+def test_unchanged_files_are_those_of_the_base(recipe, tmp_path, base, full):
     folder = as_published(base, tmp_path / "base")
     run = train(recipe(base, model={"path": str(folder)}, train=QUICK, adapter={"kind": "full" if full else "lora"}))
     found = export(run, "merged", tmp_path / "merged")
@@ -145,8 +145,8 @@ def test_a_base_of_transformers_5_is_written_in_both_spellings(recipe, tmp_path,
     assert now.rope_parameters == was.rope_parameters
 
 
-def test_a_tokenizer_that_transformers_reads_otherwise_is_written_as_it_was_trained(recipe, tmp_path):
-    """Transformers builds Llama's tokenizer anew from its vocabulary, whatever the file says of splitting text."""
+def test_a_tokenizer_that_transformers_rebuilds_is_written_as_it_was_trained(recipe, tmp_path):
+    """Transformers rebuilds Llama's tokenizer from its vocabulary, and ignores the file's pre-tokenizer."""
     folder = tiny.save("llama3", tmp_path / "base", kind="legacy-complete")
     settings = read(folder / "tokenizer_config.json") | {"tokenizer_class": "LlamaTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -1,4 +1,4 @@
-"""A base whose experts are stored in MXFP4, as gpt-oss is published: trained from, merged into, written as GGUF."""
+"""A base whose experts are stored in MXFP4, such as gpt-oss: training, merging, and export to GGUF."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def decoded(packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """The folder, and what its experts are worth."""
+    """Returns the folder and its dequantised experts."""
     folder = tiny.save("gpt_oss", tmp_path_factory.mktemp("mxfp4") / "gpt-oss")
     stored, worth = {}, {}
     for name, tensor in load_file(folder / "model.safetensors").items():
@@ -63,7 +63,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def run(recipe, base):
-    """Over attention and experts."""
+    """A run with an adapter for attention and experts."""
 
     def trained(**sections):
         return train(recipe("gpt_oss", model={"path": str(base[0])}, **{"train": QUICK} | sections))
@@ -71,7 +71,7 @@ def run(recipe, base):
     return trained
 
 
-def test_merged_into_what_it_is_worth(run, base, tmp_path):
+def test_merging_into_the_dequantised_base(run, base, tmp_path):
     done = run()
     assert_same(done)
     full = AutoModelForCausalLM.from_pretrained(base[0], quantization_config=Mxfp4Config(dequantize=True))
@@ -93,7 +93,7 @@ def test_every_weight_of_it_is_trained(run, tmp_path):
     assert export(done, "merged", tmp_path / "merged")["passed"]
 
 
-def test_a_base_that_is_quantised_otherwise_is_refused(base, tmp_path):
+def test_a_base_in_another_quantised_format_is_refused(base, tmp_path):
     config = json.loads((base[0] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(UserError, match="gptq.*--to adapter"):

@@ -1,4 +1,4 @@
-"""Transformers 4 makes of an export what Transformers 5 makes of it: weights, rotary embedding, ids, conversations."""
+"""Transformers 4 and 5 read the same from an export: weights, rotary embedding, ids, conversations."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def in_4(command: str, folder: Path, given: dict) -> dict:
 
 
 def base_of_4(name: str, folder: Path) -> Path:
-    """As its maker published it; the chat template is in tokenizer_config.json of every other one."""
+    """Makes a base as published. In every other base the chat template is in tokenizer_config.json."""
     facts, (tokenizer_class, own) = tiny.FAMILIES[name], BASES[name]
     tokenizer = tiny.save_tokenizer(name, folder)
     ids = {
@@ -120,7 +120,7 @@ def base_of_4(name: str, folder: Path) -> Path:
 
 
 def assert_same_in_4(folder: Path, kl: float = 1e-9) -> dict:
-    """That Transformers 4 makes of the folder what 5 makes of it; returns what 4 does."""
+    """Asserts that Transformers 4 and 5 read the same from the folder. Returns what Transformers 4 read."""
     ids = torch.randint(5, 300, (200,), generator=torch.Generator().manual_seed(0)).tolist()
     texts = [*TEXTS, *LEADING, *CAPITALS, "a <call> b"]
     found = in_4("ask", folder, {"texts": texts, "conversations": TALK, "ids": ids})

@@ -1,4 +1,4 @@
-"""A base that is not whole, or not a causal language model, is refused by name before anything is read or trained."""
+"""A base that is incomplete, or not a causal language model, is refused before data is read."""
 
 import json
 import shutil
@@ -91,7 +91,7 @@ def test_a_whole_base_passes_tied_or_not(family, name):
     assert load.load(Model(path=str(family(name))), family(name), torch.float32, None, 0)
 
 
-def test_masks_that_older_models_saved_do_not_count(copy):
+def test_masks_that_older_models_saved_are_ignored(copy):
     def mask(tensors):
         tensors["model.layers.0.self_attn.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
         tensors["model.layers.0.self_attn.masked_bias"] = torch.tensor(-1e9)
@@ -189,7 +189,7 @@ def test_a_missing_shard_is_named(copy, tmp_path):
     refused(folder, tmp_path, "model.safetensors.index.json names model-00002-of-.*missing")
 
 
-def test_what_is_no_model_folder_is_named_with_a_way_on(copy, tmp_path):
+def test_a_folder_without_a_model_is_refused_with_a_way_out(copy, tmp_path):
     folder = copy("llama3")
     (folder / "model.safetensors").unlink()
     for name, match in (("model-q4.gguf", "GGUF is for inference"), ("pytorch_model.bin", "never unpickles")):

@@ -1,4 +1,4 @@
-"""A mixture of experts: adapters reach the experts and not the routers, open plainly and merge; routing is seen."""
+"""MoE models: adapters reach the experts and not the routers, open in PEFT and merge; routing is recorded."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_what_all_linear_reaches(recipe, name, adapter, experts, router):
     assert ranks == ({4 * 4} if experts else set())  # of 4 experts, the same in both matrices
 
 
-def test_checkpointing_activations_changes_no_loss(recipe):
+def test_activation_checkpointing_changes_no_loss(recipe):
     runs = [
         train(recipe("qwen3_moe", mode, model={"quantize": "nf4"}, train=QUICK | {"gradient_checkpointing": mode}))
         for mode in ("on", "off")
@@ -79,7 +79,7 @@ def test_checkpointing_activations_changes_no_loss(recipe):
 
 @pytest.mark.parametrize("coefficient", [0.0, 0.01])
 def test_recomputing_keeps_nothing_of_the_routers(family, coefficient):
-    """What a router gives has with it, by its graph, all that came before it in the layer."""
+    """The graph of a router's output would keep all activations before it in the layer."""
     model = AutoModelForCausalLM.from_pretrained(family("qwen3_moe")).train()
     checkpoint_layers(model, "on")
     routing = Routing(model, coefficient)
@@ -102,7 +102,7 @@ def test_recomputing_keeps_nothing_of_the_routers(family, coefficient):
         ({"model": {"quantize": "int8"}}, "model.quantize: int8 does not apply to experts"),
     ],
 )
-def test_what_cannot_be_is_refused(recipe, changes, said):
+def test_impossible_settings_are_refused(recipe, changes, said):
     with pytest.raises(UserError, match=said):
         train(recipe("qwen3_moe", train=QUICK, **changes))
 

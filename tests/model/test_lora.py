@@ -1,4 +1,4 @@
-"""LoRA's own forward pass gives what PEFT's gives, and steps aside where it does not apply."""
+"""Our LoRA forward pass gives the same results as PEFT's, and is not used where it does not apply."""
 
 import copy
 
@@ -14,7 +14,7 @@ from tunesmith.recipe import Adapter, Model
 
 
 def randomized(model, seed: int = 0):
-    """As after some training: PEFT starts B at zero, under which half of the gradients are."""
+    """Randomizes the adapter, because PEFT initializes B to zero, which makes half of the gradients zero."""
     torch.manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -23,7 +23,7 @@ def randomized(model, seed: int = 0):
 
 
 def both(family, name: str, quantize: str = "none", dtype=torch.float32, **adapter) -> tuple:
-    """The same model with PEFT's own layers, and as Tunesmith adapts it."""
+    """Returns the same model with PEFT's layers, and as Tunesmith adapts it."""
     settings = Adapter(**{"rank": 4, "alpha": 12} | adapter)
     base = load(Model(path="m", quantize=quantize), family(name), dtype, "eager", 0)
     plain = get_peft_model(copy.deepcopy(base), lora_config(base, settings, []))
@@ -95,7 +95,7 @@ def test_an_input_is_kept_once_for_all_that_read_it(family):
 
 
 @pytest.mark.parametrize("adapter", [{"dora": True}, {"dropout": 0.1}])
-def test_other_adapters_stay_as_peft_has_them(family, adapter):
+def test_other_adapters_keep_pefts_forward(family, adapter):
     _, left = both(family, "llama3", **adapter)
     assert not fused_layers(left)
 

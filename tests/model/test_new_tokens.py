@@ -23,7 +23,7 @@ LEARN = {"epochs": 40, "max_steps": 40, "batch": 6, "learning_rate": 2e-2}
 
 @pytest.fixture
 def tags(tmp_path):
-    """Rows whose answers are new tokens alone."""
+    """Returns rows whose answers consist only of new tokens."""
     return str(
         write_rows(
             tmp_path / "tags.jsonl",
@@ -68,7 +68,7 @@ def run_ids(run) -> list[int]:
 
 
 def test_a_head_with_a_bias_trains_whole(recipe, family, tmp_path, tags):
-    """PEFT would forget its bias."""
+    """PEFT would drop its bias."""
     folder = shutil.copytree(family("llama3"), tmp_path / "phi")
     (folder / "model.safetensors").unlink()
     config = transformers.AutoConfig.from_pretrained(folder)

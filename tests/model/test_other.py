@@ -1,4 +1,4 @@
-"""Architectures that change a layer's output in place, that have shared experts, or that also read images."""
+"""Architectures that change a layer's output in place, have shared experts, or also read images."""
 
 import json
 
@@ -57,7 +57,7 @@ def on_images(recipe, tmp_path, prefix: str, **sections):
 
 
 def is_text(name: str) -> bool:
-    """Written from the names of the published checkpoints' tensors."""
+    """Whether a tensor belongs to the text part, by the names in the published checkpoints."""
     return any(part in name for part in ("language_model", "text_model", "lm_head")) or name.startswith(
         ("model.layers", "model.embed_tokens", "model.norm")
     )

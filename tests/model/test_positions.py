@@ -1,4 +1,4 @@
-"""Rows beyond a model's positions: too long where the model cannot take them, a warning where it can."""
+"""Rows longer than a model's positions: too long if the model fails on them, else a warning."""
 
 import json
 
@@ -91,7 +91,7 @@ def saved(config, folder):
 
 @pytest.fixture
 def counting(tmp_path):
-    """Rows of about 25 tokens and of far more."""
+    """Returns rows of about 25 tokens, and much longer ones."""
     return str(
         write_rows(
             tmp_path / "counting.jsonl",
@@ -138,7 +138,7 @@ def test_answers_have_the_room_that_positions_leave():
     assert found[0] == answers(model, prompts[:1], 20, [VOCABULARY - 1], 0)[0]
 
 
-def test_rotary_positions_go_on_with_a_warning(recipe, tmp_path, family, counting):
+def test_rotary_positions_continue_with_a_warning(recipe, tmp_path, family, counting):
     tiny.save("llama3", tmp_path / "short", max_position_embeddings=POSITIONS)
     run = job.train(of(recipe, str(tmp_path / "short"), counting))
     assert run.plan.sequence_length == 256 and not run.plan.ledger["dropped"]
@@ -147,7 +147,7 @@ def test_rotary_positions_go_on_with_a_warning(recipe, tmp_path, family, countin
 
 
 def test_a_model_that_fails_beyond_what_it_says_is_refused_before_training(recipe, tmp_path, counting):
-    """MPT adds a bias that is as long as max_seq_len, which its configuration has under a name of its own."""
+    """MPT adds a bias of length max_seq_len, its own name for the setting."""
     config = MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=POSITIONS, vocab_size=VOCABULARY)
     assert trained_positions(config) is None
     asked = of(recipe, saved(config, tmp_path / "mpt"), counting)

@@ -1,4 +1,4 @@
-"""A quantised base is what the papers say, trains as its dequantised weights would, and its adapter is an adapter."""
+"""A quantised base follows the papers, trains like its dequantised weights, and gives an ordinary adapter."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def quantised(folder, kind="nf4"):
 
 
 def nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Written from the paper: (values, code of each weight, scale of each block), the scales not quantised."""
+    """NF4 by the paper: returns (values, code of each weight, scale of each block) without double quantisation."""
     blocks = weight.flatten().view(-1, BLOCK)
     scales = blocks.abs().amax(1, keepdim=True)
     codes = ((blocks / scales)[..., None] - NF4).abs().argmin(-1)
@@ -69,7 +69,7 @@ def dequantised(parameter) -> torch.Tensor:
 
 @pytest.fixture
 def dequantised_base(family, tmp_path):
-    """Gives a folder with a family's model whose weights are what quantising left of them."""
+    """Returns a function that saves a family's model with quantised and then dequantised weights."""
 
     def make(name: str, kind: str):
         model = AutoModelForCausalLM.from_pretrained(family(name), dtype=torch.float32)
@@ -189,7 +189,7 @@ def test_a_base_stored_in_8_bits_merges(recipe, stored, tmp_path):
     assert export(run, "merged", tmp_path / "merged")["passed"]
 
 
-def test_weights_stored_quantised_are_not_trained_whole(recipe, stored):
+def test_weights_stored_quantised_are_not_fully_trained(recipe, stored):
     with pytest.raises(UserError, match="adapter.kind: full: the weights of .* are stored quantised"):
         train(
             recipe(
@@ -208,7 +208,7 @@ def test_parameters_are_counted_in_weights(family):
     assert full == small
 
 
-def test_checkpointing_activations_and_dora_work(recipe):
+def test_activation_checkpointing_and_dora_work(recipe):
     asked = [
         recipe(
             name=mode,
@@ -223,7 +223,7 @@ def test_checkpointing_activations_and_dora_work(recipe):
 
 
 def test_evaluating_first_changes_no_step(recipe, tmp_path):
-    """bitsandbytes repacks weights for inference on some CPUs; training would go wrong after that."""
+    """bitsandbytes repacks weights for inference on some CPUs, after which training would be wrong."""
     held_out = str(write_rows(tmp_path / "eval.jsonl", sums(8, first=500)))
     first, second = (
         train(recipe(name=name, model={"quantize": "nf4"}, train={"max_steps": 3}, data=data))
@@ -249,7 +249,7 @@ def test_a_killed_run_resumes_bit_for_bit(recipe):
         ({"adapter": {"modules_to_save": ["q_proj"]}}, "adapter.modules_to_save"),
     ],
 )
-def test_what_cannot_be_is_refused(recipe, changes, said):
+def test_impossible_settings_are_refused(recipe, changes, said):
     with pytest.raises(UserError, match=said):
         train(recipe(model={"quantize": "nf4"}, **changes))
 

@@ -1,4 +1,4 @@
-"""What is saved opens in plain transformers and PEFT as the model that was trained, whatever was trained."""
+"""A saved result opens in plain Transformers and PEFT as the model that was trained."""
 
 import shutil
 
@@ -19,7 +19,7 @@ QUICK = {"max_steps": 3, "learning_rate": 1e-2}
 
 
 def trained_logits(run, ids) -> torch.Tensor:
-    """Of the model as training left it: built anew, with the last checkpoint's tensors."""
+    """Returns the logits of the trained model, rebuilt from the last checkpoint's tensors."""
     model = adapt_model(run, load_model(run, run.plan, run.base))
     load(complete(run.checkpoints)[-1], model)
     model.set_attn_implementation("eager")
@@ -76,7 +76,7 @@ def test_new_tokens_are_learned_and_saved(recipe, tmp_path, kind, model):
     assert torch.allclose(logits(opener.from_pretrained(run.result), ids), trained_logits(run, ids), atol=1e-5)
 
 
-def test_checkpointing_activations_changes_no_loss(recipe):
+def test_activation_checkpointing_changes_no_loss(recipe):
     runs = [train(recipe(name=mode, train=QUICK | {"gradient_checkpointing": mode})) for mode in ("on", "off")]
     first, second = ([e["loss"] for e in run.events("step")] for run in runs)
     assert first == pytest.approx(second, abs=1e-6)

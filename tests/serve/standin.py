@@ -1,4 +1,4 @@
-"""A small server that speaks what the chat page and `tunesmith connect` rely on; what it does is set by its fields."""
+"""A small server with the APIs that the chat page and `tunesmith connect` use. Its fields control its answers."""
 
 import json
 import mimetypes

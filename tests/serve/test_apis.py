@@ -1,4 +1,4 @@
-"""The APIs as their own makers' clients see them."""
+"""The APIs, used through the official clients of OpenAI and Anthropic."""
 
 import json
 import math
@@ -127,7 +127,7 @@ def test_answers_keep_to_a_schema(openai):
 
 @pytest.mark.parametrize("model", ["first", "mistral"])
 def test_required_tool_calls_keep_to_the_schema(openai, claude, model):
-    """What a model of random weights writes may differ from one request to the next, as two tokens may be equally
+    """The answers of a model with random weights may differ between requests, as two tokens may be equally
     likely but for rounding; that the APIs agree is tested with a model that always says the same."""
     pytest.importorskip("llguidance")
     options = dict(
@@ -161,7 +161,7 @@ def test_required_tool_calls_keep_to_the_schema(openai, claude, model):
 
 
 @pytest.mark.parametrize("allowed", ["paint", "wash"])
-def test_of_allowed_tools_alone_one_is_called(openai, allowed):
+def test_only_allowed_tools_are_called(openai, allowed):
     pytest.importorskip("llguidance")
     flat = [{"type": "function", "name": name, "parameters": SCHEMA} for name in ("paint", "wash")]
     nested = [{"type": "function", "function": {"name": t["name"], "parameters": SCHEMA}} for t in flat]
@@ -296,7 +296,7 @@ def test_messages_and_their_events(claude, openai):
     assert begun.usage.output_tokens
 
 
-def test_a_prompt_can_be_looked_at(address, engine):
+def test_render_shows_a_prompt(address, engine):
     said = httpx.post(f"{address}/render", json={"model": "first", "messages": ASK}).json()
     tokenizer = engine.models["first"].tokenizer
     assert said["text"] == tokenizer.render(ASK, add_generation_prompt=True)
@@ -337,7 +337,7 @@ def test_a_prompt_can_be_looked_at(address, engine):
         ("messages", {"messages": ASK, "max_tokens": 5, "model": "gpt-9"}, 404, "no model"),
     ],
 )
-def test_what_is_wrong_is_said_in_the_api_s_shape(address, path, body, status, said):
+def test_errors_have_the_shape_of_the_api(address, path, body, status, said):
     needed = {"model": "first", **({"messages": ASK} if path.startswith("chat") else {})}
     response = httpx.post(
         f"{address}/v1/{path}", content=json.dumps({**needed, **body}), headers={"Content-Type": "application/json"}
@@ -383,7 +383,7 @@ def test_a_body_that_is_no_json_gets_the_api_s_shape(address, path, content, kin
         ("DELETE", "/v1/models", "this server has no DELETE /v1/models"),
     ],
 )
-def test_a_path_that_is_not_there(address, method, path, said):
+def test_an_unknown_path(address, method, path, said):
     response = httpx.request(method, address + path)
     assert response.status_code in (404, 405) and response.json()["error"]["message"] == said
 
@@ -395,7 +395,7 @@ def test_head_is_get_without_a_body(address, path):
     assert head.headers["Content-Type"] == got.headers["Content-Type"]
 
 
-def test_more_answers_than_the_server_ever_takes_are_no_matter_of_waiting(openai, engine):
+def test_more_answers_than_the_server_ever_accepts_are_refused_for_good(openai, engine):
     at_once = engine.capacity
     with pytest.raises(sdk.BadRequestError, match=f"{at_once + 1} answers in one request.*takes {at_once} at once"):
         openai.completions.create(model="first", prompt=["Hello"] * (at_once + 1), max_tokens=1)
@@ -411,7 +411,7 @@ def test_more_answers_than_the_server_ever_takes_are_no_matter_of_waiting(openai
         ("0.0.0.0", ("box.lan",), {"127.0.0.1", "localhost", "box.lan", "[::1]"}),
     ],
 )
-def test_only_own_names_are_answered(scripted, served, host, allowed, answered):
+def test_only_allowed_host_names_are_answered(scripted, served, host, allowed, answered):
     address = served(scripted, hosts=own_names(host, allowed))
     foreign = {
         "evil.example",
@@ -432,7 +432,7 @@ def test_only_own_names_are_answered(scripted, served, host, allowed, answered):
                 assert (error.get("type") == "error") == (path == "/v1/messages")
 
 
-def test_names_are_free_where_others_reach_the_server():
+def test_any_host_name_is_allowed_on_a_public_address():
     assert own_names("0.0.0.0", ()) == []
 
 
@@ -459,13 +459,13 @@ def test_a_value_that_no_client_could_send_is_refused(api_key, cors, allow_host,
         check_callers(api_key, cors, allow_host)
 
 
-def test_values_that_clients_send_are_taken():
+def test_values_that_clients_send_are_accepted():
     check_callers(
         "a key", ("*", "null", "http://localhost:3000", "https://x.example"), ("box", "box.lan", "10.0.0.1", "fe80::1")
     )
 
 
-def test_nobody_may_frame_the_page(address):
+def test_the_page_cannot_be_framed(address):
     for path in ("/", "/page.js"):
         answer = httpx.get(address + path)
         assert answer.status_code == 200 and "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
@@ -474,7 +474,7 @@ def test_nobody_may_frame_the_page(address):
         assert again.status_code == 304 and "Content-Security-Policy" in again.headers
 
 
-def test_a_key_is_asked_for(engine, served):
+def test_a_key_is_required(engine, served):
     address = served(engine, api_key=KEY, hosts=["127.0.0.1"])
     with pytest.raises(sdk.AuthenticationError):
         sdk.OpenAI(base_url=f"{address}/v1", api_key="another", max_retries=0).models.list()

@@ -1,4 +1,4 @@
-"""Clients of others: litellm, llm, and schemathesis, which makes up requests from the server's own OpenAPI."""
+"""Third-party clients: litellm, llm, and schemathesis, which generates requests from the server's OpenAPI document."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Every part of a conversation reaches the model, whichever turns its template takes, or the request is refused."""
+"""Every part of a conversation reaches the model, whichever turns its template accepts, or the request is refused."""
 
 import httpx
 import pytest
@@ -17,7 +17,7 @@ MODELS = ["first_system", "mistral", "gemma3", "qwen3", "llama3", "gpt_oss"]
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("talk", list(TALKS))
 def test_every_turn_reaches_the_model(scripted, scripted_address, model, talk):
-    """In order, by chat completions and responses, and where it has roles for them by messages."""
+    """In order, by Chat Completions, Responses and, if the API has the roles, Messages."""
     scripted.says, texts = "Done.", [text for _, text in TALKS[talk]]
     turns = [{"role": role, "content": text} for role, text in TALKS[talk]]
     bodies = {
@@ -44,8 +44,8 @@ def test_every_turn_reaches_the_model(scripted, scripted_address, model, talk):
         ("gemma3", [("user", "Read it.")], ["read"], "does not write tool calls"),
     ],
 )
-def test_what_a_template_leaves_out_is_refused(scripted_address, model, messages, tools, part):
-    """Never answered as if it were not there."""
+def test_a_part_that_a_template_drops_is_refused(scripted_address, model, messages, tools, part):
+    """The server never answers as if the part were absent."""
     tools = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in tools]
     answer = httpx.post(
         f"{scripted_address}/v1/chat/completions",

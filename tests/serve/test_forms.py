@@ -1,4 +1,4 @@
-"""Forms in every spelling, one call at a time, and answers that the client begins."""
+"""Structured outputs in every spelling, single tool calls, and answers that the client begins."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def said_to(address: str, path: str, body: dict) -> httpx.Response:
 
 
 @pytest.mark.parametrize(("form", "pattern"), CHAT)
-def test_an_answer_keeps_to_its_form_in_every_spelling(address, form, pattern):
+def test_an_answer_has_its_form_in_every_spelling(address, form, pattern):
     pytest.importorskip("llguidance")
     for path, prompt in (("chat/completions", {"messages": ASK}), ("completions", {"prompt": "One"})):
         answer = said_to(address, path, prompt | form)
@@ -79,7 +79,7 @@ def test_an_answer_keeps_to_its_form_in_every_spelling(address, form, pattern):
 
 
 @pytest.mark.parametrize(("form", "message"), REFUSED)
-def test_a_form_that_cannot_be_kept_to_is_refused(address, form, message):
+def test_an_unsupported_form_is_refused(address, form, message):
     pytest.importorskip("llguidance")
     for path, prompt in (("chat/completions", {"messages": ASK}), ("completions", {"prompt": "One"})):
         answer = said_to(address, path, prompt | form)
@@ -141,7 +141,7 @@ def test_one_call_where_parallel_ones_are_unwanted(scripted, scripted_address, m
 
 
 @pytest.mark.parametrize("model", ["qwen3", "mistral", "thinker", "gpt_oss"])
-def test_an_answer_that_the_client_begins_goes_on(scripted, scripted_address, tokenizers, model):
+def test_an_answer_that_the_client_begins_is_continued(scripted, scripted_address, tokenizers, model):
     scripted.says = " name."
     begun = [*ASK, {"role": "assistant", "content": "Return the"}]
     flags = {"continue_final_message": True, "add_generation_prompt": False}
@@ -171,14 +171,14 @@ def test_an_answer_that_the_client_begins_goes_on(scripted, scripted_address, to
         },
     ],
 )
-def test_what_cannot_go_on_is_refused(scripted_address, body):
+def test_an_answer_that_cannot_be_continued_is_refused(scripted_address, body):
     answer = said_to(scripted_address, "chat/completions", {"model": "qwen3", **body})
     assert answer.status_code == 400 and "continue_final_message" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("arguments", ['{"path": "a.t', "[1, 2]", '{"n": NaN}', {"path": "a.t"}, "", None])
 @pytest.mark.parametrize("model", ["qwen3", "glm", "gpt_oss"])
-def test_a_conversation_goes_on_after_a_call_that_was_broken(scripted, scripted_address, model, arguments):
+def test_a_conversation_continues_after_a_broken_call(scripted, scripted_address, model, arguments):
     scripted.says = "Well."
     function = {"name": "read"} | ({} if arguments is None else {"arguments": arguments})
     messages = [

@@ -1,8 +1,7 @@
 """The published compliance cases of openresponses.org (2026-04-24), each by its name, against /v1/responses.
 
-What the specification says of a response and of every event is written down here as far as it says what must be
-there. Of its 17 cases one is a fixture of theirs without a request, and ten need what this server has not: see
-`test_what_is_not_offered`.
+The schemas here follow the specification's required fields of a response and of every event. Of the 17 cases, one is a
+fixture without a request, and ten need features that this server does not have: see `test_unsupported_cases`.
 """
 
 import json
@@ -301,7 +300,7 @@ def test_multi_turn(respond, scripted):
         {"tools": [], "tool_choice": "none"},
     ],
 )
-def test_what_was_asked_is_told(respond, body):
+def test_the_response_repeats_the_request(respond, body):
     pytest.importorskip("llguidance")
     respond("Go.", '{"a": 1}', **body)
 
@@ -340,7 +339,7 @@ def test_websockets_are_refused(scripted):
         ("/compact", {"input": [said("user", "Hello.")]}, 405, ""),
     ],
 )
-def test_what_is_not_offered(scripted_address, path, body, status, expected):
+def test_unsupported_cases(scripted_address, path, body, status, expected):
     """The cases image-input (of a model of text), previous-response-id, compact-response and compact-missing-model;
     for the seven of the WebSocket transport see above."""
     answer = httpx.post(f"{scripted_address}/v1/responses{path}", json={"model": "qwen3", **body})

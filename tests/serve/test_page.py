@@ -1,4 +1,4 @@
-"""The chat page in a browser, against a small server that streams as slowly as a test wants."""
+"""The chat page in a browser, with a small server that streams as slowly as a test requires."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def server():
 
 @pytest.fixture
 def page(browser, server):
-    """The page, opened; whatever it does in a test, no request may leave the server and no error be thrown."""
+    """Opens the page. Fails if a request goes to another server, or if the page throws an error."""
     context = browser.new_context()
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened = context.new_page()
@@ -77,7 +77,7 @@ def test_text_shows_as_it_comes(page, server):
 
 
 @needs_browser
-def test_reasoning_stands_apart(page, server):
+def test_reasoning_is_shown_separately(page, server):
     server.thoughts, server.pieces["my-run"] = ["Hm, ", "<b>so</b>."], ["Three."]
     ask(page, "Count")
     assert page.inner_text(".answer .body") == "Three." and not page.is_visible(".thoughts pre")
@@ -154,7 +154,7 @@ ATTACKS = [
 
 
 @needs_browser
-def test_what_a_model_writes_does_not_run(page, server):
+def test_markup_in_an_answer_does_not_run(page, server):
     from playwright.sync_api import Error
 
     server.pieces["my-run"] = [piece + "\n\n" for piece in ATTACKS]
@@ -315,7 +315,7 @@ def test_cells_keep_room_beside_each_other(page, server, width):
 
 
 @needs_browser
-def test_tabs_keep_conversations_of_their_own(page, server):
+def test_tabs_keep_their_own_conversations(page, server):
     other = page.context.new_page()
     other.goto(server.url)
     other.wait_for_selector("#model option", state="attached")
@@ -343,7 +343,7 @@ def test_tabs_keep_conversations_of_their_own(page, server):
         ("sessionStorage", "The conversation is lost when this page is reloaded or closed."),
     ],
 )
-def test_a_full_storage_is_said_where_it_can_be_seen(page, server, full, said):
+def test_full_storage_is_reported_visibly(page, server, full, said):
     page.evaluate(f"""() => {{
         for (let size = 2 ** 24; size >= 1; size /= 2) {{
             try {{ {full}.setItem("fill" + size, "x".repeat(size)); }} catch {{}}
@@ -357,7 +357,7 @@ def test_a_full_storage_is_said_where_it_can_be_seen(page, server, full, said):
 
 
 @needs_browser
-def test_an_answer_that_a_reload_breaks_off_is_no_error(page, server):
+def test_an_answer_that_a_reload_cancels_is_no_error(page, server):
     server.endless = True
     ask(page, "Go on", done=False)
     page.wait_for_selector(".answer .body:has-text('more')")
@@ -368,7 +368,7 @@ def test_an_answer_that_a_reload_breaks_off_is_no_error(page, server):
 
 
 @needs_browser
-def test_what_the_form_takes_the_server_takes(page, server):
+def test_the_server_accepts_what_the_form_accepts(page, server):
     page.click("#open-settings")
     bounds = page.eval_on_selector_all(".numbers input", "all => all.map(e => [e.name, [e.min, e.max]])")
     assert len(bounds) == 4
@@ -403,7 +403,7 @@ def test_earlier_turns_are_not_drawn_again(page, server):
 
 
 @needs_browser
-def test_errors_are_said_and_a_key_is_sent(page, server):
+def test_errors_are_shown_and_a_key_is_sent(page, server):
     server.failure = (400, "the prompt has 9 tokens, the context 8")
     ask(page, "Too long")
     assert page.inner_text(".answer .failed") == "the prompt has 9 tokens, the context 8"
@@ -432,7 +432,7 @@ def test_everything_has_a_name_and_can_be_reached_by_keyboard(page):
     assert unnamed == 0
 
 
-def test_the_page_is_complete_in_itself():
+def test_the_page_is_self_contained():
     own = [file for file in PAGE.iterdir() if file.suffix in (".html", ".js", ".css")]
     assert {file.name for file in own} >= {"index.html", "page.js", "page.css"}
     for file in own:
@@ -444,7 +444,7 @@ def test_the_page_is_complete_in_itself():
     assert "default-src 'self'" in html and "unsafe" not in html
 
 
-def test_the_libraries_are_those_that_are_noted():
+def test_the_libraries_match_their_recorded_versions():
     vendor = PAGE / "vendor"
     noted = json.loads((vendor / "versions.json").read_text())
     assert {file.name for file in vendor.glob("*.js")} == set(noted)

@@ -1,4 +1,4 @@
-"""Prompts that are scored: their log probabilities are those of transformers' own forward pass."""
+"""Scored prompts: the log probabilities equal those of Transformers' forward pass."""
 
 import httpx
 import pytest
@@ -16,7 +16,7 @@ TEXT = "The capital of France is Paris"
 
 
 def reference(folder, ids: list[int]) -> list[float]:
-    """How likely each id but the first is after those before it, by transformers."""
+    """Returns the log probability of each id after the first, given the ids before it, by Transformers."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     with torch.no_grad():
         logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -33,7 +33,7 @@ def engines(family):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_scores_are_those_of_transformers(family, engines, served, name):
-    """Also over more tokens than are computed at once, while another answer is computed."""
+    """Also with more tokens than one forward pass takes, while another answer is generated."""
     address, tokenizer = served(engines[name]), engines[name].models[name].tokenizer
     ids = [token for prompt in prompts(12, seed=7) for token in prompt][:300]
     running = Collector(engines[name], Request(name, ids[:20], 100))
@@ -51,8 +51,8 @@ def test_scores_are_those_of_transformers(family, engines, served, name):
     assert answer["usage"] == {"prompt_tokens": 300, "completion_tokens": 0, "total_tokens": 300}
 
 
-def test_an_answer_behind_its_scored_prompt(engines, served):
-    """Whole and streamed; the last entry is the answer's, also where its only token ends it."""
+def test_an_answer_after_its_scored_prompt(engines, served):
+    """Whole and streamed. The last entry is the answer's, even if its only token is the stop token."""
     address, model = served(engines["llama3"]), engines["llama3"].models["llama3"]
     options = {"prompt": [TEXT, "One"], "max_tokens": 1, "echo": True, "logprobs": 1, "n": 2}
     choices = httpx.post(f"{address}/v1/completions", json=options).json()["choices"]

@@ -25,7 +25,7 @@ Lines = Iterator[tuple[int, Payload]]
 LONGEST = 64 * 2**20  # largest line in bytes and CSV field in characters, which bounds memory
 CHUNK = 2**20
 ROWS = 256  # rows of a columnar file that are converted to Python objects at a time
-BROKEN_STREAM = (OSError, EOFError, zlib.error)  # what gzip and pyarrow raise for cut or damaged files
+BROKEN_STREAM = (OSError, EOFError, zlib.error)  # raised by gzip and pyarrow for truncated or damaged files
 csv.field_size_limit(LONGEST)
 
 

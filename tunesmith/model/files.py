@@ -10,7 +10,7 @@ from tunesmith.errors import UserError
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LARGEST_POINTER_BYTES = 1024
 HEADER_LENGTH_BYTES = 8
-FROM_NOTHING = "To train from nothing: model.initialize: random"
+FROM_SCRATCH = "To train from scratch: model.initialize: random"
 
 
 def check_folder(folder: Path, needs_weights: bool) -> None:
@@ -33,7 +33,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WHOLE]
     index = _json(folder / INDEX)
     if index is None:
-        raise UserError(f"model.path: {folder} has neither {WHOLE} nor {INDEX}{_instead(folder)}. {FROM_NOTHING}")
+        raise UserError(f"model.path: {folder} has neither {WHOLE} nor {INDEX}{_instead(folder)}. {FROM_SCRATCH}")
     files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
     missing = [file.name for file in files if not file.exists()]
     if missing:

@@ -39,7 +39,7 @@ class OwnNames:
                 app = _respond(
                     request,
                     Refused(
-                        f"the host name {host!r} is not allowed; if it is a name of this machine, start the "
+                        f"the host {host!r} is not allowed; if it is a name of this machine, start the "
                         "server with --allow-host NAME",
                         403,
                         "host_not_allowed",

@@ -34,7 +34,7 @@ def run(recipe):
 
 
 def rewritten(monkeypatch, change) -> None:
-    """Every merged export is changed by `change(folder)` after it was written."""
+    """Changes every merged export by `change(folder)` after it is written."""
     write = merged.write
 
     def and_changed(run, folder, settings):
@@ -145,7 +145,7 @@ def test_no_parity_is_recorded(run, tmp_path):
     assert json.loads((tmp_path / "merged/parity.json").read_text())["passed"] is None
 
 
-def test_other_engines_are_asked_too(run, tmp_path, monkeypatch):
+def test_other_engines_are_compared_too(run, tmp_path, monkeypatch):
     """All that the gate asks of one that is not there is shown by one that is."""
     asked = []
 
@@ -192,7 +192,7 @@ def divergence(p: np.ndarray, q: np.ndarray) -> float:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 12))
-def test_what_is_not_told_counts_as_one(seed, words, told):
+def test_tokens_without_a_probability_count_as_one(seed, words, told):
     """By the definition of KL over the tokens told and the rest together; no more than over all tokens."""
     random = np.random.default_rng(seed)
     p, q = (torch.from_numpy(random.normal(0, 2, (3, words))).log_softmax(1).numpy() for _ in "pq")
@@ -232,7 +232,7 @@ def test_an_adapter_that_vllm_does_not_load_is_noted(recipe, tmp_path, settings,
     assert named in " ".join(notes) and bool(notes) == bool(named)
 
 
-def test_what_breaks_off_leaves_nothing(run, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_nothing(run, tmp_path, monkeypatch):
     def broken(folder):
         raise RuntimeError("as a full disk would")
 

@@ -98,7 +98,7 @@ def ollama(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_ollama_is_asked_and_left_as_it_was(recipe, tmp_path, ollama, monkeypatch):
+def test_ollama_is_compared_and_left_unchanged(recipe, tmp_path, ollama, monkeypatch):
     run = train(recipe("qwen3", train={"epochs": 20, "max_steps": 200, "learning_rate": 5e-3}))
     export(run, "merged", tmp_path / "merged", parity=False)
     ollama.engine = Transformers.load(tmp_path / "merged")

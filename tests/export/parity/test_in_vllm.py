@@ -1,4 +1,4 @@
-"""vLLM as parity asks it, beside transformers; slow, where vLLM is installed."""
+"""vLLM as a parity engine, compared with Transformers. Slow, and only if vLLM is installed."""
 
 import numpy as np
 import pytest

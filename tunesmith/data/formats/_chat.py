@@ -151,7 +151,7 @@ def _are_mappings(value: Any) -> bool:
 
 
 def has_turns(sample: dict) -> bool:
-    """Whether a record holds a conversation, so that its other columns are not what is learned."""
+    """Whether a record contains a conversation, which is then learned instead of its other columns."""
     return any(is_turns(sample.get(column)) for column in CHAT_COLUMNS)
 
 

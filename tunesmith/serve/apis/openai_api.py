@@ -281,7 +281,7 @@ def _prefilled(body: ChatRequest) -> tuple[list[dict], str]:
         return messages, ""
     if last.role != "assistant" or last.tool_calls or last.reasoning_content:
         raise Refused(
-            "continue_final_message: the last message must be the assistant's, with text alone",
+            "continue_final_message: the last message must be the assistant's, with text only",
             parameter="continue_final_message",
         )
     return messages[:-1], messages[-1]["content"]
