@@ -3,10 +3,11 @@
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tunesmith.errors import UserError
 
@@ -34,23 +35,34 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def replacing(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
-    """Opens a temporary file that replaces `path` once the block has ended without error and the data is on disk."""
+def replaced(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, to write a file or a folder at. It replaces `path` once the block has
+    ended without error, unless the block has moved it elsewhere; after an error nothing is left of it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(draft)  # of a process with the same number
     try:
-        with open(draft, "wb" if binary else "w", encoding=None if binary else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+        yield draft
+        if draft.is_dir():
+            _remove(path)
+        if draft.exists():
+            os.replace(draft, path)
     finally:
-        draft.unlink(missing_ok=True)
+        _remove(draft)
 
 
 def write_atomic(path: Path, text: str) -> None:
     """Writes a file atomically: readers see the old content or the new."""
-    with replacing(path) as file:
+    with replaced(path) as draft, open(draft, "w", encoding="utf-8") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def follow_umask(file: Path) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.demo.corpus import MODULES, Definition, Entry, entries, parsed
-from tunesmith.files import replacing
+from tunesmith.files import replaced
 
 # A question is one sentence (DIRECT), or a sentence that names the object (NAMING) and one that asks about it (ASKING).
 DIRECT = {
@@ -219,7 +219,7 @@ def _trained(kind: str, words: list[str], draw: random.Random) -> list[str]:
 
 
 def _write(path: Path, phrasings: Callable[[str], list[str]]) -> Path:
-    with replacing(path) as file:
+    with replaced(path) as draft, open(draft, "w", encoding="utf-8") as file:
         for fact in facts():
             for phrasing in phrasings(fact.kind):
                 messages = [

@@ -3,7 +3,6 @@
 import os
 import shutil
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +15,7 @@ from tunesmith.export.parity.gate import Observation, compare, distance, measure
 from tunesmith.export.parity.probes import probes_of
 from tunesmith.export.parity.subject import Trained
 from tunesmith.export.push import check_push, push_folder
-from tunesmith.files import write_atomic, write_json
+from tunesmith.files import replaced, write_atomic, write_json
 from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.result import require_result, trained_model
 from tunesmith.model.load import quieten
@@ -50,16 +49,19 @@ def export(
         raise UserError(f"{target}: exists already; name another --output")
     if push:
         check_push(push)
-    with _draft(target) as draft:
+    with replaced(target) as draft:
+        _make(draft, target)
         say(f"export  writing {to}")
         notes = form.write(run, draft, chosen) or []
         write_atomic(draft / "README.md", card(run, to))
         found = _checked(run, form, chosen, draft, say) if parity else {"passed": None, "problem": "not compared"}
         found |= {"form": to, "settings": chosen.model_dump(), "notes": notes}
         write_json(draft / "parity.json", found)
-        kept = target if found["passed"] is not False else target.with_name(f"{target.name}.failed")
-        shutil.rmtree(kept, ignore_errors=True)  # an earlier failed one
-        os.rename(draft, kept)
+        kept = target
+        if found["passed"] is False:
+            kept = target.with_name(f"{target.name}.failed")
+            shutil.rmtree(kept, ignore_errors=True)  # of an earlier export
+            os.rename(draft, kept)
     for line in notes:
         say(f"note    {line}")
     if found["passed"] is False:
@@ -150,16 +152,8 @@ def _heard(say):
     return progress
 
 
-@contextmanager
-def _draft(target: Path):
-    """A folder beside the target that is gone at the end, unless it was renamed."""
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
+def _make(draft: Path, target: Path) -> None:
     try:
         draft.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{target}: cannot be made: {error.strerror}") from None
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

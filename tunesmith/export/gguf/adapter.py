@@ -2,8 +2,8 @@
 
 import json
 import math
-import os
 import re
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from tunesmith.errors import UserError
 from tunesmith.export.gguf.families import inputs_form, targets, text_name
 from tunesmith.export.gguf.limits import family_of
 from tunesmith.export.gguf.write import write_values
+from tunesmith.files import replaced
 from tunesmith.inference.llama_cpp import gguf_package
 
 NOT_LORA = {
@@ -37,9 +38,7 @@ def write_adapter(peft_folder: Path, base_config, target: Path) -> None:
     settings = json.loads((peft_folder / "adapter_config.json").read_text("utf-8"))
     _check(settings)
     tensors = load_file(peft_folder / "adapter_model.safetensors")
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    writer = gguf.GGUFWriter(draft, architecture)
-    try:
+    with replaced(target) as draft, closing(gguf.GGUFWriter(draft, architecture)) as writer:
         write_values(writer, {"general.type": "adapter", "adapter.type": "lora", "general.name": peft_folder.name})
         for name, pair in _pairs(tensors).items():
             for gguf_name, a, b in _factors(base_config, settings, name, *pair):
@@ -48,11 +47,6 @@ def write_adapter(peft_folder: Path, base_config, target: Path) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
-        os.replace(draft, target)
-    finally:
-        writer.close()
-        draft.unlink(missing_ok=True)
 
 
 def _check(settings: dict) -> None:

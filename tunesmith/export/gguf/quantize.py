@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tunesmith.errors import UserError
 from tunesmith.export.gguf.families import inputs_form, is_of_text, targets, text_name
 from tunesmith.export.gguf.layout import same
-from tunesmith.files import follow_umask
+from tunesmith.files import follow_umask, replaced
 from tunesmith.inference.llama_cpp import llama_cpp, reason, threads
 
 KINDS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
@@ -37,13 +37,9 @@ def quantize(source: Path, target: Path, kind: str, importance: Path | None = No
     table = _table(library, vectors)  # a reference that must live until the call returns
     if vectors:
         settings.imatrix = ctypes.cast(table, ctypes.POINTER(library.llama_model_imatrix_data))
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replaced(target) as draft:
         if library.llama_model_quantize(os.fsencode(source), os.fsencode(draft), ctypes.byref(settings)):
             raise UserError(f"{source}: llama.cpp cannot quantise it to {kind}: {reason()}")
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _table(library, vectors: dict[str, np.ndarray]):

@@ -1,7 +1,7 @@
 """Writes a model as a GGUF file, one tensor at a time."""
 
-import os
 import re
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from tunesmith.export.gguf.families import is_of_text, targets, text_name
 from tunesmith.export.gguf.limits import IMAGES, family_of, notes
 from tunesmith.export.gguf.metadata import extra_tensors, metadata
 from tunesmith.export.gguf.vocabulary import Vocabulary, vocabulary_of
+from tunesmith.files import replaced
 from tunesmith.inference.llama_cpp import gguf_package
 
 PHI3 = r"(?i)phi-?3"
@@ -37,9 +38,7 @@ def write_gguf(weights, folder: Path, target: Path, kind: str, stop_ids: tuple[i
     config = weights.config
     architecture = family_of(config).architecture
     vocabulary = vocabulary_of(folder, weights.shapes["model.embed_tokens.weight"][0], tuple(stop_ids))
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    writer = gguf.GGUFWriter(draft, architecture)
-    try:
+    with replaced(target) as draft, closing(gguf.GGUFWriter(draft, architecture)) as writer:
         _describe(writer, config, vocabulary, _name(folder, vocabulary), kind, gguf)
         extra = extra_tensors(config)
         for name, tensor in extra.items():
@@ -57,11 +56,6 @@ def write_gguf(weights, folder: Path, target: Path, kind: str, stop_ids: tuple[i
                 raise ValueError(f"{name} came where {expected} was announced")
             for gguf_name, form in targets(config, name):
                 writer.write_tensor_data(_encoded(gguf_name, form(tensor.detach()), kind, gguf))
-        writer.close()
-        os.replace(draft, target)
-    finally:
-        writer.close()
-        draft.unlink(missing_ok=True)
     return image_notes + notes(config) + vocabulary.notes
 
 
