@@ -4,8 +4,6 @@ import logging
 import re
 from pathlib import Path
 
-from markdown.extensions.toc import slugify
-
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 log = logging.getLogger("mkdocs.hooks.links")
@@ -34,7 +32,12 @@ def broken_links(page: Path) -> list[str]:
 
 def headings(page: Path) -> set[str]:
     """The anchors of a page's headings."""
-    return {slugify(line.lstrip("# "), "-") for line in _prose(page).splitlines() if re.match("#+ ", line)}
+    return {_slug(line.lstrip("# ")) for line in _prose(page).splitlines() if re.match("#+ ", line)}
+
+
+def _slug(heading: str) -> str:
+    """The anchor that Python-Markdown makes of a heading."""
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
 
 
 def _prose(page: Path) -> str:

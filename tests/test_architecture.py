@@ -1,4 +1,4 @@
-"""The house stays as docs/architecture.md says: imports point one way, nothing is long."""
+"""The house stays as docs/explanation/architecture.md says: imports point one way, nothing is long."""
 
 import ast
 from graphlib import TopologicalSorter

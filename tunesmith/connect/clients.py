@@ -1,6 +1,6 @@
 """`tunesmith connect`: other programs' configurations for a server of ours, and a try with a tool call.
 
-A new client is one entry of CLIENTS; docs/connect.md says which versions the entries were written for.
+A new client is one entry of CLIENTS; docs/reference/connect.md says which versions the entries were written for.
 """
 
 import os
