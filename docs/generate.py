@@ -208,8 +208,8 @@ def _documented(name: str, thing: Any) -> list[str]:
     """The heading, signature and docstring of a function or a class."""
     if inspect.isfunction(thing):
         return [f"### {name}\n", f"```text\n{name}{_signature(thing)}\n```\n", _prose(thing) + "\n"]
-    rows = [f"| `{_cell(member + _signature(value))}` | {_cell(_prose(value))} |" for member, value in _members(thing)]
-    return [f"### {name}\n", _prose(thing) + "\n", "| member | meaning |\n|---|---|\n" + "\n".join(rows) + "\n"]
+    members = [f"- `{member}{_signature(value)}`\n  <br>{_prose(value)}" for member, value in _members(thing)]
+    return [f"### {name}\n", _prose(thing) + "\n", "\n".join(members) + "\n"]
 
 
 def _members(thing: type) -> Iterator[tuple[str, Any]]:
