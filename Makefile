@@ -28,7 +28,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy tunesmith
 
 docs: .venv-docs/installed
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "site/index.html"
 
 test-all: $(VENV)/installed-test .venv-transformers4/installed
