@@ -1,9 +1,4 @@
-"""The project's glossary as data: words that its prose does not use, and what to write instead.
-
-Patterns match a whole text, ignoring case; a space also matches a line break.
-"""
-
-import re
+"""The project's glossary: words that its prose does not use, and what to write instead. Patterns ignore case."""
 
 BANNED: list[tuple[str, str]] = [
     # the field's own terms
@@ -32,12 +27,3 @@ BANNED: list[tuple[str, str]] = [
     (r"\(but (of|under|for|in|with|the|a|on|at)\b", "except"),
     (r"\bin (its|their|the) user's words\b", "in the user's terms"),
 ]
-
-
-def banned_words(text: str) -> list[tuple[int, str, str]]:
-    """The line, the words and the replacement of each banned expression in `text`."""
-    return sorted(
-        (text.count("\n", 0, match.start()) + 1, match[0], instead)
-        for pattern, instead in BANNED
-        for match in re.finditer(pattern.replace(" ", r"\s+"), text, re.IGNORECASE)
-    )
