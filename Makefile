@@ -1,12 +1,13 @@
 # make demo   install into .venv and run the demonstration
 # make test   install into .venv and run the tests, the same every time
 # make lint   install into .venv and check the code: its format, ruff, mypy
+# make docs   install MkDocs into .venv-docs and build the documentation into site/; a broken link fails
 # make test-all  run the long tests too, and property tests on random examples; SEED=N repeats a run, N being printed
 # make bench  install into .venv-bench, with TRL, and compare; after make bench-peers also with LLaMA-Factory and Axolotl
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CODE := tunesmith tests bench
+CODE := tunesmith tests bench docs
 # Two at a time, each on one thread, as the models are too small for more; those that wait do not spin.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -25,6 +26,10 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy tunesmith
+
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "site/index.html"
 
 test-all: $(VENV)/installed-test .venv-transformers4/installed
 	$(PYTEST) -m '' --hypothesis-profile=random --hypothesis-seed=$(SEED)
@@ -55,6 +60,12 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install -q --no-deps --target .venv-transformers4/packages $(TRANSFORMERS4)
 	touch $@
 
+.venv-docs/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install -q 'pip>=25.1'
+	.venv-docs/bin/python -m pip install -q -c constraints.txt --group docs
+	touch $@
+
 .venv-bench/installed: pyproject.toml constraints.txt bench/peers/trl.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install -q -c constraints.txt -e . -r bench/peers/trl.txt
@@ -72,4 +83,4 @@ $(VENV)/installed-test: $(VENV)/installed
 	.venv-axolotl/bin/pip install -q -r $<
 	touch $@
 
-.PHONY: demo lint test test-all bench bench-peers
+.PHONY: demo docs lint test test-all bench bench-peers

@@ -5,7 +5,7 @@ as a table and plots.
 
 Each point is a process of its own that runs the very parts of the loop (feed, loss, optimizer) on random tokens of a
 Llama with random weights, packed into 4096 tokens a step; for dataset size it is `tunesmith train`. Writes
-bench/results/ and docs/performance-cpu.svg.
+bench/results/ and docs/images/performance-cpu.svg.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The words that the package does not use, and where it would use them: docstrings, comments and string literals."""
+"""The project's glossary: words that its prose does not use, and where a Python file has prose."""
 
 import ast
 import io
@@ -31,8 +31,18 @@ BANNED = [
     (r"\bbut for\b", "except"),
     (r"\blikeliest\b", "most likely"),
     (r"\b(ours|theirs)\b", "Tunesmith's, or its own …"),
+    (r"\blearn(ing)? pace\b", "learning-rate schedule"),
+    (r"\bfirst choices?\b", "top token"),
+    (r"\bmemory ladder\b|\bthe ladder\b|\brungs?\b", "out-of-memory fallback"),
+    (r"\b(is|are|was|were) called as\b", "is named after"),
+    (r"\bat hand\b", "available"),
+    (r"\bwhat (came|comes|has come) of (it|them|this)\b", "the result"),
+    (r"\bmeasured beside\b", "measured alongside"),
+    (r"\bdone again\b", "repeated, retried"),
+    (r"\(but (of|under|for|in|with|the|a|on|at)\b", "except"),
+    (r"\bin (its|their|the) user's words\b", "in the user's terms"),
 ]
-"""(regular expression, what to write instead)."""
+"""(regular expression, which ignores case; what to write instead)."""
 
 HEADLESS = re.compile(r"(What|Of|Those)\b")
 """The beginning of a docstring that has no subject or verb."""

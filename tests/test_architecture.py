@@ -1,4 +1,4 @@
-"""The package keeps to docs/architecture.md: imports point down, and files and functions are short."""
+"""The package keeps to docs/explanation/architecture.md: imports point down, and files and functions are short."""
 
 import ast
 from graphlib import TopologicalSorter

@@ -1,6 +1,6 @@
 """Configurations that connect other programs to a Tunesmith server, for `tunesmith connect`.
 
-A new client is one entry of CLIENTS. docs/connect.md lists the versions that the entries were written for.
+A new client is one entry of CLIENTS. docs/reference/connect.md lists the versions that the entries were written for.
 """
 
 import os

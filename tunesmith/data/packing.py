@@ -19,7 +19,7 @@ class Sizes:
 
     @classmethod
     def single(cls, lengths: np.ndarray) -> "Sizes":
-        """Those of rows of one sequence each."""
+        """Returns the sizes of rows that have one sequence each."""
         return cls(lengths, np.ones_like(lengths), lengths)
 
 

@@ -73,7 +73,7 @@ class Engine(LlamaCpp):
 
     def excuses(self, text: str) -> bool:
         """It brings no text into Unicode's form NFC, knows capitals in ASCII only, and keeps whitespace that tokens
-        such as Phi-4's take along (docs/gguf.md)."""
+        such as Phi-4's take along (docs/reference/gguf.md)."""
         return (
             unicodedata.normalize("NFC", text) != text
             or any(c.isupper() and not c.isascii() for c in text)
