@@ -14,7 +14,8 @@ class MergeSettings(Section):
     """How the adapter is merged."""
 
     into: Literal["full", "dequantised"] = "full"
-    """Of a base trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them, rounded."""
+    """If the base was trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them,
+    rounded."""
 
 
 class GgufSettings(MergeSettings):
@@ -23,7 +24,7 @@ class GgufSettings(MergeSettings):
     precision: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"] = "bf16"
     """Precision of the matrices; vectors stay in float32."""
     importance: bool = False
-    """Of K-quants: lose least where inputs of the training rows are large."""
+    """For K-quants: lose the least where the inputs of the training rows are large."""
 
 
 OF_FORMS: dict[str, type[Section]] = {
