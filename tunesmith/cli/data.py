@@ -86,12 +86,12 @@ class Asked:
     def tokenizer(self):
         """The base's, without new tokens; None without a model."""
         from tunesmith.data.source import tokenizer_for
-        from tunesmith.model.load import resolve
+        from tunesmith.inference.gguf_base import base_folder
 
         if not self.model:
             return None
         return tokenizer_for(
-            resolve(self.model), self.sources, self.model.chat_template_kwargs, self.model.chat_template
+            base_folder(self.model), self.sources, self.model.chat_template_kwargs, self.model.chat_template
         )
 
 

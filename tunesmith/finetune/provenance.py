@@ -10,6 +10,7 @@ from pathlib import Path
 from tunesmith.data.files import content_hash, files
 from tunesmith.errors import UserError
 from tunesmith.files import file_text, read_json
+from tunesmith.inference.gguf_base import RECORD
 from tunesmith.machine import Machine
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
@@ -36,7 +37,7 @@ def collect(run: Run, base: Path, machine: Machine, plan: dict) -> dict:
         "plan": {run.plan_file.name: hashlib.sha256(file_text(plan).encode()).hexdigest()},
         "tokenizer": _hashes(run.tokenizer.iterdir()),
         "data": _data(recipe),
-        "base_model": {"path": str(base), "files": _model(base)},
+        "base_model": {"path": str(base), "files": _model(base), "gguf": read_json(base / RECORD)},
         "packages": {name: _version(name) for name in PACKAGES},
         "python": sys.version.split()[0],
         "machine": machine.as_dict(),

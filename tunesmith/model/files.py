@@ -117,10 +117,7 @@ def _instead(folder: Path) -> str:
             "model.path, or merge the adapter first"
         )
     if found := next(folder.glob("*.gguf"), None):
-        return f", but {found.name}: {GGUF}"
+        return f", but {found.name}: name that file to train from it, better the safetensors that it was made from"
     if found := next((file for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)), None):
         return f", but {found.name}, which Tunesmith never unpickles: convert it to safetensors first"
     return ""
-
-
-GGUF = "GGUF is a form for inference; train on the safetensors that it was made from, then `tunesmith export --to gguf`"
