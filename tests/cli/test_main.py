@@ -180,7 +180,7 @@ def test_commands_that_only_show_succeed(trained, arguments):
         (("train", "model"), "a folder, not a recipe"),
         (("train", "runs/first"), "a run, not a recipe; `tunesmith resume runs/first`"),
         (("train", "recipe.yaml", "--adapter.kind", "qlora"), "model.quantize: nf4"),
-        (("train", "--model", "weights.gguf", "--data", "rows.jsonl"), "a GGUF file cannot be trained"),
+        (("train", "--model", "weights.gguf", "--data", "rows.jsonl"), "no file weights.gguf"),
         (("merge", "first"), 'Did you mean "export"?'),
         (("init",), "MODEL is missing: tunesmith init MODEL DATA"),
         (("chat",), "RUN is missing: tunesmith chat RUN"),

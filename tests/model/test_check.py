@@ -192,11 +192,11 @@ def test_a_missing_shard_is_named(copy, tmp_path):
 def test_a_folder_without_a_model_is_refused_with_a_way_out(copy, tmp_path):
     folder = copy("llama3")
     (folder / "model.safetensors").unlink()
-    for name, match in (("model-q4.gguf", "GGUF is for inference"), ("pytorch_model.bin", "never unpickles")):
+    for name, match in (("model-q4.gguf", "name that file to train from it"), ("pytorch_model.bin", "never unpickles")):
         (folder / name).write_bytes(b"\0" * 2000)
         refused(folder, tmp_path, f"{name}.*{match}")
         if name.endswith("gguf"):
-            refused(folder / name, tmp_path, "is a file: GGUF is for inference")
+            refused(folder / name, tmp_path, "is not a GGUF file")
         (folder / name).unlink()
     (folder / "config.json").unlink()
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))

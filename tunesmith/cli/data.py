@@ -89,12 +89,12 @@ class Selected:
     def tokenizer(self):
         """Returns the base model's tokenizer, without the recipe's new tokens, or None without a model."""
         from tunesmith.data.source import tokenizer_for
-        from tunesmith.model.load import resolve
+        from tunesmith.inference.gguf_base import base_folder
 
         if not self.model:
             return None
         return tokenizer_for(
-            resolve(self.model), self.sources, self.model.chat_template_kwargs, self.model.chat_template
+            base_folder(self.model), self.sources, self.model.chat_template_kwargs, self.model.chat_template
         )
 
     def encode(self, tokenizer, mask: str | None = None):

@@ -15,9 +15,10 @@ from tunesmith.errors import UserError
 from tunesmith.files import write_json
 from tunesmith.finetune import provenance
 from tunesmith.finetune.prepared import Prepared
+from tunesmith.inference.gguf_base import base_folder, unpacking_note
 from tunesmith.machine import probe
 from tunesmith.model.check import check_adapter, check_base
-from tunesmith.model.load import config_of, eos_ids, resolve
+from tunesmith.model.load import config_of, eos_ids
 from tunesmith.model.positions import limit_of, trained_positions
 from tunesmith.model.tokenizer_files import save_tokenizer
 from tunesmith.planner import unusual
@@ -39,7 +40,9 @@ def prepare(run: Run) -> None:
     machine = probe(run.folder)
     plan = choose(recipe, machine)
     run.log("stage", doing="reading the data")
-    base = resolve(recipe.model)
+    base = base_folder(recipe.model)
+    if line := unpacking_note(base):
+        run.log("warning", message=line)
     config = config_of(base)
     plan = for_model(plan, recipe, config)
     check_base(recipe.model, recipe.adapter, base, config)

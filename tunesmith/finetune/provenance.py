@@ -11,6 +11,7 @@ from tunesmith.data.files import content_hash
 from tunesmith.data.source import Sources
 from tunesmith.errors import UserError
 from tunesmith.files import file_text, read_json
+from tunesmith.inference.gguf_base import RECORD
 from tunesmith.machine import Machine
 from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe
@@ -38,7 +39,7 @@ def collect(run: Run, base: Path, machine: Machine, plan: Plan, sources: Sources
         "plan": {run.plan_file.name: hashlib.sha256(file_text(plan.as_dict()).encode()).hexdigest()},
         "tokenizer": _hashes(run.tokenizer.iterdir()),
         "data": _data(sources),
-        "base_model": {"path": str(base), "files": _model(base)},
+        "base_model": {"path": str(base), "files": _model(base), "gguf": read_json(base / RECORD)},
         "packages": {name: _version(name) for name in PACKAGES},
         "python": sys.version.split()[0],
         "machine": machine.as_dict(),

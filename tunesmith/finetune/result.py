@@ -81,5 +81,7 @@ def _generation_config(model, stop_ids: list[int]):
 
 
 def _base_name(run: Run) -> str:
-    path = run.recipe.model.path
-    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().is_dir() else path
+    path = Path(run.recipe.model.path).expanduser()
+    if path.is_file():  # a GGUF, which PEFT does not open
+        return str(run.base)
+    return str(path.resolve()) if path.is_dir() else run.recipe.model.path

@@ -119,10 +119,9 @@ def _instead(folder: Path) -> str:
             "model.path, or merge the adapter first"
         )
     if file := next(folder.glob("*.gguf"), None):
-        return f", but {file.name}: {GGUF}"
+        return (
+            f", but {file.name}: name that file to train from it, or better, use the safetensors that it was made from"
+        )
     if file := next((file for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)), None):
         return f", but {file.name}, which Tunesmith never unpickles: convert it to safetensors first"
     return ""
-
-
-GGUF = "GGUF is for inference; train on the safetensors that it was made from, then `tunesmith export --to gguf`"

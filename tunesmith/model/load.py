@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tunesmith.errors import UserError, first_line
 from tunesmith.files import read_json
-from tunesmith.model.files import GGUF, check_folder, masks
+from tunesmith.model.files import check_folder, masks
 from tunesmith.recipe import Model
 
 TRAINABLE = BITSANDBYTES, MXFP4 = "bitsandbytes", "mxfp4"  # as transformers calls them
@@ -24,20 +24,16 @@ HUB_FILES = [
 
 
 def resolve(model: Model) -> Path:
-    """The base model's folder; a hub id is downloaded into the hub's cache first."""
+    """The base model's folder; a hub id is downloaded into the hub's cache first. A GGUF file has none yet:
+    `gguf_base.base_folder` makes one of it."""
     folder = Path(model.path).expanduser()
     if folder.is_file():
-        what = GGUF if folder.suffix == ".gguf" else "give the folder of the model"
-        raise UserError(f"model.path: {folder} is a file: {what}")
+        raise UserError(f"model.path: {folder} is a file: give the folder of the model, or a .gguf file")
     if folder.is_dir():
         check_folder(folder, model.initialize == "pretrained")
         return folder
     if folder.suffix == ".gguf":
-        raise UserError(
-            f"model.path: {model.path}: a GGUF file cannot be trained; name the safetensors model it was made from"
-        )
-    if folder.is_file():
-        raise UserError(f"model.path: {model.path}: a file; name the model's folder")
+        raise UserError(f"model.path: no file {model.path}")
     if model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
         raise UserError(f"model.path: no folder {model.path}, and it is not a hub id like org/name")
     from huggingface_hub import snapshot_download

@@ -7,9 +7,10 @@ import yaml
 from tunesmith.data.rows import Text
 from tunesmith.data.source import resolve as resolve_source
 from tunesmith.errors import UserError, quoted
+from tunesmith.inference.gguf_base import base_folder
 from tunesmith.model.check import check_base
 from tunesmith.model.files import weight_bytes
-from tunesmith.model.load import config_of, resolve, stored_as
+from tunesmith.model.load import config_of, stored_as
 from tunesmith.recipe import Adapter, Model, Source
 
 SMALL_PARAMETERS = 100e6  # below this, training every weight is cheap and learns more
@@ -43,7 +44,7 @@ def recipe_text(model: str, data: str, columns: dict[str, str], file: Path) -> s
     """A recipe with sound defaults for this model and this data, to be written as `file`. Raises UserError if either
     cannot be used."""
     base = Model(path=model)
-    folder = resolve(base)
+    folder = base_folder(base)
     config = config_of(folder)
     small = weight_bytes(folder) < SMALL_PARAMETERS * 2 and not stored_as(config)
     check_base(base, Adapter(kind="full" if small else "lora"), folder, config)

@@ -12,63 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import pre_tokenizers
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.gguf.sentencepiece import SPACE, SentencePiece
 from tunesmith.export.parity.samples import CAPITALS, LEADING, TEXTS, written
+from tunesmith.inference.gguf_splits import SPLITS, splitter
 from tunesmith.model.load import eos_ids
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
 
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LINES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_PATHS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _cased(end: str, digits: str) -> str:
-    start = r"[^\r\n\p{L}\p{N}]?"
-    return f"{start}{_UPPER}*{_LOWER}+{end}|{start}{_UPPER}+{_LOWER}*{end}|{digits}|{_PATHS}"
-
-
-# llama.cpp's pre-tokenizers: {name: (patterns to split by, in order; whether a piece that is a token is kept whole,
-# regardless of the merges)}.
-SPLITS: dict[str, tuple[list[str], bool]] = {
-    "llama-bpe": ([rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_LINES}"], True),
-    "dbrx": ([rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_LINES}"], False),
-    "qwen2": ([rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_LINES}"], False),
-    "qwen35": (
-        [
-            (
-                rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
-                r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-            )
-        ],
-        False,
-    ),
-    "granite-embed-multi-97m": ([_cased(f"{_CONTRACTIONS}?", r"\p{N}{1,3}")], True),
-    "gpt-4o": ([_cased(f"{_CONTRACTIONS}?", r"\p{N}{1,3}")], False),
-    "tekken": ([_cased("", r"\p{N}")], True),
-    "gpt-2": ([_GPT2], False),
-    "smollm": ([r"\p{N}", _GPT2], False),
-    "deepseek-v3": (
-        [
-            r"\p{N}{1,3}",
-            "[一-龥\u3040-ゟ゠-ヿ]+",
-            (
-                r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-                r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-            ),
-        ],
-        False,
-    ),
-}
-
-# Pre-tokenizers that llama.cpp's regular expressions only approximate; if two fit, the closer one is first above.
+# Pre-tokenizers that llama.cpp's regular expressions only approximate; if two fit, the closer one is first in SPLITS.
 _CAPITALS = "llama.cpp splits non-ASCII words in capitals (ÉCOLE) differently from the tokenizer, so they get other ids"
 _MARKS = "llama.cpp splits words with combining marks (नमस्ते) differently from the tokenizer, so they get other ids"
 _WHITESPACE = (
@@ -206,7 +161,7 @@ def _byte_level(folder: Path, file: dict, own: Tokenizer, tokens: _Tokens) -> tu
     own_pieces = [_pieces(own_splitter, text) for text in texts]
     by_merges = sorted(SPLITS.items(), key=lambda split: split[0] not in NEARLY and split[1][1] != keeps_whole)
     for name, (patterns, whole) in by_merges:
-        if [_pieces(_splitter(patterns), text) for text in texts] != own_pieces:
+        if [_pieces(splitter(patterns), text) for text in texts] != own_pieces:
             continue
         candidate = _as_llama_cpp(file, patterns, whole)
         probes = texts if whole == keeps_whole else texts + _decoded(own, tokens)
@@ -228,21 +183,12 @@ def _as_llama_cpp(file: dict, patterns: list[str], whole: bool) -> tokenizers.To
         "model": file["model"] | {"ignore_merges": whole},
     }
     made = tokenizers.Tokenizer.from_str(json.dumps(other))
-    made.pre_tokenizer = _splitter(patterns)
+    made.pre_tokenizer = splitter(patterns)
     return made
 
 
-def _splitter(patterns: list[str]) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            *(pre_tokenizers.Split(Regex(p), "isolated") for p in patterns),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _pieces(splitter: pre_tokenizers.PreTokenizer, text: str) -> list[str]:
-    return [piece for piece, _ in splitter.pre_tokenize_str(text)]
+def _pieces(split: pre_tokenizers.PreTokenizer, text: str) -> list[str]:
+    return [piece for piece, _ in split.pre_tokenize_str(text)]
 
 
 def _decoded(own: Tokenizer, tokens: _Tokens) -> list[str]:
