@@ -66,7 +66,7 @@ class Played:
         self.format, self.context, self.device = find(self.tokenizer), context, torch.device("cpu")
         self.end = ENDS[name]
         stop_ids = self.tokenizer.encode(self.end)[0]
-        self.run = SimpleNamespace(plan={"stop_ids": stop_ids, "system_prompts": system_prompts})
+        self.run = SimpleNamespace(plan=SimpleNamespace(stop_ids=stop_ids, system_prompts=system_prompts or {}))
         self.says, self.prompts, self.asked_base, self.interrupt_after = "Yes.", [], [], None
 
     def generate(self, base, input_ids, streamer, max_new_tokens, **_):
@@ -221,7 +221,7 @@ def run(tmp_path_factory):
                 }
             )
         )
-    write_json(made.plan_file, made.plan | {"stop_ids": [10**6]})
+    write_json(made.plan_file, made.plan.as_dict() | {"stop_ids": [10**6]})
     return made
 
 

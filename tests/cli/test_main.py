@@ -189,7 +189,7 @@ def test_commands_that_only_show_succeed(trained, arguments):
         (("runs", "show", "frist"), "frist: no such run; did you mean first?"),
         (("serve", "runs/typo"), "no folder runs/typo, and no such run: runs has first"),
         (("data", "check", "rows.jsonl", "--columns", "question"), "write name=column"),
-        (("data", "show", "rows.jsonl"), "give --model"),
+        (("data", "show", "rows.jsonl"), "pass --model"),
         (("train", "--train.learning-rat", "1"), "--train.learning-rate"),
         (("train", "recipe.yaml", "--train.max-steps", "many"), "train.max_steps"),
         (("train", "absent.yaml"), "absent.yaml: no such recipe"),
@@ -207,7 +207,7 @@ def test_commands_that_only_show_succeed(trained, arguments):
             "--into: --to fp8 does not take it; forms that do: gguf, merged, ollama",
         ),
         (("export", "first", "--to", "gguf", "--precision", "q9"), "`precision` must be f32, f16"),
-        (("export", "first", "--to", "gguf", "--precison", "f32"), 'Did you mean "--precision"?'),
+        (("export", "first", "--to", "gguf", "--precison", "f32"), "Did you mean --precision?"),
         (
             ("init", "--model", "model", "--data", "rows.jsonl", "--output", "none/recipe.yaml"),
             "there is no folder none",
@@ -328,7 +328,7 @@ def measured(trained):
 def test_eval_measures_a_finished_run_on_other_rows(measured, name):
     """On the run's own held-out rows it finds what training found."""
     run = Run(measured / "runs" / name)
-    found = evaluate(run, Source(path=str(measured / "held-out.jsonl")))
+    found = evaluate(run, resolve(Source(path=str(measured / "held-out.jsonl"))))
     own = json.loads(run.eval_file.read_text())
     for side in ("before", "after"):
         assert found[side]["loss"]["mean"] == pytest.approx(own[side]["loss"]["mean"], rel=1e-4)

@@ -95,7 +95,7 @@ def test_lengths_are_drawn_and_add_up(family, tmp_path, capsys, name):
     shown = capsys.readouterr().out
     bars = [line.count("█") for line in shown.splitlines() if line.startswith("  ≤")]
     assert len(bars) == len(counted) and max(bars) == 30
-    assert "data.sequence_length, 64" in shown and "rows.jsonl:7 alone has" in shown
+    assert "data.sequence_length of 64" in shown and "rows.jsonl:7 alone has" in shown
 
 
 def test_dropped_rows_that_are_not_shown_are_counted(tmp_path, capsys):

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from tests.conftest import slow_but, sums, write_rows
 from tunesmith import train
 from tunesmith.cli import main, runs
+from tunesmith.data.row_order import Schedule
 from tunesmith.errors import NotEnoughMemory, UserError
 from tunesmith.evaluate import generate, heldout, summary
 from tunesmith.finetune import job, worker
@@ -101,7 +102,7 @@ def command(monkeypatch, capsys, *arguments: str | Path) -> tuple[int, list[str]
 def test_a_loss_that_is_no_number(recipe, tmp_path, monkeypatch, capsys):
     """The third step's loss is infinite: the run stops and names its rows; what the second saved stays."""
     step, rows = [], {}
-    seed_step, step_rows, method_loss = training.seed_step, training.Schedule.step_rows, training.method_loss
+    seed_step, step_rows, method_loss = training.seed_step, Schedule.step_rows, training.method_loss
     monkeypatch.setattr(training, "seed_step", lambda seed, now: (step.append(now), seed_step(seed, now)))
 
     def note_rows(schedule, now):
@@ -112,7 +113,7 @@ def test_a_loss_that_is_no_number(recipe, tmp_path, monkeypatch, capsys):
         total, metrics = method_loss(*arguments)
         return total * (torch.inf if step[-1] == 3 else 1), metrics
 
-    monkeypatch.setattr(training.Schedule, "step_rows", note_rows)
+    monkeypatch.setattr(Schedule, "step_rows", note_rows)
     monkeypatch.setattr(training, "method_loss", losses)
     asked = recipe(train={"save_every": 1})
     (tmp_path / "recipe.yaml").write_text(asked.dump())

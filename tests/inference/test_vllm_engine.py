@@ -257,7 +257,7 @@ def test_what_it_will_not_do_is_said(notes, runs, mistral, family, recipe, tmp_p
     refuses("GGUF files", runs[0], "some.gguf")
     refuses("the same name", runs[0], runs[0])
     made = train(recipe(name="more", tokens=("<a>",), train={"max_steps": 1}, adapter={"dora": True}))
-    refuses("no adapter with DoRA and new tokens; `tunesmith export .*more --to merged`", made.folder)
+    refuses("an adapter with DoRA and new tokens; run `tunesmith export .*more --to merged`", made.folder)
     monkeypatch.setattr(opening, "precision_of", lambda folder: "not-a-dtype")
     refuses("did not start: ValueError: no such dtype", mistral)
     until(lambda: not members(int((notes / "pid").read_text())))

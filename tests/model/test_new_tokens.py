@@ -111,7 +111,7 @@ def test_whole_modules_train_in_bfloat16(recipe, base, part):
             "adapter.targets: this model has no module named v_prj; did you mean v_proj",
         ),
         ({"targets": ["q_proj", "attention.query"]}, "named attention.query; its linear modules: down_proj"),
-        ({"modules_to_save": ["lm_haed"]}, "adapter.modules_to_save: .* called lm_haed; did you mean lm_head"),
+        ({"modules_to_save": ["lm_haed"]}, "adapter.modules_to_save: .* named lm_haed; did you mean lm_head"),
     ],
 )
 @pytest.mark.parametrize("base", ["gemma2", "qwen3_moe"])

@@ -428,7 +428,8 @@ def test_only_allowed_host_names_are_answered(scripted, served, host, allowed, a
             assert (response.status_code == 403) == (name in foreign), (name, path)
             if name in foreign:
                 error = response.json()
-                assert f"host {name!r}" in error["error"]["message"] and "--allow-host" in error["error"]["message"]
+                message = error["error"]["message"]
+                assert f"host {name!r}" in message and "--allow-host" in message
                 assert (error.get("type") == "error") == (path == "/v1/messages")
 
 

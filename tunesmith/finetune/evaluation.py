@@ -9,18 +9,17 @@ import numpy as np
 from tunesmith.answer_formats.format import find
 from tunesmith.data.dataset import TokenStore, measured_only
 from tunesmith.data.encode import Progress
-from tunesmith.data.source import resolve
+from tunesmith.data.source import ResolvedSource
 from tunesmith.evaluate import generate, heldout
 from tunesmith.finetune.prepared import Prepared, token_cache
 from tunesmith.finetune.result import base_model, require_result, trained_model
 from tunesmith.methods import Method
 from tunesmith.model.load import on_best, quieten
-from tunesmith.recipe import Source
 from tunesmith.run import Run
 from tunesmith.training.loss import autocast, find_head
 
 
-def evaluate(run: Run, source: Source, progress: Progress = lambda rows, examples: None) -> dict:
+def evaluate(run: Run, source: ResolvedSource, progress: Progress = lambda rows, examples: None) -> dict:
     """The numbers of eval.json for the rows of `source`, before and after training, with `ledger`, `path` and the
     `samples`. Raises UserError for a run without a result and for data without a usable row."""
     require_result(run)
@@ -46,9 +45,9 @@ def evaluate(run: Run, source: Source, progress: Progress = lambda rows, example
     }
 
 
-def _tokens(run: Run, source: Source, progress: Progress) -> tuple[TokenStore, dict]:
+def _tokens(run: Run, source: ResolvedSource, progress: Progress) -> tuple[TokenStore, dict]:
     settings = Prepared.open(run).encode_settings
-    return measured_only(run.recipe.data, [resolve(source)], settings, token_cache(), progress)
+    return measured_only(run.recipe.data, [source], settings, token_cache(), progress)
 
 
 def _measured(run: Run, tokens: TokenStore) -> tuple[dict, dict]:
