@@ -85,14 +85,15 @@ class Asked:
 
     def tokenizer(self):
         """The base's, without new tokens; None without a model."""
+        from tunesmith.cli.terminal import waiting
         from tunesmith.data.source import tokenizer_for
         from tunesmith.inference.gguf_base import base_folder
 
         if not self.model:
             return None
-        return tokenizer_for(
-            base_folder(self.model), self.sources, self.model.chat_template_kwargs, self.model.chat_template
-        )
+        with waiting("reading the base model"):  # a GGUF is unpacked first
+            base = base_folder(self.model)
+        return tokenizer_for(base, self.sources, self.model.chat_template_kwargs, self.model.chat_template)
 
 
 def asked_for(

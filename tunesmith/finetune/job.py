@@ -24,6 +24,7 @@ from tunesmith.finetune import provenance
 from tunesmith.finetune.launch import start_processes
 from tunesmith.finetune.prepare import pinned, prepare
 from tunesmith.finetune.prepared import plan_of
+from tunesmith.inference.gguf_base import base_folder
 from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
@@ -58,6 +59,8 @@ def resume(folder: str | Path, watch: Watch = nullcontext) -> Run:
             raise UserError(f"{folder}: this run is finished; its result is {run.result}")
         if run.plan is None:
             prepare(run)
+        if not run.base.exists():  # it was in a cache that has been cleared since
+            base_folder(run.recipe.model)
         provenance.check_unchanged(run)
         _start(run)
     return run
