@@ -94,12 +94,19 @@ def recipe() -> str:
 
 
 def _fields(section: Any, prefix: str, names: list[str] | None = None) -> str:
+    from tunesmith.recipe import fields_of
+
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for name in names or section.model_fields:
-        field = section.model_fields[name]
-        kind = _type(inspect.get_annotations(section)[name])
+    for name in names or fields_of(section):
+        field = fields_of(section)[name]
+        kind = _type(_annotation(section, name, field))
         rows.append(f"| `{prefix}{name}` | {_cell(kind)} | {_default(field)} | {_cell(field.description)} |")
     return "\n".join(rows) + "\n"
+
+
+def _annotation(section: Any, name: str, field: Any) -> Any:
+    """The annotation as it is written; the fields of all methods come from several classes."""
+    return inspect.get_annotations(section).get(name, field.annotation)
 
 
 def _default(field: Any) -> str:

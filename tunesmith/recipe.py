@@ -132,8 +132,8 @@ class Data(Section):
     """Lay examples end to end without attending to each other, instead of padding. Same result, less work."""
 
 
-class MethodSettings(Section):
-    """What is learned. Each method has a subclass with a `name` and settings of its own."""
+class MethodSettings(Section):  # each method has a subclass with a `name` and settings of its own
+    """What is learned."""
 
     name: str = "sft"
     """Name of the method."""
@@ -440,15 +440,19 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a section; of the section `method`, those of all methods."""
+    """Returns the fields of a section. The section `method` has the fields of all methods; the description of one that
+    some methods lack begins with the names of those that have it."""
     if section is not MethodSettings:
         return section.model_fields
-    methods = method_settings().values()
-    fields = {name: field for each in methods for name, field in each.model_fields.items()}
-    name = FieldInfo.merge_field_infos(
-        MethodSettings.model_fields["name"], description=" ".join(each.__doc__ or "" for each in methods)
-    )
-    return {"name": name, **{key: field for key, field in fields.items() if key != "name"}}
+    methods = method_settings()
+    common = dict(MethodSettings.model_fields)
+    names = " ".join(each.__doc__ or "" for each in methods.values())
+    common["name"] = FieldInfo.merge_field_infos(common["name"], description=names)
+    own = {key: field for each in methods.values() for key, field in each.model_fields.items() if key not in common}
+    for key, field in own.items():
+        users = ", ".join(name for name, each in methods.items() if key in each.model_fields)
+        own[key] = FieldInfo.merge_field_infos(field, description=f"{users}: {field.description}")
+    return common | own
 
 
 def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:

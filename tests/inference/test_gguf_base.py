@@ -1,6 +1,7 @@
 """A GGUF as the base of training: the unpacked model is the one that the GGUF was made from, or it is refused."""
 
 import json
+import shutil
 
 import gguf
 import numpy as np
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import slow_but
 from tests.export.test_gguf import BY_TABLE, MODELS, Weights, drift, made, rounding, torch_logits
 from tests.export.test_gguf import LLAMA3 as SHORT_LLAMA3
-from tunesmith import train
+from tunesmith import resume, train
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.gguf.write import write_gguf
@@ -191,3 +192,12 @@ def test_a_run_from_a_gguf(tmp_path, recipe):
     assert json.loads((run.result / "adapter_config.json").read_text())["base_model_name_or_path"] == str(run.base)
     record = json.loads(Run(run.folder).provenance_file.read_text())["base_model"]["gguf"]
     assert record["file"] == file.name and record["kind"] == "Q8_0"
+
+
+def test_a_run_whose_base_was_cleared_from_the_cache_resumes(tmp_path, recipe):
+    _, file = written_gguf("qwen3", tmp_path)
+    run = train(recipe(model={"path": str(file)}, train={"max_steps": 3, "save_every": 1}))
+    weights = (run.result / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(run.result)
+    shutil.rmtree(run.base.parent)
+    assert (resume(run.folder).result / "adapter_model.safetensors").read_bytes() == weights

@@ -88,14 +88,15 @@ class Selected:
 
     def tokenizer(self):
         """Returns the base model's tokenizer, without the recipe's new tokens, or None without a model."""
+        from tunesmith.cli.terminal import waiting
         from tunesmith.data.source import tokenizer_for
         from tunesmith.inference.gguf_base import base_folder
 
         if not self.model:
             return None
-        return tokenizer_for(
-            base_folder(self.model), self.sources, self.model.chat_template_kwargs, self.model.chat_template
-        )
+        with waiting("reading the base model"):  # a GGUF is unpacked first
+            base = base_folder(self.model)
+        return tokenizer_for(base, self.sources, self.model.chat_template_kwargs, self.model.chat_template)
 
     def encode(self, tokenizer, mask: str | None = None):
         """Returns a function that encodes a row with the recipe's method; without a recipe, conversations with sft and

@@ -18,12 +18,13 @@ def init(
     """Write a short commented recipe that is ready to run.
 
     Args:
-        model: Folder or hub id of the base model.
+        model: Folder, hub id or GGUF file of the base model.
         data: File, folder, glob or hub:org/name of the examples.
         columns: The file's own column names, like question=Frage answer=Antwort.
         output: The file to write.
         force: Overwrite it if it exists.
     """
+    from tunesmith.cli.terminal import waiting
     from tunesmith.files import write_atomic
     from tunesmith.planner.suggest import recipe_text
 
@@ -31,5 +32,7 @@ def init(
         raise UserError(f"{output}: there is no folder {output.parent}")
     if output.exists() and not force:
         raise UserError(f"{output}: exists already; pass --force to overwrite it, or --output for another file")
-    write_atomic(output, recipe_text(model, data, columns_of(columns), output))
+    with waiting("reading the base model and the data"):
+        text = recipe_text(model, data, columns_of(columns), output)
+    write_atomic(output, text)
     print(f"Wrote {output}. Next:\n  tunesmith data check {quoted(output)}\n  tunesmith train {quoted(output)}")

@@ -23,6 +23,7 @@ from tunesmith.evaluate.report import write_report
 from tunesmith.finetune import control, provenance
 from tunesmith.finetune.launch import start_processes
 from tunesmith.finetune.prepare import pinned, prepare
+from tunesmith.inference.gguf_base import base_folder
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
@@ -58,6 +59,8 @@ def resume(folder: str | Path, watch: Watch = nullcontext) -> Run:
             raise UserError(f"{folder}: this run is finished; its result is {run.result}")
         if not run.is_prepared:
             prepare(run)
+        if not run.base.exists():  # it was in a cache that has been cleared since
+            base_folder(run.recipe.model)
         provenance.check_unchanged(run)
         _start(run)
     return run

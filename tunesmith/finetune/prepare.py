@@ -39,8 +39,10 @@ def prepare(run: Run) -> None:
     recipe = run.recipe
     machine = probe(run.folder)
     plan = choose(recipe, machine)
-    run.log("stage", doing="reading the data")
+    if recipe.model.path.endswith(".gguf"):
+        run.log("stage", doing="unpacking the base")
     base = base_folder(recipe.model)
+    run.log("stage", doing="reading the data")
     if line := unpacking_note(base):
         run.log("warning", message=line)
     config = config_of(base)
