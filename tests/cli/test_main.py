@@ -17,6 +17,7 @@ from tests.conftest import slow_but, sums, write_rows
 from tunesmith import train
 from tunesmith.cli.main import app, main
 from tunesmith.cli.runs import compare
+from tunesmith.data.source import resolve
 from tunesmith.finetune.evaluation import evaluate
 from tunesmith.recipe import Recipe, Source
 from tunesmith.run import Run
