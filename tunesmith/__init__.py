@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tunesmith.cli.progress import resume, train
     from tunesmith.recipe import Recipe
 
-# Read when CUDA starts, so set before any module of ours can start it. By default CUDA numbers GPUs fastest first,
-# while NVML, nvidia-smi and the plan number them by PCI bus.
+# CUDA reads this when it starts, so it is set before any module can start CUDA. By default CUDA numbers GPUs fastest
+# first, while NVML, nvidia-smi and the plan number them by PCI bus.
 os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 __all__ = ["Recipe", "resume", "train"]

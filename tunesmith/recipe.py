@@ -1,7 +1,7 @@
 """Recipe: what the user asks. YAML, command-line flags and JSON Schema all come from these classes.
 
-A recipe is validated once and never changed after. Each field is said once: its type, default and docstring here
-become its flag, its help and its entry in the schema.
+A recipe is validated once and never changed afterwards. Each field is defined once: its type, default and docstring
+here become its flag, its help and its entry in the schema.
 """
 
 import difflib
@@ -74,7 +74,7 @@ class Model(Section):
     """Variables for the chat template, e.g. `{enable_thinking: true}`. By default what switches reasoning follows the
     data: on if a row has reasoning, else off."""
     initialize: Literal["pretrained", "random"] = "pretrained"
-    """random: only the folder's config is used and the weights are drawn anew, to pretrain from nothing."""
+    """random: only the folder's config is used and the weights are drawn at random, to pretrain from scratch."""
     new_tokens: list[str] = []
     """Tokens to add to the vocabulary; their embeddings are trained and saved."""
 
@@ -127,13 +127,13 @@ class Data(Section):
     sequence_length: Annotated[int, Field(ge=8)] | Literal["max"] = 2048
     """Longest example, in tokens. max: as long as fits in memory and the model has positions for, by measuring."""
     too_long: Literal["drop", "truncate", "refuse"] = "drop"
-    """What happens to a longer example; each one is in the ledger. Text for cpt is split, not lost."""
+    """The treatment of a longer example; each one is in the ledger. Text for cpt is split, not lost."""
     packing: bool = True
     """Lay examples end to end without attending to each other, instead of padding. Same result, less work."""
 
 
 class MethodSettings(Section):  # each method has a subclass with a `name` and settings of its own
-    """What is learned."""
+    """The training method."""
 
     name: str = "sft"
     """Name of the method."""
@@ -178,7 +178,7 @@ def _as_method(value: Any) -> Any:
 
 
 class Adapter(Section):
-    """What is trained: a low-rank adapter, or the whole model."""
+    """The trained weights: a low-rank adapter, or the whole model."""
 
     kind: Literal["lora", "full"] = "lora"
     """lora: a low-rank adapter (Hu et al. 2021). full: every weight."""

@@ -225,7 +225,7 @@ def process_start(pid: int) -> int | None:
 
 
 def _facts_of(lock: bytes) -> dict[str, Any] | None:
-    """What the process that has a lock wrote into it; None if it has not yet, or an older version has it."""
+    """Returns the facts that the holder of a lock wrote into it; None if it has not yet, or is an older version."""
     try:
         facts: dict[str, Any] = json.loads(lock)
     except ValueError:

@@ -74,7 +74,7 @@ def object_text(value: Any) -> str | None:
 
 
 def flexible(text: str) -> str:
-    """A pattern for what a template writes, whatever whitespace, ids and numbers stand in it."""
+    """Returns a pattern for a template's text that matches it with any whitespace, ids and numbers."""
     pieces = re.split(rf"(\s+|{PROBE_ID}|\d+)", text)
     return "".join(
         r"\s*"

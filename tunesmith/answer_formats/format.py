@@ -33,7 +33,7 @@ Part = str | Thought | Call
 
 
 class Reader(Protocol):
-    """Reads one answer: give it the text as it comes, and it gives back the parts that are certain, in order."""
+    """Reads one answer: give it the text as it arrives, and it returns the parts that are certain, in order."""
 
     def push(self, text: str) -> list[Part]: ...
 

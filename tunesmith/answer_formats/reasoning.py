@@ -21,7 +21,7 @@ IN_PROMPT = re.compile(r"(<(\w+)>)\s*(?:</\2>\s*)?$")
 
 @dataclass(frozen=True)
 class Reasoning:
-    """`opening` is the mark before reasoning, `closing` what stands between it and the answer, whitespace included;
+    """`opening` is the mark before reasoning, `closing` the text between it and the answer, with whitespace;
     `key` where the template looks for it in a message, None if it writes none; `shown` the marks' special tokens."""
 
     opening: str
@@ -61,7 +61,7 @@ def _in_prompt(tokenizer: Tokenizer) -> Reasoning | None:
     choices: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False})
     for wanted in choices:
         tag = IN_PROMPT.search(tokenizer.render(ASK, add_generation_prompt=True, **wanted))
-        # What also stands before answers of earlier turns is the head of a turn.
+        # A tag that also precedes the answers of earlier turns is the head of a turn.
         if tag and tag[1] not in tokenizer.render([*ASK, {"role": "assistant", "content": ANSWER}, *ASK]):
             return _reasoning(tokenizer, tag[1], f"\n</{tag[2]}>\n\n", None)
     return None
@@ -74,7 +74,7 @@ def _reasoning(tokenizer: Tokenizer, opening: str, closing: str, key: str | None
 
 
 class ReasoningReader(ByState):
-    """Give it an answer's text as it comes; it gives back reasoning (Thought) and the rest (str), in order.
+    """Give it an answer's text as it arrives; it returns reasoning (Thought) and the rest (str), in order.
 
     `state`: thought if the prompt opened it, start if the answer may, text if the prompt holds the answer's beginning.
     """

@@ -1,6 +1,6 @@
 """Tool calls: how a model's template writes them, found by letting it write some, and read out of its answers.
 
-Calls stand between marks, and may do so together in a section with marks of its own. What stands between the marks of
+A call is enclosed in marks, and several calls may share a section with marks of its own. The text between the marks of
 a call has one of these forms, each a file in markups/:
 
 | who | section | mark | call |
@@ -128,7 +128,7 @@ def _until_end(tokenizer: Tokenizer, after: str, plain: str) -> str:
 
 
 class ToolReader(ByState):
-    """Give it an answer's text as it comes; it gives back text (str) and calls (Call), in order. `tools`: their
+    """Give it an answer's text as it arrives; it returns text (str) and calls (Call), in order. `tools`: their
     parameters' schemas by name."""
 
     def __init__(self, format: ToolFormat, tools: dict[str, dict]):
@@ -192,7 +192,7 @@ class ToolReader(ByState):
         return True
 
     def _give_up(self, said: list) -> None:
-        """Gives back the first mark, at least, as text: no call follows it."""
+        """Returns at least the first mark as text, because no call follows it."""
         at = min(at + len(mark) for mark in self._marks if (at := self._text.find(mark)) >= 0)
         said.append(self._text[:at])
         self._text, self._state = self._text[at:], "text"

@@ -89,7 +89,7 @@ def export(
 
 
 def note(line: str) -> None:
-    """A line about what goes on, beside the output."""
+    """Prints a line of progress on stderr."""
     Console(stderr=True, highlight=False).print(line, style="dim", markup=False)
 
 
@@ -155,7 +155,7 @@ def _parity_table(found: dict) -> Table:
         if any(one["tokens"][key] for one in asked):
             row(what, "", lambda one, key=key: ", ".join(map(repr, one["tokens"][key])))
     row("mean KL of logits, nats", f"{bound['kl']:g}", of_logits(lambda logits: f"{logits['mean_kl']:.2e}"))
-    row("same first choice", f"{bound['top1']:.0%}", of_logits(lambda logits: f"{logits['top1_agreement']:.1%}"))
+    row("same top token", f"{bound['top1']:.0%}", of_logits(lambda logits: f"{logits['top1_agreement']:.1%}"))
     row("largest drift of a logit, of the spread", "", of_logits(lambda logits: f"{logits['largest_drift']:.2e}"))
     row(
         "answers that stop",

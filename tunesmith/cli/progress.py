@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: made from its events, so that the loop knows no screen."""
+"""Shows the progress of a run. It follows the run's events, so the training loop knows no screen."""
 
 import json
 import os
@@ -56,8 +56,8 @@ def train(recipe: Recipe) -> Run:
 
 
 def resume(folder: str | Path) -> Run:
-    """Continues a run from its last complete checkpoint, shows how it gets on, and returns the run. Raises UserError
-    if it is finished or going on."""
+    """Continues a run from its last complete checkpoint, shows its progress, and returns the run. Raises UserError
+    if it is finished or another process works on it."""
     return job.resume(folder, shown)
 
 
@@ -73,7 +73,7 @@ class Screen:
         self._live = LiveLine(self.console)
 
     def _show_stage(self, doing, **_) -> None:
-        """On a terminal, shows what goes on until the next line."""
+        """On a terminal, shows the current stage until the next line."""
         self._live.show(lambda width: f"{doing} …"[:width], force=True)
 
     def _show_encoding(self, rows, seconds, **_) -> None:
@@ -85,7 +85,7 @@ class Screen:
         self._say(f"memory  measured {sizes}; {tokens:,} fit in {size(budget_bytes)} ({seconds:.0f} s)")
 
     def _show_plan(self, plan, steps, gpus, **_) -> None:
-        """What was decided, before training starts."""
+        """Shows the plan before training starts."""
         train, adapter, quantize = self._recipe.train, self._recipe.adapter, self._recipe.model.quantize
         threads = plan["processes"] * plan["threads"]
         where = "; ".join(f"{gpu['name']}, {size(gpu['bytes'])}" for gpu in gpus)
@@ -106,7 +106,7 @@ class Screen:
         self._say(f"        passes  up to {plan['micro_batch_tokens']:,} tokens, {packed}, {recomputed}")
 
     def _show_data(self, ledger, formats, examples, held_out, held_out_unused, left_out, **_) -> None:
-        """What became of the rows."""
+        """Shows how many rows are used, dropped and changed."""
         names = ", ".join(sorted(set(filter(None, formats))))  # a source without readable rows has none
         self._say(
             f"data    {ledger['read']:,} rows read ({names}): {examples:,} examples to learn from, "

@@ -48,7 +48,7 @@ def train(
         )
     if recipe and str(recipe).lower() in ("true", "false", "on", "off", "yes", "no"):
         raise UserError(
-            f"{recipe}: no recipe; the value of a flag that is on or off stands behind =, like --data.packing=false"
+            f"{recipe}: no recipe; give the value of a flag that is on or off after =, like --data.packing=false"
         )
     if recipe and Run.find(recipe):
         raise UserError(f"{recipe}: a run, not a recipe; `tunesmith resume {quoted(recipe)}` continues it")

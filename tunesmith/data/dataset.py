@@ -91,7 +91,7 @@ class TokenStore:
         return ids[:start], ids[start:end]
 
     def asked(self, number: int) -> str:
-        """What a held-out example asks, as people read it."""
+        """Returns the question of a held-out example as text."""
         shard, example = self._at(number)
         return shard.asked(example)
 

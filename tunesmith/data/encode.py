@@ -94,7 +94,7 @@ class Settings:
 
 @dataclass
 class Chunk:
-    """What a worker returns: its examples' arrays, and what is to be said of its rows."""
+    """The result of a worker: the arrays of its examples, and the problems of its rows."""
 
     ids: list[np.ndarray] = field(default_factory=list)
     lengths: list[np.ndarray] = field(default_factory=list)
@@ -206,7 +206,7 @@ def _work(lines: list) -> Chunk:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What a process needs to encode chunks."""
+    """Encodes chunks. It can be sent to another process."""
 
     settings: Settings
     formats: dict[str, str | None]  # by file

@@ -49,7 +49,7 @@ def _hash(path: Path, size: int, changed: int) -> str:
 
 
 def _of_pattern(source: Source, matches: list[Path]) -> Selection:
-    """Those of the files and folders that match; what is in a folder is chosen as for the folder."""
+    """Selects among the files and folders that match a pattern. The files of a folder are chosen as for that folder."""
     folders = {match for match in matches if match.is_dir()}
     single = [match for match in matches if match not in folders and folders.isdisjoint(match.parents)]
     single = [match for match in single if ending(match) and has_rows(match.name)]
@@ -83,8 +83,8 @@ def _of_folders(source: Source, folders: list[Path], single: Sequence[Path] = ()
 
 
 def _named(source: Source, folder: Path, data: list[Path]) -> Selection:
-    """Those of the source's subset and split, as a README with `configs` says or else the names. Without either, all
-    folders are one subset."""
+    """Selects the files of the source's subset and split, by the `configs` of a README or else by their names. Without
+    either, all folders are one subset."""
     names = {path.relative_to(folder).as_posix(): path for path in data}
     rows = sorted(filter(has_rows, names))
     readme = front_matter(folder / "README.md") if (folder / "README.md").is_file() else {}
@@ -99,7 +99,7 @@ def _named(source: Source, folder: Path, data: list[Path]) -> Selection:
 
 
 def _saved(source: Source, folder: Path) -> Selection:
-    """What `save_to_disk` wrote: a dataset, or a folder for each of its splits."""
+    """Selects the files that `save_to_disk` wrote: a dataset, or a folder for each of its splits."""
     if source.subset:
         raise UserError(f"{folder}: is one dataset without subsets; leave out `subset:`")
     listed = folder / "dataset_dict.json"

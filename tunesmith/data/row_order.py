@@ -27,7 +27,7 @@ class Schedule:
         return max(1, min(steps, self.max_steps or steps))
 
     def epoch(self, number: int) -> np.ndarray:
-        """Row numbers in the order of one epoch. A weight's fraction is drawn anew each epoch."""
+        """Row numbers in the order of one epoch. The fraction of a weight is drawn again for each epoch."""
         if number not in self._orders:
             for old in [n for n in self._orders if n < number - 1]:
                 del self._orders[old]
@@ -36,7 +36,7 @@ class Schedule:
 
     @cached_property
     def _orders(self) -> dict[int, np.ndarray]:
-        """Of the epochs last asked for: a step needs one, or two where one ends."""
+        """The orders of the epochs used last: a step needs one, or two if an epoch ends in it."""
         return {}
 
     def _draw(self, number: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What is measured of a run's model before, while and after it trains."""
+"""Measures a run's model before, during and after training."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from tunesmith.training.step import Job
 
 
 def held_out_losses(job: Job, state: checkpoint.State) -> np.ndarray:
-    """Of the held-out rows, in passes as large as steps have."""
+    """Returns the losses of the held-out rows, computed in passes as large as those of a training step."""
     plan = replace(job.plan, micro_batch_tokens=state.micro_batch_tokens)
     with explain_out_of_memory(
         "the loss of held-out rows", "train.micro_batch: 1 needs the least, or lower data.sequence_length"

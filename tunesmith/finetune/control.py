@@ -1,5 +1,5 @@
-"""What the user wants of a running job: that it runs, pauses or stops. A file in the run's folder says it, so that any
-program can; a signal to the process says stop too."""
+"""The user's wish for a running job: run, pause or stop. It is a file in the run's folder, so that any program can
+write it; a signal to the process means stop too."""
 
 from collections.abc import Callable
 from typing import Literal

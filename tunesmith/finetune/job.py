@@ -32,8 +32,8 @@ Watch = Callable[[Run], AbstractContextManager]
 
 def train(recipe: Recipe, watch: Watch = nullcontext) -> Run:
     """Trains from a recipe and returns the run; `watch` is entered with the run before anything happens, to follow its
-    events. Raises UserError, leaving nothing behind, where that cannot be."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a process of ours that imports the script
+    events. Raises UserError, leaving nothing behind, if the recipe cannot be trained."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a training process that imports the script
         sys.exit(UNGUARDED_STATUS)  # without a word: the process that the user started says it
     run = Run.create(pinned(recipe))
     with watch(run), run.held():
@@ -51,7 +51,7 @@ def train(recipe: Recipe, watch: Watch = nullcontext) -> Run:
 
 def resume(folder: str | Path, watch: Watch = nullcontext) -> Run:
     """Continues a run from its last complete checkpoint, or from the start if it has none; `watch` as of `train`.
-    Raises UserError if it is finished or going on."""
+    Raises UserError if it is finished or another process works on it."""
     run = Run.open(folder)
     with run.held(), watch(run):
         control.forget(run)

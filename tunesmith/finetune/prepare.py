@@ -1,4 +1,4 @@
-"""What happens before training: base model, tokenizer, data and plan, with every mistake of the user's."""
+"""Prepares a run: base model, tokenizer, data and plan. Every mistake of the user is found here."""
 
 import time
 from collections.abc import Callable

@@ -115,7 +115,7 @@ def _version(name: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Of Tunesmith's own checkout, if it runs from one."""
+    """Returns the commit of Tunesmith's checkout, or None if it does not run from one."""
     asked = (
         subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False

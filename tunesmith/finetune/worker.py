@@ -197,6 +197,6 @@ def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
 
 
 def _saved_dtype(run: Run) -> torch.dtype:
-    """Of a full model: the base's, or float32 for one made from nothing."""
+    """Returns the precision in which a full model is saved: the base's, or float32 for a model with random weights."""
     made = run.recipe.model.initialize == "random"
     return torch.float32 if made else load.config_of(run.base).dtype or torch.float32

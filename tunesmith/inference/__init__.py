@@ -1,1 +1,1 @@
-"""What computes answers: the scheduler in this process with transformers or llama.cpp under it, and vLLM."""
+"""Prompts in, tokens out: the scheduler in this process over Transformers or llama.cpp, and vLLM."""

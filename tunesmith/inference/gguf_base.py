@@ -32,7 +32,7 @@ SAFETENSORS = "train on the safetensors that it was made from"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 QUANTISED_DTYPE = "bfloat16"
 
-# What may stand in a header, by architecture: each of these keys is carried over, by Transformers or by `_correct`.
+# The known keys of a header, by architecture: each of these is carried over, by Transformers or by `_correct`.
 _KEYS = {
     *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
     *(f"attention.{key}" for key in ("head_count", "head_count_kv", "key_length", "value_length")),
@@ -86,7 +86,7 @@ def base_folder(model: Model) -> Path:
 
 
 def unpacking_note(base: Path) -> str | None:
-    """What a user should know about a base that was unpacked from a GGUF; None of any other base."""
+    """Returns a note for the user about a base that was unpacked from a GGUF; None for any other base."""
     record = read_json(base / RECORD)
     if not record:
         return None

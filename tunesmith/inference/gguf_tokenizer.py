@@ -12,7 +12,7 @@ MARK = re.compile(r"<\|.*\|>")
 
 
 class GgufTokenizer:
-    """What the server asks of data.tokenizer.Tokenizer, which see."""
+    """The part of the interface of data.tokenizer.Tokenizer that the server uses."""
 
     def __init__(self, model: Model):
         self.model = model

@@ -32,7 +32,7 @@ class Grammar:
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
         if self._matcher.is_error():
-            raise RuntimeError(f"the grammar cannot go on: {first_line(self._matcher.get_error())}")
+            raise RuntimeError(f"the grammar cannot continue: {first_line(self._matcher.get_error())}")
 
 
 @dataclass(frozen=True)

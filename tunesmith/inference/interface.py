@@ -1,4 +1,4 @@
-"""What the APIs ask of whatever computes answers: the shapes of a request and of its answer, and the interface.
+"""The engine interface: the types of a request and of its answer, and the protocol of an engine.
 
 An engine serves `models` (by name, in order). `submit` puts a request in the queue and returns at once; `deliver` is
 called from the engine's own thread with pieces of the answer, the last of which says how it finished.
@@ -25,7 +25,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. `temperature` 0 takes the likeliest; `top_k` 0 and `top_p` 1 leave all tokens in."""
+    """How the next token is drawn. `temperature` 0 takes the most likely token; `top_k` 0 and `top_p` 1 keep all."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -40,7 +40,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Form:
-    """What an answer is asked to keep to. `value`: of json a JSON Schema, of choice a list of texts, else a regular
+    """The requested form of an answer. `value`: for json a JSON Schema, of choice a list of texts, else a regular
     expression, or a grammar (GBNF or Lark), as text."""
 
     kind: Literal["json", "regex", "choice", "grammar"]
@@ -48,7 +48,7 @@ class Form:
 
 
 class Constraint(Protocol):
-    """Says before each token which ids may come (a boolean tensor [V]), and is told which came."""
+    """Returns before each token which ids are allowed (a boolean tensor [V]), and receives the chosen id."""
 
     def allowed(self): ...
 
@@ -65,7 +65,7 @@ class Constraints(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to compute. `ids` is the prompt; `logprobs` how many of the likeliest tokens to report beside the
+    """One answer to compute. `ids` is the prompt; `logprobs` how many of the most likely tokens to report beside the
     drawn one, None for no log probabilities; `shown` are special tokens that stay in the text; `stream` asks for
     pieces as they come instead of one at the end; `continues`: the answer continues a text, so that a space
     before its first word belongs to it."""
@@ -89,8 +89,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """A token, its natural log probability (None for the first of a prompt, which has none), and the likeliest in its
-    place as (text, log probability)."""
+    """A token, its natural log probability (None for the first of a prompt, which has none), and the most likely tokens
+    in its place as (text, log probability)."""
 
     text: str
     logprob: float | None
@@ -99,9 +99,9 @@ class Token:
 
 @dataclass
 class Piece:
-    """What an answer grew by. `finish` is None but in the last piece: stop, length, cancelled or error. `stop_text` is
-    the stop string that ended it, `stop_token` the token, where log probabilities are reported; `generated` and
-    `cached` count tokens: computed so far (the stop token included), and of the prompt taken from the prefix cache."""
+    """The next part of an answer. `finish` is None except in the last piece: stop, length, cancelled or error.
+    `stop_text` is the stop string that ended it; `stop_token` the token, if log probabilities are reported. `generated`
+    counts the tokens computed so far with the stop token, `cached` those of the prompt from the prefix cache."""
 
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
@@ -124,7 +124,7 @@ class Engine(Protocol):
     """The interface."""
 
     description: list[str]
-    """What computes, where, in what precision and how much it holds, for people: a line for each copy of weights."""
+    """For people, a line for each copy of weights: the software, the device, the precision and the capacity."""
     models: dict
     capacity: int
     """Most requests that may be in the engine at once, computed or waiting."""
@@ -137,7 +137,7 @@ class Engine(Protocol):
 
     def score(self, model: str, ids: list[int], logprobs: int):
         """A Future of a Token for each id: how likely the model takes it to be after those before it, and so many of
-        the likeliest in its place."""
+        the most likely tokens in its place."""
 
     def metrics(self) -> dict[str, float]:
         """Counters and gauges by name."""

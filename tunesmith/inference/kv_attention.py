@@ -1,6 +1,6 @@
 """Attention of sequences that are computed together, each over keys and values of its own.
 
-The tokens of all sequences stand behind one another in one row, without padding, so every other layer sees one matrix,
+The tokens of all sequences follow one another in one row, without padding, so every other layer sees one matrix,
 and each sequence attends to its own tokens alone, at its own positions. Which sequences a forward pass is of is set by
 `packed`, since not every model hands extra arguments down to its attention.
 

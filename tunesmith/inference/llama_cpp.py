@@ -19,7 +19,7 @@ from tunesmith.errors import UserError, first_line
 HOW = "pip install 'tunesmith[gguf]'"
 F32, F16 = 0, 1  # ggml's numbers of the types
 said: deque[str] = deque(maxlen=40)
-"""What llama.cpp said last, warnings and errors only; it goes to no screen."""
+"""The last warnings and errors of llama.cpp, which it does not print."""
 
 
 def gguf_package():
@@ -42,7 +42,7 @@ def reason() -> str:
 
 
 def threads() -> int:
-    """Threads for llama.cpp: those torch and others are told to use, else every core."""
+    """Returns the threads for llama.cpp: as many as OMP_NUM_THREADS gives torch, else one for each core."""
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
@@ -146,7 +146,7 @@ class Model:
 
 
 class Part(NamedTuple):
-    """New tokens `ids` of a sequence that has `at` tokens already; `wanted` are places in `ids` to be told about."""
+    """New tokens `ids` of a sequence that has `at` tokens; `wanted` are the places whose logits are returned."""
 
     sequence: int
     at: int
@@ -182,7 +182,7 @@ class Context:
         self._handle = None
 
     def use(self, adapter) -> None:
-        """What is computed from now on: with one of the model's adapters, or with None without."""
+        """Switches to one of the model's adapters, or with None to the base."""
         if adapter == self._adapter:
             return
         one = (self._library.llama_adapter_lora_p_ctypes * 1)(adapter)

@@ -1,4 +1,4 @@
-"""What the engine asks of a copy of a model in memory, whichever code computes it."""
+"""The interface of a copy of a model in memory, whichever code computes it."""
 
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
@@ -12,7 +12,7 @@ class KV(Protocol):
     nbytes: int
 
     def head(self, tokens: int) -> "KV":
-        """Those of the first tokens, to go on from; what goes on with this one is not seen there."""
+        """Returns the keys and values of the first tokens, to continue from. Later changes of this one do not show."""
 
     def free(self) -> None:
         """Gives its memory back; it is not used again."""
@@ -34,7 +34,7 @@ class Weights(Protocol):
     context: int | None
     """Most tokens of a sequence that the model was made for, if that is known."""
     bytes_per_token: int
-    """What keys and values of a token take; known once `reserve` was called."""
+    """Bytes of the keys and values of a token; known once `reserve` was called."""
 
     divides: bool
     """Whether a prompt may be computed in pieces, and one sequence begin with another's; known likewise."""
@@ -49,7 +49,7 @@ class Weights(Protocol):
         """
 
     def new_kv(self) -> KV:
-        """Of a sequence that begins."""
+        """Returns the empty keys and values of a new sequence."""
 
     def logits(self, adapter: str | None, parts: list[Part]) -> torch.Tensor:
         """Computes the parts together, and keeps their keys and values. Logits [N, V] that follow each of the N parts

@@ -15,7 +15,7 @@ class PrefixCache:
         self._entries: list[tuple[str, list[int], KV]] = []
 
     def find(self, owner: str, ids: list[int]) -> tuple[KV | None, int]:
-        """The longest known beginning of `ids`, never all of it, to go on from, and how many tokens it has."""
+        """Returns the longest known prefix of `ids`, never all of it, to continue from, and its number of tokens."""
         best, length = None, 0
         for entry in self._entries:
             if entry[0] == owner and (shared := _shared(entry[1], ids)) > length:

@@ -49,7 +49,7 @@ class Sampler:
         return int(order[torch.multinomial(shares, 1, generator=self._generator)])
 
     def shares(self, logits_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tokens that may be drawn, likeliest first, and in what proportion: temperature, then top-k, then top-p
+        """Returns the tokens that may be drawn, most likely first, and their shares: temperature, then top-k, top-p
         (arXiv:1904.09751), then min-p (arXiv:2407.01082), as in transformers."""
         sampling = self.sampling
         scores = logits_V / sampling.temperature

@@ -71,7 +71,7 @@ class Sequence:
         return self.kv.nbytes if self.kv else 0
 
     def forget(self) -> None:
-        """Gives keys and values back; to go on they are computed anew."""
+        """Releases keys and values; to continue, they are computed again."""
         if self.kv is not None:
             self.kv.free()
         self.kv, self.cached = None, 0
@@ -138,7 +138,7 @@ class BatchingEngine:
             if found.set_running_or_notify_cancel():
                 try:
                     found.set_result(work())
-                except Exception as error:  # for whoever waits
+                except Exception as error:  # raised where the result is awaited
                     found.set_exception(error)
 
         with self._changed:
@@ -179,7 +179,7 @@ class BatchingEngine:
             while self._next_step():
                 try:
                     self._round()
-                except Exception as error:  # a fault of ours or no memory: whoever waits must hear of it
+                except Exception as error:  # a bug or no memory: the clients that wait must receive it
                     for sequence in list(self._running):
                         self._finish(sequence, "error", first_line(error))
         for sequence in [*self._running, *self._waiting]:
@@ -232,7 +232,7 @@ class BatchingEngine:
             self._running.append(sequence)
 
     def _make_room(self) -> None:
-        """Keeps within the limits: prefixes go first, then the youngest sequence waits again and is computed anew."""
+        """Keeps within the limits: prefixes go first, then the youngest sequence waits and is computed again."""
         for pool in self.pools.values():
             running = [s for s in self._running if self._pool(s.served) is pool]
             used = sum(s.nbytes for s in running)

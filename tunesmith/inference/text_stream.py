@@ -13,8 +13,8 @@ LONGEST_WAIT = 64
 
 
 class Writer:
-    """Give it each token; it gives back the text that is certain. `shown` are special ids that stay, `context` those
-    that stand before the text."""
+    """Give it each token; it returns the text that is certain. `shown` are special ids that stay, `context` the ids
+    before the text."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Writer:
         return self._until_stop(after[len(before) :])
 
     def finish(self) -> str:
-        """What was still held back; a character that was never completed is left out."""
+        """Returns the text that was held back, without a character that was never completed."""
         if self.stopped is not None:
             return ""
         before, after = self._decode(self._ids[: self._written]), self._decode(self._ids)

@@ -79,7 +79,7 @@ class TorchWeights:
         return name
 
     def switch(self, adapter: str | None) -> None:
-        """What the model computes from now on: with an adapter, or with None as its base."""
+        """Switches the model to an adapter, or with None to its base."""
         if adapter == self._active:
             return
         if adapter is None:

@@ -80,7 +80,7 @@ class Answer:
         return ended
 
     def _told(self, logprobs: dict, number: int) -> Token:
-        """vLLM names the token among the likeliest even if it is none of them."""
+        """vLLM lists the token among the most likely ones even if it is none of them."""
         decode, count = self.served.tokenizer.decode, self.request.logprobs
         likeliest = sorted(logprobs["top_logprobs"][number].items(), key=lambda item: -item[1])[:count]
         return Token(
@@ -190,7 +190,7 @@ class VllmEngine:
     def _run(self, say: Callable[[str], None]) -> None:
         try:
             self.loop.run_until_complete(self._main(say))
-        except Exception as error:  # for whoever waits
+        except Exception as error:  # raised where the start is awaited
             if not self._started.done():
                 self._started.set_exception(error)
         finally:
@@ -239,10 +239,10 @@ class VllmEngine:
 
 
 def _message(body: dict) -> str:
-    """Of an error as vLLM answers with."""
+    """Returns the message of an error response of vLLM."""
     return body["error"]["message"]
 
 
 def _id(name: str) -> int:
-    """Of a token as vLLM names it for its id."""
+    """Returns the id in vLLM's name of a token."""
     return int(name.removeprefix("token_id:"))

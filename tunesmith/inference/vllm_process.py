@@ -47,7 +47,7 @@ def precision_of(folder: Path) -> str:
 
 
 def adapter_hindrances(recipe: Recipe) -> list[str]:
-    """What makes a run's adapter more than vLLM loads."""
+    """Returns the features of a run's adapter that vLLM does not load."""
     parts = {
         "DoRA": recipe.adapter.dora,
         "modules_to_save": recipe.adapter.modules_to_save,
@@ -103,7 +103,7 @@ class Child:
     async def healthy(
         self, client: httpx.AsyncClient, say: Callable[[str], None], given_up: Callable[[], bool] = lambda: False
     ) -> bool:
-        """Waits until vLLM answers; False if it ends or we give up first. `say` is told what it says meanwhile."""
+        """Waits until vLLM answers; False if it ends or the wait is given up. `say` receives its messages."""
         said = time.monotonic()
         while not (self.ended or given_up()):
             with suppress(httpx.TransportError):
@@ -145,7 +145,7 @@ class Child:
         self._process.stdin.close()
 
     def close(self) -> None:
-        """Nothing is asked of it any more."""
+        """Closes the log, after the process has ended."""
         self._file.close()
 
     def lines(self) -> list[str]:
@@ -165,7 +165,7 @@ class Child:
         return f"vLLM {what}: {self.reason()} (its log is {self.log})"
 
     def explained(self, said: str) -> str:
-        """What was said or, where that only points at what stands above, the reason."""
+        """Returns the message, or the reason if the message only points at the lines above it."""
         return self.reason() if VAGUE.search(said) else said
 
     def _signal(self, number: int) -> None:

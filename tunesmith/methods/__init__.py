@@ -1,4 +1,4 @@
-"""What is learned: one file a method, found by its name, also in other packages (entry point group tunesmith.methods).
+"""Training methods: one file each, found by its name, also in other packages (entry point group tunesmith.methods).
 
 A method's module has
 
@@ -54,7 +54,7 @@ class Answers:
         return self.sums_D() / self.counts_D()
 
     def of_row(self, number: int) -> "Answers":
-        """Those of one row of the micro-batch."""
+        """Returns the answers of one row of the micro-batch."""
         first = sum(self.groups[:number])
         belongs_N = (self.sequence_N >= first) & (self.sequence_N < first + self.groups[number])
         return Answers(self.log_probs_N[belongs_N], self.sequence_N[belongs_N] - first, (self.groups[number],))

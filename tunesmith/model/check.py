@@ -1,4 +1,4 @@
-"""What of a base model or adapter cannot be trained, found from its config and the headers of its files."""
+"""Refuses base models and adapters that cannot be trained, from the config and the headers of the files alone."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,8 +87,8 @@ def _check_weights(folder: Path, config) -> None:
 
 
 def check_adapter(adapter: Adapter, new_tokens: list[str], tokenizer, config) -> list[str]:
-    """What the adapter leaves out. Raises UserError for one that the model cannot have: it gets one here, without
-    storage."""
+    """Returns notes on modules that the adapter leaves out. Raises UserError for an adapter that the model cannot have:
+    the model gets one here, without storage."""
     import torch
 
     from tunesmith.model.adapt import adapt, left_out, new_token_ids

@@ -86,8 +86,8 @@ def stored_in_8_bits(config) -> bool:
 
 
 def dequantising(config) -> dict:
-    """What from_pretrained needs so that a base in MXFP4 (gpt-oss as published) is read as full weights: what computes
-    with it in 4 bits has no backward pass. Nothing for others."""
+    """Returns the arguments of from_pretrained that read a base in MXFP4 (gpt-oss as published) as full weights,
+    because the kernels for 4 bits have no backward pass. Empty for other bases."""
     from transformers import Mxfp4Config
 
     return {"quantization_config": Mxfp4Config(dequantize=True)} if stored_as(config) == MXFP4 else {}

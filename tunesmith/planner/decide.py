@@ -68,14 +68,14 @@ def _threads(cores: int, processes: int) -> int:
 
 
 def for_model(plan: Plan, recipe: Recipe, config: Any) -> Plan:
-    """The plan for a model with this configuration of transformers. Adapters of experts make their weights anew in each
-    pass, which the backward pass needs: a GPU keeps those of one layer, not of all, where activations are recomputed.
+    """Returns the plan for a model with this Transformers config. PEFT's adapters of experts materialise their weights
+    in each pass and keep them for the backward pass: with recomputation a GPU holds those of one layer instead of all.
     """
     adapter, asked = recipe.adapter, recipe.train.gradient_checkpointing
     adapts_experts = is_moe(config) and adapter.kind == "lora" and adapter.experts and adapter.targets == "all-linear"
     if plan.device != "cuda" or asked != "auto" or not adapts_experts:
         return plan
-    why = {"gradient_checkpointing": "adapters of experts make their weights anew, which recomputing does not keep"}
+    why = {"gradient_checkpointing": "adapters of experts materialise weights in each pass, which recomputation frees"}
     return replace(plan, gradient_checkpointing="on", reasons=plan.reasons | why)
 
 
@@ -90,8 +90,8 @@ def within(plan: Plan, recipe: Recipe, positions: int | None) -> Plan:
 
 
 def layers_for(settings: Train, length: int, tokens: int) -> tuple[dict, dict]:
-    """What is done to the decoder layers for examples of up to `length` tokens and `tokens` in a forward pass: fields
-    of the plan, and the reasons for those that the recipe leaves open."""
+    """Decides the transforms of the decoder layers for examples of up to `length` tokens and `tokens` in a forward
+    pass. Returns fields of the plan, and the reasons for those that the recipe leaves open."""
     checkpointing, offload = settings.gradient_checkpointing, settings.activation_offload
     compiled, tiled = settings.compile == "on", settings.tiled_mlp == "on"
     reasons = {}

@@ -149,7 +149,7 @@ def measure(folder: Path, plan: Plan, base: Path, shapes: list[tuple[int, int]])
     sharing = 1 if device.type == "cuda" else plan.processes
     budget = int((peak_bytes(device) + free_bytes(device) / sharing) * USED_SHARE)
     points: list[tuple[int, int]] = []
-    began = time.monotonic()  # anew, as loading a large model may take longer than SECONDS
+    began = time.monotonic()  # a second clock, because loading a large model may take longer than SECONDS
     for rows, length in shapes:
         tokens = rows * length
         reset_peak(device)

@@ -34,8 +34,8 @@ def by_document(
     sinks_H=None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """(H, T, D): document by document, those of equal length in one call. In the precision of its arguments, but for
-    bfloat16 without cap and sinks where torch's attention is as fast in float32, or has the dropout."""
+    """(H, T, D): document by document, those of equal length in one call. In the precision of its arguments, except
+    for bfloat16 without cap and sinks if torch's attention is as fast in float32, or has the dropout."""
     groups = [(length, len(list(run))) for length, run in groupby(torch.diff(ends).tolist())]
     # `split`, as its gradient is one copy, where that of each slice is as large as the whole.
     pieces = [x.split([length * count for length, count in groups], dim=1) for x in (query_HTD, key_HTD, value_HTD)]
@@ -60,7 +60,7 @@ def by_document(
 def _by_scores(q_BLD, k_BLD, v_BLD, sinks_B, scaling, window, cap, dropout):
     count, length, _ = q_BLD.shape
     few = length <= 2 * KEPT_LENGTH and count * length**2 <= KEPT_SCORES
-    if length > KEPT_LENGTH and not few and not dropout:  # which chunks would draw anew
+    if length > KEPT_LENGTH and not few and not dropout:  # which chunks would draw again
         return _chunked(q_BLD, k_BLD, v_BLD, sinks_B, scaling, window, cap)
     kept_BLS = _probabilities(q_BLD, k_BLD, sinks_B, scaling, window, cap)
     return torch.bmm(torch.dropout(kept_BLS, dropout, train=True), v_BLD)
@@ -203,7 +203,7 @@ def _flex_attention(device: str):
 
 @lru_cache
 def _capped(cap: float | None):
-    """One function for each cap, as another would be compiled anew."""
+    """Returns one function for each cap, because another one would be compiled again."""
     return cap and (lambda score, *at: cap * torch.tanh(score / cap))
 
 

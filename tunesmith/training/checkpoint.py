@@ -25,7 +25,7 @@ FREE_MARGIN_BYTES = 64 * 2**20
 
 @dataclass
 class State:
-    """What a run has come to, beside its tensors."""
+    """The progress of a run, without its tensors."""
 
     step: int = 0
     tokens: int = 0
@@ -42,7 +42,7 @@ class State:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds: tensors as they are now, not copied."""
+    """The content of a checkpoint: the current tensors, not copies."""
 
     trained: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
@@ -128,7 +128,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, None if nothing. The headers and sizes of its files are read, not every byte."""
+    """Returns the problem of a checkpoint, or None. Reads the headers and sizes of its files, not every byte."""
     try:
         read_state(checkpoint)
         read_json(checkpoint / "optimizer.json")

@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on."""
+"""Writes checkpoints while training continues."""
 
 import time
 from collections.abc import Callable
@@ -15,8 +15,8 @@ MEMORY_MARGIN_BYTES = 2**30
 class Saver:
     """Writes one checkpoint at a time and removes old ones; at the end of its `with` block all is written.
 
-    `save` copies what it is given into memory and returns, and a thread writes the copy. Where there is no room for a
-    copy, training waits for the disk. A full disk fails one save and is said.
+    `save` copies what it is given into memory and returns, and a thread writes the copy. If there is no room for a
+    copy, training waits for the disk. A full disk fails one save, and a warning says so.
     """
 
     def __init__(self, folder: Path, keep: int, log: Callable):
@@ -44,7 +44,7 @@ class Saver:
                 "warning",
                 message=f"checkpoint at step {state.step} not saved: it needs "
                 f"{size(contents.nbytes)} of the machine's memory, {size(free)} are free; training "
-                "goes on",
+                "continues",
             )
         elif short:
             self._write(contents, began)
@@ -64,7 +64,7 @@ class Saver:
         try:
             size = checkpoint.save(self._folder, contents)
         except OSError as error:
-            self._log("warning", message=f"checkpoint at step {state.step} not saved: {error}; training goes on")
+            self._log("warning", message=f"checkpoint at step {state.step} not saved: {error}; training continues")
             return
         checkpoint.prune(self._folder, self._keep, state.best_step)
         ended = time.monotonic()

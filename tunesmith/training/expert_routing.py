@@ -51,8 +51,8 @@ class Routing:
         return self._coefficient * torch.stack(losses).mean() * (sum(batch.lengths) / step_tokens)
 
     def _probabilities(self, router_nE: torch.Tensor) -> torch.Tensor:
-        """What a router gives as probabilities; Gemma 4's are that already. It is looked at once, as that waits for the
-        device."""
+        """Returns a router's output as probabilities; Gemma 4's routers give probabilities already. The check runs
+        once, because it waits for the device."""
         if self._gives_probabilities is None:
             rows_n = router_nE.detach().sum(-1)
             self._gives_probabilities = bool(
@@ -61,7 +61,7 @@ class Routing:
         return router_nE if self._gives_probabilities else router_nE.softmax(-1)
 
     def forget(self) -> None:
-        """What was seen of a step that is done again."""
+        """Drops the records of a step that is repeated."""
         self._logits.clear()
         self._counts.clear()
 

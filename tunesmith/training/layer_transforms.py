@@ -1,7 +1,7 @@
-"""What is done to each decoder layer, from the inside out: tiles for its MLP, compiling, checkpointing.
+"""Transforms of each decoder layer, from the inside out: tiles for its MLP, compiling, recomputation.
 
 Each step replaces a module's `forward` on the instance, so that names of parameters, and with them checkpoints and
-results, stay as they are. Shapes: B sequences, T tokens, C hidden size.
+results, stay the same. Shapes: B sequences, T tokens, C hidden size.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from tunesmith.training.offload import Offload
 
 aten = torch.ops.aten
 # What `selective` keeps stays on the GPU. Newer versions of torch can also pass it to the hooks that offload, and warn
-# unless they are told.
+# unless the option is set.
 HOOKS_OPTION = "respect_saved_tensors_hooks"
 ASIDE_FROM_HOOKS = {HOOKS_OPTION: False} if HOOKS_OPTION in inspect.signature(checkpoint).parameters else {}
 EXPENSIVE = [  # what `selective` keeps: matrix products and attention, in every way torch computes them

@@ -121,7 +121,7 @@ def _learn(
             torch.cuda.empty_cache()
         smaller += 1
         now = step_down(state, data.batches, f"step {state.step}")
-        job.log("warning", message=f"step {state.step} ran out of memory and is done again: {now}")
+        job.log("warning", message=f"step {state.step} ran out of memory and is repeated: {now}")
         if state.checkpointing:
             checkpoint_layers(job.model, "on")
         data = _data(job, state, state.step)
@@ -144,7 +144,7 @@ def _backward(job: Job, data: StepData, units: float, tokens: float) -> tuple[fl
 
 
 def _agree(job: Job, state: checkpoint.State) -> None:
-    """What one process needed to fit, all do, so that the first one's state is everyone's."""
+    """All processes take the smaller parts that one of them needed, so that the first one's state is everyone's."""
     found = distributed.gather((state.micro_batch_tokens, state.checkpointing))
     agreed = min(f[0] for f in found), any(f[1] for f in found)
     if agreed != (state.micro_batch_tokens, state.checkpointing):

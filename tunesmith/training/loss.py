@@ -240,7 +240,7 @@ def find_head(model, packed: bool) -> Head | None:
 
 
 def _changes(before: torch.Tensor, after: torch.Tensor) -> list[Callable]:
-    """What models do to their logits: nothing, a soft cap (Gemma 2), a factor (Cohere, Granite)."""
+    """Returns the known changes of logits: none, a soft cap (Gemma 2), a factor (Cohere, Granite)."""
     cap, factor = after.abs().max().item(), (after.flatten()[0] / before.flatten()[0]).item()
     return [_unchanged, lambda logits: torch.tanh(logits / cap) * cap, lambda logits: logits * factor]
 

@@ -47,7 +47,7 @@ class Offload:
         if self._side:
             self._side.wait_stream(torch.cuda.current_stream(self._device))
             for piece in pieces:
-                piece.record_stream(self._side)  # its memory is not used anew before the copy is made
+                piece.record_stream(self._side)  # its memory is not reused before the copy is made
         with torch.cuda.stream(self._side):
             for there, piece in zip(host, pieces):
                 there.copy_(piece, non_blocking=True)

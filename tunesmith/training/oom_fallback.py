@@ -1,7 +1,7 @@
-"""What happens when a step does not fit in memory: the same rows again in smaller parts, then recomputing activations.
+"""The out-of-memory fallback: the same rows in smaller micro-batches, then recomputation of activations.
 
-The effective batch, the order of the rows and the result stay the same; only sums are rounded in another order. What
-was needed is kept in the run's state, so the rest of the run, and a resumed one, begins with it.
+The effective batch, the order of the rows and the result stay the same; only sums are rounded in another order. The
+run's state keeps the smaller sizes, so the rest of the run, and a resumed run, begins with them.
 """
 
 from tunesmith.errors import NotEnoughMemory
@@ -10,9 +10,9 @@ from tunesmith.training.checkpoint import State
 
 
 def step_down(state: State, batches: list[Batch], where: str) -> str:
-    """One rung down from how `batches` were made; returns what is different now.
+    """Makes the passes one step smaller than `batches`; returns the change in words.
 
-    Raises NotEnoughMemory at the foot of the ladder.
+    Raises NotEnoughMemory if nothing smaller is left.
     """
     most, longest = max(b.input_ids_BT.numel() for b in batches), max(max(b.lengths) for b in batches)
     shared = max((b.input_ids_BT.numel() for b in batches if len(b.rows) > 1), default=0)

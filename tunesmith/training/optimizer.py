@@ -139,7 +139,8 @@ MAKERS = {"adamw": _adamw, "adamw_8bit": _adamw_8bit, "paged_adamw_8bit": _paged
 
 
 def learning_rate(step: int, steps: int, settings: Train) -> float:
-    """Of step 1 … `steps`: linear warmup to the peak, then as `schedule` says, to 0 after the last step."""
+    """Returns the learning rate of step 1 … `steps`: linear warmup to the peak, then the
+    schedule, to 0 after the last step."""
     warmup = math.ceil(settings.warmup_ratio * steps)
     if step <= warmup:
         return settings.learning_rate * step / warmup

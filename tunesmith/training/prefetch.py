@@ -1,4 +1,4 @@
-"""What each step learns from, made ready while the step before is computed."""
+"""Prepares the data of each step while the previous step is computed."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -32,7 +32,7 @@ SECONDS_BETWEEN_LOOKS = 0.25  # while a run is paused
 
 @dataclass
 class Job:
-    """What one process trains with."""
+    """Everything that one process trains with."""
 
     run: Run
     method: Method

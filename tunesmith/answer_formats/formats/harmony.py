@@ -167,7 +167,7 @@ class HarmonyReader(ByState):
     def _say(self, text: str, said: list) -> None:
         if not text or self._kind == "skipped":
             return
-        if self._first and self._kind in self._said:  # an earlier message of the same kind stands before it
+        if self._first and self._kind in self._said:  # it follows an earlier message of the same kind
             text = "\n\n" + text
         self._first = False
         self._said.add(self._kind)

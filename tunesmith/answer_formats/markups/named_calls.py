@@ -23,7 +23,7 @@ FURTHEST = 80  # from a name to its arguments
 
 @dataclass(frozen=True)
 class NamedCalls:
-    """`between` is what stands between the name and the arguments."""
+    """`between` is the text between the name and the arguments."""
 
     between: str
 

@@ -117,7 +117,7 @@ def _calls(text: str) -> list[tuple[str, str]]:
 
     pieces = QUOTED.split(text)  # tools and keys may have names that Python's own may not
     pieces[::2] = [KEY.sub(r"\1_\2=", NAME.sub(numbered, piece)) for piece in pieces[::2]]
-    pieces[1::2] = [piece.replace("\n", r"\n") for piece in pieces[1::2]]  # a newline stands in a string as it is
+    pieces[1::2] = [piece.replace("\n", r"\n") for piece in pieces[1::2]]  # a string may contain a newline unescaped
     listed: Any = ast.parse("".join(pieces), mode="eval").body
     return [_call(node, names) for node in listed.elts]
 

@@ -93,7 +93,7 @@ class Tags:
 
     @cached_property
     def _opening(self) -> re.Pattern:
-        """A key, and then what stands before its value, of whose whitespace no more than the template's is left out."""
+        """A pattern for a key and the text before its value. It drops only the whitespace that the template writes."""
         between = flexible(self.text.rstrip())
         if self.text != self.other:
             between = rf"{between}|{flexible(self.other.rstrip())}|{_attributes(self.text, self.other)}"

@@ -41,7 +41,7 @@ def _rounded(name: str, weight_OI: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def opened(run: Run, folder: Path, settings: Settings) -> Transformers:
-    """As transformers opens it: activations are rounded while it runs, but for those of experts."""
+    """Opens it with Transformers, which rounds activations while it runs, except those of experts."""
     return compressed_tensors.opened(folder)
 
 

@@ -28,7 +28,7 @@ FILE = "model.gguf"
 
 
 def write(run: Run, folder: Path, settings: Settings) -> list[str]:
-    """Writes FILE; returns what llama.cpp does otherwise than the model. Raises UserError."""
+    """Writes FILE; returns notes on what llama.cpp computes differently from the model. Raises UserError."""
     small = settings.precision in quantize.KINDS
     if settings.importance and not small:
         raise UserError(f"--importance: {settings.precision} is rounded without one; it is for K-quants such as q4_k_m")
@@ -49,7 +49,7 @@ def write_model(run: Run, weights: Weights, target: Path, kind: str) -> list[str
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
         folder = Path(name) / run.name  # the model's name in the file is its folder's
         folder.mkdir()
-        copy_settings(run, folder, fixed=True)  # llama.cpp has its own idea of enable_thinking where nobody says
+        copy_settings(run, folder, fixed=True)  # llama.cpp has a default of its own for enable_thinking
         return write_gguf(weights, folder, target, kind, tuple(run.plan.stop_ids))
 
 
@@ -72,8 +72,8 @@ class Engine(LlamaCpp):
         self._render = render or partial(tokenizer.render, add_generation_prompt=True)
 
     def excuses(self, text: str) -> bool:
-        """It brings no text into Unicode's form NFC, knows capitals in ASCII only, and keeps whitespace that tokens
-        such as Phi-4's take along (docs/reference/gguf.md)."""
+        """llama.cpp brings no text into Unicode's form NFC, knows only ASCII capitals, and keeps whitespace that tokens
+        such as Phi-4's consume (docs/reference/gguf.md)."""
         return (
             unicodedata.normalize("NFC", text) != text
             or any(c.isupper() and not c.isascii() for c in text)

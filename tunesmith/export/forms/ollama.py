@@ -31,7 +31,7 @@ SYSTEM, FIRST, ANSWER, SECOND = "\ue000S", "\ue000U", "\ue000A", "\ue000V"  # no
 
 @dataclass(frozen=True)
 class Template:
-    """What stands before, between and after the contents of messages."""
+    """The text before, between and after the contents of messages."""
 
     before_system: str
     system_to_user: str
@@ -41,7 +41,7 @@ class Template:
     end: str
     """After the last user message: where the model answers."""
     system_last: bool
-    """Whether the system message stands before the last user message, not before the first (Mistral)."""
+    """Whether the system message precedes the last user message instead of the first (Mistral)."""
     trimmed: list[str]
     """Roles whose messages the chat template trims; Ollama's templates cannot."""
 
@@ -205,7 +205,7 @@ def _trimmed(tokenizer: Tokenizer, messages: list[dict]) -> list[str]:
 
 
 def _split(text: str, *contents: str) -> list[str]:
-    """What stands around the contents, each of which must be there once, in order."""
+    """Returns the text around the contents. Each content must occur once, in order."""
     pieces = []
     for content in contents:
         before, found, text = text.partition(content)

@@ -15,7 +15,7 @@ from tunesmith.export.parity.subject import Engine
 
 
 class Bound(NamedTuple):
-    """What rounding of weights may do: most mean KL divergence in nats, least share of equal first choices."""
+    """The most that rounding of weights may change: mean KL divergence in nats, and the share of equal top tokens."""
 
     kl: float
     top1: float
@@ -46,7 +46,7 @@ CHANCE = 0.01  # below which more missed ends are no chance
 
 @dataclass
 class Observation:
-    """What an engine made of the probes; of one that tells no likelihoods, `texts` and `log_probs` are empty."""
+    """An engine's results for the probes. `texts` and `log_probs` are empty for an engine without log-probabilities."""
 
     texts: list[list[int]]
     conversations: list[list[int] | None]
@@ -137,7 +137,7 @@ def _first_other_answer(found: dict) -> str | None:
     if logits and not logits["mean_kl"] <= bound["kl"]:
         return f"logits: mean KL {logits['mean_kl']:.2e} nats, bound {bound['kl']:g}"
     if logits and logits["top1_agreement"] < bound["top1"]:
-        return f"logits: the first choice is the same at {logits['top1_agreement']:.1%}, bound {bound['top1']:.0%}"
+        return f"logits: the top token is the same at {logits['top1_agreement']:.1%}, bound {bound['top1']:.0%}"
     ends = found["answers"]
     if chance(ends["stopped_trained"] - ends["stopped_of_them"], ends["stopped_trained"]) < CHANCE:
         return f"of {ends['stopped_trained']} answers that the trained model ended, {ends['stopped_of_them']} ended"
@@ -171,10 +171,10 @@ def _where(ours: list[int], theirs: list[int]) -> str:
 
 
 def distance(trained: list[np.ndarray], exported: list[np.ndarray]) -> dict:
-    """Of log probabilities: mean KL(trained, exported) in nats, share of equal first choices (ties of the trained model
-    count as equal), and the largest drift of one over the spread of the trained ones at a position.
+    """Compares log-probabilities: mean KL(trained, exported) in nats, share of equal top tokens (ties of the trained
+    model count as equal), and the largest drift of one over the spread of the trained ones at a position.
 
-    Tokens that the exported model's engine does not tell count as one, which makes KL a lower bound."""
+    Tokens without a reported log-probability count as one token, which makes KL a lower bound."""
     kl, same, drift, count = 0.0, 0, 0.0, 0
     for ours, theirs in zip(trained, exported):
         width = min(ours.shape[1], theirs.shape[1])  # rows without a token may be missing
@@ -189,7 +189,7 @@ def distance(trained: list[np.ndarray], exported: list[np.ndarray]) -> dict:
 
 
 def _of_first(log_TW: np.ndarray, width: int) -> np.ndarray:
-    """What they are when only the first tokens may come; float64."""
+    """Returns the log-probabilities if only the first tokens are possible; float64."""
     log_TV = log_TW[:, :width].astype(np.float64)
     return log_TV - np.logaddexp.reduce(log_TV, 1, keepdims=True) if width < log_TW.shape[1] else log_TV
 

@@ -38,7 +38,7 @@ class LlamaCpp:
         return self._context.logits([Part(0, 0, ids, range(len(ids)))])
 
     def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
-        """The likeliest answer's ids without the token that stops it, and whether one did."""
+        """Returns the ids of the greedy answer without its stop token, and whether there was one."""
         self._context.forget(0)
         answer: list[int] = []
         fed, at = list(ids), 0

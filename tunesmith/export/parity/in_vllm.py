@@ -15,14 +15,14 @@ from tunesmith.inference.vllm_process import Child, find, precision_of
 from tunesmith.model.load import config_of, eos_ids
 from tunesmith.run import Run
 
-TOLD = 256  # likeliest tokens whose log probabilities it is asked for
+TOLD = 256  # the number of top tokens whose log-probabilities it returns
 NAME = "exported"
 # A row as long as the model reads is followed by a token that is not looked at.
 SETTINGS = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
 
 
 def elsewhere(run: Run, folder: Path, settings, say: Callable[[str], None]) -> dict[str, Callable[[], "Vllm"]]:
-    """What else opens a model folder: vLLM where it is installed."""
+    """Other engines that open a model folder: vLLM, if it is installed."""
     return {"vLLM": lambda: Vllm(folder, most_tokens(run) + 1, say)} if find() else {}
 
 

@@ -1,4 +1,4 @@
-"""What an exported model is asked so that it shows whether it is the trained one."""
+"""The probes that show whether an exported model is the trained one."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class Probes:
 
 
 def most_tokens(run: Run) -> int:
-    """Of a row or a prompt and its answer."""
+    """Returns the most tokens of a row, or of a prompt with its answer."""
     return run.plan.sequence_length + run.recipe.evaluate.max_new_tokens
 
 

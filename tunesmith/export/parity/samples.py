@@ -54,7 +54,7 @@ TOOL = {
 CALL = "a1b2c3d4e"  # nine letters and digits, as Mistral's templates want
 
 Conversation = tuple[str, list[dict], list[dict] | None]
-"""What is particular about it, its messages and its tools."""
+"""Its particular feature, its messages and its tools."""
 
 
 def conversations(special: list[str]) -> list[Conversation]:

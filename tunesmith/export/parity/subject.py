@@ -1,4 +1,4 @@
-"""What parity asks of an engine, and the engine of transformers."""
+"""The engine interface of the parity gate, and the engine of Transformers."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ class Engine(Protocol):
     """An opened model: T tokens in, V tokens to choose from."""
 
     name: str
-    """What computes it."""
+    """Name of the software that computes it."""
     tells_likelihoods: bool
     """Whether it has `excuses`, `encode` and `log_probs`; else conversations and answers are compared alone."""
     stop_ids: set[int]
@@ -40,7 +40,7 @@ class Engine(Protocol):
         sum is what is missing from 1."""
 
     def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
-        """The likeliest answer's ids without the token that stops it, and whether one did."""
+        """Returns the ids of the greedy answer without its stop token, and whether there was one."""
 
     def close(self) -> None:
         """Gives its memory back."""
