@@ -10,7 +10,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -27,7 +26,7 @@ from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Text, Where, digest,
 from tunesmith.data.source import ResolvedSource, to_row
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import CHILD_DIED, UserError, report_full_disk
-from tunesmith.files import write_json
+from tunesmith.files import replaced, write_json
 from tunesmith.recipe import MethodSettings
 
 VERSION = 10  # raise when the same input must give other tokens
@@ -126,36 +125,29 @@ def encode_source(resolved: ResolvedSource, settings: Settings, cache: Path, pro
 
 def _encode(source: ResolvedSource, settings: Settings, shard: Path, progress: Progress) -> None:
     encoder = Encoder(settings, source.formats, source.source.columns)
-    draft = shard.with_name(f".{shard.name}.{os.getpid()}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
     remedy = "tokenised rows are kept there: free some space, or set TUNESMITH_CACHE to a folder on another disk"
-    with report_full_disk(shard.parent, remedy):
-        _write(source, encoder, draft, shard, progress)
-
-
-def _write(source: ResolvedSource, encoder: "Encoder", draft: Path, shard: Path, progress: Progress) -> None:
-    try:
+    with report_full_disk(shard.parent, remedy), replaced(shard) as draft:
         draft.mkdir(parents=True)
-        large = sum(f.stat().st_size for f in source.files) >= PARALLEL_FROM_BYTES
-        with Writer(draft) as writer:
-            for chunk in _chunks(read.read_lines(source.files), encoder, large):
-                writer.add(chunk)
-                progress(writer.read, writer.examples)
-        write_json(
-            draft / "shard.json",
-            {
-                "format": source.format,
-                "read": writer.read,
-                "files": list(writer.files),
-                "unread": writer.unread,
-                "chats": writer.chats,
-                "system_prompts": dict(writer.system_prompts.most_common(SYSTEM_PROMPTS_KEPT)),
-            },
-        )
-        shutil.rmtree(shard, ignore_errors=True)
-        os.rename(draft, shard)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        _write(source, encoder, draft, progress)
+
+
+def _write(source: ResolvedSource, encoder: "Encoder", folder: Path, progress: Progress) -> None:
+    large = sum(f.stat().st_size for f in source.files) >= PARALLEL_FROM_BYTES
+    with Writer(folder) as writer:
+        for chunk in _chunks(read.read_lines(source.files), encoder, large):
+            writer.add(chunk)
+            progress(writer.read, writer.examples)
+    write_json(
+        folder / "shard.json",
+        {
+            "format": source.format,
+            "read": writer.read,
+            "files": list(writer.files),
+            "unread": writer.unread,
+            "chats": writer.chats,
+            "system_prompts": dict(writer.system_prompts.most_common(SYSTEM_PROMPTS_KEPT)),
+        },
+    )
 
 
 def _chunks(lines: Iterator, encoder: "Encoder", parallel: bool) -> Iterator[Chunk]:

@@ -7,8 +7,6 @@ T tokens of the text that both are given, V tokens to choose from.
 """
 
 import math
-import os
-import shutil
 import struct
 from collections import Counter
 from pathlib import Path
@@ -21,7 +19,7 @@ from tunesmith.data.read import POINTER
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import Ending, UserError, first_line, report_full_disk
-from tunesmith.files import cache_folder, follow_umask, read_json, write_json
+from tunesmith.files import cache_folder, follow_umask, read_json, replaced, write_json
 from tunesmith.inference import llama_cpp
 from tunesmith.inference.gguf_splits import SPLITS, splitter
 from tunesmith.model.load import quieten, resolve
@@ -102,15 +100,10 @@ def unpacked(file: Path) -> Path:
     if folder.is_dir():
         return folder
     header = Header(file)
-    draft = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
-    draft.mkdir(parents=True)
-    try:
+    with replaced(folder) as draft:
+        draft.mkdir(parents=True)
         with report_full_disk(draft, "free some space, or name another disk in TUNESMITH_CACHE"):
             _unpack(header, draft)
-        if not folder.is_dir():  # another process may have been faster
-            os.rename(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 
