@@ -1,4 +1,4 @@
-"""Which rows each step learns from."""
+"""The order of the rows: the rows of each optimizer step."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which rows each optimizer step learns from. `weights`: how often each row is seen per epoch."""
+    """Assigns rows to optimizer steps. `weights`: how often each row is seen per epoch."""
 
     weights: np.ndarray
     batch: int
@@ -27,7 +27,7 @@ class Schedule:
         return max(1, min(steps, self.max_steps or steps))
 
     def epoch(self, number: int) -> np.ndarray:
-        """Row numbers in the order of one epoch. The fraction of a weight is drawn again for each epoch."""
+        """Returns the row numbers (int64) of one epoch, in order. Fractions of weights are drawn again for each epoch."""
         if number not in self._orders:
             for old in [n for n in self._orders if n < number - 1]:
                 del self._orders[old]

@@ -68,6 +68,6 @@ class Prepared:
 
     @property
     def schedule(self) -> Schedule:
-        """Which rows each step learns from."""
+        """The rows of each step."""
         train = self.recipe.train
         return Schedule(self.dataset.train.weights, train.batch, train.epochs, self.recipe.seed, train.max_steps)

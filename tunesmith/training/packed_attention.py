@@ -97,11 +97,12 @@ def use_flash_attention_3(device: torch.device) -> str | None:
 
 
 def why_not_packed(model) -> str | None:
-    """Why examples of this model cannot be packed; None if packed documents do not see each other, nor later tokens
-    earlier ones. Raises RuntimeError where there is no memory to find out.
+    """Returns the reason why examples of this model cannot be packed, or None if they can: if packed documents do not
+    see each other, and no token sees later ones. Raises RuntimeError if there is too little memory for the check.
 
-    Shown on the model itself: the logits of a document must stay as they are when the one before it changes, and its
-    own last token; and be about what they are alone by the model's own attention, so positions restart.
+    The check runs the model itself. The logits of a document must not change when the document before it changes, nor
+    when its own last token changes. They must also be close to those of the document alone under the model's own
+    attention, which shows that positions restart.
     """
     ids = torch.arange(1, 13)
     first, second = ids[:6], ids[6:]
