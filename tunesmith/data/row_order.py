@@ -27,7 +27,7 @@ class Schedule:
         return max(1, min(steps, self.max_steps or steps))
 
     def epoch(self, number: int) -> np.ndarray:
-        """Returns the row numbers (int64) of one epoch, in order. Fractions of weights are drawn again for each epoch."""
+        """Returns the row numbers (int64) of one epoch, in order. Fractions of weights are drawn for each epoch."""
         if number not in self._orders:
             for old in [n for n in self._orders if n < number - 1]:
                 del self._orders[old]
