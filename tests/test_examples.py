@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
 from tunesmith.data.inspect import check
+from tunesmith.data.source import Sources
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.methods import Method
 from tunesmith.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -37,8 +40,9 @@ def test_there_are_three():
 @pytest.mark.parametrize("file", ["recipe.yaml", "recipe-8b.yaml"])
 def test_a_recipe_is_valid_and_no_row_is_lost(in_checkout, tokenizer, name, file):
     recipe = Recipe.load(f"examples/{name}/{file}")
-    for source in (*recipe.data.train, *recipe.data.eval):
-        found = check(source, tokenizer)
+    encode = partial(Method(recipe.method).encode, tokenizer)
+    for source in Sources.resolve(recipe.data).all:
+        found = check(source, encode)
         rows = Path(source.path).read_text("utf-8").count("\n")
         assert found["read"] == rows and not found["dropped"] and not found["changed"]
         assert found["longest"]["tokens"] <= recipe.data.sequence_length

@@ -225,7 +225,7 @@ def test_llm_finds_the_model(server, tunesmith, home, monkeypatch):
 
 
 def test_every_client_is_in_the_documentation_and_the_help(tunesmith, request):
-    text = (request.config.rootpath / "docs" / "connect.md").read_text()
+    text = (request.config.rootpath / "docs" / "reference" / "connect.md").read_text()
     _, help_text, _ = tunesmith("connect", "--help")
     for client, facts in CLIENTS.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{client}` "))

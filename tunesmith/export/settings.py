@@ -14,8 +14,7 @@ class MergeSettings(Section):
     """How the adapter is merged."""
 
     into: Literal["full", "dequantised"] = "full"
-    """If the base was trained in 4 or 8 bits: merge into its weights in full precision, or as training saw them,
-    rounded."""
+    """For a base trained in 4 or 8 bits: merge into its weights in full precision, or into the rounded ones."""
 
 
 class GgufSettings(MergeSettings):
