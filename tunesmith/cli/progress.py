@@ -97,7 +97,11 @@ class Screen:
         )
         compute, reason = plan["compute"], plan["reasons"].get("compute")
         precision = compute if plan["weights"] == compute else f"{compute}, weights in {plan['weights']}"
-        length = ", limited by train.max_steps" if steps == train.max_steps else f": {train.epochs:g} epochs"
+        length = (
+            ", limited by train.max_steps"
+            if steps == train.max_steps
+            else f": {train.epochs:g} epoch{'s' * (train.epochs != 1)}"
+        )
         self._say(f"plan    on      {where}")
         self._say(f"        in      {precision}" + (f" ({reason})" if reason else ""))
         self._say(f"        trains  {what}; {train.optimizer}, learning rate {train.learning_rate:g}, {train.schedule}")
