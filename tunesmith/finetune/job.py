@@ -37,7 +37,6 @@ def train(recipe: Recipe, watch: Watch = nullcontext) -> Run:
         sys.exit(UNGUARDED_STATUS)  # without a word: the process that the user started says it
     run = Run.create(pinned(recipe))
     with watch(run), run.held():
-        control.forget(run)
         try:
             with report_full_disk(run.folder, "free some space, or choose a folder on another disk as output"):
                 prepare(run)
