@@ -1,18 +1,60 @@
-"""Which prompts are answered at once."""
+"""Answers of a model in the middle of training are those of transformers' generate, and leave no trace."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
-from tunesmith.evaluate.generate import PROMPTS_AT_ONCE, TOKENS_AT_ONCE, _together
+from tests.inference.test_generate import alone
+from tests.inference.test_scheduler import NEW, prompts
+from tunesmith.evaluate import generate
+from tunesmith.evaluate.generate import answers
+from tunesmith.training import packed_attention
+from tunesmith.training.layer_transforms import checkpoint_layers
 
 
-@given(st.lists(st.integers(1, 40_000), max_size=300), st.integers(1, 50_000))
-def test_all_are_answered_and_few_where_they_are_long(lengths, positions):
-    """Those that have no room for a whole answer are answered with others of as little room."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    room = [min(500, positions - length) for length in lengths]
-    groups = _together(order, lengths, room)
-    assert [i for group in groups for i in group] == order
-    for group in groups:
-        assert len(group) <= PROMPTS_AT_ONCE and len({room[i] for i in group}) == 1
-        assert len(group) == 1 or len(group) * max(lengths[i] + room[i] for i in group) <= TOKENS_AT_ONCE
+def training(folder, attention: str):
+    """A model with an adapter that is not zero, as the training loop holds it."""
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
+    torch.manual_seed(0)
+    model = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    checkpoint_layers(model, "on")
+    return model.train()
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen3_moe", "gemma2", "gpt_oss", "mistral"])
+@pytest.mark.parametrize("attention", [packed_attention.NAME, "eager"])
+def test_answers_of_a_model_in_training(family, name, attention, monkeypatch):
+    monkeypatch.setattr(generate, "PROMPTS_AT_ONCE", 3)
+    model, given = training(family(name), attention), prompts(7)
+    plain = training(family(name), "eager").eval()
+    stops = frozenset({alone(plain, given[0], frozenset({10**6}))[4]})
+    for found, expecting in ((answers, plain), (without_adapter, plain.unload())):
+        told = found(model, [np.array(ids) for ids in given], NEW, sorted(stops))
+        expected = [alone(expecting, ids, stops) for ids in given]
+        assert told == [ids[:-1] if ids[-1] in stops else ids for ids in expected]
+    assert model.training and model.config._attn_implementation == attention
+    assert all(part.training for part in model.modules())
+
+
+def without_adapter(model, *rest):
+    with model.disable_adapter():
+        return answers(model, *rest)
+
+
+def test_answers_in_bfloat16_are_as_likely_as_the_likeliest(family):
+    """Rounding may turn a tie, so each token is looked at beside the likeliest in its place."""
+    model, given = training(family("llama3"), packed_attention.NAME), prompts(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        told = answers(model, [np.array(ids) for ids in given], NEW, [10**6])
+        plain = training(family("llama3"), "eager").eval()
+        with torch.inference_mode():
+            for ids, answer in zip(given, told):
+                logits = plain(torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1].float()
+                chosen = logits[range(NEW), answer]
+                assert (logits.max(-1).values - chosen).max() < 0.05 * logits.std()
+
+
+def test_no_prompts_no_answers(family):
+    assert answers(training(family("llama3"), "eager"), [], NEW, [1]) == []

@@ -6,11 +6,14 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
+from tests.inference.test_generate import alone as ids_alone
+from tests.inference.test_generate import ids_of
 from tests.inference.test_scheduler import NEW, alone, answers, prompts
 from tunesmith.errors import UserError
+from tunesmith.inference.generate import generate
 from tunesmith.inference.interface import Request
 from tunesmith.inference.scheduler import BatchingEngine
-from tunesmith.inference.transformers_model import TorchWeights
+from tunesmith.inference.transformers_model import TorchWeights, borrowed
 from tunesmith.serve.open_models import open_models
 
 LINEAR = {
@@ -99,13 +102,44 @@ def test_without_room_a_sequence_is_computed_anew(hybrids):
 
 
 def test_a_model_that_its_cache_changes_is_refused(hybrids, monkeypatch):
-    weights = TorchWeights(AutoModelForCausalLM.from_pretrained(hybrids("lfm2")))
-    forward = weights.inner.forward
+    model = AutoModelForCausalLM.from_pretrained(hybrids("lfm2"))
+    forward = model.forward
 
     def wrong(input_ids, **more):
         out = forward(input_ids, **more)
         return out if input_ids.shape[1] > 1 else type(out)(**{**out, "logits": -out.logits})
 
-    monkeypatch.setattr(weights.inner, "forward", wrong)
+    monkeypatch.setattr(model, "forward", wrong)
+    weights = TorchWeights(model.eval())
     with pytest.raises(UserError, match="lfm2: cannot be served: a prompt computed token by token differs"):
         weights.reserve(10**8, 512, 4, 64)
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_sequences_with_states_are_padded_and_answer_as_with_generate(hybrids, name):
+    given = prompts(7)
+    model = AutoModelForCausalLM.from_pretrained(hybrids(name)).eval()
+    stops = frozenset({ids_alone(model, given[0], frozenset({10**6}))[4]})
+    expected = [[ids_alone(model, ids, stops)] * 2 for ids in given]
+    passes = []
+    with borrowed(model) as weights:
+        assert not weights.divides
+        model.register_forward_hook(lambda *_: passes.append(1))
+        found = generate(weights, given, max_new_tokens=NEW, stop_ids=stops, per_prompt=2, together=6)
+    assert ids_of(found) == expected
+    assert len(passes) <= 3 * NEW  # seven prompts, three at a time with two answers each
+
+
+def test_a_model_whose_cache_is_wrong_is_computed_whole_for_each_token(hybrids, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(hybrids("lfm2")).eval()
+    given = prompts(3)
+    expected = [[ids_alone(model, ids, frozenset())] for ids in given]
+    forward = model.forward
+
+    def wrong(input_ids, **more):
+        out = forward(input_ids, **more)
+        return out if input_ids.shape[1] > 1 else type(out)(**{**out, "logits": -out.logits})
+
+    monkeypatch.setattr(model, "forward", wrong)
+    with borrowed(model) as weights:
+        assert ids_of(generate(weights, given, max_new_tokens=NEW, stop_ids=frozenset())) == expected

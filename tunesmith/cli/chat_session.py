@@ -55,7 +55,7 @@ class Models:
 
     def generate(self, base: bool, **options) -> None:
         if base and self._base is None:
-            self._base = TorchWeights(base_model(self.run)) if self._adapter is None else self._tuned
+            self._base = TorchWeights.opened(base_model(self.run)) if self._adapter is None else self._tuned
         weights = self._base if base else self._tuned
         weights.switch(None if base else self._adapter)
         with torch.inference_mode():

@@ -49,9 +49,7 @@ def answers_to(job: Job, rows: list[int]) -> dict[str, str]:
     prompts = [job.held_out.prompt_and_answer(row)[0] for row in mine]
     remedy = "lower evaluate.max_new_tokens, or set evaluate.samples: 0"
     with autocast(job.plan), explain_out_of_memory("answering held-out prompts", remedy):
-        answers = generate.answers(
-            job.model, prompts, job.run.recipe.evaluate.max_new_tokens, job.run.plan.stop_ids, job.tokenizer.pad_id
-        )
+        answers = generate.answers(job.model, prompts, job.run.recipe.evaluate.max_new_tokens, job.run.plan.stop_ids)
     texts = dict(zip(mine, map(job.plain, answers)))
     found = {row: answer for share in distributed.gather(texts) for row, answer in share.items()}
     return {str(row): found[row] for row in rows}

@@ -77,7 +77,6 @@ def _measure(run: Run, model: Any, tokens: TokenStore) -> dict:
             [tokens.prompt_and_answer(row)[0] for row in rows],
             settings.max_new_tokens,
             run.plan.stop_ids,
-            tokenizer.pad_id,
         )
     found["answers"] = dict(zip(rows, map(plain, answers)))
     if settings.exact_match:

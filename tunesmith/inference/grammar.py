@@ -37,7 +37,7 @@ class Grammar:
 
 @dataclass(frozen=True)
 class Grammars:
-    """See engine.Constraints."""
+    """See interface.Constraints."""
 
     lark: str
     _first: Any

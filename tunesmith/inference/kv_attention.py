@@ -1,8 +1,9 @@
 """Attention of sequences that are computed together, each over keys and values of its own.
 
 The tokens of all sequences follow one another in one row, without padding, so every other layer sees one matrix,
-and each sequence attends to its own tokens alone, at its own positions. Which sequences a forward pass is of is set by
-`packed`, since not every model hands extra arguments down to its attention.
+and each sequence attends to its own tokens alone, at its own positions. `packed` sets which sequences a forward pass
+computes, since not every model hands extra arguments down to its attention. Sequences in a slab (kv_slab.py) that get
+one token each attend in one call.
 
 H heads, K heads of keys, G = H / K, T new tokens, S tokens of the sequence with them, D width of a head.
 """
@@ -15,9 +16,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from tunesmith.inference.kv_slab import Decoding, Row, attention_weights
+
 NAME = "tunesmith_serve"
 ROOM = 64
-_SEGMENTS: ContextVar[list["Segment"]] = ContextVar("segments")
+_PASS: ContextVar["_Pass"] = ContextVar("pass")
 
 
 class KV:
@@ -64,19 +67,35 @@ class KV:
 class Segment:
     """`count` new tokens of a sequence whose first `at` are in `kv`."""
 
-    kv: KV
+    kv: KV | Row
     at: int
     count: int
 
 
+class _Pass:
+    """The segments of a forward pass: those that attend `apart`, each with the place of its first token, and the single
+    tokens that attend together."""
+
+    def __init__(self, segments: list[Segment], device: torch.device):
+        self.apart: list[tuple[int, Segment]] = []
+        rows, start = [], 0
+        for segment in segments:
+            if isinstance(segment.kv, Row) and segment.count == 1:
+                rows.append((segment.kv, segment.at, start))
+            else:
+                self.apart.append((start, segment))
+            start += segment.count
+        self.decoding = Decoding(rows, device) if rows else None
+
+
 @contextmanager
-def packed(segments: list[Segment]):
+def packed(segments: list[Segment], device: torch.device):
     """Within it a model that attends by NAME computes these segments, in this order."""
-    token = _SEGMENTS.set(segments)
+    token = _PASS.set(_Pass(segments, device))
     try:
         yield
     finally:
-        _SEGMENTS.reset(token)
+        _PASS.reset(token)
 
 
 def _packed_attention(
@@ -91,19 +110,21 @@ def _packed_attention(
     s_aux=None,
     **_,
 ):
-    """In the place of transformers' attention functions: [1, T, H, D]."""
-    scale = scaling if scaling is not None else query_1HTD.shape[-1] ** -0.5
-    heads, tokens = query_1HTD.shape[1:3]
-    out_THD = query_1HTD.new_empty(tokens, heads, value_1KTD.shape[-1])
-    start = 0
-    for segment in _SEGMENTS.get():
-        end = start + segment.count
-        key, value = segment.kv.append(
-            module.layer_idx, key_1KTD[0, :, start:end], value_1KTD[0, :, start:end], segment.at
-        )
-        attended = attend(query_1HTD[0, :, start:end], key, value, scale, sliding_window, softcap, s_aux)
-        out_THD[start:end] = attended.transpose(0, 1)
-        start = end
+    """In the place of transformers' attention functions: [1, T, H, D], in the precision of autocast."""
+    device = query_1HTD.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query_1HTD.dtype
+    query_HTD, key_KTD, value_KTD = (x[0].to(dtype) for x in (query_1HTD, key_1KTD, value_1KTD))
+    scale = scaling if scaling is not None else query_HTD.shape[-1] ** -0.5
+    options = (scale, sliding_window, softcap, s_aux)
+    heads, tokens = query_HTD.shape[:2]
+    out_THD = query_HTD.new_empty(tokens, heads, value_KTD.shape[-1])
+    layer, now = module.layer_idx, _PASS.get()
+    for start, segment in now.apart:
+        new = slice(start, start + segment.count)
+        key, value = segment.kv.append(layer, key_KTD[:, new], value_KTD[:, new], segment.at)
+        out_THD[new] = attend(query_HTD[:, new], key, value, *options).transpose(0, 1)
+    if now.decoding:
+        out_THD[now.decoding.places_N] = now.decoding.attend(layer, query_HTD, key_KTD, value_KTD, *options)
     return out_THD[None], None
 
 
@@ -139,14 +160,9 @@ def _by_scores(query_HTD, key_KSD, value_KSD, scale, window, cap, sinks_H) -> to
     (heads, count, width), (kv_heads, length) = query_HTD.shape, key_KSD.shape[:2]
     query = query_HTD.reshape(kv_heads, -1, width)
     scores = (query @ key_KSD.transpose(1, 2)).view(kv_heads, -1, count, length) * scale
-    if cap:
-        scores = torch.tanh(scores / cap) * cap
-    scores = scores.float().masked_fill(~_mask(count, length, window, query.device), float("-inf"))
-    if sinks_H is not None:
-        sinks = sinks_H.float().view(kv_heads, -1, 1, 1).expand(-1, -1, count, 1)
-        scores = torch.cat([scores, sinks], -1)
-    shares = scores.softmax(-1)[..., :length].to(value_KSD.dtype)
-    return (shares.reshape(kv_heads, -1, length) @ value_KSD).view(heads, count, -1)
+    sinks = None if sinks_H is None else sinks_H.view(kv_heads, -1, 1, 1)
+    weights = attention_weights(scores, _mask(count, length, window, query.device), cap, sinks, value_KSD.dtype)
+    return (weights.reshape(kv_heads, -1, length) @ value_KSD).view(heads, count, -1)
 
 
 def _mask(count: int, length: int, window: int | None, device) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """GGUF models computed by llama.cpp in this process, with adapters in GGUF laid over them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ CONTEXTS = 8  # as many whole ones have room; the memory is taken at the start
 
 
 class LlamaWeights:
-    """See weights.Weights."""
+    """See loaded_model.Weights."""
 
     divides = True
 
@@ -67,6 +67,9 @@ class LlamaWeights:
     def new_kv(self) -> "Slot":
         return Slot(self, self._free.pop())
 
+    def kv_maker(self, sequences: int, tokens: int) -> Callable[[], "Slot"]:
+        return self.new_kv
+
     def logits(self, adapter: str | None, parts: list[Part]) -> torch.Tensor:
         return torch.from_numpy(self._computing.logits(self._tokens(adapter, parts)))
 
@@ -112,7 +115,7 @@ class LlamaWeights:
 
 
 class Slot:
-    """See weights.KV: one of llama.cpp's sequences."""
+    """See loaded_model.KV: one of llama.cpp's sequences."""
 
     def __init__(self, weights: LlamaWeights, number: int):
         self.number, self.tokens = number, 0

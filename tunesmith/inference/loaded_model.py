@@ -1,6 +1,6 @@
 """The interface of a copy of a model in memory, whichever code computes it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -9,18 +9,20 @@ import torch
 class KV(Protocol):
     """Keys and values of one sequence."""
 
-    nbytes: int
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take, in bytes."""
 
     def head(self, tokens: int) -> "KV":
-        """Returns the keys and values of the first tokens, to continue from. Later changes of this one do not show."""
+        """Returns a copy of the first tokens, to continue from. Weights that do not divide copy all tokens."""
 
     def free(self) -> None:
         """Gives its memory back; it is not used again."""
 
 
 class Part(NamedTuple):
-    """The next tokens `ids` of a sequence whose first `at` tokens are in `kv`; `last`: they reach its end, so what
-    follows is asked for."""
+    """The next tokens `ids` of a sequence whose first `at` tokens are in `kv`; `last`: they reach its end, so the
+    logits that follow are needed."""
 
     kv: KV
     at: int
@@ -50,6 +52,10 @@ class Weights(Protocol):
 
     def new_kv(self) -> KV:
         """Returns the empty keys and values of a new sequence."""
+
+    def kv_maker(self, sequences: int, tokens: int) -> Callable[[], KV]:
+        """Returns a function like `new_kv` for sequences that grow side by side, which is faster: at most so many at a
+        time, of at most so many tokens each, and all computed in one pass."""
 
     def logits(self, adapter: str | None, parts: list[Part]) -> torch.Tensor:
         """Computes the parts together, and keeps their keys and values. Logits [N, V] that follow each of the N parts

@@ -82,7 +82,7 @@ class Sequence:
 
 
 class BatchingEngine:
-    """See engine.Engine. `batch` sequences at most are computed at once, `queue` more may wait."""
+    """See interface.Engine. `batch` sequences at most are computed at once, `queue` more may wait."""
 
     def __init__(self, models: dict[str, Served], batch: int = 64, queue: int = 256):
         self._batch, self.capacity = batch, batch + queue
@@ -304,7 +304,7 @@ class BatchingEngine:
 
 
 def _scored(served: Served, ids: list[int], count: int) -> list[Token]:
-    """See engine.Engine.score."""
+    """See interface.Engine.score."""
     found = [Token(served.tokenizer.decode(ids[:1]), None, [])]
     for logits in served.weights.prompt_logits(served.adapter, ids):
         for logits_V, token in zip(logits[:, : served.tokenizer.vocab_size], ids[len(found) :]):

@@ -1,44 +1,33 @@
-"""Models computed by transformers' code in this process: sequences packed without padding (attention.py), or, where
-layers keep other things than keys and values, one after the other with transformers' own cache."""
+"""Models computed by transformers' code in this process: sequences packed without padding (kv_attention.py) or, where
+that does not work, over transformers' own cache (states.py)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 
 import torch
 from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
-from tunesmith.errors import UserError, first_line
+from tunesmith.errors import UserError
 from tunesmith.inference.kv_attention import KV, NAME, Segment, packed
+from tunesmith.inference.kv_slab import Row, Slab
 from tunesmith.inference.loaded_model import Part
+from tunesmith.inference.states import States, StatesRow
 from tunesmith.machine import memory
 from tunesmith.model.load import on_best
+from tunesmith.model.memory import is_out_of_memory
+from tunesmith.model.text import base_of
 
-# Largest difference of logits over their spread between one packed pass and transformers' own attention. A model that
-# mixes sequences or positions differs by the spread itself.
-BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
-
+# Largest difference of logits over their spread between two ways to compute them. Where tokens or positions are mixed
+# up, the difference is as large as the spread. In lower precisions rounding takes a few logits far off, so there the
+# bound is on the root mean square.
+BOUND, ROUNDED_BOUND = 1e-3, 0.2
 
 # Prompts to try a model with: above the special tokens, which stand first or last, whatever the vocabulary.
 FIRST = [100 + 3 * i for i in range(5)]
 SECOND = [90 + 5 * i for i in range(9)]
 SCORED = 128  # logits of so many tokens of a prompt are computed at once
-
-
-class States:
-    """See weights.KV: transformers' own cache, for models with layers that keep states. They cannot be gone back in."""
-
-    def __init__(self, config):
-        self.cache = DynamicCache(config=config)
-
-    @property
-    def nbytes(self) -> int:
-        kept = [value for layer in self.cache.layers for value in vars(layer).values()]
-        kept = [tensor for value in kept for tensor in (value.values() if isinstance(value, dict) else [value])]
-        return sum(tensor.nbytes for tensor in kept if isinstance(tensor, torch.Tensor))
-
-    def free(self) -> None:
-        self.cache.layers.clear()
 
 
 def _keeps_more(config) -> bool:
@@ -50,19 +39,46 @@ def _keeps_more(config) -> bool:
     )
 
 
-class TorchWeights:
-    """See weights.Weights. `inner` is the model without PEFT around it; its layers still hold the adapters. `module` is
-    what to call `generate` of."""
+@contextmanager
+def borrowed(model) -> Iterator["TorchWeights"]:
+    """The weights of a model that somebody else owns, such as one in training, with the adapter that is active now.
+    They stay on their device. Afterwards the model's modes and attention are what they were."""
+    inner = base_of(model)
+    training = [module for module in inner.modules() if module.training]
+    attention = _attention_of(inner.config)
+    inner.eval()
+    try:
+        yield TorchWeights(inner)
+    finally:
+        inner.set_attn_implementation(attention)
+        for module in training:
+            module.training = True
 
-    divides = True
+
+def _attention_of(config) -> dict:
+    """The attention of a model and of each of its parts, as `set_attn_implementation` takes it."""
+    parts = {name: part for name in config.sub_configs if (part := getattr(config, name, None)) is not None}
+    return {"": config._attn_implementation} | {name: _attention_of(part) for name, part in parts.items()}
+
+
+class TorchWeights:
+    """See loaded_model.Weights. `inner` is the model without PEFT around it; its layers still hold the adapters."""
 
     def __init__(self, model):
-        self.inner = self.module = on_best(model).eval()
-        self.device = self.inner.device
+        """`model`: in eval mode, on its device."""
+        self.inner = self._adapted = model
+        self.device = model.device
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.bytes_per_token = 0
         self._adapters = 0
         self._active: str | None = None
+        with torch.inference_mode():
+            self._choose_way()
+
+    @classmethod
+    def opened(cls, model) -> "TorchWeights":
+        """On the best device that has room."""
+        return cls(on_best(model).eval())
 
     def add(self, folder: Path) -> str:
         """Loads one more adapter; returns its name."""
@@ -70,11 +86,11 @@ class TorchWeights:
 
         name = f"adapter{self._adapters}"  # PEFT takes no dots, which names of runs may have
         if not self._adapters:
-            self.module = PeftModel.from_pretrained(self.inner, folder, name, autocast_adapter_dtype=False)
-            self.module.to(self.device).eval()
+            self._adapted = PeftModel.from_pretrained(self.inner, folder, name, autocast_adapter_dtype=False)
+            self._adapted.to(self.device).eval()
             self._active = name
         else:
-            self.module.load_adapter(folder, name, torch_device=str(self.device), autocast_adapter_dtype=False)
+            self._adapted.load_adapter(folder, name, torch_device=str(self.device), autocast_adapter_dtype=False)
         self._adapters += 1
         return name
 
@@ -83,30 +99,37 @@ class TorchWeights:
         if adapter == self._active:
             return
         if adapter is None:
-            self.module.base_model.disable_adapter_layers()
+            self._adapted.base_model.disable_adapter_layers()
         else:
-            self.module.base_model.enable_adapter_layers()
-            self.module.set_adapter(adapter, inference_mode=True)
+            self._adapted.base_model.enable_adapter_layers()
+            self._adapted.set_adapter(adapter, inference_mode=True)
         self._active = adapter
 
     def free_bytes(self) -> int:
         return torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else memory()[1]
 
     def reserve(self, limit_bytes: int, context: int, sequences: int, step: int) -> tuple[int, str]:
+        if not self._caches:
+            raise UserError(
+                f"{self.inner.config.model_type}: cannot be served: a prompt computed token by token differs from the "
+                "whole prompt; `--engine vllm` may serve it"
+            )
         precision = str(self.inner.dtype).removeprefix("torch.")
-        self.divides = not _keeps_more(self.inner.config)
-        with torch.inference_mode():
-            self.bytes_per_token = self._prepare() if self.divides else self._prepare_alone()
         computes = f"transformers in this process, {self.device.type}, {precision}"
         return limit_bytes // self.bytes_per_token, computes + ("" if self.divides else ", one sequence at a time")
 
-    def new_kv(self) -> "KV | States":
-        return KV() if self.divides else States(self.inner.config)
+    def new_kv(self) -> KV | StatesRow:
+        return KV() if self.divides else States(self.inner, self._caches).new()
+
+    def kv_maker(self, sequences: int, tokens: int) -> Callable[[], KV | Row | StatesRow]:
+        if self.divides:
+            return Slab(sequences, tokens).new
+        return States(self.inner, self._caches).new if self._pads else self.new_kv
 
     def logits(self, adapter: str | None, parts: list[Part]) -> torch.Tensor:
         self.switch(adapter)
         if not self.divides:
-            return torch.cat([self._alone(part.ids, part.kv, 1).logits[0, -1:] for part in parts])
+            return self._advance(parts)
         ids, positions, last = [], [], []
         for part in parts:
             ids += part.ids
@@ -121,14 +144,14 @@ class TorchWeights:
         if self.divides:
             out = self._forward(ids, [*range(len(ids))], [Segment(KV(), 0, len(ids))], [0], **more)
         else:
-            out = self._alone(ids, None, 1, **more)
+            out = self._whole(ids, 1, **more)
         mean = out.hidden_states[-1][0].float().mean(0)
         return torch.nn.functional.normalize(mean, dim=0).tolist()
 
     def prompt_logits(self, adapter: str | None, ids: list[int]) -> Iterator[torch.Tensor]:
         self.switch(adapter)
         if not self.divides:
-            yield self._alone(ids, None, 0).logits[0]
+            yield self._whole(ids).logits[0]
             return
         kv = KV()
         for at in range(0, len(ids), SCORED):
@@ -137,12 +160,12 @@ class TorchWeights:
             yield self._forward(part, [*range(at, at + len(part))], segments, [*range(len(part))]).logits[0]
 
     def close(self) -> None:
-        self.inner = self.module = None
+        self.inner = self._adapted = None
 
     def _forward(self, ids: list[int], positions: list[int], segments: list[Segment], keep: list[int], **more):
         """The model's output, its logits at the places `keep`."""
         device = self.device
-        with packed(segments):
+        with packed(segments, device):
             return self.inner(
                 input_ids=torch.tensor([ids], device=device),
                 use_cache=False,
@@ -151,51 +174,74 @@ class TorchWeights:
                 **more,
             )
 
-    def _prepare(self) -> int:
-        """Puts our attention into the model, and shows on two sequences that packed they are what each is alone.
-        Returns the bytes of keys and values a token takes. Raises UserError."""
-        model, device = self.inner, self.device
-        first = FIRST
-        second = SECOND
-        model.set_attn_implementation("eager")
-        expected = torch.cat(
-            [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0] for ids in (first, second)]
-        ).float()
-        model.set_attn_implementation(NAME)
-        kv = KV()
-        segments = [Segment(kv, 0, 5), Segment(KV(), 0, 9)]
-        found = self._forward(first + second, [*range(5), *range(9)], segments, [*range(14)]).logits[0].float()
-        difference, spread = float((found - expected).abs().max()), float(expected.std())
-        if not difference <= BOUNDS[model.dtype] * spread:
-            raise UserError(
-                f"{model.config.model_type}: cannot be served: two prompts computed together differ from "
-                f"each alone by {difference:.2g}, where the logits' spread is {spread:.2g}"
-            )
-        return kv.bytes_per_token
+    def _advance(self, parts: list[Part]) -> torch.Tensor:
+        """The logits [N, V] of parts over transformers' own cache: those of a batch together."""
+        batches: dict[int, list[Part]] = {}
+        for part in parts:
+            batches.setdefault(id(part.kv.states), []).append(part)
+        logits = [
+            batch[0].kv.states.logits([p.kv for p in batch], [p.ids for p in batch]) for batch in batches.values()
+        ]
+        return torch.cat(logits)
 
-    def _prepare_alone(self) -> int:
-        """Shows that a sequence computed token by token is what it is at once. Returns the bytes that one more token
-        takes. Raises UserError."""
-        kind = self.inner.config.model_type
-        try:
-            expected = self._alone(SECOND, None, 0).logits[0].float()
-            kv = self.new_kv()
-            found = [self._alone(SECOND[:5], kv, 1).logits[0, -1]]
-            before = kv.nbytes
-            found += [self._alone([token], kv, 1).logits[0, -1] for token in SECOND[5:]]
-        except Exception as error:  # whatever a model of another kind of cache raises
-            raise UserError(f"{kind}: cannot be served: {first_line(error)}; `--engine vllm` may serve it") from None
-        difference = float((torch.stack(found).float() - expected[4:]).abs().max() / expected.std())
-        if not difference < BOUNDS[self.inner.dtype]:
-            raise UserError(
-                f"{kind}: cannot be served: a prompt computed token by token differs from the whole by "
-                f"{difference:.2g} of the logits' spread; `--engine vllm` may serve it"
-            )
-        return max(1, (kv.nbytes - before) // len(SECOND[5:]))
-
-    def _alone(self, ids: list[int], kv: States | None, keep: int, **more):
-        """The model's output for the next tokens of one sequence, its logits for the last `keep` of them (0: all)."""
+    def _whole(self, ids: list[int], keep: int = 0, **more):
+        """The model's output for tokens given at once, its logits for the last `keep` of them (0: all)."""
         if "logits_to_keep" in signature(self.inner.forward).parameters:
             more["logits_to_keep"] = keep
-        cache = {"use_cache": False} if kv is None else {"use_cache": True, "past_key_values": kv.cache}
-        return self.inner(input_ids=torch.tensor([ids], device=self.device), **cache, **more)
+        return self.inner(input_ids=torch.tensor([ids], device=self.device), use_cache=False, **more)
+
+    def _choose_way(self) -> None:
+        """Chooses the fastest way to compute sequences whose logits are those of transformers' eager attention on each
+        sequence alone, as shown on two short ones."""
+        self.inner.set_attn_implementation("eager")
+        vocabulary = self.inner.get_input_embeddings().num_embeddings
+        tried = [[token % vocabulary for token in ids] for ids in (FIRST, SECOND)]
+        expected = [self._whole(ids).logits[0] for ids in tried]
+        self._pads = self._caches = True
+        self.divides = not _keeps_more(self.inner.config) and self._shows(NAME, lambda: self._packed(tried), expected)
+        if self.divides:
+            return
+        for self._pads, self._caches in ((True, True), (False, True), (False, False)):
+            for attention in ("sdpa", "eager"):
+                if self._shows(attention, lambda: self._continued(tried), expected):
+                    return
+
+    def _shows(self, attention: str, compute: Callable[[], list[torch.Tensor]], expected: list[torch.Tensor]) -> bool:
+        """Whether `compute` gives the last of the expected logits of each sequence, with this attention."""
+        try:
+            self.inner.set_attn_implementation(attention)
+            logits = compute()
+        except Exception as error:  # whatever a model of another kind raises
+            if is_out_of_memory(error):
+                raise
+            return False
+        right = torch.cat([rows[-len(own) :] for rows, own in zip(expected, logits)]).float()
+        difference = (torch.cat(logits).float() - right).abs() / right.std()
+        exact = self.inner.dtype == torch.float32 and not torch.is_autocast_enabled(self.device.type)
+        return bool(difference.max() <= BOUND if exact else difference.square().mean().sqrt() <= ROUNDED_BOUND)
+
+    def _packed(self, tried: list[list[int]]) -> list[torch.Tensor]:
+        """The logits of two sequences packed together: all tokens but the last, then the last. One keeps its own keys
+        and values, one is in a slab."""
+        own = KV()
+        kvs, heads = [own, Slab(1, len(tried[1])).new()], [ids[:-1] for ids in tried]
+        together = [token for ids in heads for token in ids]
+        positions = [place for ids in heads for place in range(len(ids))]
+        segments = [Segment(kv, 0, len(ids)) for kv, ids in zip(kvs, heads)]
+        first = self._forward(together, positions, segments, [*range(len(together))]).logits[0]
+        segments = [Segment(kv, len(ids), 1) for kv, ids in zip(kvs, heads)]
+        last = self._forward([ids[-1] for ids in tried], [*map(len, heads)], segments, [0, 1]).logits[0]
+        self.bytes_per_token = own.bytes_per_token
+        return [torch.cat(rows) for rows in zip(first.split([*map(len, heads)]), last.split(1))]
+
+    def _continued(self, tried: list[list[int]]) -> list[torch.Tensor]:
+        """The logits of two sequences over transformers' own cache, the last tokens one by one in another order."""
+        new_kv = self.kv_maker(2, len(tried[1]))
+        kvs = [new_kv() for _ in tried]
+        passes = [self._advance([Part(kv, 0, ids[:-3], True) for kv, ids in zip(kvs, tried)])]
+        before = kvs[0].nbytes
+        for at in (-3, -2, -1):
+            parts = [Part(kv, len(ids) + at, [ids[at]], True) for kv, ids in zip(kvs, tried)]
+            passes.append(self._advance(parts[::-1]).flip(0))
+        self.bytes_per_token = max(1, (kvs[0].nbytes - before) // 3)
+        return list(torch.stack(passes, 1))

@@ -23,8 +23,8 @@ def open_result(run: Run, base: TorchWeights | None = None) -> tuple[TorchWeight
     `base`, or to a base that is loaded here. Raises UserError if the run has no result yet."""
     require_result(run)
     if run.recipe.adapter.kind == "full":
-        return TorchWeights(trained_model(run)), None
-    base = base or TorchWeights(base_model(run))
+        return TorchWeights.opened(trained_model(run)), None
+    base = base or TorchWeights.opened(base_model(run))
     return base, base.add(run.result)
 
 
@@ -68,7 +68,7 @@ def _open_run(run: Run, bases: dict[tuple, Served], base_name: str, context: int
     key, tokenizer, stops = _base_key(run), Prepared.open(run).tokenizer, frozenset(run.plan.stop_ids)
     new = []
     if key not in bases:
-        weights = TorchWeights(base_model(run))
+        weights = TorchWeights.opened(base_model(run))
         bases[key] = Served(
             base_name,
             "base",
@@ -97,7 +97,7 @@ def _open_run(run: Run, bases: dict[tuple, Served], base_name: str, context: int
 
 
 def _open_folder(folder: Path, context: int | None) -> Served:
-    weights = TorchWeights(load(Model(path=str(folder)), folder, "auto", None, 0))
+    weights = TorchWeights.opened(load(Model(path=str(folder)), folder, "auto", None, 0))
     return replace(describe_folder(folder, weights.context, context), weights=weights)
 
 

@@ -32,7 +32,7 @@ def create(folder: Path, name: str) -> None:
 
 
 class Ollama:
-    """See engine.Engine. It tells what its template writes and what the model answers, neither ids nor likelihoods."""
+    """See subject.Engine. It tells what its template writes and what the model answers, neither ids nor likelihoods."""
 
     tells_likelihoods = expresses_all = False
 
