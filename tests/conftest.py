@@ -13,6 +13,7 @@ from hypothesis import settings
 from tests import tiny
 from tunesmith import Recipe
 
+STANDIN_VLLM = Path(__file__).parent / "inference" / "standin_vllm.py"
 pytest_plugins = ["tests.serving"]  # the fixtures of runs that are served
 
 # No deadlines, as a busy machine takes long. `make test` draws the same examples every time; `make test-all` loads
@@ -66,6 +67,19 @@ def real_vllm(monkeypatch):
         pytest.skip("needs vLLM: install it, or name the folder of its program in TUNESMITH_TEST_VLLM")
     monkeypatch.setenv("PATH", places)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+@pytest.fixture
+def standin_vllm(tmp_path, monkeypatch) -> Path:
+    """Puts a small program in vLLM's place. Returns the folder of its notes, which standin_vllm.received reads."""
+    program = tmp_path / "bin" / "vllm"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\n{STANDIN_VLLM.read_text()}")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "executable", str(program))  # so that nothing is found beside it
+    monkeypatch.setenv("STANDIN_VLLM", str(tmp_path))
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
 import jsonschema
@@ -16,8 +15,7 @@ from openai import APIStatusError, OpenAI
 
 from tests import tiny
 from tests.conftest import slow_but
-from tests.inference import standin_vllm
-from tests.inference.standin_vllm import DIES, FAILS, GOES_ON
+from tests.inference.standin_vllm import DIES, FAILS, GOES_ON, received
 from tests.inference.test_scheduler import prompts
 from tests.serving import Collector, two_runs
 from tunesmith import train
@@ -41,19 +39,6 @@ SCHEMA = {
 }
 PYTHON = sys.executable
 LONG = 8000
-
-
-@pytest.fixture
-def notes(tmp_path, monkeypatch) -> Path:
-    """Puts the small program in vLLM's place; the folder of its notes."""
-    program = tmp_path / "bin" / "vllm"
-    program.parent.mkdir()
-    program.write_text(f"#!{sys.executable}\n{Path(standin_vllm.__file__).read_text()}")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(sys, "executable", str(program))  # so that nothing is found beside it
-    monkeypatch.setenv("STANDIN_VLLM", str(tmp_path))
-    return tmp_path
 
 
 @pytest.fixture
@@ -101,7 +86,7 @@ def leader_of(engine) -> int:
     return int(re.search(r"\((\d+)\)", engine.description[0])[1])
 
 
-def test_answers_are_made_of_the_ids_that_come_back(notes, opened, runs):
+def test_answers_are_made_of_the_ids_that_come_back(standin_vllm, opened, runs):
     engine = opened(*runs)
     decode = engine.models["first"].tokenizer.decode
     assert list(engine.models) == ["first", "second.v2", "base"]
@@ -124,7 +109,7 @@ def test_answers_are_made_of_the_ids_that_come_back(notes, opened, runs):
     assert (metrics["running"], metrics["waiting"], metrics["cached_tokens"]) == (0, 0, 14)
 
 
-def test_a_prompt_is_scored(notes, opened, runs):
+def test_a_prompt_is_scored(standin_vllm, opened, runs):
     engine = opened(*runs)
     decode = engine.models["first"].tokenizer.decode
     first, *told = engine.score("first", [50, 60, 70], 2).result(60)
@@ -132,11 +117,18 @@ def test_a_prompt_is_scored(notes, opened, runs):
     assert [(t.text, t.logprob, t.top) for t in told] == [
         (decode([i]), -2.0, [(decode([i + 1]), -1.0), (decode([i + 2]), -1.25)]) for i in (60, 70)
     ]
-    body = json.loads((notes / "requests").read_text())
+    path, body = received(standin_vllm)[0]
+    assert path == "/v1/completions" and body["model"] == "first" and body["temperature"] == 0.0
     assert (body["prompt"], body["prompt_logprobs"], body["max_tokens"]) == ([50, 60, 70], 2, 1)
+    with pytest.raises(Refused, match="^vLLM has broken off: RuntimeError: the GPU is gone$") as refused:
+        engine.score("first", [DIES, 60], 1).result(60)
+    assert (refused.value.status, refused.value.code) == (502, "engine_failed")
+    until(lambda: refuses(engine))
+    with pytest.raises(Refused, match="^vLLM has ended: RuntimeError: the GPU is gone$"):
+        engine.score("first", [50, 60], 1)
 
 
-def test_what_vllm_is_told(notes, opened, runs):
+def test_what_vllm_is_told(standin_vllm, opened, runs):
     said = []
     engine = opened(*runs, batch=5, say=said.append)
     served = engine.models["base"]
@@ -147,7 +139,10 @@ def test_what_vllm_is_told(notes, opened, runs):
             "base", [60, 61], 2, sampling, constraint=constrain.from_schema(served.tokenizer, served.stop_ids, SCHEMA)
         ),
     ).wait()
-    body = json.loads((notes / "requests").read_text())
+    path, body = received(standin_vllm)[0]
+    assert path == "/v1/completions" and body["stream"] and body["stream_options"] == {"include_usage": True}
+    assert body["return_token_ids"] and body["return_tokens_as_token_ids"] and body["ignore_eos"]
+    assert body["logprobs"] is None
     assert body["model"] == "base" and body["prompt"] == [60, 61] and body["max_tokens"] == 2
     assert {
         name: body[name]
@@ -175,7 +170,7 @@ def test_what_vllm_is_told(notes, opened, runs):
     }
     assert set(body["stop_token_ids"]) == served.stop_ids | {served.tokenizer.eos_id}
     assert json.loads(body["structured_outputs"]["grammar"].removeprefix("start: %json ")).items() >= SCHEMA.items()
-    arguments = json.loads((notes / "arguments").read_text())
+    arguments = json.loads((standin_vllm / "arguments").read_text())
     assert arguments[:2] == ["serve", str(Run(runs[0]).base.resolve())]
     for name, value in (
         ("--dtype", "float32"),
@@ -193,7 +188,7 @@ def test_what_vllm_is_told(notes, opened, runs):
     ]
 
 
-def test_one_who_leaves_stops_its_computing_and_the_queue_has_an_end(notes, opened, runs):
+def test_one_who_leaves_stops_its_computing_and_the_queue_has_an_end(standin_vllm, opened, runs):
     engine = opened(*runs, batch=1, queue=1)
     asked = [ask(engine, new=900, seed=GOES_ON), ask(engine, new=900, seed=GOES_ON)]
     assert (engine.metrics()["running"], engine.metrics()["waiting"]) == (1, 1)
@@ -204,7 +199,7 @@ def test_one_who_leaves_stops_its_computing_and_the_queue_has_an_end(notes, open
     for one in asked:
         one.ticket.cancel()
     assert {one.wait().last.finish for one in asked} == {"cancelled"}
-    until((notes / "left").exists)
+    until((standin_vllm / "left").exists)
     left = ask(engine, new=900, seed=GOES_ON)
     leader = leader_of(engine)
     assert len(members(leader)) == 3  # with what guards them
@@ -215,7 +210,7 @@ def test_one_who_leaves_stops_its_computing_and_the_queue_has_an_end(notes, open
         ask(engine)
 
 
-def test_when_vllm_dies_all_hear_of_it(notes, opened, runs, served):
+def test_when_vllm_dies_all_hear_of_it(standin_vllm, opened, runs, served):
     engine = opened(*runs)
     waiting = ask(engine, new=900, seed=GOES_ON)
     dying = ask(engine, seed=DIES)
@@ -232,7 +227,7 @@ def test_when_vllm_dies_all_hear_of_it(notes, opened, runs, served):
 
 
 @pytest.mark.parametrize("number", slow_but([signal.SIGINT], [signal.SIGINT, signal.SIGKILL]))
-def test_nothing_stays_behind(notes, runs, number):
+def test_nothing_stays_behind(standin_vllm, runs, number):
     command = [PYTHON, "-m", "tunesmith", "serve", "--engine", "vllm", str(runs[0]), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     said = ""
@@ -241,14 +236,14 @@ def test_nothing_stays_behind(notes, runs, number):
         assert line, said
         said += line
     assert "engine  vLLM 0.32.0 in a process of its own" in said and "model   base: base, context 512" in said
-    leader = int((notes / "pid").read_text())
+    leader = int((standin_vllm / "pid").read_text())
     assert len(members(leader)) == 3
     process.send_signal(number)
     assert process.wait(60) == (0 if number == signal.SIGINT else -number)
     until(lambda: not members(leader))
 
 
-def test_what_it_will_not_do_is_said(notes, runs, mistral, family, recipe, tmp_path, monkeypatch):
+def test_what_it_will_not_do_is_said(standin_vllm, runs, mistral, family, recipe, tmp_path, monkeypatch):
     def refuses(message, *paths):
         with pytest.raises(UserError, match=message):
             open_vllm(paths, None, 8, 8, print)
@@ -260,7 +255,7 @@ def test_what_it_will_not_do_is_said(notes, runs, mistral, family, recipe, tmp_p
     refuses("an adapter with DoRA and new tokens; run `tunesmith export .*more --to merged`", made.folder)
     monkeypatch.setattr(opening, "precision_of", lambda folder: "not-a-dtype")
     refuses("did not start: ValueError: no such dtype", mistral)
-    until(lambda: not members(int((notes / "pid").read_text())))
+    until(lambda: not members(int((standin_vllm / "pid").read_text())))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     refuses("uv tool install vllm", runs[0])

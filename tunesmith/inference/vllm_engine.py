@@ -1,27 +1,26 @@
 """vLLM as the engine: `vllm serve` in a process of its own, one base model with any number of LoRA adapters.
 
-Prompts go there as token ids and answers come back as token ids, so what is text, where it ends and what is counted is
-the same as with the engine in this process.
+Prompts and answers travel as token ids. Their text, its end and all counts are therefore the same as with the built-in
+engine.
 """
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from threading import Lock, Thread
 
-import httpx
-
+from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError, first_line
 from tunesmith.inference.interface import Piece, Refused, Request, Served, Token
 from tunesmith.inference.text_stream import Delivery
+from tunesmith.inference.vllm_client import Completion, VllmClient, VllmError
 from tunesmith.inference.vllm_process import Child
 
 
 class Answer:
-    """A request at vLLM. See engine.Ticket."""
+    """A request that vLLM computes. See interface.Ticket."""
 
     def __init__(self, engine: "VllmEngine", request: Request, deliver: Callable[[Piece], None]):
         self.engine, self.request, self.served = engine, request, engine.models[request.model]
@@ -42,85 +41,39 @@ class Answer:
         if task.cancelled():
             self.delivery.end("cancelled")
         elif error := task.exception():
-            self.delivery.end("error", self.engine.child.explained(first_line(error)))
+            self.delivery.end("error", error.summary if isinstance(error, VllmError) else first_line(error))
         else:
             self.delivery.end(task.result())
 
     async def _compute(self) -> str:
-        """How the answer ended. Leaving closes the connection, at which vLLM stops computing."""
-        finish = None
-        try:
-            async with self.engine.client.stream("POST", "/v1/completions", json=self._body()) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise RuntimeError(_message(json.loads(await response.aread())))
-                async for line in response.aiter_lines():
-                    if not line.startswith("data: {"):
-                        continue
-                    event = json.loads(line.removeprefix("data: "))
-                    if "error" in event:
-                        raise RuntimeError(_message(event))
-                    for choice in event["choices"]:
-                        finish = choice["finish_reason"]
-                        if self._take(choice) == "stop" and finish is None:
-                            return "stop"
-                    details = (event.get("usage") or {}).get("prompt_tokens_details") or {}
-                    self.delivery.cached = details.get("cached_tokens") or 0
-        except httpx.TransportError:
-            raise RuntimeError(f"vLLM has broken off: {self.engine.child.reason()}") from None
-        if finish not in ("stop", "length"):
-            raise RuntimeError(f"vLLM has ended the answer: {finish or 'broken off'}")
+        """Returns how the answer ended."""
+        stop_ids, finish = self.served.stop_ids, None
+        if self.request.constraint is not None:
+            # vLLM writes the EOS token where the grammar allows nothing more.
+            stop_ids = stop_ids | {self.served.tokenizer.eos_id} - {None}
+        async with aclosing(self.engine.client.stream(self.request, stop_ids)) as parts:
+            async for part in parts:
+                self.delivery.cached = part.cached
+                finish = part.finish or finish
+                if self._take(part) == "stop" and finish is None:
+                    return "stop"
         return finish
 
-    def _take(self, choice: dict) -> str | None:
-        ids, told = choice["token_ids"] or [], choice.get("logprobs")
+    def _take(self, part: Completion) -> str | None:
+        """Returns how the answer ends with this part, or None."""
         ended = None
-        for number, token in enumerate(ids):
-            ends = choice["finish_reason"] == "stop" and number == len(ids) - 1
-            ended = ended or self.delivery.take(token, ends, None if told is None else self._told(told, number))
+        for number, token in enumerate(part.ids):
+            is_stop_token = part.finish == "stop" and number == len(part.ids) - 1
+            scored = None
+            if part.logprobs is not None:
+                scored = _scored(self.served.tokenizer, token, part.logprobs[number], self.request.logprobs)
+            ended = ended or self.delivery.take(token, is_stop_token, scored)
         return ended
-
-    def _told(self, logprobs: dict, number: int) -> Token:
-        """vLLM lists the token among the most likely ones even if it is none of them."""
-        decode, count = self.served.tokenizer.decode, self.request.logprobs
-        likeliest = sorted(logprobs["top_logprobs"][number].items(), key=lambda item: -item[1])[:count]
-        return Token(
-            decode([_id(logprobs["tokens"][number])]),
-            logprobs["token_logprobs"][number],
-            [(decode([_id(name)]), value) for name, value in likeliest],
-        )
-
-    def _body(self) -> dict:
-        request, sampling = self.request, self.request.sampling
-        ends = self.served.stop_ids
-        body = {
-            "model": request.model,
-            "prompt": request.ids,
-            "max_tokens": request.max_new_tokens,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,
-            "logprobs": request.logprobs,
-            "ignore_eos": True,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "min_p": sampling.min_p,
-            "repetition_penalty": sampling.repetition_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-            "presence_penalty": sampling.presence_penalty,
-            "seed": sampling.seed,
-            "logit_bias": {str(i): v for i, v in sampling.logit_bias.items()} or None,
-        }
-        if request.constraint is not None:
-            body["structured_outputs"] = {"grammar": request.constraint.lark}
-            ends = ends | {self.served.tokenizer.eos_id} - {None}  # with which vLLM ends what the grammar has ended
-        return body | {"stop_token_ids": sorted(ends)}
 
 
 class VllmEngine:
-    """See engine.Engine. One thread talks to the process, and a task there to each of its answers; vLLM itself decides
-    which it computes at once, `batch` at most. `queue` more may wait."""
+    """See interface.Engine. One thread talks to the process, with a task for each answer. vLLM itself decides which
+    ones it computes at once, at most `batch`; `queue` more may wait."""
 
     def __init__(
         self, models: dict[str, Served], arguments: Sequence[str], batch: int, queue: int, say: Callable[[str], None]
@@ -130,6 +83,7 @@ class VllmEngine:
         self.counts: Counter[str] = Counter()
         self.answers: set[Answer] = set()
         self.child = Child(arguments, "vllm.log")
+        self.client = VllmClient(self.child)
         self.loop = asyncio.new_event_loop()
         self._refusal: tuple[str, int, str] | None = None
         self._lock = Lock()
@@ -146,8 +100,7 @@ class VllmEngine:
     def submit(self, request: Request, deliver: Callable[[Piece], None]) -> Answer:
         answer = Answer(self, request, deliver)
         with self._lock:
-            if self._refusal is not None:
-                raise Refused(*self._refusal)
+            self._require_running()
             if len(self.answers) >= self.capacity:
                 self.counts["refused"] += 1
                 raise Refused(f"{self.capacity} requests are here already; try again later", 429, "queue_full")
@@ -163,20 +116,22 @@ class VllmEngine:
         )
 
     def score(self, model: str, ids: list[int], logprobs: int) -> Future:
-        return asyncio.run_coroutine_threadsafe(self._score(model, ids, logprobs), self.loop)
+        with self._lock:
+            self._require_running()
+            return asyncio.run_coroutine_threadsafe(self._score(model, ids, logprobs), self.loop)
+
+    def _require_running(self) -> None:
+        if self._refusal is not None:
+            raise Refused(*self._refusal)
 
     async def _score(self, model: str, ids: list[int], logprobs: int) -> list[Token]:
-        body = {"model": model, "prompt": ids, "max_tokens": 1, "prompt_logprobs": logprobs, "temperature": 0.0}
-        response = await self.client.post("/v1/completions", json=body)
-        if response.status_code != httpx.codes.OK:
-            raise Refused(_message(response.json()), 502, "engine_failed")
-        decode = self.models[model].tokenizer.decode
-        found = [Token(decode(ids[:1]), None, [])]
-        for token, told in zip(ids[1:], response.json()["choices"][0]["prompt_logprobs"][1:]):
-            likeliest = sorted(((int(one), value["logprob"]) for one, value in told.items()), key=lambda item: -item[1])
-            top = [(decode([one]), value) for one, value in likeliest[:logprobs]]
-            found.append(Token(decode([token]), told[str(token)]["logprob"], top))
-        return found
+        try:
+            places = await self.client.prompt_logprobs(model, ids, logprobs)
+        except VllmError as error:
+            raise Refused(error.summary, 502, "engine_failed") from None
+        tokenizer = self.models[model].tokenizer
+        scored = [_scored(tokenizer, token, place, logprobs) for token, place in zip(ids[1:], places, strict=True)]
+        return [Token(tokenizer.decode(ids[:1]), None, []), *scored]
 
     def metrics(self) -> dict[str, float]:
         running = min(len(self.answers), self._batch)
@@ -190,59 +145,46 @@ class VllmEngine:
     def _run(self, say: Callable[[str], None]) -> None:
         try:
             self.loop.run_until_complete(self._main(say))
-        except Exception as error:  # raised where the start is awaited
-            if not self._started.done():
-                self._started.set_exception(error)
         finally:
             self.loop.close()
             self.child.close()
 
     async def _main(self, say: Callable[[str], None]) -> None:
-        child = self.child
-        async with child.client() as self.client:
-            await child.start()
-            try:
-                if await child.healthy(self.client, say, self._closing.is_set):
-                    version = (await self.client.get("/version")).json()["version"]
-                    self._started.set_result(
-                        f"vLLM {version} in a process of its own ({child.pid}); its log is {child.log}"
-                    )
-                    await self._over()
-            finally:
-                await self._finish()
+        tasks = [asyncio.ensure_future(self._serve(say)), asyncio.ensure_future(self._closing.wait())]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await self._finish()
 
-    async def _over(self) -> None:
-        """Waits until vLLM ends or we close."""
-        ends = [asyncio.ensure_future(self.child.wait()), asyncio.ensure_future(self._closing.wait())]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for end in ends:
-            end.cancel()
+    async def _serve(self, say: Callable[[str], None]) -> None:
+        """Returns when vLLM has ended."""
+        try:
+            await self.client.start(say)
+            version = await self.client.version()
+        except Exception as error:
+            self._started.set_exception(UserError(f"--engine vllm: {error}") if isinstance(error, VllmError) else error)
+            return
+        self._started.set_result(
+            f"vLLM {version} in a process of its own ({self.child.pid}); its log is {self.child.log}"
+        )
+        await self.child.wait()
 
     async def _finish(self) -> None:
-        """Ends everything: answers are cancelled if we close, else they fail as their connections do."""
-        closing, reason = self._closing.is_set(), self.child.reason()
-        failure = self.child.failure("did not start")
+        """Ends everything. If the engine is closed, answers are cancelled; else they fail as their connections do."""
+        closing, ended = self._closing.is_set(), f"vLLM has ended: {self.child.reason()}"
         with self._lock:
-            self._refusal = (
-                ("the server is stopping", 503, "stopping")
-                if closing
-                else (f"vLLM has ended: {reason}", 503, "engine_ended")
-            )
-        await asyncio.sleep(0)  # what was submitted has its task now
-        tasks = [answer.task for answer in self.answers]
-        for task in tasks if closing else []:
-            task.cancel()
+            self._refusal = ("the server is stopping", 503, "stopping") if closing else (ended, 503, "engine_ended")
+        await asyncio.sleep(0)  # every submitted answer has its task now
+        for answer in self.answers if closing else ():
+            answer.task.cancel()
         await self.child.stop()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if not self._started.done():
-            self._started.set_exception(UserError(f"--engine vllm: {failure}"))
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+        await self.client.close()
 
 
-def _message(body: dict) -> str:
-    """Returns the message of an error response of vLLM."""
-    return body["error"]["message"]
-
-
-def _id(name: str) -> int:
-    """Returns the id in vLLM's name of a token."""
-    return int(name.removeprefix("token_id:"))
+def _scored(tokenizer: Tokenizer, token: int, logprobs: dict[int, float], count: int) -> Token:
+    """`logprobs` also has the token itself, which need not be among the `count` most likely ones."""
+    most_likely = sorted(logprobs.items(), key=lambda item: -item[1])[:count]
+    return Token(
+        tokenizer.decode([token]), logprobs[token], [(tokenizer.decode([one]), value) for one, value in most_likely]
+    )

@@ -10,7 +10,7 @@ from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.result import require_result
 from tunesmith.inference.interface import Served
 from tunesmith.inference.vllm_engine import VllmEngine
-from tunesmith.inference.vllm_process import adapter_hindrances, precision_of
+from tunesmith.inference.vllm_process import adapter_hindrances, precision_of, serve_arguments
 from tunesmith.model.load import config_of, resolve
 from tunesmith.recipe import Model
 from tunesmith.run import Run
@@ -29,7 +29,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values that --max-lora-rank ac
 
 def open_vllm(
     paths: Sequence[Path | str], context: int | None, batch: int, queue: int, say: Callable[[str], None]
-) -> "VllmEngine":
+) -> VllmEngine:
     """Starts vLLM for runs of one base, or for one model. Reports progress by `say`. Raises UserError."""
     models, arguments = described(paths, context)
     return VllmEngine(models, [*arguments, "--max-num-seqs", str(batch), *ALWAYS], batch, queue, say)
@@ -68,17 +68,8 @@ def described(paths: Sequence[Path | str], context: int | None) -> tuple[dict[st
         )
     else:
         served = [describe_folder(folders[0], own, context)]
-    arguments = [
-        str(base),
-        "--served-model-name",
-        served[-1].name,
-        "--dtype",
-        precision,
-        "--max-model-len",
-        str(served[-1].context),
-        *_adapters(tuned),
-    ]
-    return by_name(served), arguments
+    arguments = serve_arguments(base, served[-1].name, precision, served[-1].context)
+    return by_name(served), arguments + _adapters(tuned)
 
 
 def _of_run(run: Run, base: str, own: int | None, context: int | None) -> Served:
@@ -113,12 +104,6 @@ def _adapters(runs: Sequence[Run]) -> list[str]:
     if max(ranks) > RANKS[-1]:
         raise UserError(f"--engine vllm: vLLM supports adapters up to rank {RANKS[-1]}, not {max(ranks)}")
     modules = [json.dumps({"name": run.name, "path": str(run.result.resolve())}) for run in runs]
-    return [
-        "--enable-lora",
-        "--max-lora-rank",
-        str(next(rank for rank in RANKS if rank >= max(ranks))),
-        "--max-loras",
-        str(len(runs)),
-        "--lora-modules",
-        *modules,
-    ]
+    rank = next(rank for rank in RANKS if rank >= max(ranks))
+    limits = ["--max-lora-rank", str(rank), "--max-loras", str(len(runs))]
+    return ["--enable-lora", *limits, "--lora-modules", *modules]

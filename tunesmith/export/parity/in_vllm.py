@@ -1,23 +1,21 @@
-"""A model folder in vLLM as parity asks it: a server for that alone, started as users start it."""
+"""A model folder opened in vLLM for the parity gate: one server for it, started as you would start it."""
 
 import asyncio
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import numpy as np
 import torch
 
-from tunesmith.errors import UserError
 from tunesmith.export.parity.probes import most_tokens
-from tunesmith.inference.vllm_process import Child, find, precision_of
+from tunesmith.inference.vllm_client import VllmClient, VllmRefusal
+from tunesmith.inference.vllm_process import Child, find, precision_of, serve_arguments
 from tunesmith.model.load import config_of, eos_ids
 from tunesmith.run import Run
 
-TOLD = 256  # the number of top tokens whose log-probabilities it returns
 NAME = "exported"
-# A row as long as the model reads is followed by a token that is not looked at.
+MAX_LOGPROBS = 256  # most likely tokens whose log-probabilities vLLM reports
+# A row as long as the model's context is followed by a token that is not compared.
 SETTINGS = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
 
 
@@ -27,135 +25,65 @@ def elsewhere(run: Run, folder: Path, settings, say: Callable[[str], None]) -> d
 
 
 class Vllm:
-    """See engine.Engine. T tokens in, V tokens to choose from; of log probabilities it tells those of TOLD tokens."""
+    """See subject.Engine. It reports log-probabilities of MAX_LOGPROBS tokens, not of the whole vocabulary."""
 
     tells_likelihoods = expresses_all = True
 
     def __init__(self, folder: Path, context: int, say: Callable[[str], None] = lambda line: None):
-        """`context`: most tokens of a text and its answer. Raises UserError if vLLM does not start."""
-        config = config_of(folder).get_text_config()
-        self._words, self._context = config.vocab_size, context
-        self._child = Child(
-            [
-                str(folder),
-                "--served-model-name",
-                NAME,
-                "--dtype",
-                precision_of(folder),
-                "--max-model-len",
-                str(context),
-                "--max-logprobs",
-                str(TOLD),
-                "--enforce-eager",
-                *_share_of_gpu(),
-            ],
-            "vllm-parity.log",
-            SETTINGS,
-        )
-        self._loop = asyncio.new_event_loop()
-        self._client = self._child.client()
+        """`context`: most tokens of a prompt and its answer. Raises UserError if vLLM does not start."""
+        self._vocabulary_size, self._context = config_of(folder).get_text_config().vocab_size, context
+        arguments = serve_arguments(folder, NAME, precision_of(folder), context)
+        arguments += ["--max-logprobs", str(MAX_LOGPROBS), "--enforce-eager", *_share_of_gpu()]
+        self._child = Child(arguments, "vllm-parity.log", SETTINGS)
+        self._client = VllmClient(self._child)
+        self._runner = asyncio.Runner()
         try:
-            self._loop.run_until_complete(self._start(say))
-            version = self._answer("GET", "/version")["version"]
-            self.name = f"vLLM {version}"
-            self.stop_ids = {i for i in eos_ids(folder) if self._stops_at(i)}
+            self._runner.run(self._client.start(say))
+            self.name = f"vLLM {self._runner.run(self._client.version())}"
+            self.stop_ids = {token for token in eos_ids(folder) if self._stops_at(token)}
         except BaseException:
             self.close()
             raise
-
-    async def _start(self, say: Callable[[str], None]) -> None:
-        await self._child.start()
-        if not await self._child.healthy(self._client, say):
-            raise UserError(self._child.failure("did not start"))
 
     def excuses(self, text: str) -> bool:
         return False
 
     def encode(self, text: str) -> list[int]:
-        return self._tokens(prompt=text)
+        return self._runner.run(self._client.tokenize(NAME, text))
 
     def conversation(self, messages: list[dict], tools: list[dict] | None) -> list[int] | None:
         try:
-            return self._tokens(
-                messages=[_in_json(message) for message in messages], tools=tools, add_generation_prompt=True
-            )
-        except _Refused:
+            return self._runner.run(self._client.tokenize_conversation(NAME, messages, tools))
+        except VllmRefusal:
             return None
 
     def log_probs(self, ids: list[int]) -> np.ndarray:
-        choice = self._complete(ids, 1, prompt_logprobs=min(TOLD, self._words))
-        found = np.full((len(ids) - 1, self._words), -np.inf, np.float32)
-        for row, told in zip(found, choice["prompt_logprobs"][1:], strict=True):
-            row[[int(token) for token in told]] = [one["logprob"] for one in told.values()]
+        count = min(MAX_LOGPROBS, self._vocabulary_size)
+        places = self._runner.run(self._client.prompt_logprobs(NAME, ids, count))
+        found = np.full((len(ids) - 1, self._vocabulary_size), -np.inf, np.float32)
+        for row, place in zip(found, places, strict=True):
+            row[list(place)] = list(place.values())
         return found
 
     def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
-        choice = self._complete(ids, min(max_new_tokens, self._context - len(ids)))
-        answer, stopped = choice["token_ids"], choice["finish_reason"] == "stop"
-        return answer[:-1] if stopped else answer, stopped
+        answer = self._runner.run(self._client.complete(NAME, ids, min(max_new_tokens, self._context - len(ids))))
+        stopped = answer.finish == "stop"
+        return answer.ids[:-1] if stopped else answer.ids, stopped
 
     def close(self) -> None:
-        """Ends vLLM and all that it started."""
-        if self._loop.is_closed():
-            return
-        self._loop.run_until_complete(self._child.stop())
-        self._loop.run_until_complete(self._client.aclose())
-        self._loop.close()
+        """Ends vLLM and everything that it started."""
+        with self._runner:
+            self._runner.run(self._child.stop())
+            self._runner.run(self._client.close())
         self._child.close()
 
     def _stops_at(self, token: int) -> bool:
-        """Whether an answer ends where it must write that token."""
-        return self._complete([token], 2, logit_bias={str(token): 100.0})["finish_reason"] == "stop"
-
-    def _complete(self, ids: Sequence[int], max_tokens: int, **more) -> dict:
-        choice = self._answer(
-            "POST",
-            "/v1/completions",
-            {
-                "model": NAME,
-                "prompt": list(ids),
-                "max_tokens": max_tokens,
-                "temperature": 0.0,
-                "repetition_penalty": 1.0,
-                "return_token_ids": True,
-            }
-            | more,
-        )["choices"][0]
-        if choice.get("token_ids") is None:
-            raise UserError("this vLLM does not tell token ids; a newer one does")
-        return choice
-
-    def _tokens(self, **what) -> list[int]:
-        return self._answer("POST", "/tokenize", {"model": NAME, "add_special_tokens": False} | what)["tokens"]
-
-    def _answer(self, method: str, path: str, body: dict | None = None) -> dict:
-        try:
-            response = self._loop.run_until_complete(self._client.request(method, path, json=body))
-        except httpx.TransportError:
-            raise UserError(self._child.failure("has broken off")) from None
-        if response.status_code == httpx.codes.BAD_REQUEST:
-            raise _Refused(f"vLLM does not take what it is asked: {response.text}")
-        if response.is_error:
-            raise UserError(self._child.failure(f"answers with {response.status_code}"))
-        return response.json()
-
-
-class _Refused(UserError):
-    """vLLM does not take what it was sent."""
-
-
-def _in_json(message: dict) -> dict:
-    """As clients send it: the arguments of calls are text."""
-    calls = [
-        call
-        | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}}
-        for call in message.get("tool_calls", ())
-    ]
-    return message | ({"tool_calls": calls} if calls else {})
+        """Whether an answer ends with that token if a logit bias forces it."""
+        return self._runner.run(self._client.complete(NAME, [token], 2, {token: 100.0})).finish == "stop"
 
 
 def _share_of_gpu() -> list[str]:
-    """vLLM does not start where less is free of a GPU than it is to take: something else may be on it."""
+    """Returns the option for the share of the GPU that is free: vLLM does not start if it is to take more."""
     if not torch.cuda.is_available():
         return []
     free, whole = torch.cuda.mem_get_info()
