@@ -17,15 +17,16 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.export.export import export
 from tunesmith.export.gguf.write import write_gguf
-from tunesmith.export.parity.in_llama_cpp import LlamaCpp
 from tunesmith.export.parity.samples import CAPITALS, LEADING, TEXTS, written
-from tunesmith.inference import llama_model, scheduler
+from tunesmith.inference import scheduler
 from tunesmith.inference.gguf_tokenizer import GgufTokenizer
 from tunesmith.inference.grammar import from_schema
 from tunesmith.inference.interface import Request
-from tunesmith.inference.llama_cpp import Context, Model
+from tunesmith.inference.llama_cpp import Context, Model, Part
+from tunesmith.inference.llama_model import SCORED, LlamaWeights
 from tunesmith.inference.scheduler import BatchingEngine
 from tunesmith.run import Run
+from tunesmith.serve import open_models as serving
 from tunesmith.serve.open_models import open_models
 
 NEW = 12
@@ -53,18 +54,28 @@ def exported(runs):
 def gguf_engine(exported):
     """Keys and values in float32, as those of whom it is compared with: in float16 who else asks may decide a tie."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llama_model, "Context", partial(Context, exact=True))
+        patch.setattr(serving, "LlamaWeights", partial(LlamaWeights, exact=True))
         engine = BatchingEngine(open_models(exported), batch=16, queue=64)
         yield engine
         engine.close()
 
 
 def alone(exported, adapter: bool, prompts: list[list[int]]) -> list[list[int]]:
-    engine = LlamaCpp(exported[0], exported[1] if adapter else None, context=512)
-    try:
-        return [engine.generate(ids, NEW)[0] for ids in prompts]
-    finally:
-        engine.close()
+    """Llama.cpp's greedy answers, by a plain loop."""
+    model = Model(exported[0])
+    context = Context(model, 512, exact=True)
+    context.use(model.add_adapter(exported[1]) if adapter else None)
+    answers = []
+    for ids in prompts:
+        context.forget(0)
+        answer: list[int] = []
+        while len(answer) < NEW and (not answer or answer[-1] not in model.stop_ids):
+            new, at = (answer[-1:], len(ids) + len(answer) - 1) if answer else (ids, 0)
+            answer.append(int(context.logits([Part(0, at, new, [len(new) - 1])])[0].argmax()))
+        answers.append([token for token in answer if token not in model.stop_ids])
+    context.close()
+    model.close()
+    return answers
 
 
 def test_answers_are_those_of_each_alone_with_and_without_the_adapter(exported, gguf_engine, monkeypatch):
@@ -118,7 +129,7 @@ def test_embeddings_and_schemas(gguf_engine, served, runs):
                 [token.logprob for token in engine.score(model, ids * 40, 1).result()[1:]]
                 for engine, model in ((gguf_engine, name), (torch_engine, other))
             ]
-            assert len(scores[0]) > llama_model.SCORED and scores[0] == pytest.approx(scores[1], abs=2e-3)
+            assert len(scores[0]) > SCORED and scores[0] == pytest.approx(scores[1], abs=2e-3)
     finally:
         torch_engine.close()
     assert vector == pytest.approx(expected, abs=1e-3)

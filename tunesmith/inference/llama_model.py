@@ -22,21 +22,14 @@ class LlamaWeights:
 
     divides = True
 
-    def __init__(self, path: Path):
-        self.model = Model(path, on_gpu=True)
-        library, handle = llama_cpp(), self.model.handle
-        if (
-            library.llama_model_has_encoder(handle)
-            or library.llama_model_is_recurrent(handle)
-            or library.llama_model_is_hybrid(handle)
-        ):
-            raise UserError(
-                f"{path}: only models of attention over keys and values are served from a GGUF here; "
-                "llama.cpp's own llama-server takes this one, and `tunesmith serve` the model's folder"
-            )
-        self.context = library.llama_model_n_ctx_train(handle)
+    def __init__(self, path: Path, exact: bool = False):
+        """`exact`: computes on the CPU in the plain way, with keys and values in float32. Raises UserError."""
+        self.model = Model(path, on_gpu=not exact)
+        library = llama_cpp()
+        self.context = library.llama_model_n_ctx_train(self.model.handle)
         self.bytes_per_token = self.model.kv_values_per_token * BYTES_PER_VALUE
-        self._on_gpu = bool(library.llama_supports_gpu_offload() and torch.cuda.is_available())
+        self._exact = exact
+        self._on_gpu = bool(not exact and library.llama_supports_gpu_offload() and torch.cuda.is_available())
         self._adapters: dict[str, object] = {}
         self._computing: Context | None = None
         self._free: list[int] = []
@@ -51,18 +44,34 @@ class LlamaWeights:
         return torch.cuda.mem_get_info()[0] if self._on_gpu else memory()[1]
 
     def reserve(self, limit_bytes: int, context: int, sequences: int, step: int) -> tuple[int, str]:
-        most = llama_cpp().llama_max_parallel_sequences()
+        library, handle = llama_cpp(), self.model.handle
+        if (
+            library.llama_model_has_encoder(handle)
+            or library.llama_model_is_recurrent(handle)
+            or library.llama_model_is_hybrid(handle)
+        ):
+            raise UserError(
+                f"{self.model.path}: only models of attention over keys and values are served from a GGUF here; "
+                "llama.cpp's own llama-server takes this one, and `tunesmith serve` the model's folder"
+            )
+        most = library.llama_max_parallel_sequences()
         if sequences > most:
             raise UserError(
                 f"--batch: llama.cpp keeps {most} sequences at most, those of prefixes with them; "
                 f"take {sequences - most} less"
             )
         tokens = min(CONTEXTS * context, limit_bytes // self.bytes_per_token)
-        # A step may go over the limit, which is looked at between steps.
-        self._computing = Context(self.model, tokens + step, sequences, step)
-        self._free = list(range(sequences))
+        self.open_context(
+            tokens + step, sequences, step
+        )  # a step may go over the limit, which is checked between steps
         where = "a GPU" if self._on_gpu else "cpu"
         return tokens, f"llama.cpp in this process, {where}, {self.model.description}"
+
+    def open_context(self, tokens: int, sequences: int, step: int) -> None:
+        """Makes room for so many sequences that share `tokens` places; at most `step` are computed at once. Raises
+        UserError."""
+        self._computing = Context(self.model, tokens, sequences, step, self._exact)
+        self._free = list(range(sequences))
 
     def new_kv(self) -> "Slot":
         return Slot(self, self._free.pop())
@@ -74,7 +83,7 @@ class LlamaWeights:
         return torch.from_numpy(self._computing.logits(self._tokens(adapter, parts)))
 
     def embedding(self, adapter: str | None, ids: list[int]) -> list[float]:
-        context = Context(self.model, len(ids))
+        context = Context(self.model, len(ids), exact=self._exact)
         try:
             context.use(self._adapters.get(adapter))
             mean = context.embeddings([Tokens(0, 0, ids, range(len(ids)))]).mean(0)
@@ -83,7 +92,7 @@ class LlamaWeights:
             context.close()
 
     def prompt_logits(self, adapter: str | None, ids: list[int]) -> Iterator[torch.Tensor]:
-        context = Context(self.model, len(ids), batch=SCORED)
+        context = Context(self.model, len(ids), batch=SCORED, exact=self._exact)
         try:
             context.use(self._adapters.get(adapter))
             for at in range(0, len(ids), SCORED):

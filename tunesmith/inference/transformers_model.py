@@ -41,7 +41,7 @@ def _keeps_more(config) -> bool:
 
 @contextmanager
 def borrowed(model) -> Iterator["TorchWeights"]:
-    """The weights of a model that somebody else owns, such as one in training, with the adapter that is active now.
+    """The weights of a model that is in use elsewhere, such as one in training, with the adapter that is active now.
     They stay on their device. Afterwards the model's modes and attention are what they were."""
     inner = base_of(model)
     training = [module for module in inner.modules() if module.training]

@@ -76,7 +76,7 @@ def inspect(model, plan: Plan, log: Callable) -> Facts:
     packing = plan.packing and not not_packed
     # Modules trained whole are in float32 among weights in bfloat16. Over float32 weights the head is found exactly.
     rounding = torch.autocast(plan.device, torch.bfloat16, enabled=plan.weights == "bfloat16")
-    with rounding, nullcontext() if packing else packed_attention.generating(model):
+    with rounding, nullcontext() if packing else packed_attention.default_attention(model):
         head = find_head(model, packing)
     if not_packed:
         log("warning", message=f"{not_packed}: examples are padded instead")

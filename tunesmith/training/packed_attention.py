@@ -164,13 +164,13 @@ def _packed_logits(model, *documents: torch.Tensor) -> torch.Tensor:
 def _logits_alone(model, ids: torch.Tensor) -> torch.Tensor:
     """(tokens, V) of one document, by transformers' own attention."""
     batch = collate([(ids.numpy(), np.zeros(len(ids), bool))], np.array([0]), packed=False).to(model.device)
-    with generating(model):
+    with default_attention(model):
         return forward(model, batch).logits[0].float()
 
 
 @contextmanager
-def generating(model):
-    """Within it the model attends by masks and caches, as generation needs."""
+def default_attention(model):
+    """Within it the model attends by transformers' own attention, over masks."""
     training = model.config._attn_implementation
     use_default(model)
     try:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from tunesmith.inference.llama_cpp import Context, Model, Part
+from tunesmith.inference.generate import generate
+from tunesmith.inference.llama_model import LlamaWeights
 
 
 class LlamaCpp:
@@ -12,16 +14,14 @@ class LlamaCpp:
 
     def __init__(self, path: Path, adapter: Path | None = None, context: int = 2048):
         """`adapter`: a LoRA GGUF to lay over the model. `context`: most tokens of a text. Raises UserError."""
-        self.model = Model(path)
-        self._context: Context | None = None
+        self._weights = LlamaWeights(path, exact=True)
+        self.model, self.stop_ids = self._weights.model, self._weights.model.stop_ids
         try:
-            self._context = Context(self.model, context, exact=True)
-            if adapter:
-                self._context.use(self.model.add_adapter(adapter))
+            self._weights.open_context(context, sequences=1, step=context)
+            self._adapter = self._weights.add(adapter) if adapter else None
         except Exception:
             self.close()
             raise
-        self.stop_ids = self.model.stop_ids
 
     @property
     def chat_template(self) -> str:
@@ -34,26 +34,19 @@ class LlamaCpp:
 
     def logits(self, ids: list[int]) -> np.ndarray:
         """(T, V), float32."""
-        self._context.forget(0)
-        return self._context.logits([Part(0, 0, ids, range(len(ids)))])
+        return torch.cat([*self._weights.prompt_logits(self._adapter, ids)]).numpy()
 
     def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
         """Returns the ids of the greedy answer without its stop token, and whether there was one."""
-        self._context.forget(0)
-        answer: list[int] = []
-        fed, at = list(ids), 0
-        while len(answer) < max_new_tokens:
-            logits = self._context.logits([Part(0, at, fed, [len(fed) - 1])])
-            at += len(fed)
-            chosen = int(logits[0].argmax())
-            if chosen in self.stop_ids:
-                return answer, True
-            answer.append(chosen)
-            fed = [chosen]
-        return answer, False
+        ((answer,),) = generate(
+            self._weights,
+            [ids],
+            max_new_tokens=max_new_tokens,
+            stop_ids=frozenset(self.stop_ids),
+            adapter=self._adapter,
+        )
+        return answer.text_ids, answer.ended
 
     def close(self) -> None:
         """Gives its memory back."""
-        if self._context:
-            self._context.close()
-        self.model.close()
+        self._weights.close()
