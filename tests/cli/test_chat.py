@@ -20,14 +20,14 @@ from tests.conftest import sums, write_rows
 from tests.serving import Scripted
 from tunesmith import Recipe, train
 from tunesmith.answer_formats.format import find
-from tunesmith.cli.chat_session import Answer, Session, generate
+from tunesmith.cli.chat_session import Session
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.files import write_json
 from tunesmith.inference.interface import Piece, Request
 from tunesmith.inference.text_stream import Writer
 from tunesmith.serve.options import Options
 
-ASK = [{"role": "user", "content": "What are two and two?"}]
+QUESTION = "What are two and two?"
 WRITTEN = {
     "gpt_oss": "<|channel|>analysis<|message|>Two and two.<|end|><|start|>assistant<|channel|>final<|message|>Four."
     "<|return|>",
@@ -40,15 +40,11 @@ FAMILIES = ("qwen3", "llama3", "gemma3")
 @pytest.mark.parametrize("name", WRITTEN)
 def test_an_answer_is_shown_as_what_it_says(family, name):
     models = Played(family(name))
-    tokenizer, format, screen = models.tokenizer, models.format, StringIO()
-    prompt = tokenizer.render(ASK, add_generation_prompt=True)
+    tokenizer, format = models.tokenizer, models.format
     models.says = re.sub(r"<[^<]*>$", "", WRITTEN[name])  # an engine delivers no stop token
-    answer = Answer(Console(file=screen), format.reader(prompt, False, []))
-    request = Request("tuned", tokenizer.encode(prompt)[0], 99, shown=format.shown(False))
-    assert generate(models, request, answer.add).finish == "stop"
-    message = answer.finish()
+    chat, screen = session(models)
+    chat.take(QUESTION)
     thought = {} if name == "llama3" else {"reasoning_content": "Two and two."}
-    assert message == {"role": "assistant", "content": "Four."} | thought
     assert screen.getvalue().split() == " ".join([*thought.values(), "Four."]).split()
     plain = format.plain(tokenizer, tokenizer.encode(WRITTEN[name])[0])
     assert plain == (
@@ -58,8 +54,11 @@ def test_an_answer_is_shown_as_what_it_says(family, name):
         if name == "gpt_oss"
         else WRITTEN[name].removesuffix("<|im_end|>")
     )
-    following = [*ASK, format.message(message), *ASK]
-    assert "Four." in tokenizer.render(following, add_generation_prompt=True)
+    chat.take(QUESTION)
+    asked = {"role": "user", "content": QUESTION}
+    following = [asked, format.message({"role": "assistant", "content": "Four."} | thought), asked]
+    assert models.prompts[-1] == tokenizer.render(following, add_generation_prompt=True)
+    assert "Four." in models.prompts[-1]
 
 
 class Played(Scripted):
