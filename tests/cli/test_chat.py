@@ -8,43 +8,43 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
 
 import pytest
-import torch
 from rich.console import Console
 
 from tests import tiny
 from tests.conftest import sums, write_rows
+from tests.serving import Scripted
 from tunesmith import Recipe, train
 from tunesmith.answer_formats.format import find
-from tunesmith.cli.chat_session import Answer, Session
+from tunesmith.cli.chat_session import Session
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.files import write_json
+from tunesmith.inference.interface import Piece, Request
+from tunesmith.inference.text_stream import Writer
+from tunesmith.serve.options import Options
 
-ASK = [{"role": "user", "content": "What are two and two?"}]
+QUESTION = "What are two and two?"
 WRITTEN = {
     "gpt_oss": "<|channel|>analysis<|message|>Two and two.<|end|><|start|>assistant<|channel|>final<|message|>Four."
     "<|return|>",
     "qwen3": "<think>\nTwo and two.\n</think>\n\nFour.<|im_end|>",
     "llama3": "Four.<|eot_id|>",
 }
-ENDS = {"qwen3": "<|im_end|>", "llama3": "<|eot_id|>", "gemma3": "<end_of_turn>"}
+FAMILIES = ("qwen3", "llama3", "gemma3")
 
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_an_answer_is_shown_as_what_it_says(family, name):
-    tokenizer = Tokenizer.load(family(name))
-    format, screen = find(tokenizer), StringIO()
-    answer = Answer(Console(file=screen), tokenizer, format, tokenizer.render(ASK, add_generation_prompt=True))
-    answer.put(torch.tensor([[1, 2, 3]]))  # the prompt, as `generate` begins with it
-    for token in tokenizer.encode(WRITTEN[name])[0]:
-        answer.put(torch.tensor([token]))
-    answer.end()
-    message = answer.finish()
+    models = Played(family(name))
+    tokenizer, format = models.tokenizer, models.format
+    models.says = re.sub(r"<[^<]*>$", "", WRITTEN[name])  # an engine delivers no stop token
+    chat, screen = session(models)
+    chat.take(QUESTION)
     thought = {} if name == "llama3" else {"reasoning_content": "Two and two."}
-    assert message == {"role": "assistant", "content": "Four."} | thought
     assert screen.getvalue().split() == " ".join([*thought.values(), "Four."]).split()
     plain = format.plain(tokenizer, tokenizer.encode(WRITTEN[name])[0])
     assert plain == (
@@ -54,47 +54,58 @@ def test_an_answer_is_shown_as_what_it_says(family, name):
         if name == "gpt_oss"
         else WRITTEN[name].removesuffix("<|im_end|>")
     )
-    following = [*ASK, format.message(message), *ASK]
-    assert "Four." in tokenizer.render(following, add_generation_prompt=True)
+    chat.take(QUESTION)
+    asked = {"role": "user", "content": QUESTION}
+    following = [asked, format.message({"role": "assistant", "content": "Four."} | thought), asked]
+    assert models.prompts[-1] == tokenizer.render(following, add_generation_prompt=True)
+    assert "Four." in models.prompts[-1]
 
 
-class Played:
-    """In the place of Models: answers what a test sets as `says`, and keeps what was asked."""
+class Played(Scripted):
+    """In the place of Models, and the engine of both: answers what a test sets as `says`. With `interrupt_after`,
+    Ctrl-C comes after so many tokens of an answer that never ends by itself."""
 
-    def __init__(self, folder, name: str, context: int | None = None, system_prompts: dict | None = None):
+    def __init__(self, folder, context: int = 4096, system_prompts: dict | None = None):
         self.tokenizer = Tokenizer.load(folder)
-        self.format, self.context, self.device = find(self.tokenizer), context, torch.device("cpu")
-        self.end = ENDS[name]
-        stop_ids = self.tokenizer.encode(self.end)[0]
-        self.run = SimpleNamespace(plan=SimpleNamespace(stop_ids=stop_ids, system_prompts=system_prompts or {}))
-        self.says, self.prompts, self.asked_base, self.interrupt_after = "Yes.", [], [], None
+        self.format = find(self.tokenizer)
+        super().__init__({"tuned": self.tokenizer, "base": self.tokenizer})
+        self.models = {name: replace(served, context=context) for name, served in self.models.items()}
+        self.run = SimpleNamespace(plan=SimpleNamespace(system_prompts=system_prompts or {}))
+        self.says, self.interrupt_after = "Yes.", None
 
-    def generate(self, base, input_ids, streamer, max_new_tokens, **_):
-        self.prompts.append(self.tokenizer.decode(input_ids[0].tolist()))
-        self.asked_base.append(base)
-        streamer.put(input_ids)
-        for number, token in enumerate(self.tokenizer.encode_rest(self.says + self.end)[0][:max_new_tokens]):
-            if number == self.interrupt_after:
-                raise KeyboardInterrupt
-            streamer.put(torch.tensor([token]))
-        streamer.end()
+    def engine(self, model: str) -> "Played":
+        return self
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.tokenizer.decode(request.ids) for request in self.asked]
+
+    def submit(self, request: Request, deliver):
+        if self.interrupt_after is None:
+            return super().submit(request, deliver)
+        self.asked.append(request)
+        writer = Writer(self.tokenizer, shown=request.shown)
+        for token in self.tokenizer.encode_rest(self.says)[0][: self.interrupt_after]:
+            deliver(Piece(writer.push(token)))
+        signal.raise_signal(signal.SIGINT)
+        return SimpleNamespace(cancel=lambda: deliver(Piece(finish="cancelled")))
 
 
 def session(models: Played, system: str | None = None, max_new_tokens: int = 64) -> tuple[Session, StringIO]:
     screen = StringIO()
-    made = Session(Console(file=screen, width=1000), models, False, {"do_sample": False}, max_new_tokens)
+    made = Session(Console(file=screen, width=1000), models, False, Options(temperature=0, seed=0), max_new_tokens)
     made.begin(system)
     return made, screen
 
 
-@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_each_model_has_a_conversation_of_its_own(family, name):
-    models = Played(family(name), name)
+    models = Played(family(name))
     chat, _ = session(models)
     models.says = "The tuned answer."
     for message in ("First question", "/base", "Second question", "/tuned", "Third question"):
         assert chat.take(message)
-    assert models.asked_base == [False, True, False]
+    assert [request.model for request in models.asked] == ["tuned", "base", "tuned"]
     tuned, base, both = models.prompts
     assert "First question" in tuned and "Second question" in base
     assert "First question" not in base and "The tuned answer." not in base
@@ -104,9 +115,9 @@ def test_each_model_has_a_conversation_of_its_own(family, name):
     assert "First question" not in models.prompts[-1] and not chat.take("/quit")
 
 
-@pytest.mark.parametrize("name", ENDS)  # gemma3 has no place for a system turn but the user's
+@pytest.mark.parametrize("name", FAMILIES)  # gemma3 has no place for a system turn but the user's
 def test_the_system_prompt_of_the_rows_is_used_and_shown(family, name):
-    models = Played(family(name), name, system_prompts={"Speak like a pirate.": 0.9, "": 0.1})
+    models = Played(family(name), system_prompts={"Speak like a pirate.": 0.9, "": 0.1})
     chat, screen = session(models)
     assert "90% of the training rows: Speak like a pirate." in screen.getvalue()
     chat.take("Who are you?")
@@ -132,16 +143,16 @@ def test_the_system_prompt_of_the_rows_is_used_and_shown(family, name):
     ],
 )
 def test_no_system_prompt_is_used_that_most_rows_did_not_have(family, shares, said):
-    models = Played(family("llama3"), "llama3", system_prompts=shares)
+    models = Played(family("llama3"), system_prompts=shares)
     chat, screen = session(models)
     assert said in screen.getvalue() and bool(said) == bool(screen.getvalue())
     chat.take("Hello")
     assert "Be brief." not in models.prompts[0]
 
 
-@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_what_the_context_has_no_room_for_is_forgotten_and_said(family, name):
-    models = Played(family(name), name, context=400)
+    models = Played(family(name), context=400)
     chat, screen = session(models, "Always be kind.")
     models.says = "so it goes " * 4
     questions = [f"Question {letter} about the sea and the ships and the wind" for letter in "ABCDEFGH"]
@@ -162,7 +173,7 @@ def test_what_the_context_has_no_room_for_is_forgotten_and_said(family, name):
 
 
 def test_a_cut_answer_is_said(family):
-    models = Played(family("llama3"), "llama3", context=100)
+    models = Played(family("llama3"), context=100)
     models.says = "one two three four five six seven eight nine ten " * 20
     chat, screen = session(models, max_new_tokens=5)
     chat.take("Count")
@@ -173,9 +184,9 @@ def test_a_cut_answer_is_said(family):
     assert "one two three" in screen.getvalue()
 
 
-@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_an_answer_that_is_stopped_stays_as_far_as_it_came(family, name):
-    models = Played(family(name), name)
+    models = Played(family(name))
     models.says, models.interrupt_after = "One two three four five six seven", 4
     chat, screen = session(models)
     assert chat.take("Count") and "stopped" in screen.getvalue()
@@ -188,7 +199,7 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came(family, name):
 
 
 def test_what_begins_with_a_slash_is_never_sent_by_mistake(family):
-    models = Played(family("llama3"), "llama3")
+    models = Played(family("llama3"))
     chat, screen = session(models)
     assert chat.take("/etc/passwd") and chat.take("/") and models.prompts == []
     assert "needs a space before it" in screen.getvalue()

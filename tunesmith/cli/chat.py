@@ -16,7 +16,7 @@ def chat(
     system: str | None = None,
     max_new_tokens: AtLeastOne = 512,
     temperature: Annotated[float, Parameter(validator=Number(gte=0, lte=2))] = 0.0,
-    seed: int = 0,
+    seed: Annotated[int, Parameter(validator=Number(gte=-(2**63), lt=2**63))] = 0,
 ) -> None:
     """Chat with a run's result. `/base` and `/tuned` switch the model, `/system` sets the system prompt, `/new` starts
     a new conversation, `/quit` ends. Ctrl-C stops an answer.

@@ -1,29 +1,33 @@
-"""Talking to a run's result in the terminal."""
+"""Talking to a run's result in the terminal. The engine is the one of `serve`, without HTTP."""
 
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
-import torch
 from rich.console import Console
-from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from tunesmith.answer_formats.format import Format, Reader, Thought, find
+from tunesmith.answer_formats.format import Reader, Thought, find
 from tunesmith.cli.message_input import MessageInput
 from tunesmith.data.conversation import generation_prompt
 from tunesmith.data.rows import Chat, RowProblem
-from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError, first_line
 from tunesmith.finetune.prepared import Prepared
-from tunesmith.finetune.result import base_model
-from tunesmith.inference.text_stream import Writer
-from tunesmith.inference.transformers_model import TorchWeights
+from tunesmith.finetune.result import require_result
+from tunesmith.inference.interface import Engine, Piece, Request, Served, Ticket
+from tunesmith.inference.scheduler import BatchingEngine
 from tunesmith.run import Run
-from tunesmith.serve.open_models import open_result
+from tunesmith.serve.open_models import open_base, open_tuned
+from tunesmith.serve.options import Options, sampling_of
 
 COMMANDS = "/base and /tuned switch the model, /system TEXT sets the system prompt, /new starts over, /quit ends"
 NO_SYSTEM = "none"  # what to give instead of a system prompt to have none
 SHOWN_CHARACTERS = 300  # of a system prompt
 ROOM_SHARE = 4  # at least a quarter of the context is for the answer, if it may be as long
+CONTEXT = sys.maxsize  # of a model whose config does not say; the engine lowers it to what its memory holds
 
 
 def talk(run: Run, base: bool, system: str | None, max_new_tokens: int, temperature: float, seed: int) -> None:
@@ -32,34 +36,42 @@ def talk(run: Run, base: bool, system: str | None, max_new_tokens: int, temperat
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     console = Console(highlight=False)
-    sampling = {"do_sample": temperature > 0, **({"temperature": temperature} if temperature > 0 else {})}
-    torch.manual_seed(seed)
-    session = Session(console, Models(run), base, sampling, max_new_tokens)
-    console.print(f"{run.name}. {COMMANDS}.", style="dim", markup=False)
-    session.begin(system)
-    typed = MessageInput(console)
-    while (message := typed.read(session.model)) is not None and session.take(message):
-        pass
+    with closing(Models(run)) as models:
+        session = Session(console, models, base, Options(temperature=temperature, seed=seed), max_new_tokens)
+        console.print(f"{run.name}. {COMMANDS}.", style="dim", markup=False)
+        session.begin(system)
+        typed = MessageInput(console)
+        while (message := typed.read(session.model)) is not None and session.take(message):
+            pass
 
 
 class Models:
-    """The tuned model, and the base model: the same weights without the adapter, or loaded when first asked for."""
+    """The engines of the tuned and the base model. An adapter and its base share one. The base of a full fine-tune has
+    its own, which is opened when it is first used. Close it at the end, because engines have threads."""
 
     def __init__(self, run: Run):
-        self.run = run
-        self.tokenizer = Prepared.open(run).tokenizer
+        """Raises UserError."""
+        self.run, self._prepared = run, Prepared.open(run)
+        self.tokenizer = self._prepared.tokenizer
         self.format = find(self.tokenizer)
-        self._tuned, self._adapter = open_result(run)
-        self._base: TorchWeights | None = None
-        self.device, self.context = self._tuned.device, self._tuned.context
+        self._engines: dict[str, BatchingEngine] = {}
+        require_result(run)  # before minutes of loading
+        base = None if run.recipe.adapter.kind == "full" else open_base(self._prepared, "base", CONTEXT)
+        tuned = open_tuned(self._prepared, base, CONTEXT)
+        self._start({"tuned": tuned} | ({"base": base} if base else {}))
 
-    def generate(self, base: bool, **options) -> None:
-        if base and self._base is None:
-            self._base = TorchWeights.opened(base_model(self.run)) if self._adapter is None else self._tuned
-        weights = self._base if base else self._tuned
-        weights.switch(None if base else self._adapter)
-        with torch.inference_mode():
-            weights.module.generate(**options)
+    def engine(self, model: str) -> Engine:
+        """Returns the engine of a model, `tuned` or `base`. Raises UserError."""
+        if model not in self._engines:
+            self._start({model: open_base(self._prepared, model, CONTEXT)})
+        return self._engines[model]
+
+    def close(self) -> None:
+        for engine in set(self._engines.values()):
+            engine.close()
+
+    def _start(self, models: dict[str, Served]) -> None:
+        self._engines |= dict.fromkeys(models, BatchingEngine(models, batch=1))
 
 
 @dataclass
@@ -73,10 +85,11 @@ class Conversation:
 class Session:
     """A conversation with each of the two models: what one has said is never shown to the other."""
 
-    def __init__(self, console: Console, models: Models, base: bool, sampling: dict, max_new_tokens: int):
+    def __init__(self, console: Console, models: Models, base: bool, options: Options, max_new_tokens: int):
         self.console, self.models, self.base = console, models, base
         self.system: str | None = None
-        self._sampling, self._max_new_tokens = sampling, max_new_tokens
+        self._options, self._max_new_tokens = options, max_new_tokens
+        self._questions = 0  # so far, each of which has draws of its own
         self._start_over()
 
     @property
@@ -140,44 +153,42 @@ class Session:
 
     def _answer(self, question: str) -> None:
         """Prints the answer as it comes, and adds both to the conversation."""
-        tokenizer, format = self.models.tokenizer, self.models.format
+        try:
+            engine = self.models.engine(self.model)
+        except Exception as error:  # torch and transformers raise many kinds
+            return self._fail(f"the {self.model} model cannot be opened: {first_line(error)}")
+        served, format = engine.models[self.model], self.models.format
         asked = {"role": "user", "content": question}
         try:
-            text, ids = self._prompt(asked)
+            text, ids = self._prompt(asked, served.context)
         except RowProblem as problem:
             return self._fail(f"the model's template refuses this: {problem.detail}")
         except UserError as problem:
             return self._fail(str(problem))
-        context = self.models.context
-        limit = min(self._max_new_tokens, context - len(ids)) if context else self._max_new_tokens
-        answer = Answer(self.console, tokenizer, format, text)
-        stopped = self._generate(ids, limit, answer)
-        if stopped is None:
-            return None
+        limit = min(self._max_new_tokens, served.context - len(ids))
+        sampling = sampling_of(served, self._options, self._questions)
+        self._questions += 1
+        answer = Answer(self.console, format.reader(text, False, []))
+        last = generate(engine, Request(self.model, ids, limit, sampling, shown=format.shown(False)), answer.add)
         message = answer.finish()
-        if stopped:
+        if last.finish == "error":
+            self._fail(f"generation failed: {last.error}")
+        elif last.finish == "cancelled":
             self._note("stopped")
-        elif answer.tokens >= limit and not answer.ended(self.models.run.plan.stop_ids):
-            self._note(
-                f"cut off after {limit:,} tokens: "
-                + (
-                    "--max-new-tokens"
-                    if limit == self._max_new_tokens
-                    else f"the context of {context:,} tokens is full"
-                )
-            )
+        elif last.finish == "length":
+            full = f"the context of {served.context:,} tokens is full"
+            why = "--max-new-tokens" if limit == self._max_new_tokens else full
+            self._note(f"cut off after {limit:,} tokens: {why}")
         if message["content"].strip():
             self._conversation.exchanges.append([asked, message])
         else:
             self._note("There is no answer, so the conversation continues without this question.")
 
-    def _prompt(self, asked: dict) -> tuple[str, list[int]]:
+    def _prompt(self, asked: dict, context: int) -> tuple[str, list[int]]:
         """The conversation with a question as text and ids, without the oldest exchanges that leave no room for an
         answer. Raises RowProblem, and UserError for a question that is too long by itself."""
-        conversation, context = self._conversation, self.models.context
+        conversation = self._conversation
         text, ids = self._rendered(conversation.exchanges, asked)
-        if context is None:
-            return text, ids
         room, forgotten = min(self._max_new_tokens, context // ROOM_SHARE), 0
         while len(ids) + room > context and forgotten < len(conversation.exchanges):
             forgotten += 1
@@ -203,27 +214,6 @@ class Session:
         text = generation_prompt(tokenizer, Chat(list(map(format.message, messages))))
         return text, tokenizer.encode(text)[0]
 
-    def _generate(self, ids: list[int], limit: int, answer: "Answer") -> bool | None:
-        """Whether Ctrl-C stopped it; None if it failed."""
-        models = self.models
-        input_ids = torch.tensor([ids], device=models.device)
-        try:
-            models.generate(
-                self.base,
-                input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                streamer=answer,
-                max_new_tokens=limit,
-                eos_token_id=models.run.plan.stop_ids,
-                pad_token_id=models.tokenizer.pad_id,
-                **self._sampling,
-            )
-        except KeyboardInterrupt:
-            return True
-        except Exception as error:  # torch and transformers raise many kinds
-            self._fail(f"generation failed: {first_line(error)}")
-        return False
-
     def _note(self, text: str) -> None:
         self.console.print(text, style="dim", markup=False)
 
@@ -231,35 +221,46 @@ class Session:
         self.console.print(text, style="red", markup=False)
 
 
-class Answer(BaseStreamer):
-    """Prints an answer as `generate` makes it, reasoning dimmed. `tokens` counts them."""
+def generate(engine: Engine, request: Request, show: Callable[[str], None]) -> Piece:
+    """Shows an answer as it comes, and returns its last piece. Ctrl-C cancels it."""
+    pieces: SimpleQueue[Piece] = SimpleQueue()
+    ticket: Ticket | None = None
+    stopped = False
 
-    def __init__(self, console: Console, tokenizer: Tokenizer, format: Format, prompt: str):
-        self.tokens = 0
-        self._last: int | None = None
-        self._console = console
-        self._writer = Writer(tokenizer, shown=format.shown(False))
-        self._reader: Reader = format.reader(prompt, False, [])
+    def stop(*_):
+        nonlocal stopped
+        stopped = True
+        if ticket is not None:
+            ticket.cancel()
+
+    # A KeyboardInterrupt could come between two lines of what follows, and a piece would be lost.
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        ticket = engine.submit(request, pieces.put)
+        if stopped:
+            ticket.cancel()
+        while True:
+            piece = pieces.get()
+            show(piece.text)
+            if piece.finish is not None:
+                return piece
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Answer:
+    """Prints an answer as its text arrives, with reasoning dimmed."""
+
+    def __init__(self, console: Console, reader: Reader):
+        self._console, self._reader = console, reader
         self._message = {"role": "assistant", "content": ""}
-        self._prompt_came = False
 
-    def put(self, value: torch.Tensor) -> None:
-        if self._prompt_came:  # `generate` hands on the prompt first
-            self._last = int(value)
-            self.tokens += 1
-            self._show(self._reader.push(self._writer.push(self._last)))
-        self._prompt_came = True
-
-    def end(self) -> None:
-        pass  # `finish` is called also where `generate` was interrupted
-
-    def ended(self, stop_ids: list[int]) -> bool:
-        """Whether the model itself ended the answer."""
-        return self._last in stop_ids
+    def add(self, text: str) -> None:
+        self._show(self._reader.push(text))
 
     def finish(self) -> dict:
-        """Prints what was held back; the message that the answer is."""
-        self._show(self._reader.push(self._writer.finish()) + self._reader.finish())
+        """Prints the text that the reader held back, and returns the answer as a message."""
+        self._show(self._reader.finish())
         self._console.print()
         return self._message
 

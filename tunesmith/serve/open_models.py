@@ -18,14 +18,43 @@ from tunesmith.recipe import Model
 from tunesmith.run import Run
 
 
-def open_result(run: Run, base: TorchWeights | None = None) -> tuple[TorchWeights, str | None]:
-    """Returns a run's result as weights and the name of its adapter, None for a full fine-tune. The adapter is added to
-    `base`, or to a base that is loaded here. Raises UserError if the run has no result yet."""
+def open_base(prepared: Prepared, name: str, context: int | None = None) -> Served:
+    """Opens a run's base. Raises UserError."""
+    run = prepared.run
+    weights = TorchWeights.opened(base_model(run))
+    return Served(
+        name,
+        "base",
+        name,
+        prepared.tokenizer,
+        frozenset(run.plan.stop_ids),
+        defaults_of(run.base),
+        context_of(name, weights.context, context),
+        weights,
+    )
+
+
+def open_tuned(prepared: Prepared, base: Served | None, context: int | None = None) -> Served:
+    """Opens a run's result. An adapter is added to the weights of `base`; a full fine-tune has weights of its own, and
+    needs no base. Raises UserError if the run has no result yet."""
+    run = prepared.run
     require_result(run)
     if run.recipe.adapter.kind == "full":
-        return TorchWeights.opened(trained_model(run)), None
-    base = base or TorchWeights.opened(base_model(run))
-    return base, base.add(run.result)
+        weights, adapter = TorchWeights.opened(trained_model(run)), None
+    else:
+        weights = base.weights
+        adapter = weights.add(run.result)
+    return Served(
+        run.name,
+        "tuned",
+        base.name if base else run.base.name,
+        prepared.tokenizer,
+        frozenset(run.plan.stop_ids),
+        defaults_of(run.result),
+        context_of(run.name, weights.context, context),
+        weights,
+        adapter,
+    )
 
 
 def open_models(paths: Sequence[Path | str], context: int | None = None) -> dict[str, Served]:
@@ -65,35 +94,12 @@ def _base_key(run: Run) -> tuple:
 
 
 def _open_run(run: Run, bases: dict[tuple, Served], base_name: str, context: int | None) -> list[Served]:
-    key, tokenizer, stops = _base_key(run), Prepared.open(run).tokenizer, frozenset(run.plan.stop_ids)
-    new = []
+    require_result(run)  # before minutes of loading
+    key, prepared, new = _base_key(run), Prepared.open(run), []
     if key not in bases:
-        weights = TorchWeights.opened(base_model(run))
-        bases[key] = Served(
-            base_name,
-            "base",
-            base_name,
-            tokenizer,
-            stops,
-            defaults_of(run.base),
-            context_of(base_name, weights.context, context),
-            weights,
-        )
+        bases[key] = open_base(prepared, base_name, context)
         new = [bases[key]]
-    base = bases[key]
-    weights, adapter = open_result(run, base.weights)
-    tuned = Served(
-        run.name,
-        "tuned",
-        base.name,
-        tokenizer,
-        stops,
-        defaults_of(run.result),
-        context_of(run.name, weights.context, context),
-        weights,
-        adapter,
-    )
-    return [tuned, *new]
+    return [open_tuned(prepared, bases[key], context), *new]
 
 
 def _open_folder(folder: Path, context: int | None) -> Served:

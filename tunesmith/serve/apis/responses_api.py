@@ -14,11 +14,11 @@ from pydantic import Field
 
 from tunesmith.answer_formats.format import Call, Thought
 from tunesmith.inference.interface import Refused, Served
-from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Service, sampling_of
+from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Service
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.openai_api import AnswerStream, choice_of
 from tunesmith.serve.apis.wire import STREAMED, frame, text_of, thinking_of, tool, tool_call
-from tunesmith.serve.options import Wire
+from tunesmith.serve.options import Wire, sampling_of
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 STATE = ("previous_response_id", "conversation", "prompt")
