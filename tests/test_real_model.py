@@ -113,7 +113,10 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(trained, recipes, kind
 def test_evaluated_on_other_rows(trained, recipes, kind):
     run = trained(kind)
     found = json.loads(tunesmith("eval", run.folder, "--data", run.recipe.data.eval[0].path, "--json"))
-    assert found["after"]["loss"]["mean"] == pytest.approx(run.events("eval")[-1]["loss"], abs=1e-3)
+    measured = json.loads(run.eval_file.read_text("utf-8"))  # of the weights as they were saved
+    assert found["after"]["loss"]["mean"] == pytest.approx(measured["after"]["loss"]["mean"], abs=1e-3)
+    # Rounding to the base's bfloat16 must not take back what few small steps have taught.
+    assert found["after"]["loss"]["mean"] == pytest.approx(run.events("eval")[-1]["loss"], abs=0.05)
 
 
 @pytest.mark.parametrize(("kind", "form"), [("lora", "merged"), ("lora", "gguf"), ("full", "gguf")])

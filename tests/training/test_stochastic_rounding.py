@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from tunesmith.finetune import job
 from tunesmith.recipe import Train
-from tunesmith.training import distributed, loop, step
+from tunesmith.training import distributed, loop, step, stochastic_rounding
 from tunesmith.training.optimizer import build_optimizer
-from tunesmith.training.stochastic_rounding import CHUNK_ELEMENTS, chunks, round_stochastically
+from tunesmith.training.stochastic_rounding import CHUNK_ELEMENTS, chunks, convert, round_stochastically
 
 DRAWS = 4096
 DEVIATIONS = 6  # of the mean of so many draws: one in 10^9 lies outside
@@ -35,6 +35,21 @@ def test_what_bfloat16_holds_stays():
     extremes = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 2.0**-130]).bfloat16()
     for exact in (held, extremes):
         assert torch.equal(round_stochastically(exact.float()), exact)
+
+
+def test_a_saved_model_keeps_what_few_steps_have_taught(monkeypatch):
+    """An update of a fifth of the gap to the next value, which the nearest value loses altogether."""
+    monkeypatch.setattr(stochastic_rounding, "CHUNK_ELEMENTS", 1000)
+    torch.manual_seed(0)
+    gap, update = 2.0**-8, 2.0**-8 / 5
+    saved = torch.nn.Parameter(torch.full((300, 200), 0.5 + update).T)
+    assert (saved.bfloat16() == 0.5).all() and not saved.is_contiguous()
+    convert([saved], torch.bfloat16)
+    assert saved.dtype == torch.bfloat16 and saved.shape == (200, 300)
+    assert abs(float(saved.double().mean()) - 0.5 - update) <= DEVIATIONS * gap / 2 / saved.numel() ** 0.5
+    other = torch.nn.Parameter(torch.tensor([0.1]))
+    convert([other], torch.float16)
+    assert other.dtype == torch.float16 and float(other) == pytest.approx(0.1, rel=1e-3)
 
 
 def test_small_updates_are_learned():

@@ -36,6 +36,7 @@ from tunesmith.training.checkpoint_writer import Saver
 from tunesmith.training.loop import loop
 from tunesmith.training.loss import autocast, token_losses
 from tunesmith.training.step import Job
+from tunesmith.training.stochastic_rounding import convert
 
 
 def work(folder: Path) -> None:
@@ -177,9 +178,8 @@ def _load_best(job: Job, state: checkpoint.State) -> None:
 def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
     """Measures the trained model as it will be saved, writes eval.json, the report and the result."""
     if run.recipe.adapter.kind == "full":
-        dtype = _saved_dtype(run)
-        for parameter in job.model.parameters():  # not buffers: frequencies of positions stay in float32
-            parameter.data = parameter.data.to(dtype)
+        torch.manual_seed(run.recipe.seed)
+        convert(job.model.parameters(), _saved_dtype(run))  # not buffers: frequencies of positions stay in float32
     after = measure(job, state) if len(job.held_out) else None
     if distributed.rank() == 0:
         if after:
