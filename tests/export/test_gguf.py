@@ -282,10 +282,10 @@ def test_it_stops_where_the_model_does(tmp_path):
     answer = greedy[0, len(prompt) :].tolist()
     at = next(i for i in range(3, 12) if answer[i] not in answer[:i])
     write_gguf(Weights(model), tmp_path / "model", tmp_path / "model.gguf", "f32", stop_ids=(answer[at],))
-    found, ids = llama_cpp(tmp_path / "model.gguf", lambda e: (e.generate(prompt, 12), set(e.stop_ids)))
+    found, ids = llama_cpp(tmp_path / "model.gguf", lambda e: (e.generate([prompt], 12)[0], set(e.stop_ids)))
     assert found == (answer[:at], True)
     assert {answer[at], model.generation_config.eos_token_id} <= ids
-    assert llama_cpp(tmp_path / "model.gguf", lambda e: e.generate(prompt, at)) == (answer[:at], False)
+    assert llama_cpp(tmp_path / "model.gguf", lambda e: e.generate([prompt], at)) == [(answer[:at], False)]
 
 
 def test_windows_and_pieces_of_long_text(tmp_path):

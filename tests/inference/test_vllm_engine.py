@@ -352,7 +352,7 @@ def test_vllm_opens_the_int4_form(real_vllm, opened, long_runs, tmp_path):
     engine = opened(tmp_path / "int4")
     own = Transformers.load(tmp_path / "int4")
     for ids in ([50, 51, 52], list(range(60, 100))):
-        expected, _ = own.generate(ids, 4)
+        ((expected, _),) = own.generate([ids], 4)
         writer = Writer(engine.models["int4"].tokenizer)
         text = "".join(map(writer.push, expected)) + writer.finish()
         assert ask(engine, ids, 4, model="int4").wait().text == text

@@ -132,10 +132,10 @@ def test_truncated_rows_are_answered_up_to_the_last_position(recipe, tmp_path, c
 def test_answers_have_the_room_that_positions_leave():
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(TABLES["gpt2"]).eval()
-    prompts = [torch.full((length,), 5).numpy() for length in (10, POSITIONS - 3, POSITIONS, 12)]
-    found = answers(model, prompts, 20, [VOCABULARY - 1])
+    prompts = [[5] * length for length in (10, POSITIONS - 3, POSITIONS, 12)]
+    found = [answer.ids for answer in answers(model, prompts, 20, [VOCABULARY - 1])]
     assert [len(answer) for answer in found] == [20, 3, 0, 20]
-    assert found[0] == answers(model, prompts[:1], 20, [VOCABULARY - 1])[0]
+    assert found[0] == answers(model, prompts[:1], 20, [VOCABULARY - 1])[0].ids
 
 
 def test_rotary_positions_continue_with_a_warning(recipe, tmp_path, family, counting):

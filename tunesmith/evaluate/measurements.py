@@ -46,11 +46,11 @@ def sampled_rows(job: Job) -> list[int]:
 def answers_to(job: Job, rows: list[int]) -> dict[str, str]:
     """{row: answer}; each process asks for its share, and all get all."""
     mine = rows[distributed.rank() :: distributed.world()]
-    prompts = [job.held_out.prompt_and_answer(row)[0] for row in mine]
+    prompts = [job.held_out.prompt_and_answer(row)[0].tolist() for row in mine]
     remedy = "lower evaluate.max_new_tokens, or set evaluate.samples: 0"
     with autocast(job.plan), explain_out_of_memory("answering held-out prompts", remedy):
         answers = generate.answers(job.model, prompts, job.run.recipe.evaluate.max_new_tokens, job.run.plan.stop_ids)
-    texts = dict(zip(mine, map(job.plain, answers)))
+    texts = {row: job.plain(answer.text_ids) for row, answer in zip(mine, answers)}
     found = {row: answer for share in distributed.gather(texts) for row, answer in share.items()}
     return {str(row): found[row] for row in rows}
 

@@ -74,11 +74,11 @@ def _measure(run: Run, model: Any, tokens: TokenStore) -> dict:
     with autocast(plan):
         answers = generate.answers(
             model,
-            [tokens.prompt_and_answer(row)[0] for row in rows],
+            [tokens.prompt_and_answer(row)[0].tolist() for row in rows],
             settings.max_new_tokens,
             run.plan.stop_ids,
         )
-    found["answers"] = dict(zip(rows, map(plain, answers)))
+    found["answers"] = {row: plain(answer.text_ids) for row, answer in zip(rows, answers)}
     if settings.exact_match:
         found["right"] = [
             int(found["answers"][row].strip() == plain(tokens.prompt_and_answer(row)[1].tolist()).strip())

@@ -7,7 +7,7 @@ vocabulary.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 
 from tunesmith.inference.loaded_model import KV, Part, Weights
 
+TOGETHER, TOKENS = 64, 16384  # sequences of a pass, and their tokens, whose keys and values are kept
 PREFILL_TOKENS = 2048  # prompt tokens of a pass; more need more memory and are not faster
 
 
@@ -80,25 +81,27 @@ def generate(
     temperature: float = 0.0,
     seed: tuple[int, ...] = (0,),
     numbers: Sequence[int] | None = None,
-    together: int = 64,
-    max_tokens: int | None = None,
+    together: int = TOGETHER,
+    max_tokens: int = TOKENS,
     adapter: str | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[list[Answer]]:
     """Returns `per_prompt` answers to each prompt (ids), in the order of the prompts. Each prompt is computed once.
 
     An answer ends with one of `stop_ids`, or at `max_new_tokens`, one number for all prompts or one each. `temperature`
     0 takes the most likely token. `seed` may have parts, such as a run's seed and a step; `numbers` are the prompts'
     numbers for the draws, by default their places. A pass computes at most `together` sequences, and at most as many as
-    fit into `max_tokens`, prompts and longest answers included.
+    fit into `max_tokens`, prompts and longest answers included. `progress` is called with the number of answers so far.
     """
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     draws = _Draws(stop_ids, temperature, np.random.SeedSequence(seed).generate_state(2, np.uint64))
     answers = [[Answer([], np.empty(0, np.float32), False)] * per_prompt for _ in prompts]
+    done = 0
     lengths = {place: len(ids) + limits[place] for place, ids in enumerate(prompts) if limits[place] > 0}
     with torch.inference_mode():
         for group in grouped(lengths, together, max_tokens):
             longest = lengths[group[0]]
-            at_once = min(together, max(1, max_tokens // longest)) if max_tokens else together
+            at_once = min(together, max(1, max_tokens // longest))
             waiting = deque(
                 _Prompt(
                     place,
@@ -112,16 +115,18 @@ def generate(
             for sequence, ended in _Batch(weights, adapter, waiting, at_once, longest, draws):
                 answer = Answer(sequence.ids, np.array(sequence.logprobs, np.float32), ended)
                 answers[sequence.prompt.place][sequence.number] = answer
+                done += 1
+                progress(done)
     return answers
 
 
-def grouped(lengths: dict[int, int], together: int, max_tokens: int | None) -> list[list[int]]:
+def grouped(lengths: dict[int, int], together: int, max_tokens: int) -> list[list[int]]:
     """Splits prompts into groups, longest first, since each sequence of a group has room for the longest. Where
     `max_tokens` limits the sequences of a pass, a group ends before a prompt of half its longest length."""
     groups: list[list[int]] = []
     for place in sorted(lengths, key=lambda place: -lengths[place]):
         longest = lengths[groups[-1][0]] if groups else 0
-        limited = max_tokens is not None and together * longest > max_tokens
+        limited = together * longest > max_tokens
         if not groups or (limited and 2 * lengths[place] <= longest):
             groups.append([])
         groups[-1].append(place)

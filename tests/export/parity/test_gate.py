@@ -22,7 +22,7 @@ from tunesmith.export.forms import gguf, merged
 from tunesmith.export.forms.ollama import Template
 from tunesmith.export.parity import gate
 from tunesmith.export.parity.gate import CHANCE, chance, distance
-from tunesmith.export.parity.subject import Transformers
+from tunesmith.export.parity.subject import Generated, Transformers
 from tunesmith.finetune.prepared import Prepared
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
@@ -179,7 +179,9 @@ def test_other_engines_are_compared_too(run, tmp_path, monkeypatch):
         "problem": "another did not start: no GPU",
     }
 
-    monkeypatch.setattr(Another, "generate", lambda self, ids, most: ([5] * most, False))
+    monkeypatch.setattr(
+        Another, "generate", lambda self, prompts, most, progress: [Generated([5] * most, False)] * len(prompts)
+    )
     monkeypatch.setattr(Another, "log_probs", lambda self, ids: Transformers.log_probs(self, ids[::-1]))
     elsewhere(Another.load)
     with pytest.raises(NotTheSame, match="in another, logits: mean KL"):

@@ -70,7 +70,7 @@ class StandIn(BaseHTTPRequestHandler):
         if "keep_alive" in body:
             return self.reply({})
         assert body["raw"] and body["stream"] is False and body["options"]["temperature"] == 0
-        ids, stopped = self.engine.generate(self.engine.encode(body["prompt"]), body["options"]["num_predict"])
+        ((ids, stopped),) = self.engine.generate([self.engine.encode(body["prompt"])], body["options"]["num_predict"])
         self.reply({"response": tokenizer.decode(ids), "done_reason": "stop" if stopped else "length"})
 
     def body(self) -> dict:

@@ -61,12 +61,12 @@ def test_requests_and_answers(engine, folder, standin_vllm):
         return result, request
 
     greedy = {"model": "exported", "temperature": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
-    assert sent(lambda: engine.generate([50, 51], 5)) == (
-        ([50, 51, 50, 51, 50], False),
+    assert sent(lambda: engine.generate([[50, 51]], 5)) == (
+        [([50, 51, 50, 51, 50], False)],
         ("/v1/completions", greedy | {"prompt": [50, 51], "max_tokens": 5}),
     )
-    assert engine.generate([50, EOS], 5) == ([50], True)
-    _, (_, body) = sent(lambda: engine.generate(list(range(50, 250)), 100))
+    assert engine.generate([[50, EOS]], 5) == [([50], True)]
+    _, (_, body) = sent(lambda: engine.generate([list(range(50, 250))], 100))
     assert body["max_tokens"] == 56  # up to the end of the context
 
     rows, request = sent(lambda: engine.log_probs([50, 60, 70]))
@@ -130,7 +130,7 @@ def test_it_answers_as_transformers(real_vllm, tmp_path, base):
         told = np.isfinite(found)
         assert np.abs(found - expected)[told].max() < 1e-4
         assert (found.argmax(1) == expected.argmax(1)).all() and told[np.arange(len(ids) - 1), ids[1:]].all()
-        assert engine.generate(ids, 12) == own.generate(ids, 12)
+        assert engine.generate([ids], 12) == own.generate([ids], 12)
     finally:
         engine.close()
 

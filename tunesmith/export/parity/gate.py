@@ -74,12 +74,8 @@ def observe(engine: Engine, probes: Probes, decode, progress=lambda done, of: No
         log_probs += [row[:left].copy()] if left else []
         left -= min(left, len(row))
         progress(number + 1, steps)
-    answers, stopped = [], []
-    for number, prompt in enumerate(probes.prompts):
-        answer, ended = engine.generate(prompt, probes.max_new_tokens)
-        answers.append(decode(answer))
-        stopped.append(ended)
-        progress(len(rows) + number + 1, steps)
+    generated = engine.generate(probes.prompts, probes.max_new_tokens, lambda done: progress(len(rows) + done, steps))
+    answers = [decode(answer.ids) for answer in generated]
     right = [a == r for a, r in zip(answers, probes.references)]
     return Observation(
         [engine.encode(text) for text in texts],
@@ -87,7 +83,7 @@ def observe(engine: Engine, probes: Probes, decode, progress=lambda done, of: No
         log_probs,
         nats / max(count, 1) if rows else None,
         answers,
-        stopped,
+        [answer.stopped for answer in generated],
         set(engine.stop_ids),
         float(np.mean(right)) if probes.exact_match else None,
         engine.expresses_all,

@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tunesmith.inference.generate import generate
+from tunesmith.export.parity.subject import Generated, Progress, unheard
+from tunesmith.inference.generate import TOGETHER, generate
 from tunesmith.inference.llama_model import LlamaWeights
+
+TOKENS = 8192  # of sequences computed together
 
 
 class LlamaCpp:
@@ -17,7 +20,9 @@ class LlamaCpp:
         self._weights = LlamaWeights(path, exact=True)
         self.model, self.stop_ids = self._weights.model, self._weights.model.stop_ids
         try:
-            self._weights.open_context(context, sequences=1, step=context)
+            self._together = max(1, min(TOGETHER, TOKENS // context))
+            room = self._together * context
+            self._weights.open_context(room, self._together, step=room)
             self._adapter = self._weights.add(adapter) if adapter else None
         except Exception:
             self.close()
@@ -36,16 +41,18 @@ class LlamaCpp:
         """(T, V), float32."""
         return torch.cat([*self._weights.prompt_logits(self._adapter, ids)]).numpy()
 
-    def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
-        """Returns the ids of the greedy answer without its stop token, and whether there was one."""
-        ((answer,),) = generate(
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, progress: Progress = unheard) -> list[Generated]:
+        """As subject.Engine."""
+        answers = generate(
             self._weights,
-            [ids],
+            prompts,
             max_new_tokens=max_new_tokens,
             stop_ids=frozenset(self.stop_ids),
+            together=self._together,
             adapter=self._adapter,
+            progress=progress,
         )
-        return answer.text_ids, answer.ended
+        return [Generated(answer.text_ids, answer.ended) for (answer,) in answers]
 
     def close(self) -> None:
         """Gives its memory back."""

@@ -13,6 +13,7 @@ import httpx
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
+from tunesmith.export.parity.subject import Generated, Progress, one_by_one, unheard
 
 STOP = re.compile(r'^stop +(".*")$', re.MULTILINE)
 PORT = 11434
@@ -64,10 +65,13 @@ class Ollama:
             raise UserError(f"{self.name} does not show what its template writes; newer versions do")
         return self.encode(self._bos + found["_debug_info"]["rendered_template"].removeprefix(self._bos))
 
-    def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
-        prompt = self._tokenizer.decode(ids).removeprefix(self._bos)
-        found = self._ask("/api/generate", max_new_tokens, {"prompt": prompt, "raw": True})
-        return self.encode(found["response"]), found.get("done_reason") == "stop"
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, progress: Progress = unheard) -> list[Generated]:
+        def answer(ids: list[int]) -> Generated:
+            prompt = self._tokenizer.decode(ids).removeprefix(self._bos)
+            told = self._ask("/api/generate", max_new_tokens, {"prompt": prompt, "raw": True})
+            return Generated(self.encode(told["response"]), told.get("done_reason") == "stop")
+
+        return one_by_one(answer, prompts, progress)
 
     def close(self) -> None:
         """Takes the model out of Ollama's memory and store."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tunesmith.export.parity.probes import most_tokens
+from tunesmith.export.parity.subject import Generated, Progress, one_by_one, unheard
 from tunesmith.inference.vllm_client import VllmClient, VllmRefusal
 from tunesmith.inference.vllm_process import Child, find, precision_of, serve_arguments
 from tunesmith.model.load import config_of, eos_ids
@@ -65,10 +66,14 @@ class Vllm:
             row[list(place)] = list(place.values())
         return found
 
-    def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
-        answer = self._runner.run(self._client.complete(NAME, ids, min(max_new_tokens, self._context - len(ids))))
-        stopped = answer.finish == "stop"
-        return answer.ids[:-1] if stopped else answer.ids, stopped
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, progress: Progress = unheard) -> list[Generated]:
+        def answer(ids: list[int]) -> Generated:
+            most = min(max_new_tokens, self._context - len(ids))
+            completion = self._runner.run(self._client.complete(NAME, ids, most))
+            stopped = completion.finish == "stop"
+            return Generated(completion.ids[:-1] if stopped else completion.ids, stopped)
+
+        return one_by_one(answer, prompts, progress)
 
     def close(self) -> None:
         """Ends vLLM and everything that it started."""

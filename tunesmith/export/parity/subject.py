@@ -1,17 +1,45 @@
 """The engine interface of the parity gate, and the engine of Transformers."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer
 
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.evaluate.generate import answers
+from tunesmith.inference.generate import Answer
 from tunesmith.model.load import config_of, eos_ids, on_best, opener_of, quieten
 from tunesmith.model.memory import release_memory
+
+T = TypeVar("T")
+Progress = Callable[[int], None]
+
+
+def unheard(done: int) -> None:
+    """Progress that is not shown."""
+
+
+class Generated(NamedTuple):
+    """The ids of an answer without its stop token, and whether there was one."""
+
+    ids: list[int]
+    stopped: bool
+
+
+def one_by_one(
+    answer: Callable[[list[int]], Generated], prompts: list[list[int]], progress: Progress
+) -> list[Generated]:
+    """The answers of an engine that takes one prompt at a time."""
+    answers = []
+    for prompt in prompts:
+        answers.append(answer(prompt))
+        progress(len(answers))
+    return answers
 
 
 class Engine(Protocol):
@@ -39,8 +67,8 @@ class Engine(Protocol):
         """(T - 1, V), float32: of each token to come after the first, and so on. -inf for those it does not tell, whose
         sum is what is missing from 1."""
 
-    def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
-        """Returns the ids of the greedy answer without its stop token, and whether there was one."""
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, progress: Progress = unheard) -> list[Generated]:
+        """The greedy answer to each prompt. `progress` is called with the number of answers so far."""
 
     def close(self) -> None:
         """Gives its memory back."""
@@ -86,30 +114,17 @@ class Transformers:
 
         return self._where_it_fits(compute).float().log_softmax(1).numpy()
 
-    def generate(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
-        greedy = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            eos_token_id=sorted(self.stop_ids),
-            pad_token_id=min(self.stop_ids, default=0),
-        )
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, progress: Progress = unheard) -> list[Generated]:
+        def compute() -> list[Answer]:
+            return answers(self.model, prompts, max_new_tokens, self.stop_ids, progress)
 
-        def compute() -> torch.Tensor:
-            given = torch.tensor([ids], device=self.model.device)
-            return self.model.generate(given, attention_mask=torch.ones_like(given), generation_config=greedy)
-
-        answer = self._where_it_fits(compute)[0, len(ids) :].tolist()
-        stopped = bool(answer) and answer[-1] in self.stop_ids
-        return answer[:-1] if stopped else answer, stopped
+        return [Generated(answer.text_ids, answer.ended) for answer in self._where_it_fits(compute)]
 
     def close(self) -> None:
         self.model = None
         release_memory()
 
-    def _where_it_fits(self, compute) -> torch.Tensor:
+    def _where_it_fits(self, compute: Callable[[], T]) -> T:
         """On the GPU, or from now on beside it if it does not fit there."""
         try:
             with torch.inference_mode():
