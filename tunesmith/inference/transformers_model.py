@@ -194,7 +194,7 @@ class TorchWeights:
         """Chooses the fastest way to compute sequences whose logits are those of transformers' eager attention on each
         sequence alone, as shown on two short ones."""
         self.inner.set_attn_implementation("eager")
-        vocabulary = self.inner.get_input_embeddings().num_embeddings
+        vocabulary = self.inner.config.get_text_config().vocab_size
         tried = [[token % vocabulary for token in ids] for ids in (FIRST, SECOND)]
         expected = [self._whole(ids).logits[0] for ids in tried]
         self._pads = self._caches = True
