@@ -111,7 +111,7 @@ def test_a_model_that_its_cache_changes_is_refused(hybrids, monkeypatch):
 
     monkeypatch.setattr(model, "forward", wrong)
     weights = TorchWeights(model.eval())
-    with pytest.raises(UserError, match="lfm2: cannot be served: a prompt computed token by token differs"):
+    with pytest.raises(UserError, match="lfm2: cannot answer here: a prompt computed token by token differs"):
         weights.reserve(10**8, 512, 4, 64)
 
 

@@ -47,7 +47,7 @@ class Weights(Protocol):
     def reserve(self, limit_bytes: int, context: int, sequences: int, step: int) -> tuple[int, str]:
         """Makes ready for at most so many sequences, of `context` tokens each, and `step` new tokens at once; shows
         that sequences computed together are what each is alone. Returns how many tokens' keys and values it will keep
-        within `limit_bytes`, and in what it computes, for people. Raises UserError for a model that cannot be served.
+        within `limit_bytes`, and in what it computes, for people. Raises UserError for a model that cannot answer.
         """
 
     def new_kv(self) -> KV:

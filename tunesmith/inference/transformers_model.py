@@ -111,8 +111,8 @@ class TorchWeights:
     def reserve(self, limit_bytes: int, context: int, sequences: int, step: int) -> tuple[int, str]:
         if not self._caches:
             raise UserError(
-                f"{self.inner.config.model_type}: cannot be served: a prompt computed token by token differs from the "
-                "whole prompt; `--engine vllm` may serve it"
+                f"{self.inner.config.model_type}: cannot answer here: a prompt computed token by token differs from "
+                "the whole prompt; `tunesmith serve --engine vllm` may serve it"
             )
         precision = str(self.inner.dtype).removeprefix("torch.")
         computes = f"transformers in this process, {self.device.type}, {precision}"
