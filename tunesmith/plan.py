@@ -24,6 +24,8 @@ class Plan:
     compile: bool
     packing: bool
     threads: int
+    shares: str = "equal"
+    """Each process's share of a step's tokens: equal, or by its measured speed."""
     reasons: dict[str, str] = field(default_factory=dict)
     base: str = ""
     """Folder of the base model."""

@@ -250,6 +250,9 @@ class Train(Section):
     """Compile the decoder layers with torch.compile. auto: off, as no gain was seen on a CPU."""
     processes: Positive | None = None
     """Data-parallel processes. By default one per GPU, or one."""
+    shares: Literal["auto", "equal", "measured"] = "auto"
+    """How the tokens of a step are divided among processes. measured: in proportion to the speed of each, so that
+    unlike GPUs finish together. auto: measured on GPUs, equal on a CPU, where a repeated run is the same to the bit."""
     eval_every: Positive | None = None
     """Steps between evaluations. By default ten times in a run."""
     sample_every: Positive | None = None

@@ -13,7 +13,8 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
     step        step, epoch, loss (mean over the step's units: supervised tokens, or rows for a method that compares
                 sequences), learning_rate, grad_norm, tokens, supervised_tokens, seconds, tokens_per_second,
                 waiting_seconds (for data), memory_bytes (peak); for a mixture of experts also expert_load (busiest
-                expert over mean, by layer); for a method with a loss of its own also metrics ({name: mean})
+                expert over mean, by layer); for a method with a loss of its own also metrics ({name: mean}); where
+                shares are measured also shares (of the step's tokens, by process)
     compile     step, graphs, recompiles (graphs after the first ones), seconds
     eval        step, loss, rows, seconds
     samples     step, samples: [{prompt, reference, answer}]

@@ -33,12 +33,28 @@ def test_a_step_does_not_depend_on_earlier_calls(weights, batch, seed):
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=50), st.integers(20, 200), st.integers(1, 4), st.booleans())
 def test_micro_batches_hold_every_row_once_within_capacity(lengths, capacity, world, packing):
     lengths, rows = np.array(lengths), np.arange(len(lengths))
-    dealt = [share_of(rows, lengths, rank, world) for rank in range(world)]
+    dealt = [share_of(rows, lengths, rank, [1] * world) for rank in range(world)]
     batches = [b for share in dealt for b in micro_batches(share, Sizes.single(lengths), capacity, packing)]
     assert sorted(np.concatenate(batches).tolist()) == rows.tolist()
     for batch in batches:
         used = lengths[batch].sum() if packing else lengths[batch].max() * len(batch)
         assert used <= capacity or len(batch) == 1
+
+
+@given(
+    st.lists(st.integers(1, 100), max_size=60),
+    st.lists(st.floats(0.05, 1.0), min_size=1, max_size=5),
+)
+def test_each_process_gets_its_share_of_the_tokens(lengths, shares):
+    """Each row went where it was finished soonest: with any other process it would have been finished later."""
+    lengths, rows = np.array(lengths, int), np.arange(len(lengths))
+    dealt = [share_of(rows, lengths, rank, shares) for rank in range(len(shares))]
+    assert sorted(np.concatenate(dealt).tolist()) == rows.tolist()
+    for mine, share in zip(dealt, shares):
+        if len(set(shares)) > 1 and len(mine):
+            last = lengths[mine[-1]]
+            others = [(lengths[own].sum() + last) / other for own, other in zip(dealt, shares) if own is not mine]
+            assert lengths[mine].sum() / share <= min(others) + 1e-9
 
 
 @given(

@@ -60,7 +60,7 @@ def test_a_step_has_the_tokens_of_its_rows(packing):
     tokens = Tokens((random.integers(1, 99, n), np.arange(n) % 2 == 1) for n in random.integers(2, 30, 40))
     schedule = Schedule(np.ones(40), batch=7, epochs=2, seed=5)
     for step in (9, 1, schedule.steps):
-        found = step_data(step, schedule, tokens, "row", 64, packing, torch.device("cpu"))
+        found = step_data(step, schedule, tokens, "row", 64, [1.0], packing, torch.device("cpu"))
         assert found.rows.tolist() == schedule.step_rows(step).tolist()
         assert sorted(row for batch in found.batches for row in batch.rows) == sorted(found.rows)
         assert found.tokens == sum(len(tokens[row][0]) for row in found.rows)

@@ -4,6 +4,7 @@ A step learns from `batch` rows whatever the packing, so packed and unpacked tra
 Everything here is a function of (seed, epoch, step): a resumed run asks for the next step and gets it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +24,18 @@ class Sizes:
         return cls(lengths, np.ones_like(lengths), lengths)
 
 
-def share_of(rows: np.ndarray, lengths: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """The rows of one process: dealt out by length, so that all have about as many tokens."""
+def share_of(rows: np.ndarray, lengths: np.ndarray, rank: int, shares: Sequence[float]) -> np.ndarray:
+    """Returns the rows of one process. They are dealt out longest first, each to the process that has the fewest tokens
+    for its share with it, so that each has about its share of the tokens."""
     longest_first = rows[np.argsort(-lengths[rows], kind="stable")]
-    return longest_first[rank::world]
+    if len(set(shares)) == 1:
+        return longest_first[rank :: len(shares)]
+    tokens, mine = np.zeros(len(shares)), []
+    for place, row in enumerate(longest_first):
+        chosen = int(np.argmin((tokens + lengths[row]) / np.maximum(shares, 1e-9)))
+        tokens[chosen] += lengths[row]
+        mine += [place] if chosen == rank else []
+    return longest_first[mine]
 
 
 def micro_batches(rows: np.ndarray, sizes: Sizes, capacity: int, packing: bool) -> list[np.ndarray]:

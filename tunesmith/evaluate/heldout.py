@@ -24,7 +24,7 @@ def row_losses(
     for a method whose unit is the row. On all processes."""
     model.eval()
     found = np.zeros((len(tokens), 2))
-    mine = share_of(np.arange(len(tokens)), tokens.lengths, distributed.rank(), distributed.world())
+    mine = share_of(np.arange(len(tokens)), tokens.lengths, distributed.rank(), [1] * distributed.world())
     with torch.inference_mode():
         for rows in micro_batches(mine, tokens.sizes, plan.micro_batch_tokens, plan.packing):
             batch = collate(tokens, rows, plan.packing).to(device)

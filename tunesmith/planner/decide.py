@@ -56,6 +56,7 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
         micro_batch_tokens=tokens,
         packing=recipe.data.packing,
         threads=_threads(machine.cores, processes),
+        shares=("measured" if machine.gpus else "equal") if settings.shares == "auto" else settings.shares,
         reasons=reasons | why,
         **layers,
     )

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -38,6 +38,7 @@ class State:
     steps_above: int = 0  # that in a row were much worse than the first
     micro_batch_tokens: int = 0  # of the plan, or less since a step ran out of memory
     checkpointing: bool = False
+    shares: list[float] = field(default_factory=list)  # of a step's tokens, by process
 
 
 @dataclass(frozen=True)

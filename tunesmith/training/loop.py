@@ -18,6 +18,7 @@ from tunesmith.training.loss import autocast, method_loss
 from tunesmith.training.oom_fallback import step_down
 from tunesmith.training.optimizer import learning_rate
 from tunesmith.training.prefetch import StepData, step_data, steps_ahead
+from tunesmith.training.shares import Shares
 from tunesmith.training.step import (
     Clock,
     Job,
@@ -34,6 +35,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
     """Trains from `state.step` on; returns why it stopped (the reasons of the stop event)."""
     steps = job.schedule.steps
     trained = [p for p in job.model.parameters() if p.requires_grad]
+    shares = Shares(state, distributed.world(), job.plan.shares == "measured")
     feed, clock, compiling = _feed(job, state), Clock(state.seconds), CompileWatch()
     if job.settings.result == "best" and state.best_step == state.step == 0 and distributed.rank() == 0:
         job.saver.save(job.model, job.optimizer, state)  # the untrained weights may stay the best
@@ -53,12 +55,16 @@ def loop(job: Job, state: checkpoint.State) -> str:
             group["lr"] = rate
 
         units, supervised, tokens = distributed.add_up([data.units, data.supervised_tokens, data.tokens], job.device)
+        learning = time.monotonic()
         loss, metrics, smaller = _learn(job, state, data, units, tokens)
+        computed = time.monotonic() - learning
         distributed.add_up_gradients(trained)
         loss, smaller = distributed.add_up([loss, smaller], job.device)
+        used = state.shares
         if smaller:
             _agree(job, state)
-            feed.close()  # what is ready ahead was made for larger passes
+        if smaller or shares.change(data.tokens, computed):
+            feed.close()  # what is ready ahead was made for larger passes or other shares
             feed = _feed(job, state)
         norm = update(job, state, trained, data.rows, loss)
 
@@ -77,6 +83,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
             tokens_per_second=round(tokens / seconds, 1),
             waiting_seconds=round(waited, 4),
             metrics=metrics,
+            **({"shares": [round(share, 3) for share in used]} if shares.measured else {}),
         )
         if compiled := compiling.news():
             job.log("compile", step=state.step, **compiled)
@@ -98,7 +105,14 @@ def _feed(job: Job, state: checkpoint.State) -> Iterator[StepData]:
 
 def _data(job: Job, state: checkpoint.State, step: int) -> StepData:
     return step_data(
-        step, job.schedule, job.tokens, job.method.unit, state.micro_batch_tokens, job.plan.packing, job.device
+        step,
+        job.schedule,
+        job.tokens,
+        job.method.unit,
+        state.micro_batch_tokens,
+        state.shares,
+        job.plan.packing,
+        job.device,
     )
 
 

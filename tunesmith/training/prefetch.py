@@ -1,6 +1,6 @@
 """Prepares the data of each step while the previous step is computed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -43,12 +43,14 @@ def step_data(
     tokens: TokenStore,
     unit: str,
     micro_batch_tokens: int,
+    shares: Sequence[float],
     packing: bool,
     device: torch.device,
 ) -> StepData:
-    """The micro-batches of one step, of at most so many tokens each, on the device."""
+    """The micro-batches of one step, of at most so many tokens each, on the device. `shares`: of the step's tokens, by
+    process."""
     rows = schedule.step_rows(step)
-    mine = share_of(rows, tokens.lengths, distributed.rank(), distributed.world())
+    mine = share_of(rows, tokens.lengths, distributed.rank(), shares)
     micro = micro_batches(mine, tokens.sizes, micro_batch_tokens, packing)
     batches = [collate(tokens, m, packing) for m in micro]
     supervised = sum(b.supervised_tokens for b in batches)
