@@ -31,7 +31,7 @@ def row_losses(
             with autocast(plan):
                 losses_N = token_losses(model, batch, head)
             found[rows, 0], found[rows, 1] = _by_row(method, batch, losses_N)
-    return np.array(distributed.add_up(found.ravel().tolist(), device)).reshape(found.shape)
+    return np.array(distributed.add_up(found.ravel().tolist())).reshape(found.shape)
 
 
 def _by_row(method: Method, batch: Batch, losses_N: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

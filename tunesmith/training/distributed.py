@@ -1,6 +1,8 @@
-"""Several processes as one: start them, add up what each found. With one process every function is a no-op."""
+"""Several processes as one: how they join, and small values that they share. Values go through host memory, over
+loopback (gloo). With one process every function is a no-op."""
 
 import os
+import sys
 from datetime import timedelta
 
 import torch
@@ -9,7 +11,6 @@ import torch.distributed as dist
 from tunesmith import machine
 from tunesmith.errors import UserError
 
-BUCKET_BYTES = 32 * 2**20
 ALLOCATOR = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}  # settings of torch's, read when a GPU is first used
 
 
@@ -37,7 +38,8 @@ def join(device_type: str) -> torch.device:
         _check_order(device)
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
         # A process that dies ends the others through the launcher, so waiting long for a slow one does no harm.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+        dist.init_process_group("gloo", timeout=timedelta(days=1))
     return device
 
 
@@ -54,11 +56,11 @@ def _check_order(device: torch.device) -> None:
         )
 
 
-def add_up(values: list[float], device: torch.device) -> list[float]:
+def add_up(values: list[float]) -> list[float]:
     """Sums over the processes, in float64 so that counts stay exact."""
     if world() == 1:
         return values
-    total = torch.tensor(values, dtype=torch.float64, device=device)
+    total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()
 
@@ -68,23 +70,6 @@ def add_up_named(values: dict[str, float]) -> dict[str, float]:
     shares = gather(values)
     names = dict.fromkeys(name for share in shares for name in share)
     return {name: sum(share.get(name, 0.0) for share in shares) for name in names}
-
-
-def add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Sums gradients over the processes in flat buckets; a process without a micro-batch contributes zeros."""
-    if world() == 1:
-        return
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    for bucket in _buckets([p.grad for p in parameters]):
-        if len(bucket) == 1 and bucket[0].is_contiguous():  # maybe a large one, of which a copy may not fit
-            dist.all_reduce(bucket[0])
-            continue
-        flat = torch.cat([g.flatten() for g in bucket])
-        dist.all_reduce(flat)
-        for g, part in zip(bucket, flat.split([g.numel() for g in bucket])):
-            g.copy_(part.view_as(g))
 
 
 def gather(value) -> list:
@@ -100,15 +85,3 @@ def wait() -> None:
     """Until all processes are here."""
     if world() > 1:
         dist.barrier()
-
-
-def _buckets(gradients: list[torch.Tensor]):
-    bucket, size = [], 0
-    for g in gradients:
-        if bucket and (size + g.nbytes > BUCKET_BYTES or g.dtype != bucket[0].dtype):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(g)
-        size += g.nbytes
-    if bucket:
-        yield bucket

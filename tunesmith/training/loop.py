@@ -13,6 +13,7 @@ import torch
 from tunesmith.model.memory import is_out_of_memory
 from tunesmith.training import checkpoint, distributed
 from tunesmith.training.divergence import check_step
+from tunesmith.training.exchange import Exchange
 from tunesmith.training.layer_transforms import CompileWatch, checkpoint_layers
 from tunesmith.training.loss import autocast, method_loss
 from tunesmith.training.oom_fallback import step_down
@@ -36,6 +37,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
     steps = job.schedule.steps
     trained = [p for p in job.model.parameters() if p.requires_grad]
     shares = Shares(state, distributed.world(), job.plan.shares == "measured")
+    exchange = Exchange(job.device)
     feed, clock, compiling = _feed(job, state), Clock(state.seconds), CompileWatch()
     if job.settings.result == "best" and state.best_step == state.step == 0 and distributed.rank() == 0:
         job.saver.save(job.model, job.optimizer, state)  # the untrained weights may stay the best
@@ -54,12 +56,12 @@ def loop(job: Job, state: checkpoint.State) -> str:
         for group in job.optimizer.param_groups:
             group["lr"] = rate
 
-        units, supervised, tokens = distributed.add_up([data.units, data.supervised_tokens, data.tokens], job.device)
+        units, supervised, tokens = distributed.add_up([data.units, data.supervised_tokens, data.tokens])
         learning = time.monotonic()
         loss, metrics, smaller = _learn(job, state, data, units, tokens)
         computed = time.monotonic() - learning
-        distributed.add_up_gradients(trained)
-        loss, smaller = distributed.add_up([loss, smaller], job.device)
+        exchange.add_up(trained)
+        loss, smaller = distributed.add_up([loss, smaller])
         used = state.shares
         if smaller:
             _agree(job, state)

@@ -119,7 +119,7 @@ def reason_to_stop(job: Job, state: checkpoint.State) -> str | None:
     together, as one alone would leave the others waiting. The run's own end comes first."""
     settings, wish = job.settings, job.requested()
     late = settings.max_minutes is not None and state.seconds >= settings.max_minutes * 60
-    stop, pause, late = distributed.add_up([float(wish == "stop"), float(wish == "pause"), float(late)], job.device)
+    stop, pause, late = distributed.add_up([float(wish == "stop"), float(wish == "pause"), float(late)])
     if late:
         return "max_minutes"
     if settings.max_tokens and state.tokens >= settings.max_tokens:

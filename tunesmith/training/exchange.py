@@ -1,0 +1,96 @@
+"""Sums gradients over the processes of a machine, through host memory that they share.
+
+Nothing is copied from GPU to GPU: on boards without peer-to-peer access such copies are slow, and on some they hang or
+give wrong bytes. Each process writes a bucket of its gradients to its own region. Then each sums one part of the bucket
+over all regions, in the order of ranks, so that all processes get the same bits and a repeated run does too.
+"""
+
+import mmap
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from tunesmith.training import distributed
+
+BUCKET_BYTES = 32 * 2**20
+
+
+class Exchange:
+    """Memory for buckets. With one process nothing is done, and none is taken."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._sets: list[list[torch.Tensor]] = []  # two sets of regions, by rank: the last result is still being read
+
+    def add_up(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Replaces the gradients by their sums; a process without a micro-batch contributes zeros."""
+        if distributed.world() == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            elif not parameter.grad.is_contiguous():
+                parameter.grad = parameter.grad.contiguous()
+        for pieces in _buckets([parameter.grad.view(-1) for parameter in parameters]):
+            flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            self._sum(flat)
+            if len(pieces) > 1:
+                for piece, part in zip(pieces, flat.split([len(piece) for piece in pieces])):
+                    piece.copy_(part)
+
+    def _sum(self, flat: torch.Tensor) -> None:
+        """Replaces a bucket by the sum of those of all processes."""
+        if not hasattr(os, "memfd_create"):  # macOS, where nothing is pinned
+            dist.all_reduce(flat)
+            return
+        if not self._sets:
+            self._sets = [self._shared(), self._shared()]
+        self._sets.reverse()
+        regions = [region.view(flat.dtype)[: len(flat)] for region in self._sets[0]]
+        regions[distributed.rank()].copy_(flat)
+        distributed.wait()
+        start, end = (len(flat) * place // len(regions) for place in (distributed.rank(), distributed.rank() + 1))
+        own = slice(start, end)
+        total = regions[0][own].float()  # a copy only of lower precisions, which would be rounded with each summand
+        for region in regions[1:]:
+            total += region[own]
+        regions[0][own].copy_(total)
+        distributed.wait()
+        flat.copy_(regions[0])
+
+    def _shared(self) -> list[torch.Tensor]:
+        """A region of memory for each process, which all of them see. Not /dev/shm, which Docker keeps at 64 MB."""
+        file = os.memfd_create("tunesmith")
+        os.ftruncate(file, BUCKET_BYTES)
+        paths = distributed.gather(f"/proc/{os.getpid()}/fd/{file}")
+        regions = [_mapped(path) for path in paths]
+        distributed.wait()  # until all have opened it
+        os.close(file)
+        if self._device.type == "cuda":
+            for region in regions:  # pinned, copies take half as long; where the system refuses, they work as well
+                torch.cuda.cudart().cudaHostRegister(region.data_ptr(), BUCKET_BYTES, 0)
+        return regions
+
+
+def _mapped(path: str) -> torch.Tensor:
+    file = os.open(path, os.O_RDWR)
+    try:
+        return torch.frombuffer(mmap.mmap(file, BUCKET_BYTES), dtype=torch.uint8)
+    finally:
+        os.close(file)
+
+
+def _buckets(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Flat gradients, in lists of one precision and of at most BUCKET_BYTES; larger ones in pieces."""
+    bucket, size = [], 0
+    for gradient in gradients:
+        for piece in gradient.split(BUCKET_BYTES // gradient.itemsize):
+            if bucket and (size + piece.nbytes > BUCKET_BYTES or piece.dtype != bucket[0].dtype):
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(piece)
+            size += piece.nbytes
+    if bucket:
+        yield bucket
