@@ -60,7 +60,7 @@ def main() -> None:
         rows = (f'{{"prompt": "What is {n} times {n}?", "completion": "It is {n * n}."}}\n' for n in range(400))
         (folder / "data.jsonl").write_text("".join(rows), "utf-8")
         rates = {shares: rate(folder, shares) for shares in ("equal", "measured")}
-    print(heading())
+    print("\n".join(heading("cpu")))
     for shares, (found, last) in rates.items():
         print(f"{shares:10} {found:6.0f} tokens/s, shares {last}")
     print(f"measured over equal: {rates['measured'][0] / rates['equal'][0]:.2f}; at best 2.00")
