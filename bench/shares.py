@@ -1,9 +1,9 @@
-"""What measured shares gain: tokens/s of two processes, one of which is made slower, with equal and with measured shares.
+"""Compares equal and measured shares: tokens/s of two processes, one of which is made slower.
 
     python bench/shares.py
 
-A pass of the slow process sleeps three times as long for each token, so long that sleep dominates. Each rate is the mean
-over the steps after the first few.
+A pass of the slow process sleeps three times as long for each token, so long that sleep dominates. Each rate is that of
+the second half of the steps.
 """
 
 import tempfile
