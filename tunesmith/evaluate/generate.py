@@ -1,9 +1,9 @@
 """Greedy answers to held-out prompts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tunesmith.inference.generate import Answer, generate
+from tunesmith.inference.generate import Answer, Progress, generate, unheard
 from tunesmith.inference.transformers_model import borrowed
 from tunesmith.model.positions import limit
 
@@ -13,7 +13,7 @@ def answers(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     stop_ids: Iterable[int],
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Progress = unheard,
 ) -> list[Answer]:
     """The model's greedy answer to each prompt (token ids), in order. An answer also ends where the model has no more
     positions. `progress` is called with the number of answers so far."""

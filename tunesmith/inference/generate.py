@@ -16,7 +16,12 @@ import torch
 from tunesmith.inference.loaded_model import KV, Part, Weights
 
 TOGETHER, TOKENS = 64, 16384  # sequences of a pass, and their tokens, whose keys and values are kept
+Progress = Callable[[int], None]  # called with the number of answers so far
 PREFILL_TOKENS = 2048  # prompt tokens of a pass; more need more memory and are not faster
+
+
+def unheard(done: int) -> None:
+    """Progress that is not shown."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def generate(
     together: int = TOGETHER,
     max_tokens: int = TOKENS,
     adapter: str | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Progress = unheard,
 ) -> list[list[Answer]]:
     """Returns `per_prompt` answers to each prompt (ids), in the order of the prompts. Each prompt is computed once.
 

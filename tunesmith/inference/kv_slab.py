@@ -97,9 +97,8 @@ class Decoding:
         heads, width = query_HTD.shape[0], query_HTD.shape[2]
         query_RHD = query_HTD.new_zeros(self._rows, heads, width)
         query_RHD[self._rows_N] = query_HTD[:, self.places_N].transpose(0, 1)
-        query_RKGD = query_RHD.view(
-            self._rows, key.shape[1], -1, width
-        )  # heads that share keys stand where tokens would
+        # Heads that share keys stand where tokens would.
+        query_RKGD = query_RHD.view(self._rows, key.shape[1], -1, width)
         if cap or sinks_H is not None:
             scores = query_RKGD @ key.transpose(2, 3) * scale
             sinks = None if sinks_H is None else sinks_H.view(key.shape[1], -1, 1)

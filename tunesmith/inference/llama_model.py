@@ -61,9 +61,8 @@ class LlamaWeights:
                 f"take {sequences - most} less"
             )
         tokens = min(CONTEXTS * context, limit_bytes // self.bytes_per_token)
-        self.open_context(
-            tokens + step, sequences, step
-        )  # a step may go over the limit, which is checked between steps
+        # A step may go over the limit, which is checked between steps.
+        self.open_context(tokens + step, sequences, step)
         where = "a GPU" if self._on_gpu else "cpu"
         return tokens, f"llama.cpp in this process, {where}, {self.model.description}"
 

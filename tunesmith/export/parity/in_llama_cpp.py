@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tunesmith.export.parity.subject import Generated, Progress, unheard
-from tunesmith.inference.generate import TOGETHER, generate
+from tunesmith.export.parity.subject import Generated
+from tunesmith.inference.generate import TOGETHER, Progress, generate, unheard
 from tunesmith.inference.llama_model import LlamaWeights
 
 TOKENS = 8192  # of sequences computed together

@@ -13,7 +13,8 @@ import httpx
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
-from tunesmith.export.parity.subject import Generated, Progress, one_by_one, unheard
+from tunesmith.export.parity.subject import Generated, one_by_one
+from tunesmith.inference.generate import Progress, unheard
 
 STOP = re.compile(r'^stop +(".*")$', re.MULTILINE)
 PORT = 11434

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from tunesmith.export.parity.probes import most_tokens
-from tunesmith.export.parity.subject import Generated, Progress, one_by_one, unheard
+from tunesmith.export.parity.subject import Generated, one_by_one
+from tunesmith.inference.generate import Progress, unheard
 from tunesmith.inference.vllm_client import VllmClient, VllmRefusal
 from tunesmith.inference.vllm_process import Child, find, precision_of, serve_arguments
 from tunesmith.model.load import config_of, eos_ids

@@ -12,16 +12,11 @@ from transformers import AutoTokenizer
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.evaluate.generate import answers
-from tunesmith.inference.generate import Answer
+from tunesmith.inference.generate import Answer, Progress, unheard
 from tunesmith.model.load import config_of, eos_ids, on_best, opener_of, quieten
 from tunesmith.model.memory import release_memory
 
 T = TypeVar("T")
-Progress = Callable[[int], None]
-
-
-def unheard(done: int) -> None:
-    """Progress that is not shown."""
 
 
 class Generated(NamedTuple):
