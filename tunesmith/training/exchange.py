@@ -5,14 +5,11 @@ give wrong bytes. Each process writes a bucket of its gradients to its own regio
 over all regions, in the order of ranks, so that all processes get the same bits and a repeated run does too.
 """
 
-import mmap
-import os
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 
-from tunesmith.training import distributed
+from tunesmith.training import distributed, shared_memory
 
 BUCKET_BYTES = 32 * 2**20
 
@@ -42,11 +39,8 @@ class Exchange:
 
     def _sum(self, flat: torch.Tensor) -> None:
         """Replaces a bucket by the sum of those of all processes."""
-        if not hasattr(os, "memfd_create"):  # macOS, where nothing is pinned
-            dist.all_reduce(flat)
-            return
         if not self._sets:
-            self._sets = [self._shared(), self._shared()]
+            self._sets = [shared_memory.one_each(BUCKET_BYTES, self._device) for _ in range(2)]
         self._sets.reverse()
         regions = [region.view(flat.dtype)[: len(flat)] for region in self._sets[0]]
         regions[distributed.rank()].copy_(flat)
@@ -59,27 +53,6 @@ class Exchange:
         regions[0][own].copy_(total)
         distributed.wait()
         flat.copy_(regions[0])
-
-    def _shared(self) -> list[torch.Tensor]:
-        """A region of memory for each process, which all of them see. Not /dev/shm, which Docker keeps at 64 MB."""
-        file = os.memfd_create("tunesmith")
-        os.ftruncate(file, BUCKET_BYTES)
-        paths = distributed.gather(f"/proc/{os.getpid()}/fd/{file}")
-        regions = [_mapped(path) for path in paths]
-        distributed.wait()  # until all have opened it
-        os.close(file)
-        if self._device.type == "cuda":
-            for region in regions:  # pinned, copies take half as long; where the system refuses, they work as well
-                torch.cuda.cudart().cudaHostRegister(region.data_ptr(), BUCKET_BYTES, 0)
-        return regions
-
-
-def _mapped(path: str) -> torch.Tensor:
-    file = os.open(path, os.O_RDWR)
-    try:
-        return torch.frombuffer(mmap.mmap(file, BUCKET_BYTES), dtype=torch.uint8)
-    finally:
-        os.close(file)
 
 
 def _buckets(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

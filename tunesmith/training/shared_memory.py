@@ -1,0 +1,70 @@
+"""Host memory that all training processes of a machine see. On a machine with a GPU it is pinned for faster copies."""
+
+import mmap
+import os
+import tempfile
+import weakref
+from contextlib import suppress
+
+import torch
+
+from tunesmith.training import distributed
+
+
+def one_each(nbytes: int, device: torch.device) -> list[torch.Tensor]:
+    """A region of bytes for each process, in rank order, on all of them."""
+    file, own = _file(nbytes)
+    regions = [_mapped(path, nbytes, device) for path in distributed.gather(own)]
+    _close(file, own)
+    return regions
+
+
+def one(nbytes: int, device: torch.device) -> torch.Tensor:
+    """One region of bytes for all processes."""
+    file, own = _file(nbytes) if distributed.rank() == 0 else (None, "")
+    region = _mapped(distributed.gather(own)[0], nbytes, device)
+    _close(file, own)
+    return region
+
+
+def _file(nbytes: int) -> tuple[int, str]:
+    """An open file in memory and its path. Not in /dev/shm, which Docker limits to 64 MB."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("tunesmith")
+        path = f"/proc/{os.getpid()}/fd/{file}"
+    else:  # macOS
+        file, path = tempfile.mkstemp(prefix="tunesmith-")
+    os.ftruncate(file, nbytes)
+    return file, path
+
+
+def _mapped(path: str, nbytes: int, device: torch.device) -> torch.Tensor:
+    file = os.open(path, os.O_RDWR)
+    try:
+        memory = mmap.mmap(file, nbytes)
+    finally:
+        os.close(file)
+    region = torch.frombuffer(memory, dtype=torch.uint8)
+    if device.type == "cuda" and pin(region, device):
+        weakref.finalize(memory, torch.cuda.cudart().cudaHostUnregister, region.data_ptr())
+    return region
+
+
+def pin(region: torch.Tensor, device: torch.device) -> bool:
+    """Registers host memory with the GPU, for copies in the background and in half the time. Returns False where the
+    system refuses, as WSL2 may: copies work all the same."""
+    runtime = torch.cuda.cudart()
+    if runtime.cudaHostRegister(region.data_ptr(), region.nbytes, 0) == runtime.cudaError.success:
+        return True
+    with suppress(RuntimeError):
+        torch.zeros(1, device=device)  # raises the error that CUDA still holds, which nothing else must find
+    return False
+
+
+def _close(file: int | None, path: str) -> None:
+    """Closes a file that all processes have mapped. Its memory is freed with the last mapping."""
+    distributed.wait()
+    if file is not None:
+        os.close(file)
+        if not path.startswith("/proc/"):
+            os.unlink(path)
