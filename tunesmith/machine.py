@@ -1,5 +1,6 @@
 """The hardware of this machine: GPUs, cores, memory, disk. Probed without torch, which takes seconds to import."""
 
+import math
 import os
 import platform
 import shutil
@@ -10,6 +11,11 @@ from typing import Any
 
 from tunesmith.errors import UserError
 
+# Where Linux tells the memory limit of a container and its use: version 2 of control groups, and version 1.
+CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 NO_GPU = ("-1", "none", "void", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that hide every GPU
 
 
@@ -85,14 +91,30 @@ def _cpuinfo(key: str) -> str:
 
 
 def memory() -> tuple[int, int]:
-    """Returns (total, available) bytes of memory. Without /proc, available equals total."""
+    """Returns (total, available) bytes of memory, within the limit of the container. Without /proc, available equals
+    total."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return total, total
     kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    return kilobytes["MemTotal"] * 1024, kilobytes["MemAvailable"] * 1024
+    total, available = kilobytes["MemTotal"] * 1024, kilobytes["MemAvailable"] * 1024
+    limit, used = _container_memory()
+    return min(total, limit), min(available, max(0, limit - used))
+
+
+def _container_memory() -> tuple[Any, int]:
+    """The limit of this process's container and the bytes that it uses without its file cache; no limit is infinite."""
+    for folder, limit, used in CGROUPS:
+        try:
+            text = (folder / limit).read_text().strip()
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            cache = int(stat["active_file"]) + int(stat["inactive_file"])
+            return math.inf if text == "max" else int(text), int((folder / used).read_text()) - cache
+        except (OSError, ValueError, KeyError):
+            continue
+    return math.inf, 0
 
 
 def find_gpus() -> tuple[str | None, list[Gpu]]:
