@@ -257,6 +257,9 @@ def played():
         get_rng_state=lambda *_: torch.get_rng_state(),
         set_rng_state=lambda state, *_: torch.set_rng_state(state),
         manual_seed_all=lambda _: None,
+        cudart=lambda: SimpleNamespace(
+            cudaHostRegister=lambda *_: 0, cudaHostUnregister=lambda _: 0, cudaError=SimpleNamespace(success=0)
+        ),
         Stream=_Stream,
         current_stream=_Stream,
         stream=lambda _: nullcontext(),
@@ -277,6 +280,7 @@ def played():
             cpu=lambda x: x.to(CPU),
             cuda=lambda x, *_: x.to(GPU),
             pin_memory=lambda x: x,
+            is_pinned=lambda x, *_: True,
             create=True,
         ),
         patch.multiple(torch, **{name: _anywhere(getattr(torch, name)) for name in MAKERS}),

@@ -26,6 +26,8 @@ class Plan:
     threads: int
     shares: str = "equal"
     """Each process's share of a step's tokens: equal, or by its measured speed."""
+    kept_layers: list[int] | None = None
+    """How many decoder layers each process keeps on its GPU, the others staying in host memory; None: all."""
     reasons: dict[str, str] = field(default_factory=dict)
     base: str = ""
     """Folder of the base model."""

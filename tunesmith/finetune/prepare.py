@@ -24,6 +24,7 @@ from tunesmith.model.tokenizer_files import save_tokenizer
 from tunesmith.planner import unusual
 from tunesmith.planner.decide import choose, for_model, within
 from tunesmith.planner.fit import fitted
+from tunesmith.planner.kept_layers import with_kept_layers
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
@@ -56,6 +57,7 @@ def prepare(run: Run) -> None:
     positions = trained_positions(config)
     if positions and plan.sequence_length > positions:
         plan = within(plan, recipe, limit_of(config))
+    plan = with_kept_layers(plan, recipe, config, base, machine)
     for line in unusual.check(recipe, plan, config):
         run.log("warning", message=line)
     plan, measured = fitted(run, plan, base, positions or UNKNOWN_POSITIONS)

@@ -100,7 +100,7 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
     if distributed.rank() == 0:
         for folder in damaged:
             checkpoint.set_aside(folder)
-    if state.checkpointing and plan.gradient_checkpointing != "on":
+    if state.checkpointing and plan.gradient_checkpointing != "on" and not built.walk:
         layer_transforms.checkpoint_layers(model, "on")
     job = Job(
         run=run,

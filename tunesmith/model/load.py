@@ -93,10 +93,10 @@ def dequantising(config) -> dict:
     return {"quantization_config": Mxfp4Config(dequantize=True)} if stored_as(config) == MXFP4 else {}
 
 
-def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
-    """The language model, on the CPU, or on the GPU if it is quantised; `dtype` a torch dtype, `attention` as
-    transformers names it, or None for its own choice. Raises UserError unless the files hold all of its weights and
-    nothing else."""
+def load(model: Model, folder: Path, dtype, attention: str | None, seed: int, on_host: bool = False):
+    """The language model, on the CPU, or on the GPU if it is quantised and not `on_host`; `dtype` a torch dtype,
+    `attention` as transformers names it, or None for its own choice. Raises UserError unless the files hold all of its
+    weights and nothing else."""
     import torch
 
     quieten()
@@ -112,6 +112,8 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int):
         from tunesmith.model import quantize
 
         options["quantization_config"] = quantize.settings(model.quantize, dtype, empty(config))
+        if on_host:
+            options["device_map"] = {"": "cpu"}
     try:
         loaded, info = opener.from_pretrained(
             folder,

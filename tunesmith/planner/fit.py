@@ -175,14 +175,18 @@ def learn(trial: Any, rows: int, length: int, device: Any) -> None:
     """One step from random tokens, all of them supervised."""
     import torch
 
-    from tunesmith.training.batch import collate
+    from tunesmith.training.batch import Batch, collate
     from tunesmith.training.loss import autocast, total_loss
+    from tunesmith.training.walk import backward
 
     ids = np.random.default_rng(0).integers(0, trial.model.config.get_text_config().vocab_size, length)
     batch = collate([(ids, np.ones(length, bool))] * rows, np.arange(rows), trial.plan.packing).to(device)
-    with autocast(trial.plan):
-        total = total_loss(trial.model, batch, trial.head)
-    (total / length).backward()
+
+    def loss(batch: Batch) -> torch.Tensor:
+        with autocast(trial.plan):
+            return total_loss(trial.model, batch, trial.head) / length
+
+    backward(trial.walk, [batch], loss, router_loss=lambda batch: 0.0, seed=lambda batch: None)
     trial.optimizer.step()
     trial.optimizer.zero_grad(set_to_none=True)
     if device.type == "cuda":  # it is timed

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,9 +17,11 @@ from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 from tunesmith.training import layer_transforms, packed_attention
 from tunesmith.training.expert_routing import Routing
+from tunesmith.training.home import Home
 from tunesmith.training.loss import Head, autocast, find_head
 from tunesmith.training.offload import Offload
 from tunesmith.training.optimizer import build_optimizer
+from tunesmith.training.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -40,21 +43,23 @@ class Trainable:
     routing: Routing
     optimizer: torch.optim.Optimizer
     plan: Plan  # as it suits this model
+    walk: Walk | None = None  # if layers stay in host memory
 
 
 def build(run: Run, plan: Plan, base: Path, device: torch.device, log: Callable) -> Trainable:
     """The recipe's model, ready to train. Raises UserError for a setting that does not suit the model."""
     model = load_model(run, plan, base)
     model = adapt_model(run, model)
-    model = model.to(device)  # sharding, and layers that stay in host memory, go here
-    return transform(model, run.recipe, plan, inspect(model, plan, log), log)
+    home = place(model, plan, device, log)
+    return transform(model, run.recipe, plan, inspect(model, plan, log), log, home)
 
 
 def load_model(run: Run, plan: Plan, base: Path):
     """The base model on the CPU in the plan's precision, quantised as the recipe says."""
     recipe = run.recipe
     attention = packed_attention.choose(load.config_of(base), plan.packing)
-    return load.load(recipe.model, base, getattr(torch, plan.weights), attention, recipe.seed)
+    on_host = plan.kept_layers is not None
+    return load.load(recipe.model, base, getattr(torch, plan.weights), attention, recipe.seed, on_host)
 
 
 def adapt_model(run: Run, model):
@@ -63,6 +68,22 @@ def adapt_model(run: Run, model):
     new_ids = adapt.new_token_ids(tokenizer, recipe.model.new_tokens)
     torch.manual_seed(recipe.seed)
     return adapt.adapt(model, recipe.adapter, new_ids, tokenizer.vocab_size if new_ids else 0)
+
+
+def place(model, plan: Plan, device: torch.device, log: Callable) -> Home | None:
+    """Moves the model to the device, except for layers that stay in host memory. Returns the home of these, or None."""
+    if plan.kept_layers is None:
+        model.to(device)
+        return None
+    home = Home(layer_transforms.decoder_layers(model), plan.kept_layers, device)
+    home.place(model)
+    if not home.pinned:
+        log(
+            "warning",
+            message="the system refuses to pin host memory, so layers come to the GPU at about half the speed; "
+            "on WSL2, raise its memory in .wslconfig",
+        )
+    return home
 
 
 def inspect(model, plan: Plan, log: Callable) -> Facts:
@@ -85,7 +106,7 @@ def inspect(model, plan: Plan, log: Callable) -> Facts:
     return Facts(not_packed, head)
 
 
-def transform(model, recipe: Recipe, plan: Plan, facts: Facts, log: Callable) -> Trainable:
+def transform(model, recipe: Recipe, plan: Plan, facts: Facts, log: Callable, home: Home | None = None) -> Trainable:
     """Changes a model on its device into one that trains, in one visible order. Tracing without real numbers calls this
     with given facts. Raises UserError for a setting that does not suit the model."""
     settings, problems = recipe.train, {}
@@ -97,12 +118,18 @@ def transform(model, recipe: Recipe, plan: Plan, facts: Facts, log: Callable) ->
         problems["tiled_mlp"] = layer_transforms.tile_mlps(model)
     if plan.compile:
         problems["compile"] = layer_transforms.compile_layers(model, cache_folder() / "inductor")
-    if plan.gradient_checkpointing != "off":
-        offload = Offload(next(model.parameters()).device) if plan.activation_offload else None
-        layer_transforms.checkpoint_layers(model, plan.gradient_checkpointing, offload)
+    walk = None
+    if home:  # a walk recomputes all layers by itself
+        walk = Walk(model, home, partial(autocast, plan), plan.packing, _offload(model, plan))
+    elif plan.gradient_checkpointing != "off":
+        layer_transforms.checkpoint_layers(model, plan.gradient_checkpointing, _offload(model, plan))
     for name, problem in problems.items():
         if problem and getattr(settings, name) == "on":
             raise UserError(f"train.{name}: {problem}; set train.{name}: off")
         if problem:
             log("warning", message=f"train.{name} is off: {problem}")
-    return Trainable(model, facts.head, routing, build_optimizer(model, settings), plan)
+    return Trainable(model, facts.head, routing, build_optimizer(model, settings), plan, walk)
+
+
+def _offload(model, plan: Plan) -> Offload | None:
+    return Offload(next(model.parameters()).device) if plan.activation_offload else None

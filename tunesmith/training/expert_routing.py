@@ -35,8 +35,9 @@ class Routing:
             self._logits[name] = outputs[index] if isinstance(outputs, tuple) else outputs
 
     def loss(self, batch: Batch, step_tokens: float) -> torch.Tensor | float:
-        """A micro-batch's part of the step's loss: coefficient times the mean over layers of E * sum of (share of
-        tokens * mean probability), equations 4 to 6 of Fedus et al. 2021, weighted by the micro-batch's tokens."""
+        """The part of a micro-batch, and of the routers that ran since the last call, in the step's loss: coefficient
+        times the mean over layers of E * sum of (share of tokens * mean probability), equations 4 to 6 of Fedus et al.
+        2021, weighted by the micro-batch's tokens."""
         losses = []
         for name, logits_nE in self._logits.items():
             probability_nE = self._probabilities(_without_padding(logits_nE, batch).float())
@@ -48,7 +49,8 @@ class Routing:
         self._logits.clear()
         if not self._coefficient or not losses:
             return 0.0
-        return self._coefficient * torch.stack(losses).mean() * (sum(batch.lengths) / step_tokens)
+        mean = torch.stack(losses).sum() / len(self._watched)  # a walk runs one layer at a time
+        return self._coefficient * mean * (sum(batch.lengths) / step_tokens)
 
     def _probabilities(self, router_nE: torch.Tensor) -> torch.Tensor:
         """Returns a router's output as probabilities; Gemma 4's routers give probabilities already. The check runs
@@ -75,7 +77,8 @@ class Routing:
         shares = [share for share in gathered if share]  # a process may have had no micro-batch
         if not shares:
             return {}
-        layers = [torch.tensor([share[name] for share in shares]).sum(0).float() for name in self._watched]
+        names = [name for name in self._watched if name in shares[0]]  # a walk leaves out layers below all trained ones
+        layers = [torch.tensor([share[name] for share in shares]).sum(0).float() for name in names]
         return {"expert_load": [round((total_E.max() / total_E.mean()).item(), 3) for total_E in layers]}
 
 

@@ -8,10 +8,12 @@ method has it, over all micro-batches and processes. `step.py` has the half of a
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from tunesmith.model.memory import is_out_of_memory
 from tunesmith.training import checkpoint, distributed
+from tunesmith.training.batch import Batch
 from tunesmith.training.divergence import check_step
 from tunesmith.training.exchange import Exchange
 from tunesmith.training.layer_transforms import CompileWatch, checkpoint_layers
@@ -30,6 +32,7 @@ from tunesmith.training.step import (
     update,
     wait_while_paused,
 )
+from tunesmith.training.walk import backward
 
 
 def loop(job: Job, state: checkpoint.State) -> str:
@@ -50,7 +53,6 @@ def loop(job: Job, state: checkpoint.State) -> str:
         state.step += 1
         data = next(feed)
         waited = time.monotonic() - began
-        seed_step(job.seed, state.step)
         job.model.train()
         rate = learning_rate(state.step, steps, job.settings)
         for group in job.optimizer.param_groups:
@@ -126,7 +128,7 @@ def _learn(
     smaller = 0
     while True:
         try:
-            return *_backward(job, data, units, tokens), smaller
+            return *_gradients(job, state, data, units, tokens), smaller
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -138,24 +140,34 @@ def _learn(
         smaller += 1
         now = step_down(state, data.batches, f"step {state.step}")
         job.log("warning", message=f"step {state.step} ran out of memory and is repeated: {now}")
-        if state.checkpointing:
+        if state.checkpointing and not job.walk:
             checkpoint_layers(job.model, "on")
         data = _data(job, state, state.step)
-        seed_step(job.seed, state.step)
 
 
-def _backward(job: Job, data: StepData, units: float, tokens: float) -> tuple[float, dict[str, float]]:
+def _gradients(
+    job: Job, state: checkpoint.State, data: StepData, units: float, tokens: float
+) -> tuple[float, dict[str, float]]:
     """This process's share of the mean over all `units` of the step: the loss, without that of the routers, and the
     method's metrics. `tokens`: all tokens of the step."""
     total, sums = torch.zeros((), device=job.device), {}
-    for batch in data.batches:
+
+    def loss(batch: Batch) -> torch.Tensor:
         with autocast(job.plan):
             loss, metrics = method_loss(job.method, job.model, batch, job.head)
         loss = loss / units
-        (loss + job.routing.loss(batch, tokens)).backward()
-        total += loss.detach()
+        total.add_(loss.detach())
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0) + value.detach()
+        return loss
+
+    def router_loss(batch: Batch) -> torch.Tensor | float:
+        return job.routing.loss(batch, tokens)
+
+    def seed(batch: Batch) -> None:
+        torch.manual_seed(random_seed(job.seed, state.step, batch.rows[0]))
+
+    backward(job.walk, data.batches, loss, router_loss, seed)
     return total.item(), {name: value.item() / units for name, value in sums.items()}
 
 
@@ -166,10 +178,11 @@ def _agree(job: Job, state: checkpoint.State) -> None:
     if agreed != (state.micro_batch_tokens, state.checkpointing):
         job.log("warning", message=f"step {state.step} ran out of memory in another process; all take smaller parts")
     state.micro_batch_tokens, state.checkpointing = agreed
-    if state.checkpointing:
+    if state.checkpointing and not job.walk:
         checkpoint_layers(job.model, "on")
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Random numbers are a function of (seed, step, process): nothing of them need be saved to resume."""
-    torch.manual_seed((seed * 1_000_003 + step) * 1024 + distributed.rank())
+def random_seed(*numbers: int) -> int:
+    """Random numbers are a function of (seed, step, first row of the micro-batch): nothing of them need be saved to
+    resume, and they do not depend on the process."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -37,9 +37,10 @@ class Offload:
         self.sent_bytes = 0
 
     def hooks(self):
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        return torch.autograd.graph.saved_tensors_hooks(self.keep, self.take)
 
-    def _pack(self, tensor: torch.Tensor) -> _Kept | torch.Tensor:
+    def keep(self, tensor: torch.Tensor) -> _Kept | torch.Tensor:
+        """Starts to copy a tensor to host memory."""
         if tensor.device != self._device or not tensor.is_floating_point():
             return tensor
         pieces = tensor.flatten().split(PIECE_BYTES // tensor.itemsize)
@@ -57,7 +58,8 @@ class Offload:
         self.sent_bytes += tensor.nbytes
         return kept
 
-    def _unpack(self, kept: _Kept | torch.Tensor) -> torch.Tensor:
+    def take(self, kept: _Kept | torch.Tensor) -> torch.Tensor:
+        """The tensor on the device again. Starts to copy the one that was kept just before it."""
         if isinstance(kept, torch.Tensor):
             return kept
         here = torch.cuda.current_stream(self._device) if self._side else None

@@ -26,6 +26,7 @@ from tunesmith.training.checkpoint_writer import Saver
 from tunesmith.training.divergence import check_held_out
 from tunesmith.training.expert_routing import Routing
 from tunesmith.training.loss import Head
+from tunesmith.training.walk import Walk
 
 SECONDS_BETWEEN_LOOKS = 0.25  # while a run is paused
 
@@ -41,6 +42,7 @@ class Job:
     model: torch.nn.Module
     head: Head | None
     routing: Routing
+    walk: Walk | None
     optimizer: torch.optim.Optimizer
     tokens: TokenStore
     held_out: TokenStore
