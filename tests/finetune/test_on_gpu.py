@@ -113,6 +113,21 @@ def test_every_switch_learns_the_same(quick, on_gpu, settings):
     assert losses(found) == pytest.approx(losses(expected), **bound)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("llama3", {"kept_layers": 0, "activation_offload": True}), ("gpt_oss", {"kept_layers": 1, "micro_batch": 1})],
+    ids=str,
+)
+def test_layers_in_host_memory_learn_the_same(quick, on_gpu, name, settings):
+    """Evaluated and sampled on the way, for which the layers come to the GPU as well."""
+    asked = dict(model={"dtype": "float32"})
+    found = on_gpu(train, quick(name, "gpu", settings, **asked))
+    expected = train(quick(name, "cpu", **asked))
+    assert losses(found) == pytest.approx(losses(expected), abs=BOUND)
+    ends = [[event["loss"] for event in run.events("eval")] for run in (found, expected)]
+    assert ends[0] == pytest.approx(ends[1], abs=BOUND) and warnings(found) == warnings(expected)
+
+
 def test_a_resumed_run_is_the_same_run(quick, on_gpu):
     run = on_gpu(train, quick("llama3", "gpu", {"max_steps": 6, "save_every": 2}, tokens=("<new>",)))
     whole = losses(run)

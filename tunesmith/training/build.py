@@ -92,7 +92,7 @@ def inspect(model, plan: Plan, log: Callable) -> Facts:
     if problem := packed_attention.use_flash_attention_3(model.device):
         log("warning", message=problem)
     with autocast(plan):
-        not_packed = packed_attention.why_not_packed(model) if plan.packing else None
+        not_packed = packed_attention.why_not_packed(model, plan.kept_layers is None) if plan.packing else None
         packed_attention.check_causal(model)
     packing = plan.packing and not not_packed
     # Modules trained whole are in float32 among weights in bfloat16. Over float32 weights the head is found exactly.

@@ -96,9 +96,10 @@ def use_flash_attention_3(device: torch.device) -> str | None:
     return None
 
 
-def why_not_packed(model) -> str | None:
+def why_not_packed(model, backward: bool = True) -> str | None:
     """Returns the reason why examples of this model cannot be packed, or None if they can: if packed documents do not
     see each other, and no token sees later ones. Raises RuntimeError if there is too little memory for the check.
+    `backward`: whether to try a backward pass as well, which layers in host memory do not allow here.
 
     The check runs the model itself. The logits of a document must not change when the document before it changes, nor
     when its own last token changes. They must also be close to those of the document alone under the model's own
@@ -110,7 +111,7 @@ def why_not_packed(model) -> str | None:
     training = model.training
     model.eval()
     try:
-        if model.device.type == "cuda":  # whose kernels may lack a backward pass alone
+        if backward and model.device.type == "cuda":  # whose kernels may lack a backward pass alone
             _packed_logits(model, first, second).sum().backward()
         with torch.inference_mode():
             packed, changed = (

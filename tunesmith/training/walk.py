@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tunesmith.errors import UserError
+from tunesmith.errors import UserError, first_line
+from tunesmith.model.memory import is_out_of_memory
 from tunesmith.model.text import base_of
 from tunesmith.training.batch import Batch, collate
 from tunesmith.training.home import Home
@@ -64,7 +65,10 @@ class Walk:
         self._decoder = base_of(model).get_decoder()
         self._layers = [_Layer(index, layer) for index, layer in enumerate(decoder_layers(model))]
         self._trains = [any(p.requires_grad for p in layer.module.parameters()) for layer in self._layers]
-        self._check(type(base_of(model)).__name__, packed)
+        trial = collate(TRIAL, np.array([0]), packed).to(home.device)
+        self._check_form(type(base_of(model)).__name__, trial)
+        self._check_backward(trial)
+        model.zero_grad(set_to_none=True)
 
     def backward(self, batches: list[Batch], loss: Loss, router_loss: RouterLoss, seed: Seed) -> None:
         """As the function above; a parameter's gradients are added in the same order."""
@@ -155,7 +159,7 @@ class Walk:
             for layer in self._layers:
                 layer.stand_in = None
 
-    def _check(self, name: str, packed: bool) -> None:
+    def _check_form(self, name: str, trial: Batch) -> None:
         """Runs the model once, to see that each layer's input is the output of the one before and nothing else passes
         from layer to layer."""
         last, called, given, beside = None, [], [], []
@@ -175,7 +179,7 @@ class Walk:
 
         try:
             with torch.no_grad(), self._standing_in(observe), self._precision():
-                forward(self._decoder, collate(TRIAL, np.array([0]), packed).to(self.home.device))
+                forward(self._decoder, trial)
         except TypeError:  # the hidden state is not the first argument
             called = []
         shared = any(isinstance(value, dict) and value for _, kwargs in given for value in kwargs.values())
@@ -185,6 +189,22 @@ class Walk:
                 f"train.kept_layers: the layers of {name} cannot be computed one at a time, because more than the "
                 "hidden state passes between them; use a model that fits on the GPU whole, or model.quantize: nf4"
             )
+
+    def _check_backward(self, trial: Batch) -> None:
+        """Runs a backward pass, which kernels for packed examples may lack on some GPUs."""
+
+        def loss(batch: Batch) -> torch.Tensor:
+            with self._precision():
+                return forward(self._decoder, batch).last_hidden_state.float().sum()
+
+        try:
+            self.backward([trial], loss, lambda batch: 0.0, lambda batch: None)
+        except (NotImplementedError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"data.packing: the model has no backward pass here ({first_line(error)}); set it to false"
+            ) from None
 
 
 class _Layer:
