@@ -56,26 +56,26 @@ def hears_nothing(folder: Path) -> None:
 
 
 def launch_two(entry, folder: Path) -> None:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-
     signals.SECOND_SIGNAL_AFTER_SECONDS = 0
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 2)
     try:
         launch.launch(entry, 2, folder)
-    except SignalException:
+    except Interrupted:
         os._exit(STOPPED)
 
 
 @pytest.fixture
 def launched(tmp_path):
-    """Gives a launcher whose two processes are at work."""
+    """Gives a launcher whose two processes are at work, and which has got a signal."""
 
-    def start(entry):
+    def start(entry, number=signal.SIGTERM):
         launcher = multiprocessing.get_context("spawn").Process(target=launch_two, args=(entry, tmp_path))
         launcher.start()
         wait_for(lambda: count(tmp_path, "process") == 2)
-        os.kill(launcher.pid, signal.SIGTERM)
+        os.kill(launcher.pid, number)
+        if number == signal.SIGKILL:
+            return launcher
         wait_for(lambda: (tmp_path / "output").read_text().count("a second signal stops at once") == 1)
         return launcher
 
@@ -106,6 +106,48 @@ def test_a_second_signal_kills(launched, tmp_path):
     launcher = launched(hears_nothing)
     os.kill(launcher.pid, signal.SIGTERM)
     assert ended(launcher) == STOPPED
+    for file in tmp_path.glob("process-*"):
+        assert not Path("/proc", file.name.removeprefix("process-")).exists()
+
+
+def test_processes_end_with_a_launcher_that_is_killed(launched, tmp_path):
+    launched(hears_nothing, signal.SIGKILL)
+    wait_for(
+        lambda: not any(Path("/proc", file.name.partition("-")[2]).exists() for file in tmp_path.glob("process-*"))
+    )
+
+
+def second_dies(folder: Path) -> None:
+    """One process is killed while the other does something long that no exchange ends."""
+    (folder / f"process-{os.getpid()}").touch()
+    wait_for(lambda: count(folder, "process") == 2)
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(10 * PATIENCE_SECONDS)
+
+
+def second_raises(folder: Path) -> None:
+    distributed.join("cpu")
+    if distributed.rank() == 1:
+        raise KeyError("injected")
+    distributed.wait()
+
+
+@pytest.mark.parametrize(
+    "entry, kind, message",
+    [
+        (second_dies, "SIGKILL", "died at step 0, starting: SIGKILL, as the system does when memory runs out"),
+        (second_raises, "KeyError", "died at step 0: KeyError: 'injected'\nTraceback"),
+    ],
+    ids=["dies", "raises"],
+)
+def test_all_end_when_one_does_and_it_is_the_one_that_is_named(tmp_path, monkeypatch, entry, kind, message):
+    monkeypatch.setattr(launch, "START_METHOD", "forkserver")
+    with pytest.raises(launch.Failed) as raised:
+        launch.launch(entry, 2, tmp_path)
+    failure = raised.value.failure
+    assert (failure.process, failure.kind) == (1, kind)
+    assert str(failure.error).startswith(f"training process 1 of 2 {message}")
     for file in tmp_path.glob("process-*"):
         assert not Path("/proc", file.name.removeprefix("process-")).exists()
 

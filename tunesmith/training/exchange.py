@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 
 from tunesmith.training import distributed
+from tunesmith.training.progress_marks import mark
 
 BUCKET_BYTES = 32 * 2**20
 
@@ -28,6 +28,7 @@ class Exchange:
         """Replaces the gradients by their sums; a process without a micro-batch contributes zeros."""
         if distributed.world() == 1:
             return
+        mark("exchanging gradients")
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -43,7 +44,7 @@ class Exchange:
     def _sum(self, flat: torch.Tensor) -> None:
         """Replaces a bucket by the sum of those of all processes."""
         if not hasattr(os, "memfd_create"):  # macOS, where nothing is pinned
-            dist.all_reduce(flat)
+            distributed.add_up_tensor(flat)
             return
         if not self._sets:
             self._sets = [self._shared(), self._shared()]

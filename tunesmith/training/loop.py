@@ -19,6 +19,7 @@ from tunesmith.training.loss import autocast, method_loss
 from tunesmith.training.oom_fallback import step_down
 from tunesmith.training.optimizer import learning_rate
 from tunesmith.training.prefetch import StepData, step_data, steps_ahead
+from tunesmith.training.progress_marks import mark
 from tunesmith.training.shares import Shares
 from tunesmith.training.step import (
     Clock,
@@ -48,7 +49,9 @@ def loop(job: Job, state: checkpoint.State) -> str:
     while state.step < steps and not reason:
         began = time.monotonic()
         state.step += 1
+        mark("waiting for data", state.step)
         data = next(feed)
+        mark("forward")
         waited = time.monotonic() - began
         seed_step(job.seed, state.step)
         job.model.train()
