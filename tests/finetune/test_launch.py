@@ -11,11 +11,13 @@ import pytest
 from tunesmith.errors import Interrupted
 from tunesmith.finetune import job, launch, signals
 from tunesmith.finetune.worker import work as worker_work
+from tunesmith.machine import Gpu
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed, loop
 
 PATIENCE_SECONDS = 240
 STOPPED = 130
+GPUS = [Gpu(number, "RTX 3090", 24, 24, (8, 6), f"GPU-{number}") for number in (1, 3)]
 
 
 def wait_for(is_so) -> None:
@@ -42,7 +44,7 @@ def saves_when_told(folder: Path) -> None:
     """Asked to stop, it takes until a file is there, and ends well, as a run does that was at its end already."""
     asked = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-    (folder / f"process-{os.getpid()}").touch()
+    (folder / f"process-{os.getpid()}").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
     wait_for(lambda: asked)
     (folder / f"asked-{os.getpid()}").touch()
     wait_for((folder / "go").exists)
@@ -60,7 +62,7 @@ def launch_two(entry, folder: Path) -> None:
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 2)
     try:
-        launch.launch(entry, 2, folder)
+        launch.launch(entry, 2, folder, gpus=GPUS)
     except Interrupted:
         os._exit(STOPPED)
 
@@ -100,6 +102,7 @@ def test_it_waits_as_long_as_saving_takes(launched, tmp_path, seconds):
     assert launcher.is_alive()
     (tmp_path / "go").touch()
     assert ended(launcher) == 0 and count(tmp_path, "saved") == 2
+    assert {file.read_text() for file in tmp_path.glob("process-*")} == {"GPU-1,GPU-3"}
 
 
 def test_a_second_signal_kills(launched, tmp_path):
@@ -133,20 +136,33 @@ def second_raises(folder: Path) -> None:
     distributed.wait()
 
 
+def second_loses_its_gpu(folder: Path) -> None:
+    distributed.join("cpu")
+    if distributed.rank() == 1:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+    distributed.wait()
+
+
 @pytest.mark.parametrize(
-    "entry, kind, message",
+    "entry, kind, may_pass, message",
     [
-        (second_dies, "SIGKILL", "died at step 0, starting: SIGKILL, as the system does when memory runs out"),
-        (second_raises, "KeyError", "died at step 0: KeyError: 'injected'\nTraceback"),
+        (second_dies, "SIGKILL", True, "died at step 0, starting: SIGKILL, as the system does when memory runs out"),
+        (second_raises, "KeyError", False, "died at step 0: KeyError: 'injected'\nTraceback"),
+        (
+            second_loses_its_gpu,
+            "CUDA error",
+            True,
+            "died at step 0: RuntimeError: CUDA error: unspecified launch failure",
+        ),
     ],
-    ids=["dies", "raises"],
+    ids=["dies", "raises", "gpu"],
 )
-def test_all_end_when_one_does_and_it_is_the_one_that_is_named(tmp_path, monkeypatch, entry, kind, message):
+def test_all_end_when_one_does_and_it_is_the_one_that_is_named(tmp_path, monkeypatch, entry, kind, may_pass, message):
     monkeypatch.setattr(launch, "START_METHOD", "forkserver")
     with pytest.raises(launch.Failed) as raised:
         launch.launch(entry, 2, tmp_path)
     failure = raised.value.failure
-    assert (failure.process, failure.kind) == (1, kind)
+    assert (failure.process, failure.kind, failure.may_pass) == (1, kind, may_pass)
     assert str(failure.error).startswith(f"training process 1 of 2 {message}")
     for file in tmp_path.glob("process-*"):
         assert not Path("/proc", file.name.removeprefix("process-")).exists()

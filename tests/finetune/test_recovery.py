@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from tunesmith.errors import Interrupted, NotFinite, ProcessDied, UserError
 from tunesmith.evaluate.summary import summary
 from tunesmith.finetune import control, job, launch, layout, recovery, watchdog, worker
 from tunesmith.finetune.layout import Layout
+from tunesmith.finetune.prepare import prepare
 from tunesmith.machine import Gpu
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed, loop
@@ -116,21 +118,31 @@ class Killer(threading.Thread):
 
     def kill(self, moment: str) -> None:
         run, recovered = self.victim, self.victim.events("recovered")
-        failed = max((int(re.search(r"at step (\d+)", event["cause"])[1]) for event in recovered), default=0)
-        if moment == "while it starts" and recovery.last_step(run) > failed:
+        failed = [failed_at(event) for event in recovered]
+        if moment == "while it starts":
             wait_until(lambda: alive(run) or has_ended(run))
-            time.sleep(self.draw.uniform(0, 1))
-        else:
-            wait_until(lambda: last_step(run) > failed or has_ended(run))
-        if moment == "while a checkpoint is written":
-            wait_until(lambda: list(run.checkpoints.glob(".step-*.tmp")) or has_ended(run))
-        else:
-            time.sleep(self.draw.uniform(0, 0.1))
+            time.sleep(self.draw.uniform(0, 0.7))
+        if moment != "while it starts" or not is_starting(run) or recovery.last_step(run) in failed:
+            wait_until(lambda: last_step(run) > max(failed, default=0) or has_ended(run))
+            if moment == "while a checkpoint is written":
+                wait_until(lambda: list(run.checkpoints.glob(".step-*.tmp")) or has_ended(run))
+            else:
+                time.sleep(self.draw.uniform(0, 0.1))
         pids = alive(run)
         if pids and not has_ended(run):
             os.kill(pids[self.draw.choice(sorted(pids)) if self.rank is None else self.rank], self.number)
             self.killed += 1
             wait_until(lambda: len(run.events("recovered")) > len(recovered) or has_ended(run))
+
+
+def failed_at(recovered: dict) -> int:
+    """The step of the failure, at least that of the checkpoint: a process that starts does not know it yet."""
+    return max(int(re.search(r"at step (\d+)", recovered["cause"])[1]), recovered["step"])
+
+
+def is_starting(run: Run) -> bool:
+    """Whether the processes that were started last have not begun with a step."""
+    return next((e for e in reversed(run.events("start", "recovered"))), {}).get("event") != "start"
 
 
 def train_and_kill(wanted, *arguments, **settings) -> tuple[Run, int]:
@@ -160,7 +172,7 @@ def test_a_run_whose_processes_are_killed_continues_and_is_the_same_run(asked, w
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_two_hundred_kills(asked, whole, monkeypatch, kind, processes):
     monkeypatch.setattr("tunesmith.machine.cores", lambda: 4)
-    settings = {"kind": kind, "processes": processes, "max_steps": 80, "eval_every": 10}
+    settings = {"kind": kind, "processes": processes, "max_steps": 80, "epochs": 9, "eval_every": 10}
     expected = whole(**settings)
     monkeypatch.setattr(worker, "work", noting)
     run, killed = train_and_kill(asked(**settings), seed=processes, kills=34)
@@ -217,6 +229,39 @@ def test_a_process_that_hangs_in_a_layer_is_named_with_it(asked, whole, monkeypa
         "process 1 of 2 made no progress for 3 s at step 3, layer 2 of 2, forward: no cause found"
     ]
     assert happened(run) == expected
+
+
+def test_a_paused_run_does_not_hang(asked, monkeypatch):
+    monkeypatch.setattr(watchdog, "HANG_SECONDS", 2.0)
+    run = Run.create(asked(processes=1))
+    prepare(run)
+
+    def pause():
+        wait_until(lambda: last_step(run) >= 2)
+        control.request(run, "pause")
+        wait_until(lambda: run.events("pause"))
+        time.sleep(4.0)
+        control.request(run, "run")
+
+    pauser = threading.Thread(target=pause, daemon=True)
+    pauser.start()
+    with run.held():
+        recovery.train_in_processes(run, Layout(1))
+    pauser.join()
+    assert run.events("continue") and not run.events("recovered") and run.result.exists()
+
+
+@pytest.mark.parametrize("statuses, expected", [([0, 3, 0], [0, 2]), ([0, 1, None], [0, 1])])
+def test_a_gpu_is_gone_if_it_does_not_answer_or_takes_forever(monkeypatch, statuses, expected):
+    """A probe that fails for another reason says nothing about the GPU."""
+    programs = {gpu.uuid: f"sys.exit({status})" for gpu, status in zip(GPUS, statuses)}
+    programs |= {gpu.uuid: "import time; time.sleep(600)" for gpu, status in zip(GPUS, statuses) if status is None}
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        layout.subprocess, "Popen", lambda command: popen([*command[:2], f"import sys; {programs[command[-1]]}"])
+    )
+    monkeypatch.setattr(layout, "PROBE_SECONDS", 3.0)
+    assert [gpu.index for gpu in layout.answering_gpus(GPUS)] == expected
 
 
 def dying_in_step_3(folder: Path) -> None:
@@ -293,6 +338,8 @@ def test_a_run_resumed_with_another_number_of_processes_learns_the_same(asked, b
 def test_more_processes_than_cores_are_refused(asked, tmp_path):
     run = job.train(asked(max_steps=1))
     run.result.rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"--processes: 0 asked"):
+        job.resume(run.folder, processes=0)
     with pytest.raises(UserError, match=r"--processes: 4096 asked for, but this machine has \d+ cores"):
         job.resume(run.folder, processes=4096)
 

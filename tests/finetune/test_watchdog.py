@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from tests import simulated_gpu
 from tunesmith.finetune import watchdog
 from tunesmith.finetune.watchdog import Watchdog, newest_xid
 from tunesmith.machine import Gpu
@@ -177,3 +179,26 @@ def test_layers_mark_their_forward_and_backward_pass_and_change_no_gradient(shar
         "layer 1 of 3, backward",
     ]
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), hooked.parameters()))
+
+
+@pytest.mark.parametrize("pinned, expected", [(0, [1, 2, 3, 6, 5, 4]), (1, [0] * 6)])
+def test_a_gpu_marks_its_layers_itself_where_memory_can_be_pinned(shared, monkeypatch, pinned, expected):
+    driver = SimpleNamespace(cudaHostRegister=lambda *_: pinned, cudaError=SimpleNamespace(success=0))
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver, raising=False)
+    reached, reach = [], progress_marks._reach
+
+    def note(phase, layer, on_gpu):
+        reach(phase, layer, on_gpu)
+        if layer:
+            reached.append(shared.gpu_layer)
+
+    monkeypatch.setattr(progress_marks, "_reach", note)
+    with simulated_gpu.played() as gpu:
+        layers = nn.ModuleList(Layer(4, 4) for _ in range(3)).to(gpu)
+        progress_marks.mark_layers(layers)
+        hidden = torch.ones(2, 4, device=gpu)
+        for layer in layers:
+            hidden = layer(hidden)[0]
+        hidden.square().sum().backward()
+    assert reached == expected and shared.layers == 3
+    assert shared.place == "layer 1 of 3, backward"

@@ -2,6 +2,7 @@
 
 import multiprocessing.process
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -39,7 +40,7 @@ GRACE_SECONDS = 3.0  # for the others to end by themselves when one has failed
 KILL_SECONDS = 2.0  # for a killed process to end; one whose GPU does not answer may never do
 MOST_TRACE = 20_000  # characters, so that a message fits a pipe
 FOR_THE_USER = {kind.__name__: kind for kind in (Interrupted, Diverged, NotEnoughMemory, NotFinite, UserError)}
-HARDWARE_ERROR = "CUDA error"  # how the message of a GPU that fails begins
+HARDWARE_ERROR = re.compile("(CUDA|CUBLAS|cuDNN)( driver)? error")  # how the message of a GPU that fails begins
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,33 @@ def launch(entry: Callable, processes: int, *arguments: Any, gpus: Sequence[Gpu]
     """
     context = get_context(START_METHOD)
     marks = context.RawArray(progress_marks.Mark, processes)
-    with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder, _stop_signals() as signals:
+    with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder, stop_signals() as signals:
         group: list[_Process] = []
         try:
-            for rank in range(processes):
-                environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, STORE: f"{folder}/store"}
-                if gpus:
-                    environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus)
-                group.append(_Process(context, entry, arguments, environment, marks))
+            with _visible(gpus):
+                for rank in range(processes):
+                    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, STORE: f"{folder}/store"}
+                    group.append(_Process(context, entry, arguments, environment, marks))
             watchdog = Watchdog(marks, [one.process.pid or 0 for one in group], gpus)
             _watch(group, watchdog, signals)
         finally:
             _kill(group)
+
+
+@contextmanager
+def _visible(gpus: Sequence[Gpu]) -> Iterator[None]:
+    """Processes that start meanwhile see these GPUs alone, if there are any. They inherit it, because a library that
+    they import may start CUDA, which reads it once."""
+    name, before = "CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus:
+        os.environ[name] = ",".join(gpu.uuid for gpu in gpus)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
+        elif gpus:
+            del os.environ[name]
 
 
 class _Process:
@@ -147,7 +163,7 @@ def _end_with_launcher() -> None:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """The signals that asked to stop: a first one, and one that came so much later that it is a second one."""
     came, taken = StopSignals(), []
 
@@ -232,10 +248,10 @@ def _of_end(one: _Process, processes: int, watchdog: Watchdog) -> Failure:
         kind, message, trace = one.said
         if kind in FOR_THE_USER:
             return Failure(one.rank, step, kind, FOR_THE_USER[kind](message), False)
-        is_hardware = message.startswith(HARDWARE_ERROR)
-        cause = is_hardware and newest_xid(kernel_log(), watchdog.began)
-        text = f"{where}: {kind}: {cause or message}\n{trace}".strip()
-        return Failure(one.rank, step, HARDWARE_ERROR if is_hardware else kind, ProcessDied(text), is_hardware)
+        is_hardware = bool(HARDWARE_ERROR.match(message))
+        xid = newest_xid(kernel_log(), watchdog.began) if is_hardware else None
+        text = f"{where}: {kind}: {xid or message}\n{trace}".strip()
+        return Failure(one.rank, step, "CUDA error" if is_hardware else kind, ProcessDied(text), is_hardware)
     if status < 0:
         name = signal.Signals(-status).name
         why = ", as the system does when memory runs out" if name == "SIGKILL" else ""

@@ -13,6 +13,7 @@ def train_in_processes(run: Run, layout: Layout) -> None:
     checkpoint, unless they failed in the same way at the same step before. Raises ProcessDied then, and every error of
     the run at once."""
     failures: set[tuple[str, int]] = set()
+    stopped = f"stopped; `tunesmith resume {quoted(run.folder)}` continues it"
     while True:
         try:
             if layout.gpus:
@@ -21,7 +22,7 @@ def train_in_processes(run: Run, layout: Layout) -> None:
                 launch.launch(worker.work, layout.processes, run.folder)
             return
         except Interrupted:
-            raise Interrupted(f"stopped; `tunesmith resume {quoted(run.folder)}` continues it") from None
+            raise Interrupted(stopped) from None
         except launch.Failed as failed:
             failure = failed.failure
         if run.result.exists():  # the result is the last thing that is written
@@ -32,7 +33,10 @@ def train_in_processes(run: Run, layout: Layout) -> None:
         if same in failures:
             raise _given_up(failure.error, "the same happened at this step before")
         failures.add(same)
-        layout = _left(layout, failure)
+        with launch.stop_signals() as signals:  # to ask a broken GPU takes a while
+            layout = _left(layout, failure)
+        if signals:
+            raise Interrupted(stopped)
         if not layout.processes:
             raise _given_up(failure.error, "no GPU is left")
         run.log("recovered", step=last_step(run), processes=layout.processes, cause=first_line(failure.error))

@@ -18,7 +18,8 @@ from tunesmith.training.progress_marks import Mark
 
 HANG_SECONDS = 60.0
 LONGEST_SECONDS = 3600.0  # between two marks, however much the process computes, reads or writes
-GPU_PHASES = ("forward", "loss", "backward", "exchanging gradients", "updating")
+MODEL_PHASES = ("forward", "loss", "backward")
+GPU_PHASES = (*MODEL_PHASES, "exchanging gradients", "updating")
 BUSY_SHARE = 0.05  # of one core; less is what idle threads take
 BUSY_BYTES = 2**16
 
@@ -32,8 +33,8 @@ XIDS = {
     79: "the GPU has fallen off the bus; check power, riser and slot",
     94: "a contained memory error; restart the program",
     95: "an uncontained memory error; reset the GPU",
-    119: "the GPU's system processor (GSP) did not answer the driver",
-    120: "an error of the GPU's system processor (GSP)",
+    119: "the GPU's firmware (GSP) did not answer the driver",
+    120: "an error of the GPU's firmware (GSP)",
 }
 XID_LINE = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+)")
 
@@ -57,8 +58,9 @@ class _Seen:
     """When its mark last changed."""
     progressed: float
     """When it last made progress: its mark changed, or it was busy in a phase that may take long."""
-    window: float
-    activity: tuple[float, int] | None
+    measured: float | None = None
+    """When its activity was measured."""
+    activity: tuple[float, int] | None = None
     stopped: float | None = None
     """Since when it is stopped."""
 
@@ -80,7 +82,7 @@ class Watchdog:
         """Looks at the processes with these numbers; returns the one that hangs, if any."""
         now, limit = time.monotonic(), HANG_SECONDS
         if not self._seen or now - self._last_look > limit / 2:  # this process was stopped, or the machine slept
-            self._seen = [_Seen(mark.values, now, now, now, activity(pid)) for mark, pid in zip(self.marks, self.pids)]
+            self._seen = [_Seen(mark.values, now, now) for mark in self.marks]
         self._last_look = now
         for process in running:
             self._follow(process, now, limit)
@@ -98,18 +100,29 @@ class Watchdog:
         mark, pid, seen = self.marks[process], self.pids[process], self._seen[process]
         values = mark.values
         if values != seen.values:
-            self._seen[process] = _Seen(values, now, now, now, activity(pid))
+            self._seen[process] = _Seen(values, now, now)
+            return
+        if now - seen.marked < limit / 8:  # the system is only asked about processes that take long
             return
         if state(pid) != "T":
             seen.stopped = None
         elif seen.stopped is None:
             seen.stopped = now
-        may_take_long = not (self.gpus and mark.phase_name in GPU_PHASES)
-        if may_take_long and now - seen.window >= limit / 4:
+        if not self._may_take_long(mark):
+            return
+        if seen.measured is None:
+            seen.measured, seen.activity = now, activity(pid)
+        elif now - seen.measured >= limit / 4:
             found = activity(pid)
-            if _was_busy(seen.activity, found, now - seen.window) and now - seen.marked < LONGEST_SECONDS:
+            if _was_busy(seen.activity, found, now - seen.measured) and now - seen.marked < LONGEST_SECONDS:
                 seen.progressed = now
-            seen.window, seen.activity = now, found
+            seen.measured, seen.activity = now, found
+
+    def _may_take_long(self, mark: Mark) -> bool:
+        """Whether computing, reading and writing count as progress. A process that waits for its GPU computes too, so
+        there only marks count, if the GPU makes any."""
+        phase = mark.phase_name
+        return not (self.gpus and phase in GPU_PHASES and (mark.gpu_layer or phase not in MODEL_PHASES))
 
     def _hang(self, process: int, limit: float) -> Hang:
         mark, on_gpu = self.marks[process], bool(self.gpus)

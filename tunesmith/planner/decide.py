@@ -58,8 +58,8 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
 
 
 def check_processes(name: str, processes: int, gpus: int, cores: int) -> None:
-    """Raises UserError, naming the option, for more processes than this machine can run."""
-    if processes > (gpus or cores):
+    """Raises UserError, naming the option, for more processes than this machine can run, and for none."""
+    if not 1 <= processes <= (gpus or cores):
         has = f"{gpus} GPUs" if gpus else f"{cores} cores"
         raise UserError(f"{name}: {processes} asked for, but this machine has {has}")
 

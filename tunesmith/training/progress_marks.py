@@ -1,12 +1,12 @@
 """Progress marks: each training process writes where it is into memory that its launcher reads.
 
 A mark is a few integers, written without a lock in about a microsecond. `finetune/watchdog.py` finds processes whose
-marks no longer change. A process without a launcher writes marks that nobody reads.
+marks no longer change. Without a launcher the marks go to memory that is not shared.
 """
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import torch
@@ -138,7 +138,10 @@ def _gpu_marks(layers: int, device: torch.device) -> list[torch.Tensor]:
     of the GPU's queue, so it is made when the GPU gets there. Empty on a CPU, and where the system refuses."""
     if device.type != "cuda":
         return []
+    codes = torch.arange(1, 2 * layers + 1, device=device)
     runtime, target = torch.cuda.cudart(), torch.frombuffer(_own, dtype=torch.int64)[-1]
-    if runtime.cudaHostRegister(target.data_ptr(), target.nbytes, 0) != runtime.cudaError.success:
-        return []  # a copy to memory that is not pinned would wait for the GPU
-    return [target, *torch.arange(1, 2 * layers + 1, device=device).unbind()]
+    if runtime.cudaHostRegister(target.data_ptr(), target.nbytes, 0) == runtime.cudaError.success:
+        return [target, *codes.unbind()]
+    with suppress(RuntimeError):
+        codes.neg()  # raises the error that CUDA still holds, which nothing else must find
+    return []  # a copy to memory that is not pinned would wait for the GPU

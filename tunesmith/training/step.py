@@ -157,8 +157,8 @@ def wait_while_paused(job: Job, state: checkpoint.State, clock: Clock) -> str | 
     """Waits, the model in memory, until the user lets the run continue; returns the reason if it is to stop instead."""
     began = time.monotonic()
     job.log("pause", step=state.step)
-    mark("paused")
     while (reason := reason_to_stop(job, state)) == "paused":
+        mark("paused")
         time.sleep(SECONDS_BETWEEN_LOOKS)
     seconds = time.monotonic() - began
     clock.leave_out(seconds)
