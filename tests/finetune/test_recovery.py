@@ -155,9 +155,9 @@ def train_and_kill(wanted, *arguments, **settings) -> tuple[Run, int]:
 
 
 def test_a_run_whose_processes_are_killed_continues_and_is_the_same_run(asked, whole, monkeypatch, capfd):
-    expected = whole()
+    expected = whole(max_steps=24)
     monkeypatch.setattr(worker, "work", noting)
-    run, killed = train_and_kill(asked(), seed=0, kills=3)
+    run, killed = train_and_kill(asked(max_steps=24), seed=0, kills=3)
     assert happened(run) == expected
     recovered = run.events("recovered")
     assert killed == len(recovered) == 3 and {event["processes"] for event in recovered} == {2}

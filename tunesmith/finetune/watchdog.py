@@ -18,8 +18,7 @@ from tunesmith.training.progress_marks import Mark
 
 HANG_SECONDS = 60.0
 LONGEST_SECONDS = 3600.0  # between two marks, however much the process computes, reads or writes
-MODEL_PHASES = ("forward", "loss", "backward")
-GPU_PHASES = (*MODEL_PHASES, "exchanging gradients", "updating")
+GPU_PHASES = ("forward", "loss", "backward", "exchanging gradients", "updating")
 BUSY_SHARE = 0.05  # of one core; less is what idle threads take
 BUSY_BYTES = 2**16
 
@@ -121,8 +120,7 @@ class Watchdog:
     def _may_take_long(self, mark: Mark) -> bool:
         """Whether computing, reading and writing count as progress. A process that waits for its GPU computes too, so
         there only marks count, if the GPU makes any."""
-        phase = mark.phase_name
-        return not (self.gpus and phase in GPU_PHASES and (mark.gpu_layer or phase not in MODEL_PHASES))
+        return not (self.gpus and mark.gpu_layer and mark.phase_name in GPU_PHASES)
 
     def _hang(self, process: int, limit: float) -> Hang:
         mark, on_gpu = self.marks[process], bool(self.gpus)
