@@ -60,7 +60,7 @@ def probe(folder: Path = Path(".")) -> Machine:
     return Machine(
         system=platform.platform(),
         processor=_cpuinfo("model name") or platform.processor(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=cores(),
         memory_bytes=total,
         free_memory_bytes=free,
         free_disk_bytes=shutil.disk_usage(_existing(folder)).free,
@@ -69,6 +69,11 @@ def probe(folder: Path = Path(".")) -> Machine:
         driver=driver,
         gpus=gpus,
     )
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _compiles_cpp() -> bool:
@@ -157,11 +162,33 @@ def _visible(pynvml: Any) -> list[Any]:
     A GPU in MIG mode is replaced by its first MIG device. CUDA gives a process at most one MIG device, and then no
     whole GPU.
     """
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    handles = [handle for number in range(pynvml.nvmlDeviceGetCount()) for handle in _handle(pynvml, number)]
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     chosen = handles if names is None else _selected(pynvml, handles, names)
     mig_devices = [device for device in (_mig_device(pynvml, handle) for handle in chosen) if device is not None]
     return mig_devices[:1] or chosen
+
+
+def _handle(pynvml: Any, number: int) -> list[Any]:
+    """Returns the handle of a GPU; none of one that has fallen off the bus."""
+    try:
+        return [pynvml.nvmlDeviceGetHandleByIndex(number)]
+    except pynvml.NVMLError_GpuIsLost:
+        return []
+
+
+def answers(uuid: str) -> bool:
+    """Returns whether a GPU still answers the driver. May wait for it without end."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid))
+    except pynvml.NVMLError_NotSupported:  # unified memory
+        return True
+    except pynvml.NVMLError:
+        return False
+    return True
 
 
 def _selected(pynvml: Any, handles: list[Any], names: str) -> list[Any]:

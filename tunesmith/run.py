@@ -22,7 +22,10 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
     warning     message
     pause       step
     continue    step, seconds (of the pause)
-    resume      step (later steps written before this line were lost: readers ignore them)
+    recovered   step (of the checkpoint that it continues from), processes, cause: a training process died or hung, and
+                the others were started again
+    resume      step (later steps written before this line were lost: readers ignore them), processes if they are not
+                as many as in the plan
     stop        step, reason: done | max_minutes | max_tokens | early_stopping | interrupted, or what broke it off:
                 not_finite | diverged | out_of_memory | error (any other), these with the error's message; a run that
                 was killed has none

@@ -102,8 +102,8 @@ def command(monkeypatch, capsys, *arguments: str | Path) -> tuple[int, list[str]
 def test_a_loss_that_is_no_number(recipe, tmp_path, monkeypatch, capsys):
     """The third step's loss is infinite: the run stops and names its rows; what the second saved stays."""
     step, rows = [], {}
-    seed_step, step_rows, method_loss = training.seed_step, Schedule.step_rows, training.method_loss
-    monkeypatch.setattr(training, "seed_step", lambda seed, now: (step.append(now), seed_step(seed, now)))
+    seed_batch, step_rows, method_loss = training.seed_batch, Schedule.step_rows, training.method_loss
+    monkeypatch.setattr(training, "seed_batch", lambda seed, now, row: (step.append(now), seed_batch(seed, now, row)))
 
     def note_rows(schedule, now):
         rows[now] = step_rows(schedule, now)
@@ -299,7 +299,7 @@ def test_a_mistake_that_shows_late_costs_no_training(recipe, monkeypatch):
 
 
 def test_a_pause_ends_with_the_resume_whatever_is_warned_of(recipe, monkeypatch):
-    monkeypatch.setattr("tunesmith.training.packed_attention.why_not_packed", lambda model: "made up")
+    monkeypatch.setattr("tunesmith.training.packed_attention.why_not_packed", lambda *_: "made up")
     run = job.train(recipe(train={"max_steps": 2}))
     shutil.rmtree(run.result)
     job.resume(run.folder)

@@ -11,11 +11,13 @@ import pytest
 from tunesmith.errors import Interrupted
 from tunesmith.finetune import job, launch, signals
 from tunesmith.finetune.worker import work as worker_work
+from tunesmith.machine import Gpu
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed, loop
 
 PATIENCE_SECONDS = 240
 STOPPED = 130
+GPUS = [Gpu(number, "RTX 3090", 24, 24, (8, 6), f"GPU-{number}") for number in (1, 3)]
 
 
 def wait_for(is_so) -> None:
@@ -42,7 +44,7 @@ def saves_when_told(folder: Path) -> None:
     """Asked to stop, it takes until a file is there, and ends well, as a run does that was at its end already."""
     asked = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-    (folder / f"process-{os.getpid()}").touch()
+    (folder / f"process-{os.getpid()}").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
     wait_for(lambda: asked)
     (folder / f"asked-{os.getpid()}").touch()
     wait_for((folder / "go").exists)
@@ -56,26 +58,26 @@ def hears_nothing(folder: Path) -> None:
 
 
 def launch_two(entry, folder: Path) -> None:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-
     signals.SECOND_SIGNAL_AFTER_SECONDS = 0
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 2)
     try:
-        launch.launch(entry, 2, folder)
-    except SignalException:
+        launch.launch(entry, 2, folder, gpus=GPUS)
+    except Interrupted:
         os._exit(STOPPED)
 
 
 @pytest.fixture
 def launched(tmp_path):
-    """Gives a launcher whose two processes are at work."""
+    """Gives a launcher whose two processes are at work, and which has got a signal."""
 
-    def start(entry):
+    def start(entry, number=signal.SIGTERM):
         launcher = multiprocessing.get_context("spawn").Process(target=launch_two, args=(entry, tmp_path))
         launcher.start()
         wait_for(lambda: count(tmp_path, "process") == 2)
-        os.kill(launcher.pid, signal.SIGTERM)
+        os.kill(launcher.pid, number)
+        if number == signal.SIGKILL:
+            return launcher
         wait_for(lambda: (tmp_path / "output").read_text().count("a second signal stops at once") == 1)
         return launcher
 
@@ -100,6 +102,7 @@ def test_it_waits_as_long_as_saving_takes(launched, tmp_path, seconds):
     assert launcher.is_alive()
     (tmp_path / "go").touch()
     assert ended(launcher) == 0 and count(tmp_path, "saved") == 2
+    assert {file.read_text() for file in tmp_path.glob("process-*")} == {"GPU-1,GPU-3"}
 
 
 def test_a_second_signal_kills(launched, tmp_path):
@@ -110,20 +113,75 @@ def test_a_second_signal_kills(launched, tmp_path):
         assert not Path("/proc", file.name.removeprefix("process-")).exists()
 
 
+def test_processes_end_with_a_launcher_that_is_killed(launched, tmp_path):
+    launched(hears_nothing, signal.SIGKILL)
+    wait_for(
+        lambda: not any(Path("/proc", file.name.partition("-")[2]).exists() for file in tmp_path.glob("process-*"))
+    )
+
+
+def second_dies(folder: Path) -> None:
+    """One process is killed while the other does something long that no exchange ends."""
+    (folder / f"process-{os.getpid()}").touch()
+    wait_for(lambda: count(folder, "process") == 2)
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(10 * PATIENCE_SECONDS)
+
+
+def second_raises(folder: Path) -> None:
+    distributed.join("cpu")
+    if distributed.rank() == 1:
+        raise KeyError("injected")
+    distributed.wait()
+
+
+def second_loses_its_gpu(folder: Path) -> None:
+    distributed.join("cpu")
+    if distributed.rank() == 1:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+    distributed.wait()
+
+
+@pytest.mark.parametrize(
+    "entry, kind, may_pass, message",
+    [
+        (second_dies, "SIGKILL", True, "died at step 0, starting: SIGKILL, as the system does when memory runs out"),
+        (second_raises, "KeyError", False, "died at step 0: KeyError: 'injected'\nTraceback"),
+        (
+            second_loses_its_gpu,
+            "CUDA error",
+            True,
+            "died at step 0: RuntimeError: CUDA error: unspecified launch failure",
+        ),
+    ],
+    ids=["dies", "raises", "gpu"],
+)
+def test_all_end_when_one_does_and_it_is_the_one_that_is_named(tmp_path, monkeypatch, entry, kind, may_pass, message):
+    monkeypatch.setattr(launch, "START_METHOD", "forkserver")
+    with pytest.raises(launch.Failed) as raised:
+        launch.launch(entry, 2, tmp_path)
+    failure = raised.value.failure
+    assert (failure.process, failure.kind, failure.may_pass) == (1, kind, may_pass)
+    assert str(failure.error).startswith(f"training process 1 of 2 {message}")
+    for file in tmp_path.glob("process-*"):
+        assert not Path("/proc", file.name.removeprefix("process-")).exists()
+
+
 def saves_slowly(folder: Path) -> None:
     """A training process whose launcher gets a signal at step 2, and which is still saving when the other is done."""
-    save, seed_step = checkpoint.save, loop.seed_step
+    save, seed_batch = checkpoint.save, loop.seed_batch
 
     def take_longer(folder, contents):
         time.sleep(2 * signals.SECOND_SIGNAL_AFTER_SECONDS)
         return save(folder, contents)
 
-    def note(seed, step):
-        seed_step(seed, step)
+    def note(seed, step, row):
+        seed_batch(seed, step, row)
         if step == 2 and distributed.rank() == 0:
             os.kill(os.getppid(), signal.SIGTERM)
 
-    checkpoint.save, loop.seed_step = take_longer, note
+    checkpoint.save, loop.seed_batch = take_longer, note
     worker_work(folder)
 
 

@@ -6,7 +6,6 @@ Commands run in processes of their own, forked from one that has imported everyt
 import multiprocessing
 import os
 import random
-import re
 import signal
 import sys
 import time
@@ -193,15 +192,15 @@ def test_stopped_by_a_signal(started, uninterrupted, tmp_path, kind, number):
 
 
 def interrupt_at(monkeypatch, step: int) -> None:
-    """Sends SIGINT to this process as a step begins."""
-    seed_step = training.seed_step
+    """Sends SIGINT to this process as a step begins, which has one micro-batch."""
+    seed_batch = training.seed_batch
 
-    def seed_and_interrupt(seed: int, now: int) -> None:
-        seed_step(seed, now)
+    def seed_and_interrupt(seed: int, now: int, row: int) -> None:
+        seed_batch(seed, now, row)
         if now == step:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(training, "seed_step", seed_and_interrupt)
+    monkeypatch.setattr(training, "seed_batch", seed_and_interrupt)
 
 
 @pytest.mark.parametrize("step", [1, TRAIN["eval_every"], TRAIN["max_steps"]])
@@ -241,38 +240,6 @@ def test_a_run_killed_after_its_last_step_learns_no_more(asked, ending):
     assert 0 < len(before["losses"]) < TRAIN["max_steps"]
     run.result.rename(run.folder / "away")
     assert happened(job.resume(run.folder)) == before
-
-
-def children(pid: int) -> list[int]:
-    """The training processes of a launcher, from /proc."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            line = (stat.parent / "cmdline").read_text()
-        except OSError:
-            continue  # it ended meanwhile
-        if parent == pid and "spawn_main" in line:
-            found.append(int(stat.parent.name))
-    return found
-
-
-@pytest.mark.slow
-def test_one_of_two_processes_dies(started, tmp_path):
-    whole, command = started("lora", "whole", processes=2)
-    assert command.status() == 0, command.text()
-    run, command = started("lora", processes=2)
-    assert command.wait_for(run.checkpoints, "step-000002")
-    pids = children(command.process.pid)
-    assert len(pids) == 2
-    os.kill(pids[1], signal.SIGKILL)
-    assert command.status() == 1
-    assert command.text().count("SIGKILL") == 1
-    assert re.search(r"training process \d of 2 died, so all stopped", command.text())
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    resumed = Command(tmp_path, "resume", run.folder)
-    assert resumed.status() == 0, resumed.text()
-    assert happened(run) == happened(whole)
 
 
 @pytest.mark.slow

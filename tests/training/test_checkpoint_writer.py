@@ -102,18 +102,18 @@ def test_a_fault_in_the_thread_is_not_lost(made, monkeypatch):
 
 def test_steps_go_on_while_a_checkpoint_is_written(recipe, monkeypatch):
     """The first checkpoint cannot be written before the third step began."""
-    third_began, save, random_seed = threading.Event(), checkpoint.save, loop.random_seed
+    third_began, save, seed_batch = threading.Event(), checkpoint.save, loop.seed_batch
 
     def note(seed, step, row):
         if step == 3:
             third_began.set()
-        return random_seed(seed, step, row)
+        seed_batch(seed, step, row)
 
     def wait_and_save(folder, contents):
         assert third_began.wait(PATIENCE_SECONDS)
         return save(folder, contents)
 
-    monkeypatch.setattr(loop, "random_seed", note)
+    monkeypatch.setattr(loop, "seed_batch", note)
     monkeypatch.setattr(checkpoint, "save", wait_and_save)
     run = job.train(recipe(train={"max_steps": 4, "save_every": 2}))
     assert [event["step"] for event in run.events("checkpoint")] == [2, 4]

@@ -109,7 +109,7 @@ def test_all_processes_round_alike(monkeypatch):
     drawn = []
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        torch.manual_seed(loop.random_seed(7, 3, rank))
+        loop.seed_batch(7, 3, rank)
         step.seed_update(7, 3)
         drawn.append(torch.rand(8))
     assert torch.equal(*drawn)

@@ -55,10 +55,10 @@ def train(recipe: Recipe) -> Run:
     return job.train(recipe, shown)
 
 
-def resume(folder: str | Path) -> Run:
-    """Continues a run from its last complete checkpoint, shows its progress, and returns the run. Raises UserError
-    if it is finished or another process works on it."""
-    return job.resume(folder, shown)
+def resume(folder: str | Path, processes: int | None = None) -> Run:
+    """Continues a run from its last complete checkpoint, shows its progress, and returns the run. `processes`: another
+    number of training processes than before. Raises UserError if the run is finished or another process works on it."""
+    return job.resume(folder, shown, processes)
 
 
 class Screen:
@@ -182,8 +182,11 @@ class Screen:
         self._say(f"resume  after step {step}, paused for {clock(seconds)}")
         self._began += seconds
 
-    def _show_resume(self, step, **_) -> None:
-        self._say(f"resume  after step {step}")
+    def _show_recovered(self, step, processes, cause, **_) -> None:
+        self._say(f"recover {cause}; training continues after step {step} with {_processes(processes)}", style="yellow")
+
+    def _show_resume(self, step, processes=None, **_) -> None:
+        self._say(f"resume  after step {step}" + (f", with {_processes(processes)}" if processes else ""))
 
     def close(self) -> None:
         """Takes the live line away."""
@@ -203,3 +206,7 @@ class Screen:
             return False
         self._last_line = now
         return True
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'es' if number > 1 else ''}"

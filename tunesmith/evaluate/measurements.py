@@ -12,11 +12,13 @@ from tunesmith.model.memory import explain_out_of_memory
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed
 from tunesmith.training.loss import autocast
+from tunesmith.training.progress_marks import mark
 from tunesmith.training.step import Job
 
 
 def held_out_losses(job: Job, state: checkpoint.State) -> np.ndarray:
     """Returns the losses of the held-out rows, computed in passes as large as those of a training step."""
+    mark("evaluating")
     plan = replace(job.plan, micro_batch_tokens=state.micro_batch_tokens)
     with explain_out_of_memory(
         "the loss of held-out rows", "train.micro_batch: 1 needs the least, or lower data.sequence_length"
@@ -45,6 +47,7 @@ def sampled_rows(job: Job) -> list[int]:
 
 def answers_to(job: Job, rows: list[int]) -> dict[str, str]:
     """{row: answer}; each process asks for its share, and all get all."""
+    mark("evaluating")
     mine = rows[distributed.rank() :: distributed.world()]
     prompts = [job.held_out.prompt_and_answer(row)[0].tolist() for row in mine]
     remedy = "lower evaluate.max_new_tokens, or set evaluate.samples: 0"

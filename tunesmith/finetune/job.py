@@ -21,7 +21,7 @@ from tunesmith.errors import (
 )
 from tunesmith.evaluate.report import write_report
 from tunesmith.finetune import control, provenance
-from tunesmith.finetune.launch import start_processes
+from tunesmith.finetune.layout import layout_of
 from tunesmith.finetune.prepare import pinned, prepare
 from tunesmith.inference.gguf_base import base_folder
 from tunesmith.recipe import Recipe
@@ -48,9 +48,10 @@ def train(recipe: Recipe, watch: Watch = nullcontext) -> Run:
     return run
 
 
-def resume(folder: str | Path, watch: Watch = nullcontext) -> Run:
+def resume(folder: str | Path, watch: Watch = nullcontext, processes: int | None = None) -> Run:
     """Continues a run from its last complete checkpoint, or from the start if it has none; `watch` as of `train`.
-    Raises UserError if it is finished or another process works on it."""
+    `processes`: another number of them than before. Raises UserError if the run is finished or another process works on
+    it."""
     run = Run.open(folder)
     with run.held(), watch(run):
         control.forget(run)
@@ -61,14 +62,14 @@ def resume(folder: str | Path, watch: Watch = nullcontext) -> Run:
         if not run.base.exists():  # it was in a cache that has been cleared since
             base_folder(run.recipe.model)
         provenance.check_unchanged(run)
-        _start(run)
+        _start(run, processes)
     return run
 
 
-def _start(run: Run) -> None:
+def _start(run: Run, processes: int | None = None) -> None:
     events = len(run.events())
     try:
-        _work(run)
+        _work(run, processes)
     except Interrupted:
         raise
     except Exception as error:
@@ -87,10 +88,13 @@ def _log_end(run: Run, error: Exception) -> None:
         run.log("stop", step=done, reason=Ending.reason, message=f"{type(error).__name__}: {first_line(error)}")
 
 
-def _work(run: Run) -> None:
-    if run.plan.processes == 1:
+def _work(run: Run, processes: int | None) -> None:
+    layout = layout_of(run, processes)
+    if layout.processes == 1:
         from tunesmith.finetune.worker import work
 
         work(run.folder)
     else:
-        start_processes(run)
+        from tunesmith.finetune.recovery import train_in_processes
+
+        train_in_processes(run, layout)

@@ -1,5 +1,6 @@
 """One training process: from a prepared run folder to the trained result."""
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -24,12 +25,14 @@ from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.provenance import changed_packages
 from tunesmith.finetune.result import save_result
 from tunesmith.finetune.signals import stop_on_signal
+from tunesmith.machine import cores
 from tunesmith.model import adapt, load
 from tunesmith.model.memory import explain_out_of_memory, is_out_of_memory, release_memory
 from tunesmith.model.positions import trained_positions
 from tunesmith.plan import Plan
+from tunesmith.planner.decide import threads_of
 from tunesmith.run import Run
-from tunesmith.training import checkpoint, distributed, layer_transforms
+from tunesmith.training import checkpoint, distributed, layer_transforms, progress_marks
 from tunesmith.training.batch import collate
 from tunesmith.training.build import build
 from tunesmith.training.checkpoint_writer import Saver
@@ -44,7 +47,9 @@ def work(folder: Path) -> None:
     run = Run(folder)
     plan = run.plan
     device = distributed.join(plan.device)
-    torch.set_num_threads(plan.threads)
+    torch.set_num_threads(
+        plan.threads if distributed.world() == plan.processes else threads_of(cores(), distributed.world())
+    )
     torch.use_deterministic_algorithms(device.type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads fresh memory
     first = distributed.rank() == 0
@@ -77,7 +82,8 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
     tokenizer, dataset, schedule = prepared.tokenizer, prepared.dataset, prepared.schedule
     last, damaged = checkpoint.newest_whole(run.checkpoints)
     if run.events("start"):  # before anything else is logged, as what is between was a pause
-        log("resume", step=checkpoint.read_state(last).step if last else 0)
+        other = {"processes": distributed.world()} if distributed.world() != plan.processes else {}
+        log("resume", step=checkpoint.read_state(last).step if last else 0, **other)
         for line in changed_packages(run):
             log("warning", message=line)
     for folder, problem in damaged.items():
@@ -87,8 +93,13 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
             f"training continues from {last.name}",
         )
     log("stage", doing="loading the model")
+    progress_marks.mark("loading the model", checkpoint.read_state(last).step if last else 0)
     built = build(run, plan, run.base, device, log)
     model, plan = built.model, built.plan
+    with suppress(UserError):  # a model without a list of layers
+        progress_marks.mark_layers(layer_transforms.decoder_layers(model))
+    if plan.compile:
+        progress_marks.mark_compiling()
     state = (
         checkpoint.load(last, model, built.optimizer)
         if last
@@ -181,6 +192,7 @@ def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
         torch.manual_seed(run.recipe.seed)
         convert(job.model.parameters(), _saved_dtype(run))  # not buffers: frequencies of positions stay in float32
     after = measure(job, state) if len(job.held_out) else None
+    progress_marks.mark("saving")
     if distributed.rank() == 0:
         if after:
             before = read_json(run.before_file)

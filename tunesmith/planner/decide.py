@@ -21,13 +21,8 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     """Raises UserError where the recipe asks for what this machine has not."""
     settings = recipe.train
     device = "cuda" if machine.gpus else "cpu"
-    available = len(machine.gpus) or machine.cores
     processes = settings.processes or max(1, len(machine.gpus))
-    if processes > available:
-        raise UserError(
-            f"train.processes: {processes} asked for, but this machine has {available} "
-            f"{'GPUs' if machine.gpus else 'cores'}"
-        )
+    check_processes("train.processes", processes, len(machine.gpus), machine.cores)
     fast = all(gpu.fast_bf16 for gpu in machine.gpus) if machine.gpus else machine.cpu_fast_bf16
     compute = recipe.model.dtype if recipe.model.dtype != "auto" else ("bfloat16" if fast else "float32")
     reasons = {}
@@ -55,14 +50,21 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
         sequence_length=length,
         micro_batch_tokens=tokens,
         packing=recipe.data.packing,
-        threads=_threads(machine.cores, processes),
+        threads=threads_of(machine.cores, processes),
         shares=("measured" if machine.gpus else "equal") if settings.shares == "auto" else settings.shares,
         reasons=reasons | why,
         **layers,
     )
 
 
-def _threads(cores: int, processes: int) -> int:
+def check_processes(name: str, processes: int, gpus: int, cores: int) -> None:
+    """Raises UserError, naming the option, for more processes than this machine can run, and for none."""
+    if not 1 <= processes <= (gpus or cores):
+        has = f"{gpus} GPUs" if gpus else f"{cores} cores"
+        raise UserError(f"{name}: {processes} asked for, but this machine has {has}")
+
+
+def threads_of(cores: int, processes: int) -> int:
     """Threads of each process: as OMP_NUM_THREADS says, else its share of the cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(asked) if asked.isdigit() and int(asked) else max(1, cores // processes)

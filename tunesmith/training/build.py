@@ -15,7 +15,7 @@ from tunesmith.model import adapt, load
 from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
-from tunesmith.training import layer_transforms, packed_attention
+from tunesmith.training import distributed, layer_transforms, packed_attention
 from tunesmith.training.expert_routing import Routing
 from tunesmith.training.home import Home
 from tunesmith.training.loss import Head, autocast, find_head
@@ -75,7 +75,10 @@ def place(model, plan: Plan, device: torch.device, log: Callable) -> Home | None
     if plan.kept_layers is None:
         model.to(device)
         return None
-    home = Home(layer_transforms.decoder_layers(model), plan.kept_layers, device)
+    kept, processes = plan.kept_layers, distributed.world()
+    if len(kept) != processes:  # another number than planned, after a GPU was lost or added
+        kept = [min(kept)] * processes
+    home = Home(layer_transforms.decoder_layers(model), kept, device)
     home.place(model)
     if not home.pinned:
         log(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tunesmith.machine import memory
 from tunesmith.training import checkpoint
+from tunesmith.training.progress_marks import mark
 from tunesmith.units import size
 
 MEMORY_MARGIN_BYTES = 2**30
@@ -55,6 +56,7 @@ class Saver:
     def _wait(self) -> None:
         """Until the checkpoint before is written; raises what its thread raised."""
         if self._writing:
+            mark("saving")
             writing, self._writing = self._writing, None
             writing.result()
 

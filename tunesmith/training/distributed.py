@@ -3,13 +3,19 @@ loopback (gloo). With one process every function is a no-op."""
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from tunesmith import machine
-from tunesmith.errors import UserError
+from tunesmith.errors import UserError, first_line
+from tunesmith.training import progress_marks
+
+STORE = "TUNESMITH_STORE"  # environment variable: the file by which the processes of a launcher find each other
+LONGEST_WAIT = timedelta(hours=2)  # for others; the launcher ends a process that hangs long before
 
 ALLOCATOR = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}  # settings of torch's, read when a GPU is first used
 
@@ -36,10 +42,12 @@ def join(device_type: str) -> torch.device:
             )
         torch.cuda.set_device(device)
         _check_order(device)
-    if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
-        # A process that dies ends the others through the launcher, so waiting long for a slow one does no harm.
+    if STORE in os.environ and not dist.is_initialized():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
-        dist.init_process_group("gloo", timeout=timedelta(days=1))
+        own, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = dist.FileStore(os.environ[STORE], processes)
+        with _together():
+            dist.init_process_group("gloo", store=store, rank=own, world_size=processes, timeout=LONGEST_WAIT)
     return device
 
 
@@ -56,12 +64,27 @@ def _check_order(device: torch.device) -> None:
         )
 
 
+class OthersEnded(RuntimeError):
+    """Another process ended while this one exchanged values with it. The cause is in the other one."""
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around an exchange, in which this process waits for the others. Raises OthersEnded."""
+    with progress_marks.waiting():
+        try:
+            yield
+        except RuntimeError as error:
+            raise OthersEnded(first_line(error)) from error
+
+
 def add_up(values: list[float]) -> list[float]:
     """Sums over the processes, in float64 so that counts stay exact."""
     if world() == 1:
         return values
     total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total)
+    with _together():
+        dist.all_reduce(total)
     return total.tolist()
 
 
@@ -77,11 +100,13 @@ def gather(value) -> list:
     if world() == 1:
         return [value]
     values = [None] * world()
-    dist.all_gather_object(values, value)
+    with _together():
+        dist.all_gather_object(values, value)
     return values
 
 
 def wait() -> None:
     """Until all processes are here."""
     if world() > 1:
-        dist.barrier()
+        with _together():
+            dist.barrier()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from tunesmith.training import distributed, shared_memory
+from tunesmith.training.progress_marks import mark
 
 BUCKET_BYTES = 32 * 2**20
 
@@ -25,6 +26,7 @@ class Exchange:
         """Replaces the gradients by their sums; a process without a micro-batch contributes zeros."""
         if distributed.world() == 1:
             return
+        mark("exchanging gradients")
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -21,6 +21,7 @@ from tunesmith.training.loss import autocast, method_loss
 from tunesmith.training.oom_fallback import step_down
 from tunesmith.training.optimizer import learning_rate
 from tunesmith.training.prefetch import StepData, step_data, steps_ahead
+from tunesmith.training.progress_marks import mark
 from tunesmith.training.shares import Shares
 from tunesmith.training.step import (
     Clock,
@@ -51,7 +52,9 @@ def loop(job: Job, state: checkpoint.State) -> str:
     while state.step < steps and not reason:
         began = time.monotonic()
         state.step += 1
+        mark("waiting for data", state.step)
         data = next(feed)
+        mark("forward")
         waited = time.monotonic() - began
         job.model.train()
         rate = learning_rate(state.step, steps, job.settings)
@@ -165,7 +168,7 @@ def _gradients(
         return job.routing.loss(batch, tokens)
 
     def seed(batch: Batch) -> None:
-        torch.manual_seed(random_seed(job.seed, state.step, batch.rows[0]))
+        seed_batch(job.seed, state.step, batch.rows[0])
 
     backward(job.walk, data.batches, loss, router_loss, seed)
     return total.item(), {name: value.item() / units for name, value in sums.items()}
@@ -182,7 +185,7 @@ def _agree(job: Job, state: checkpoint.State) -> None:
         checkpoint_layers(job.model, "on")
 
 
-def random_seed(*numbers: int) -> int:
+def seed_batch(seed: int, step: int, row: int) -> None:
     """Random numbers are a function of (seed, step, first row of the micro-batch): nothing of them need be saved to
     resume, and they do not depend on the process."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, row)).generate_state(1, np.uint64)[0]))

@@ -4,10 +4,10 @@ import mmap
 import os
 import tempfile
 import weakref
-from contextlib import suppress
 
 import torch
 
+from tunesmith.model.memory import pin
 from tunesmith.training import distributed
 
 
@@ -48,17 +48,6 @@ def _mapped(path: str, nbytes: int, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and pin(region, device):
         weakref.finalize(memory, torch.cuda.cudart().cudaHostUnregister, region.data_ptr())
     return region
-
-
-def pin(region: torch.Tensor, device: torch.device) -> bool:
-    """Registers host memory with the GPU, for copies in the background and in half the time. Returns False where the
-    system refuses, as WSL2 may: copies work all the same."""
-    runtime = torch.cuda.cudart()
-    if runtime.cudaHostRegister(region.data_ptr(), region.nbytes, 0) == runtime.cudaError.success:
-        return True
-    with suppress(RuntimeError):
-        torch.zeros(1, device=device)  # raises the error that CUDA still holds, which nothing else must find
-    return False
 
 
 def _close(file: int | None, path: str) -> None:

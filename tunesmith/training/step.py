@@ -26,6 +26,7 @@ from tunesmith.training.checkpoint_writer import Saver
 from tunesmith.training.divergence import check_held_out
 from tunesmith.training.expert_routing import Routing
 from tunesmith.training.loss import Head
+from tunesmith.training.progress_marks import mark
 from tunesmith.training.walk import Walk
 
 SECONDS_BETWEEN_LOOKS = 0.25  # while a run is paused
@@ -78,6 +79,7 @@ def update(job: Job, state: checkpoint.State, trained: list[torch.Tensor], rows:
     Raises NotFinite, naming the rows of the step. Raises NotEnoughMemory where the optimizer needs more memory than
     there is: the step is never retried, because some weights may already have changed. The last checkpoint is whole.
     """
+    mark("updating")
     norm = torch.nn.utils.clip_grad_norm_(trained, job.settings.max_grad_norm or math.inf, foreach=True).item()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         places = ", ".join(str(job.tokens.where(row)) for row in rows)
@@ -149,6 +151,7 @@ def save_if_due(job: Job, state: checkpoint.State, reason: str | None) -> None:
     every = job.settings.save_every or _eval_every(job)
     due = state.step % every == 0 or state.step == job.schedule.steps or reason or best
     if due and distributed.rank() == 0:
+        mark("saving")
         job.saver.save(job.model, job.optimizer, state)
 
 
@@ -157,6 +160,7 @@ def wait_while_paused(job: Job, state: checkpoint.State, clock: Clock) -> str | 
     began = time.monotonic()
     job.log("pause", step=state.step)
     while (reason := reason_to_stop(job, state)) == "paused":
+        mark("paused")
         time.sleep(SECONDS_BETWEEN_LOOKS)
     seconds = time.monotonic() - began
     clock.leave_out(seconds)

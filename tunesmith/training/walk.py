@@ -24,6 +24,7 @@ from tunesmith.training.home import Home
 from tunesmith.training.layer_transforms import decoder_layers
 from tunesmith.training.loss import forward
 from tunesmith.training.offload import Offload
+from tunesmith.training.progress_marks import mark_layer
 
 TRIAL = [(np.arange(1, 13), np.ones(12, bool))]  # a row
 
@@ -106,6 +107,7 @@ class Walk:
         """Runs a layer for all batches and keeps its inputs. The last batch comes first: so the backward pass takes the
         inputs in the reverse order, as Offload brings them back."""
         self.home.use(layer.index)
+        mark_layer("forward", layer.index + 1)
         for one in reversed(passes):
             args, kwargs = one.given[layer.index]
             one.inputs.append((self._offload.keep(one.hidden) if self._offload else one.hidden, one.random))
@@ -131,6 +133,7 @@ class Walk:
     def _backward(self, layer: "_Layer", passes: list["_Pass"], needs_gradient: bool, router_loss: RouterLoss) -> None:
         """Recomputes a layer for each batch and takes its gradients."""
         self.home.use(layer.index, forwards=False)
+        mark_layer("backward", layer.index + 1)
         for one in passes:
             kept, random = one.inputs.pop()
             hidden = (self._offload.take(kept) if self._offload else kept).detach().requires_grad_(needs_gradient)
