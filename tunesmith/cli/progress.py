@@ -108,6 +108,10 @@ class Screen:
         self._say(f"        steps   {steps:,}, each of {train.batch} examples{length}")
         packed = "packed" if plan["packing"] else "padded"
         self._say(f"        passes  up to {plan['micro_batch_tokens']:,} tokens, {packed}, {recomputed}")
+        if kept := plan.get("kept_layers"):
+            counts = kept[:1] if len(set(kept)) == 1 else kept
+            counted = " and ".join(map(str, counts))
+            self._say(f"        layers  {counted} kept, the others come from host memory when they compute")
 
     def _show_data(self, ledger, formats, examples, held_out, held_out_unused, left_out, **_) -> None:
         """Shows how many rows are used, dropped and changed."""
