@@ -23,7 +23,7 @@ from tunesmith.methods import Method
 from tunesmith.model import adapt, load
 from tunesmith.model.memory import is_out_of_memory, peak_bytes, reset_peak
 from tunesmith.plan import Plan
-from tunesmith.planner.decide import CPU_TOKENS, GPU_TOKENS, choose, for_model
+from tunesmith.planner.decide import CPU_TOKENS, GPU_TOKENS, choose
 from tunesmith.planner.fit import MULTIPLE, Measured, learn
 from tunesmith.recipe import Model, Recipe
 from tunesmith.training import distributed, packed_attention
@@ -170,7 +170,7 @@ def check_size(point: Point) -> None:
 def build(point: Point, recipe: Recipe, **decided) -> tuple[Trainable, torch.device, list[str]]:
     """The model ready to train as the planner decides, but for what is `decided` here; and what was said of it."""
     said: list[str] = []
-    plan = replace(for_model(choose(recipe, probe()), recipe, point.config()), **decided)
+    plan = replace(choose(recipe, probe()), **decided)
     device = distributed.join(plan.device)
     torch.set_num_threads(plan.threads)
     base = random_base(point.config(), plan, recipe, device)

@@ -25,9 +25,8 @@ def randomized(model, seed: int = 0):
 def both(family, name: str, quantize: str = "none", dtype=torch.float32, **adapter) -> tuple:
     """Returns the same model with PEFT's layers, and as Tunesmith adapts it."""
     settings = Adapter(**{"rank": 4, "alpha": 12} | adapter)
-    base = load(Model(path="m", quantize=quantize), family(name), dtype, "eager", 0)
-    plain = get_peft_model(copy.deepcopy(base), lora_config(base, settings, []))
-    return randomized(plain), randomized(adapt(base, settings, [], 0))
+    one, another = (load(Model(path="m", quantize=quantize), family(name), dtype, "eager", 0) for _ in range(2))
+    return randomized(get_peft_model(one, lora_config(one, settings, []))), randomized(adapt(another, settings, [], 0))
 
 
 def fused_layers(model) -> int:

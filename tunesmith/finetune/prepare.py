@@ -22,7 +22,7 @@ from tunesmith.model.load import config_of, eos_ids
 from tunesmith.model.positions import limit_of, trained_positions
 from tunesmith.model.tokenizer_files import save_tokenizer
 from tunesmith.planner import unusual
-from tunesmith.planner.decide import choose, for_model, within
+from tunesmith.planner.decide import choose, within
 from tunesmith.planner.fit import fitted
 from tunesmith.planner.kept_layers import with_kept_layers
 from tunesmith.recipe import Recipe
@@ -47,7 +47,6 @@ def prepare(run: Run) -> None:
     if line := unpacking_note(base):
         run.log("warning", message=line)
     config = config_of(base)
-    plan = for_model(plan, recipe, config)
     check_base(recipe.model, recipe.adapter, base, config)
     save_tokenizer(recipe.model, base, run.tokenizer)
     for note in check_adapter(recipe.adapter, recipe.model.new_tokens, Tokenizer.load(run.tokenizer), config):

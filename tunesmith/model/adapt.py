@@ -5,7 +5,7 @@ import difflib
 import torch
 
 from tunesmith.errors import UserError, first_line
-from tunesmith.model import experts, lora
+from tunesmith.model import experts, experts_lora, lora
 from tunesmith.model.text import freeze_the_rest, is_multimodal, text_modules
 from tunesmith.recipe import Adapter
 
@@ -46,6 +46,7 @@ def adapt(model, adapter: Adapter, new_token_ids: list[int], vocabulary: int):
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     lora.fuse(adapted)
+    experts_lora.fuse(adapted)
     return adapted
 
 

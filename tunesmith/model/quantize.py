@@ -108,10 +108,10 @@ class Stack4bit(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         first = args[0] if args else None
-        if function in (aten.detach.default, aten.alias.default):
-            return cls(first.packed, first.state, first.stored, first.transposed)
-        if function == aten.transpose.int and {axis % 3 for axis in args[1:]} == {1, 2}:
-            return cls(first.packed, first.state, first.stored, not first.transposed)
+        turned = function == aten.transpose.int and {axis % 3 for axis in args[1:]} == {1, 2}
+        if turned or function in (aten.detach.default, aten.alias.default):
+            with torch.inference_mode(False):  # a view of a tensor that is not of inference is not either
+                return cls(first.packed, first.state, first.stored, first.transposed != turned)
         if function == aten.set_.source_Tensor:  # PEFT's wrapper of a parameter sets it to itself
             return first
         args, kwargs = tree_map_only(cls, cls.dequantized, (args, kwargs or {}))

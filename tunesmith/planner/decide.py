@@ -7,7 +7,6 @@ from typing import Any
 
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine
-from tunesmith.model.load import is_moe
 from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe, Train
 
@@ -68,18 +67,6 @@ def threads_of(cores: int, processes: int) -> int:
     """Threads of each process: as OMP_NUM_THREADS says, else its share of the cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(asked) if asked.isdigit() and int(asked) else max(1, cores // processes)
-
-
-def for_model(plan: Plan, recipe: Recipe, config: Any) -> Plan:
-    """Returns the plan for a model with this Transformers config. PEFT's adapters of experts materialise their weights
-    in each pass and keep them for the backward pass: with recomputation a GPU holds those of one layer instead of all.
-    """
-    adapter, asked = recipe.adapter, recipe.train.gradient_checkpointing
-    adapts_experts = is_moe(config) and adapter.kind == "lora" and adapter.experts and adapter.targets == "all-linear"
-    if plan.device != "cuda" or asked != "auto" or not adapts_experts:
-        return plan
-    why = {"gradient_checkpointing": "adapters of experts materialise weights in each pass, which recomputation frees"}
-    return replace(plan, gradient_checkpointing="on", reasons=plan.reasons | why)
 
 
 def within(plan: Plan, recipe: Recipe, positions: int | None) -> Plan:

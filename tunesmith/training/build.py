@@ -11,7 +11,7 @@ import torch
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.files import cache_folder
-from tunesmith.model import adapt, load
+from tunesmith.model import adapt, experts_lora, load
 from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
@@ -22,6 +22,11 @@ from tunesmith.training.loss import Head, autocast, find_head
 from tunesmith.training.offload import Offload
 from tunesmith.training.optimizer import build_optimizer
 from tunesmith.training.walk import Walk
+
+LEFT_TO_PEFT = (
+    "PEFT computes the adapters of the experts, because this model's experts are not grouped matrix products: each "
+    "forward pass adds their update to all experts' weights, which takes memory"
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ def inspect(model, plan: Plan, log: Callable) -> Facts:
         log("warning", message=f"{not_packed}: examples are padded instead")
     if not head:
         log("warning", message="this model's output layer is not seen from outside: its logits are computed whole")
+    if experts_lora.left_to_peft(model):
+        log("warning", message=LEFT_TO_PEFT)
     return Facts(not_packed, head)
 
 
