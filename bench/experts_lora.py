@@ -49,7 +49,7 @@ def measure(ours: bool, tokens: int) -> tuple[float, int]:
 
 
 def main() -> None:
-    print(heading("cpu"))
+    print("\n".join(heading("cpu")))
     print(f"`python bench/experts_lora.py`: {EXPERTS} experts, float32, rank {RANK}, forward and backward.\n")
     print("| tokens | by | seconds | MB beyond the weights |\n|---|---|---|---|")
     for tokens in (64, 512, 2048):

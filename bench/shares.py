@@ -22,13 +22,13 @@ STEPS, FIRST = 16, 8
 
 
 def slow_second(folder: Path) -> None:
-    backward = loop._backward
+    gradients = loop._gradients
 
-    def sleeping(job, data, units, tokens):
+    def sleeping(job, state, data, units, tokens):
         time.sleep(data.tokens * SECONDS_PER_TOKEN[distributed.rank()])
-        return backward(job, data, units, tokens)
+        return gradients(job, state, data, units, tokens)
 
-    loop._backward = sleeping
+    loop._gradients = sleeping
     worker.work(folder)
 
 

@@ -260,16 +260,21 @@ def test_an_adapter_switched_off_or_merged():
 
 
 FAMILIES = [*tiny.MOE_FAMILIES, "gemma4_moe", "DeepseekV3", "Glm4Moe", "Qwen2Moe", "Ernie4_5_Moe"]
+TOO_NARROW = [("DeepseekV3", "nf4"), ("Glm4Moe", "nf4")]  # for 4 bits on a CPU
+ROUTER_HAS_NO_WEIGHT_OF_ITS_OWN = ("Ernie4_5_Moe",)  # for PEFT
 
 
 @pytest.mark.parametrize(
     ("name", "quantize"),
-    slow_but([("gpt_oss", "none"), ("qwen3_moe", "nf4")], [(n, q) for n in FAMILIES for q in ("none", "nf4")]),
+    slow_but(
+        [("gpt_oss", "none"), ("qwen3_moe", "nf4")],
+        [(n, q) for n in FAMILIES for q in ("none", "nf4") if (n, q) not in TOO_NARROW],
+    ),
 )
 def test_models_give_the_results_of_peft(family, tmp_path, name, quantize):
     """On packed and on padded examples."""
     folder = family(name) if name in tiny.FAMILIES | tiny.OTHERS else other.save_text(name, tmp_path)
-    theirs, ours = both(lambda _: folder, name, quantize, router=True)
+    theirs, ours = both(lambda _: folder, name, quantize, router=name not in ROUTER_HAS_NO_WEIGHT_OF_ITS_OWN)
     ids, lengths = torch.arange(5, 45).view(2, 20), torch.tensor([20, 12])
     mask = torch.arange(20) < lengths[:, None]
     packed = {"input_ids": ids[mask][None], "position_ids": torch.arange(20).expand(2, 20)[mask][None]}

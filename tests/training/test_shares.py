@@ -87,13 +87,13 @@ def test_a_resumed_run_keeps_its_shares_unless_its_processes_are_others():
 
 def slow_second(folder):
     """A training process whose passes take as long as its tokens say, three times as long in the second one."""
-    backward = loop._backward
+    gradients = loop._gradients
 
-    def sleeping(job, data, units, tokens):
+    def sleeping(job, state, data, units, tokens):
         time.sleep(data.tokens * (1.5e-3 if distributed.rank() else 0.5e-3))
-        return backward(job, data, units, tokens)
+        return gradients(job, state, data, units, tokens)
 
-    loop._backward = sleeping
+    loop._gradients = sleeping
     worker.work(folder)
 
 

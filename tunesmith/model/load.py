@@ -57,12 +57,6 @@ def config_of(folder: Path):
         raise UserError(f"model.path: {folder}: transformers cannot read this model: {first_line(error)}") from None
 
 
-def is_moe(config) -> bool:
-    """Whether the model has experts, by the names that transformers' configurations have for their number."""
-    text = config.get_text_config()
-    return any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
-
-
 def eos_ids(folder: Path) -> list[int]:
     """Tokens that end the model's answers, in the order of its generation_config.json; there one or a list."""
     found = (read_json(folder / "generation_config.json") or {}).get("eos_token_id")

@@ -3,7 +3,6 @@
 import os
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
 
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine
