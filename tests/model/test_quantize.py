@@ -270,3 +270,10 @@ def test_rows_that_bitsandbytes_gets_wrong_on_a_cpu_are_refused(family, tmp_path
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="multiple of 64 inputs, model.layers.0.mlp.down_proj has 96"):
         quantised(tmp_path)
+
+
+def test_a_stack_that_is_moved_stays_in_4_bits():
+    stack = Stack4bit.quantize(torch.randn(3, 64, 128))
+    moved = stack.to("cpu", copy=True)
+    assert isinstance(moved, Stack4bit) and moved.packed.data_ptr() != stack.packed.data_ptr()
+    assert torch.equal(moved.dequantized(), stack.dequantized()) and moved.shape == stack.shape

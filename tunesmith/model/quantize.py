@@ -4,6 +4,8 @@ al. 2022).
 Weights are quantised one at a time while they are read. The output head and the embeddings are not quantised.
 """
 
+import copy
+
 import bitsandbytes
 import torch
 from bitsandbytes.functional import (
@@ -112,6 +114,11 @@ class Stack4bit(torch.Tensor):
         if turned or function in (aten.detach.default, aten.alias.default):
             with torch.inference_mode(False):  # a view of a tensor that is not of inference is not either
                 return cls(first.packed, first.state, first.stored, first.transposed != turned)
+        device = (kwargs or {}).get("device")
+        if function == aten._to_copy.default and device and (kwargs or {}).get("dtype") in (None, first.dtype):
+            state = copy.deepcopy(first.state)
+            state.to(device)
+            return cls(first.packed.to(device, copy=True), state, first.stored, first.transposed)
         if function == aten.set_.source_Tensor:  # PEFT's wrapper of a parameter sets it to itself
             return first
         args, kwargs = tree_map_only(cls, cls.dequantized, (args, kwargs or {}))
