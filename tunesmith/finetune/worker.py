@@ -81,9 +81,10 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
     prepared = Prepared.open(run)
     tokenizer, dataset, schedule = prepared.tokenizer, prepared.dataset, prepared.schedule
     last, damaged = checkpoint.newest_whole(run.checkpoints)
+    step = checkpoint.read_state(last).step if last else 0
     if run.events("start"):  # before anything else is logged, as what is between was a pause
         other = {"processes": distributed.world()} if distributed.world() != plan.processes else {}
-        log("resume", step=checkpoint.read_state(last).step if last else 0, **other)
+        log("resume", step=step, **other)
         for line in changed_packages(run):
             log("warning", message=line)
     for folder, problem in damaged.items():
@@ -93,7 +94,7 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
             f"training continues from {last.name}",
         )
     log("stage", doing="loading the model")
-    progress_marks.mark("loading the model", checkpoint.read_state(last).step if last else 0)
+    progress_marks.mark("loading the model", step)
     built = build(run, plan, run.base, device, log)
     model, plan = built.model, built.plan
     with suppress(UserError):  # a model without a list of layers
@@ -111,7 +112,7 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
     if distributed.rank() == 0:
         for folder in damaged:
             checkpoint.set_aside(folder)
-    if state.checkpointing and plan.gradient_checkpointing != "on" and not built.walk:
+    if state.checkpointing and plan.gradient_checkpointing != "on":
         layer_transforms.checkpoint_layers(model, "on")
     job = Job(
         run=run,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tunesmith.training import distributed, shared_memory
+from tunesmith.training.layer_transforms import is_spread
 
 SLOTS = 2
 PACKED = "packed"  # where a stack of quantised experts (model/quantize.py) has its numbers
@@ -37,8 +38,7 @@ class _Weight:
 
     @property
     def tensor(self) -> torch.Tensor:
-        parameter = self.module._parameters[self.name]
-        return getattr(parameter, PACKED, parameter.data)
+        return _numbers(self.module._parameters[self.name])
 
     def bind(self, tensor: torch.Tensor) -> None:
         """Lets the parameter use this memory."""
@@ -75,7 +75,7 @@ class Home:
         self._layers: dict[int, _Layer] = {}
         several = _parameters_of_several(layers)
         for index, layer in enumerate(layers):
-            away = [_is_away(index, len(layers), count) for count in kept]
+            away = [not is_spread(index, count, len(layers)) for count in kept]
             weights = _weights(layer, several) if any(away) else []
             if not weights:
                 continue
@@ -150,21 +150,20 @@ class Home:
         return slot
 
 
-def _is_away(index: int, layers: int, kept: int) -> bool:
-    """Whether a process that keeps so many layers does not keep this one."""
-    return (index + 1) * kept // layers == index * kept // layers
-
-
 def _weights(layer: nn.Module, several: set[int]) -> list[_Weight]:
     """The frozen parameters of a layer, except those in `several`, in the order of a region."""
     weights, start = [], 0
     for module in layer.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad and id(parameter) not in several:
-                numbers = getattr(parameter, PACKED, parameter.data)
+                numbers = _numbers(parameter)
                 weights.append(_Weight(module, name, start, numbers.dtype, numbers.shape))
                 start = -(-weights[-1].end // ALIGNMENT) * ALIGNMENT
     return weights
+
+
+def _numbers(parameter: torch.Tensor) -> torch.Tensor:
+    return getattr(parameter, PACKED, parameter.data)
 
 
 def _shared(weights: list[_Weight], device: torch.device) -> torch.Tensor:

@@ -63,8 +63,13 @@ def checkpoint_layers(model: nn.Module, how: str | float, offload: Offload | Non
     count = round({"on": 1, "selective": 1, "off": 0}.get(how, how) * len(layers))
     for i, layer in enumerate(layers):
         forward = layer.forward.inner if isinstance(layer.forward, _Checkpointed) else layer.forward
-        chosen = (i + 1) * count // len(layers) > i * count // len(layers)
+        chosen = is_spread(i, count, len(layers))
         layer.forward = _Checkpointed(layer, forward, how == "selective", offload) if chosen else forward
+
+
+def is_spread(index: int, chosen: int, layers: int) -> bool:
+    """Whether a layer is one of `chosen` that are spread evenly over all."""
+    return (index + 1) * chosen // layers > index * chosen // layers
 
 
 class _Checkpointed:

@@ -143,8 +143,7 @@ def _learn(
         smaller += 1
         now = step_down(state, data.batches, f"step {state.step}")
         job.log("warning", message=f"step {state.step} ran out of memory and is repeated: {now}")
-        if state.checkpointing and not job.walk:
-            checkpoint_layers(job.model, "on")
+        _recompute(job, state)
         data = _data(job, state, state.step)
 
 
@@ -181,6 +180,11 @@ def _agree(job: Job, state: checkpoint.State) -> None:
     if agreed != (state.micro_batch_tokens, state.checkpointing):
         job.log("warning", message=f"step {state.step} ran out of memory in another process; all take smaller parts")
     state.micro_batch_tokens, state.checkpointing = agreed
+    _recompute(job, state)
+
+
+def _recompute(job: Job, state: checkpoint.State) -> None:
+    """Recomputes all layers if the state says so. A walk does that by itself."""
     if state.checkpointing and not job.walk:
         checkpoint_layers(job.model, "on")
 
