@@ -32,18 +32,18 @@ def learn(model, optimizer, step: int) -> None:
     optimizer.zero_grad()
 
 
-def save(folder, model, optimizer, state: checkpoint.State) -> int:
-    return checkpoint.save(folder, checkpoint.Contents.of(model, optimizer, state))
+def save(folder, optimizer, state: checkpoint.State) -> int:
+    return checkpoint.save(folder, checkpoint.Contents.of(optimizer, state))
 
 
 def test_a_loaded_optimizer_goes_on_as_the_saved_one(tmp_path):
     model, optimizer = trained(3)
     state = checkpoint.State(step=3, tokens=7, seconds=1.5, best_loss=0.1 + 0.2, best_step=2, evals_without_gain=1)
-    size = save(tmp_path, model, optimizer, state)
+    size = save(tmp_path, optimizer, state)
     [folder] = tmp_path.iterdir()
     assert size == sum(file.stat().st_size for file in folder.iterdir())
     other, its_optimizer = trained(1)
-    assert checkpoint.load(folder, other, its_optimizer) == state
+    assert checkpoint.load(folder, its_optimizer) == state
     for step in (3, 4):
         learn(model, optimizer, step)
         learn(other, its_optimizer, step)
@@ -61,7 +61,7 @@ def test_the_last_and_the_best_stay(tmp_path_factory, steps, keep, data):
     best = data.draw(st.none() | st.sampled_from(steps))
     model, optimizer = trained(1)
     for step in steps:
-        save(folder, model, optimizer, checkpoint.State(step=step))
+        save(folder, optimizer, checkpoint.State(step=step))
     (folder / ".step-000009.tmp").mkdir()
     checkpoint.prune(folder, keep, best)
     left = [checkpoint.read_state(found).step for found in checkpoint.complete(folder)]
@@ -71,10 +71,10 @@ def test_the_last_and_the_best_stay(tmp_path_factory, steps, keep, data):
 
 def test_drafts_are_no_checkpoints(tmp_path):
     model, optimizer = trained(1)
-    save(tmp_path, model, optimizer, checkpoint.State(step=1))
+    save(tmp_path, optimizer, checkpoint.State(step=1))
     (tmp_path / "step-000001").rename(tmp_path / ".step-000002.tmp")
     assert checkpoint.complete(tmp_path) == []
-    save(tmp_path, model, optimizer, checkpoint.State(step=2))
+    save(tmp_path, optimizer, checkpoint.State(step=2))
     assert [found.name for found in checkpoint.complete(tmp_path)] == ["step-000002"]
 
 

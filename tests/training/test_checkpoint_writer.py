@@ -43,12 +43,12 @@ def test_what_is_written_is_what_was(made, held_back, tmp_path):
     """Training changes weights, moments and state while the checkpoint is written."""
     writer, events, model, optimizer = made
     state = checkpoint.State(step=1, tokens=5, best_step=1)
-    weights = {name: p.detach().clone() for name, p in checkpoint.trained_tensors(model).items()}
-    moments = {name: t.clone() for name, t in checkpoint.Contents.of(model, optimizer, state).moments.items()}
+    weights = {name: p.detach().clone() for name, p in optimizer.weights().items()}
+    moments = {name: t.clone() for name, t in checkpoint.Contents.of(optimizer, state).moments.items()}
     with writer:
-        writer.save(model, optimizer, state)
+        writer.save(optimizer, state)
         assert not list(tmp_path.iterdir())
-        for tensor in (*model.parameters(), *checkpoint.Contents.of(model, optimizer, state).moments.values()):
+        for tensor in (*model.parameters(), *checkpoint.Contents.of(optimizer, state).moments.values()):
             tensor.detach().fill_(7)
         state.step, state.tokens = 2, 9
         held_back.set()
@@ -67,7 +67,7 @@ def test_each_waits_for_the_one_before(made, tmp_path):
     writer, events, model, optimizer = made
     with writer:
         for step in range(1, 6):
-            writer.save(model, optimizer, checkpoint.State(step=step, best_step=1))
+            writer.save(optimizer, checkpoint.State(step=step, best_step=1))
             assert [values["step"] for _, values in events[: step - 1]] == list(range(1, step))
     assert [values["step"] for _, values in events] == [1, 2, 3, 4, 5]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001", "step-000004", "step-000005"]
@@ -78,7 +78,7 @@ def test_without_room_for_a_copy_training_waits(made, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_writer, "memory", lambda: (2**40, 2**29))
     monkeypatch.setattr(checkpoint.Contents, "copied", lambda contents: pytest.fail("it was copied"))
     with writer:
-        writer.save(model, optimizer, checkpoint.State(step=1))
+        writer.save(optimizer, checkpoint.State(step=1))
         assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
     [(_, values)] = events
     assert values["stall_seconds"] >= values["seconds"] >= 0
@@ -88,8 +88,9 @@ def test_without_room_for_what_is_on_a_gpu_it_is_said(made, tmp_path, monkeypatc
     """Writing it would need as much memory as a copy. What is on no device stands for it."""
     writer, events, model, optimizer = made
     monkeypatch.setattr(checkpoint_writer, "memory", lambda: (2**40, 2**29))
+    monkeypatch.setattr(optimizer, "weights", lambda: {n: p.to("meta") for n, p in model.named_parameters()})
     with writer:
-        writer.save(model.to("meta"), optimizer, checkpoint.State(step=1))
+        writer.save(optimizer, checkpoint.State(step=1))
     assert not list(tmp_path.iterdir()) and "not saved: it needs" in events[0][1]["message"]
 
 
@@ -97,7 +98,7 @@ def test_a_fault_in_the_thread_is_not_lost(made, monkeypatch):
     writer, _, model, optimizer = made
     monkeypatch.setattr(checkpoint, "save", lambda folder, contents: 1 / 0)
     with pytest.raises(ZeroDivisionError), writer:
-        writer.save(model, optimizer, checkpoint.State(step=1))
+        writer.save(optimizer, checkpoint.State(step=1))
 
 
 def test_steps_go_on_while_a_checkpoint_is_written(recipe, monkeypatch):

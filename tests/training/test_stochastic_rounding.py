@@ -9,7 +9,8 @@ from tunesmith.finetune import job
 from tunesmith.recipe import Train
 from tunesmith.training import distributed, loop, step, stochastic_rounding
 from tunesmith.training.optimizer import build_optimizer
-from tunesmith.training.stochastic_rounding import CHUNK_ELEMENTS, chunks, convert, round_stochastically
+from tunesmith.training.optimizer_parts import CHUNK_ELEMENTS, chunks
+from tunesmith.training.stochastic_rounding import convert, round_stochastically
 
 DRAWS = 4096
 DEVIATIONS = 6  # of the mean of so many draws: one in 10^9 lies outside
@@ -105,11 +106,22 @@ def test_chunks_are_bounded():
     assert [[int(name) for name, _ in chunk] for chunk in chunks(named)] == [[0, 1], [2], [3], [4]]
 
 
-def test_all_processes_round_alike(monkeypatch):
-    drawn = []
-    for rank in (0, 1):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        loop.seed_batch(7, 3, rank)
-        step.seed_update(7, 3)
-        drawn.append(torch.rand(8))
-    assert torch.equal(*drawn)
+@pytest.mark.parametrize("others", [0, 3])
+def test_noise_depends_on_the_parameter_alone(others):
+    """Not on the process, nor on which parameters are updated before."""
+    torch.manual_seed(others)
+    model = torch.nn.ModuleDict({f"other{n}": torch.nn.Linear(8, 8) for n in range(others)})
+    model["last"] = torch.nn.Linear(64, 64, bias=False)
+    torch.nn.init.ones_(model["last"].weight)
+    optimizer = build_optimizer(model.bfloat16(), Train(learning_rate=1e-3))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step((7, 3))
+    layer = torch.nn.ModuleDict({"last": torch.nn.Linear(64, 64, bias=False)}).bfloat16()
+    torch.nn.init.ones_(layer["last"].weight)
+    alone = build_optimizer(layer, Train(learning_rate=1e-3))
+    for step, same in (((7, 3), True), ((7, 4), False)):
+        layer["last"].weight.data.fill_(1)
+        layer["last"].weight.grad = torch.ones_like(layer["last"].weight)
+        alone.step(step)
+        assert torch.equal(layer["last"].weight, model["last"].weight) == same

@@ -102,7 +102,7 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
     if plan.compile:
         progress_marks.mark_compiling()
     state = (
-        checkpoint.load(last, model, built.optimizer)
+        checkpoint.load(last, built.optimizer)
         if last
         else checkpoint.State(
             micro_batch_tokens=plan.micro_batch_tokens, checkpointing=plan.gradient_checkpointing == "on"
@@ -178,7 +178,7 @@ def _load_best(job: Job, state: checkpoint.State) -> None:
         )
     best = job.run.checkpoints / f"step-{state.best_step:06d}"
     if best.exists() and not checkpoint.damage(best):
-        checkpoint.load(best, job.model)
+        checkpoint.load(best, job.optimizer, states=False)
     else:
         job.log(
             "warning",

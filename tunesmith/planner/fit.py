@@ -188,6 +188,6 @@ def learn(trial: Any, rows: int, length: int, device: Any) -> None:
 
     backward(trial.walk, [batch], loss, router_loss=lambda batch: 0.0, seed=lambda batch: None)
     trial.optimizer.step()
-    trial.optimizer.zero_grad(set_to_none=True)
+    trial.optimizer.zero_grad()
     if device.type == "cuda":  # it is timed
         torch.cuda.synchronize(device)

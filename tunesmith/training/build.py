@@ -20,7 +20,7 @@ from tunesmith.training.expert_routing import Routing
 from tunesmith.training.home import Home
 from tunesmith.training.loss import Head, autocast, find_head
 from tunesmith.training.offload import Offload
-from tunesmith.training.optimizer import build_optimizer
+from tunesmith.training.optimizer import Optimizer, build_optimizer
 from tunesmith.training.walk import Walk
 
 LEFT_TO_PEFT = (
@@ -46,7 +46,7 @@ class Trainable:
     model: torch.nn.Module
     head: Head | None
     routing: Routing
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     plan: Plan  # as it suits this model
     walk: Walk | None = None  # if layers stay in host memory
 

@@ -8,7 +8,6 @@ the step is all their state.
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import UserError, first_line
 from tunesmith.files import follow_umask, read_json, write_json
+from tunesmith.training.optimizer import Optimizer
+from tunesmith.training.optimizer_parts import States
 from tunesmith.units import size
 
 FREE_MARGIN_BYTES = 64 * 2**20
@@ -51,11 +52,11 @@ class Contents:
     state: State
 
     @classmethod
-    def of(cls, model: torch.nn.Module, optimizer, state: State) -> "Contents":
-        leaves = dict(_leaves(optimizer.state_dict()["state"]))
+    def of(cls, optimizer: Optimizer, state: State) -> "Contents":
+        leaves = {f"{name}.{key}": v for name, values in optimizer.states().items() for key, v in values.items()}
         moments = {k: v for k, v in leaves.items() if isinstance(v, torch.Tensor)}
         numbers = {k: v for k, v in leaves.items() if k not in moments}
-        return cls(trained_tensors(model), moments, numbers, replace(state))
+        return cls(optimizer.weights(), moments, numbers, replace(state))
 
     @property
     def nbytes(self) -> int:
@@ -71,10 +72,6 @@ class Contents:
             {k: t.detach().to("cpu", copy=True) for k, t in tensors.items()} for tensors in (self.trained, self.moments)
         )
         return replace(self, trained=trained, moments=moments)
-
-
-def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def save(folder: Path, contents: Contents) -> int:
@@ -152,24 +149,22 @@ def read_state(checkpoint: Path) -> State:
     return State(**json.loads((checkpoint / "state.json").read_text()))
 
 
-def load(checkpoint: Path, model, optimizer=None) -> State:
-    """Puts a checkpoint's tensors into the model, and into the optimizer if one is given."""
-    trained = trained_tensors(model)
+def load(checkpoint: Path, optimizer: Optimizer, states: bool = True) -> State:
+    """Puts a checkpoint's weights into what trains, and its states into the optimizer unless `states` is false."""
     saved = load_file(checkpoint / "trained.safetensors")
-    assert saved.keys() == trained.keys(), "the checkpoint is of another model"
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(saved[name])
-    if optimizer is not None:
-        numbers = read_json(checkpoint / "optimizer.json") or {}
-        states = _tree(load_file(checkpoint / "optimizer.safetensors") | numbers)
-        optimizer.load_state_dict(
-            {
-                "state": {int(index): values for index, values in states.items()},
-                "param_groups": optimizer.state_dict()["param_groups"],
-            }
-        )
+    assert saved.keys() == optimizer.weights().keys(), "the checkpoint is of another model"
+    optimizer.load(saved, _states(checkpoint, optimizer) if states else None)
     return read_state(checkpoint)
+
+
+def _states(checkpoint: Path, optimizer: Optimizer) -> States:
+    """The optimizer's states, by parameter name."""
+    states: States = {}
+    numbers = read_json(checkpoint / "optimizer.json") or {}
+    for leaf, value in (load_file(checkpoint / "optimizer.safetensors") | numbers).items():
+        name, _, key = leaf.rpartition(".")
+        states.setdefault(optimizer.name_of(int(name)) if name.isdigit() else name, {})[key] = value
+    return states
 
 
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
@@ -189,27 +184,6 @@ def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         seen.add(tensor.data_ptr())
         found[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
     return found
-
-
-def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The values of nested dictionaries under dotted names."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _tree(leaves: dict) -> dict:
-    """Nested dictionaries from dotted names."""
-    tree: dict = {}
-    for name, value in leaves.items():
-        *path, key = name.split(".")
-        place = tree
-        for part in path:
-            place = place.setdefault(part, {})
-        place[key] = value
-    return tree
 
 
 def _sync(*paths: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tunesmith.machine import memory
 from tunesmith.training import checkpoint
+from tunesmith.training.optimizer import Optimizer
 from tunesmith.training.progress_marks import mark
 from tunesmith.units import size
 
@@ -34,10 +35,10 @@ class Saver:
         finally:
             self._writer.shutdown()
 
-    def save(self, model, optimizer, state: checkpoint.State) -> None:
+    def save(self, optimizer: Optimizer, state: checkpoint.State) -> None:
         began = time.monotonic()
         self._wait()
-        contents = checkpoint.Contents.of(model, optimizer, state)
+        contents = checkpoint.Contents.of(optimizer, state)
         _, free = memory()
         short = contents.nbytes + MEMORY_MARGIN_BYTES > free
         if short and contents.on_gpu:  # writing would copy all of it, too

@@ -8,7 +8,6 @@ method has it, over all micro-batches and processes. `step.py` has the half of a
 import time
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from tunesmith.model.memory import is_out_of_memory
@@ -22,6 +21,7 @@ from tunesmith.training.oom_fallback import step_down
 from tunesmith.training.optimizer import learning_rate
 from tunesmith.training.prefetch import StepData, step_data, steps_ahead
 from tunesmith.training.progress_marks import mark
+from tunesmith.training.randomness import set_seed
 from tunesmith.training.shares import Shares
 from tunesmith.training.step import (
     Clock,
@@ -39,12 +39,11 @@ from tunesmith.training.walk import backward
 def loop(job: Job, state: checkpoint.State) -> str:
     """Trains from `state.step` on; returns why it stopped (the reasons of the stop event)."""
     steps = job.schedule.steps
-    trained = [p for p in job.model.parameters() if p.requires_grad]
     shares = Shares(state, distributed.world(), job.plan.shares == "measured")
     exchange = Exchange(job.device)
     feed, clock, compiling = _feed(job, state), Clock(state.seconds), CompileWatch()
     if job.settings.result == "best" and state.best_step == state.step == 0 and distributed.rank() == 0:
-        job.saver.save(job.model, job.optimizer, state)  # the untrained weights may stay the best
+        job.saver.save(job.optimizer, state)  # the untrained weights may stay the best
 
     reason = reason_to_stop(job, state)  # a resumed run may be at its end already
     if reason == "paused":
@@ -65,7 +64,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
         learning = time.monotonic()
         loss, metrics, smaller = _learn(job, state, data, units, tokens)
         computed = time.monotonic() - learning
-        exchange.add_up(trained)
+        exchange.add_up(job.optimizer.to_exchange)
         loss, smaller = distributed.add_up([loss, smaller])
         used = state.shares
         if smaller:
@@ -73,7 +72,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
         if smaller or shares.change(data.tokens, computed):
             feed.close()  # what is ready ahead was made for larger passes or other shares
             feed = _feed(job, state)
-        norm = update(job, state, trained, data.rows, loss)
+        norm = update(job, state, data.rows, loss)
 
         seconds = time.monotonic() - began
         state.tokens += int(tokens)
@@ -136,7 +135,7 @@ def _learn(
             if not is_out_of_memory(error):
                 raise
         # Out of the handler, which kept the failed attempt's tensors alive.
-        job.optimizer.zero_grad(set_to_none=True)
+        job.optimizer.zero_grad()
         job.routing.forget()
         if job.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -192,4 +191,4 @@ def _recompute(job: Job, state: checkpoint.State) -> None:
 def seed_batch(seed: int, step: int, row: int) -> None:
     """Random numbers are a function of (seed, step, first row of the micro-batch): nothing of them need be saved to
     resume, and they do not depend on the process."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, row)).generate_state(1, np.uint64)[0]))
+    set_seed(seed, step, row)

@@ -1,7 +1,6 @@
 """The optimizers, and the learning rate over the run.
 
-What `build_optimizer` returns has torch's step, zero_grad, param_groups, state_dict and load_state_dict. The learning
-rate means the same with each: about the most that a weight changes in a step, on average over its matrix.
+The learning rate means the same with each: about the most that a weight changes in a step, on average over its matrix.
 """
 
 import math
@@ -11,7 +10,7 @@ from functools import partial
 import torch
 
 from tunesmith.recipe import Train
-from tunesmith.training.stochastic_rounding import Rounded, chunks
+from tunesmith.training.optimizer_parts import Named, Part, Rounded, States, chunks
 
 WSD_DECAY_SHARE = 0.2  # Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed durations"
 # Adafactor's update is relative to the larger of the weights' RMS and the second of these. With 1 it is absolute, as
@@ -19,74 +18,78 @@ WSD_DECAY_SHARE = 0.2  # Hägele et al. 2024, "Scaling laws and compute-optimal 
 # large model.
 ADAFACTOR_EPS = (1e-15, 1.0)
 
-Named = list[tuple[str, torch.nn.Parameter]]
 
-
-def build_optimizer(model: torch.nn.Module, settings: Train):
+def build_optimizer(model: torch.nn.Module, settings: Train) -> "Optimizer":
     """The recipe's optimizer over what trains."""
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    if settings.optimizer == "muon":
-        apart = _vocabulary(model)
-        hidden = [(n, p) for n, p in trained if p.ndim == 2 and p not in apart]
-        others = [(n, p) for n, p in trained if p.ndim != 2 or p in apart]
-        parts = [*_over(hidden, _muon, settings), *_over(others, _adamw, settings)]
-    else:
-        parts = [*_over(trained, MAKERS[settings.optimizer], settings)]
-    return parts[0] if len(parts) == 1 else Together(parts)
+    return Optimizer(trained, make_parts(model, trained, settings))
 
 
-class Together:
-    """Several optimizers behind the interface of one; parameters are numbered through."""
+class Optimizer:
+    """Updates a model's trained parameters, whose gradients are on them."""
 
-    def __init__(self, parts: list):
-        self._parts = parts
+    def __init__(self, trained: Named, parts: list[Part]):
+        self._trained, self._parts = trained, parts
 
     @property
     def param_groups(self) -> list[dict]:
         return [group for part in self._parts for group in part.param_groups]
 
-    def step(self) -> None:
+    @property
+    def to_exchange(self) -> list[torch.nn.Parameter]:
+        """Parameters whose gradients must be summed over the processes before `clip`."""
+        return [parameter for _, parameter in self._trained]
+
+    def clip(self, max_norm: float) -> float:
+        """Scales the gradients down to this norm, and returns their norm before."""
+        return torch.nn.utils.clip_grad_norm_(self.to_exchange, max_norm, foreach=True).item()
+
+    def step(self, seed: tuple[int, ...] = (0,)) -> None:
+        """Updates the weights. `seed`: of the random numbers that round them, the same in all processes."""
         for part in self._parts:
-            part.step()
+            part.step(seed)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for part in self._parts:
-            part.zero_grad(set_to_none)
+    def zero_grad(self) -> None:
+        for _, parameter in self._trained:
+            parameter.grad = None
 
-    def state_dict(self) -> dict:
-        states, groups = {}, []
-        for first, part in self._numbered():
-            own = part.state_dict()
-            states |= {first + number: values for number, values in own["state"].items()}
-            groups += own["param_groups"]
-        return {"state": states, "param_groups": groups}
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights by name: the tensors themselves."""
+        return dict(self._trained)
 
-    def load_state_dict(self, state: dict) -> None:
-        groups = iter(state["param_groups"])
-        for first, part in self._numbered():
-            own = [next(groups) for _ in part.param_groups]
-            numbers = [number for group in own for number in group["params"]]
-            part.load_state_dict(
-                {
-                    "param_groups": own,
-                    "state": {n: state["state"][first + n] for n in numbers if first + n in state["state"]},
-                }
-            )
+    def states(self) -> States:
+        return {name: values for part in self._parts for name, values in part.states.items()}
 
-    def _numbered(self) -> Iterator[tuple[int, object]]:
-        """Each part with the number of its first parameter."""
-        first = 0
-        for part in self._parts:
-            yield first, part
-            first += sum(len(group["params"]) for group in part.param_groups)
+    @torch.no_grad()
+    def load(self, weights: dict[str, torch.Tensor], states: States | None = None) -> None:
+        """Takes weights, and with `states` also those of the optimizer."""
+        for name, parameter in self._trained:
+            parameter.copy_(weights[name])
+        if states is not None:
+            for part in self._parts:
+                part.load(states)
+
+    def name_of(self, number: int) -> str:
+        """The parameter of this number, by which older checkpoints name states."""
+        return [name for part in self._parts for name in part.names][number]
 
 
-def _over(named: Named, make, settings: Train) -> Iterator:
+def make_parts(model: torch.nn.Module, trained: Named, settings: Train, small: bool = False) -> list[Part]:
+    """Optimizers that together update what trains. `small`: no part has more than a chunk of parameters."""
+    if settings.optimizer != "muon":
+        return [*_over(trained, MAKERS[settings.optimizer], settings, small)]
+    apart = _vocabulary(model)
+    hidden = [(n, p) for n, p in trained if p.ndim == 2 and p not in apart]
+    others = [(n, p) for n, p in trained if p.ndim != 2 or p in apart]
+    return [*_over(hidden, _muon, settings, small), *_over(others, _adamw, settings, small)]
+
+
+def _over(named: Named, make, settings: Train, small: bool) -> Iterator[Part]:
     """One optimizer, and one for each chunk of bfloat16 parameters."""
     make = partial(make, settings=settings)
     whole = [(n, p) for n, p in named if p.dtype != torch.bfloat16]
     if whole:
-        yield make(whole)
+        yield from (Part(chunk, make) for chunk in (chunks(whole) if small else [whole]))
     for chunk in chunks([(n, p) for n, p in named if p.dtype == torch.bfloat16]):
         yield Rounded(chunk, make)
 

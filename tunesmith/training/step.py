@@ -26,6 +26,7 @@ from tunesmith.training.checkpoint_writer import Saver
 from tunesmith.training.divergence import check_held_out
 from tunesmith.training.expert_routing import Routing
 from tunesmith.training.loss import Head
+from tunesmith.training.optimizer import Optimizer
 from tunesmith.training.progress_marks import mark
 from tunesmith.training.walk import Walk
 
@@ -44,7 +45,7 @@ class Job:
     head: Head | None
     routing: Routing
     walk: Walk | None
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     tokens: TokenStore
     held_out: TokenStore
     tokenizer: Tokenizer
@@ -73,21 +74,20 @@ class Clock:
         self._began += seconds
 
 
-def update(job: Job, state: checkpoint.State, trained: list[torch.Tensor], rows: np.ndarray, loss: float) -> float:
+def update(job: Job, state: checkpoint.State, rows: np.ndarray, loss: float) -> float:
     """Clips the gradients and takes the optimizer's step; returns their norm before clipping.
 
     Raises NotFinite, naming the rows of the step. Raises NotEnoughMemory where the optimizer needs more memory than
     there is: the step is never retried, because some weights may already have changed. The last checkpoint is whole.
     """
     mark("updating")
-    norm = torch.nn.utils.clip_grad_norm_(trained, job.settings.max_grad_norm or math.inf, foreach=True).item()
+    norm = job.optimizer.clip(job.settings.max_grad_norm or math.inf)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         places = ", ".join(str(job.tokens.where(row)) for row in rows)
         value = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
         raise NotFinite(f"step {state.step}: {value} is not finite; its rows: {places}")
-    seed_update(job.seed, state.step)
     try:
-        job.optimizer.step()
+        job.optimizer.step((job.seed, state.step))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -95,13 +95,8 @@ def update(job: Job, state: checkpoint.State, trained: list[torch.Tensor], rows:
             f"step {state.step}: the update of train.optimizer: {job.settings.optimizer} does not fit in memory; "
             "adafactor and adamw_8bit need the least, or train an adapter (adapter.kind: lora)"
         ) from None
-    job.optimizer.zero_grad(set_to_none=True)
+    job.optimizer.zero_grad()
     return norm
-
-
-def seed_update(seed: int, step: int) -> None:
-    """Before the update: the random numbers that round weights must be the same in all processes, or they part."""
-    torch.manual_seed((seed * 1_000_003 + step) * 1024 + 1023)
 
 
 def log_step(job: Job, state: checkpoint.State, metrics: dict[str, float], **values: Any) -> None:
@@ -152,7 +147,7 @@ def save_if_due(job: Job, state: checkpoint.State, reason: str | None) -> None:
     due = state.step % every == 0 or state.step == job.schedule.steps or reason or best
     if due and distributed.rank() == 0:
         mark("saving")
-        job.saver.save(job.model, job.optimizer, state)
+        job.saver.save(job.optimizer, state)
 
 
 def wait_while_paused(job: Job, state: checkpoint.State, clock: Clock) -> str | None:
