@@ -17,7 +17,8 @@ from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 from tunesmith.training import distributed, layer_transforms, packed_attention
 from tunesmith.training.expert_routing import Routing
-from tunesmith.training.home import Home
+from tunesmith.training.home import Home, TrainedHome
+from tunesmith.training.host_optimizer import HostOptimizer
 from tunesmith.training.loss import Head, autocast, find_head
 from tunesmith.training.offload import Offload
 from tunesmith.training.optimizer import Optimizer, build_optimizer
@@ -55,7 +56,7 @@ def build(run: Run, plan: Plan, base: Path, device: torch.device, log: Callable)
     """The recipe's model, ready to train. Raises UserError for a setting that does not suit the model."""
     model = load_model(run, plan, base)
     model = adapt_model(run, model)
-    home = place(model, plan, device, log)
+    home = place(model, plan, device, log, run.recipe.adapter.kind == "full")
     return transform(model, run.recipe, plan, inspect(model, plan, log), log, home)
 
 
@@ -75,7 +76,7 @@ def adapt_model(run: Run, model):
     return adapt.adapt(model, recipe.adapter, new_ids, tokenizer.vocab_size if new_ids else 0)
 
 
-def place(model, plan: Plan, device: torch.device, log: Callable) -> Home | None:
+def place(model, plan: Plan, device: torch.device, log: Callable, trains_whole: bool = False) -> Home | None:
     """Moves the model to the device, except for layers that stay in host memory. Returns the home of these, or None."""
     if plan.kept_layers is None:
         model.to(device)
@@ -83,7 +84,11 @@ def place(model, plan: Plan, device: torch.device, log: Callable) -> Home | None
     kept, processes = plan.kept_layers, distributed.world()
     if len(kept) != processes:  # another number than planned, after a GPU was lost or added
         kept = [min(kept)] * processes
-    home = Home(layer_transforms.decoder_layers(model), kept, device)
+    layers = layer_transforms.decoder_layers(model)
+    if trains_whole:
+        home: Home = TrainedHome(model, layers, kept, device, getattr(torch, plan.compute))
+    else:
+        home = Home(layers, kept, device)
     home.place(model)
     if not home.pinned:
         log(
@@ -104,7 +109,8 @@ def inspect(model, plan: Plan, log: Callable) -> Facts:
         packed_attention.check_causal(model)
     packing = plan.packing and not not_packed
     # Modules trained whole are in float32 among weights in bfloat16. Over float32 weights the head is found exactly.
-    rounding = torch.autocast(plan.device, torch.bfloat16, enabled=plan.weights == "bfloat16")
+    is_rounded = plan.weights == "bfloat16" or plan.kept_layers is not None and plan.compute == "bfloat16"
+    rounding = torch.autocast(plan.device, torch.bfloat16, enabled=is_rounded)
     with rounding, nullcontext() if packing else packed_attention.default_attention(model):
         head = find_head(model, packing)
     if not_packed:
@@ -138,7 +144,9 @@ def transform(model, recipe: Recipe, plan: Plan, facts: Facts, log: Callable, ho
             raise UserError(f"train.{name}: {problem}; set train.{name}: off")
         if problem:
             log("warning", message=f"train.{name} is off: {problem}")
-    return Trainable(model, facts.head, routing, build_optimizer(model, settings), plan, walk)
+    at_home = isinstance(home, TrainedHome)
+    optimizer = HostOptimizer(model, home, settings) if at_home else build_optimizer(model, settings)
+    return Trainable(model, facts.head, routing, optimizer, plan, walk)
 
 
 def _offload(model, plan: Plan) -> Offload | None:

@@ -105,6 +105,35 @@ def gather(value) -> list:
     return values
 
 
+class Turn:
+    """A turn on its way to the next process."""
+
+    def __init__(self, number: int):
+        self._number = torch.tensor([number])
+        self._sending = dist.isend(self._number, rank() + 1) if rank() + 1 < world() else None
+
+    def wait(self) -> None:
+        """Until the next process has taken it."""
+        if self._sending:
+            with _together():
+                self._sending.wait()
+
+
+def pass_turn(number: int) -> Turn:
+    """Lets the next process take its turn at a piece of work of this number. The last process passes none."""
+    return Turn(number)
+
+
+def take_turn(number: int) -> None:
+    """Waits for the process before this one to pass the turn of this number. The first process need not."""
+    if rank() == 0:
+        return
+    passed = torch.empty(1, dtype=torch.int64)
+    with _together():
+        dist.recv(passed, rank() - 1)
+    assert passed.item() == number, "the processes take the layers in different orders"
+
+
 def wait() -> None:
     """Until all processes are here."""
     if world() > 1:

@@ -1,10 +1,11 @@
-"""The weights of decoder layers that a GPU does not keep.
+"""Weights that a GPU does not keep.
 
 They are at home in host memory, once for all processes, and on the GPU only while their layer computes. A layer's
 weights are one flat region at home, and views of one of two slots on the GPU. While a layer computes, the next one is
 copied to the other slot on a side stream. Without a GPU the same code makes plain copies.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,100 +13,125 @@ import torch
 from torch import nn
 
 from tunesmith.training import distributed, shared_memory
+from tunesmith.training.host_gradients import HostGradients
 from tunesmith.training.layer_transforms import is_spread
+from tunesmith.training.shared_memory import Layout
 
 SLOTS = 2
 PACKED = "packed"  # where a stack of quantised experts (model/quantize.py) has its numbers
-ALIGNMENT = 256  # bytes, as of torch's allocator
+REST = -1  # the group of what is in no layer, or in several
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Weight:
-    """A parameter of a layer, and its place in the layer's region."""
+    """A parameter by its place in the model."""
 
     module: nn.Module
     name: str
-    start: int
-    dtype: torch.dtype
-    shape: torch.Size
 
     @property
-    def end(self) -> int:
-        return self.start + self.shape.numel() * self.dtype.itemsize
-
-    def within(self, region: torch.Tensor) -> torch.Tensor:
-        return region[self.start : self.end].view(self.dtype).view(self.shape)
+    def parameter(self) -> nn.Parameter:
+        return self.module._parameters[self.name]
 
     @property
     def tensor(self) -> torch.Tensor:
-        return _numbers(self.module._parameters[self.name])
+        return getattr(self.parameter, PACKED, self.parameter.data)
 
     def bind(self, tensor: torch.Tensor) -> None:
         """Lets the parameter use this memory."""
-        parameter = self.module._parameters[self.name]
-        if hasattr(parameter, PACKED):
-            setattr(parameter, PACKED, tensor)
+        if hasattr(self.parameter, PACKED):
+            setattr(self.parameter, PACKED, tensor)
         else:
-            parameter.data = tensor
+            self.parameter.data = tensor
 
 
 @dataclass
-class _Layer:
+class _Group:
+    """Weights that are brought together: those of a layer."""
+
     weights: list[_Weight]
+    layout: Layout
     region: torch.Tensor
+
+    def bind(self, memory: torch.Tensor) -> None:
+        for weight, view in zip(self.weights, self.layout.views(memory)):
+            weight.bind(view)
 
 
 @dataclass
 class _Slot:
+    """Memory on the device for one group at a time."""
+
     memory: torch.Tensor
-    layer: int | None = None
+    group: int | None = None
     arrived: torch.cuda.Event | None = None
-    views: dict[int, list[torch.Tensor]] = field(default_factory=dict)  # by layer
+    views: dict[int, list[torch.Tensor]] = field(default_factory=dict)  # by group
 
 
 class Home:
-    """Brings the weights of decoder layers to the device, in the order in which they are used."""
+    """Brings the frozen weights of decoder layers to the device, in the order in which they are used."""
+
+    gradients: HostGradients | None = None
+    """Takes the gradients of weights at home, if they train."""
 
     def __init__(self, layers: list[nn.Module], kept: list[int], device: torch.device):
         """Moves frozen weights to shared host memory, of all layers that any process does not keep. The layers must be
         in host memory. `kept`: how many layers each process keeps; they lie evenly among the others."""
-        self.device, self.brought_bytes, self.paused = device, 0, False
-        self._side: torch.cuda.Stream | None = None
-        self._slots: list[_Slot] = []
-        self._layers: dict[int, _Layer] = {}
+        self._begin(device)
         several = _parameters_of_several(layers)
         for index, layer in enumerate(layers):
             away = [not is_spread(index, count, len(layers)) for count in kept]
-            weights = _weights(layer, several) if any(away) else []
-            if not weights:
+            weights = [w for w in _weights([layer]) if not w.parameter.requires_grad and w.parameter not in several]
+            if not any(away) or not weights:
                 continue
-            moved = _Layer(weights, _shared(weights, device))
+            group = _shared(weights, Layout.of(weight.tensor for weight in weights), device)
+            group.bind(group.region)
             if away[distributed.rank()]:
-                self._layers[index] = moved
-                layer.register_forward_pre_hook(partial(self._before, index))
+                self._groups[index] = group
+                self._bring_before(index, layer)
+
+    def _begin(self, device: torch.device) -> None:
+        self.device, self.brought_bytes, self.paused = device, 0, False
+        self._side: torch.cuda.Stream | None = None
+        self._groups: dict[int, _Group] = {}
+        self._slots: list[_Slot] = []
+        self._hooks: list = []
+
+    def _bring_before(self, index: int, layer: nn.Module) -> None:
+        self._hooks.append(layer.register_forward_pre_hook(partial(self._before, index)))
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.region.nbytes for layer in self._layers.values())
+        return sum(group.region.nbytes for group in self._groups.values())
 
     @property
     def pinned(self) -> bool:
-        return self.device.type == "cpu" or all(layer.region.is_pinned() for layer in self._layers.values())
+        return self.device.type == "cpu" or all(group.region.is_pinned() for group in self._groups.values())
 
     def place(self, model: nn.Module) -> None:
         """Moves the rest of the model to the device, and takes the slots there."""
-        for layer in self._layers.values():
-            for weight in layer.weights:
-                weight.bind(torch.empty(0, dtype=weight.dtype))
+        for group in self._groups.values():
+            for weight in group.weights:
+                weight.bind(torch.empty(0, dtype=weight.tensor.dtype))
         model.to(self.device)
-        if not self._layers:
-            return
-        most = max(layer.region.nbytes for layer in self._layers.values())
-        self._slots = [_Slot(torch.empty(most, dtype=torch.uint8, device=self.device)) for _ in range(SLOTS)]
-        for slot in self._slots:
-            for index, layer in self._layers.items():
-                slot.views[index] = [weight.within(slot.memory) for weight in layer.weights]
-        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        if self._groups:
+            self._slots = [self._slot([*self._groups]) for _ in range(SLOTS)]
+            self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def close(self) -> None:
+        """Leaves the weights in host memory, as those of a model like any other."""
+        for hook in self._hooks:
+            hook.remove()
+        for group in self._groups.values():
+            group.bind(group.region)
+        self._slots = []
+
+    def _slot(self, groups: list[int]) -> _Slot:
+        """Room for each of these groups."""
+        most = max(self._groups[index].layout.nbytes for index in groups)
+        slot = _Slot(torch.empty(most, dtype=torch.uint8, device=self.device))
+        slot.views = {index: self._groups[index].layout.views(slot.memory) for index in groups}
+        return slot
 
     def _before(self, index: int, layer: nn.Module, args: tuple) -> None:
         """Before a layer's own forward runs."""
@@ -117,70 +143,143 @@ class Home:
     def use(self, index: int, forwards: bool = True) -> None:
         """Binds a layer's parameters to their weights on the device, and starts to bring the next layer's. `forwards`:
         the next has the next higher index, else the next lower one."""
-        if index not in self._layers:
+        if index not in self._groups:
             return
-        slot = self._slot_with(index) or self._fetch(index, self._slots[0])
+        slot = self._slot_with(index) or self._fetch(index, self._slot_for(index))
         if self._side:
             torch.cuda.current_stream(self.device).wait_event(slot.arrived)
-        for weight, view in zip(self._layers[index].weights, slot.views[index]):
+        for weight, view in zip(self._groups[index].weights, slot.views[index]):
             weight.bind(view)
         following = self._following(index, forwards)
         if following is not None and not self._slot_with(following):
-            self._fetch(following, next(other for other in self._slots if other is not slot))
+            self._fetch(following, self._slot_for(following, slot))
 
     def _following(self, index: int, forwards: bool) -> int | None:
         if forwards:
-            return min((i for i in self._layers if i > index), default=None)
-        return max((i for i in self._layers if i < index), default=None)
+            return min((i for i in self._groups if i > index), default=None)
+        return max((i for i in self._groups if i < index), default=None)
 
     def _slot_with(self, index: int) -> _Slot | None:
-        return next((slot for slot in self._slots if slot.layer == index), None)
+        return next((slot for slot in self._slots if slot.group == index), None)
+
+    def _slot_for(self, index: int, in_use: _Slot | None = None) -> _Slot:
+        return next(slot for slot in self._slots if index in slot.views and slot is not in_use)
 
     def _fetch(self, index: int, slot: _Slot) -> _Slot:
-        """Copies a layer to a slot, once everything that was given to the device so far has been computed: among it the
+        """Copies a group to a slot, once everything that was given to the device so far has been computed: among it the
         layer that used the slot before."""
-        region = self._layers[index].region
+        region = self._groups[index].region
         if self._side:
             self._side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._side):
             slot.memory[: region.nbytes].copy_(region, non_blocking=True)
             slot.arrived = self._side.record_event() if self._side else None
-        slot.layer = index
+        slot.group = index
         self.brought_bytes += region.nbytes
         return slot
 
 
-def _weights(layer: nn.Module, several: set[int]) -> list[_Weight]:
-    """The frozen parameters of a layer, except those in `several`, in the order of a region."""
-    weights, start = [], 0
-    for module in layer.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad and id(parameter) not in several:
-                numbers = _numbers(parameter)
-                weights.append(_Weight(module, name, start, numbers.dtype, numbers.shape))
-                start = -(-weights[-1].end // ALIGNMENT) * ALIGNMENT
-    return weights
+class TrainedHome(Home):
+    """Brings the weights of a model that trains whole, and has them updated in host memory (host_optimizer.py).
+
+    All weights are at home. A layer that is kept has a slot of its own, from where it serves until the next update,
+    and so has what is in no layer. Matrices of layers come in the precision of computing, as autocast would round
+    them: `copies`. `masters` are in the precision that trains, which may be the same memory.
+    """
+
+    gradients: HostGradients
+
+    def __init__(
+        self, model: nn.Module, layers: list[nn.Module], kept: list[int], device: torch.device, compute: torch.dtype
+    ):
+        """`compute`: the precision of computing. For the others see Home."""
+        self._begin(device)
+        self.masters: dict[nn.Parameter, torch.Tensor] = {}
+        self.copies: dict[nn.Parameter, torch.Tensor] = {}
+        several = _parameters_of_several(layers)
+        count = kept[distributed.rank()]
+        self._kept = [REST, *(index for index in range(len(layers)) if is_spread(index, count, len(layers)))]
+        gradients: dict[int, dict[nn.Parameter, torch.Tensor]] = {}
+        for index, layer in reversed([*enumerate(layers)]):
+            weights = [weight for weight in _weights([layer]) if weight.parameter not in several]
+            if weights:
+                gradients[index] = self._move_in(index, weights, compute)
+                self._bring_before(index, layer)
+        rest = [weight for weight in _weights([model]) if weight.parameter not in self.masters]
+        gradients[REST] = self._move_in(REST, rest, None)
+        self.gradients = HostGradients(gradients, device)
+
+    def _move_in(self, index: int, weights: list[_Weight], matrices: torch.dtype | None) -> dict:
+        """Moves weights to shared host memory, with copies of the matrices in this precision. Returns places of their
+        gradients."""
+        tensors = [weight.tensor for weight in weights]
+        precisions = [matrices if matrices and tensor.ndim > 1 else tensor.dtype for tensor in tensors]
+        layout = Layout(tuple((tensor.shape, precision) for tensor, precision in zip(tensors, precisions)))
+        masters, group = Layout.of(tensors), _shared(weights, layout, self.device)
+        other = group.region if layout == masters else _shared(weights, masters, self.device).region
+        gradients = shared_memory.one(masters.nbytes, self.device)
+        parameters = [weight.parameter for weight in weights]
+        self._groups[index] = group
+        self.masters |= zip(parameters, masters.views(other))
+        self.copies |= zip(parameters, layout.views(group.region))
+        for parameter in parameters:  # frees what was loaded
+            parameter.data = self.masters[parameter]
+        return {p: view for p, view in zip(parameters, masters.views(gradients)) if p.requires_grad}
+
+    def place(self, model: nn.Module) -> None:
+        super().place(model)
+        away = [index for index in self._groups if index not in self._kept]
+        self._slots = [self._slot(away) for _ in range(SLOTS)] if away else []
+        self._slots += [self._slot([index]) for index in self._kept]
+        self.renew()
+
+    def at_rest(self) -> None:
+        """Binds all parameters to their masters, in host memory."""
+        for parameter, master in self.masters.items():
+            parameter.data = master
+
+    def renew(self) -> None:
+        """After the weights at home have changed, no slot holds what is at home any more."""
+        for slot in self._slots:
+            slot.group = None
+        self.use(REST)
+
+    def close(self) -> None:
+        super().close()
+        self.at_rest()
+
+    def _following(self, index: int, forwards: bool) -> int | None:
+        """Without groups that are kept and there."""
+        there = [slot.group for slot in self._slots if slot.group in self._kept]
+        if forwards:
+            return min((i for i in self._groups if i > index and i not in there), default=None)
+        return max((i for i in self._groups if REST < i < index and i not in there), default=None)
 
 
-def _numbers(parameter: torch.Tensor) -> torch.Tensor:
-    return getattr(parameter, PACKED, parameter.data)
+def _weights(modules: Iterable[nn.Module]) -> list[_Weight]:
+    """The parameters of modules, each once."""
+    found: dict[nn.Parameter, _Weight] = {}
+    for outer in modules:
+        for module in outer.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                found.setdefault(parameter, _Weight(module, name))
+    return [*found.values()]
 
 
-def _shared(weights: list[_Weight], device: torch.device) -> torch.Tensor:
-    """A region with these weights, those of the first process, which all processes use from now on."""
-    region = shared_memory.one(weights[-1].end, device)
-    for weight in weights:
-        if distributed.rank() == 0:
-            weight.within(region).copy_(weight.tensor)
-        weight.bind(weight.within(region))
+def _shared(weights: list[_Weight], layout: Layout, device: torch.device) -> _Group:
+    """A region with these weights, those of the first process, for all processes."""
+    region = shared_memory.one(layout.nbytes, device)
+    if distributed.rank() == 0:
+        for weight, view in zip(weights, layout.views(region)):
+            view.copy_(weight.tensor)
     distributed.wait()
-    return region
+    return _Group(weights, layout, region)
 
 
-def _parameters_of_several(layers: list[nn.Module]) -> set[int]:
+def _parameters_of_several(layers: list[nn.Module]) -> set[nn.Parameter]:
     """Parameters that more than one layer uses, which stay on the device."""
-    counts: dict[int, int] = {}
+    counts: dict[nn.Parameter, int] = {}
     for layer in layers:
         for parameter in layer.parameters():
-            counts[id(parameter)] = counts.get(id(parameter), 0) + 1
-    return {key for key, count in counts.items() if count > 1}
+            counts[parameter] = counts.get(parameter, 0) + 1
+    return {parameter for parameter, count in counts.items() if count > 1}

@@ -4,11 +4,42 @@ import mmap
 import os
 import tempfile
 import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
 from tunesmith.model.memory import pin
 from tunesmith.training import distributed
+
+ALIGNMENT = 256  # bytes, as of torch's allocator
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Places of several tensors in one region of bytes."""
+
+    tensors: tuple[tuple[torch.Size, torch.dtype], ...]
+
+    @classmethod
+    def of(cls, tensors: Iterable[torch.Tensor]) -> "Layout":
+        return cls(tuple((tensor.shape, tensor.dtype) for tensor in tensors))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(_aligned(shape, dtype) for shape, dtype in self.tensors)
+
+    def views(self, region: torch.Tensor) -> list[torch.Tensor]:
+        starts = accumulate((_aligned(shape, dtype) for shape, dtype in self.tensors), initial=0)
+        return [
+            region[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+            for (shape, dtype), start in zip(self.tensors, starts)
+        ]
+
+
+def _aligned(shape: torch.Size, dtype: torch.dtype) -> int:
+    return -(-shape.numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
 
 def one_each(nbytes: int, device: torch.device) -> list[torch.Tensor]:

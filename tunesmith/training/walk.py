@@ -20,7 +20,7 @@ from tunesmith.errors import UserError, first_line
 from tunesmith.model.memory import is_out_of_memory
 from tunesmith.model.text import base_of
 from tunesmith.training.batch import Batch, collate
-from tunesmith.training.home import Home
+from tunesmith.training.home import REST, Home
 from tunesmith.training.layer_transforms import decoder_layers
 from tunesmith.training.loss import forward
 from tunesmith.training.offload import Offload
@@ -73,7 +73,10 @@ class Walk:
 
     def backward(self, batches: list[Batch], loss: Loss, router_loss: RouterLoss, seed: Seed) -> None:
         """As the function above; a parameter's gradients are added in the same order."""
+        gradients = self.home.gradients
         if not batches:
+            if gradients:
+                gradients.finish()
             return
         passes = [self._record(batch, seed) for batch in batches]
         for layer in self._layers:
@@ -87,6 +90,9 @@ class Walk:
                 self._backward(layer, passes, needs_gradient, router_loss)
         for one in passes:
             one.backward_before_layers()
+        if gradients:
+            gradients.collect(REST)
+            gradients.finish()
 
     def _record(self, batch: Batch, seed: Seed) -> "_Pass":
         seed(batch)
@@ -132,6 +138,7 @@ class Walk:
 
     def _backward(self, layer: "_Layer", passes: list["_Pass"], needs_gradient: bool, router_loss: RouterLoss) -> None:
         """Recomputes a layer for each batch and takes its gradients."""
+        gradients = self.home.gradients
         self.home.use(layer.index, forwards=False)
         mark_layer("backward", layer.index + 1)
         for one in passes:
@@ -148,6 +155,10 @@ class Walk:
                 out.backward(one.gradient)
             one.gradient = hidden.grad
             collect()
+            if gradients:
+                gradients.collect(layer.index)
+        if gradients:
+            gradients.deliver(layer.index)
 
     @contextmanager
     def _standing_in(self, function: Callable) -> Iterator[None]:
