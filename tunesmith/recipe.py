@@ -255,7 +255,8 @@ class Train(Section):
     unlike GPUs finish together. auto: measured on GPUs, equal on a CPU, where a repeated run is the same to the bit."""
     kept_layers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Decoder layers that each GPU keeps. The weights of the others stay in host memory, once for all GPUs, and are
-    brought to a GPU twice a step; they are recomputed in the backward pass. auto: as many as fit."""
+    brought to a GPU twice a step; they are recomputed in the backward pass. With adapter.kind: full, host memory also
+    holds gradients and moments, and each GPU updates a part of the weights. auto: as many as fit."""
     eval_every: Positive | None = None
     """Steps between evaluations. By default ten times in a run."""
     sample_every: Positive | None = None

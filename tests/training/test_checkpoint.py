@@ -59,7 +59,7 @@ def test_a_loaded_optimizer_goes_on_as_the_saved_one(tmp_path):
 def test_the_last_and_the_best_stay(tmp_path_factory, steps, keep, data):
     folder = tmp_path_factory.mktemp("checkpoints")
     best = data.draw(st.none() | st.sampled_from(steps))
-    model, optimizer = trained(1)
+    _, optimizer = trained(1)
     for step in steps:
         save(folder, optimizer, checkpoint.State(step=step))
     (folder / ".step-000009.tmp").mkdir()
@@ -70,7 +70,7 @@ def test_the_last_and_the_best_stay(tmp_path_factory, steps, keep, data):
 
 
 def test_drafts_are_no_checkpoints(tmp_path):
-    model, optimizer = trained(1)
+    _, optimizer = trained(1)
     save(tmp_path, optimizer, checkpoint.State(step=1))
     (tmp_path / "step-000001").rename(tmp_path / ".step-000002.tmp")
     assert checkpoint.complete(tmp_path) == []

@@ -64,7 +64,7 @@ def test_what_is_written_is_what_was(made, held_back, tmp_path):
 
 
 def test_each_waits_for_the_one_before(made, tmp_path):
-    writer, events, model, optimizer = made
+    writer, events, _, optimizer = made
     with writer:
         for step in range(1, 6):
             writer.save(optimizer, checkpoint.State(step=step, best_step=1))
@@ -74,7 +74,7 @@ def test_each_waits_for_the_one_before(made, tmp_path):
 
 
 def test_without_room_for_a_copy_training_waits(made, tmp_path, monkeypatch):
-    writer, events, model, optimizer = made
+    writer, events, _, optimizer = made
     monkeypatch.setattr(checkpoint_writer, "memory", lambda: (2**40, 2**29))
     monkeypatch.setattr(checkpoint.Contents, "copied", lambda contents: pytest.fail("it was copied"))
     with writer:
@@ -95,7 +95,7 @@ def test_without_room_for_what_is_on_a_gpu_it_is_said(made, tmp_path, monkeypatc
 
 
 def test_a_fault_in_the_thread_is_not_lost(made, monkeypatch):
-    writer, _, model, optimizer = made
+    writer, _, _, optimizer = made
     monkeypatch.setattr(checkpoint, "save", lambda folder, contents: 1 / 0)
     with pytest.raises(ZeroDivisionError), writer:
         writer.save(optimizer, checkpoint.State(step=1))

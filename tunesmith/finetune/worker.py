@@ -1,6 +1,7 @@
 """One training process: from a prepared run folder to the trained result."""
 
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,8 +35,9 @@ from tunesmith.planner.decide import threads_of
 from tunesmith.run import Run
 from tunesmith.training import checkpoint, distributed, layer_transforms, progress_marks
 from tunesmith.training.batch import collate
-from tunesmith.training.build import build
+from tunesmith.training.build import build, place
 from tunesmith.training.checkpoint_writer import Saver
+from tunesmith.training.home import Home
 from tunesmith.training.loop import loop
 from tunesmith.training.loss import autocast, token_losses
 from tunesmith.training.step import Job
@@ -189,11 +191,11 @@ def _load_best(job: Job, state: checkpoint.State) -> None:
 
 def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
     """Measures the trained model as it will be saved, writes eval.json, the report and the result."""
-    if run.recipe.adapter.kind == "full":
-        torch.manual_seed(run.recipe.seed)
-        convert(job.model.parameters(), _saved_dtype(run))  # not buffers: frequencies of positions stay in float32
+    home = _as_saved(job, run) if run.recipe.adapter.kind == "full" else None
     after = measure(job, state) if len(job.held_out) else None
     progress_marks.mark("saving")
+    if home:
+        home.close()
     if distributed.rank() == 0:
         if after:
             before = read_json(run.before_file)
@@ -207,6 +209,27 @@ def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
         write_report(run)
         save_result(run, job.model)  # last: a run that has a result is finished
     distributed.wait()
+
+
+def _as_saved(job: Job, run: Run) -> Home | None:
+    """Converts a model that trained whole to the precision in which it is saved. Returns the home of its layers if they
+    stay in host memory."""
+    dtype = _saved_dtype(run)
+    if job.walk:
+        job.walk.home.close()
+    if job.walk and distributed.rank():  # the first process's weights are placed
+        for parameter in job.model.parameters():
+            parameter.data = torch.empty(parameter.shape, dtype=dtype)
+    else:
+        torch.manual_seed(run.recipe.seed)
+        convert(job.model.parameters(), dtype)  # not buffers: frequencies of positions stay in float32
+    if not job.walk:
+        return None
+    job.walk = job.optimizer = None
+    job.model.requires_grad_(False)
+    wider = dtype.itemsize > getattr(torch, job.plan.compute).itemsize
+    kept = [0 if wider else count for count in job.plan.kept_layers]
+    return place(job.model, replace(job.plan, kept_layers=kept), job.device, job.log)
 
 
 def _saved_dtype(run: Run) -> torch.dtype:

@@ -6,12 +6,14 @@ The rule here estimates memory from the shapes in the base's files. It rather ke
 import math
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine
+from tunesmith.model import load
 from tunesmith.model.files import shapes
 from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe
@@ -21,28 +23,37 @@ USED_SHARE = 0.9  # of the memory that is free, on a GPU and in the host
 CONTEXT_BYTES = 600 * 2**20  # of CUDA and its libraries
 LOGITS_BYTES = 2**26 * 10  # a chunk of logits (training/loss.py), its gradient and a copy in float32
 NF4_BYTES = 0.53  # a weight, with its scales
+STATE_BYTES = {"adamw": 8, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1, "adafactor": 0.01, "muon": 4}  # of a weight
+CHUNK_ELEMENTS = 2**24  # of weights that are updated together, of one matrix at least
 SLOTS = 2  # layers of which there is room on a GPU that does not keep all
 TRAINED_BYTES = 16  # an adapter's weight: float32 with gradient and AdamW's moments
+FLOAT32_BYTES = 8  # of a bfloat16 weight that is updated: float32 stand-ins of weight and gradient
 INPUTS_SHARE = 0.2  # of a GPU's memory, beyond which the inputs of layers wait in host memory
+
+
+Shape = list[int]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes on a GPU."""
+    """Bytes on a GPU, unless they are at home in host memory."""
 
     layers: int
     layer: int
-    """The largest layer's frozen weights."""
+    """The largest layer's weights as they come to the GPU."""
     rest: int
     """Weights outside of the layers, and what trains with its gradients and moments."""
     working: int
     """A micro-batch in a layer and in the output layer; CUDA."""
     inputs: int
     """Inputs of all layers in a step."""
-
-    @property
-    def whole(self) -> int:
-        return self.layers * self.layer + self.rest + self.working
+    at_home: int
+    """Host memory for each layer that does not stay on a GPU. If the model trains whole, for every layer: with masters,
+    gradients and moments."""
+    rest_at_home: int
+    """The same of weights outside of the layers."""
+    whole: int
+    """With all layers on a GPU, and their gradients and moments if they train."""
 
     def kept(self, free_bytes: int) -> int:
         """How many layers fit; negative if not even the slots do."""
@@ -55,25 +66,24 @@ class Sizes:
 def with_kept_layers(plan: Plan, recipe: Recipe, config: Any, base: Path, machine: Machine) -> Plan:
     """The plan with the layers that each GPU keeps. Raises UserError where a GPU or the host is too small."""
     asked, layers = recipe.train.kept_layers, config.get_text_config().num_hidden_layers
-    pretrained = recipe.model.initialize == "pretrained" and recipe.adapter.kind == "lora"
+    if asked == "auto" and (plan.device == "cpu" or recipe.model.quantize == "int8"):
+        return plan
+    whole, gpus = recipe.adapter.kind == "full", machine.gpus[: plan.processes]
+    found = sizes(plan, recipe, config, base)
     if isinstance(asked, int):
         counts, why = [min(asked, layers)] * plan.processes, "train.kept_layers"
-    elif plan.device == "cuda" and pretrained and recipe.model.quantize != "int8":
-        found = sizes(plan, recipe, config, base)
-        counts = [min(layers, found.kept(gpu.free_bytes)) for gpu in machine.gpus[: plan.processes]]
-        why = f"as fit by their sizes; all need {size(found.whole)} on a GPU"
     else:
+        counts = [min(layers, found.kept(gpu.free_bytes)) for gpu in gpus]
+        why = f"as fit by their sizes; all need {size(found.whole)} on a GPU"
+    fits = asked == "auto" and all(found.whole <= gpu.free_bytes * USED_SHARE for gpu in gpus)
+    if fits or (not whole and all(count == layers for count in counts)):
         return plan
-    if all(count == layers for count in counts):
-        return plan
-    if not pretrained or recipe.model.quantize == "int8":
-        key = "model.quantize: int8" if pretrained else "adapter.kind: full"
-        raise UserError(f"train.kept_layers: {key} needs all layers on the GPU; leave train.kept_layers out")
-    found = sizes(plan, recipe, config, base)
-    for gpu, count in zip(machine.gpus, counts):
+    for problem in _unsuited(recipe):
+        raise UserError(f"train.kept_layers: {problem}")
+    for gpu, count in zip(gpus, counts):
         _check_gpu(gpu, found, count)
     _check_host(found, max(layers - count for count in counts), machine, recipe)
-    offload = plan.activation_offload or any(found.inputs > INPUTS_SHARE * gpu.free_bytes for gpu in machine.gpus)
+    offload = plan.activation_offload or any(found.inputs > INPUTS_SHARE * gpu.free_bytes for gpu in gpus)
     reasons = {"kept_layers": why, "gradient_checkpointing": "layers that are not kept are recomputed"}
     return replace(
         plan,
@@ -84,33 +94,87 @@ def with_kept_layers(plan: Plan, recipe: Recipe, config: Any, base: Path, machin
     )
 
 
+def _unsuited(recipe: Recipe) -> Iterator[str]:
+    if recipe.model.quantize == "int8":
+        yield "model.quantize: int8 needs all layers on the GPU; leave train.kept_layers out"
+    if recipe.adapter.kind == "full" and recipe.train.optimizer == "paged_adamw_8bit":
+        yield "the moments are in host memory without pages; set train.optimizer: adamw_8bit"
+
+
 def sizes(plan: Plan, recipe: Recipe, config: Any, base: Path) -> Sizes:
-    """Estimates from the shapes in the base's files."""
+    """Estimates from the shapes in the base's files, or of a model with random weights."""
     text = config.get_text_config()
-    in_layers, others = _weights(base, text.num_hidden_layers)
-    full = 2 if plan.weights == "bfloat16" else 4
-    small = NF4_BYTES if recipe.model.quantize == "nf4" else full
-    layer = max((sum(math.prod(s) * (small if len(s) > 1 else full) for s in layer) for layer in in_layers), default=0)
-    adapted = sum(recipe.adapter.rank * sum(s[-2:]) * math.prod(s[:-2]) for layer in in_layers for s in layer if s[1:])
+    in_layers, others = _weights(_shapes(recipe, config, base), text.num_hidden_layers)
     computed = 2 if plan.compute == "bfloat16" else 4
     wide = max(_numbers(getattr(text, "intermediate_size", None)) or [4 * text.hidden_size])
     row = 18 * text.hidden_size + 4 * wide  # elements of a token in a layer
     tokens, step = plan.micro_batch_tokens, math.ceil(recipe.train.batch / plan.processes) * plan.sequence_length
-    return Sizes(
+    working = tokens * row * computed + min(LOGITS_BYTES, tokens * text.vocab_size * 10) + CONTEXT_BYTES
+    estimate = _trained_whole if recipe.adapter.kind == "full" else _adapted
+    return estimate(
+        plan,
+        recipe,
+        in_layers,
+        others,
         layers=text.num_hidden_layers,
-        layer=int(layer),
-        rest=sum(math.prod(s) * full for s in others) + adapted * TRAINED_BYTES,
-        working=tokens * row * computed + min(LOGITS_BYTES, tokens * text.vocab_size * 10) + CONTEXT_BYTES,
+        working=working,
         inputs=step * text.hidden_size * computed * text.num_hidden_layers,
     )
 
 
-def _weights(base: Path, layers: int) -> tuple[list[list[list[int]]], list[list[int]]]:
+def _adapted(plan: Plan, recipe: Recipe, in_layers: list[list[Shape]], others: list[Shape], **known: int) -> Sizes:
+    """Of frozen weights with an adapter."""
+    full = 2 if plan.weights == "bfloat16" else 4
+    small = NF4_BYTES if recipe.model.quantize == "nf4" else full
+    layer = int(max((_bytes(layer, small, full) for layer in in_layers), default=0))
+    adapted = sum(recipe.adapter.rank * sum(s[-2:]) * math.prod(s[:-2]) for layer in in_layers for s in layer if s[1:])
+    rest = int(_bytes(others, full, full)) + adapted * TRAINED_BYTES
+    whole = known["layers"] * layer + rest + known["working"]
+    return Sizes(layer=layer, rest=rest, at_home=layer, rest_at_home=0, whole=whole, **known)
+
+
+def _trained_whole(
+    plan: Plan, recipe: Recipe, in_layers: list[list[Shape]], others: list[Shape], **known: int
+) -> Sizes:
+    """Of a model that trains whole (training/host_optimizer.py)."""
+    full, walks = (2 if precision == "bfloat16" else 4 for precision in (plan.weights, plan.compute))
+    updated = 2 * full + STATE_BYTES[recipe.train.optimizer]  # a weight with gradient and moments
+    copied = walks if walks != full else 0
+    counts, rest = [int(_bytes(layer, 1, 1)) for layer in in_layers], int(_bytes(others, 1, 1))
+    most = max(counts, default=0)
+    gradients = most * full * (2 if plan.processes == 1 else 3)  # at work, leaving, and those of other processes
+    largest = max((math.prod(s) for s in [*others, *(s for layer in in_layers for s in layer)]), default=0)
+    update = (max(largest, CHUNK_ELEMENTS) + 2 * CHUNK_ELEMENTS) * (updated + FLOAT32_BYTES)
+    everything = sum(counts) + rest
+    whole = int(everything * updated) + known["working"]
+    known["working"] = int(max(known["working"] + gradients, update + CONTEXT_BYTES))
+    return Sizes(
+        layer=int(max((_bytes(layer, walks, full) for layer in in_layers), default=0)),
+        rest=2 * full * rest,
+        at_home=int(most * (updated + copied)),
+        rest_at_home=int(rest * updated),
+        whole=whole,
+        **known,
+    )
+
+
+def _bytes(shapes: list[Shape], matrices: float, vectors: float) -> float:
+    """Of weights with so many bytes an element."""
+    return sum(math.prod(s) * (matrices if len(s) > 1 else vectors) for s in shapes)
+
+
+def _shapes(recipe: Recipe, config: Any, base: Path) -> dict[str, Shape]:
+    if recipe.model.initialize == "pretrained":
+        return shapes(base)
+    return {name: [*p.shape] for name, p in load.empty(config).named_parameters()}
+
+
+def _weights(shapes: dict[str, Shape], layers: int) -> tuple[list[list[Shape]], list[Shape]]:
     """Shapes of the weights of each text layer, and of all others. Text layers are the numbered modules, as many as the
     configuration says, with the most weights."""
-    numbered: dict[str, dict[int, list[list[int]]]] = defaultdict(lambda: defaultdict(list))
+    numbered: dict[str, dict[int, list[Shape]]] = defaultdict(lambda: defaultdict(list))
     others = {}
-    for name, shape in shapes(base).items():
+    for name, shape in shapes.items():
         place = re.match(r"(.*?)\.(\d+)\.", name)
         if place:
             numbered[place[1]][int(place[2])].append(shape)
@@ -140,10 +204,18 @@ def _check_gpu(gpu: Any, found: Sizes, kept: int) -> None:
 
 
 def _check_host(found: Sizes, away: int, machine: Machine, recipe: Recipe) -> None:
-    needed, free = found.layer * away, int(machine.free_memory_bytes * USED_SHARE)
-    if needed > free:
-        smaller = "" if recipe.model.quantize == "nf4" else "model.quantize: nf4 needs about a quarter; "
+    whole, free = recipe.adapter.kind == "full", machine.free_memory_bytes
+    needed = (found.layers if whole else away) * found.at_home + found.rest_at_home
+    if needed <= free * USED_SHARE:
+        return
+    if whole:
         raise UserError(
-            f"model.path: {away} of {found.layers} layers do not fit on a GPU, and need {size(needed)} of host memory; "
-            f"{size(machine.free_memory_bytes)} are free; {smaller}use a smaller model"
+            f"adapter.kind: full: the model does not fit on a GPU with its gradients and moments, and they need "
+            f"{size(needed)} of host memory; {size(free)} are free; train.weights: bfloat16 with train.optimizer: "
+            "adafactor needs 4 bytes a weight, adapter.kind: lora far less"
         )
+    smaller = "" if recipe.model.quantize == "nf4" else "model.quantize: nf4 needs about a quarter; "
+    raise UserError(
+        f"model.path: {away} of {found.layers} layers do not fit on a GPU, and need {size(needed)} of host memory; "
+        f"{size(free)} are free; {smaller}use a smaller model"
+    )

@@ -65,7 +65,10 @@ def load_model(run: Run, plan: Plan, base: Path):
     recipe = run.recipe
     attention = packed_attention.choose(load.config_of(base), plan.packing)
     on_host = plan.kept_layers is not None
-    return load.load(recipe.model, base, getattr(torch, plan.weights), attention, recipe.seed, on_host)
+    as_stored = on_host and recipe.adapter.kind == "full" and plan.weights == "float32"  # home.py converts it
+    as_stored &= recipe.model.initialize == "pretrained" and not recipe.model.new_tokens
+    dtype = "auto" if as_stored else getattr(torch, plan.weights)
+    return load.load(recipe.model, base, dtype, attention, recipe.seed, on_host)
 
 
 def adapt_model(run: Run, model):
@@ -86,7 +89,8 @@ def place(model, plan: Plan, device: torch.device, log: Callable, trains_whole: 
         kept = [min(kept)] * processes
     layers = layer_transforms.decoder_layers(model)
     if trains_whole:
-        home: Home = TrainedHome(model, layers, kept, device, getattr(torch, plan.compute))
+        weights, compute = getattr(torch, plan.weights), getattr(torch, plan.compute)
+        home: Home = TrainedHome(model, layers, kept, device, weights, compute)
     else:
         home = Home(layers, kept, device)
     home.place(model)
@@ -109,7 +113,7 @@ def inspect(model, plan: Plan, log: Callable) -> Facts:
         packed_attention.check_causal(model)
     packing = plan.packing and not not_packed
     # Modules trained whole are in float32 among weights in bfloat16. Over float32 weights the head is found exactly.
-    is_rounded = plan.weights == "bfloat16" or plan.kept_layers is not None and plan.compute == "bfloat16"
+    is_rounded = plan.weights == "bfloat16" or (plan.kept_layers is not None and plan.compute == "bfloat16")
     rounding = torch.autocast(plan.device, torch.bfloat16, enabled=is_rounded)
     with rounding, nullcontext() if packing else packed_attention.default_attention(model):
         head = find_head(model, packing)

@@ -37,6 +37,11 @@ class _Weight:
     def tensor(self) -> torch.Tensor:
         return getattr(self.parameter, PACKED, self.parameter.data)
 
+    @property
+    def is_converted(self) -> bool:
+        """Whether autocast converts it. Stacked experts, for one, compute in the precision of their weights."""
+        return type(self.module).forward is nn.Linear.forward and self.parameter.ndim > 1
+
     def bind(self, tensor: torch.Tensor) -> None:
         """Lets the parameter use this memory."""
         if hasattr(self.parameter, PACKED):
@@ -183,16 +188,22 @@ class TrainedHome(Home):
     """Brings the weights of a model that trains whole, and has them updated in host memory (host_optimizer.py).
 
     All weights are at home. A layer that is kept has a slot of its own, from where it serves until the next update,
-    and so has what is in no layer. Matrices of layers come in the precision of computing, as autocast would round
-    them: `copies`. `masters` are in the precision that trains, which may be the same memory.
+    and so has what is in no layer. Linear layers come in the precision of computing, as autocast would round them:
+    `copies`. `masters` are in the precision that trains, which may be the same memory.
     """
 
     gradients: HostGradients
 
     def __init__(
-        self, model: nn.Module, layers: list[nn.Module], kept: list[int], device: torch.device, compute: torch.dtype
+        self,
+        model: nn.Module,
+        layers: list[nn.Module],
+        kept: list[int],
+        device: torch.device,
+        weights: torch.dtype,
+        compute: torch.dtype,
     ):
-        """`compute`: the precision of computing. For the others see Home."""
+        """`weights`: the least precision of masters. `compute`: that of computing. For the others see Home."""
         self._begin(device)
         self.masters: dict[nn.Parameter, torch.Tensor] = {}
         self.copies: dict[nn.Parameter, torch.Tensor] = {}
@@ -201,21 +212,23 @@ class TrainedHome(Home):
         self._kept = [REST, *(index for index in range(len(layers)) if is_spread(index, count, len(layers)))]
         gradients: dict[int, dict[nn.Parameter, torch.Tensor]] = {}
         for index, layer in reversed([*enumerate(layers)]):
-            weights = [weight for weight in _weights([layer]) if weight.parameter not in several]
-            if weights:
-                gradients[index] = self._move_in(index, weights, compute)
+            own = [weight for weight in _weights([layer]) if weight.parameter not in several]
+            if own:
+                gradients[index] = self._move_in(index, own, weights, compute)
                 self._bring_before(index, layer)
         rest = [weight for weight in _weights([model]) if weight.parameter not in self.masters]
-        gradients[REST] = self._move_in(REST, rest, None)
+        gradients[REST] = self._move_in(REST, rest, weights, None)
         self.gradients = HostGradients(gradients, device)
 
-    def _move_in(self, index: int, weights: list[_Weight], matrices: torch.dtype | None) -> dict:
-        """Moves weights to shared host memory, with copies of the matrices in this precision. Returns places of their
-        gradients."""
-        tensors = [weight.tensor for weight in weights]
-        precisions = [matrices if matrices and tensor.ndim > 1 else tensor.dtype for tensor in tensors]
-        layout = Layout(tuple((tensor.shape, precision) for tensor, precision in zip(tensors, precisions)))
-        masters, group = Layout.of(tensors), _shared(weights, layout, self.device)
+    def _move_in(
+        self, index: int, weights: list[_Weight], least: torch.dtype, matrices: torch.dtype | None
+    ) -> dict[nn.Parameter, torch.Tensor]:
+        """Moves weights to shared host memory in this precision at least, with copies of the matrices in another one.
+        Returns places of their gradients."""
+        tensors = [(weight.tensor.shape, torch.promote_types(weight.tensor.dtype, least)) for weight in weights]
+        copied = [(s, matrices if matrices and w.is_converted else p) for w, (s, p) in zip(weights, tensors)]
+        layout, masters = Layout(tuple(copied)), Layout(tuple(tensors))
+        group = _shared(weights, layout, self.device)
         other = group.region if layout == masters else _shared(weights, masters, self.device).region
         gradients = shared_memory.one(masters.nbytes, self.device)
         parameters = [weight.parameter for weight in weights]

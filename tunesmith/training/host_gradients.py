@@ -1,8 +1,8 @@
 """Gradients of weights that are at home in host memory (home.py).
 
 The backward pass takes the layers in turn. Once a layer's gradients of all micro-batches are there, they go to host
-memory, where there is room for one sum. Each process waits for the one before it, adds its own, and sends on. So the sum
-is taken in the order of ranks, and a repeated run is the same to the bit.
+memory, where there is room for one sum. Each process waits for the one before it, adds its own, and passes the turn.
+So the sum is taken in the order of ranks, and a repeated run is the same to the bit.
 """
 
 from collections import deque

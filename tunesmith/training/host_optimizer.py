@@ -96,9 +96,7 @@ class HostOptimizer(Optimizer):
         return {name: self._home.masters[parameter] for name, parameter in self._trained}
 
     def states(self) -> States:
-        return {
-            name: values | self._numbers.get(name, {}) for part in self._moments for name, values in part.items()
-        }
+        return {name: values | self._numbers.get(name, {}) for part in self._moments for name, values in part.items()}
 
     @torch.no_grad()
     def load(self, weights: dict[str, torch.Tensor], states: States | None = None) -> None:

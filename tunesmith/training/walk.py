@@ -130,7 +130,7 @@ class Walk:
             if layer is not self._layers[-1]:
                 return layer.as_output(hidden)
             self._random.set(one.random)
-            return layer.as_output(walked)
+            return layer.as_output(walked.view_as(walked))
 
         with self._standing_in(hand_on):
             loss(one.batch).backward()
@@ -147,7 +147,8 @@ class Walk:
             (args, kwargs), collect = one.leaves(layer.index)
             self._random.set(random)
             with torch.enable_grad(), self._precision():
-                out = layer.run(hidden, *args, **kwargs)
+                # A view, because autocast converts a leaf once for all that use it, and adds their gradients up so.
+                out = layer.run(hidden.view_as(hidden), *args, **kwargs)
                 router = router_loss(one.batch)
             if isinstance(router, torch.Tensor):
                 torch.autograd.backward((out, router), (one.gradient, None))
