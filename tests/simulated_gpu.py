@@ -31,7 +31,10 @@ class WrongDevice(AssertionError):
 
 
 class OnGpu(torch.Tensor):
-    """A tensor on the GPU; `inner` holds its numbers. For torch's C++ it is on the CPU, where it is computed."""
+    """A tensor on the GPU; `inner` holds its numbers. For torch's C++ it is on the CPU, where it is computed. A
+    parameter goes back to the CPU with `data`."""
+
+    device = GPU
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor, requires_grad: bool = False):
@@ -48,16 +51,16 @@ class OnGpu(torch.Tensor):
         made.inner = inner
         return made
 
-    device, is_cuda, is_cpu = (property(lambda _, value=value: value) for value in (GPU, True, False))
+    is_cuda, is_cpu = (property(lambda self, kind=kind: self.device.type == kind) for kind in ("cuda", "cpu"))
 
     @property
     def data(self) -> torch.Tensor:
-        return self.detach()
+        return self.detach() if self.device == GPU else self.inner
 
     @data.setter
     def data(self, other: torch.Tensor) -> None:
         torch.Tensor.data.__set__(self, other)
-        self.inner = other.inner
+        self.inner, self.device = _inner(other), other.device
 
     def tolist(self) -> list:
         return self.inner.tolist()
@@ -91,8 +94,8 @@ def _compute(func, args: tuple, kwargs: dict):
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     if name in INDICES_FROM_ANYWHERE:
         tensors = [x for x in tensors if x is args[0]] if args[0].device == GPU else tensors
-    on_gpu = [x for x in tensors if isinstance(x, OnGpu)]
-    beside = [x for x in tensors if x.ndim and not isinstance(x, OnGpu)]  # a number may come from anywhere
+    on_gpu = [x for x in tensors if x.device == GPU]
+    beside = [x for x in tensors if x.ndim and x.device != GPU]  # a number may come from anywhere
     if on_gpu and beside and name not in ANY_DEVICE:
         where = ", ".join(f"{tuple(x.shape)} on {x.device.type}" for x in tensors)
         raise WrongDevice(f"{func}: {where}")
@@ -222,6 +225,9 @@ class _Stream:
         pass
 
     def wait_stream(self, _) -> None:
+        pass
+
+    def synchronize(self) -> None:
         pass
 
     wait_event = wait_stream
