@@ -59,7 +59,9 @@ def base_of(shapes: dict[str, list[int]], folder: Path) -> Path:
     return folder
 
 
-def plan(folder: Path, config, gpus: list[float], host: float = 128, quantize: str = "none", **train):
+def plan(
+    folder: Path, config, gpus: list[float], host: float = 128, quantize: str = "none", kind: str = "lora", **train
+):
     machine = Machine(
         "",
         "",
@@ -71,7 +73,12 @@ def plan(folder: Path, config, gpus: list[float], host: float = 128, quantize: s
         gpus=[Gpu(i, f"GPU {i}", int(gb * GB), int(gb * GB), (8, 6)) for i, gb in enumerate(gpus)],
     )
     recipe = Recipe.build(
-        {"model": {"path": "m", "quantize": quantize}, "data": "d", "train": {"micro_batch": 1} | train}
+        {
+            "model": {"path": "m", "quantize": quantize},
+            "data": "d",
+            "train": {"micro_batch": 1} | train,
+            "adapter": {"kind": kind},
+        }
     )
     return with_kept_layers(choose(recipe, machine), recipe, config, base_of(llama_shapes(config), folder), machine)
 
@@ -120,6 +127,23 @@ def test_the_recipe_says_how_many(tmp_path):
     assert plan(tmp_path, LLAMA_8B, [80], kept_layers=99).kept_layers is None
     with pytest.raises(UserError, match="train.kept_layers: model.quantize: int8 needs all layers"):
         plan(tmp_path, LLAMA_8B, [80], quantize="int8", kept_layers=7)
+
+
+def test_a_full_fine_tune_has_its_states_in_host_memory(tmp_path):
+    """8.03 billion weights: 4 bytes each with bfloat16 and Adafactor, 18 with float32, its copies and AdamW."""
+    small = {"weights": "bfloat16", "optimizer": "adafactor"}
+    found = plan(tmp_path, LLAMA_8B, [24], host=64, kind="full", **small)
+    assert 0 < found.kept_layers[0] <= 32 and found.gradient_checkpointing == "on"
+    with pytest.raises(UserError, match=r"adapter.kind: full: .* they need 1[34]\d.\d GB of host memory; 64.0 GB are"):
+        plan(tmp_path, LLAMA_8B, [24], host=64, kind="full")
+    assert plan(tmp_path, LLAMA_8B, [24], host=192, kind="full").kept_layers[0] < 32
+    assert plan(tmp_path, LLAMA_8B, [80], kind="full", **small).kept_layers is None  # fits
+
+
+def test_a_full_fine_tune_asked_to_keep_all_layers_updates_in_host_memory(tmp_path):
+    assert plan(tmp_path, LLAMA_8B, [80], host=192, kind="full", kept_layers=99).kept_layers == [32]
+    with pytest.raises(UserError, match="train.kept_layers: .* set train.optimizer: adamw_8bit"):
+        plan(tmp_path, LLAMA_8B, [80], kind="full", kept_layers=9, optimizer="paged_adamw_8bit")
 
 
 def test_experts_are_part_of_their_layer(tmp_path):

@@ -81,7 +81,7 @@ def with_kept_layers(plan: Plan, recipe: Recipe, config: Any, base: Path, machin
     for problem in _unsuited(recipe):
         raise UserError(f"train.kept_layers: {problem}")
     for gpu, count in zip(gpus, counts):
-        _check_gpu(gpu, found, count)
+        _check_gpu(gpu, found, count, recipe)
     _check_host(found, max(layers - count for count in counts), machine, recipe)
     offload = plan.activation_offload or any(found.inputs > INPUTS_SHARE * gpu.free_bytes for gpu in gpus)
     reasons = {"kept_layers": why, "gradient_checkpointing": "layers that are not kept are recomputed"}
@@ -123,7 +123,7 @@ def sizes(plan: Plan, recipe: Recipe, config: Any, base: Path) -> Sizes:
 
 
 def _adapted(plan: Plan, recipe: Recipe, in_layers: list[list[Shape]], others: list[Shape], **known: int) -> Sizes:
-    """Of frozen weights with an adapter."""
+    """Estimates for frozen weights with an adapter."""
     full = 2 if plan.weights == "bfloat16" else 4
     small = NF4_BYTES if recipe.model.quantize == "nf4" else full
     layer = int(max((_bytes(layer, small, full) for layer in in_layers), default=0))
@@ -136,7 +136,7 @@ def _adapted(plan: Plan, recipe: Recipe, in_layers: list[list[Shape]], others: l
 def _trained_whole(
     plan: Plan, recipe: Recipe, in_layers: list[list[Shape]], others: list[Shape], **known: int
 ) -> Sizes:
-    """Of a model that trains whole (training/host_optimizer.py)."""
+    """Estimates for a model that trains whole (training/host_optimizer.py)."""
     full, walks = (2 if precision == "bfloat16" else 4 for precision in (plan.weights, plan.compute))
     updated = 2 * full + STATE_BYTES[recipe.train.optimizer]  # a weight with gradient and moments
     copied = walks if walks != full else 0
@@ -144,13 +144,14 @@ def _trained_whole(
     most = max(counts, default=0)
     gradients = most * full * (2 if plan.processes == 1 else 3)  # at work, leaving, and those of other processes
     largest = max((math.prod(s) for s in [*others, *(s for layer in in_layers for s in layer)]), default=0)
-    update = (max(largest, CHUNK_ELEMENTS) + 2 * CHUNK_ELEMENTS) * (updated + FLOAT32_BYTES)
+    stand_ins = FLOAT32_BYTES if full == 2 else 0
+    update = (max(largest, CHUNK_ELEMENTS) + 2 * CHUNK_ELEMENTS) * (updated + stand_ins)
     everything = sum(counts) + rest
     whole = int(everything * updated) + known["working"]
-    known["working"] = int(max(known["working"] + gradients, update + CONTEXT_BYTES))
+    known["working"] = int(max(known["working"] + gradients + full * rest, update + CONTEXT_BYTES))
     return Sizes(
         layer=int(max((_bytes(layer, walks, full) for layer in in_layers), default=0)),
-        rest=2 * full * rest,
+        rest=full * rest,
         at_home=int(most * (updated + copied)),
         rest_at_home=int(rest * updated),
         whole=whole,
@@ -159,7 +160,7 @@ def _trained_whole(
 
 
 def _bytes(shapes: list[Shape], matrices: float, vectors: float) -> float:
-    """Of weights with so many bytes an element."""
+    """Sums up weights with so many bytes an element."""
     return sum(math.prod(s) * (matrices if len(s) > 1 else vectors) for s in shapes)
 
 
@@ -193,13 +194,13 @@ def _numbers(value: Any) -> list[int]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _check_gpu(gpu: Any, found: Sizes, kept: int) -> None:
+def _check_gpu(gpu: Any, found: Sizes, kept: int, recipe: Recipe) -> None:
     if kept < 0:
         needed = found.rest + found.working + SLOTS * found.layer
+        smaller = "adapter.kind: lora" if recipe.adapter.kind == "full" else "model.quantize: nf4"
         raise UserError(
             f"train.kept_layers: {gpu.name} has {size(gpu.free_bytes)} free, and {size(int(needed / USED_SHARE))} are "
-            f"needed even if no layer stays on it; lower data.sequence_length or train.micro_batch, or use "
-            "model.quantize: nf4"
+            f"needed even if no layer stays on it; lower data.sequence_length or train.micro_batch, or use {smaller}"
         )
 
 

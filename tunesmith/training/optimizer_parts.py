@@ -25,7 +25,7 @@ class Part:
         self.names = [names[id(p)] for group in self.param_groups for p in group["params"]]
 
     def _updated(self) -> Named:
-        """What the optimizer sees."""
+        """Parameters as the optimizer sees them."""
         return self.named
 
     @property
