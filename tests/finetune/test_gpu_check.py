@@ -11,7 +11,8 @@ import torch
 
 from tests import simulated_gpu
 from tunesmith.errors import UserError
-from tunesmith.finetune import gpu_check, gpu_measure
+from tunesmith.evaluate.summary import summary
+from tunesmith.finetune import gpu_check, gpu_measure, job, launch
 from tunesmith.finetune.gpu_check import GpuCheck, check_gpus, usable_gpus
 from tunesmith.machine import Gpu
 from tunesmith.run import Run
@@ -22,7 +23,7 @@ TASKS = ("bytes", "products", "link", "together")
 
 
 def gpu(number: int, fault: str = "works", task: str = "always", capability: tuple[int, int] = (8, 6)) -> Gpu:
-    return Gpu(number, "RTX 3090", 24, 24, capability, f"GPU-{number} {fault} {task}")
+    return Gpu(number, "RTX 3090", 2**33, 2**33, capability, f"GPU-{number} {fault} {task}")
 
 
 @pytest.fixture
@@ -347,19 +348,34 @@ def test_a_process_that_cannot_be_killed_is_left_behind(monkeypatch):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Gives a function that invents a machine: problems, or None, of its GPUs."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all of them")  # so that it is put back
+    """Gives a function that invents a machine of GPUs with these problems, or none; `launched` has the GPUs of each
+    launch of training processes, which do nothing."""
+    everything = "0,1,2"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", everything)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    there: dict[Gpu, str | None] = {}
 
     def build(*problems: str | None) -> list[Gpu]:
-        gpus = [gpu(number) for number in range(len(problems))]
-        of = {one.uuid: problem for one, problem in zip(gpus, problems)}
+        there.clear()
+        there.update({gpu(number): problem for number, problem in enumerate(problems)})
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", everything)
+        return list(there)
 
-        def check(those, compute=None):
-            return [GpuCheck(one, compute or "bfloat16", 1e9, problem=of[one.uuid]) for one in those]
+    def check(gpus, compute=None):
+        return [GpuCheck(one, compute, 1e9, problem=there[one]) for one in gpus]
 
-        monkeypatch.setattr(gpu_check, "check_gpus", check)
-        return gpus
+    def find_gpus():
+        visible = os.environ["CUDA_VISIBLE_DEVICES"]
+        return "600", [one for one in there if visible == everything or one.uuid in visible.split(",")]
 
+    def launch_nothing(entry, processes, folder, gpus=()):
+        assert processes == len(gpus)
+        build.launched.append([one.index for one in gpus])
+
+    build.launched = []
+    monkeypatch.setattr(gpu_check, "check_gpus", check)
+    monkeypatch.setattr("tunesmith.machine.find_gpus", find_gpus)
+    monkeypatch.setattr(launch, "launch", launch_nothing)
     return build
 
 
@@ -369,7 +385,11 @@ def run(recipe) -> Run:
 
 
 def usable(run: Run, gpus: list[Gpu], processes: int | None = None) -> list[int]:
-    return [one.index for one in usable_gpus(run, gpus, None, "train.processes", processes, "lower it")]
+    return [one.index for one in usable_gpus(run, gpus, "bfloat16", processes)]
+
+
+def messages_of(run: Run) -> list[str]:
+    return [event["message"] for event in run.events("warning")]
 
 
 def test_a_faulty_gpu_is_left_out_with_a_warning(machine, run):
@@ -381,28 +401,21 @@ def test_a_faulty_gpu_is_left_out_with_a_warning(machine, run):
         (2, "GPU-2 works always", None),
     ]
     assert checked["gpus"][0]["to_gpu_bytes_per_second"] == 1e9 and checked["gpus"][0]["compute"] == "bfloat16"
-    assert [event["message"] for event in run.events("warning")] == ["GPU 1 (RTX 3090) is left out: it hangs"]
+    assert messages_of(run) == ["GPU 1 (RTX 3090) is left out: it hangs"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-0 works always,GPU-2 works always"
 
 
 def test_good_gpus_stay_as_they_are(machine, run):
     assert usable(run, machine(None, None), processes=2) == [0, 1]
-    assert not run.events("warning") and os.environ["CUDA_VISIBLE_DEVICES"] == "all of them"
+    assert not messages_of(run) and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2"
     assert usable(run, []) == [] and len(run.events("gpu_check")) == 1
 
 
-@pytest.mark.parametrize("processes, expected", [(None, [1]), (1, [1]), (2, None)])
-def test_processes_that_the_user_asks_for_need_as_many_gpus(machine, run, processes, expected):
-    gpus = machine("it hangs", None)
-    if expected:
-        assert usable(run, gpus, processes) == expected
-        return
-    with pytest.raises(UserError) as raised:
-        usable(run, gpus, processes)
-    assert str(raised.value) == (
-        "train.processes: 2 asked for, but 1 can be used (GPU 0 (RTX 3090): it hangs); lower it"
-    )
-    assert not run.events("warning") and os.environ["CUDA_VISIBLE_DEVICES"] == "all of them"
+def test_a_gpu_that_could_not_be_checked_is_used(machine, run, monkeypatch):
+    gpus = machine(None, None)
+    found = [GpuCheck(gpus[0], "bfloat16", 1e9), GpuCheck(gpus[1], "bfloat16", note="it was not checked")]
+    monkeypatch.setattr(gpu_check, "check_gpus", lambda gpus, compute: found)
+    assert usable(run, gpus) == [0, 1] and messages_of(run) == ["GPU 1 (RTX 3090): it was not checked"]
 
 
 def test_without_a_good_gpu_each_is_named_with_its_problem(machine, run):
@@ -418,3 +431,55 @@ def test_cuda_that_has_started_on_a_faulty_gpu(machine, run, monkeypatch):
     assert usable(run, machine(None, "it hangs")) == [0]  # it is the GPU that this process computes on
     with pytest.raises(UserError, match="CUDA has already started on it .* CUDA_VISIBLE_DEVICES=GPU-1 works always"):
         usable(run, machine("it hangs", None))
+
+
+def test_a_run_trains_and_resumes_on_the_gpus_that_are_left(machine, recipe):
+    """Planned for those, also resumed on fewer: the numbers of processes and GPUs of each launch."""
+    machine(None, "it hangs", None)
+    run = job.train(recipe())
+    assert run.plan.device == "cuda" and run.plan.processes == 2 and machine.launched == [[0, 2]]
+    assert len(run.events("plan")[0]["gpus"]) == 2
+    kinds = [event["event"] for event in run.events()]
+    assert kinds.index("gpu_check") < kinds.index("warning") < kinds.index("plan")
+    machine("it hangs", None, None)
+    job.resume(run.folder)
+    assert machine.launched[1:] == [[1, 2]] and len(run.events("gpu_check")) == 2
+    machine("it hangs", "it is old")
+    with pytest.raises(UserError, match="no GPU can be used: GPU 0 .*: it hangs; GPU 1 .*: it is old"):
+        job.resume(run.folder)
+    assert len(machine.launched) == 2
+
+
+def test_a_run_needs_the_gpus_that_its_recipe_names(machine, recipe):
+    wanted = recipe(train={"processes": 3})
+    machine(None, "it hangs", None)
+    with pytest.raises(UserError) as raised:
+        job.train(wanted)
+    reasons = "but 2 of 3 GPUs can be used (GPU 1 (RTX 3090): it hangs)"
+    assert str(raised.value) == f"train.processes: 3 asked for, {reasons}; set train.processes to 2"
+    assert not Run(wanted.output / "run").folder.exists()
+
+    machine(None, None, None)
+    run = job.train(wanted)
+    assert machine.launched == [[0, 1, 2]]
+    machine(None, "it hangs", None)
+    with pytest.raises(
+        UserError, match=r"train.processes: 3 asked .*resume \S+ --processes 2` continues with the rest"
+    ):
+        job.resume(run.folder)
+    with pytest.raises(UserError, match="--processes: 3 asked for, but 2 of 3 GPUs .*; set --processes to 2"):
+        job.resume(run.folder, processes=3)
+    job.resume(run.folder, processes=2)
+    assert machine.launched[1:] == [[0, 2]]
+
+
+def test_the_time_between_a_stop_and_a_resume_does_not_count(machine, run, monkeypatch):
+    machine(None)
+    times = iter([0.0, 10.0, 5000.0, 5001.0, 5011.0])
+    monkeypatch.setattr("tunesmith.run.time.time", lambda: next(times))
+    run.log("start", step=0)
+    run.log("stop", step=1, reason="interrupted")
+    usable(run, [gpu(0)])
+    run.log("resume", step=1)
+    run.log("stop", step=2, reason="done")
+    assert summary(run)["seconds"] == 20.0

@@ -16,7 +16,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from tunesmith.errors import UserError
+from tunesmith.errors import UserError, quoted
 from tunesmith.machine import Gpu
 from tunesmith.run import Run
 
@@ -177,33 +177,42 @@ def _await(group: Sequence[_Measuring], seconds: float) -> None:
         one.late(seconds)
 
 
-def usable_gpus(
-    run: Run, gpus: Sequence[Gpu], compute: str | None, option: str, processes: int | None, remedy: str
-) -> list[Gpu]:
+def usable_gpus(run: Run, gpus: Sequence[Gpu], compute: str, processes: int | None = None) -> list[Gpu]:
     """Checks GPUs before a run and returns those that can be used. The others are left out with a warning, and hidden
     from this process and from those that it starts.
 
-    `processes`: how many the user asks for by `option`, if any. Raises UserError if too few GPUs are left, with
-    `remedy`, or none.
+    `processes`: as many as `resume --processes` asks for, instead of `train.processes`. Raises UserError if fewer GPUs
+    can be used than the user asks for, or none.
     """
     if not gpus:
         return []
     found = check_gpus(gpus, compute)
     run.log("gpu_check", gpus=[one.as_dict() for one in found])
-    faulty = [one for one in found if one.problem]
     left = [one.gpu for one in found if not one.problem]
     if not left:
         raise UserError(f"no GPU can be used: {problems(found)}")
-    if faulty and processes is not None and processes > len(left):
-        raise UserError(f"{option}: {processes} asked for, but {len(left)} can be used ({problems(found)}); {remedy}")
+    if len(left) < len(gpus):
+        _check_enough(run, found, len(left), processes)
     for one in found:
         if one.note:
             run.log("warning", message=f"{one.name}: {one.note}")
         elif one.problem:
             run.log("warning", message=f"{one.name} is left out: {one.problem}")
-    if faulty:
+    if len(left) < len(gpus):
         _hide(gpus, left)
     return left
+
+
+def _check_enough(run: Run, found: Sequence[GpuCheck], left: int, processes: int | None) -> None:
+    """Raises UserError if the user asks for more processes than GPUs are left."""
+    option, asked = ("--processes", processes) if processes else ("train.processes", run.recipe.train.processes)
+    if asked and asked > left:
+        remedy = f"set {option} to {left}"
+        if run.is_prepared and not processes:
+            remedy = f"`tunesmith resume {quoted(run.folder)} --processes {left}` continues with the rest"
+        raise UserError(
+            f"{option}: {asked} asked for, but {left} of {len(found)} GPUs can be used ({problems(found)}); {remedy}"
+        )
 
 
 def problems(found: Sequence[GpuCheck]) -> str:
