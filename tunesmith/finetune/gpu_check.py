@@ -78,14 +78,14 @@ class _Measuring:
         )
         other.close()
         self._has_started = False
-        self._task = "start CUDA"
+        self._doing = "starting CUDA"
 
     @property
     def is_over(self) -> bool:
         return bool(self.found.problem or self.found.note)
 
     def ask(self, task: str, seconds: float) -> None:
-        self._task = {"products": "compute"}.get(task, "copy")
+        self._doing = "computing" if task == "products" else "copying"
         try:
             self.connection.send((task, seconds))
         except OSError:
@@ -107,7 +107,7 @@ class _Measuring:
     def late(self, seconds: float) -> None:
         """Notes that no answer came in time, and kills the process."""
         if self._has_started:
-            problem = f"it hangs: it was to {self._task} and did not answer within {seconds:.0f} s"
+            problem = f"it hangs: no answer within {seconds:.0f} s of {self._doing}"
             self.found = replace(self.found, problem=problem)
         else:
             note = f"it was not checked, because the process for it did not start within {seconds:.0f} s"
