@@ -240,6 +240,7 @@ def test_a_mistake_gets_one_line_and_changes_nothing(trained, arguments, said):
         "connect",
         "runs",
         "demo",
+        "doctor",
         "init",
         "data check",
         "data show",

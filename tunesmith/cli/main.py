@@ -74,6 +74,11 @@ COMMANDS = {
             "Fine-tune a small model offline on facts about Python's standard library.",
             (),
         ),
+        "doctor": (
+            "doctor:doctor",
+            "Show this machine, and check each of its GPUs: its link, its bytes and its products, in a few seconds.",
+            ("info", "gpus", "diagnose"),
+        ),
     },
 }
 for group, commands in COMMANDS.items():

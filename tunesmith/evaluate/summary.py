@@ -252,6 +252,6 @@ def _status(run: Run, events: list[dict]) -> str:
 
 def _seconds(events: list[dict]) -> float | None:
     """Returns the seconds in which the run was active, without pauses and the time before a resume."""
-    idle = ("start", "resume", "continue")
+    idle = ("start", "gpu_check", "resume", "continue")  # gpu_check comes before a resume
     gaps = (later["time"] - e["time"] for e, later in pairwise(events) if later["event"] not in idle)
     return round(sum(gaps), 3) if events else None

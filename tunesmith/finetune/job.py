@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
+from tunesmith import machine
 from tunesmith.errors import (
     UNGUARDED_STATUS,
     Ending,
@@ -21,6 +22,7 @@ from tunesmith.errors import (
 )
 from tunesmith.evaluate.report import write_report
 from tunesmith.finetune import control, provenance
+from tunesmith.finetune.gpu_check import usable_gpus
 from tunesmith.finetune.layout import layout_of
 from tunesmith.finetune.prepare import pinned, prepare
 from tunesmith.inference.gguf_base import base_folder
@@ -57,11 +59,14 @@ def resume(folder: str | Path, watch: Watch = nullcontext, processes: int | None
         control.forget(run)
         if run.result.exists():
             raise UserError(f"{folder}: this run is finished; its result is {run.result}")
-        if not run.is_prepared:
+        is_new = not run.is_prepared
+        if is_new:
             prepare(run)
         if not run.base.exists():  # it was in a cache that has been cleared since
             base_folder(run.recipe.model)
         provenance.check_unchanged(run)
+        if run.plan.device == "cuda" and not is_new:  # `prepare` checks them too
+            usable_gpus(run, machine.find_gpus()[1], run.plan.compute, processes)
         _start(run, processes)
     return run
 

@@ -14,6 +14,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.files import write_json
 from tunesmith.finetune import provenance
+from tunesmith.finetune.gpu_check import usable_gpus
 from tunesmith.finetune.prepared import Prepared
 from tunesmith.inference.gguf_base import base_folder, unpacking_note
 from tunesmith.machine import probe
@@ -53,6 +54,10 @@ def prepare(run: Run) -> None:
         run.log("warning", message=note)
     sources = Sources.resolve(recipe.data)
     tokenizer = tokenizer_for(run.tokenizer, sources.train, recipe.model.chat_template_kwargs)
+    if machine.gpus:  # after the mistakes that are found at once, and before a GPU is used
+        run.log("stage", doing="checking the GPUs")
+        machine = replace(machine, gpus=usable_gpus(run, machine.gpus, plan.compute))
+        plan = choose(recipe, machine)
     positions = trained_positions(config)
     if positions and plan.sequence_length > positions:
         plan = within(plan, recipe, limit_of(config))
