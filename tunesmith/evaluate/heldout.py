@@ -1,6 +1,6 @@
 """Loss on held-out rows, and how sure it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,19 @@ RESAMPLES = 2000
 
 
 def row_losses(
-    method: Method, model: torch.nn.Module, head: Head | None, tokens: TokenStore, plan: Plan, device: torch.device
+    method: Method,
+    model: torch.nn.Module,
+    head: Head | None,
+    tokens: TokenStore,
+    plan: Plan,
+    device: torch.device,
+    shares: Sequence[float] = (),
 ) -> np.ndarray:
     """(rows, 2): the loss of each row, summed over its units, and their number: learned tokens, the loss in nats, or 1
-    for a method whose unit is the row. On all processes."""
+    for a method whose unit is the row. On all processes. `shares`: of the tokens, by process; equal by default."""
     model.eval()
     found = np.zeros((len(tokens), 2))
-    mine = share_of(np.arange(len(tokens)), tokens.lengths, distributed.rank(), [1] * distributed.world())
+    mine = share_of(np.arange(len(tokens)), tokens.lengths, distributed.rank(), shares or [1] * distributed.world())
     with torch.inference_mode():
         for rows in micro_batches(mine, tokens.sizes, plan.micro_batch_tokens, plan.packing):
             batch = collate(tokens, rows, plan.packing).to(device)

@@ -23,7 +23,7 @@ def held_out_losses(job: Job, state: checkpoint.State) -> np.ndarray:
     with explain_out_of_memory(
         "the loss of held-out rows", "train.micro_batch: 1 needs the least, or lower data.sequence_length"
     ):
-        return heldout.row_losses(job.method, job.model, job.head, job.held_out, plan, job.device)
+        return heldout.row_losses(job.method, job.model, job.head, job.held_out, plan, job.device, state.shares)
 
 
 def measure(job: Job, state: checkpoint.State) -> dict:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import UserError, first_line
 from tunesmith.files import follow_umask, read_json, write_json
+from tunesmith.training import distributed
 from tunesmith.training.optimizer import Optimizer
 from tunesmith.training.optimizer_parts import States
 from tunesmith.units import size
@@ -37,9 +38,18 @@ class State:
     evals_without_gain: int = 0
     first_loss: float | None = None  # of the first step
     steps_above: int = 0  # that in a row were much worse than the first
-    micro_batch_tokens: int = 0  # of the plan, or less since a step ran out of memory
-    checkpointing: bool = False
+    micro_batch_tokens: int = 0  # in this process: of the plan, or less since a step ran out of memory
+    checkpointing: bool = False  # in this process
+    passes: list[list] = field(default_factory=list)  # both in each process, once a step ran out of memory
     shares: list[float] = field(default_factory=list)  # of a step's tokens, by process
+
+    def of_process(self, rank: int, processes: int) -> "State":
+        """As one of the processes that continue has it. With another number of processes, all take the smallest."""
+        passes = self.passes or [[self.micro_batch_tokens, self.checkpointing]]
+        same = len(passes) == processes
+        tokens = passes[rank][0] if same else min(tokens for tokens, _ in passes)
+        checkpointing = passes[rank][1] if same else any(checkpointing for _, checkpointing in passes)
+        return replace(self, micro_batch_tokens=tokens, checkpointing=checkpointing, passes=self.passes if same else [])
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ def load(checkpoint: Path, optimizer: Optimizer, states: bool = True) -> State:
     saved = load_file(checkpoint / "trained.safetensors")
     assert saved.keys() == optimizer.weights().keys(), "the checkpoint is of another model"
     optimizer.load(saved, _states(checkpoint, optimizer) if states else None)
-    return read_state(checkpoint)
+    return read_state(checkpoint).of_process(distributed.rank(), distributed.world())
 
 
 def _states(checkpoint: Path, optimizer: Optimizer) -> States:

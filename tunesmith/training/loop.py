@@ -65,11 +65,11 @@ def loop(job: Job, state: checkpoint.State) -> str:
         loss, metrics, smaller = _learn(job, state, data, units, tokens)
         computed = time.monotonic() - learning
         exchange.add_up(job.optimizer.to_exchange)
-        loss, smaller = distributed.add_up([loss, smaller])
+        loss, repeated = distributed.add_up([loss, bool(smaller)])
         used = state.shares
-        if smaller:
-            _agree(job, state)
-        if smaller or shares.change(data.tokens, computed):
+        if repeated:
+            _note_passes(job, state, smaller)
+        if repeated or shares.change(data.tokens, computed):
             feed.close()  # what is ready ahead was made for larger passes or other shares
             feed = _feed(job, state)
         norm = update(job, state, data.rows, loss)
@@ -124,10 +124,10 @@ def _data(job: Job, state: checkpoint.State, step: int) -> StepData:
 
 def _learn(
     job: Job, state: checkpoint.State, data: StepData, units: float, tokens: float
-) -> tuple[float, dict[str, float], int]:
-    """Adds up the gradients of a step. Returns its loss, the method's metrics, and how often it was repeated in smaller
-    parts."""
-    smaller = 0
+) -> tuple[float, dict[str, float], str]:
+    """Adds up the gradients of a step. Returns its loss, the method's metrics, and how its passes were made smaller if
+    it ran out of memory."""
+    smaller = ""
     while True:
         try:
             return *_gradients(job, state, data, units, tokens), smaller
@@ -139,9 +139,8 @@ def _learn(
         job.routing.forget()
         if job.device.type == "cuda":
             torch.cuda.empty_cache()
-        smaller += 1
-        now = step_down(state, data.batches, f"step {state.step}")
-        job.log("warning", message=f"step {state.step} ran out of memory and is repeated: {now}")
+        smaller = step_down(state, data.batches, f"step {state.step}")
+        job.log("warning", message=f"step {state.step} ran out of memory and is repeated: {smaller}")
         _recompute(job, state)
         data = _data(job, state, state.step)
 
@@ -172,14 +171,14 @@ def _gradients(
     return total.item(), {name: value.item() / units for name, value in sums.items()}
 
 
-def _agree(job: Job, state: checkpoint.State) -> None:
-    """All processes take the smaller parts that one of them needed, so that the first one's state is everyone's."""
-    found = distributed.gather((state.micro_batch_tokens, state.checkpointing))
-    agreed = min(f[0] for f in found), any(f[1] for f in found)
-    if agreed != (state.micro_batch_tokens, state.checkpointing):
-        job.log("warning", message=f"step {state.step} ran out of memory in another process; all take smaller parts")
-    state.micro_batch_tokens, state.checkpointing = agreed
-    _recompute(job, state)
+def _note_passes(job: Job, state: checkpoint.State, smaller: str) -> None:
+    """Notes the size of each process's passes, for the checkpoint. A process with more memory keeps its larger ones."""
+    told = distributed.gather((state.micro_batch_tokens, state.checkpointing, smaller))
+    state.passes = [[tokens, checkpointing] for tokens, checkpointing, _ in told]
+    for process, (*_, change) in enumerate(told):
+        if process and change:  # the first has said so itself
+            where = f"in process {process + 1} of {len(told)}"
+            job.log("warning", message=f"step {state.step} ran out of memory {where} and was repeated there: {change}")
 
 
 def _recompute(job: Job, state: checkpoint.State) -> None:
