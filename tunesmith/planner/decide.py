@@ -16,10 +16,10 @@ TILED_MLP_FROM_TOKENS = 32768  # an MLP's activations are then several GB in a m
 
 
 def choose(recipe: Recipe, machine: Machine) -> Plan:
-    """Raises UserError where the recipe asks for what this machine has not."""
+    """Raises UserError where the recipe asks for what this machine has not. `machine` may be a whole cluster."""
     settings = recipe.train
     device = "cuda" if machine.gpus else "cpu"
-    processes = settings.processes or max(1, len(machine.gpus))
+    processes = settings.processes or len(machine.gpus) or machine.nodes
     check_processes("train.processes", processes, len(machine.gpus), machine.cores)
     fast = all(gpu.fast_bf16 for gpu in machine.gpus) if machine.gpus else machine.cpu_fast_bf16
     compute = recipe.model.dtype if recipe.model.dtype != "auto" else ("bfloat16" if fast else "float32")
@@ -32,6 +32,8 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     usual = "float32" if recipe.adapter.kind == "full" else compute
     weights = usual if settings.weights == "auto" else settings.weights
     _check_optimizer(settings.optimizer, device)
+    if settings.network == "nccl" and device == "cpu":
+        raise UserError("train.network: nccl connects GPUs, and there are none; leave it out")
     asked = recipe.data.sequence_length
     length = CHECKPOINTING_FROM_LENGTH if asked == "max" else asked  # to begin measuring with
     if isinstance(settings.micro_batch, int):

@@ -41,7 +41,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
     steps = job.schedule.steps
     trained = [p for p in job.model.parameters() if p.requires_grad]
     shares = Shares(state, distributed.world(), job.plan.shares == "measured")
-    exchange = Exchange(job.device)
+    exchange = Exchange(job.device, job.settings.network)
     feed, clock, compiling = _feed(job, state), Clock(state.seconds), CompileWatch()
     if job.settings.result == "best" and state.best_step == state.step == 0 and distributed.rank() == 0:
         job.saver.save(job.model, job.optimizer, state)  # the untrained weights may stay the best
