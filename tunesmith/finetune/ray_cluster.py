@@ -29,6 +29,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
 START_SECONDS = 60.0  # for a node to start a Python process that imports Tunesmith
+CONNECT_SECONDS = 5.0
 SECONDS_TO_SEE_A_FILE = 10.0  # that another machine has just written
 
 
@@ -56,27 +57,44 @@ class Seat:
 @contextmanager
 def connected(address: str) -> Iterator["Cluster"]:
     """The Ray cluster with this address, "auto" being the one that this machine is part of. Raises UserError."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # Ray reads it when it is imported
     try:
         import ray
     except ImportError:
         raise UserError("--cluster needs Ray on every machine: pip install 'tunesmith[ray]'") from None
-    if "://" in address:
-        raise UserError(f"--cluster {address}: run the command on a machine of the cluster, with --cluster auto")
     is_mine = not ray.is_initialized()
     if is_mine:
-        ray._private.worker._worker_logs_enabled = False  # Ray would print what its nodes report to standard output
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"--cluster {address}: no Ray cluster ({first_line(error)}); start one with `ray start --head` here "
-                "and `ray start --address=…` on the other machines"
-            ) from None
+        _connect(ray, address)
     try:
         yield Cluster(_nodes(ray))
     finally:
         if is_mine:
             ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> None:
+    if "://" in address:
+        raise UserError(f"--cluster {address}: run the command on a machine of the cluster, with --cluster auto")
+    ray._private.worker._worker_logs_enabled = False  # Ray would print what its nodes report to standard output
+    try:
+        _check_answers(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--cluster {address}: no Ray cluster ({first_line(error).partition('. Please')[0]}); start one with "
+            "`ray start --head` here and `ray start --address=…` on the other machines"
+        ) from None
+
+
+def _check_answers(address: str) -> None:
+    """Raises an OSError if nothing listens at the cluster's address, as Ray would try for minutes."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die, extract_ip_port
+
+    host, port = extract_ip_port(canonicalize_bootstrap_address_or_die(address))
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"{host}:{port}: {error}") from None
 
 
 def _nodes(ray: Any) -> list[Node]:
@@ -98,23 +116,23 @@ def _nodes(ray: Any) -> list[Node]:
 
 
 def facts() -> tuple[str, Machine, dict[str, str | None]]:
-    """This node's host name, its hardware, and the versions of the packages that decide about a result."""
+    """This machine's host name, its hardware, and the versions of the packages that decide about a result."""
     return socket.gethostname(), machine.probe(), packages()
 
 
-def unseen(folder: str, files: list[str]) -> list[str]:
-    """Those of the files that this node does not see. `folder`: what their names are relative to."""
+def unseen(files: list[str]) -> list[str]:
+    """Those of the files that this machine does not see."""
     until = time.monotonic() + SECONDS_TO_SEE_A_FILE
-    while missing := [name for name in files if not Path(folder, name).exists()]:
+    while missing := [name for name in files if not Path(name).exists()]:
         if time.monotonic() > until:
             break
         time.sleep(0.2)
     return missing
 
 
-def changed(folder: str, hashes: dict[str, str]) -> list[str]:
-    """Those of the files whose content is not the same here. `hashes`: SHA-256 of each."""
-    return [name for name, expected in hashes.items() if content_hash(Path(folder, name)) != expected]
+def changed(hashes: dict[str, str]) -> list[str]:
+    """Those of the files whose content is not the same on this machine. `hashes`: SHA-256 of each."""
+    return [name for name, expected in hashes.items() if content_hash(Path(name)) != expected]
 
 
 class Cluster:
@@ -174,10 +192,10 @@ class Cluster:
 
     def check_folder(self, run: Run) -> None:
         """That all machines see the run's folder, and the one in which the command was started. Raises UserError."""
-        mark = run.folder.resolve() / f".seen-{secrets.token_hex(8)}"
+        mark = run.folder.absolute() / f".seen-{secrets.token_hex(8)}"
         mark.touch()
         try:
-            for node, missing in zip(self.nodes, self._on_all(unseen, "/", [str(mark), os.getcwd()])):
+            for node, missing in zip(self.nodes, self._on_all(unseen, [str(mark), os.getcwd()])):
                 if missing:
                     raise UserError(
                         f"{self._names[node.id]} does not see the folder "
@@ -192,10 +210,10 @@ class Cluster:
         known = read_json(run.provenance_file)
         base = {str(run.base / name): digest for name, digest in known["base_model"]["files"].items()}
         files = {str(Path(name).absolute()): digest for name, digest in known["data"].items()} | base
-        for node, missing in zip(self.nodes, self._on_all(unseen, "/", list(files))):
+        for node, missing in zip(self.nodes, self._on_all(unseen, list(files))):
             if missing:
                 raise UserError(f"{self._names[node.id]} does not see {missing[0]}; all machines must, under that path")
-        for node, other in zip(self.nodes, self._on_all(changed, "/", files, seconds=None)):
+        for node, other in zip(self.nodes, self._on_all(changed, files, seconds=None)):
             if other:
                 raise UserError(f"{self._names[node.id]} has another file {other[0]} than this machine")
 
@@ -203,7 +221,8 @@ class Cluster:
         """Starts the agents of a run: `asked` many, else those of its plan, or fewer if GPUs are gone since."""
         capacities = [node.gpus if plan.device == "cuda" else node.cpus for node in self.nodes]
         if asked is not None:
-            check_processes("--processes", asked, sum(node.gpus for node in self.nodes), sum(capacities))
+            gpus = sum(node.gpus for node in self.nodes)
+            check_processes("--processes", asked, gpus, sum(capacities), len(self.nodes))
         processes = asked or min(plan.processes, sum(capacities))
         spread = divided(processes, capacities, is_even=plan.device == "cpu")
         seats = _seats([node for node, count in zip(self.nodes, spread) for _ in range(count)], plan.device)

@@ -20,7 +20,7 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     settings = recipe.train
     device = "cuda" if machine.gpus else "cpu"
     processes = settings.processes or len(machine.gpus) or machine.nodes
-    check_processes("train.processes", processes, len(machine.gpus), machine.cores)
+    check_processes("train.processes", processes, len(machine.gpus), machine.cores, machine.nodes)
     fast = all(gpu.fast_bf16 for gpu in machine.gpus) if machine.gpus else machine.cpu_fast_bf16
     compute = recipe.model.dtype if recipe.model.dtype != "auto" else ("bfloat16" if fast else "float32")
     reasons = {}
@@ -57,11 +57,13 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     )
 
 
-def check_processes(name: str, processes: int, gpus: int, cores: int) -> None:
-    """Raises UserError, naming the option, for more processes than this machine can run, and for none."""
+def check_processes(name: str, processes: int, gpus: int, cores: int, nodes: int = 1) -> None:
+    """Raises UserError, naming the option, for more processes than this machine can run, and for none. `nodes`: the
+    machines that have the GPUs and cores."""
     if not 1 <= processes <= (gpus or cores):
         has = f"{gpus} GPUs" if gpus else f"{cores} cores"
-        raise UserError(f"{name}: {processes} asked for, but this machine has {has}")
+        where = "this machine has" if nodes == 1 else f"the cluster's {nodes} machines have"
+        raise UserError(f"{name}: {processes} asked for, but {where} {has}")
 
 
 def threads_of(cores: int, processes: int) -> int:
