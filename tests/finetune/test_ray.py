@@ -144,6 +144,7 @@ def test_a_run_continues_after_a_process_died_one_hung_and_a_machine_was_lost(as
     assert "training process 1 of 2 on " in killed["cause"] and "SIGKILL" in killed["cause"]
     assert "process 1 of 2 on " in hung["cause"] and hung["cause"].endswith("the process is stopped (SIGSTOP)")
     assert "training process 1 of 2 on " in lost["cause"] and "its machine left the cluster" in lost["cause"]
+    assert ", last seen at step " in lost["cause"]
 
 
 def failing(folder: Path) -> None:

@@ -108,6 +108,7 @@ def _work(run: Run, cluster: Cluster | None, processes: int | None) -> None:
         cluster.check_plan(run.plan)
         cluster.check_files(run)
         layout = cluster.layout(run.plan, processes)
+        run.log("stage", doing="starting the machines of the cluster")
     else:
         layout = layout_of(run, processes)
     if layout.processes == 1 and not layout.seats:

@@ -288,9 +288,11 @@ def _distance(failure: Failure) -> int:
 def _of_end(one: TrainingProcess, processes: int, watchdog: Watchdog) -> Failure:
     """Why a process ended: its own exception where that is for the user, else with its traceback, once."""
     status, step = one.exitcode or 0, one.mark.step
-    where = f"training process {one.rank} of {processes}{f' on {one.host}' if one.host else ''} died at step {step}"
+    name = f"training process {one.rank} of {processes}{f' on {one.host}' if one.host else ''}"
     if one.lost:
-        return Failure(one.rank, step, "lost", ProcessDied(f"{where}, {one.mark.place}: {one.lost}"), True)
+        text = f"{name}, last seen at step {step}, {one.mark.place}: {one.lost}"
+        return Failure(one.rank, step, "lost", ProcessDied(text), True)
+    where = f"{name} died at step {step}"
     if status == UNGUARDED_STATUS:
         return Failure(one.rank, step, "unguarded", UserError(UNGUARDED), False)
     if one.said:
@@ -304,9 +306,9 @@ def _of_end(one: TrainingProcess, processes: int, watchdog: Watchdog) -> Failure
         kind = "CUDA error" if is_hardware else kind
         return Failure(one.rank, step, kind, ProcessDied(text), is_hardware or is_network)
     if status < 0:
-        name = signal.Signals(-status).name
-        why = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-        return Failure(one.rank, step, name, ProcessDied(f"{where}, {one.mark.place}: {name}{why}"), True)
+        kind = signal.Signals(-status).name
+        why = ", as the system does when memory runs out" if kind == "SIGKILL" else ""
+        return Failure(one.rank, step, kind, ProcessDied(f"{where}, {one.mark.place}: {kind}{why}"), True)
     return Failure(
         one.rank, step, f"status {status}", ProcessDied(f"{where}, {one.mark.place}: exit status {status}"), False
     )

@@ -57,7 +57,6 @@ class Seat:
 @contextmanager
 def connected(address: str) -> Iterator["Cluster"]:
     """The Ray cluster with this address, "auto" being the one that this machine is part of. Raises UserError."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # Ray reads it when it is imported
     try:
         import ray
     except ImportError:
@@ -79,7 +78,7 @@ def _connect(ray: Any, address: str) -> None:
     try:
         _check_answers(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(
             f"--cluster {address}: no Ray cluster ({first_line(error).partition('. Please')[0]}); start one with "
             "`ray start --head` here and `ray start --address=…` on the other machines"
@@ -121,7 +120,7 @@ def facts() -> tuple[str, Machine, dict[str, str | None]]:
 
 
 def unseen(files: list[str]) -> list[str]:
-    """Those of the files that this machine does not see."""
+    """Returns the files that this machine does not see."""
     until = time.monotonic() + SECONDS_TO_SEE_A_FILE
     while missing := [name for name in files if not Path(name).exists()]:
         if time.monotonic() > until:
@@ -131,7 +130,7 @@ def unseen(files: list[str]) -> list[str]:
 
 
 def changed(hashes: dict[str, str]) -> list[str]:
-    """Those of the files whose content is not the same on this machine. `hashes`: SHA-256 of each."""
+    """Returns the files whose content is not the same on this machine. `hashes`: SHA-256 of each."""
     return [name for name, expected in hashes.items() if content_hash(Path(name)) != expected]
 
 
@@ -191,7 +190,7 @@ class Cluster:
             raise UserError("--cluster: this run trains on GPUs, and Ray has none")
 
     def check_folder(self, run: Run) -> None:
-        """That all machines see the run's folder, and the one in which the command was started. Raises UserError."""
+        """Raises UserError unless all machines see the run's folder, and that in which the command was started."""
         mark = run.folder.absolute() / f".seen-{secrets.token_hex(8)}"
         mark.touch()
         try:
@@ -206,7 +205,7 @@ class Cluster:
             mark.unlink()
 
     def check_files(self, run: Run) -> None:
-        """That all machines have the same data and base model. Raises UserError."""
+        """Raises UserError unless all machines have the same data and base model."""
         known = read_json(run.provenance_file)
         base = {str(run.base / name): digest for name, digest in known["base_model"]["files"].items()}
         files = {str(Path(name).absolute()): digest for name, digest in known["data"].items()} | base
@@ -229,7 +228,7 @@ class Cluster:
         return Layout(processes, seats=seats)
 
     def _on_all(self, function: Callable, *arguments: Any, seconds: float | None = START_SECONDS) -> list:
-        """What a function returns on each machine. Raises UserError if one does not answer within so many seconds."""
+        """Runs a function on each machine. Raises UserError if one does not answer within so many seconds."""
         import ray
 
         tasks = [

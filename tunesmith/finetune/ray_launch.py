@@ -137,7 +137,7 @@ class RemoteProcess(launch.TrainingProcess):
 
 
 class OtherMachines:
-    """What the machines of remote processes know about them; nothing where one does not answer."""
+    """Asks the machines of remote processes about them. None where one does not answer."""
 
     def __init__(self, group: Sequence[RemoteProcess]):
         self._group = group

@@ -66,7 +66,7 @@ class _Seen:
 
 
 class Outside(Protocol):
-    """What the systems of the processes know about them. Each is named by its number."""
+    """Asks the systems of the processes about them. Each is named by its number."""
 
     def state(self, process: int) -> str: ...
     def activity(self, process: int) -> tuple[float, int] | None: ...

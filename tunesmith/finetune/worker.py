@@ -152,8 +152,8 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
 
 
 def _agreed(place: Path, look: Callable[[], Any]) -> Any:
-    """What all processes see at a place on disk: another machine may see a new file some seconds later. Raises
-    UserError if they continue to differ."""
+    """Looks at a place on disk until all processes see the same: another machine may see a new file some seconds later.
+    Raises UserError if they continue to differ."""
     until = time.monotonic() + SECONDS_TO_SEE_A_FILE
     while True:
         seen = look()
