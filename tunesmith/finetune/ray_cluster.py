@@ -57,6 +57,7 @@ class Seat:
 @contextmanager
 def connected(address: str) -> Iterator["Cluster"]:
     """The Ray cluster with this address, "auto" being the one that this machine is part of. Raises UserError."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns of addresses without a name; it reads this once
     try:
         import ray
     except ImportError:
