@@ -259,7 +259,7 @@ def test_machines_that_differ_or_cannot_measure_are_refused(monkeypatch):
 
 def test_what_a_cluster_cannot_do_is_refused(monkeypatch, asked):
     cluster = cluster_of(monkeypatch, [0, 0])
-    with pytest.raises(UserError, match=r"^output: s3:/bucket/runs is a URL; mount it on all machines"):
+    with pytest.raises(UserError, match=r"^output: s3:/bucket/runs is a URL; give a folder on a network share"):
         cluster.check_recipe(asked().model_copy(update={"output": Path("s3://bucket/runs")}))
     with pytest.raises(UserError, match=r"^train.kept_layers: in a cluster each GPU keeps all layers"):
         cluster.check_plan(plan(kept_layers=[2, 2]))

@@ -176,8 +176,8 @@ class Cluster:
         """Raises UserError for what a cluster cannot do."""
         if re.match(r"[a-z][a-z0-9+.-]+:/", str(recipe.output)):
             raise UserError(
-                f"output: {recipe.output} is a URL; mount it on all machines (for example with NFS, s3fs or gcsfuse), "
-                "and give the folder"
+                f"output: {recipe.output} is a URL; give a folder on a network share that all machines see under "
+                "the same path"
             )
 
     def check_plan(self, plan: Plan) -> None:

@@ -22,7 +22,7 @@ class Exchange:
     """Memory for buckets. With one process nothing is done, and none is taken."""
 
     def __init__(self, device: torch.device, network: str = "gloo"):
-        """`network`: what transfers between machines, gloo or nccl."""
+        """`network`: gloo or nccl, for the way between machines."""
         self._device, self._network = device, network
         self._sets: list[list[torch.Tensor]] = []  # two sets of regions, by rank: the last result is still being read
 
