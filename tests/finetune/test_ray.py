@@ -12,7 +12,7 @@ import pytest
 from tests.finetune.test_recovery import last_step, wait_until
 from tunesmith.cli.main import main
 from tunesmith.errors import Interrupted, UserError
-from tunesmith.finetune import job, ray_cluster, watchdog, worker
+from tunesmith.finetune import job, launch, ray_cluster, watchdog, worker
 from tunesmith.finetune.ray_cluster import Cluster, Node, divided
 from tunesmith.machine import Gpu, Machine
 from tunesmith.plan import Plan
@@ -178,6 +178,23 @@ def test_mistakes_get_one_line_and_leave_nothing(asked, nodes, monkeypatch, capf
         main(arguments)
     output = capfd.readouterr()
     assert "training process 1 of 2 on " in output.err and "KeyError: 'injected'" in output.err and not output.out
+
+
+def looking(folder: Path, sees_late: bool) -> None:
+    """A training process of which the second sees a new file later than the first, or never."""
+    distributed.join("cpu")
+    worker.SECONDS_TO_SEE_A_FILE = 90.0 if sees_late else 2.0
+    looks = iter(["old", "new"] if sees_late else ["old"] * 100)
+    look = (lambda: "new") if distributed.rank() == 0 else (lambda: next(looks))
+    (folder / str(distributed.rank())).write_text(worker.agreed(folder, look))
+
+
+def test_all_machines_continue_from_the_same_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "START_METHOD", "forkserver")
+    launch.launch(looking, 2, tmp_path, True)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["new", "new"]
+    with pytest.raises(launch.Failed, match="the machines do not see the same files there"):
+        launch.launch(looking, 2, tmp_path, False)
 
 
 def plan(**values) -> Plan:

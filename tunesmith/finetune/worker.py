@@ -85,7 +85,7 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
     recipe, settings = run.recipe, run.recipe.train
     prepared = Prepared.open(run)
     tokenizer, dataset, schedule = prepared.tokenizer, prepared.dataset, prepared.schedule
-    last, damaged = _agreed(run.checkpoints, lambda: checkpoint.newest_whole(run.checkpoints))
+    last, damaged = agreed(run.checkpoints, lambda: checkpoint.newest_whole(run.checkpoints))
     step = checkpoint.read_state(last).step if last else 0
     if run.events("start"):  # before anything else is logged, as what is between was a pause
         other = {"processes": distributed.world()} if distributed.world() != plan.processes else {}
@@ -151,7 +151,7 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
     return job, state
 
 
-def _agreed(place: Path, look: Callable[[], Any]) -> Any:
+def agreed(place: Path, look: Callable[[], Any]) -> Any:
     """Looks at a place on disk until all processes see the same: another machine may see a new file some seconds later.
     Raises UserError if they continue to differ."""
     until = time.monotonic() + SECONDS_TO_SEE_A_FILE
@@ -196,7 +196,7 @@ def _load_best(job: Job, state: checkpoint.State) -> None:
             "result, train.result: best, is the untrained one",
         )
     best = job.run.checkpoints / f"step-{state.best_step:06d}"
-    if _agreed(best, lambda: best.exists() and not checkpoint.damage(best)):
+    if agreed(best, lambda: best.exists() and not checkpoint.damage(best)):
         checkpoint.load(best, job.model)
     else:
         job.log(
