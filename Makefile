@@ -36,7 +36,7 @@ docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "site/index.html"
 
-test-all: $(VENV)/installed-test .venv-transformers4/installed .venv-tokenizers/installed example-model
+test-all: $(VENV)/installed-ray .venv-transformers4/installed .venv-tokenizers/installed example-model
 	$(PYTEST) -m '' --hypothesis-profile=random --hypothesis-seed=$(SEED)
 
 example-model: $(EXAMPLE_MODEL)
@@ -61,6 +61,11 @@ $(VENV)/installed-test: export CMAKE_ARGS := -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install -q 'pip>=25.1'
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bnb,serve,gguf,fp8]' --group test --group lint
+	touch $@
+
+# Only the long tests need it: it is large.
+$(VENV)/installed-ray: $(VENV)/installed-test
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[ray]'
 	touch $@
 
 .venv-transformers4/installed: $(VENV)/installed-test

@@ -1,10 +1,14 @@
 """The hardware of this machine: GPUs, cores, memory, disk. Probed without torch, which takes seconds to import."""
 
+import fcntl
 import math
 import os
 import platform
 import shutil
+import socket
+import struct
 import sysconfig
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ CGROUPS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
+SIOCGIFADDR = 0x8915  # Linux: the request for the IPv4 address of an interface
 NO_GPU = ("-1", "none", "void", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that hide every GPU
 
 
@@ -48,6 +53,8 @@ class Machine:
     compiles_cpp: bool = False
     driver: str | None = None
     gpus: list[Gpu] = field(default_factory=list)
+    nodes: int = 1
+    """Machines of a cluster. `cores` and `gpus` are then those of all of them."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,6 +81,16 @@ def probe(folder: Path = Path(".")) -> Machine:
 def cores() -> int:
     """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def interface_of(address: str) -> str | None:
+    """Returns the name of the network interface with this IPv4 address (Linux), None if there is none."""
+    for _, name in socket.if_nameindex():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket, suppress(OSError):
+            answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None
 
 
 def _compiles_cpp() -> bool:

@@ -253,6 +253,9 @@ class Train(Section):
     shares: Literal["auto", "equal", "measured"] = "auto"
     """How the tokens of a step are divided among processes. measured: in proportion to the speed of each, so that
     unlike GPUs finish together. auto: measured on GPUs, equal on a CPU, where a repeated run is the same to the bit."""
+    network: Literal["gloo", "nccl"] = "gloo"
+    """The way of gradients between the machines of a cluster: gloo over TCP, or NCCL where the network has it. One
+    machine uses neither."""
     kept_layers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Decoder layers that each GPU keeps. The weights of the others stay in host memory, once for all GPUs, and are
     brought to a GPU twice a step; they are recomputed in the backward pass. With adapter.kind: full, host memory also

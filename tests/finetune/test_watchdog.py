@@ -14,7 +14,7 @@ from torch import nn
 
 from tests import simulated_gpu
 from tunesmith.finetune import watchdog
-from tunesmith.finetune.watchdog import Watchdog, newest_xid
+from tunesmith.finetune.watchdog import ThisMachine, Watchdog, newest_xid
 from tunesmith.machine import Gpu
 from tunesmith.training import progress_marks
 from tunesmith.training.progress_marks import Mark
@@ -58,7 +58,7 @@ def looked_for(dog: Watchdog, seconds: float, each=lambda: None):
 def test_the_process_that_is_behind_is_named_not_those_that_wait_for_it(patience):
     marks = [marked("updating", 4, waiting=1), marked("forward", layer=12, layers=32)]
     with processes(SLEEPING, SLEEPING) as started:
-        hang = looked_for(Watchdog(marks, [p.pid for p in started]), 10 * patience)
+        hang = looked_for(Watchdog(marks, ThisMachine([p.pid for p in started])), 10 * patience)
     assert hang.process == 1 and hang.text == (
         "process 1 of 2 made no progress for 0.8 s at step 3, layer 12 of 32, forward: no cause found"
     )
@@ -68,14 +68,14 @@ def test_a_stopped_process_is_named_also_while_it_waits(patience):
     marks = [marked("exchanging gradients", waiting=1), marked("exchanging gradients", waiting=1)]
     with processes(SLEEPING, SLEEPING) as started:
         os.kill(started[1].pid, signal.SIGSTOP)
-        hang = looked_for(Watchdog(marks, [p.pid for p in started]), 10 * patience)
+        hang = looked_for(Watchdog(marks, ThisMachine([p.pid for p in started])), 10 * patience)
     assert hang.process == 1 and hang.text.endswith("at step 3, exchanging gradients: the process is stopped (SIGSTOP)")
 
 
 def test_of_processes_that_all_wait_the_one_that_has_exchanged_least_is_named(patience):
     marks = [marked("updating", waiting=1, collectives=8), marked("updating", waiting=1, collectives=7)]
     with processes(SLEEPING, SLEEPING) as started:
-        assert looked_for(Watchdog(marks, [p.pid for p in started]), 10 * patience).process == 1
+        assert looked_for(Watchdog(marks, ThisMachine([p.pid for p in started])), 10 * patience).process == 1
 
 
 def test_progress_is_a_changed_mark_or_computing(patience):
@@ -85,32 +85,32 @@ def test_progress_is_a_changed_mark_or_computing(patience):
         marks[0].count += 1
 
     with processes(SLEEPING, COMPUTING) as started:
-        assert looked_for(Watchdog(marks, [p.pid for p in started]), 4 * patience, advance) is None
+        assert looked_for(Watchdog(marks, ThisMachine([p.pid for p in started])), 4 * patience, advance) is None
 
 
 def test_on_a_gpu_computing_is_no_progress_as_waiting_for_it_computes_too(patience, monkeypatch):
     monkeypatch.setattr(watchdog, "kernel_log", lambda: [(time.monotonic(), XID_79)])
     mark = marked("backward", layer=9, layers=32, gpu_layer=32 + 31)
     with processes(COMPUTING) as started:
-        hang = looked_for(Watchdog([mark], [started[0].pid], GPUS[:1]), 10 * patience)
+        hang = looked_for(Watchdog([mark], ThisMachine([started[0].pid]), GPUS[:1]), 10 * patience)
         assert hang.gpu_suspected and hang.text == (
             "GPU 0 (RTX 3090, process 0 of 1) made no progress for 0.8 s at step 3, layer 31 of 32, backward: "
             "Xid 79 of the GPU at PCI 0000:0a:00: the GPU has fallen off the bus; check power, riser and slot"
         )
         mark.phase = progress_marks.CODES["loading the model"]
-        assert looked_for(Watchdog([mark], [started[0].pid], GPUS[:1]), 4 * patience) is None
+        assert looked_for(Watchdog([mark], ThisMachine([started[0].pid]), GPUS[:1]), 4 * patience) is None
 
 
 def test_a_phase_that_computes_does_not_take_forever(patience, monkeypatch):
     monkeypatch.setattr(watchdog, "LONGEST_SECONDS", 2 * patience)
     with processes(COMPUTING) as started:
-        dog = Watchdog([marked("loading the model")], [started[0].pid])
+        dog = Watchdog([marked("loading the model")], ThisMachine([started[0].pid]))
         assert looked_for(dog, 1.5 * patience) is None and looked_for(dog, 10 * patience)
 
 
 def test_time_in_which_the_launcher_itself_was_stopped_does_not_count(patience):
     with processes(SLEEPING) as started:
-        dog = Watchdog([marked("forward")], [started[0].pid])
+        dog = Watchdog([marked("forward")], ThisMachine([started[0].pid]))
         dog.look([0])
         time.sleep(2 * patience)
         assert dog.look([0]) is None

@@ -1,7 +1,10 @@
-"""Sums of gradients over three processes: those of the same numbers added up in one, in the order of ranks."""
+"""Sums of gradients over three processes, of one machine or of two: those of the same numbers added up in one, in the
+order of ranks."""
 
+import os
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -26,8 +29,10 @@ def gradients(rank: int, step: int) -> list[torch.Tensor | None]:
     return made
 
 
-def process(folder: Path) -> None:
+def process(folder: Path, machines: int) -> None:
+    """`machines`: on how many the processes are, by their own account."""
     exchange.BUCKET_BYTES = 4096
+    os.environ[distributed.MACHINE] = str(int(os.environ["RANK"]) % machines)
     device = distributed.join("cpu")
     shared, told = Exchange(device), {}
     parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for dtype in TYPES for shape in SHAPES]
@@ -39,8 +44,9 @@ def process(folder: Path) -> None:
     save_file(told, folder / f"{distributed.rank()}.safetensors")
 
 
-def test_all_processes_get_the_same_sums_in_the_order_of_ranks(tmp_path):
-    launch.launch(process, PROCESSES, tmp_path)
+@pytest.mark.parametrize("machines", [1, 2])
+def test_all_processes_get_the_same_sums_in_the_order_of_ranks(tmp_path, machines):
+    launch.launch(process, PROCESSES, tmp_path, machines)
     found = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(PROCESSES)]
     for step in range(3):
         each = [gradients(rank, step) for rank in range(PROCESSES)]

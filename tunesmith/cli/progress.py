@@ -49,16 +49,18 @@ def _follow(file: BinaryIO, screen: "Screen", ended: threading.Event) -> None:
             screen.show(values.pop("event"), values)
 
 
-def train(recipe: Recipe) -> Run:
-    """Trains from a recipe, shows how it gets on, and returns the run. Raises UserError, leaving nothing behind, where
+def train(recipe: Recipe, cluster: str | None = None) -> Run:
+    """Trains from a recipe, shows how it gets on, and returns the run. `cluster`: the address of a Ray cluster whose
+    machines train, "auto" for the one that this machine is part of. Raises UserError, leaving nothing behind, where
     that cannot be."""
-    return job.train(recipe, shown)
+    return job.train(recipe, shown, cluster)
 
 
-def resume(folder: str | Path, processes: int | None = None) -> Run:
+def resume(folder: str | Path, processes: int | None = None, cluster: str | None = None) -> Run:
     """Continues a run from its last complete checkpoint, shows its progress, and returns the run. `processes`: another
-    number of training processes than before. Raises UserError if the run is finished or another process works on it."""
-    return job.resume(folder, shown, processes)
+    number of training processes than before. `cluster`: as of `train`. Raises UserError if the run is finished or
+    another process works on it."""
+    return job.resume(folder, shown, processes, cluster)
 
 
 class Screen:

@@ -5,17 +5,18 @@ from pathlib import Path
 from tunesmith.cli.parameters import Json
 
 
-def resume(run: Path, *, processes: int | None = None, as_json: Json = False) -> None:
+def resume(run: Path, *, processes: int | None = None, cluster: str | None = None, as_json: Json = False) -> None:
     """Continue a run from its last checkpoint.
 
     Args:
         run: The run's name or folder.
         processes: Train with another number of processes than before, for example on a GPU that was added. By default
             those of the plan, or fewer if GPUs are gone.
+        cluster: Train on the machines of a Ray cluster. auto: the one that this machine is part of, or HOST:PORT.
         as_json: Print the run's summary as JSON at the end.
     """
     from tunesmith.cli.terminal import waiting
 
     with waiting("loading"):
         from tunesmith.cli import progress, runs
-    runs.finished(progress.resume(run, processes), as_json)
+    runs.finished(progress.resume(run, processes, cluster), as_json)

@@ -32,12 +32,14 @@ def train(
     recipe: Path | None = None,
     *,
     flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
+    cluster: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> None:
     """Train from a recipe, or from flags alone. Every field of a recipe is a flag; flags win over the recipe.
 
     Args:
         recipe: The recipe, a YAML file. Without one, the flags are the whole recipe.
+        cluster: Train on the machines of a Ray cluster. auto: the one that this machine is part of, or HOST:PORT.
         as_json: Print the run's summary as JSON at the end.
     """
     values = chosen(flags)
@@ -59,4 +61,4 @@ def train(
     with waiting("loading"):
         from tunesmith.cli import progress, runs
 
-    runs.finished(progress.train(asked), as_json)
+    runs.finished(progress.train(asked, cluster), as_json)

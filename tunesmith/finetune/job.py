@@ -25,6 +25,7 @@ from tunesmith.finetune import control, provenance
 from tunesmith.finetune.gpu_check import usable_gpus
 from tunesmith.finetune.layout import layout_of
 from tunesmith.finetune.prepare import pinned, prepare
+from tunesmith.finetune.ray_cluster import Cluster, connected
 from tunesmith.inference.gguf_base import base_folder
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
@@ -32,49 +33,63 @@ from tunesmith.run import Run
 Watch = Callable[[Run], AbstractContextManager]
 
 
-def train(recipe: Recipe, watch: Watch = nullcontext) -> Run:
+def train(recipe: Recipe, watch: Watch = nullcontext, cluster: str | None = None) -> Run:
     """Trains from a recipe and returns the run; `watch` is entered with the run before anything happens, to follow its
-    events. Raises UserError, leaving nothing behind, if the recipe cannot be trained."""
+    events. `cluster`: the address of a Ray cluster whose machines train. Raises UserError, leaving nothing behind, if
+    the recipe cannot be trained."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a training process that imports the script
         sys.exit(UNGUARDED_STATUS)  # without a word: the process that the user started says it
-    run = Run.create(pinned(recipe))
-    with watch(run), run.held():
-        try:
-            with report_full_disk(run.folder, "free some space, or choose a folder on another disk as output"):
-                prepare(run)
-            _start(run)
-        except BaseException as error:
-            if not run.is_prepared or (isinstance(error, UserError) and not run.events("step")):
-                shutil.rmtree(run.folder)
-            raise
+    with _joined(cluster) as machines:
+        if machines:
+            machines.check_recipe(recipe)
+        run = Run.create(pinned(recipe))
+        with watch(run), run.held():
+            try:
+                if machines:
+                    machines.check_folder(run)
+                with report_full_disk(run.folder, "free some space, or choose a folder on another disk as output"):
+                    prepare(run, machines)
+                _start(run, machines)
+            except BaseException as error:
+                if not run.is_prepared or (isinstance(error, UserError) and not run.events("step")):
+                    shutil.rmtree(run.folder)
+                raise
     return run
 
 
-def resume(folder: str | Path, watch: Watch = nullcontext, processes: int | None = None) -> Run:
-    """Continues a run from its last complete checkpoint, or from the start if it has none; `watch` as of `train`.
-    `processes`: another number of them than before. Raises UserError if the run is finished or another process works on
-    it."""
+def _joined(cluster: str | None) -> AbstractContextManager[Cluster | None]:
+    return connected(cluster) if cluster else nullcontext()
+
+
+def resume(
+    folder: str | Path, watch: Watch = nullcontext, processes: int | None = None, cluster: str | None = None
+) -> Run:
+    """Continues a run from its last complete checkpoint, or from the start if it has none; `watch` and `cluster` as of
+    `train`. `processes`: another number of them than before. Raises UserError if the run is finished or another process
+    works on it."""
     run = Run.open(folder)
-    with run.held(), watch(run):
+    with _joined(cluster) as machines, run.held(), watch(run):
         control.forget(run)
         if run.result.exists():
             raise UserError(f"{folder}: this run is finished; its result is {run.result}")
+        if machines:
+            machines.check_folder(run)
         is_new = not run.is_prepared
         if is_new:
-            prepare(run)
+            prepare(run, machines)
         if not run.base.exists():  # it was in a cache that has been cleared since
             base_folder(run.recipe.model)
         provenance.check_unchanged(run)
-        if run.plan.device == "cuda" and not is_new:  # `prepare` checks them too
+        if run.plan.device == "cuda" and not is_new and not machines:  # `prepare` checks them too
             usable_gpus(run, machine.find_gpus()[1], run.plan.compute, processes)
-        _start(run, processes)
+        _start(run, machines, processes)
     return run
 
 
-def _start(run: Run, processes: int | None = None) -> None:
+def _start(run: Run, cluster: Cluster | None, processes: int | None = None) -> None:
     events = len(run.events())
     try:
-        _work(run, processes)
+        _work(run, cluster, processes)
     except Interrupted:
         raise
     except Exception as error:
@@ -93,9 +108,15 @@ def _log_end(run: Run, error: Exception) -> None:
         run.log("stop", step=done, reason=Ending.reason, message=f"{type(error).__name__}: {first_line(error)}")
 
 
-def _work(run: Run, processes: int | None) -> None:
-    layout = layout_of(run, processes)
-    if layout.processes == 1:
+def _work(run: Run, cluster: Cluster | None, processes: int | None) -> None:
+    if cluster:
+        cluster.check_plan(run.plan)
+        cluster.check_files(run)
+        layout = cluster.layout(run.plan, processes)
+        run.log("stage", doing="starting the machines of the cluster")
+    else:
+        layout = layout_of(run, processes)
+    if layout.processes == 1 and not layout.seats:
         from tunesmith.finetune.worker import work
 
         work(run.folder)

@@ -29,7 +29,7 @@ from tunesmith.errors import (
     UserError,
 )
 from tunesmith.finetune.signals import StopSignals, on_signals
-from tunesmith.finetune.watchdog import Hang, Watchdog, kernel_log, newest_xid
+from tunesmith.finetune.watchdog import Hang, ThisMachine, Watchdog
 from tunesmith.machine import Gpu
 from tunesmith.training import progress_marks
 from tunesmith.training.distributed import STORE, OthersEnded
@@ -73,16 +73,15 @@ def launch(entry: Callable, processes: int, *arguments: Any, gpus: Sequence[Gpu]
     context = get_context(START_METHOD)
     marks = context.RawArray(progress_marks.Mark, processes)
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder, stop_signals() as signals:
-        group: list[_Process] = []
+        group: list[LocalProcess] = []
         try:
             with _visible(gpus):
                 for rank in range(processes):
                     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, STORE: f"{folder}/store"}
-                    group.append(_Process(context, entry, arguments, environment, marks))
-            watchdog = Watchdog(marks, [one.process.pid or 0 for one in group], gpus)
-            _watch(group, watchdog, signals)
+                    group.append(LocalProcess(context, entry, arguments, environment, marks))
+            watch(group, Watchdog(marks, ThisMachine([one.pid for one in group]), gpus), signals, _pause)
         finally:
-            _kill(group)
+            kill(group)
 
 
 @contextmanager
@@ -101,41 +100,84 @@ def _visible(gpus: Sequence[Gpu]) -> Iterator[None]:
             del os.environ[name]
 
 
-class _Process:
-    """One training process and what it says at its end."""
+class TrainingProcess:
+    """One training process as its launcher sees it."""
+
+    rank: int
+    mark: progress_marks.Mark
+    exitcode: int | None
+    """None while it runs; minus the number of a signal that killed it."""
+    said: tuple[str, str, str] | None
+    """The type, message and traceback of the exception that ended it."""
+    host = ""
+    """Its machine, if the processes are on several."""
+    lost: str | None = None
+    """Why nothing is known about its end."""
+    is_killed = False
+
+    def terminate(self) -> None:
+        """Asks it to stop."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """Ends it at once, if it runs."""
+        raise NotImplementedError
+
+    def join(self, seconds: float) -> None:
+        """Waits for its end, about so long."""
+        raise NotImplementedError
+
+    @property
+    def is_running(self) -> bool:
+        return self.exitcode is None
+
+    @property
+    def has_failed(self) -> bool:
+        return bool(self.exitcode) and not self.is_killed
+
+
+class LocalProcess(TrainingProcess):
+    """A training process on this machine."""
 
     def __init__(self, context: Any, entry: Callable, arguments: tuple, environment: dict, marks: Any):
         self.rank = environment["RANK"]
-        self.mark: progress_marks.Mark = marks[self.rank]
+        self.mark = marks[self.rank]
         self._reader: Connection
         self._reader, writer = context.Pipe(duplex=False)
         settings = {name: str(value) for name, value in environment.items()}
         self.process: BaseProcess = context.Process(target=_run, args=(entry, arguments, settings, marks, writer))
         self.process.start()
         writer.close()
-        self.is_killed = False
         self._said: tuple[str, str, str] | None = None
 
     @property
-    def is_running(self) -> bool:
-        return self.process.exitcode is None
+    def pid(self) -> int:
+        return self.process.pid or 0
 
     @property
-    def has_failed(self) -> bool:
-        return bool(self.process.exitcode) and not self.is_killed
+    def exitcode(self) -> int | None:
+        return self.process.exitcode
+
+    @property
+    def said(self) -> tuple[str, str, str] | None:
+        with suppress(EOFError, OSError):
+            if self._reader.poll():
+                self._said = self._reader.recv()
+        return self._said
+
+    def terminate(self) -> None:
+        self.process.terminate()
 
     def kill(self) -> None:
         if self.is_running:
             self.is_killed = True
             self.process.kill()
 
-    @property
-    def said(self) -> tuple[str, str, str] | None:
-        """The type, message and traceback of the exception that ended it."""
-        with suppress(EOFError, OSError):
-            if self._reader.poll():
-                self._said = self._reader.recv()
-        return self._said
+    def join(self, seconds: float) -> None:
+        """One that waits for its GPU in the kernel may not end, and is left behind."""
+        self.process.join(seconds)
+        if self.is_running:  # this process must be able to end, and would wait for its children
+            multiprocessing.process._children.discard(self.process)
 
 
 def _run(entry: Callable, arguments: tuple, environment: dict, marks: Any, writer: Connection) -> None:
@@ -175,7 +217,10 @@ def stop_signals() -> Iterator[list[int]]:
         yield taken
 
 
-def _watch(group: list[_Process], watchdog: Watchdog, signals: list[int]) -> None:
+Pause = Callable[[list[Any]], None]  # waits a moment for news of these processes
+
+
+def watch(group: Sequence[TrainingProcess], watchdog: Watchdog, signals: list[int], pause: Pause) -> None:
     """Until all have ended well. Raises Interrupted or Failed."""
     is_told = False
     while running := [one for one in group if one.is_running]:
@@ -187,22 +232,22 @@ def _watch(group: list[_Process], watchdog: Watchdog, signals: list[int]) -> Non
                 flush=True,
             )
             for one in running:
-                one.process.terminate()
+                one.terminate()
         if len(signals) > 1:
             raise Interrupted("stopped")
         if any(one.has_failed for one in group):
-            _let_end(group, watchdog, signals)
+            _let_end(group, watchdog, signals, pause)
             break
         if hang := watchdog.look([one.rank for one in running]):
             raise Failed(_of_hang(hang, may_pass=not signals))
-        wait([one.process.sentinel for one in running], SECONDS_BETWEEN_LOOKS)
+        pause(running)
     if failed := [one for one in group if one.has_failed]:
         if signals:
             raise Interrupted("stopped")
         raise Failed(min((_of_end(one, len(group), watchdog) for one in failed), key=_distance))
 
 
-def _let_end(group: list[_Process], watchdog: Watchdog, signals: list[int]) -> None:
+def _let_end(group: Sequence[TrainingProcess], watchdog: Watchdog, signals: list[int], pause: Pause) -> None:
     """Lets the others end when one has failed. They notice as soon as they exchange anything with it; what is still
     there after a while is killed, unless it saves what an error of the run left."""
     killed_at = time.monotonic() + GRACE_SECONDS
@@ -211,19 +256,21 @@ def _let_end(group: list[_Process], watchdog: Watchdog, signals: list[int]) -> N
         saves = is_error_of_run and any(one.mark.phase_name == "saving" for one in running)
         is_late = time.monotonic() > killed_at and not saves
         if is_late or len(signals) > 1 or watchdog.look([one.rank for one in running]):
-            return _kill(group)
-        wait([one.process.sentinel for one in running], SECONDS_BETWEEN_LOOKS)
+            return kill(group)
+        pause(running)
 
 
-def _kill(group: list[_Process]) -> None:
-    """Kills all that still run. One that waits for its GPU in the kernel may not end, and is left behind."""
+def _pause(running: list[LocalProcess]) -> None:
+    wait([one.process.sentinel for one in running], SECONDS_BETWEEN_LOOKS)
+
+
+def kill(group: Sequence[TrainingProcess]) -> None:
+    """Kills all that still run."""
     for one in group:
         one.kill()
     until = time.monotonic() + KILL_SECONDS
     for one in group:
-        one.process.join(max(0.0, until - time.monotonic()))
-        if one.is_running:  # this process must be able to end, and would wait for its children
-            multiprocessing.process._children.discard(one.process)
+        one.join(max(0.0, until - time.monotonic()))
 
 
 def _of_hang(hang: Hang, may_pass: bool) -> Failure:
@@ -238,10 +285,14 @@ def _distance(failure: Failure) -> int:
     return 0
 
 
-def _of_end(one: _Process, processes: int, watchdog: Watchdog) -> Failure:
+def _of_end(one: TrainingProcess, processes: int, watchdog: Watchdog) -> Failure:
     """Why a process ended: its own exception where that is for the user, else with its traceback, once."""
-    status, step = one.process.exitcode or 0, one.mark.step
-    where = f"training process {one.rank} of {processes} died at step {step}"
+    status, step = one.exitcode or 0, one.mark.step
+    name = f"training process {one.rank} of {processes}{f' on {one.host}' if one.host else ''}"
+    if one.lost:
+        text = f"{name}, last seen at step {step}, {one.mark.place}: {one.lost}"
+        return Failure(one.rank, step, "lost", ProcessDied(text), True)
+    where = f"{name} died at step {step}"
     if status == UNGUARDED_STATUS:
         return Failure(one.rank, step, "unguarded", UserError(UNGUARDED), False)
     if one.said:
@@ -249,13 +300,15 @@ def _of_end(one: _Process, processes: int, watchdog: Watchdog) -> Failure:
         if kind in FOR_THE_USER:
             return Failure(one.rank, step, kind, FOR_THE_USER[kind](message), False)
         is_hardware = bool(HARDWARE_ERROR.match(message))
-        xid = newest_xid(kernel_log(), watchdog.began) if is_hardware else None
+        is_network = kind == OthersEnded.__name__ and bool(one.host)  # a connection broke, if nothing else did
+        xid = watchdog.outside.xid(one.rank) if is_hardware else None
         text = f"{where}: {kind}: {xid or message}\n{trace}".strip()
-        return Failure(one.rank, step, "CUDA error" if is_hardware else kind, ProcessDied(text), is_hardware)
+        kind = "CUDA error" if is_hardware else kind
+        return Failure(one.rank, step, kind, ProcessDied(text), is_hardware or is_network)
     if status < 0:
-        name = signal.Signals(-status).name
-        why = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-        return Failure(one.rank, step, name, ProcessDied(f"{where}, {one.mark.place}: {name}{why}"), True)
+        kind = signal.Signals(-status).name
+        why = ", as the system does when memory runs out" if kind == "SIGKILL" else ""
+        return Failure(one.rank, step, kind, ProcessDied(f"{where}, {one.mark.place}: {kind}{why}"), True)
     return Failure(
         one.rank, step, f"status {status}", ProcessDied(f"{where}, {one.mark.place}: exit status {status}"), False
     )

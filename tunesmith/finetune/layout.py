@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tunesmith import machine
 from tunesmith.machine import Gpu
@@ -17,10 +18,12 @@ PROBE_SECONDS = 30.0  # for the driver to answer for a GPU
 
 @dataclass(frozen=True)
 class Layout:
-    """The processes of a launch. `gpus`: one for each process; none on a CPU."""
+    """The processes of a launch. `gpus`: one for each process; none on a CPU. `seats`: their places in a cluster; none
+    on one machine."""
 
     processes: int
     gpus: Sequence[Gpu] = ()
+    seats: Sequence[Any] = ()
 
 
 def layout_of(run: Run, asked: int | None) -> Layout:

@@ -16,6 +16,7 @@ from tunesmith.files import write_json
 from tunesmith.finetune import provenance
 from tunesmith.finetune.gpu_check import usable_gpus
 from tunesmith.finetune.prepared import Prepared
+from tunesmith.finetune.ray_cluster import Cluster
 from tunesmith.inference.gguf_base import base_folder, unpacking_note
 from tunesmith.machine import probe
 from tunesmith.model.check import check_adapter, check_base
@@ -36,10 +37,11 @@ SECONDS_BETWEEN_EVENTS = 1.0  # about the same thing
 UNKNOWN_POSITIONS = 2**17  # of a model that does not say, such as one without position embeddings
 
 
-def prepare(run: Run) -> None:
-    """Base model, tokenizer, data and plan; writes plan.json, ledger.jsonl and provenance.json. Raises UserError."""
+def prepare(run: Run, cluster: Cluster | None = None) -> None:
+    """Base model, tokenizer, data and plan; writes plan.json, ledger.jsonl and provenance.json. Raises UserError.
+    `cluster`: the machines that will train; this one is among them."""
     recipe = run.recipe
-    machine = probe(run.folder)
+    machine = cluster.machine(run.folder) if cluster else probe(run.folder)
     plan = choose(recipe, machine)
     if recipe.model.path.endswith(".gguf"):
         run.log("stage", doing="unpacking the base")
@@ -54,7 +56,7 @@ def prepare(run: Run) -> None:
         run.log("warning", message=note)
     sources = Sources.resolve(recipe.data)
     tokenizer = tokenizer_for(run.tokenizer, sources.train, recipe.model.chat_template_kwargs)
-    if machine.gpus:  # after the mistakes that are found at once, and before a GPU is used
+    if machine.gpus and not cluster:  # after the mistakes that are found at once, and before a GPU is used
         run.log("stage", doing="checking the GPUs")
         machine = replace(machine, gpus=usable_gpus(run, machine.gpus, plan.compute))
         plan = choose(recipe, machine)
@@ -62,6 +64,8 @@ def prepare(run: Run) -> None:
     if positions and plan.sequence_length > positions:
         plan = within(plan, recipe, limit_of(config))
     plan = with_kept_layers(plan, recipe, config, base, machine)
+    if cluster:
+        cluster.check_plan(plan)
     for line in unusual.check(recipe, plan, config):
         run.log("warning", message=line)
     plan, measured = fitted(run, plan, base, positions or UNKNOWN_POSITIONS)

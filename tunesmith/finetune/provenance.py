@@ -40,7 +40,7 @@ def collect(run: Run, base: Path, machine: Machine, plan: Plan, sources: Sources
         "tokenizer": _hashes(run.tokenizer.iterdir()),
         "data": _data(sources),
         "base_model": {"path": str(base), "files": _model(base), "gguf": read_json(base / RECORD)},
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": packages(),
         "python": sys.version.split()[0],
         "machine": machine.as_dict(),
         "seed": recipe.seed,
@@ -72,6 +72,11 @@ def check_unchanged(run: Run) -> None:
                 f"{key}: {changed[0]} is not what it was when {run.folder} began, so it cannot continue; "
                 "put it back, or start a new run"
             )
+
+
+def packages() -> dict[str, str | None]:
+    """The versions of the packages that decide about a result; None if one is missing."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def changed_packages(run: Run) -> list[str]:

@@ -2,7 +2,7 @@
 left."""
 
 from tunesmith.errors import Ending, Interrupted, ProcessDied, first_line, quoted
-from tunesmith.finetune import launch, worker
+from tunesmith.finetune import launch, ray_launch, worker
 from tunesmith.finetune.layout import Layout, answering_gpus
 from tunesmith.run import Run
 from tunesmith.training import checkpoint
@@ -16,7 +16,9 @@ def train_in_processes(run: Run, layout: Layout) -> None:
     stopped = f"stopped; `tunesmith resume {quoted(run.folder)}` continues it"
     while True:
         try:
-            if layout.gpus:
+            if layout.seats:
+                ray_launch.launch_on(layout.seats, worker.work, run.folder)
+            elif layout.gpus:
                 launch.launch(worker.work, layout.processes, run.folder, gpus=layout.gpus)
             else:
                 launch.launch(worker.work, layout.processes, run.folder)
@@ -54,7 +56,10 @@ def _given_up(error: Ending, why: str) -> ProcessDied:
 
 
 def _left(layout: Layout, failure: launch.Failure) -> Layout:
-    """The layout without GPUs that no longer answer, and without one that hangs."""
+    """The layout without machines and GPUs that no longer answer, and without a GPU that hangs."""
+    if layout.seats:
+        seats = ray_launch.left(layout.seats, failure)
+        return Layout(len(seats), seats=seats)
     if not layout.gpus:
         return layout
     answering = answering_gpus(layout.gpus)

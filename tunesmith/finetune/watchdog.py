@@ -10,8 +10,9 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tunesmith.machine import Gpu
 from tunesmith.training.progress_marks import Mark
@@ -64,17 +65,42 @@ class _Seen:
     """Since when it is stopped."""
 
 
+class Outside(Protocol):
+    """Asks the systems of the processes about them. Each is named by its number."""
+
+    def state(self, process: int) -> str: ...
+    def activity(self, process: int) -> tuple[float, int] | None: ...
+    def xid(self, process: int) -> str | None: ...
+
+
+class ThisMachine:
+    """Processes of this machine."""
+
+    def __init__(self, pids: Sequence[int]):
+        self._pids, self._began = pids, time.monotonic()
+
+    def state(self, process: int) -> str:
+        return state(self._pids[process])
+
+    def activity(self, process: int) -> tuple[float, int] | None:
+        return activity(self._pids[process])
+
+    def xid(self, process: int) -> str | None:
+        return newest_xid(kernel_log(), self._began)
+
+
 @dataclass
 class Watchdog:
-    """Looks at processes from time to time. `gpus`: that of each process; none on a CPU."""
+    """Looks at processes from time to time. `gpus`: that of each process; none on a CPU. `hosts`: the machine of each,
+    if they are on several."""
 
     marks: Sequence[Mark]
-    pids: Sequence[int]
+    outside: Outside
     gpus: Sequence[Gpu] = ()
-    began: float = field(default_factory=time.monotonic)
+    hosts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        self._last_look = self.began
+        self._last_look = time.monotonic()
         self._seen: list[_Seen] = []
 
     def look(self, running: Sequence[int]) -> Hang | None:
@@ -89,30 +115,30 @@ class Watchdog:
         stopped = [p for p in running if now - (self._seen[p].stopped or now) >= limit]
         stuck = [p for p in late if not self.marks[p].waiting] or stopped
         if not stuck and len(late) == len(running):  # all wait for each other
-            stuck = [p for p in late if state(self.pids[p]) in ("T", "D")]
+            stuck = [p for p in late if self.outside.state(p) in ("T", "D")]
             stuck = stuck or [min(late, key=lambda p: self.marks[p].collectives)]
         if not stuck:
             return None
         return self._hang(min(stuck, key=lambda p: self._seen[p].progressed), limit)
 
     def _follow(self, process: int, now: float, limit: float) -> None:
-        mark, pid, seen = self.marks[process], self.pids[process], self._seen[process]
+        mark, seen = self.marks[process], self._seen[process]
         values = mark.values
         if values != seen.values:
             self._seen[process] = _Seen(values, now, now)
             return
         if now - seen.marked < limit / 8:  # the system is only asked about processes that take long
             return
-        if state(pid) != "T":
+        if self.outside.state(process) != "T":
             seen.stopped = None
         elif seen.stopped is None:
             seen.stopped = now
         if not self._may_take_long(mark):
             return
         if seen.measured is None:
-            seen.measured, seen.activity = now, activity(pid)
+            seen.measured, seen.activity = now, self.outside.activity(process)
         elif now - seen.measured >= limit / 4:
-            found = activity(pid)
+            found = self.outside.activity(process)
             if _was_busy(seen.activity, found, now - seen.measured) and now - seen.marked < LONGEST_SECONDS:
                 seen.progressed = now
             seen.measured, seen.activity = now, found
@@ -124,8 +150,8 @@ class Watchdog:
 
     def _hang(self, process: int, limit: float) -> Hang:
         mark, on_gpu = self.marks[process], bool(self.gpus)
-        is_stopped = state(self.pids[process]) == "T"
-        name = f"process {process} of {len(self.marks)}"
+        is_stopped = self.outside.state(process) == "T"
+        name = f"process {process} of {len(self.marks)}" + (f" on {self.hosts[process]}" if self.hosts else "")
         if on_gpu:
             name = f"GPU {self.gpus[process].index} ({self.gpus[process].name}, {name})"
         cause = self._cause(process)
@@ -133,10 +159,10 @@ class Watchdog:
         return Hang(process, mark.step, text, on_gpu and not is_stopped and mark.phase_name in GPU_PHASES)
 
     def _cause(self, process: int) -> str:
-        now = state(self.pids[process])
+        now = self.outside.state(process)
         if now == "T":
             return "the process is stopped (SIGSTOP)"
-        if self.gpus and (xid := newest_xid(kernel_log(), self.began)):
+        if self.gpus and (xid := self.outside.xid(process)):
             return xid
         if now == "D":
             return "the process is in uninterruptible sleep: a driver, a disk or a network share does not answer"

@@ -1,9 +1,12 @@
 """One training process: from a prepared run folder to the trained result."""
 
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +46,8 @@ from tunesmith.training.loss import autocast, token_losses
 from tunesmith.training.step import Job
 from tunesmith.training.stochastic_rounding import convert
 
+SECONDS_TO_SEE_A_FILE = 90.0  # that another machine wrote to a network share
+
 
 def work(folder: Path) -> None:
     """Trains. Raises Interrupted after a signal; NotFinite, Diverged or NotEnoughMemory where it cannot continue."""
@@ -50,7 +55,7 @@ def work(folder: Path) -> None:
     plan = run.plan
     device = distributed.join(plan.device)
     torch.set_num_threads(
-        plan.threads if distributed.world() == plan.processes else threads_of(cores(), distributed.world())
+        plan.threads if distributed.world() == plan.processes else threads_of(cores(), distributed.neighbours())
     )
     torch.use_deterministic_algorithms(device.type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads fresh memory
@@ -82,7 +87,7 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
     recipe, settings = run.recipe, run.recipe.train
     prepared = Prepared.open(run)
     tokenizer, dataset, schedule = prepared.tokenizer, prepared.dataset, prepared.schedule
-    last, damaged = checkpoint.newest_whole(run.checkpoints)
+    last, damaged = agreed(run.checkpoints, lambda: checkpoint.newest_whole(run.checkpoints))
     step = checkpoint.read_state(last).step if last else 0
     if run.events("start"):  # before anything else is logged, as what is between was a pause
         other = {"processes": distributed.world()} if distributed.world() != plan.processes else {}
@@ -148,6 +153,20 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
     return job, state
 
 
+def agreed(place: Path, look: Callable[[], Any]) -> Any:
+    """Looks at a place on disk until all processes see the same: another machine may see a new file some seconds later.
+    Raises UserError if they continue to differ."""
+    until = time.monotonic() + SECONDS_TO_SEE_A_FILE
+    while True:
+        seen = look()
+        others = distributed.gather((seen, time.monotonic() > until))
+        if all(other == seen for other, _ in others):
+            return seen
+        if any(is_late for _, is_late in others):
+            raise UserError(f"{place}: the machines do not see the same files there; all must use one network share")
+        time.sleep(1)
+
+
 def _try_longest_row(job: Job) -> None:
     """Raises UserError if the model cannot take a row beyond the positions that it was trained with."""
     store = max((job.tokens, job.held_out), key=lambda store: store.sizes.longest.max(initial=0))
@@ -179,7 +198,7 @@ def _load_best(job: Job, state: checkpoint.State) -> None:
             "result, train.result: best, is the untrained one",
         )
     best = job.run.checkpoints / f"step-{state.best_step:06d}"
-    if best.exists() and not checkpoint.damage(best):
+    if agreed(best, lambda: best.exists() and not checkpoint.damage(best)):
         checkpoint.load(best, job.optimizer, states=False)
     else:
         job.log(

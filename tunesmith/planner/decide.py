@@ -16,11 +16,11 @@ TILED_MLP_FROM_TOKENS = 32768  # an MLP's activations are then several GB in a m
 
 
 def choose(recipe: Recipe, machine: Machine) -> Plan:
-    """Raises UserError where the recipe asks for what this machine has not."""
+    """Raises UserError where the recipe asks for what this machine has not. `machine` may be a whole cluster."""
     settings = recipe.train
     device = "cuda" if machine.gpus else "cpu"
-    processes = settings.processes or max(1, len(machine.gpus))
-    check_processes("train.processes", processes, len(machine.gpus), machine.cores)
+    processes = settings.processes or len(machine.gpus) or machine.nodes
+    check_processes("train.processes", processes, len(machine.gpus), machine.cores, machine.nodes)
     fast = all(gpu.fast_bf16 for gpu in machine.gpus) if machine.gpus else machine.cpu_fast_bf16
     compute = recipe.model.dtype if recipe.model.dtype != "auto" else ("bfloat16" if fast else "float32")
     reasons = {}
@@ -32,6 +32,8 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     usual = "float32" if recipe.adapter.kind == "full" else compute
     weights = usual if settings.weights == "auto" else settings.weights
     _check_optimizer(settings.optimizer, device)
+    if settings.network == "nccl" and device == "cpu":
+        raise UserError("train.network: nccl connects GPUs, and there are none; leave it out")
     asked = recipe.data.sequence_length
     length = CHECKPOINTING_FROM_LENGTH if asked == "max" else asked  # to begin measuring with
     if isinstance(settings.micro_batch, int):
@@ -55,11 +57,13 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     )
 
 
-def check_processes(name: str, processes: int, gpus: int, cores: int) -> None:
-    """Raises UserError, naming the option, for more processes than this machine can run, and for none."""
+def check_processes(name: str, processes: int, gpus: int, cores: int, nodes: int = 1) -> None:
+    """Raises UserError, naming the option, for more processes than this machine can run, and for none. `nodes`: the
+    machines that have the GPUs and cores."""
     if not 1 <= processes <= (gpus or cores):
         has = f"{gpus} GPUs" if gpus else f"{cores} cores"
-        raise UserError(f"{name}: {processes} asked for, but this machine has {has}")
+        where = "this machine has" if nodes == 1 else f"the cluster's {nodes} machines have"
+        raise UserError(f"{name}: {processes} asked for, but {where} {has}")
 
 
 def threads_of(cores: int, processes: int) -> int:

@@ -1,5 +1,5 @@
-"""Several processes as one: how they join, and small values that they share. Values go through host memory, over
-loopback (gloo). With one process every function is a no-op."""
+"""Several processes as one: how they join, and values that they share. Values go through host memory and gloo, over
+loopback on one machine and over the network between machines. With one process every function is a no-op."""
 
 import os
 import sys
@@ -14,10 +14,16 @@ from tunesmith import machine
 from tunesmith.errors import UserError, first_line
 from tunesmith.training import progress_marks
 
-STORE = "TUNESMITH_STORE"  # environment variable: the file by which the processes of a launcher find each other
+# Environment variables of a launcher: how its processes find each other, a file or tcp://HOST:PORT; and in a cluster
+# the name of this machine and its IP address there.
+STORE, MACHINE, ADDRESS = "TUNESMITH_STORE", "TUNESMITH_MACHINE", "TUNESMITH_ADDRESS"
 LONGEST_WAIT = timedelta(hours=2)  # for others; the launcher ends a process that hangs long before
 
 ALLOCATOR = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}  # settings of torch's, read when a GPU is first used
+
+
+_nccl: dist.ProcessGroup | None = None
+_machines: list[str] = [""]  # the name of the machine of each process
 
 
 def rank() -> int:
@@ -26,6 +32,15 @@ def rank() -> int:
 
 def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_one_machine() -> bool:
+    return len(set(_machines)) == 1
+
+
+def neighbours() -> int:
+    """How many processes this machine has, this one included."""
+    return _machines.count(_machines[rank()])
 
 
 def join(device_type: str) -> torch.device:
@@ -43,12 +58,33 @@ def join(device_type: str) -> torch.device:
         torch.cuda.set_device(device)
         _check_order(device)
     if STORE in os.environ and not dist.is_initialized():
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         own, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        store = dist.FileStore(os.environ[STORE], processes)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface())
         with _together():
+            store = _store(os.environ[STORE], processes)
             dist.init_process_group("gloo", store=store, rank=own, world_size=processes, timeout=LONGEST_WAIT)
+        _machines[:] = gather(os.environ.get(MACHINE, ""))
     return device
+
+
+def _interface() -> str:
+    """The network interface that gloo listens on: loopback, or in a cluster that of this machine's address there."""
+    address = os.environ.get(ADDRESS)
+    if not address:
+        return "lo" if sys.platform == "linux" else "lo0"
+    if name := machine.interface_of(address):
+        return name
+    raise UserError(
+        f"no network interface has the address {address} that Ray gives this machine; set GLOO_SOCKET_IFNAME to the "
+        "name of one where you run `ray start`"
+    )
+
+
+def _store(place: str, processes: int) -> dist.Store:
+    if not place.startswith("tcp://"):
+        return dist.FileStore(place, processes)
+    host, _, port = place.removeprefix("tcp://").rpartition(":")
+    return dist.TCPStore(host, int(port), processes, is_master=False, wait_for_workers=False)
 
 
 def _check_order(device: torch.device) -> None:
@@ -139,3 +175,26 @@ def wait() -> None:
     if world() > 1:
         with _together():
             dist.barrier()
+
+
+def exchange_parts(parts: torch.Tensor) -> torch.Tensor:
+    """Sends each process the part of its rank, of as many equal parts; returns the parts for this one, in rank order.
+    In host memory."""
+    received = torch.empty_like(parts)
+    with _together():
+        dist.all_to_all_single(received.view(torch.uint8), parts.view(torch.uint8))
+    return received
+
+
+def collect_parts(own: torch.Tensor, parts: torch.Tensor) -> None:
+    """Fills `parts` with the `own` of all processes, in rank order. In host memory."""
+    with _together():
+        dist.all_gather(list(parts.view(torch.uint8).chunk(world())), own.view(torch.uint8))
+
+
+def sum_with_nccl(tensor: torch.Tensor) -> None:
+    """Replaces a tensor on the GPU by its sum over all processes, from GPU to GPU."""
+    global _nccl
+    _nccl = _nccl or dist.new_group(backend="nccl")
+    with _together():
+        dist.all_reduce(tensor, group=_nccl)

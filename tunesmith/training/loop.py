@@ -40,7 +40,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
     """Trains from `state.step` on; returns why it stopped (the reasons of the stop event)."""
     steps = job.schedule.steps
     shares = Shares(state, distributed.world(), job.plan.shares == "measured")
-    exchange = Exchange(job.device)
+    exchange = Exchange(job.device, job.settings.network)
     feed, clock, compiling = _feed(job, state), Clock(state.seconds), CompileWatch()
     if job.settings.result == "best" and state.best_step == state.step == 0 and distributed.rank() == 0:
         job.saver.save(job.optimizer, state)  # the untrained weights may stay the best
