@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests import simulated_gpu
+from tests.conftest import slow_but
 from tunesmith.errors import UserError
 from tunesmith.evaluate.summary import summary
 from tunesmith.finetune import gpu_check, gpu_measure, job, launch
@@ -307,6 +308,7 @@ def test_a_gpu_that_hangs_ends_with_its_name(invented):
     assert not pids_of("tests.finetune.invented_gpus")
 
 
+@pytest.mark.slow
 def test_a_gpu_on_which_cuda_does_not_start_hangs(invented):
     invented.setattr(gpu_check, "START_SECONDS", 15.0)
     [found] = check_gpus([gpu(0, "hangs", "start")])
@@ -319,7 +321,13 @@ def test_the_process_that_measures_starts_by_itself():
     assert "cannot use it: Torch not compiled with CUDA enabled" in found.problem and found.compute == "float32"
 
 
-@pytest.mark.parametrize("fault, said", [("hangs", "did not start within 6 s"), ("exits", "failed: exit status 3")])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    slow_but(
+        [("exits", "failed: exit status 3")],
+        [("exits", "failed: exit status 3"), ("hangs", "did not start within 6 s")],
+    ),
+)
 def test_a_process_that_does_not_start_says_nothing_about_the_gpu(invented, fault, said):
     invented.setattr(gpu_check, "START_SECONDS", 6.0 if fault == "hangs" else 60.0)
     [found] = check_gpus([gpu(0, fault, "import")])
