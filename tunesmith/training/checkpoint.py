@@ -40,6 +40,8 @@ class State:
     micro_batch_tokens: int = 0  # of the plan, or less since a step ran out of memory
     checkpointing: bool = False
     shares: list[float] = field(default_factory=list)  # of a step's tokens, by process
+    loss_scale: float = 1.0  # training/loss_scale.py
+    finite_steps: int = 0  # since the scale changed
 
 
 @dataclass(frozen=True)
