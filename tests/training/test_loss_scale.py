@@ -1,0 +1,152 @@
+"""float16 with loss scaling, on the CPU: it learns what float32 learns, and an overflow costs a step and no more."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.finetune.test_resume import interrupt_at
+from tunesmith import resume, train
+from tunesmith.errors import Interrupted, NotFinite, UserError
+from tunesmith.training import checkpoint, loop, loss_scale
+from tunesmith.training.optimizer import Optimizer
+
+FLOAT16 = {"dtype": "float16"}
+FULL = {"kind": "full"}
+# 2^-11 for each number that is rounded. The weights' rounding errors add up over layers and steps: those of bfloat16,
+# eight times as large, stay below 2^-8 in this test.
+BOUND = 2**-8
+HIGH = 2.0**26  # a scale that overflows in the tests' models, and several of the next lower ones
+
+
+def values(run, name: str = "loss") -> list:
+    return [event[name] for event in run.events("step")]
+
+
+def skipped(run) -> list[int]:
+    return [event["step"] for event in run.events("step") if event.get("skipped")]
+
+
+@pytest.mark.parametrize(
+    ("base", "kind", "method"),
+    [
+        ("llama3", "lora", {}),
+        ("llama3", "full", {}),
+        pytest.param("gpt_oss", "full", {"router_loss": 0.01}, marks=pytest.mark.slow),
+    ],
+)
+def test_it_learns_what_float32_learns(recipe, base, kind, method):
+    asked = dict(adapter={"kind": kind}, method={"name": "sft"} | method)
+    expected = train(recipe(base, "float32", **asked))
+    found = train(recipe(base, "float16", model=FLOAT16, **asked))
+    assert found.plan.compute == "float16"
+    assert values(found) == pytest.approx(values(expected), rel=BOUND)
+    assert values(found, "grad_norm")[0] == pytest.approx(values(expected, "grad_norm")[0], rel=BOUND)
+    assert set(values(found, "loss_scale")) == {2.0**16} and not skipped(found)
+    assert all("loss_scale" not in event for event in expected.events("step"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"kept_layers": 0}], ids=str)
+def test_a_step_that_overflows_is_skipped(recipe, monkeypatch, settings):
+    """The steps that follow are those of a run whose scale was low enough, and that did not learn from these steps."""
+    asked = dict(adapter=FULL, model=FLOAT16)
+    with monkeypatch.context() as patch:
+        patch.setattr(loss_scale, "INITIAL", HIGH)
+        found = train(recipe(name="found", train={"max_steps": 16} | settings, **asked))
+    steps, scales = skipped(found), values(found, "loss_scale")
+    assert 1 < len(steps) < 12 and steps == [*range(1, len(steps) + 1)]
+    assert scales[: len(steps)] == [HIGH / 2**n for n in range(len(steps))]
+    assert scales[len(steps) :] == [HIGH / 2 ** len(steps)] * (16 - len(steps))
+    norms = values(found, "grad_norm")
+    assert not any(map(math.isfinite, norms[: len(steps)])) and all(map(math.isfinite, norms[len(steps) :]))
+
+    step, calls = Optimizer.step, []
+
+    def step_later(self, seed):
+        calls.append(seed)
+        if len(calls) > len(steps):
+            step(self, seed)
+
+    monkeypatch.setattr(Optimizer, "step", step_later)
+    monkeypatch.setattr(loss_scale, "INITIAL", scales[-1])
+    expected = train(recipe(name="expected", train={"max_steps": 16}, **asked))
+    assert values(found) == values(expected) and norms[len(steps) :] == values(expected, "grad_norm")[len(steps) :]
+    one, other = (load_file(run.result / "model.safetensors") for run in (found, expected))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], tensor) for name, tensor in other.items())
+
+
+def test_a_resumed_run_is_the_same_run_with_its_scale(recipe, monkeypatch):
+    """It is resumed between two changes of the scale."""
+    monkeypatch.setattr(loss_scale, "INITIAL", HIGH)
+    monkeypatch.setattr(loss_scale, "DOUBLES_AFTER", 5)
+    asked = dict(model=FLOAT16, train={"max_steps": 20, "save_every": 1})
+    whole = train(recipe(name="whole", **asked))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 14)
+        with pytest.raises(Interrupted):
+            train(recipe(name="parts", **asked))
+    parts = whole.folder.parent / "parts"
+    state = checkpoint.read_state(checkpoint.complete(parts / "checkpoints")[-1])
+    assert 0 < state.finite_steps < 5 and state.loss_scale < HIGH
+    run = resume(parts)
+    for name in ("loss", "grad_norm", "loss_scale"):
+        assert values(run, name) == values(whole, name)
+    assert len(set(values(run, "loss_scale")[state.step :])) > 1  # it doubled, after the resume
+    file = "adapter_model.safetensors"
+    assert (run.result / file).read_bytes() == (whole.result / file).read_bytes()
+
+
+def test_two_processes_skip_the_same_steps(recipe):
+    """A large alpha makes the gradients overflow, without help by the test, which does not reach into the processes."""
+    wide = {"rank": 4, "alpha": 8 * 2**10}
+    settings = {"max_steps": 12, "learning_rate": 1e-6}
+    one = train(recipe(name="one", model=FLOAT16, adapter=wide, train=settings))
+    two = train(recipe(name="two", model=FLOAT16, adapter=wide, train=settings | {"processes": 2}))
+    assert skipped(one) and skipped(one) == skipped(two)
+    assert values(one, "loss_scale") == values(two, "loss_scale")
+    assert values(two) == pytest.approx(values(one), rel=BOUND)
+
+
+def test_gradients_that_no_scale_makes_finite_end_the_run(recipe, monkeypatch):
+    monkeypatch.setattr(loss_scale, "INITIAL", 4.0)
+    method_loss = loop.method_loss
+
+    def without_gradient(*arguments):
+        total, metrics = method_loss(*arguments)
+        total.register_hook(lambda gradient: gradient * torch.inf)
+        return total, metrics
+
+    monkeypatch.setattr(loop, "method_loss", without_gradient)
+    asked = recipe(model=FLOAT16)
+    with pytest.raises(NotFinite, match=r"step 3: gradient norm \w+ is not finite; set model.dtype: float32.*its rows"):
+        train(asked)
+
+
+def test_a_base_that_float16_does_not_hold_is_refused(recipe, family, tmp_path):
+    folder = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(family("llama3")).save_pretrained(folder)
+    for file in family("llama3").iterdir():
+        if not (folder / file.name).exists():
+            (folder / file.name).symlink_to(file)
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.input_layernorm.weight"
+    save_file(weights | {name: weights[name] * 1e5}, folder / "model.safetensors", {"format": "pt"})
+    path = {"path": str(folder)}
+    with pytest.raises(UserError, match=f"weights of {name} are beyond 65,504"):
+        train(recipe(model=FLOAT16 | path, train={"max_steps": 1}))
+    train(recipe(name="wide", model=path, train={"max_steps": 1}))
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_the_result_has_the_precision_of_the_base(recipe, family, tmp_path, stored):
+    folder = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(family("llama3"), dtype=stored).save_pretrained(folder)
+    for file in family("llama3").iterdir():
+        if not (folder / file.name).exists():
+            (folder / file.name).symlink_to(file)
+    model = FLOAT16 | {"path": str(folder)}
+    run = train(recipe(model=model, adapter=FULL, train={"max_steps": 2}, data={"eval_share": 0.1}))
+    saved = load_file(run.result / "model.safetensors").values()
+    assert {str(tensor.dtype) for tensor in saved} == {f"torch.{stored}"}
