@@ -1,7 +1,5 @@
 """float16 with loss scaling, on the CPU: it learns what float32 learns, and an overflow costs a step and no more."""
 
-import math
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -50,31 +48,29 @@ def test_it_learns_what_float32_learns(recipe, base, kind, method):
 
 @pytest.mark.parametrize("settings", [{}, {"kept_layers": 0}], ids=str)
 def test_a_step_that_overflows_is_skipped(recipe, monkeypatch, settings):
-    """The steps that follow are those of a run whose scale was low enough, and that did not learn from these steps."""
+    """The rest learns what a run learns whose scale is low enough, and that does not take these steps."""
     asked = dict(adapter=FULL, model=FLOAT16)
     with monkeypatch.context() as patch:
         patch.setattr(loss_scale, "INITIAL", HIGH)
         found = train(recipe(name="found", train={"max_steps": 16} | settings, **asked))
-    steps, scales = skipped(found), values(found, "loss_scale")
-    assert 1 < len(steps) < 12 and steps == [*range(1, len(steps) + 1)]
-    assert scales[: len(steps)] == [HIGH / 2**n for n in range(len(steps))]
-    assert scales[len(steps) :] == [HIGH / 2 ** len(steps)] * (16 - len(steps))
-    norms = values(found, "grad_norm")
-    assert not any(map(math.isfinite, norms[: len(steps)])) and all(map(math.isfinite, norms[len(steps) :]))
+    steps, norms = skipped(found), values(found, "grad_norm")
+    assert steps[:2] == [1, 2] and len(steps) < 14
+    assert values(found, "loss_scale") == [HIGH / 2 ** sum(s < step for s in steps) for step in range(1, 17)]
+    assert [step for step, norm in enumerate(norms, 1) if norm is None] == steps
 
     step, calls = Optimizer.step, []
 
-    def step_later(self, seed):
+    def step_unless_skipped(self, seed):
         calls.append(seed)
-        if len(calls) > len(steps):
+        if len(calls) not in steps:
             step(self, seed)
 
-    monkeypatch.setattr(Optimizer, "step", step_later)
-    monkeypatch.setattr(loss_scale, "INITIAL", scales[-1])
+    monkeypatch.setattr(Optimizer, "step", step_unless_skipped)
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**10)
     expected = train(recipe(name="expected", train={"max_steps": 16}, **asked))
-    assert values(found) == values(expected) and norms[len(steps) :] == values(expected, "grad_norm")[len(steps) :]
-    one, other = (load_file(run.result / "model.safetensors") for run in (found, expected))
-    assert one.keys() == other.keys() and all(torch.equal(one[name], tensor) for name, tensor in other.items())
+    assert not skipped(expected) and values(found) == pytest.approx(values(expected), rel=BOUND)
+    taken = [(a, b) for a, b in zip(norms, values(expected, "grad_norm")) if a is not None]
+    assert [a for a, _ in taken] == pytest.approx([b for _, b in taken], rel=BOUND)
 
 
 def test_a_resumed_run_is_the_same_run_with_its_scale(recipe, monkeypatch):
@@ -84,7 +80,7 @@ def test_a_resumed_run_is_the_same_run_with_its_scale(recipe, monkeypatch):
     asked = dict(model=FLOAT16, train={"max_steps": 20, "save_every": 1})
     whole = train(recipe(name="whole", **asked))
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 14)
+        interrupt_at(patch, 12)
         with pytest.raises(Interrupted):
             train(recipe(name="parts", **asked))
     parts = whole.folder.parent / "parts"
