@@ -17,7 +17,7 @@ from tunesmith.training.divergence import check_step
 from tunesmith.training.exchange import Exchange
 from tunesmith.training.layer_transforms import CompileWatch, checkpoint_layers
 from tunesmith.training.loss import autocast, method_loss
-from tunesmith.training.loss_scale import scaling
+from tunesmith.training.loss_scale import event_fields
 from tunesmith.training.oom_fallback import step_down
 from tunesmith.training.optimizer import learning_rate
 from tunesmith.training.prefetch import StepData, step_data, steps_ahead
@@ -92,7 +92,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
             waiting_seconds=round(waited, 4),
             metrics=metrics,
             **({"shares": [round(share, 3) for share in used]} if shares.measured else {}),
-            **scaling(job.plan.compute, scale, norm),
+            **event_fields(job.plan.compute, scale, norm),
         )
         if compiled := compiling.news():
             job.log("compile", step=state.step, **compiled)

@@ -84,7 +84,7 @@ def update(job: Job, state: checkpoint.State, rows: np.ndarray, loss: float) -> 
     mark("updating")
     norm = job.optimizer.clip(job.settings.max_grad_norm or math.inf, state.loss_scale)
     if math.isfinite(loss) and not math.isfinite(norm) and loss_scale.can_fall(state):
-        loss_scale.fall(state)
+        loss_scale.lower(state)
         job.optimizer.skip()
         return norm
     if not (math.isfinite(loss) and math.isfinite(norm)):
