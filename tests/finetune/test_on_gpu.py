@@ -95,7 +95,10 @@ def test_every_family_learns_the_same(quick, on_gpu, name, kind, dtype):
 
 @pytest.mark.parametrize(
     ("name", "kind", "settings"),
-    slow_but([("llama3", "lora", {})], [("llama3", "full", {"kept_layers": 0}), ("gpt_oss", "lora", {})]),
+    slow_but(
+        [("llama3", "lora", {})],
+        [("llama3", "lora", {}), ("llama3", "full", {"kept_layers": 0}), ("gpt_oss", "lora", {})],
+    ),
 )
 def test_a_gpu_without_bfloat16_learns_in_float16(quick, on_gpu, monkeypatch, name, kind, settings):
     gpu = replace(simulated_gpu.MACHINE.gpus[0], capability=(7, 5))
@@ -105,7 +108,7 @@ def test_a_gpu_without_bfloat16_learns_in_float16(quick, on_gpu, monkeypatch, na
     assert found.plan.compute == "float16" and found.plan.packing and not warnings(found)
     alike = 1 if name in tiny.MOE_FAMILIES else 4
     assert losses(found)[:alike] == pytest.approx(losses(expected)[:alike], rel=ROUNDING)
-    assert [event["loss_scale"] for event in found.events("step")] == [2.0**16] * 4
+    assert found.events("step")[0]["loss_scale"] == 2.0**16
 
 
 @pytest.mark.parametrize(

@@ -27,23 +27,28 @@ def skipped(run) -> list[int]:
     return [event["step"] for event in run.events("step") if event.get("skipped")]
 
 
-@pytest.mark.parametrize(
-    ("base", "kind", "method"),
-    [
-        ("llama3", "lora", {}),
-        ("llama3", "full", {}),
-        pytest.param("gpt_oss", "full", {"router_loss": 0.01}, marks=pytest.mark.slow),
-    ],
-)
-def test_it_learns_what_float32_learns(recipe, base, kind, method):
-    asked = dict(adapter={"kind": kind}, method={"name": "sft"} | method)
-    expected = train(recipe(base, "float32", **asked))
-    found = train(recipe(base, "float16", model=FLOAT16, **asked))
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_it_learns_what_float32_learns(recipe, kind):
+    asked = dict(adapter={"kind": kind})
+    expected = train(recipe(name="float32", **asked))
+    found = train(recipe(name="float16", model=FLOAT16, **asked))
     assert found.plan.compute == "float16"
     assert values(found) == pytest.approx(values(expected), rel=BOUND)
-    assert values(found, "grad_norm")[0] == pytest.approx(values(expected, "grad_norm")[0], rel=BOUND)
+    assert values(found, "grad_norm") == pytest.approx(values(expected, "grad_norm"), rel=4 * BOUND)
     assert set(values(found, "loss_scale")) == {2.0**16} and not skipped(found)
     assert all("loss_scale" not in event for event in expected.events("step"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"kept_layers": 0}], ids=str)
+def test_the_loss_of_routers_is_scaled_too(recipe, monkeypatch, settings):
+    """It is most of the gradient. Of one step, as routers that are rounded otherwise choose other experts later."""
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**8)
+    asked = dict(adapter=FULL, method={"router_loss": 100.0})
+    expected = train(recipe("qwen3_moe", "float32", train={"max_steps": 1}, **asked))
+    without = train(recipe("qwen3_moe", "without", train={"max_steps": 1}, adapter=FULL))
+    found = train(recipe("qwen3_moe", "float16", model=FLOAT16, train={"max_steps": 1} | settings, **asked))
+    norms = [values(run, "grad_norm")[0] for run in (found, expected, without)]
+    assert norms[0] == pytest.approx(norms[1], rel=2**-5) and norms[1] > 1.5 * norms[2]
 
 
 @pytest.mark.parametrize("settings", [{}, {"kept_layers": 0}], ids=str)
