@@ -155,6 +155,7 @@ def _probabilities(query_THD, key_THD, ends, scale: float, window_size) -> torch
 
 def _flash(query, key, value, ends, ends_k, longest, longest_k, is_causal, scale, window_size, *_):
     """torch's flash attention over documents, with all scores there are."""
+    assert MACHINE.gpus[0].capability >= (8, 0), "FlashAttention only supports Ampere GPUs or newer"
     assert torch.equal(ends, ends_k) and longest == longest_k == int(ends.diff().max()) and window_size[1] == 0
     assert query.dtype == key.dtype == value.dtype and query.dtype in (torch.bfloat16, torch.float16)
     assert ends.dtype == torch.int32 and key.shape == value.shape
@@ -179,6 +180,7 @@ def _flash_backward(
 
 def _flex(query, key, value, score_mod, block_mask, scale, enable_gqa, return_aux):
     """FlexAttention, with all scores there are."""
+    assert MACHINE.gpus[0].capability >= (8, 0), "Triton only supports Ampere GPUs or newer"
     assert block_mask.kv_indices.device == GPU and return_aux.lse and enable_gqa == (query.shape[1] > key.shape[1])
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1).float() for x in (key, value))
     at = torch.arange(query.shape[2], device=GPU)

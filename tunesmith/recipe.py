@@ -64,8 +64,9 @@ class Model(Section):
     """Folder or hub id of the base model (safetensors), or a GGUF file, which is unpacked first."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of weights and computation. auto: bfloat16 where the device computes it fast, else float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of weights and computation. auto: bfloat16 where the device computes it fast; float16 on GPUs that have
+    no bfloat16 (compute capability 6.0 to 7.5); else float32. In float16 the loss is scaled."""
     quantize: Literal["none", "nf4", "int8"] = "none"
     """Precision of the frozen weights under LoRA. nf4: 4 bits, doubly quantised (QLoRA). int8: LLM.int8."""
     chat_template: str = "auto"
@@ -316,7 +317,7 @@ class Recipe(Section):
             raise ValueError("model.quantize freezes the weights, so it needs adapter.kind: lora")
         if self.adapter.kind == "lora" and self.model.initialize == "random":
             raise ValueError("an adapter needs a base that others can have: adapter.kind: full with random weights")
-        if self.train.weights == "bfloat16" and self.model.dtype == "float32":
+        if self.train.weights == "bfloat16" and self.model.dtype in ("float32", "float16"):
             raise ValueError("train.weights: bfloat16 is computed in bfloat16: leave model.dtype at auto")
         if self.evaluate.exact_match and not self.method.has_answers:
             raise ValueError(

@@ -71,8 +71,7 @@ VALUE_HINTS = {
     "model.dtype": {
         "bf16": "bf16 is bfloat16",
         "fp32": "fp32 is float32",
-        "fp16": "float16 is not offered",
-        "float16": "float16 is not offered",
+        "fp16": "fp16 is float16",
     },
 }
 

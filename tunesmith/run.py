@@ -15,10 +15,12 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
     plan        plan (as in plan.json), steps, gpus: [{name, bytes}]
     start       steps, rows, eval_rows, trainable_parameters, parameters
     step        step, epoch, loss (mean over the step's units: supervised tokens, or rows for a method that compares
-                sequences), learning_rate, grad_norm, tokens, supervised_tokens, seconds, tokens_per_second,
+                sequences), learning_rate, grad_norm (before clipping), tokens, supervised_tokens, seconds,
+                tokens_per_second,
                 waiting_seconds (for data), memory_bytes (peak); for a mixture of experts also expert_load (busiest
                 expert over mean, by layer); for a method with a loss of its own also metrics ({name: mean}); where
-                shares are measured also shares (of the step's tokens, by process)
+                shares are measured also shares (of the step's tokens, by process); in float16 also loss_scale, and
+                skipped: true if the gradients were not finite, so that nothing was learned
     compile     step, graphs, recompiles (graphs after the first ones), seconds
     eval        step, loss, rows, seconds
     samples     step, samples: [{prompt, reference, answer}]

@@ -2,6 +2,7 @@
 is what is learned on the CPU."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,24 @@ def test_every_family_learns_the_same(quick, on_gpu, name, kind, dtype):
     assert [e["loss"] for e in found.events("eval")][:alike] == pytest.approx(
         [e["loss"] for e in expected.events("eval")][:alike], **bound
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "settings"),
+    slow_but(
+        [("llama3", "lora", {})],
+        [("llama3", "lora", {}), ("llama3", "full", {"kept_layers": 0}), ("gpt_oss", "lora", {})],
+    ),
+)
+def test_a_gpu_without_bfloat16_learns_in_float16(quick, on_gpu, monkeypatch, name, kind, settings):
+    gpu = replace(simulated_gpu.MACHINE.gpus[0], capability=(7, 5))
+    monkeypatch.setattr(simulated_gpu, "MACHINE", replace(simulated_gpu.MACHINE, gpus=[gpu]))
+    found = on_gpu(train, quick(name, "gpu", settings, model={"dtype": "auto"}, adapter={"kind": kind}))
+    expected = train(quick(name, "cpu", adapter={"kind": kind}))
+    assert found.plan.compute == "float16" and found.plan.packing and not warnings(found)
+    alike = 1 if name in tiny.MOE_FAMILIES else 4
+    assert losses(found)[:alike] == pytest.approx(losses(expected)[:alike], rel=ROUNDING)
+    assert found.events("step")[0]["loss_scale"] == 2.0**16
 
 
 @pytest.mark.parametrize(

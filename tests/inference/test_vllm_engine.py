@@ -23,9 +23,11 @@ from tunesmith.errors import UserError
 from tunesmith.export.export import export
 from tunesmith.export.parity.subject import Transformers
 from tunesmith.inference import grammar as constrain
+from tunesmith.inference import vllm_process
 from tunesmith.inference.interface import Refused, Request, Sampling
 from tunesmith.inference.scheduler import BatchingEngine
 from tunesmith.inference.text_stream import Writer
+from tunesmith.machine import Gpu
 from tunesmith.run import Run
 from tunesmith.serve import open_vllm as opening
 from tunesmith.serve.open_models import open_models
@@ -381,3 +383,13 @@ def test_what_vllm_dies_of_at_the_start_is_said(real_vllm, tmp_path):
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(UserError, match="did not start: .*(S|s)afetensor"):
         open_vllm([folder], None, 8, 8, print)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"), [([], "bfloat16"), ([(8, 6)], "bfloat16"), ([(8, 6), (7, 5)], "float16")]
+)
+def test_a_gpu_without_bfloat16_gets_float16(monkeypatch, tmp_path, capabilities, precision):
+    gpus = [Gpu(index, "", 1, 1, capability) for index, capability in enumerate(capabilities)]
+    monkeypatch.setattr(vllm_process, "find_gpus", lambda: (None, gpus))
+    asked = [vllm_process.serve_arguments(tmp_path, "m", dtype, 8) for dtype in ("bfloat16", "float32")]
+    assert [words[words.index("--dtype") + 1] for words in asked] == [precision, "float32"]

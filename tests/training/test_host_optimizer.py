@@ -1,5 +1,6 @@
 """Full fine-tuning with weights, gradients and moments in host memory: the same run as with all of it on the device."""
 
+import math
 import re
 from contextlib import nullcontext
 from functools import partial
@@ -31,8 +32,13 @@ from tunesmith.training.offload import Offload
 from tunesmith.training.optimizer import build_optimizer
 from tunesmith.training.walk import Walk, backward
 
-FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
-PRECISIONS = {"float32": (FLOAT32, FLOAT32), "mixed": (FLOAT32, BFLOAT16), "bfloat16": (BFLOAT16, BFLOAT16)}
+FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
+PRECISIONS = {
+    "float32": (FLOAT32, FLOAT32),
+    "mixed": (FLOAT32, BFLOAT16),
+    "bfloat16": (BFLOAT16, BFLOAT16),
+    "float16": (FLOAT32, FLOAT16),
+}
 FULL = Adapter(kind="full")
 UNTIED = ("llama3", "mistral", "phi3", "olmo2", "qwen3_moe", "mixtral", "olmoe", "gpt_oss")
 
@@ -44,7 +50,7 @@ class Learner:
         weights, compute = PRECISIONS[precision]
         attention = packed_attention.choose(config_of(folder), True)
         self.model = adapt(load(Model(path="m"), folder, weights, attention, 0), FULL, [], 0)
-        self.cast = partial(torch.autocast, "cpu", BFLOAT16) if compute == BFLOAT16 else nullcontext
+        self.cast = partial(torch.autocast, "cpu", compute) if compute != FLOAT32 else nullcontext
         settings = Train(learning_rate=3e-3, optimizer=optimizer, weight_decay=0.1)
         self.walk = None
         if kept is None:
@@ -56,23 +62,27 @@ class Learner:
             self.optimizer = HostOptimizer(self.model, home, settings)
         self.model.train()
 
-    def learn(self, steps: range) -> list[float]:
-        """Losses of micro-batches, and norms of gradients, which are clipped."""
+    def learn(self, steps: range, loss_scale: float = 1.0) -> list[float]:
+        """Losses of micro-batches, and norms of gradients, which are clipped. A step that is not finite is skipped."""
         found = []
 
         def loss(batch):
             with self.cast():
                 total = total_loss(self.model, batch, None) / 100
             found.append(total.item())
-            return total
+            return total * loss_scale
 
         for step in steps:
             rows = rows_of(step)
             batches = [collate(rows, np.arange(n, n + MICRO), True) for n in range(0, ROWS, MICRO)]
             backward(self.walk, batches, loss, lambda batch: 0.0, lambda batch: torch.manual_seed(batch.rows[0]))
-            found.append(self.optimizer.clip(0.05))
-            self.optimizer.step((0, step))
-            self.optimizer.zero_grad()
+            norm = self.optimizer.clip(0.05, loss_scale)
+            found.append(norm if math.isfinite(norm) else math.inf)
+            if math.isfinite(norm):
+                self.optimizer.step((0, step))
+                self.optimizer.zero_grad()
+            else:
+                self.optimizer.skip()
         return found
 
     @property
@@ -85,8 +95,8 @@ class Learner:
         }
 
 
-def assert_same(one: Learner, other: Learner, steps: range) -> None:
-    assert one.learn(steps) == other.learn(steps)
+def assert_same(one: Learner, other: Learner, steps: range, loss_scale: float = 1.0) -> None:
+    assert one.learn(steps, loss_scale) == other.learn(steps, loss_scale)
     contents, expected = one.contents, other.contents
     assert contents.keys() == expected.keys()
     assert all(torch.equal(contents[name], tensor) for name, tensor in expected.items())
@@ -99,6 +109,17 @@ def assert_same(one: Learner, other: Learner, steps: range) -> None:
 def test_every_family_learns_the_same_to_the_bit(family, name, precision):
     for kept in (0, 1):
         assert_same(Learner(family(name), kept, precision), Learner(family(name), None, precision), range(3))
+
+
+@pytest.mark.parametrize("kept", slow_but([0], [0, 1]))
+def test_a_scaled_loss_learns_the_same_to_the_bit(family, kept):
+    """Among steps whose gradients overflow, and are skipped."""
+    home, plain = Learner(family("llama3"), kept, "float16"), Learner(family("llama3"), None, "float16")
+    unscaled = Learner(family("llama3"), kept, "float16").learn(range(1))
+    for step, loss_scale in enumerate((2.0**60, 2.0**12, 2.0**60, 2.0**12)):
+        assert_same(home, plain, range(step, step + 1), loss_scale)
+    again = Learner(family("llama3"), kept, "float16").learn(range(1), 2.0**12)
+    assert again == pytest.approx(unscaled, rel=2**-8)  # norms and losses are without the scale
 
 
 @pytest.mark.parametrize("optimizer", slow_but(["adafactor"], ["adamw_8bit", "adafactor", "muon"]))

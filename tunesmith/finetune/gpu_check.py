@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from tunesmith.errors import UserError, quoted
-from tunesmith.machine import Gpu
+from tunesmith.machine import Gpu, best_precision
 from tunesmith.run import Run
 
 MEASURE = "tunesmith.finetune.gpu_measure"  # the module that each process runs
@@ -141,7 +141,7 @@ def check_gpus(gpus: Sequence[Gpu], compute: str | None = None) -> list[GpuCheck
     group: list[_Measuring] = []
     try:
         for gpu in gpus:
-            usual = "bfloat16" if gpu.fast_bf16 else "float32"
+            usual = best_precision([gpu])
             group.append(_Measuring(gpu, compute or usual))
         _await(group, START_SECONDS)
         _all(group, "bytes", BYTES_SECONDS)

@@ -36,7 +36,7 @@ from tunesmith.model.positions import trained_positions
 from tunesmith.plan import Plan
 from tunesmith.planner.decide import threads_of
 from tunesmith.run import Run
-from tunesmith.training import checkpoint, distributed, layer_transforms, progress_marks
+from tunesmith.training import checkpoint, distributed, layer_transforms, loss_scale, progress_marks
 from tunesmith.training.batch import collate
 from tunesmith.training.build import build, place
 from tunesmith.training.checkpoint_writer import Saver
@@ -112,7 +112,9 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
         checkpoint.load(last, built.optimizer)
         if last
         else checkpoint.State(
-            micro_batch_tokens=plan.micro_batch_tokens, checkpointing=plan.gradient_checkpointing == "on"
+            micro_batch_tokens=plan.micro_batch_tokens,
+            checkpointing=plan.gradient_checkpointing == "on",
+            loss_scale=loss_scale.initial(plan.compute),
         )
     )
     distributed.wait()  # until all have read it

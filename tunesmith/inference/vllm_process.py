@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tunesmith.errors import UserError
 from tunesmith.files import cache_folder
+from tunesmith.machine import best_precision, find_gpus
 from tunesmith.model.load import config_of
 from tunesmith.recipe import Recipe
 
@@ -53,7 +54,10 @@ def adapter_hindrances(recipe: Recipe) -> list[str]:
 
 
 def serve_arguments(folder: Path, name: str, precision: str, context: int) -> list[str]:
-    """Returns the arguments of `vllm serve` for a model folder. `context`: most tokens of a prompt and its answer."""
+    """Returns the arguments of `vllm serve` for a model folder. `context`: most tokens of a prompt and its answer.
+    vLLM does not compute bfloat16 on a GPU that has none."""
+    if precision == "bfloat16":
+        precision = best_precision(find_gpus()[1])
     names = ["--served-model-name", name, "--dtype", precision, "--max-model-len", str(context)]
     return [str(folder), *names]
 

@@ -123,6 +123,8 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int, on
         raise UserError(f"model.path: {folder}: transformers cannot load this model: {first_line(error)}") from None
     if stored_as(config) in (None, *TRAINABLE):  # other forms name their parts otherwise
         check_complete(folder, loaded, info)
+    if dtype == torch.float16:
+        _check_range(folder, loaded)
     if whole:  # else it would be saved under the names of what it was read from
         vars(loaded).pop("_weight_conversions", None)
     if model.quantize != "none" or stored_as(config) == BITSANDBYTES:
@@ -159,6 +161,18 @@ def opener_of(config):
             "causal language model"
         )
     return found.get(next(iter(config.architectures or []), None), [*found.values()][-1])
+
+
+def _check_range(folder: Path, model) -> None:
+    """Raises UserError for weights that float16 does not hold."""
+    import torch
+
+    for name, parameter in model.named_parameters():
+        if parameter.dtype == torch.float16 and not all(x.isfinite() for x in torch.aminmax(parameter.detach())):
+            raise UserError(
+                f"model.path: {folder}: weights of {name} are beyond 65,504, the largest number of float16; "
+                "set model.dtype: float32"
+            )
 
 
 def check_complete(folder: Path, model, info: dict) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from tunesmith.errors import UserError
-from tunesmith.machine import Machine
+from tunesmith.machine import Machine, best_precision
 from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe, Train
 
@@ -21,13 +21,7 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
     device = "cuda" if machine.gpus else "cpu"
     processes = settings.processes or len(machine.gpus) or machine.nodes
     check_processes("train.processes", processes, len(machine.gpus), machine.cores, machine.nodes)
-    fast = all(gpu.fast_bf16 for gpu in machine.gpus) if machine.gpus else machine.cpu_fast_bf16
-    compute = recipe.model.dtype if recipe.model.dtype != "auto" else ("bfloat16" if fast else "float32")
-    reasons = {}
-    if recipe.model.dtype == "auto":
-        reasons["compute"] = f"the device computes bfloat16 {'fast' if fast else 'slowly or not at all'}"
-    if settings.weights == "bfloat16" and compute != "bfloat16":
-        compute, reasons["compute"] = "bfloat16", "train.weights: bfloat16"
+    compute, reasons = _precision(recipe, machine)
     # By default full fine-tuning keeps float32 weights: the updates of bfloat16 ones are lost or noisy.
     usual = "float32" if recipe.adapter.kind == "full" else compute
     weights = usual if settings.weights == "auto" else settings.weights
@@ -55,6 +49,28 @@ def choose(recipe: Recipe, machine: Machine) -> Plan:
         reasons=reasons | why,
         **layers,
     )
+
+
+def _precision(recipe: Recipe, machine: Machine) -> tuple[str, dict[str, str]]:
+    """The precision of computing, and the reason for it if the recipe leaves it open."""
+    if recipe.model.dtype != "auto":
+        return recipe.model.dtype, {}
+    best = best_precision(machine.gpus) if machine.gpus else "bfloat16" if machine.cpu_fast_bf16 else "float32"
+    if recipe.train.weights == "bfloat16" and best != "bfloat16":
+        if best == "float16":
+            raise UserError(
+                f"train.weights: bfloat16: {_first_without_bf16(machine)} does not compute bfloat16; leave it out for "
+                "float32 weights, or set model.dtype: bfloat16 to compute it slowly"
+            )
+        return "bfloat16", {"compute": "train.weights: bfloat16"}
+    if best == "float16":
+        return best, {"compute": f"{_first_without_bf16(machine)} does not compute bfloat16; with loss scaling"}
+    return best, {"compute": f"the device computes bfloat16 {'fast' if best == 'bfloat16' else 'slowly or not at all'}"}
+
+
+def _first_without_bf16(machine: Machine) -> str:
+    gpu = next(gpu for gpu in machine.gpus if not gpu.fast_bf16)
+    return f"GPU {gpu.index} ({gpu.name})"
 
 
 def check_processes(name: str, processes: int, gpus: int, cores: int, nodes: int = 1) -> None:

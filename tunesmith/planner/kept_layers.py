@@ -27,6 +27,7 @@ STATE_BYTES = {"adamw": 8, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1, "adafacto
 CHUNK_ELEMENTS = 2**24  # of weights that are updated together, of one matrix at least
 SLOTS = 2  # layers of which there is room on a GPU that does not keep all
 TRAINED_BYTES = 16  # an adapter's weight: float32 with gradient and AdamW's moments
+PRECISION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOAT32_BYTES = 8  # of a bfloat16 weight that is updated: float32 stand-ins of weight and gradient
 INPUTS_SHARE = 0.2  # of a GPU's memory, beyond which the inputs of layers wait in host memory
 
@@ -105,7 +106,7 @@ def sizes(plan: Plan, recipe: Recipe, config: Any, base: Path) -> Sizes:
     """Estimates from the shapes in the base's files, or of a model with random weights."""
     text = config.get_text_config()
     in_layers, others = _weights(_shapes(recipe, config, base), text.num_hidden_layers)
-    computed = 2 if plan.compute == "bfloat16" else 4
+    computed = PRECISION_BYTES[plan.compute]
     wide = max(_numbers(getattr(text, "intermediate_size", None)) or [4 * text.hidden_size])
     row = 18 * text.hidden_size + 4 * wide  # elements of a token in a layer
     tokens, step = plan.micro_batch_tokens, math.ceil(recipe.train.batch / plan.processes) * plan.sequence_length
@@ -124,7 +125,7 @@ def sizes(plan: Plan, recipe: Recipe, config: Any, base: Path) -> Sizes:
 
 def _adapted(plan: Plan, recipe: Recipe, in_layers: list[list[Shape]], others: list[Shape], **known: int) -> Sizes:
     """Estimates for frozen weights with an adapter."""
-    full = 2 if plan.weights == "bfloat16" else 4
+    full = PRECISION_BYTES[plan.weights]
     small = NF4_BYTES if recipe.model.quantize == "nf4" else full
     layer = int(max((_bytes(layer, small, full) for layer in in_layers), default=0))
     adapted = sum(recipe.adapter.rank * sum(s[-2:]) * math.prod(s[:-2]) for layer in in_layers for s in layer if s[1:])
@@ -137,7 +138,7 @@ def _trained_whole(
     plan: Plan, recipe: Recipe, in_layers: list[list[Shape]], others: list[Shape], **known: int
 ) -> Sizes:
     """Estimates for a model that trains whole (training/host_optimizer.py)."""
-    full, walks = (2 if precision == "bfloat16" else 4 for precision in (plan.weights, plan.compute))
+    full, walks = PRECISION_BYTES[plan.weights], PRECISION_BYTES[plan.compute]
     updated = 2 * full + STATE_BYTES[recipe.train.optimizer]  # a weight with gradient and moments
     copied = walks if walks != full else 0
     counts, rest = [int(_bytes(layer, 1, 1)) for layer in in_layers], int(_bytes(others, 1, 1))

@@ -35,7 +35,7 @@ def by_document(
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """(H, T, D): document by document, those of equal length in one call. In the precision of its arguments, except
-    for bfloat16 without cap and sinks if torch's attention is as fast in float32, or has the dropout."""
+    for 16 bits without cap and sinks where torch's attention is as fast in float32, or has the dropout."""
     groups = [(length, len(list(run))) for length, run in groupby(torch.diff(ends).tolist())]
     # `split`, as its gradient is one copy, where that of each slice is as large as the whole.
     pieces = [x.split([length * count for length, count in groups], dim=1) for x in (query_HTD, key_HTD, value_HTD)]
@@ -49,12 +49,18 @@ def by_document(
             out_BLD = _by_scores(q_BLD, k_BLD, v_BLD, sinks_B, scaling, sees, cap, dropout)
         else:
             # On a CPU the backward pass of torch's attention in bfloat16 takes three times as long as in float32.
-            wide = torch.promote_types(q_BLD.dtype, torch.float32)
+            dtype = q_BLD.dtype
+            wide = dtype if _has_fast_float16(q_BLD) else torch.promote_types(dtype, torch.float32)
             out_BLD = scaled_dot_product_attention(
                 *(x[None].to(wide) for x in (q_BLD, k_BLD, v_BLD)), None, dropout, is_causal=True, scale=scaling
             )[0]
         outputs.append(out_BLD.to(q_BLD.dtype).unflatten(0, (-1, count)).flatten(1, 2))
     return torch.cat(outputs, dim=1)
+
+
+def _has_fast_float16(x: torch.Tensor) -> bool:
+    """Whether these numbers are in float16 on a GPU with tensor cores, for which torch's attention has kernels."""
+    return x.dtype == torch.float16 and x.is_cuda and torch.cuda.get_device_capability(x.device) >= (7, 0)
 
 
 def _by_scores(q_BLD, k_BLD, v_BLD, sinks_B, scaling, window, cap, dropout):

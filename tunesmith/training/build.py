@@ -112,9 +112,9 @@ def inspect(model, plan: Plan, log: Callable) -> Facts:
         not_packed = packed_attention.why_not_packed(model, plan.kept_layers is None) if plan.packing else None
         packed_attention.check_causal(model)
     packing = plan.packing and not not_packed
-    # Modules trained whole are in float32 among weights in bfloat16. Over float32 weights the head is found exactly.
-    is_rounded = plan.weights == "bfloat16" or (plan.kept_layers is not None and plan.compute == "bfloat16")
-    rounding = torch.autocast(plan.device, torch.bfloat16, enabled=is_rounded)
+    # Modules trained whole are in float32 among weights in 16 bits. Over float32 weights the head is found exactly.
+    is_rounded = plan.weights != "float32" or plan.kept_layers is not None
+    rounding = autocast(plan) if is_rounded else nullcontext()
     with rounding, nullcontext() if packing else packed_attention.default_attention(model):
         head = find_head(model, packing)
     if not_packed:

@@ -42,6 +42,8 @@ class State:
     checkpointing: bool = False  # in this process
     passes: list[list] = field(default_factory=list)  # both in each process, once a step ran out of memory
     shares: list[float] = field(default_factory=list)  # of a step's tokens, by process
+    loss_scale: float = 1.0  # training/loss_scale.py
+    finite_steps: int = 0  # since the scale changed
 
     def of_process(self, rank: int, processes: int) -> "State":
         """As one of the processes that continue has it. With another number of processes, all take the smallest."""

@@ -63,13 +63,15 @@ class HostOptimizer(Optimizer):
         """Numbers of the parts that this process updates."""
         return [*range(distributed.rank(), len(self._parts), distributed.world())]
 
-    def clip(self, max_norm: float) -> float:
+    def clip(self, max_norm: float, loss_scale: float = 1.0) -> float:
         """As of any Optimizer, but the gradients are scaled when they are used."""
         own, norms = None, self._home.gradients.norms
         if distributed.rank() == distributed.world() - 1:
             norm = torch.linalg.vector_norm(torch.stack([norms[p] for _, p in self._trained if p in norms]))
+            norm = norm / loss_scale
             own = norm.item(), torch.clamp(max_norm / (norm + 1e-6), max=1.0).item()  # as clip_grad_norm_ does
-        norm, self._scale = distributed.gather(own)[-1]
+        norm, share = distributed.gather(own)[-1]
+        self._scale = share / loss_scale
         return norm
 
     @torch.no_grad()
@@ -85,9 +87,12 @@ class HostOptimizer(Optimizer):
         if self._outgoing:
             self._outgoing.synchronize()
         self._share_states()
+        self.skip()
+        self._home.renew()
+
+    def skip(self) -> None:
         self._home.gradients.clear()
         self._scale = 1.0
-        self._home.renew()
 
     def zero_grad(self) -> None:
         self._home.gradients.drop()

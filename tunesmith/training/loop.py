@@ -17,6 +17,7 @@ from tunesmith.training.divergence import check_step
 from tunesmith.training.exchange import Exchange
 from tunesmith.training.layer_transforms import CompileWatch, checkpoint_layers
 from tunesmith.training.loss import autocast, method_loss
+from tunesmith.training.loss_scale import event_fields
 from tunesmith.training.oom_fallback import step_down
 from tunesmith.training.optimizer import learning_rate
 from tunesmith.training.prefetch import StepData, step_data, steps_ahead
@@ -72,6 +73,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
         if repeated or shares.change(data.tokens, computed):
             feed.close()  # what is ready ahead was made for larger passes or other shares
             feed = _feed(job, state)
+        scale = state.loss_scale
         norm = update(job, state, data.rows, loss)
 
         seconds = time.monotonic() - began
@@ -90,6 +92,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
             waiting_seconds=round(waited, 4),
             metrics=metrics,
             **({"shares": [round(share, 3) for share in used]} if shares.measured else {}),
+            **event_fields(job.plan.compute, scale, norm),
         )
         if compiled := compiling.news():
             job.log("compile", step=state.step, **compiled)
@@ -148,21 +151,21 @@ def _learn(
 def _gradients(
     job: Job, state: checkpoint.State, data: StepData, units: float, tokens: float
 ) -> tuple[float, dict[str, float]]:
-    """This process's share of the mean over all `units` of the step: the loss, without that of the routers, and the
-    method's metrics. `tokens`: all tokens of the step."""
+    """Adds up the gradients of the scaled loss. Returns this process's share of the mean over all `units` of the step:
+    the loss, without that of the routers, and the method's metrics. `tokens`: all tokens of the step."""
     total, sums = torch.zeros((), device=job.device), {}
 
     def loss(batch: Batch) -> torch.Tensor:
         with autocast(job.plan):
             loss, metrics = method_loss(job.method, job.model, batch, job.head)
         loss = loss / units
-        total.add_(loss.detach())
+        total.add_(loss.detach())  # without the scale
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0) + value.detach()
-        return loss
+        return loss * state.loss_scale
 
     def router_loss(batch: Batch) -> torch.Tensor | float:
-        return job.routing.loss(batch, tokens)
+        return job.routing.loss(batch, tokens) * state.loss_scale
 
     def seed(batch: Batch) -> None:
         seed_batch(job.seed, state.step, batch.rows[0])

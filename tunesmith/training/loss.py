@@ -71,7 +71,7 @@ def token_losses(model, batch: Batch, head: Head | None) -> torch.Tensor:
 
 def autocast(plan):
     """The precision of forward passes."""
-    return torch.autocast(plan.device, torch.bfloat16, enabled=plan.compute == "bfloat16")
+    return torch.autocast(plan.device, getattr(torch, plan.compute), enabled=plan.compute != "float32")
 
 
 def _hidden(head: Head, batch: Batch) -> torch.Tensor:

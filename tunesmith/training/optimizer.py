@@ -40,8 +40,11 @@ class Optimizer:
         """Parameters whose gradients must be summed over the processes before `clip`."""
         return [parameter for _, parameter in self._trained]
 
-    def clip(self, max_norm: float) -> float:
-        """Scales the gradients down to this norm, and returns their norm before."""
+    def clip(self, max_norm: float, loss_scale: float = 1.0) -> float:
+        """Divides the gradients by the scale of the loss, scales them down to this norm, and returns their norm
+        before."""
+        if loss_scale != 1:
+            torch._foreach_div_([p.grad for p in self.to_exchange if p.grad is not None], loss_scale)
         return torch.nn.utils.clip_grad_norm_(self.to_exchange, max_norm, foreach=True).item()
 
     def step(self, seed: tuple[int, ...] = (0,)) -> None:
@@ -52,6 +55,10 @@ class Optimizer:
     def zero_grad(self) -> None:
         for _, parameter in self._trained:
             parameter.grad = None
+
+    def skip(self) -> None:
+        """Takes no step, and forgets the gradients."""
+        self.zero_grad()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The trained weights by name: the tensors themselves."""

@@ -50,7 +50,7 @@ def documents(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query_BHTD.dtype
     query, key, value = (x.to(dtype) for x in (query_BHTD, key_BHTD, value_BHTD))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    fused = device == "cuda" and dtype in (torch.bfloat16, torch.float16) and not dropout
+    fused = device == "cuda" and dtype in (torch.bfloat16, torch.float16) and not dropout and _has_fused(query.device)
     with torch.autocast(device, enabled=False):
         if not fused:
             groups = getattr(module, "num_key_value_groups", 1)
@@ -73,6 +73,11 @@ def documents(
 
 
 AttentionInterface.register(NAME, documents)
+
+
+def _has_fused(device: torch.device) -> bool:
+    """Whether flash attention and Triton, which FlexAttention needs, support this GPU."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def choose(config, packing: bool) -> str | None:

@@ -21,7 +21,7 @@ from tunesmith.model.memory import is_out_of_memory, peak_bytes
 from tunesmith.plan import Plan
 from tunesmith.recipe import Train
 from tunesmith.run import Run
-from tunesmith.training import checkpoint, distributed
+from tunesmith.training import checkpoint, distributed, loss_scale
 from tunesmith.training.checkpoint_writer import Saver
 from tunesmith.training.divergence import check_held_out
 from tunesmith.training.expert_routing import Routing
@@ -77,15 +77,21 @@ class Clock:
 def update(job: Job, state: checkpoint.State, rows: np.ndarray, loss: float) -> float:
     """Clips the gradients and takes the optimizer's step; returns their norm before clipping.
 
-    Raises NotFinite, naming the rows of the step. Raises NotEnoughMemory where the optimizer needs more memory than
+    In float16 a norm that is not finite skips the step and halves the scale of the loss, down to 1. Raises NotFinite,
+    naming the rows of the step, in all other cases. Raises NotEnoughMemory where the optimizer needs more memory than
     there is: the step is never retried, because some weights may already have changed. The last checkpoint is whole.
     """
     mark("updating")
-    norm = job.optimizer.clip(job.settings.max_grad_norm or math.inf)
+    norm = job.optimizer.clip(job.settings.max_grad_norm or math.inf, state.loss_scale)
+    if math.isfinite(loss) and not math.isfinite(norm) and loss_scale.can_fall(state):
+        loss_scale.lower(state)
+        job.optimizer.skip()
+        return norm
     if not (math.isfinite(loss) and math.isfinite(norm)):
         places = ", ".join(str(job.tokens.where(row)) for row in rows)
         value = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
-        raise NotFinite(f"step {state.step}: {value} is not finite; its rows: {places}")
+        remedy = "; set model.dtype: float32, as float16 ends at 65,504" if job.plan.compute == "float16" else ""
+        raise NotFinite(f"step {state.step}: {value} is not finite{remedy}; its rows: {places}")
     try:
         job.optimizer.step((job.seed, state.step))
     except RuntimeError as error:
@@ -96,6 +102,7 @@ def update(job: Job, state: checkpoint.State, rows: np.ndarray, loss: float) -> 
             "adafactor and adamw_8bit need the least, or train an adapter (adapter.kind: lora)"
         ) from None
     job.optimizer.zero_grad()
+    loss_scale.note_finite(state, job.plan.compute)
     return norm
 
 

@@ -12,6 +12,7 @@ import torch
 from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
+from tunesmith.export.forms.merged import BY_DTYPE
 from tunesmith.export.gguf import quantize
 from tunesmith.export.gguf.importance import importance_of
 from tunesmith.export.gguf.write import is_phi3, write_gguf
@@ -33,7 +34,7 @@ def write(run: Run, folder: Path, settings: Settings) -> list[str]:
     if settings.importance and not small:
         raise UserError(f"--importance: {settings.precision} is rounded without one; it is for K-quants such as q4_k_m")
     whole = folder / ("whole.gguf" if small else FILE)
-    kind = ("f32" if run.plan.weights == "float32" else "bf16") if small else settings.precision
+    kind = BY_DTYPE[run.plan.weights] if small else settings.precision
     notes = write_model(run, weights_of(run, settings.into), whole, kind)
     if small:
         vectors = folder / "importance.safetensors" if settings.importance else None  # stays, so that others can use it
@@ -97,8 +98,7 @@ def opened(run: Run, folder: Path, settings: Settings) -> Engine:
 
 def precision(run: Run, settings: Settings) -> str:
     """A bound no closer than that of the trained weights' own precision."""
-    own = "f32" if run.plan.weights == "float32" else "bf16"
-    return max(settings.precision, own, key=lambda kind: BOUNDS[kind].kl)
+    return max(settings.precision, BY_DTYPE[run.plan.weights], key=lambda kind: BOUNDS[kind].kl)
 
 
 def instead(settings: Settings) -> str | None:
