@@ -236,3 +236,7 @@ def test_a_run_with_layers_in_host_memory_is_the_same_run(recipe):
     expected, found, of_two = ([e["loss"] for e in run.events("step")] for run in (plain, streamed, two))
     assert found == expected and of_two == pytest.approx(expected, abs=1e-5)
     assert streamed.plan.kept_layers == [0] and two.plan.kept_layers == [1, 1]
+    first, *others = [event["brought_bytes"] for event in streamed.events("step")]
+    assert first > 0 and set(others) == {0}  # both layers stay in the two slots
+    assert all(event["exchange_seconds"] >= 0 for event in two.events("step"))
+    assert "brought_bytes" not in plain.events("step")[0]

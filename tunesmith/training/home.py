@@ -97,6 +97,7 @@ class Home:
 
     def _begin(self, device: torch.device) -> None:
         self.device, self.brought_bytes, self.paused = device, 0, False
+        self._reported_bytes = 0
         self._side: torch.cuda.Stream | None = None
         self._groups: dict[int, _Group] = {}
         self._slots: list[_Slot] = []
@@ -108,6 +109,11 @@ class Home:
     @property
     def nbytes(self) -> int:
         return sum(group.region.nbytes for group in self._groups.values())
+
+    def newly_brought_bytes(self) -> int:
+        """Bytes that have come to the device since this was last called."""
+        new, self._reported_bytes = self.brought_bytes - self._reported_bytes, self.brought_bytes
+        return new
 
     @property
     def pinned(self) -> bool:

@@ -66,6 +66,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
         loss, metrics, smaller = _learn(job, state, data, units, tokens)
         computed = time.monotonic() - learning
         exchange.add_up(job.optimizer.to_exchange)
+        exchanged = time.monotonic() - learning - computed
         loss, repeated = distributed.add_up([loss, bool(smaller)])
         used = state.shares
         if repeated:
@@ -90,6 +91,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
             seconds=round(seconds, 4),
             tokens_per_second=round(tokens / seconds, 1),
             waiting_seconds=round(waited, 4),
+            **({"exchange_seconds": round(exchanged, 4)} if distributed.world() > 1 else {}),
             metrics=metrics,
             **({"shares": [round(share, 3) for share in used]} if shares.measured else {}),
             **event_fields(job.plan.compute, scale, norm),

@@ -108,7 +108,9 @@ def update(job: Job, state: checkpoint.State, rows: np.ndarray, loss: float) -> 
 
 def log_step(job: Job, state: checkpoint.State, metrics: dict[str, float], **values: Any) -> None:
     """Logs the step event. `metrics`: this process's share of the method's."""
-    own = {"metrics": distributed.add_up_named(metrics)} if job.method.loss else {}
+    own: dict[str, Any] = {"metrics": distributed.add_up_named(metrics)} if job.method.loss else {}
+    if job.walk:
+        own["brought_bytes"] = job.walk.home.newly_brought_bytes()
     job.log(
         "step",
         step=state.step,
