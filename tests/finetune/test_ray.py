@@ -189,6 +189,7 @@ def looking(folder: Path, sees_late: bool) -> None:
     (folder / str(distributed.rank())).write_text(worker.agreed(folder, look))
 
 
+@pytest.mark.slow
 def test_all_machines_continue_from_the_same_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "START_METHOD", "forkserver")
     launch.launch(looking, 2, tmp_path, True)

@@ -14,6 +14,7 @@ from tunesmith.export.export import export
 from tunesmith.finetune import worker
 from tunesmith.training.build import adapt_model, load_model
 from tunesmith.training.checkpoint import complete, load
+from tunesmith.training.optimizer import build_optimizer
 
 QUICK = {"max_steps": 3, "learning_rate": 1e-2}
 
@@ -21,7 +22,7 @@ QUICK = {"max_steps": 3, "learning_rate": 1e-2}
 def trained_logits(run, ids) -> torch.Tensor:
     """Returns the logits of the trained model, rebuilt from the last checkpoint's tensors."""
     model = adapt_model(run, load_model(run, run.plan, run.base))
-    load(complete(run.checkpoints)[-1], model)
+    load(complete(run.checkpoints)[-1], build_optimizer(model, run.recipe.train), states=False)
     model.set_attn_implementation("eager")
     with torch.inference_mode():
         return model.eval()(ids).logits

@@ -219,6 +219,7 @@ def process(folder: Path) -> None:
     (folder / f"{distributed.rank()}").write_text(f"{sum(shares)} {home.nbytes} {sums}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
 def test_weights_are_in_host_memory_once(tmp_path):
     launch.launch(process, 3, tmp_path)

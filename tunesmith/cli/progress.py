@@ -49,18 +49,19 @@ def _follow(file: BinaryIO, screen: "Screen", ended: threading.Event) -> None:
             screen.show(values.pop("event"), values)
 
 
-def train(recipe: Recipe, cluster: str | None = None) -> Run:
+def train(recipe: Recipe, cluster: str | None = None, apart: bool = False) -> Run:
     """Trains from a recipe, shows how it gets on, and returns the run. `cluster`: the address of a Ray cluster whose
-    machines train, "auto" for the one that this machine is part of. Raises UserError, leaving nothing behind, where
-    that cannot be."""
-    return job.train(recipe, shown, cluster)
+    machines train, "auto" for the one that this machine is part of. `apart`: a single GPU has a process of its own too,
+    as on the command line, so that a run on one that hangs ends; a script then calls this within
+    `if __name__ == "__main__":`. Raises UserError, leaving nothing behind, where that cannot be."""
+    return job.train(recipe, shown, cluster, apart)
 
 
-def resume(folder: str | Path, processes: int | None = None, cluster: str | None = None) -> Run:
+def resume(folder: str | Path, processes: int | None = None, cluster: str | None = None, apart: bool = False) -> Run:
     """Continues a run from its last complete checkpoint, shows its progress, and returns the run. `processes`: another
-    number of training processes than before. `cluster`: as of `train`. Raises UserError if the run is finished or
-    another process works on it."""
-    return job.resume(folder, shown, processes, cluster)
+    number of training processes than before. `cluster` and `apart`: as of `train`. Raises UserError if the run is
+    finished or another process works on it."""
+    return job.resume(folder, shown, processes, cluster, apart)
 
 
 class Screen:

@@ -19,4 +19,4 @@ def resume(run: Path, *, processes: int | None = None, cluster: str | None = Non
 
     with waiting("loading"):
         from tunesmith.cli import progress, runs
-    runs.finished(progress.resume(run, processes, cluster), as_json)
+    runs.finished(progress.resume(run, processes, cluster, apart=True), as_json)

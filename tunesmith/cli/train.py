@@ -61,4 +61,4 @@ def train(
     with waiting("loading"):
         from tunesmith.cli import progress, runs
 
-    runs.finished(progress.train(asked, cluster), as_json)
+    runs.finished(progress.train(asked, cluster, apart=True), as_json)

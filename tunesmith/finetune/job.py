@@ -33,10 +33,11 @@ from tunesmith.run import Run
 Watch = Callable[[Run], AbstractContextManager]
 
 
-def train(recipe: Recipe, watch: Watch = nullcontext, cluster: str | None = None) -> Run:
+def train(recipe: Recipe, watch: Watch = nullcontext, cluster: str | None = None, apart: bool = False) -> Run:
     """Trains from a recipe and returns the run; `watch` is entered with the run before anything happens, to follow its
-    events. `cluster`: the address of a Ray cluster whose machines train. Raises UserError, leaving nothing behind, if
-    the recipe cannot be trained."""
+    events. `cluster`: the address of a Ray cluster whose machines train. `apart`: a single GPU has a process of its own
+    too, so that a run on one that hangs ends. Raises UserError, leaving nothing behind, if the recipe cannot be
+    trained."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a training process that imports the script
         sys.exit(UNGUARDED_STATUS)  # without a word: the process that the user started says it
     with _joined(cluster) as machines:
@@ -49,7 +50,7 @@ def train(recipe: Recipe, watch: Watch = nullcontext, cluster: str | None = None
                     machines.check_folder(run)
                 with report_full_disk(run.folder, "free some space, or choose a folder on another disk as output"):
                     prepare(run, machines)
-                _start(run, machines)
+                _start(run, machines, apart=apart)
             except BaseException as error:
                 if not run.is_prepared or (isinstance(error, UserError) and not run.events("step")):
                     shutil.rmtree(run.folder)
@@ -62,11 +63,15 @@ def _joined(cluster: str | None) -> AbstractContextManager[Cluster | None]:
 
 
 def resume(
-    folder: str | Path, watch: Watch = nullcontext, processes: int | None = None, cluster: str | None = None
+    folder: str | Path,
+    watch: Watch = nullcontext,
+    processes: int | None = None,
+    cluster: str | None = None,
+    apart: bool = False,
 ) -> Run:
-    """Continues a run from its last complete checkpoint, or from the start if it has none; `watch` and `cluster` as of
-    `train`. `processes`: another number of them than before. Raises UserError if the run is finished or another process
-    works on it."""
+    """Continues a run from its last complete checkpoint, or from the start if it has none; `watch`, `cluster` and
+    `apart` as of `train`. `processes`: another number of them than before. Raises UserError if the run is finished or
+    another process works on it."""
     run = Run.open(folder)
     with _joined(cluster) as machines, run.held(), watch(run):
         control.forget(run)
@@ -82,14 +87,14 @@ def resume(
         provenance.check_unchanged(run)
         if run.plan.device == "cuda" and not is_new and not machines:  # `prepare` checks them too
             usable_gpus(run, machine.find_gpus()[1], run.plan.compute, processes)
-        _start(run, machines, processes)
+        _start(run, machines, processes, apart)
     return run
 
 
-def _start(run: Run, cluster: Cluster | None, processes: int | None = None) -> None:
+def _start(run: Run, cluster: Cluster | None, processes: int | None = None, apart: bool = False) -> None:
     events = len(run.events())
     try:
-        _work(run, cluster, processes)
+        _work(run, cluster, processes, apart)
     except Interrupted:
         raise
     except Exception as error:
@@ -108,7 +113,7 @@ def _log_end(run: Run, error: Exception) -> None:
         run.log("stop", step=done, reason=Ending.reason, message=f"{type(error).__name__}: {first_line(error)}")
 
 
-def _work(run: Run, cluster: Cluster | None, processes: int | None) -> None:
+def _work(run: Run, cluster: Cluster | None, processes: int | None, apart: bool) -> None:
     if cluster:
         cluster.check_plan(run.plan)
         cluster.check_files(run)
@@ -116,7 +121,8 @@ def _work(run: Run, cluster: Cluster | None, processes: int | None) -> None:
         run.log("stage", doing="starting the machines of the cluster")
     else:
         layout = layout_of(run, processes)
-    if layout.processes == 1 and not layout.seats:
+    here = layout.processes == 1 and not layout.seats and not (apart and layout.gpus)
+    if here:
         from tunesmith.finetune.worker import work
 
         work(run.folder)
