@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import slow_but
 from tunesmith import train
 from tunesmith.data.packing import share_of
 from tunesmith.finetune import launch, worker
@@ -97,12 +98,16 @@ def slow_second(folder):
     worker.work(folder)
 
 
-def test_a_run_with_a_slow_process_learns_the_same_from_fewer_of_its_tokens(recipe, monkeypatch):
+@pytest.mark.parametrize("kind", slow_but(["lora"], ["lora", "full"]))
+def test_a_run_with_a_slow_process_learns_the_same_from_fewer_of_its_tokens(recipe, monkeypatch, kind):
+    """Also where processes wait for each other at each layer, with gradients in host memory."""
     start = launch.launch
     monkeypatch.setattr(launch, "launch", lambda entry, processes, folder: start(slow_second, processes, folder))
     options = {"max_steps": 7, "batch": 16, "learning_rate": 1e-2}
-    one = train(recipe(name="one", train=options)).events("step")
-    two = train(recipe(name="two", train=options | {"processes": 2, "shares": "measured"})).events("step")
+    options |= {"kept_layers": 0} if kind == "full" else {}
+    one = train(recipe(name="one", train=options, adapter={"kind": kind})).events("step")
+    options |= {"processes": 2, "shares": "measured"}
+    two = train(recipe(name="two", train=options, adapter={"kind": kind})).events("step")
     assert "shares" not in one[-1] and two[0]["shares"] == [0.5, 0.5]
     assert two[-1]["shares"][0] == pytest.approx(0.75, abs=0.1)
     assert [step["tokens"] for step in two] == [step["tokens"] for step in one]

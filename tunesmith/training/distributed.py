@@ -3,6 +3,7 @@ loopback on one machine and over the network between machines. With one process 
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,6 +24,7 @@ ALLOCATOR = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}  # settings of tor
 
 
 _nccl: dist.ProcessGroup | None = None
+_waited_seconds = 0.0
 _machines: list[str] = [""]  # the name of the machine of each process
 
 
@@ -107,11 +109,20 @@ class OthersEnded(RuntimeError):
 @contextmanager
 def _together() -> Iterator[None]:
     """Around an exchange, in which this process waits for the others. Raises OthersEnded."""
+    global _waited_seconds
+    began = time.monotonic()
     with progress_marks.waiting():
         try:
             yield
         except RuntimeError as error:
             raise OthersEnded(first_line(error)) from error
+        finally:
+            _waited_seconds += time.monotonic() - began
+
+
+def own_seconds() -> float:
+    """A clock that stands still while this process waits for the others."""
+    return time.monotonic() - _waited_seconds
 
 
 def add_up(values: list[float]) -> list[float]:

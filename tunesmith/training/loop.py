@@ -62,11 +62,12 @@ def loop(job: Job, state: checkpoint.State) -> str:
             group["lr"] = rate
 
         units, supervised, tokens = distributed.add_up([data.units, data.supervised_tokens, data.tokens])
-        learning = time.monotonic()
+        learning = distributed.own_seconds()
         loss, metrics, smaller = _learn(job, state, data, units, tokens)
-        computed = time.monotonic() - learning
+        computed = distributed.own_seconds() - learning
+        exchanging = time.monotonic()
         exchange.add_up(job.optimizer.to_exchange)
-        exchanged = time.monotonic() - learning - computed
+        exchanged = time.monotonic() - exchanging
         loss, repeated = distributed.add_up([loss, bool(smaller)])
         used = state.shares
         if repeated:
