@@ -233,6 +233,7 @@ def test_without_ray_a_line_says_what_to_install(asked, monkeypatch, capsys, tmp
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow  # Ray is not installed for `make test`
 @pytest.mark.parametrize(
     "address, problem",
     [
