@@ -62,10 +62,12 @@ class HostGradients:
         gradients = {}
         for parameter, total in self._sums[group].items():
             gradient, other = own.get(parameter), before.get(parameter)
-            if gradient is None and other is None and distributed.world() > 1:
-                gradient = torch.zeros(total.shape, dtype=total.dtype, device=self._device)
             if gradient is not None:
-                gradients[parameter] = gradient.add_(other) if other is not None else gradient
+                gradients[parameter] = gradient if other is None else gradient.add_(other)
+            elif other is not None:
+                gradients[parameter] = other
+            elif distributed.world() > 1:
+                gradients[parameter] = torch.zeros(total.shape, dtype=total.dtype, device=self._device)
         if distributed.rank() == distributed.world() - 1:
             self.norms |= {parameter: torch.linalg.vector_norm(g) for parameter, g in gradients.items()}
         self._send(group, gradients)
