@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def _visible(gpus: Sequence[Gpu]) -> Iterator[None]:
             del os.environ[name]
 
 
-class TrainingProcess:
+class TrainingProcess(ABC):
     """One training process as its launcher sees it."""
 
     rank: int
@@ -115,17 +116,17 @@ class TrainingProcess:
     """Why nothing is known about its end."""
     is_killed = False
 
+    @abstractmethod
     def terminate(self) -> None:
         """Asks it to stop."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kill(self) -> None:
         """Ends it at once, if it runs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def join(self, seconds: float) -> None:
         """Waits for its end, about so long."""
-        raise NotImplementedError
 
     @property
     def is_running(self) -> bool:

@@ -106,7 +106,7 @@ class RemoteProcess(launch.TrainingProcess):
         except ray.exceptions.RayActorError:
             self._lose("its machine left the cluster, or Ray's process for it died there")
         except ray.exceptions.GetTimeoutError:
-            pass
+            pass  # the answer may come with the next look; the line below bounds the wait
         if self.is_running and time.monotonic() - self._answered > LOST_SECONDS:
             self._lose(f"its machine did not answer for {LOST_SECONDS:g} s")
 
