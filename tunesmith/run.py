@@ -13,7 +13,8 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
                 together_bytes_per_second (to this GPU, while all others are copied to), flops_per_second, problem (why
                 it is left out), note (why it was not checked)}]: rates are null where the check did not get that far
     plan        plan (as in plan.json), steps, gpus: [{name, bytes}]
-    start       steps, rows, eval_rows, trainable_parameters, parameters
+    start       steps, rows, eval_rows, trainable_parameters, parameters, loading_seconds, host_peak_bytes (while the
+                model was loaded and placed, all processes together)
     step        step, epoch, loss (mean over the step's units: supervised tokens, or rows for a method that compares
                 sequences), learning_rate, grad_norm (before clipping), tokens, supervised_tokens, seconds,
                 tokens_per_second,

@@ -141,10 +141,11 @@ class Screen:
         if shown:
             shown(**values)
 
-    def _show_start(self, steps, rows, trainable_parameters, parameters, **_) -> None:
+    def _show_start(self, steps, trainable_parameters, parameters, loading_seconds, host_peak_bytes, **_) -> None:
         self._steps = steps
         share = trainable_parameters / parameters
         self._say(f"model   {count(parameters)} parameters, {count(trainable_parameters)} trained ({share:.1%})")
+        self._say(f"        loaded in {loading_seconds:.1f} s, with up to {size(host_peak_bytes)} of host memory")
         self._began = time.monotonic()
         self._first_step = None
 

@@ -31,7 +31,13 @@ from tunesmith.finetune.result import save_result
 from tunesmith.finetune.signals import stop_on_signal
 from tunesmith.machine import cores
 from tunesmith.model import adapt, load
-from tunesmith.model.memory import explain_out_of_memory, is_out_of_memory, release_memory
+from tunesmith.model.memory import (
+    HostMemory,
+    explain_out_of_memory,
+    is_out_of_memory,
+    peak_host_memory,
+    release_memory,
+)
 from tunesmith.model.positions import trained_positions
 from tunesmith.plan import Plan
 from tunesmith.planner.decide import threads_of
@@ -102,7 +108,10 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
         )
     log("stage", doing="loading the model")
     progress_marks.mark("loading the model", step)
-    built = build(run, plan, run.base, device, log)
+    began = time.monotonic()
+    with peak_host_memory() as peak:
+        built = build(run, plan, run.base, device, log)
+    loading = {"loading_seconds": time.monotonic() - began, "host_peak_bytes": _of_all(peak)}
     model, plan = built.model, built.plan
     with suppress(UserError):  # a model without a list of layers
         progress_marks.mark_layers(layer_transforms.decoder_layers(model))
@@ -151,8 +160,15 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
         eval_rows=len(dataset.eval),
         trainable_parameters=trained,
         parameters=everything,
+        **loading,
     )
     return job, state
+
+
+def _of_all(peak: HostMemory) -> int:
+    """Bytes at the peaks of all processes together, as many as there can have been at one time."""
+    peaks = distributed.gather(peak)
+    return sum(one.own for one in peaks) + max(one.shared for one in peaks)
 
 
 def agreed(place: Path, look: Callable[[], Any]) -> Any:

@@ -3,13 +3,18 @@
 import gc
 import resource
 import sys
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from tunesmith.errors import NotEnoughMemory
 from tunesmith.machine import memory
+
+SECONDS_BETWEEN_LOOKS = 0.02
 
 # Texts of out-of-memory errors that do not come from torch's allocator: the host, the driver, cuBLAS, Triton.
 NO_MEMORY = (
@@ -40,6 +45,48 @@ def reset_peak(device: torch.device) -> None:
     control = Path("/proc/self/clear_refs")
     if control.exists():  # on Linux
         control.write_text("5")
+
+
+@dataclass
+class HostMemory:
+    """Bytes of this process in host memory: its `own`, and what it `shares` with other processes. Files that it maps
+    are not counted, because the system can drop them at any time."""
+
+    own: int = 0
+    shared: int = 0
+
+    @classmethod
+    def now(cls) -> "HostMemory":
+        try:
+            fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+            own, shared = (int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
+        except (OSError, KeyError, ValueError):  # not Linux
+            return cls(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        return cls(own, shared)
+
+
+@contextmanager
+def peak_host_memory() -> Iterator[HostMemory]:
+    """The peak in this block, of which `own + shared` is largest, found by looking every 20 ms."""
+    peak, ended = HostMemory.now(), threading.Event()
+
+    def look() -> None:
+        now = HostMemory.now()
+        if now.own + now.shared > peak.own + peak.shared:
+            peak.own, peak.shared = now.own, now.shared
+
+    def watch() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LOOKS):
+            look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()
+        look()
 
 
 def release_memory() -> None:

@@ -5,6 +5,7 @@ Weights are quantised one at a time while they are read. The output head and the
 """
 
 import copy
+import copyreg
 
 import bitsandbytes
 import torch
@@ -15,6 +16,7 @@ from bitsandbytes.functional import (
     int8_vectorwise_quant,
     quantize_4bit,
 )
+from bitsandbytes.nn import Params4bit
 from torch.utils._pytree import tree_map_only
 from transformers import BitsAndBytesConfig
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
@@ -79,6 +81,19 @@ def settle(model) -> None:
                     f"model.quantize: 4 bits on a CPU need layers of a multiple of {BLOCK} inputs, {name} "
                     f"has {module.in_features}; use model.quantize: int8 or none, with a base in full precision"
                 )
+
+
+def _reduced(parameter: Params4bit) -> tuple:
+    return _params_4bit, (parameter.data, vars(parameter))
+
+
+def _params_4bit(packed: torch.Tensor, attributes: dict) -> Params4bit:
+    parameter = torch.Tensor._make_subclass(Params4bit, packed, False)
+    vars(parameter).update(attributes)
+    return parameter
+
+
+copyreg.pickle(Params4bit, _reduced)  # torch would make a plain parameter of it, which does not move with its scales
 
 
 class Stack4bit(torch.Tensor):
@@ -165,18 +180,21 @@ def rounded_by(kind: str):
 
 
 class _Quantize(Bnb4bitQuantize):
-    """Quantises linear layers as Transformers does, and experts to a Stack4bit."""
+    """Quantises linear layers as Transformers does, and experts to a Stack4bit. A GPU computes it, also where the model
+    stays in host memory."""
 
     def convert(self, input_dict, full_layer_name=None, model=None, **others):
-        linear, stacks = {}, {}
+        converted = {}
         for name, value in input_dict.items():
-            module, parameter = get_module_from_name(model, name)
-            if is_stack(module, parameter):
-                value = value[0] if isinstance(value, list) else value
-                stacks[name] = torch.nn.Parameter(Stack4bit.quantize(value), requires_grad=False)
-            else:
-                linear[name] = value
-        return stacks | super().convert(linear, full_layer_name, model, **others)
+            full = value[0] if isinstance(value, list) else value
+            computing = full.to("cuda") if torch.cuda.is_available() else full
+            if is_stack(*get_module_from_name(model, name)):
+                stack = Stack4bit.quantize(computing).to(full.device)
+                converted[name] = torch.nn.Parameter(stack, requires_grad=False)
+                continue
+            new = super().convert({name: computing}, full_layer_name, model, **others)[name]
+            converted[name] = new if new.device == full.device else new.to(full.device)
+        return converted
 
 
 NF4 = "tunesmith_nf4"

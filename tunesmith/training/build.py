@@ -17,7 +17,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 from tunesmith.training import distributed, layer_transforms, packed_attention
 from tunesmith.training.expert_routing import Routing
-from tunesmith.training.home import Home, TrainedHome
+from tunesmith.training.home import Home, TrainedHome, load_once
 from tunesmith.training.host_optimizer import HostOptimizer
 from tunesmith.training.loss import Head, autocast, find_head
 from tunesmith.training.offload import Offload
@@ -54,9 +54,13 @@ class Trainable:
 
 def build(run: Run, plan: Plan, base: Path, device: torch.device, log: Callable) -> Trainable:
     """The recipe's model, ready to train. Raises UserError for a setting that does not suit the model."""
-    model = load_model(run, plan, base)
-    model = adapt_model(run, model)
-    home = place(model, plan, device, log, run.recipe.adapter.kind == "full")
+
+    def load_and_adapt() -> torch.nn.Module:
+        return adapt_model(run, load_model(run, plan, base))
+
+    trains_whole = run.recipe.adapter.kind == "full"
+    model = load_and_adapt() if plan.kept_layers is None else load_once(load_and_adapt, trains_whole)
+    home = place(model, plan, device, log, trains_whole)
     return transform(model, run.recipe, plan, inspect(model, plan, log), log, home)
 
 

@@ -5,16 +5,17 @@ weights are one flat region at home, and views of one of two slots on the GPU. W
 copied to the other slot on a side stream. Without a GPU the same code makes plain copies.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import nn
 
 from tunesmith.training import distributed, shared_memory
 from tunesmith.training.host_gradients import HostGradients
-from tunesmith.training.layer_transforms import is_spread
+from tunesmith.training.layer_transforms import decoder_layers, is_spread
 from tunesmith.training.shared_memory import Layout
 
 SLOTS = 2
@@ -80,18 +81,18 @@ class Home:
     """Takes the gradients of weights at home, if they train."""
 
     def __init__(self, layers: list[nn.Module], kept: list[int], device: torch.device):
-        """Moves frozen weights to shared host memory, of all layers that any process does not keep. The layers must be
-        in host memory. `kept`: how many layers each process keeps; they lie evenly among the others."""
+        """Moves frozen weights of the layers to shared host memory. The layers must be in host memory, in the first
+        process at least (load_once). `kept`: how many layers each process keeps; they lie evenly among the others."""
         self._begin(device)
-        several = _parameters_of_several(layers)
-        for index, layer in enumerate(layers):
+        for index, (layer, weights) in enumerate(zip(layers, _frozen(layers))):
             away = [not is_spread(index, count, len(layers)) for count in kept]
-            weights = [w for w in _weights([layer]) if not w.parameter.requires_grad and w.parameter not in several]
-            if not any(away) or not weights:
+            if not weights or (len(kept) == 1 and not any(away)):
                 continue
             group = _shared(weights, Layout.of(weight.tensor for weight in weights), device)
             group.bind(group.region)
-            if away[distributed.rank()]:
+            if not any(away):
+                layer.to(device)  # so that the region is freed
+            elif away[distributed.rank()]:
                 self._groups[index] = group
                 self._bring_before(index, layer)
 
@@ -273,6 +274,33 @@ class TrainedHome(Home):
         if forwards:
             return min((i for i in self._groups if i > index and i not in there), default=None)
         return max((i for i in self._groups if REST < i < index and i not in there), default=None)
+
+
+def load_once(load: Callable[[], nn.Module], trains_whole: bool) -> nn.Module:
+    """The model that `load` returns in the first process, for all of them. In the others, weights that a home will
+    share have the right shape and no memory."""
+    if distributed.world() == 1:
+        return load()
+    if distributed.rank():
+        return shared_memory.copied_to_all(None)
+    model = load()
+    weights = _weights([model]) if trains_whole else [*chain.from_iterable(_frozen(decoder_layers(model)))]
+    tensors = [weight.tensor for weight in weights]
+    for weight, tensor in zip(weights, tensors):
+        weight.bind(torch.empty_strided(tensor.shape, (0,) * tensor.ndim, dtype=tensor.dtype))
+    shared_memory.copied_to_all(model)
+    for weight, tensor in zip(weights, tensors):
+        weight.bind(tensor)
+    return model
+
+
+def _frozen(layers: list[nn.Module]) -> list[list[_Weight]]:
+    """Frozen weights of each layer, without those that several layers use."""
+    several = _parameters_of_several(layers)
+    return [
+        [w for w in _weights([layer]) if not w.parameter.requires_grad and w.parameter not in several]
+        for layer in layers
+    ]
 
 
 def _weights(modules: Iterable[nn.Module]) -> list[_Weight]:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +15,7 @@ from tunesmith.model.memory import pin
 from tunesmith.training import distributed
 
 ALIGNMENT = 256  # bytes, as of torch's allocator
+Object = TypeVar("Object")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,21 @@ def one(nbytes: int, device: torch.device) -> torch.Tensor:
     return region
 
 
-def _file(nbytes: int) -> tuple[int, str]:
+def copied_to_all(value: Object | None) -> Object:
+    """The first process's object for all of them, by pickle. The others map its tensors, and copy only those that they
+    write to."""
+    file, own = _file() if distributed.rank() == 0 else (None, "")
+    if file is not None:
+        torch.save(value, own)
+    path = distributed.gather(own)[0]
+    if file is None:
+        value = torch.load(path, mmap=True, weights_only=False)  # a file that this run has written in memory just now
+    _close(file, own)
+    assert value is not None
+    return value
+
+
+def _file(nbytes: int = 0) -> tuple[int, str]:
     """An open file in memory and its path. Not in /dev/shm, which Docker limits to 64 MB."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("tunesmith")
