@@ -20,7 +20,7 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
                 tokens_per_second,
                 waiting_seconds (for data), memory_bytes (peak); with several processes also exchange_seconds (until the
                 gradients of all are summed, also waiting for slower processes); with layers in host memory also
-                brought_bytes (to the device, since the last step); for a mixture of experts also expert_load (busiest
+                brought_bytes (to all devices, since the last step); for a mixture of experts also expert_load (busiest
                 expert over mean, by layer); for a method with a loss of its own also metrics ({name: mean}); where
                 shares are measured also shares (of the step's tokens, by process); in float16 also loss_scale, and
                 skipped: true if the gradients were not finite, so that nothing was learned

@@ -84,15 +84,18 @@ def with_kept_layers(plan: Plan, recipe: Recipe, config: Any, base: Path, machin
     for gpu, count in zip(gpus, counts):
         _check_gpu(gpu, found, count, recipe)
     _check_host(found, max(layers - count for count in counts), machine, recipe)
-    offload = plan.activation_offload or any(found.inputs > INPUTS_SHARE * gpu.free_bytes for gpu in gpus)
-    reasons = {"kept_layers": why, "gradient_checkpointing": "layers that are not kept are recomputed"}
-    return replace(
+    walking = [gpu for gpu, count in zip(gpus, counts) if whole or count < layers]
+    offload = plan.activation_offload or any(found.inputs > INPUTS_SHARE * gpu.free_bytes for gpu in walking)
+    plan = replace(
         plan,
         kept_layers=counts,
-        gradient_checkpointing="on",
         activation_offload=offload and plan.device == "cuda",
-        reasons=plan.reasons | reasons,
+        reasons=plan.reasons | {"kept_layers": why},
     )
+    if len(walking) < len(gpus):
+        return plan  # the others recompute as the plan says
+    reason = {"gradient_checkpointing": "layers that are not kept are recomputed"}
+    return replace(plan, gradient_checkpointing="on", reasons=plan.reasons | reason)
 
 
 def _unsuited(recipe: Recipe) -> Iterator[str]:

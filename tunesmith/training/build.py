@@ -84,7 +84,8 @@ def adapt_model(run: Run, model):
 
 
 def place(model, plan: Plan, device: torch.device, log: Callable, trains_whole: bool = False) -> Home | None:
-    """Moves the model to the device, except for layers that stay in host memory. Returns the home of these, or None."""
+    """Moves the model to the device, except for layers that stay in host memory. Returns the home of these, or None if
+    this process keeps all layers."""
     if plan.kept_layers is None:
         model.to(device)
         return None
@@ -104,7 +105,7 @@ def place(model, plan: Plan, device: torch.device, log: Callable, trains_whole: 
             message="the system refuses to pin host memory, so layers come to the GPU at about half the speed; "
             "on WSL2, raise its memory in .wslconfig",
         )
-    return home
+    return home if home.nbytes else None
 
 
 def inspect(model, plan: Plan, log: Callable) -> Facts:

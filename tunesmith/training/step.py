@@ -109,8 +109,8 @@ def update(job: Job, state: checkpoint.State, rows: np.ndarray, loss: float) -> 
 def log_step(job: Job, state: checkpoint.State, metrics: dict[str, float], **values: Any) -> None:
     """Logs the step event. `metrics`: this process's share of the method's."""
     own: dict[str, Any] = {"metrics": distributed.add_up_named(metrics)} if job.method.loss else {}
-    if job.walk:
-        own["brought_bytes"] = job.walk.home.newly_brought_bytes()
+    if job.plan.kept_layers is not None:
+        own["brought_bytes"] = sum(distributed.gather(job.walk.home.newly_brought_bytes() if job.walk else 0))
     job.log(
         "step",
         step=state.step,
