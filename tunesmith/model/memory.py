@@ -1,5 +1,6 @@
 """Peak, free and pinned memory of this process, on a GPU or the host, and out-of-memory errors."""
 
+import ctypes
 import gc
 import resource
 import sys
@@ -94,6 +95,13 @@ def release_memory() -> None:
     if torch.cuda.is_available():
         gc.collect()  # reference cycles, such as a job's, keep tensors alive
         torch.cuda.empty_cache()
+
+
+def trim_heap() -> None:
+    """Returns freed host memory to the system. glibc keeps freed blocks of up to 32 MB, such as weights, for the
+    process."""
+    with suppress(AttributeError, OSError):  # another libc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -26,6 +26,7 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from tunesmith.errors import UserError
 from tunesmith.model.experts import is_stack, stacks
+from tunesmith.model.memory import trim_heap
 from tunesmith.model.text import is_multimodal, text_modules, text_prefix
 
 BLOCK = 64  # weights that share one scale
@@ -194,6 +195,7 @@ class _Quantize(Bnb4bitQuantize):
                 continue
             new = super().convert({name: computing}, full_layer_name, model, **others)[name]
             converted[name] = new if new.device == full.device else new.to(full.device)
+        trim_heap()
         return converted
 
 

@@ -13,6 +13,7 @@ from itertools import chain
 import torch
 from torch import nn
 
+from tunesmith.model.memory import trim_heap
 from tunesmith.training import distributed, shared_memory
 from tunesmith.training.host_gradients import HostGradients
 from tunesmith.training.layer_transforms import decoder_layers, is_spread
@@ -90,6 +91,7 @@ class Home:
                 continue
             group = _shared(weights, Layout.of(weight.tensor for weight in weights), device)
             group.bind(group.region)
+            trim_heap()
             if not any(away):
                 layer.to(device)  # so that the region is freed
             elif away[distributed.rank()]:
@@ -244,6 +246,7 @@ class TrainedHome(Home):
         self.copies |= zip(parameters, layout.views(group.region))
         for parameter in parameters:  # frees what was loaded
             parameter.data = self.masters[parameter]
+        trim_heap()
         return {p: view for p, view in zip(parameters, masters.views(gradients)) if p.requires_grad}
 
     def place(self, model: nn.Module) -> None:
