@@ -28,6 +28,8 @@ class Plan:
     """Each process's share of a step's tokens: equal, or by its measured speed."""
     kept_layers: list[int] | None = None
     """How many decoder layers each process keeps on its GPU, the others staying in host memory; None: all."""
+    walk_tokens: int | None = None
+    """Most tokens of a process that go through the layers together (training/walk.py); None: all of a step."""
     reasons: dict[str, str] = field(default_factory=dict)
     base: str = ""
     """Folder of the base model."""

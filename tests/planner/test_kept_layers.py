@@ -109,6 +109,23 @@ def test_70b_in_4_bits_streams_through_a_24_gb_gpu(tmp_path):
     assert 0 <= found.kept_layers[0] < 80 and found.activation_offload
 
 
+def test_inputs_of_layers_have_room_in_host_memory(tmp_path):
+    """A token of the 70B model has 80 inputs of 8,192 numbers. The weights at home take 25 GB, or a little more."""
+    input_bytes, tokens = 80 * 8192 * 2, 32 * 2048
+    found = plan(tmp_path, LLAMA_70B, [24, 24], host=64, quantize="nf4")
+    assert tokens * input_bytes > 64 * GB
+    assert 20 * GB < 2 * found.walk_tokens * input_bytes < 0.9 * 64 * GB - 25 * GB
+    assert plan(tmp_path, LLAMA_70B, [24, 24], host=256, quantize="nf4").walk_tokens is None
+    assert plan(tmp_path, LLAMA_8B, [24, 12]).walk_tokens is None
+    auto = plan(tmp_path, LLAMA_70B, [24, 24], host=44, quantize="nf4", micro_batch="auto")
+    assert 2048 <= auto.walk_tokens == auto.micro_batch_tokens < 16384
+    with pytest.raises(UserError, match=r"train.micro_batch: the layers' inputs of [\d,]+ tokens fit in host memory"):
+        plan(tmp_path, LLAMA_70B, [24, 24], host=44, quantize="nf4", micro_batch=8)
+    small = {"weights": "bfloat16", "optimizer": "adafactor"}
+    with pytest.raises(UserError, match=r"train.batch: the layers' inputs of a step need 137.4 GB of host memory, and"):
+        plan(tmp_path, LLAMA_8B, [24], host=64, kind="full", batch=256, **small)
+
+
 @pytest.mark.parametrize(
     ("config", "gpus", "host", "quantize", "said"),
     [

@@ -29,14 +29,22 @@ from tunesmith.training.layer_transforms import decoder_layers, tile_mlps
 from tunesmith.training.loss import find_head, total_loss
 from tunesmith.training.offload import Offload
 from tunesmith.training.optimizer import build_optimizer
-from tunesmith.training.walk import Walk, backward
+from tunesmith.training.walk import Walk, backward, in_walks
 
 STEPS, ROWS, MICRO = 3, 6, 2
 CPU = torch.device("cpu")
 
 
 def learned(
-    folder, adapter: Adapter, kept: int | None, packed=True, change=None, offload=None, router_loss=0.0, **base
+    folder,
+    adapter: Adapter,
+    kept: int | None,
+    packed=True,
+    change=None,
+    offload=None,
+    most_tokens=None,
+    router_loss=0.0,
+    **base,
 ):
     """Losses and trained weights after some steps of several micro-batches. `kept`: layers on the device, None: all,
     and without a walk."""
@@ -54,7 +62,7 @@ def learned(
     if kept is not None:
         home = Home(decoder_layers(model), [kept], CPU)
         home.place(model)
-        walk = Walk(model, home, nullcontext, packed, offload)
+        walk = Walk(model, home, nullcontext, packed, offload, most_tokens)
     routing = Routing(model, router_loss)
     model.train()
     optimizer = build_optimizer(model, Train(learning_rate=3e-3, weight_decay=0.0))
@@ -119,6 +127,7 @@ def test_trained_layers_are_walked_as_well(family, name):
         dict(adapter=Adapter(rank=4, alpha=8, targets=["layers.1.mlp.up_proj"])),
         dict(adapter=LORA, change=tile_mlps),
         dict(adapter=LORA, offload=Offload(CPU)),
+        dict(adapter=LORA, most_tokens=50),
         dict(adapter=LORA, quantize="nf4"),
         dict(adapter=LORA, name="qwen3_moe", router_loss=0.1),
         dict(adapter=LORA, name="qwen3_moe", quantize="nf4"),
@@ -128,8 +137,16 @@ def test_trained_layers_are_walked_as_well(family, name):
 )
 def test_switches_change_nothing(family, case):
     folder = family(case.pop("name", "llama3"))
-    plain = {key: value for key, value in case.items() if key != "offload"}
+    plain = {key: value for key, value in case.items() if key not in ("offload", "most_tokens")}
     assert same(learned(folder, kept=0, **case), learned(folder, kept=None, **plain))
+
+
+def test_a_walk_takes_as_many_batches_as_there_is_room_for():
+    lengths = [30, 40, 10, 200, 5, 5]
+    batches = [collate([(np.arange(n), np.ones(n, bool))], np.array([0]), False) for n in lengths]
+    for most, expected in ((None, [lengths]), (80, [[30, 40, 10], [200], [5, 5]]), (1, [[n] for n in lengths])):
+        assert [[one.input_ids_BT.numel() for one in walk] for walk in in_walks(batches, most)] == expected
+    assert in_walks([], 10) == []
 
 
 def test_each_layer_is_brought_twice_a_step_however_many_micro_batches(family, monkeypatch):

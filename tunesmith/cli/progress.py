@@ -115,6 +115,8 @@ class Screen:
             counts = kept[:1] if len(set(kept)) == 1 else kept
             counted = " and ".join(map(str, counts))
             self._say(f"        layers  {counted} kept, the others come from host memory when they compute")
+            if most := plan.get("walk_tokens"):
+                self._say(f"                for {most:,} tokens at a time, whose inputs fit in host memory")
 
     def _show_data(self, ledger, formats, examples, held_out, held_out_unused, left_out, **_) -> None:
         """Shows how many rows are used, dropped and changed."""

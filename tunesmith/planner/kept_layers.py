@@ -46,8 +46,10 @@ class Sizes:
     """Weights outside of the layers, and what trains with its gradients and moments."""
     working: int
     """A micro-batch in a layer and in the output layer; CUDA."""
-    inputs: int
-    """Inputs of all layers in a step."""
+    input: int
+    """Inputs of all layers for a token."""
+    tokens: int
+    """Most tokens of a process in a step."""
     at_home: int
     """Host memory for each layer that does not stay on a GPU. If the model trains whole, for every layer: with masters,
     gradients and moments."""
@@ -83,15 +85,18 @@ def with_kept_layers(plan: Plan, recipe: Recipe, config: Any, base: Path, machin
         raise UserError(f"train.kept_layers: {problem}")
     for gpu, count in zip(gpus, counts):
         _check_gpu(gpu, found, count, recipe)
-    _check_host(found, max(layers - count for count in counts), machine, recipe)
+    room = _room_in_host(found, max(layers - count for count in counts), machine, recipe)
     walking = [gpu for gpu, count in zip(gpus, counts) if whole or count < layers]
-    offload = plan.activation_offload or any(found.inputs > INPUTS_SHARE * gpu.free_bytes for gpu in walking)
+    inputs = found.input * found.tokens
+    offload = plan.activation_offload or any(inputs > INPUTS_SHARE * gpu.free_bytes for gpu in walking)
     plan = replace(
         plan,
         kept_layers=counts,
         activation_offload=offload and plan.device == "cuda",
         reasons=plan.reasons | {"kept_layers": why},
     )
+    if plan.activation_offload:
+        plan = _with_walks(plan, found, len(walking), room, recipe)
     if len(walking) < len(gpus):
         return plan  # the others recompute as the plan says
     reason = {"gradient_checkpointing": "layers that are not kept are recomputed"}
@@ -112,7 +117,7 @@ def sizes(plan: Plan, recipe: Recipe, config: Any, base: Path) -> Sizes:
     computed = PRECISION_BYTES[plan.compute]
     wide = max(_numbers(getattr(text, "intermediate_size", None)) or [4 * text.hidden_size])
     row = 18 * text.hidden_size + 4 * wide  # elements of a token in a layer
-    tokens, step = plan.micro_batch_tokens, math.ceil(recipe.train.batch / plan.processes) * plan.sequence_length
+    tokens = plan.micro_batch_tokens
     working = tokens * row * computed + min(LOGITS_BYTES, tokens * text.vocab_size * 10) + CONTEXT_BYTES
     estimate = _trained_whole if recipe.adapter.kind == "full" else _adapted
     return estimate(
@@ -122,7 +127,8 @@ def sizes(plan: Plan, recipe: Recipe, config: Any, base: Path) -> Sizes:
         others,
         layers=text.num_hidden_layers,
         working=working,
-        inputs=step * text.hidden_size * computed * text.num_hidden_layers,
+        input=text.hidden_size * computed * text.num_hidden_layers,
+        tokens=math.ceil(recipe.train.batch / plan.processes) * plan.sequence_length,
     )
 
 
@@ -208,11 +214,35 @@ def _check_gpu(gpu: Any, found: Sizes, kept: int, recipe: Recipe) -> None:
         )
 
 
-def _check_host(found: Sizes, away: int, machine: Machine, recipe: Recipe) -> None:
+def _with_walks(plan: Plan, found: Sizes, walking: int, room: int, recipe: Recipe) -> Plan:
+    """The plan whose walks are so short that the inputs of layers, of so many processes that walk, have room in host
+    memory."""
+    needed = found.input * recipe.train.batch * plan.sequence_length
+    if needed <= room:
+        return plan
+    tokens, needs = room // (found.input * walking), f"the layers' inputs of a step need {size(needed)} of host memory"
+    if recipe.adapter.kind == "full":
+        raise UserError(
+            f"train.batch: {needs}, and {size(room)} are free beside weights, gradients and moments; lower train.batch "
+            "or data.sequence_length"
+        )
+    is_fixed = isinstance(recipe.train.micro_batch, int)
+    if tokens < (plan.micro_batch_tokens if is_fixed else plan.sequence_length):
+        raise UserError(
+            f"{'train.micro_batch' if is_fixed else 'data.sequence_length'}: the layers' inputs of {tokens:,} tokens "
+            f"fit in host memory, where {size(room)} are free beside the weights; lower it"
+        )
+    reason = {"walk_tokens": f"{needs}, and {size(room)} are free beside the weights"}
+    passes = min(tokens, plan.micro_batch_tokens)
+    return replace(plan, walk_tokens=tokens, micro_batch_tokens=passes, reasons=plan.reasons | reason)
+
+
+def _room_in_host(found: Sizes, away: int, machine: Machine, recipe: Recipe) -> int:
+    """Bytes of host memory that are left beside what stays there. Raises UserError if it is too small for that."""
     whole, free = recipe.adapter.kind == "full", machine.free_memory_bytes
     needed = (found.layers if whole else away) * found.at_home + found.rest_at_home
     if needed <= free * USED_SHARE:
-        return
+        return int(free * USED_SHARE) - needed
     if whole:
         raise UserError(
             f"adapter.kind: full: the model does not fit on a GPU with its gradients and moments, and they need "

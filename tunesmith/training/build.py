@@ -145,7 +145,7 @@ def transform(model, recipe: Recipe, plan: Plan, facts: Facts, log: Callable, ho
         problems["compile"] = layer_transforms.compile_layers(model, cache_folder() / "inductor")
     walk = None
     if home:  # a walk recomputes all layers by itself
-        walk = Walk(model, home, partial(autocast, plan), plan.packing, _offload(model, plan))
+        walk = Walk(model, home, partial(autocast, plan), plan.packing, _offload(model, plan), plan.walk_tokens)
     elif plan.gradient_checkpointing != "off":
         layer_transforms.checkpoint_layers(model, plan.gradient_checkpointing, _offload(model, plan))
     for name, problem in problems.items():

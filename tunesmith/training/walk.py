@@ -1,4 +1,5 @@
-"""Trains through a model's decoder layers one at a time, each for all micro-batches of a step.
+"""Trains through a model's decoder layers one at a time, each for all micro-batches of a step. Where the layers' inputs
+of all do not fit in memory, a step is several walks.
 
 So a layer whose weights are not on the device is brought there twice a step, for the forward and for the backward pass,
 however many micro-batches there are. The model's own forward is not rewritten. A pass of it with layers that return
@@ -48,6 +49,19 @@ def backward(walk: "Walk | None", batches: list[Batch], loss: Loss, router_loss:
         (loss(batch) + router_loss(batch)).backward()
 
 
+def in_walks(batches: list[Batch], most_tokens: int | None) -> list[list[Batch]]:
+    """Divides batches into walks of at most so many tokens, padding included, and at least one batch."""
+    walks: list[list[Batch]] = []
+    tokens = 0
+    for batch in batches:
+        tokens += batch.input_ids_BT.numel()
+        if not walks or (most_tokens is not None and tokens > most_tokens):
+            walks.append([])
+            tokens = batch.input_ids_BT.numel()
+        walks[-1].append(batch)
+    return walks
+
+
 class Walk:
     """Replaces the forward of each decoder layer on the instance. Outside of `backward` the model works as before."""
 
@@ -58,10 +72,13 @@ class Walk:
         precision: Callable[[], AbstractContextManager],
         packed: bool,
         offload: Offload | None = None,
+        most_tokens: int | None = None,
     ):
         """`precision`: the context of forward passes. `offload`: where the inputs of layers wait for the backward pass,
-        if not on the device. Raises UserError for a model whose layers cannot be computed one at a time."""
+        if not on the device. `most_tokens`: of one walk; only for adapters. Raises UserError for a model whose layers
+        cannot be computed one at a time."""
         self.home, self._precision, self._offload = home, precision, offload
+        self._most_tokens = most_tokens
         self._random = _RandomState(home.device)
         self._decoder = base_of(model).get_decoder()
         self._layers = [_Layer(index, layer) for index, layer in enumerate(decoder_layers(model))]
@@ -73,11 +90,13 @@ class Walk:
 
     def backward(self, batches: list[Batch], loss: Loss, router_loss: RouterLoss, seed: Seed) -> None:
         """As the function above; a parameter's gradients are added in the same order."""
+        for walked_together in in_walks(batches, self._most_tokens):
+            self._walk(walked_together, loss, router_loss, seed)
+        if self.home.gradients:
+            self.home.gradients.finish()
+
+    def _walk(self, batches: list[Batch], loss: Loss, router_loss: RouterLoss, seed: Seed) -> None:
         gradients = self.home.gradients
-        if not batches:
-            if gradients:
-                gradients.finish()
-            return
         passes = [self._record(batch, seed) for batch in batches]
         for layer in self._layers:
             self._forward(layer, passes)
@@ -92,7 +111,6 @@ class Walk:
             one.backward_before_layers()
         if gradients:
             gradients.collect(REST)
-            gradients.finish()
 
     def _record(self, batch: Batch, seed: Seed) -> "_Pass":
         seed(batch)
