@@ -257,10 +257,11 @@ class Train(Section):
     network: Literal["gloo", "nccl"] = "gloo"
     """The way of gradients between the machines of a cluster: gloo over TCP, or NCCL where the network has it. One
     machine uses neither."""
-    kept_layers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    kept_layers: Annotated[int, Field(ge=0)] | Literal["auto", "all"] = "auto"
     """Decoder layers that each GPU keeps. The weights of the others stay in host memory, once for all GPUs, and are
     brought to a GPU twice a step; they are recomputed in the backward pass. With adapter.kind: full, host memory also
-    holds gradients and moments, and each GPU updates a part of the weights. auto: as many as fit."""
+    holds gradients and moments, and each GPU updates a part of the weights. auto: as many as fit, by an estimate that
+    rather keeps too few. all: nothing of the model waits in host memory."""
     eval_every: Positive | None = None
     """Steps between evaluations. By default ten times in a run."""
     sample_every: Positive | None = None

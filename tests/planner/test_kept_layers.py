@@ -142,6 +142,8 @@ def test_a_machine_that_is_too_small_is_refused_with_numbers(tmp_path, config, g
 def test_the_recipe_says_how_many(tmp_path):
     assert plan(tmp_path, LLAMA_8B, [80], kept_layers=7).kept_layers == [7]
     assert plan(tmp_path, LLAMA_8B, [80], kept_layers=99).kept_layers is None
+    assert plan(tmp_path, LLAMA_8B, [80], host=192, kind="full", kept_layers=32).kept_layers == [32]
+    assert plan(tmp_path, LLAMA_8B, [80], host=192, kind="full", kept_layers="all").kept_layers is None
     with pytest.raises(UserError, match="train.kept_layers: model.quantize: int8 needs all layers"):
         plan(tmp_path, LLAMA_8B, [80], quantize="int8", kept_layers=7)
 

@@ -69,7 +69,7 @@ class Sizes:
 def with_kept_layers(plan: Plan, recipe: Recipe, config: Any, base: Path, machine: Machine) -> Plan:
     """The plan with the layers that each GPU keeps. Raises UserError where a GPU or the host is too small."""
     asked, layers = recipe.train.kept_layers, config.get_text_config().num_hidden_layers
-    if asked == "auto" and (plan.device == "cpu" or recipe.model.quantize == "int8"):
+    if asked == "all" or (asked == "auto" and (plan.device == "cpu" or recipe.model.quantize == "int8")):
         return plan
     whole, gpus = recipe.adapter.kind == "full", machine.gpus[: plan.processes]
     found = sizes(plan, recipe, config, base)
