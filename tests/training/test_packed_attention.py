@@ -97,7 +97,7 @@ def inputs(lengths, dtype=torch.float64, device="cpu", width=8):
 
 def attend(query, key, value, sinks, ends, window, cap):
     """(B, T, H, D) by what is tested."""
-    longest = int(ends.diff().max())
+    lengths = ends.diff().tolist()
     return documents(
         SimpleNamespace(num_key_value_groups=2),
         query,
@@ -109,7 +109,8 @@ def attend(query, key, value, sinks, ends, window, cap):
         sliding_window=window,
         softcap=cap,
         cu_seq_lens_q=ends,
-        max_length_q=longest,
+        max_length_q=max(lengths),
+        document_lengths=lengths,
     )[0]
 
 

@@ -27,7 +27,7 @@ def by_document(
     query_HTD,
     key_HTD,
     value_HTD,
-    ends,
+    lengths: tuple[int, ...],
     scaling: float,
     window: int | None = None,
     cap: float | None = None,
@@ -36,7 +36,7 @@ def by_document(
 ) -> torch.Tensor:
     """(H, T, D): document by document, those of equal length in one call. In the precision of its arguments, except
     for 16 bits without cap and sinks where torch's attention is as fast in float32, or has the dropout."""
-    groups = [(length, len(list(run))) for length, run in groupby(torch.diff(ends).tolist())]
+    groups = [(length, len(list(run))) for length, run in groupby(lengths)]
     # `split`, as its gradient is one copy, where that of each slice is as large as the whole.
     pieces = [x.split([length * count for length, count in groups], dim=1) for x in (query_HTD, key_HTD, value_HTD)]
     outputs = []
@@ -120,6 +120,11 @@ def _chunked(
         p_BLS = _probabilities(q_BLD[rows, queries], k_BLD[rows, keys], sinks, scaling, window, cap)
         out_BLD[rows, queries] = torch.bmm(p_BLS, v_BLD[rows, keys])
     return out_BLD
+
+
+@_chunked.register_fake
+def _(q_BLD, k_BLD, v_BLD, sinks_B, scaling, window, cap):
+    return q_BLD.new_empty(*q_BLD.shape[:2], v_BLD.shape[-1])
 
 
 def _keep(ctx, inputs, output):

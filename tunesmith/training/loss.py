@@ -191,10 +191,17 @@ def forward(model, batch: Batch, **options):
 
 
 def _boundaries(batch: Batch) -> dict:
-    """Document boundaries under the names that transformers' variable-length attention reads."""
+    """Document boundaries under the names that transformers' variable-length attention reads, and for ours their
+    lengths, so that it need not ask the device for them."""
     ends = torch.tensor((0, *batch.lengths), device=batch.input_ids_BT.device).cumsum(0).int()
     longest = max(batch.lengths)
-    return dict(cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=longest, max_length_k=longest)
+    return dict(
+        cu_seq_lens_q=ends,
+        cu_seq_lens_k=ends,
+        max_length_q=longest,
+        max_length_k=longest,
+        document_lengths=batch.lengths,
+    )
 
 
 def find_head(model, packed: bool) -> Head | None:

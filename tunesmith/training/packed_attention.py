@@ -39,12 +39,13 @@ def documents(
     s_aux=None,
     cu_seq_lens_q=None,
     max_length_q=None,
+    document_lengths=None,
     **others,
 ) -> tuple[torch.Tensor, None]:
-    """Returns (B, T, H, D) in the precision of autocast. Needs `cu_seq_lens_q`, the documents' boundaries; `s_aux` are
-    sinks. Raises ValueError for a model whose attention has more to it."""
+    """Returns (B, T, H, D) in the precision of autocast. Needs `cu_seq_lens_q`, the documents' boundaries, and
+    `document_lengths`; `s_aux` are sinks. Raises ValueError for a model whose attention has more to it."""
     unknown = [name for name in UNKNOWN if others.get(name) is not None]
-    if unknown or cu_seq_lens_q is None or key_BHTD.shape[2] != query_BHTD.shape[2]:
+    if unknown or document_lengths is None or key_BHTD.shape[2] != query_BHTD.shape[2]:
         raise ValueError(f"attention over documents does not do {unknown or 'without boundaries of all keys'}")
     device = query_BHTD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query_BHTD.dtype
@@ -58,7 +59,7 @@ def documents(
                 query[0],
                 repeat_kv(key, groups)[0],
                 repeat_kv(value, groups)[0],
-                cu_seq_lens_q,
+                document_lengths,
                 scaling,
                 sliding_window,
                 softcap,
