@@ -95,11 +95,9 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int, on
 
     quieten()
     config = config_of(folder)
-    opener = opener_of(config)
     if model.initialize == "random":
         torch.manual_seed(seed)
-        vars(config).pop("quantization_config", None)  # of the weights that are not read
-        return opener.from_config(config, dtype=dtype, attn_implementation=attention)
+        return with_random_weights(config, dtype, attention)
     whole = dequantising(config)
     options = dict(whole)
     if model.quantize != "none":
@@ -109,7 +107,7 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int, on
         if on_host:
             options["device_map"] = {"": "cpu"}
     try:
-        loaded, info = opener.from_pretrained(
+        loaded, info = opener_of(config).from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=attention,
@@ -134,15 +132,21 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int, on
     return loaded
 
 
+def with_random_weights(config, dtype=None, attention: str | None = None):
+    """The model that a config describes. `dtype` and `attention` as of `load`; None: full precision."""
+    quieten()
+    config = copy.deepcopy(config)
+    vars(config).pop("quantization_config", None)  # of weights that are not read
+    options = {} if dtype is None else {"dtype": dtype, "attn_implementation": attention}
+    return opener_of(config).from_config(config, **options)
+
+
 def empty(config):
     """The model without storage, in full precision."""
     import torch
 
-    quieten()
-    config = copy.deepcopy(config)
-    vars(config).pop("quantization_config", None)
     with torch.device("meta"):
-        return opener_of(config).from_config(config)
+        return with_random_weights(config)
 
 
 def opener_of(config):

@@ -246,10 +246,30 @@ def find_head(model, packed: bool) -> Head | None:
     )
 
 
+def head_by_form(model) -> Head | None:
+    """The head that `find_head` is likely to find, by the model's configuration and without running it."""
+    base = base_of(model)
+    decoder, layer, config = base.get_decoder(), base.get_output_embeddings(), base.config.get_text_config()
+    if layer is None or decoder is base:
+        return None
+    cap = getattr(config, "final_logit_softcapping", None)
+    factor = getattr(config, "logit_scale", None) or getattr(config, "logits_scaling", None)
+    after = _capped(cap) if cap else _scaled(factor) if factor and factor != 1 else _unchanged
+    return Head(decoder, layer, after, layer.weight.shape[0])
+
+
+def _capped(cap: float) -> Callable:
+    return lambda logits: torch.tanh(logits / cap) * cap
+
+
+def _scaled(factor: float) -> Callable:
+    return lambda logits: logits * factor
+
+
 def _changes(before: torch.Tensor, after: torch.Tensor) -> list[Callable]:
     """Returns the known changes of logits: none, a soft cap (Gemma 2), a factor (Cohere, Granite)."""
     cap, factor = after.abs().max().item(), (after.flatten()[0] / before.flatten()[0]).item()
-    return [_unchanged, lambda logits: torch.tanh(logits / cap) * cap, lambda logits: logits * factor]
+    return [_unchanged, _capped(cap), _scaled(factor)]
 
 
 def _unchanged(logits: torch.Tensor) -> torch.Tensor:
