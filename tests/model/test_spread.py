@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from tests import simulated_gpu, tiny
+from tests import other, simulated_gpu, tiny
 from tests.conftest import slow_but, sums, write_rows
 from tests.inference.test_hybrids import HYBRIDS, hybrids  # noqa: F401  the fixture
 from tests.inference.test_scheduler import prompts
@@ -121,6 +121,16 @@ def test_a_spread_model_answers_as_on_the_cpu(family, two_gpus, name):
     if devices[2:-1] == []:  # else the CPU takes part
         assert found == two_gpus([1, 10**9], lambda: answered(TorchWeights.opened(whole)))
         assert devices_of(whole) == 3 * [{GPUS[1]}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*other.TEXT, *other.IMAGES])
+def test_other_models_answer_spread_as_on_the_cpu(tmp_path, two_gpus, name):
+    folder = (other.save_images if name in other.IMAGES else other.save_text)(name, tmp_path)
+    expected, model = answered(TorchWeights(opened(folder))), opened(folder)
+    found = two_gpus(room(model, 1, 1), lambda: answered(TorchWeights.opened(model)))
+    assert devices_of(model) == [{GPUS[0]}, {GPUS[1]}, {GPUS[0]}]
+    assert alike(found, expected)
 
 
 @pytest.mark.parametrize("name", slow_but(("lfm2",), HYBRIDS))
