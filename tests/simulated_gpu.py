@@ -1,9 +1,10 @@
-"""A simulated GPU, for machines that have none.
+"""Simulated GPUs, for machines that have none.
 
-Tensors that are moved to it are computed by the processor, but say that they are on `cuda:0`, and do not meet tensors
-that are not: an operation on both fails, as it would on a GPU. What a GPU alone has (streams, pinned memory, flash
-attention, counts of its memory) is played too. So what runs here shows that every tensor is where it must be and that
-the results are those of the processor; of kernels, time and memory it shows nothing.
+Tensors that are moved to one are computed by the CPU, but say that they are on `cuda:0`, or another number, and do not
+meet tensors that are not: an operation on both fails, as it would on a GPU. So does a direct copy from one GPU to
+another, which gives zeros on some boards. What a GPU alone has (streams, pinned memory, flash attention, counts of its
+memory) is played too. So what runs here shows that every tensor is where it must be and that the results are those of
+the CPU; of kernels, time and memory it shows nothing.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -11,19 +12,22 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+from bitsandbytes.nn import Params4bit
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext, _device_constructors
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tunesmith.machine import Gpu, Machine
+from tunesmith.model.quantize import Stack4bit
 from tunesmith.training import attention_kernels
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 BYTES = 2**33
 MACHINE = Machine("", "", 2, 2**34, 2**34, 2**40, True, gpus=[Gpu(0, "a GPU", BYTES, BYTES, (9, 0))])
+_PARAMS_4BIT_TO = Params4bit.to
 ANY_DEVICE = ("aten.copy_", "aten._to_copy")
 MAKERS = ("arange", "empty", "full", "linspace", "ones", "rand", "randint", "randn", "tensor", "zeros")
-INDICES_FROM_ANYWHERE = ("aten.index", "aten._index_put_impl_", "aten.index_put_", "aten.index_put")
+INDICES_FROM_CPU = ("aten.index", "aten._index_put_impl_", "aten.index_put_", "aten.index_put")
 
 
 class WrongDevice(AssertionError):
@@ -37,7 +41,7 @@ class OnGpu(torch.Tensor):
     device = GPU
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor, requires_grad: bool = False):
+    def __new__(cls, inner: torch.Tensor, requires_grad: bool = False, device: torch.device = GPU):
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
@@ -48,14 +52,14 @@ class OnGpu(torch.Tensor):
             device=CPU,
             requires_grad=requires_grad,
         )
-        made.inner = inner
+        made.inner, made.device = inner, device
         return made
 
     is_cuda, is_cpu = (property(lambda self, kind=kind: self.device.type == kind) for kind in ("cuda", "cpu"))
 
     @property
     def data(self) -> torch.Tensor:
-        return self.detach() if self.device == GPU else self.inner
+        return self.detach() if self.device.type == "cuda" else self.inner
 
     @data.setter
     def data(self, other: torch.Tensor) -> None:
@@ -72,7 +76,7 @@ class OnGpu(torch.Tensor):
         return self.inner.data_ptr()
 
     def get_device(self) -> int:
-        return GPU.index
+        return self.device.index
 
     def numpy(self, **_):
         raise WrongDevice("a tensor on the GPU has no array")
@@ -81,23 +85,25 @@ class OnGpu(torch.Tensor):
         pass
 
     def __repr__(self, **_) -> str:
-        return f"OnCard({self.inner!r})"
+        return f"OnGpu({self.inner!r}, {self.device})"
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if Stack4bit in types:
+            return NotImplemented  # it goes first, and comes back without such tensors
         return _compute(func, args, kwargs or {})
 
 
 def _compute(func, args: tuple, kwargs: dict):
-    """An operation, by the CPU. Its result is on the GPU if its arguments are, or if that is asked for."""
+    """An operation, by the CPU. Its result is on the GPU that its arguments are on, or that is asked for."""
     name = str(func).rpartition(".")[0]
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-    if name in INDICES_FROM_ANYWHERE:
-        tensors = [x for x in tensors if x is args[0]] if args[0].device == GPU else tensors
-    on_gpu = [x for x in tensors if x.device == GPU]
-    beside = [x for x in tensors if x.ndim and x.device != GPU]  # a number may come from anywhere
-    if on_gpu and beside and name not in ANY_DEVICE:
-        where = ", ".join(f"{tuple(x.shape)} on {x.device.type}" for x in tensors)
+    if name in INDICES_FROM_CPU:
+        tensors = [x for x in tensors if x.device.type == "cuda"] if args[0].device.type == "cuda" else tensors
+    on_gpu = [x for x in tensors if x.device.type == "cuda"]
+    beside = [x for x in tensors if x.ndim and x.device == CPU]  # a number may come from anywhere
+    if (on_gpu and beside and name not in ANY_DEVICE) or len({x.device for x in on_gpu}) > 1:
+        where = ", ".join(f"{tuple(x.shape)} on {_name(x.device)}" for x in tensors)
         raise WrongDevice(f"{func}: {where}")
     found = PLAYED.get(name, func)(*tree_map(_inner, args), **tree_map(_inner, kwargs))
     if name == "aten.copy_":
@@ -105,8 +111,21 @@ def _compute(func, args: tuple, kwargs: dict):
     asked = kwargs.get("device")  # beside a tensor on the GPU it is torch's C++ that asks, for the CPU it knows of
     if not on_gpu and (asked is None or torch.device(asked).type != "cuda"):
         return found
+    device = on_gpu[0].device if on_gpu else _indexed(asked)
     same = {id(x.inner): x for x in on_gpu}  # what was changed in place
-    return tree_map(lambda x: same[id(x)] if id(x) in same else OnGpu(x) if isinstance(x, torch.Tensor) else x, found)
+    return tree_map(
+        lambda x: same[id(x)] if id(x) in same else OnGpu(x, device=device) if isinstance(x, torch.Tensor) else x, found
+    )
+
+
+def _indexed(device) -> torch.device:
+    """`cuda` is the first GPU, which is always the current one here."""
+    device = torch.device(device)
+    return GPU if device.type == "cuda" and device.index is None else device
+
+
+def _name(device: torch.device) -> str:
+    return "cuda" if device == GPU else str(device)
 
 
 def _inner(x):
@@ -119,12 +138,24 @@ def _to(tensor: torch.Tensor, *args, copy: bool = False, **kwargs) -> torch.Tens
     like = next((x for x in given if isinstance(x, torch.Tensor)), tensor)
     device = next((torch.device(x) for x in given if isinstance(x, (str, torch.device))), like.device)
     dtype = next((x for x in given if isinstance(x, torch.dtype)), like.dtype)
-    device = GPU if device.type == "cuda" else device
-    if GPU not in (device, tensor.device):
+    device = _indexed(device)
+    if "cuda" not in (device.type, tensor.device.type):
         return torch._C.TensorBase.to(tensor, *args, copy=copy, **kwargs)
     if (device, dtype) == (tensor.device, tensor.dtype) and not copy:
         return tensor
+    if isinstance(tensor, Stack4bit):
+        return torch.ops.aten._to_copy(tensor, device=device)
     return (_Moved.apply if tensor.requires_grad else _copied)(tensor, device, dtype)
+
+
+def _params_4bit_to(parameter: Params4bit, device=None, **kwargs) -> torch.nn.Parameter:
+    """`Params4bit.to`, which would make a tensor of its own class on the CPU."""
+    if torch.device(device or CPU).type != "cuda" or not parameter.bnb_quantized:
+        return _PARAMS_4BIT_TO(parameter, device, **kwargs)
+    parameter.quant_state.to(device)
+    made = torch.nn.Parameter(torch.Tensor.to(parameter.data, device), requires_grad=False)
+    vars(made).update(vars(parameter))
+    return made
 
 
 class _Moved(torch.autograd.Function):
@@ -139,8 +170,10 @@ class _Moved(torch.autograd.Function):
 
 
 def _copied(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    if tensor.device.type == device.type == "cuda" and tensor.device != device:
+        raise WrongDevice(f"a direct copy of {tuple(tensor.shape)} from {tensor.device} to {device}")
     inner = torch.ops.aten._to_copy(_inner(tensor), dtype=dtype)
-    return OnGpu(inner) if device == GPU else inner
+    return OnGpu(inner, device=device) if device.type == "cuda" else inner
 
 
 def _probabilities(query_THD, key_THD, ends, scale: float, window_size) -> torch.Tensor:
@@ -196,6 +229,10 @@ def _one_hot(index: torch.Tensor, count: int) -> torch.Tensor:
     return torch.zeros(*index.shape, count, dtype=torch.int64, device=index.device).scatter_(-1, index[..., None], 1)
 
 
+def _no_grad(mode: bool = True):
+    return torch.no_grad() if mode else nullcontext()
+
+
 def _default_device() -> torch.device:
     """Of a `with device:` around."""
     return next(
@@ -207,9 +244,10 @@ def _anywhere(make):
     """A function that makes tensors, which also makes them on the GPU."""
 
     def made(*args, device=None, pin_memory: bool = False, requires_grad: bool = False, **kwargs) -> torch.Tensor:
-        if torch.device(device or _default_device()).type != "cuda":
+        place = torch.device(device or _default_device())
+        if place.type != "cuda":
             return make(*args, device=device, requires_grad=requires_grad, **kwargs)
-        found = make(*args, device=CPU, **kwargs).to(GPU)
+        found = make(*args, device=CPU, **kwargs).to(place)
         return found.requires_grad_() if requires_grad else found
 
     return made
@@ -239,15 +277,15 @@ class _Stream:
 
 
 @contextmanager
-def played():
-    """Within it there is a GPU, to torch and what is built on it."""
+def played(gpus: int = 1):
+    """Within it there are GPUs, to torch and what is built on it."""
     _device_constructors()  # which torch remembers, must be its own
     autocast, enabled, of_autocast = torch.autocast.__init__, torch.is_autocast_enabled, torch.get_autocast_dtype
     cuda = dict(
         _lazy_init=lambda: None,
         is_available=lambda: True,
         is_initialized=lambda: True,
-        device_count=lambda: 1,
+        device_count=lambda: gpus,
         current_device=lambda: GPU,
         set_device=lambda _: None,
         device=lambda *_: nullcontext(),
@@ -281,7 +319,7 @@ def played():
         patch.object(torch.autocast, "__init__", as_cpu),
         patch.object(torch, "is_autocast_enabled", lambda *_: enabled("cpu")),
         patch.object(torch, "get_autocast_dtype", lambda *_: of_autocast("cpu")),
-        patch.object(torch, "inference_mode", torch.no_grad),  # torch knows no views of our kind in it
+        patch.object(torch, "inference_mode", _no_grad),  # torch knows no views of our kind in it
         patch.multiple(
             torch.Tensor,
             to=_to,
@@ -291,6 +329,7 @@ def played():
             is_pinned=lambda x, *_: True,
             create=True,
         ),
+        patch.object(Params4bit, "to", _params_4bit_to),
         patch.multiple(torch, **{name: _anywhere(getattr(torch, name)) for name in MAKERS}),
         patch.object(attention_kernels, "_flex_attention", lambda _: _flex),
         patch.object(torch.nn.functional, "one_hot", _one_hot),  # torch's asks for the device from C++

@@ -15,8 +15,8 @@ from tunesmith import train
 from tunesmith.export.export import export
 from tunesmith.model.adapt import adapt
 from tunesmith.model.load import load
+from tunesmith.model.text import decoder_layers
 from tunesmith.recipe import Adapter, Model
-from tunesmith.training.layer_transforms import decoder_layers
 
 IDS = torch.arange(5, 29)[None]
 MOE_FAMILIES = ["Glm4Moe", "DeepseekV3", "Qwen2Moe", "Ernie4_5_Moe", "Llama4Text"]

@@ -38,6 +38,8 @@ def talk(run: Run, base: bool, system: str | None, max_new_tokens: int, temperat
     console = Console(highlight=False)
     with closing(Models(run)) as models:
         session = Session(console, models, base, Options(temperature=temperature, seed=seed), max_new_tokens)
+        for line in models.engine(session.model).description:
+            console.print(f"engine  {line}", style="dim", markup=False)
         console.print(f"{run.name}. {COMMANDS}.", style="dim", markup=False)
         session.begin(system)
         typed = MessageInput(console)

@@ -14,7 +14,8 @@ from tunesmith.evaluate import generate, heldout
 from tunesmith.finetune.prepared import Prepared, token_cache
 from tunesmith.finetune.result import base_model, require_result, trained_model
 from tunesmith.methods import Method
-from tunesmith.model.load import on_best, quieten
+from tunesmith.model.load import quieten
+from tunesmith.model.spread import on_best
 from tunesmith.run import Run
 from tunesmith.training.loss import autocast, find_head
 

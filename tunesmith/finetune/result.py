@@ -13,6 +13,7 @@ from tunesmith.finetune.prepared import Prepared
 from tunesmith.model.adapt import grow
 from tunesmith.model.folder import copy_others, write_config, write_generation_config
 from tunesmith.model.load import config_of, load
+from tunesmith.model.spread import needs_host
 from tunesmith.model.text import base_of
 from tunesmith.run import Run
 from tunesmith.training import packed_attention
@@ -42,7 +43,8 @@ def base_model(run: Run, quantize: str | None = None):
     recipe = run.recipe
     model = recipe.model.model_copy(update={"quantize": quantize or recipe.model.quantize})
     precision = run.plan.weights if recipe.adapter.kind == "lora" else run.plan.compute
-    base = load(model, run.base, getattr(torch, precision), None, recipe.seed)
+    dtype = getattr(torch, precision)
+    base = load(model, run.base, dtype, None, recipe.seed, needs_host(model, run.base, dtype))
     if recipe.model.new_tokens:
         grow(base, Prepared.open(run).tokenizer.vocab_size)
     return base.eval()

@@ -76,22 +76,29 @@ class _Pass:
     """The segments of a forward pass: those that attend `apart`, each with the place of its first token, and the single
     tokens that attend together."""
 
-    def __init__(self, segments: list[Segment], device: torch.device):
+    def __init__(self, segments: list[Segment]):
         self.apart: list[tuple[int, Segment]] = []
-        rows, start = [], 0
+        self._rows: list[tuple[Row, int, int]] = []
+        self._decodings: dict[torch.device, Decoding] = {}
+        start = 0
         for segment in segments:
             if isinstance(segment.kv, Row) and segment.count == 1:
-                rows.append((segment.kv, segment.at, start))
+                self._rows.append((segment.kv, segment.at, start))
             else:
                 self.apart.append((start, segment))
             start += segment.count
-        self.decoding = Decoding(rows, device) if rows else None
+
+    def decoding(self, device: torch.device) -> Decoding | None:
+        """The single tokens, for layers on a device."""
+        if self._rows and device not in self._decodings:
+            self._decodings[device] = Decoding(self._rows, device)
+        return self._decodings.get(device)
 
 
 @contextmanager
-def packed(segments: list[Segment], device: torch.device):
+def packed(segments: list[Segment]):
     """Within it a model that attends by NAME computes these segments, in this order."""
-    token = _PASS.set(_Pass(segments, device))
+    token = _PASS.set(_Pass(segments))
     try:
         yield
     finally:
@@ -123,8 +130,8 @@ def _packed_attention(
         new = slice(start, start + segment.count)
         key, value = segment.kv.append(layer, key_KTD[:, new], value_KTD[:, new], segment.at)
         out_THD[new] = attend(query_HTD[:, new], key, value, *options).transpose(0, 1)
-    if now.decoding:
-        out_THD[now.decoding.places_N] = now.decoding.attend(layer, query_HTD, key_KTD, value_KTD, *options)
+    if decoding := now.decoding(query_HTD.device):
+        out_THD[decoding.places_N] = decoding.attend(layer, query_HTD, key_KTD, value_KTD, *options)
     return out_THD[None], None
 
 

@@ -71,7 +71,7 @@ class States:
         """Keeps these sequences, in this order; one may be there several times."""
         if numbers == [*range(len(self._ids_BT))]:
             return
-        rows = torch.tensor(numbers, device=self._model.device)
+        rows = torch.tensor(numbers)  # on the CPU, as layers may be on several devices
         self._ids_BT, self._mask_BT = self._ids_BT[rows], self._mask_BT[rows]
         if self._cache is not None:
             self._cache.reorder_cache(rows)

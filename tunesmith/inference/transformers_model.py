@@ -14,8 +14,7 @@ from tunesmith.inference.kv_attention import KV, NAME, Segment, packed
 from tunesmith.inference.kv_slab import Row, Slab
 from tunesmith.inference.loaded_model import Part
 from tunesmith.inference.states import States, StatesRow
-from tunesmith.machine import memory
-from tunesmith.model.load import on_best
+from tunesmith.model import spread
 from tunesmith.model.memory import is_out_of_memory
 from tunesmith.model.text import base_of
 
@@ -77,8 +76,8 @@ class TorchWeights:
 
     @classmethod
     def opened(cls, model) -> "TorchWeights":
-        """On the best device that has room."""
-        return cls(on_best(model).eval())
+        """On the best device that has room, or spread over several."""
+        return cls(spread.on_best(model).eval())
 
     def add(self, folder: Path) -> str:
         """Loads one more adapter; returns its name."""
@@ -86,11 +85,14 @@ class TorchWeights:
 
         name = f"adapter{self._adapters}"  # PEFT takes no dots, which names of runs may have
         if not self._adapters:
-            self._adapted = PeftModel.from_pretrained(self.inner, folder, name, autocast_adapter_dtype=False)
-            self._adapted.to(self.device).eval()
+            self._adapted = PeftModel.from_pretrained(
+                self.inner, folder, name, torch_device="cpu", autocast_adapter_dtype=False
+            )
             self._active = name
         else:
-            self._adapted.load_adapter(folder, name, torch_device=str(self.device), autocast_adapter_dtype=False)
+            self._adapted.load_adapter(folder, name, torch_device="cpu", autocast_adapter_dtype=False)
+        spread.settle(self._adapted)
+        self._adapted.eval()
         self._adapters += 1
         return name
 
@@ -106,7 +108,7 @@ class TorchWeights:
         self._active = adapter
 
     def free_bytes(self) -> int:
-        return torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else memory()[1]
+        return spread.free_bytes(self.inner)
 
     def reserve(self, limit_bytes: int, context: int, sequences: int, step: int) -> tuple[int, str]:
         if not self._caches:
@@ -115,7 +117,7 @@ class TorchWeights:
                 "the whole prompt; `tunesmith serve --engine vllm` may serve it"
             )
         precision = str(self.inner.dtype).removeprefix("torch.")
-        computes = f"transformers in this process, {self.device.type}, {precision}"
+        computes = f"transformers in this process, {spread.describe(self.inner)}, {precision}"
         return limit_bytes // self.bytes_per_token, computes + ("" if self.divides else ", one sequence at a time")
 
     def new_kv(self) -> KV | StatesRow:
@@ -165,7 +167,7 @@ class TorchWeights:
     def _forward(self, ids: list[int], positions: list[int], segments: list[Segment], keep: list[int], **more):
         """The model's output, its logits at the places `keep`."""
         device = self.device
-        with packed(segments, device):
+        with packed(segments):
             return self.inner(
                 input_ids=torch.tensor([ids], device=device),
                 use_cache=False,

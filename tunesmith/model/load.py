@@ -104,8 +104,8 @@ def load(model: Model, folder: Path, dtype, attention: str | None, seed: int, on
         from tunesmith.model import quantize
 
         options["quantization_config"] = quantize.settings(model.quantize, dtype, empty(config))
-        if on_host:
-            options["device_map"] = {"": "cpu"}
+    if on_host and (model.quantize != "none" or stored_as(config) == BITSANDBYTES):
+        options["device_map"] = {"": "cpu"}
     try:
         loaded, info = opener_of(config).from_pretrained(
             folder,
@@ -209,17 +209,6 @@ def _some(names: set[str]) -> str:
     )
     more = len(ordered) - NAMES_SHOWN
     return ", ".join(ordered[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def on_best(model):
-    """The model on the GPU, if there is one with room for its weights and a quarter more; else where it is."""
-    import torch
-
-    if torch.cuda.is_available() and model.device.type == "cpu":
-        bytes_ = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-        if 1.25 * bytes_ < torch.cuda.mem_get_info()[0]:
-            return model.to("cuda")
-    return model
 
 
 def quieten() -> None:

@@ -33,6 +33,18 @@ def text_decoder(model) -> nn.Module:
     return decoder
 
 
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The text decoder's layers, in order. Raises UserError for a model without any."""
+    count = model.config.get_text_config().num_hidden_layers
+    for module in text_decoder(model).modules():  # from the outside in, so a layer's own lists come later
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return list(module)
+    raise UserError(
+        f"{type(base_of(model)).__name__} has no list of {count} layers; set train.gradient_checkpointing, "
+        "train.tiled_mlp and train.compile to off"
+    )
+
+
 def text_modules(model) -> Iterator[tuple[str, nn.Module]]:
     """Yields (name in the base model, module) for the text decoder and the output head."""
     base = base_of(model)

@@ -14,6 +14,7 @@ from tunesmith.inference.interface import Served
 from tunesmith.inference.llama_model import LlamaWeights, is_adapter
 from tunesmith.inference.transformers_model import TorchWeights
 from tunesmith.model.load import eos_ids, load, resolve
+from tunesmith.model.spread import needs_host
 from tunesmith.recipe import Model
 from tunesmith.run import Run
 
@@ -103,7 +104,8 @@ def _open_run(run: Run, bases: dict[tuple, Served], base_name: str, context: int
 
 
 def _open_folder(folder: Path, context: int | None) -> Served:
-    weights = TorchWeights.opened(load(Model(path=str(folder)), folder, "auto", None, 0))
+    model = Model(path=str(folder))
+    weights = TorchWeights.opened(load(model, folder, "auto", None, 0, needs_host(model, folder, "auto")))
     return replace(describe_folder(folder, weights.context, context), weights=weights)
 
 

@@ -15,8 +15,7 @@ import torch.nn.attention.varlen  # what defines its operation
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from tunesmith.errors import UserError
-from tunesmith.model.text import base_of, text_decoder
+from tunesmith.model.text import base_of, decoder_layers
 from tunesmith.training import attention_kernels
 from tunesmith.training.offload import Offload
 
@@ -38,18 +37,6 @@ EXPENSIVE = [  # what `selective` keeps: matrix products and attention, in every
     attention_kernels.CHUNKED,
 ]
 # Not aten._grouped_mm: gpt-oss adds to its result in place.
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The text decoder's layers, in order. Raises UserError for a model without any."""
-    count = model.config.get_text_config().num_hidden_layers
-    for module in text_decoder(model).modules():  # from the outside in, so a layer's own lists come later
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return list(module)
-    raise UserError(
-        f"{_name(model)} has no list of {count} layers; set train.gradient_checkpointing, "
-        "train.tiled_mlp and train.compile to off"
-    )
 
 
 def checkpoint_layers(model: nn.Module, how: str | float, offload: Offload | None = None) -> None:

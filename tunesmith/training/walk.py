@@ -19,10 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tunesmith.errors import UserError, first_line
 from tunesmith.model.memory import is_out_of_memory
-from tunesmith.model.text import base_of
+from tunesmith.model.text import base_of, decoder_layers
 from tunesmith.training.batch import Batch, collate
 from tunesmith.training.home import REST, Home
-from tunesmith.training.layer_transforms import decoder_layers
 from tunesmith.training.loss import forward
 from tunesmith.training.offload import Offload
 from tunesmith.training.progress_marks import mark_layer

@@ -13,8 +13,9 @@ from tunesmith.data.rows import RowProblem
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.evaluate.generate import answers
 from tunesmith.inference.generate import Answer, Progress, unheard
-from tunesmith.model.load import config_of, eos_ids, on_best, opener_of, quieten
+from tunesmith.model.load import config_of, eos_ids, opener_of, quieten
 from tunesmith.model.memory import release_memory
+from tunesmith.model.spread import on_best, on_cpu
 
 T = TypeVar("T")
 
@@ -120,12 +121,12 @@ class Transformers:
         release_memory()
 
     def _where_it_fits(self, compute: Callable[[], T]) -> T:
-        """On the GPU, or from now on beside it if it does not fit there."""
+        """On the GPUs, or from now on on the CPU if it does not fit there."""
         try:
             with torch.inference_mode():
                 return compute()
         except torch.OutOfMemoryError:
-            self.model = self.model.to("cpu")
+            self.model = on_cpu(self.model)
         release_memory()
         with torch.inference_mode():
             return compute()
