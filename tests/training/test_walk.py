@@ -17,9 +17,10 @@ from tests import simulated_gpu, tiny
 from tests.conftest import slow_but
 from tunesmith import train
 from tunesmith.errors import UserError
-from tunesmith.finetune import launch, prepare
+from tunesmith.finetune import launch
 from tunesmith.model.adapt import adapt
 from tunesmith.model.load import config_of, load
+from tunesmith.planner import predict
 from tunesmith.recipe import Adapter, Model, Train
 from tunesmith.training import distributed, packed_attention
 from tunesmith.training.batch import collate
@@ -251,7 +252,7 @@ def test_a_run_with_layers_in_host_memory_is_the_same_run(recipe, monkeypatch):
     settings = {"max_steps": 4, "micro_batch": 1}
     plain = train(recipe(name="plain", train=settings))
     streamed = train(recipe(name="streamed", train=settings | {"kept_layers": 0}))
-    monkeypatch.setattr(prepare, "with_kept_layers", lambda plan, *_: replace(plan, kept_layers=[2, 1]))
+    monkeypatch.setattr(predict, "with_kept_layers", lambda plan, *_: replace(plan, kept_layers=[2, 1]))
     two = train(recipe(name="two", train=settings | {"processes": 2}))
     expected, found, of_two = ([e["loss"] for e in run.events("step")] for run in (plain, streamed, two))
     assert found == expected and of_two == pytest.approx(expected, abs=1e-5)

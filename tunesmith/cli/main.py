@@ -29,6 +29,11 @@ COMMANDS = {
         "init": ("init:init", "Write a short commented recipe that is ready to run.", ()),
     },
     "Train": {
+        "plan": (
+            "plan:plan",
+            "Show what a recipe needs on this machine, and whether it fits. Nothing is loaded, downloaded or trained.",
+            ("estimate", "fit"),
+        ),
         "train": (
             "train:train",
             "Train from a recipe, or from flags alone. Every field of a recipe is a flag; flags win over the recipe.",

@@ -21,12 +21,12 @@ from tunesmith.inference.gguf_base import base_folder, unpacking_note
 from tunesmith.machine import probe
 from tunesmith.model.check import check_adapter, check_base
 from tunesmith.model.load import config_of, eos_ids
-from tunesmith.model.positions import limit_of, trained_positions
+from tunesmith.model.positions import trained_positions
 from tunesmith.model.tokenizer_files import save_tokenizer
 from tunesmith.planner import unusual
-from tunesmith.planner.decide import choose, within
+from tunesmith.planner.decide import choose
 from tunesmith.planner.fit import fitted
-from tunesmith.planner.kept_layers import with_kept_layers
+from tunesmith.planner.predict import decide
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
@@ -59,11 +59,8 @@ def prepare(run: Run, cluster: Cluster | None = None) -> None:
     if machine.gpus and not cluster:  # after the mistakes that are found at once, and before a GPU is used
         run.log("stage", doing="checking the GPUs")
         machine = replace(machine, gpus=usable_gpus(run, machine.gpus, plan.compute))
-        plan = choose(recipe, machine)
     positions = trained_positions(config)
-    if positions and plan.sequence_length > positions:
-        plan = within(plan, recipe, limit_of(config))
-    plan = with_kept_layers(plan, recipe, config, base, machine)
+    plan = decide(recipe, machine, config, base)
     if cluster:
         cluster.check_plan(plan)
     for line in unusual.check(recipe, plan, config):

@@ -47,6 +47,27 @@ def resolve(model: Model) -> Path:
     return folder
 
 
+def local_folder(model: Model) -> Path:
+    """The folder with the base model's config.json, which need not have weights. Nothing is downloaded: a hub id must
+    be in the hub's cache. Raises UserError."""
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model.path: no config.json in {folder}")
+        return folder
+    if model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
+        raise UserError(f"model.path: no folder {model.path}, and it is not a hub id like org/name")
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    if isinstance(found, str):
+        return Path(found).parent
+    raise UserError(
+        f"model.path: {model.path} is not in the hub's cache, and planning downloads nothing; "
+        f"`hf download {model.path} config.json` fetches what it needs"
+    )
+
+
 def config_of(folder: Path):
     """The model's transformers config. Raises UserError for an architecture that needs its own code."""
     from transformers import AutoConfig

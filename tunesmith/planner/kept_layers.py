@@ -175,7 +175,7 @@ def _bytes(shapes: list[Shape], matrices: float, vectors: float) -> float:
 
 
 def _shapes(recipe: Recipe, config: Any, base: Path) -> dict[str, Shape]:
-    if recipe.model.initialize == "pretrained":
+    if recipe.model.initialize == "pretrained" and any(base.glob("*.safetensors")):
         return shapes(base)
     return {name: [*p.shape] for name, p in load.empty(config).named_parameters()}
 

@@ -2,16 +2,23 @@
 
 import weakref
 from collections import Counter
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+aten = torch.ops.aten
+
 
 class LiveBytes(TorchDispatchMode):
     """Within `with live:` every storage that an operation makes is counted from then on until it is freed, as one of
-    the current `part`. Views share their storage. Operations see the number 1 where they read a fake tensor's float."""
+    the current `part`. Views share their storage.
+
+    Where code reads a number from a fake tensor, it gets 1 for a float, such as a norm, and False for a bool. Neither
+    decides about memory in a training step.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,11 +30,10 @@ class LiveBytes(TorchDispatchMode):
         """Bytes at the peak, by part."""
         self._known: dict[int, tuple[str, int]] = {}  # part and bytes of a storage, by address
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            if args[0].dtype.is_floating_point:  # a norm or a learning rate, which decides about no memory
-                return 1.0
-        made = func(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        made = _fake(func, args) if isinstance(args[0] if args else None, FakeTensor) else None
+        if made is None:
+            made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
                 self.count(tensor)
@@ -58,3 +64,13 @@ class LiveBytes(TorchDispatchMode):
         self.parts[part] += nbytes
         if self.now > self.peak:
             self.peak, self.at_peak = self.now, dict(self.parts)
+
+
+def _fake(func: Any, args: tuple) -> Any:
+    """Returns the result of an operation on fake tensors for which torch has no fake form; None for all others."""
+    if func is aten._local_scalar_dense.default:
+        return {torch.bool: False}.get(args[0].dtype, 1.0 if args[0].dtype.is_floating_point else None)
+    if func is aten._grouped_mm.default and args[0].dtype != torch.bfloat16:  # as the kernels of a CPU take it
+        matrices = [torch.empty_strided(x.shape, x.stride(), dtype=torch.bfloat16) for x in args[:2]]
+        return func(*matrices, *args[2:]).to(args[0].dtype)
+    return None

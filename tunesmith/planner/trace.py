@@ -4,8 +4,15 @@ The model is built on torch's meta device, adapted and transformed by the functi
 parameters become fake tensors. Then two steps run, the second of which has the optimizer's states, while every storage
 that is alive is counted. Memory that no dispatcher sees is not among it: temporaries inside of kernels, workspaces,
 fragments of an allocator.
+
+A model of many layers is traced at two small depths. The peak of each stage of a step, such as the backward pass of the
+last layer, grows by the same bytes with every layer. So each stage has a line through two depths, and the largest of
+them is the peak at all layers.
 """
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,88 +24,187 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tunesmith.methods import Method
 from tunesmith.model import load
 from tunesmith.model.adapt import adapt
-from tunesmith.model.text import base_of
+from tunesmith.model.text import decoder_layers
 from tunesmith.plan import Plan
 from tunesmith.planner.live_bytes import LiveBytes
 from tunesmith.recipe import Recipe
 from tunesmith.training import packed_attention
 from tunesmith.training.batch import Batch, collate
 from tunesmith.training.build import Facts, Trainable, transform
-from tunesmith.training.loss import Head, autocast, head_by_form, method_loss
+from tunesmith.training.loss import autocast, head_by_form, method_loss
+from tunesmith.training.planned_device import plan_for_gpu
 from tunesmith.training.walk import backward
 
 STEPS = 2  # the first has no moments yet
-PHASES = ("forward", "backward", "update")
+PARTS = ("weights", "batch", "activations", "gradients", "optimizer")
+Stage = tuple[str, int]  # of a step; the number of the layer, from 0 on or from -1 down, or 0
+
+PATTERNS = ("layer_types", "mlp_layer_types", "layers_block_type")  # lists with an entry for each layer
 
 
 @dataclass(frozen=True)
-class Peaks:
-    """Bytes of live storages: of what is there before a step, and the most in each phase of it."""
+class Peak:
+    """The most bytes alive in a stage of a step, by part."""
 
-    resident: int
-    forward: int
-    backward: int
-    update: int
+    stage: Stage
+    parts: dict[str, int]
 
     @property
-    def most(self) -> int:
-        return max(self.forward, self.backward, self.update)
+    def nbytes(self) -> int:
+        return sum(self.parts.values())
 
 
-def trace(recipe: Recipe, plan: Plan, config: Any, lengths: list[int], new_ids: tuple[int, ...] = ()) -> Peaks:
-    """The peaks of a step whose micro-batches all have sequences of these lengths. `config`: that of transformers.
-    `new_ids`: of the tokens that the recipe adds. Raises UserError for a setting that does not suit the model."""
+def step_peak(recipe: Recipe, plan: Plan, config: Any, lengths: list[int], **options: Any) -> Peak:
+    """The peak of a training step at all layers. For the arguments see `trace`."""
+    layers, period = config.get_text_config().num_hidden_layers, period_of(config)
+    few, many = 2 * period, 3 * period
+    is_even = isinstance(plan.gradient_checkpointing, str)  # else which layers recompute depends on their number
+    if layers <= many or not is_even:
+        return _largest(trace(recipe, plan, config, lengths, **options))
+    at_few, at_many = (trace(recipe, plan, shallow(config, n), lengths, **options) for n in (few, many))
+    ends = [stage for stage in at_few if -period <= stage[1] < period]
+    scale = (layers - few) / (many - few)
+    return _largest(
+        {
+            stage: {
+                part: round(at_few[stage][part] + (at_many[stage][part] - at_few[stage][part]) * scale)
+                for part in PARTS
+            }
+            for stage in ends
+        }
+    )
+
+
+def _largest(stages: dict[Stage, dict[str, int]]) -> Peak:
+    return max((Peak(stage, parts) for stage, parts in stages.items()), key=lambda peak: peak.nbytes)
+
+
+def trace(
+    recipe: Recipe,
+    plan: Plan,
+    config: Any,
+    lengths: list[int],
+    new_ids: tuple[int, ...] = (),
+    capability: tuple[int, int] | None = None,
+) -> dict[Stage, dict[str, int]]:
+    """Bytes by part at the peak of each stage of a step, whose micro-batches all have sequences of these lengths. Each
+    layer's stage is there twice, counted from the first layer on and from the last one down.
+
+    `config`: that of transformers. `new_ids`: of the tokens that the recipe adds. `capability`: of the GPU that is
+    planned, if one is. Raises UserError for a setting that does not suit the model.
+    """
     mode = FakeTensorMode()
+    dtype, attention = getattr(torch, plan.weights), packed_attention.choose(config, plan.packing)
     with torch.device("meta"):
-        model = load.with_random_weights(config, getattr(torch, plan.weights), packed_attention.choose(config, plan.packing))
+        model = load.with_random_weights(config, dtype, attention)
         rows = model.get_input_embeddings().num_embeddings
         model = adapt(model, recipe.adapter, [*new_ids], max((rows, *(number + 1 for number in new_ids))))
-    with mode:
+    plan = replace(plan, device="cpu")  # where the fake tensors are
+    with mode, plan_for_gpu(capability) if capability else nullcontext():
         without_storage(model)
         built = transform(model, recipe, plan, Facts(None, head_by_form(model)), _ignore)
-        batch = batch_of(lengths, plan.packing)
-        return step_peaks(built, Method(recipe.method), batch)
+        return stage_peaks(built, Method(recipe.method), batch_of(lengths, plan.packing))
 
 
-def step_peaks(built: Trainable, method: Method, batch: Batch) -> Peaks:
-    """The peaks of two steps, on real or fake tensors."""
-    live, peaks = LiveBytes(), dict.fromkeys(PHASES, 0)
-    model, optimizer = built.model, built.optimizer
+def stage_peaks(built: Trainable, method: Method, batch: Batch) -> dict[Stage, dict[str, int]]:
+    """Bytes by part at the peak of each stage of two steps, on real or fake tensors."""
+    live, model, optimizer = LiveBytes(), built.model, built.optimizer
     model.train()
     live.begin("weights")
     live.count(*model.parameters(), *model.buffers())
     live.begin("batch")
     live.count(*(value for value in vars(batch).values() if isinstance(value, torch.Tensor)))
-
-    def note(phase: str, following: str) -> None:
-        peaks[phase] = max(peaks[phase], live.peak)
-        live.begin(following)
+    stages = _Stages(live, len(decoder_layers(model)))
 
     def loss(batch: Batch) -> torch.Tensor:
         with autocast(built.plan):
             total, _ = method_loss(method, model, batch, built.head)
-        note("forward", "backward")
+        stages.begin(("backward of the loss", 0), "gradients")
         return total / batch.supervised_tokens
 
-    resident = 0
-    with live:
+    with live, stages.marked(decoder_layers(model)):
         for step in range(STEPS):
-            resident = live.now
-            live.begin("forward")
+            stages.begin(("before the layers", 0), "activations")
             backward(None, [batch], loss, lambda batch: built.routing.loss(batch, 1.0), lambda batch: None)
-            note("backward", "update")
+            stages.begin(("update", 0), "optimizer")
             optimizer.clip(1.0)
             optimizer.step((0, step))
-            note("update", "states")
             optimizer.zero_grad()
-    return Peaks(resident, **peaks)
+    stages.begin(("end", 0), "")
+    return stages.peaks
+
+
+class _Stages:
+    """Divides a step into stages, and keeps the largest peak of each."""
+
+    def __init__(self, live: LiveBytes, layers: int):
+        self._live, self._layers = live, layers
+        self._stage: Stage | None = None
+        self.peaks: dict[Stage, dict[str, int]] = {}
+
+    def begin(self, stage: Stage, part: str) -> None:
+        """Ends a stage, and begins another, whose new storages are of this part."""
+        if self._stage:
+            found = {name: self._live.at_peak.get(name, 0) for name in PARTS}
+            before = self.peaks.get(self._stage, found)
+            self.peaks[self._stage] = max(before, found, key=lambda parts: sum(parts.values()))
+            name, number = self._stage
+            if "layer" in name.split():
+                self.peaks[name, number - self._layers] = self.peaks[self._stage]
+        self._stage = stage
+        self._live.begin(part)
+
+    @contextmanager
+    def marked(self, layers: list[nn.Module]) -> Iterator[None]:
+        """Within it the layers begin stages: of their forward pass and, when the gradient by their input is there, of
+        the backward pass of the layer before. That of the last layer is one stage with that of the loss."""
+
+        def before_layer(number: int, args: tuple) -> None:
+            self.begin(("forward of layer", number), "activations")
+            following = ("backward of layer", number - 1) if number else ("backward before the layers", 0)
+            if args and isinstance(args[0], torch.Tensor) and args[0].requires_grad:
+                args[0].register_hook(lambda _: self.begin(following, "gradients"))
+
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, args, number=number: before_layer(number, args))
+            for number, layer in enumerate(layers)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def period_of(config: Any) -> int:
+    """After how many layers their kinds repeat."""
+    text = config.get_text_config()
+    patterns = [pattern for name in PATTERNS if (pattern := getattr(text, name, None))]
+    return next(
+        period
+        for period in range(1, text.num_hidden_layers + 1)
+        if all(pattern[n] == pattern[n - period] for pattern in patterns for n in range(period, len(pattern)))
+    )
+
+
+def shallow(config: Any, layers: int) -> Any:
+    """The config of the same model with fewer layers."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    for name in PATTERNS:
+        if pattern := getattr(text, name, None):
+            setattr(text, name, pattern[:layers])
+    text.num_hidden_layers = layers
+    return config
 
 
 def batch_of(lengths: list[int], packed: bool) -> Batch:
     """A batch of sequences of these lengths, all of whose tokens are learned. On fake tensors under a fake mode."""
     tokens = [(np.zeros(length, np.int64), np.ones(length, bool)) for length in lengths]
     batch = collate(tokens, np.arange(len(lengths)), packed)
-    tensors = {name: torch.empty_like(x) for name, x in vars(batch).items() if isinstance(x, torch.Tensor)}
+    tensors: dict[str, Any] = {
+        name: torch.empty_like(x) for name, x in vars(batch).items() if isinstance(x, torch.Tensor)
+    }
     return replace(batch, **tensors)
 
 
@@ -107,7 +213,8 @@ def without_storage(model: nn.Module) -> None:
     fake GPU would need a build of torch for it."""
     made: dict[torch.Tensor, torch.Tensor] = {}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        owned: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in owned:
             for name, tensor in tensors.items():
                 if tensor is None or tensor.device.type != "meta":
                     continue

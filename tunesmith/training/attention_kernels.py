@@ -13,6 +13,8 @@ from itertools import groupby
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from tunesmith.training.planned_device import capability_of
+
 # Measured on a CPU by bench/attention_trial.py.
 CHUNK_QUERIES = 256
 CHUNK_SCORES = 2**21  # a few MB: they stay in the cache
@@ -60,7 +62,7 @@ def by_document(
 
 def _has_fast_float16(x: torch.Tensor) -> bool:
     """Whether these numbers are in float16 on a GPU with tensor cores, for which torch's attention has kernels."""
-    return x.dtype == torch.float16 and x.is_cuda and torch.cuda.get_device_capability(x.device) >= (7, 0)
+    return x.dtype == torch.float16 and capability_of(x.device) >= (7, 0)
 
 
 def _by_scores(q_BLD, k_BLD, v_BLD, sinks_B, scaling, window, cap, dropout):

@@ -37,6 +37,12 @@ class Batch:
         lengths_B = torch.tensor(self.lengths, device=self.input_ids_BT.device)
         return torch.arange(self.input_ids_BT.shape[1], device=lengths_B.device) < lengths_B[:, None]
 
+    def real_n(self) -> torch.Tensor:
+        """The positions of these tokens, in B times T. On the host, which knows how many they are."""
+        width = self.input_ids_BT.shape[1]
+        starts = range(0, width * len(self.lengths), width)
+        return torch.cat([torch.arange(start, start + n) for start, n in zip(starts, self.lengths)])
+
     @property
     def supervised_tokens(self) -> int:
         return len(self.targets_N)

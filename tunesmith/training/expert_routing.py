@@ -83,4 +83,4 @@ class Routing:
 
 
 def _without_padding(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    return logits if batch.packed else logits[batch.real_BT().flatten()]
+    return logits if batch.packed else logits[batch.real_n().to(logits.device)]

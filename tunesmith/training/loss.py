@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from tunesmith.methods import Answers, Method
 from tunesmith.model.text import base_of
 from tunesmith.training.batch import Batch, collate
+from tunesmith.training.planned_device import kind_of
 
 # Logits of a chunk where the output layer is frozen, and where it trains: then, on a GPU, each chunk costs a pass over
 # the layer's gradient (not measured yet). On a CPU larger chunks are no faster.
@@ -143,7 +144,7 @@ def _with_gradients(head: Head, hidden_NE, targets_N, trained, by_losses_N=None)
 
 
 def _chunks(head: Head, hidden_NE: torch.Tensor, targets_N: torch.Tensor):
-    size = max(LEAST_ROWS, CHUNK_LOGITS[hidden_NE.device.type][bool(_trained(head))] // head.vocabulary)
+    size = max(LEAST_ROWS, CHUNK_LOGITS[kind_of(hidden_NE.device)][bool(_trained(head))] // head.vocabulary)
     for start in range(0, len(targets_N), size):
         rows = slice(start, start + size)
         yield rows, hidden_NE[rows], targets_N[rows]
@@ -151,7 +152,7 @@ def _chunks(head: Head, hidden_NE: torch.Tensor, targets_N: torch.Tensor):
 
 def _losses_and_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy and its derivative by the logits."""
-    if logits_CV.device.type != "cpu" or logits_CV.dtype == _wide(logits_CV.dtype):
+    if kind_of(logits_CV.device) != "cpu" or logits_CV.dtype == _wide(logits_CV.dtype):
         losses_C, by_logits_CV = _softmax_less_one(logits_CV, targets_C)
         return losses_C, by_logits_CV.to(logits_CV.dtype)
     size = max(1, CACHED_LOGITS // logits_CV.shape[1])

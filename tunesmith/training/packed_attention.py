@@ -19,6 +19,7 @@ from tunesmith.model.text import base_of
 from tunesmith.training.attention_kernels import by_document, flexible, variable_length
 from tunesmith.training.batch import collate
 from tunesmith.training.loss import forward
+from tunesmith.training.planned_device import capability_of
 
 NAME = "documents"
 FLASH_3 = "flash_attn_interface"  # the module of its package
@@ -51,7 +52,7 @@ def documents(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query_BHTD.dtype
     query, key, value = (x.to(dtype) for x in (query_BHTD, key_BHTD, value_BHTD))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    fused = device == "cuda" and dtype in (torch.bfloat16, torch.float16) and not dropout and _has_fused(query.device)
+    fused = dtype in (torch.bfloat16, torch.float16) and not dropout and _has_fused(query.device)
     with torch.autocast(device, enabled=False):
         if not fused:
             groups = getattr(module, "num_key_value_groups", 1)
@@ -77,8 +78,8 @@ AttentionInterface.register(NAME, documents)
 
 
 def _has_fused(device: torch.device) -> bool:
-    """Whether flash attention and Triton, which FlexAttention needs, support this GPU."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    """Whether it is a GPU that flash attention and Triton, which FlexAttention needs, support."""
+    return capability_of(device) >= (8, 0)
 
 
 def choose(config, packing: bool) -> str | None:

@@ -1,0 +1,120 @@
+"""The traced memory of a step is that of the real step: the bytes of live storages, stage by stage."""
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny
+from tests.conftest import slow_but
+from tunesmith.machine import Machine
+from tunesmith.methods import Method
+from tunesmith.model.adapt import adapt
+from tunesmith.model.load import config_of, load
+from tunesmith.planner import trace
+from tunesmith.planner.decide import choose
+from tunesmith.planner.live_bytes import LiveBytes
+from tunesmith.recipe import Recipe
+from tunesmith.training import packed_attention
+from tunesmith.training.batch import collate
+from tunesmith.training.build import inspect, transform
+
+MACHINE = Machine("", "", 2, 10**10, 10**10, 10**12, True)
+LENGTHS = [100, 70, 70]
+CASES = {
+    "LoRA": ("lora", {}),
+    "LoRA, recomputing": ("lora", {"gradient_checkpointing": "on"}),
+    "full": ("full", {}),
+    "bfloat16": ("full", {"weights": "bfloat16", "optimizer": "adafactor", "gradient_checkpointing": "on"}),
+    "Muon": ("full", {"optimizer": "muon", "gradient_checkpointing": "selective"}),
+}
+
+
+def asked(base: Path, kind: str, train: dict, **data):
+    recipe = Recipe.build(
+        {"model": {"path": str(base)}, "data": {"train": "d"} | data, "adapter": {"kind": kind}, "train": train}
+    )
+    return recipe, choose(recipe, MACHINE)
+
+
+def really(recipe, plan, base: Path) -> dict:
+    """The same count on a step with real numbers."""
+    attention = packed_attention.choose(config_of(base), plan.packing)
+    model = load(recipe.model, base, getattr(torch, plan.weights), attention, 0)
+    model = adapt(model, recipe.adapter, [], 0)
+    built = transform(model, recipe, plan, inspect(model, plan, _ignore), _ignore)
+    random = np.random.default_rng(0)
+    rows = [(random.integers(5, 200, n), np.ones(n, bool)) for n in LENGTHS]
+    return trace.stage_peaks(built, Method(recipe.method), collate(rows, np.arange(len(rows)), plan.packing))
+
+
+def _ignore(*_, **__) -> None:
+    pass
+
+
+QUICK = [("llama3", "LoRA", True), ("llama3", "bfloat16", True), ("gpt_oss", "LoRA", False), ("gpt_oss", "full", True)]
+
+
+@pytest.mark.parametrize(("name", "case", "packing"), slow_but(QUICK, [*product(tiny.FAMILIES, CASES, (True, False))]))
+def test_a_traced_step_takes_the_bytes_of_a_real_one(family, name, case, packing):
+    kind, train = CASES[case]
+    recipe, plan = asked(family(name), kind, train, packing=packing)
+    expected = really(recipe, plan, family(name))
+    found = trace.trace(recipe, plan, config_of(family(name)), LENGTHS)
+    assert found.keys() == expected.keys() and len(found) > 8
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "case"), slow_but([("llama3", "LoRA, recomputing")], [*product(tiny.FAMILIES, CASES)])
+)
+def test_two_depths_give_the_peak_at_all_layers(family, name, case):
+    kind, train = CASES[case]
+    recipe, plan = asked(family(name), kind, train)
+    config = config_of(family(name))
+    period = trace.period_of(config)
+    deep = trace.shallow(config, period) if period > 1 else config
+    for pattern in trace.PATTERNS:
+        if kinds := getattr(deep, pattern, None):
+            setattr(deep, pattern, [kinds[n % period] for n in range(5 * period)])
+    deep.num_hidden_layers = 5 * period
+    whole = trace.trace(recipe, plan, deep, LENGTHS)
+    assert trace.step_peak(recipe, plan, deep, LENGTHS).nbytes == max(sum(parts.values()) for parts in whole.values())
+
+
+def test_a_tensor_that_is_kept_is_counted():
+    """The count would not be equal if the real step leaked."""
+    live = LiveBytes()
+    live.begin("here")
+    with live:
+        kept = torch.ones(1000)
+        view = kept[::2]
+        torch.ones(500)
+        assert live.now == 4000 and live.peak == 6000 and live.at_peak == {"here": 6000}
+        del kept
+        assert live.now == 4000
+        del view
+    assert live.now == 0
+
+
+def test_a_leak_of_the_real_step_is_seen(family, monkeypatch):
+    recipe, plan = asked(family("llama3"), "lora", {})
+    leaked, forward = [], trace.method_loss
+
+    def leaking(*given):
+        leaked.append(torch.zeros(10_000))
+        return forward(*given)
+
+    traced = trace.trace(recipe, plan, config_of(family("llama3")), LENGTHS)
+    monkeypatch.setattr(trace, "method_loss", leaking)
+    assert really(recipe, plan, family("llama3")) != traced
+
+
+def test_a_planned_gpu_changes_chunks_not_the_tensors(family):
+    recipe, plan = asked(family("llama3"), "lora", {"gradient_checkpointing": "on"})
+    plan = replace(plan, device="cuda", compute="bfloat16")
+    found = trace.trace(recipe, plan, config_of(family("llama3")), LENGTHS, capability=(8, 9))
+    assert found[("forward of layer", 0)]["weights"] > 0

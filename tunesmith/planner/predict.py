@@ -1,0 +1,88 @@
+"""Predicts whether a recipe fits on a machine, before anything is loaded: the plan, and the peak of its memory."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.machine import Machine
+from tunesmith.model.positions import limit_of, trained_positions
+from tunesmith.plan import Plan
+from tunesmith.planner.decide import choose, within
+from tunesmith.planner.kept_layers import USED_SHARE, with_kept_layers
+from tunesmith.recipe import Recipe
+
+# Bytes of a process beside tensors: of CUDA and its libraries on a GPU, of Python and torch in host memory. Estimates.
+BESIDE_BYTES = {"cuda": 600 * 2**20, "cpu": 450 * 2**20}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A plan and the peak of a device's memory in a training step, by part."""
+
+    plan: Plan
+    parts: dict[str, int] | None
+    """Bytes at the peak; None if this kind of run is not traced."""
+    stage: str
+    """When the peak is, or why the step is not traced."""
+    beside_bytes: int
+    free_bytes: list[int]
+    """Of each process: on its GPU, or its part of the host's memory."""
+
+    @property
+    def needed_bytes(self) -> int | None:
+        return None if self.parts is None else sum(self.parts.values()) + self.beside_bytes
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the step fits in the memory of every process; None if it is not traced."""
+        return None if self.needed_bytes is None else self.needed_bytes <= USED_SHARE * min(self.free_bytes)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"needed_bytes": self.needed_bytes, "fits": self.fits}
+
+
+def decide(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Plan:
+    """The plan for a model, as its configuration and files describe it. Raises UserError where the recipe does not fit
+    the machine or the model."""
+    plan = choose(recipe, machine)
+    positions = trained_positions(config)
+    if positions and plan.sequence_length > positions:
+        plan = within(plan, recipe, limit_of(config))
+    return with_kept_layers(plan, recipe, config, base, machine)
+
+
+def predict(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
+    """Traces the step of the plan. Raises UserError as `decide` does."""
+    plan = decide(recipe, machine, config, base)
+    parts, stage = None, not_traced(recipe, plan)
+    if not stage:
+        from tunesmith.planner.trace import step_peak
+
+        capability = machine.gpus[0].capability if machine.gpus else None
+        peak = step_peak(recipe, plan, config, micro_batch(recipe, plan), capability=capability)
+        parts, stage = peak.parts, peak.stage[0]
+    gpus = machine.gpus[: plan.processes]
+    free = [gpu.free_bytes for gpu in gpus] or [machine.free_memory_bytes // plan.processes] * plan.processes
+    return Prediction(plan, parts, stage, BESIDE_BYTES[plan.device], free)
+
+
+def not_traced(recipe: Recipe, plan: Plan) -> str:
+    """Why the memory of this kind of run is not predicted yet; empty if it is."""
+    if plan.kept_layers is not None:
+        return "layers stay in host memory; how many is an estimate by their sizes"
+    if recipe.model.quantize != "none":
+        return f"model.quantize: {recipe.model.quantize} is not traced yet"
+    if recipe.train.optimizer.endswith("8bit"):
+        return f"train.optimizer: {recipe.train.optimizer} is not traced yet"
+    if recipe.model.new_tokens:
+        return "model.new_tokens is not traced yet"
+    if recipe.data.sequence_length == "max" or recipe.train.micro_batch == "auto":
+        return "training measures what fits: data.sequence_length or train.micro_batch is left to it"
+    return ""
+
+
+def micro_batch(recipe: Recipe, plan: Plan) -> list[int]:
+    """The lengths of the sequences of the largest micro-batch."""
+    rows = min(plan.micro_batch_tokens // plan.sequence_length, math.ceil(recipe.train.batch / plan.processes))
+    return [plan.sequence_length] * max(1, rows)
