@@ -13,6 +13,16 @@ from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
 from tunesmith.units import percent, size
 
+WHEN = {
+    "before the layers": "in the embedding",
+    "forward of layer": "in the forward pass of a layer",
+    "loss": "in the output layer and the loss",
+    "backward of the loss": "in the backward pass of the loss or the last layer",
+    "backward of layer": "in the backward pass of a layer",
+    "backward before the layers": "in the backward pass of the embedding",
+    "update": "in the optimizer step",
+}
+
 
 def plan(
     recipe: Path | None = None,
@@ -58,9 +68,9 @@ def report(found, gpus: list[str]) -> list[str]:
         lines.append(f"layers  {' and '.join(map(str, plan.kept_layers))} kept on the GPU")
     if needed is None:
         return [*lines, f"memory  not predicted: {found.stage}"]
-    lines.append(f"memory  {size(needed)} at the most, in the {found.stage}{' pass' * found.stage.endswith('ward')}")
-    parts = found.parts | {"beside tensors (an estimate)": found.beside_bytes}
-    lines += [f"        {size(nbytes):>9}  {percent(nbytes / needed):>5}  {name}" for name, nbytes in parts.items()]
+    lines.append(f"memory  {size(needed)} at the most, {WHEN[found.stage]}")
+    parts = found.parts | {"beside tensors, an estimate": found.beside_bytes}
+    lines += [f"        {size(nbytes):>9}  {percent(nbytes / needed):>5}  {name}" for name, nbytes in parts.items() if nbytes]
     verdict = "fits" if found.fits else "does not fit"
     lines.append(f"        {verdict}: {size(min(found.free_bytes))} are free, of which a tenth is left alone")
     return lines

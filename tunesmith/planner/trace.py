@@ -165,10 +165,14 @@ class _Stages:
             if args and isinstance(args[0], torch.Tensor) and args[0].requires_grad:
                 args[0].register_hook(lambda _: self.begin(following, "gradients"))
 
+        def after_layers(*_: Any) -> None:
+            self.begin(("loss", 0), "activations")
+
         hooks = [
             layer.register_forward_pre_hook(lambda _, args, number=number: before_layer(number, args))
             for number, layer in enumerate(layers)
         ]
+        hooks.append(layers[-1].register_forward_hook(after_layers))
         try:
             yield
         finally:
