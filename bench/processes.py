@@ -1,6 +1,6 @@
-"""Compares one and two processes on a CPU, one thread each: tokens/s, and the seconds of a step in exchange of gradients.
+"""Compares one and two processes on a CPU, one thread each: tokens/s, and how long they exchange gradients.
 
-    python bench/processes.py [--model FOLDER] [--repeats 3] [--steps 6] [--batch 8]
+    python bench/processes.py [--model FOLDER] [--repeats 3] [--steps 3] [--batch 8]
 
 Every method trains an adapter and the whole model, in float32, on Python's own documentation. By default the model is a
 Llama of 30M random parameters. The first steps of a run are left out. A second process is a second core, so a ratio of
@@ -27,7 +27,8 @@ from tunesmith import Recipe, train
 from tunesmith.data.rows import Chat, Row, Text
 from tunesmith.recipe import METHODS
 
-SHAPE, SEQUENCE_LENGTH, WARM_UP = "30M", 512, 2
+SHAPE, SEQUENCE_LENGTH, WARM_UP = "30M", 512, 1
+CHARACTERS = range(250, 700)  # of a row, about 60 to 200 tokens
 PROCESSES = (1, 2)
 
 
@@ -92,13 +93,13 @@ def measure(case: Case, options: Options, repeat: int) -> Speed:
 
 
 def make_rows(method: str, options: Options) -> str | None:
-    """Writes as many rows as the steps need, of those that are long. Returns why it cannot."""
+    """Writes as many rows as the steps need. Returns why it cannot."""
     kind = next((kind for kind in ROWS if kind in METHODS[method].reads), None)
     if kind is None:
         names = ", ".join(kind.__name__ for kind in METHODS[method].reads)
         return f"this script makes no rows for it ({names})"
-    long_enough = (row for row in ROWS[kind]() if 400 < len(str(row)) < 1600)
-    rows = list(islice(long_enough, (WARM_UP + options.steps) * options.batch))
+    of_length = (row for row in ROWS[kind]() if len(str(row)) in CHARACTERS)
+    rows = list(islice(of_length, (WARM_UP + options.steps) * options.batch))
     write_rows(options.folder / f"{method}.jsonl", rows)
     return None
 
@@ -126,7 +127,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--model", type=Path)
     asked.add_argument("--repeats", type=int, default=3)
-    asked.add_argument("--steps", type=int, default=6)
+    asked.add_argument("--steps", type=int, default=3)
     asked.add_argument("--batch", type=int, default=8)
     given = asked.parse_args()
     began = time.monotonic()
