@@ -409,6 +409,11 @@ def differences(found: Learned, expected: Learned) -> dict[str, float]:
     }
 
 
+# The norm of one step is 1.4e-5 off in one process with the same passes as well: attention of packed rows rounds
+# otherwise than the eager one, and this model enlarges it.
+UNSTEADY, UNSTEADY_BOUND = [case for case in GRID_OF_TWO if "gpt_oss, full" in str(case) and case.switch], 2e-5
+
+
 @pytest.mark.parametrize("case", GRID_OF_TWO, ids=str)
 def test_two_processes_learn_what_a_plain_one_does(of_two, reference, case):
     """Losses, norms and gradients. AdamW divides a gradient by its own size, so that a weight whose gradient is little
@@ -419,17 +424,16 @@ def test_two_processes_learn_what_a_plain_one_does(of_two, reference, case):
         shares = case.shares if case.switch in BY_PASS else ""
         expected = reference(plain, replace(case, kept="", shares=shares))
     found = differences(of_two(case), expected)
-    print("GRID", case, found)
     assert expected.losses[0] - expected.losses[-1] > 0.1  # it learns
     assert found["weights"] < recipe_of(case, Path()).train.learning_rate / 10
-    assert {name: size for name, size in found.items() if size >= BOUND and name != "weights"} == {}
+    bounds = {"losses": BOUND, "gradients": BOUND, "norms": UNSTEADY_BOUND if case in UNSTEADY else BOUND}
+    assert {name: found[name] for name, bound in bounds.items() if found[name] >= bound} == {}
 
 
 @pytest.mark.parametrize("case", GRID_OF_ONE, ids=str)
 def test_one_process_with_streamed_layers_learns_the_same_to_the_bit(family, reference, case):
     expected = reference(same_passes, replace(case, kept=""), [1.0])
     found = differences(learn(case, family(case.family), KEPT_OF_ONE[case.kept], [1.0]), expected)
-    print("GRID", case, found)
     if is_rounded_otherwise(case, family(case.family)):
         assert found["losses"] < ROUNDED_BOUND and max(found["norms"], found["gradients"]) < BOUND
     else:
