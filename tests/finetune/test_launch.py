@@ -20,6 +20,13 @@ STOPPED = 130
 GPUS = [Gpu(number, "RTX 3090", 24, 24, (8, 6), f"GPU-{number}") for number in (1, 3)]
 
 
+@pytest.fixture(autouse=True)
+def preloaded(monkeypatch):
+    """Processes are forked from one that has imported this module, because importing torch takes seconds."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    monkeypatch.setattr(launch, "START_METHOD", "forkserver")
+
+
 def wait_for(is_so) -> None:
     end = time.monotonic() + PATIENCE_SECONDS
     while not is_so():
@@ -58,6 +65,7 @@ def hears_nothing(folder: Path) -> None:
 
 
 def launch_two(entry, folder: Path) -> None:
+    launch.START_METHOD = "fork"
     signals.SECOND_SIGNAL_AFTER_SECONDS = 0
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 2)
@@ -72,7 +80,7 @@ def launched(tmp_path):
     """Gives a launcher whose two processes are at work, and which has got a signal."""
 
     def start(entry, number=signal.SIGTERM):
-        launcher = multiprocessing.get_context("spawn").Process(target=launch_two, args=(entry, tmp_path))
+        launcher = multiprocessing.get_context("forkserver").Process(target=launch_two, args=(entry, tmp_path))
         launcher.start()
         wait_for(lambda: count(tmp_path, "process") == 2)
         os.kill(launcher.pid, number)
@@ -157,8 +165,7 @@ def second_loses_its_gpu(folder: Path) -> None:
     ],
     ids=["dies", "raises", "gpu"],
 )
-def test_all_end_when_one_does_and_it_is_the_one_that_is_named(tmp_path, monkeypatch, entry, kind, may_pass, message):
-    monkeypatch.setattr(launch, "START_METHOD", "forkserver")
+def test_all_end_when_one_does_and_it_is_the_one_that_is_named(tmp_path, entry, kind, may_pass, message):
     with pytest.raises(launch.Failed) as raised:
         launch.launch(entry, 2, tmp_path)
     failure = raised.value.failure

@@ -262,3 +262,15 @@ def test_a_run_with_layers_in_host_memory_is_the_same_run(recipe, monkeypatch):
     assert all(event["exchange_seconds"] >= 0 and "brought_bytes" in event for event in two.events("step"))
     assert sum(event["brought_bytes"] for event in two.events("step")) < first
     assert "brought_bytes" not in plain.events("step")[0]
+
+
+def test_routers_see_no_token_of_the_trial(recipe):
+    """Of a run, which tries the walk before its first step."""
+    asked = dict(base="qwen3_moe", data={"packing": False}, method={"name": "sft", "router_loss": 0.1})
+    settings = {"max_steps": 2, "micro_batch": 4}
+    plain = train(recipe(name="plain", train=settings, **asked))
+    streamed = train(recipe(name="streamed", train=settings | {"kept_layers": 0}, **asked))
+    expected, found = (
+        [(e["loss"], e["grad_norm"], e["expert_load"]) for e in run.events("step")] for run in (plain, streamed)
+    )
+    assert found == expected

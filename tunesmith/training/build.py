@@ -138,7 +138,6 @@ def transform(model, recipe: Recipe, plan: Plan, facts: Facts, log: Callable, ho
     if facts.not_packed:
         plan = replace(plan, packing=False)
         packed_attention.use_default(model)
-    routing = Routing(model, recipe.method.router_loss)
     if plan.tiled_mlp:
         problems["tiled_mlp"] = layer_transforms.tile_mlps(model)
     if plan.compile:
@@ -148,6 +147,7 @@ def transform(model, recipe: Recipe, plan: Plan, facts: Facts, log: Callable, ho
         walk = Walk(model, home, partial(autocast, plan), plan.packing, _offload(model, plan), plan.walk_tokens)
     elif plan.gradient_checkpointing != "off":
         layer_transforms.checkpoint_layers(model, plan.gradient_checkpointing, _offload(model, plan))
+    routing = Routing(model, recipe.method.router_loss)  # after the walk's trial, whose tokens no loss may count
     for name, problem in problems.items():
         if problem and getattr(settings, name) == "on":
             raise UserError(f"train.{name}: {problem}; set train.{name}: off")
