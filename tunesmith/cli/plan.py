@@ -70,7 +70,11 @@ def report(found, gpus: list[str]) -> list[str]:
         return [*lines, f"memory  not predicted: {found.stage}"]
     lines.append(f"memory  {size(needed)} at the most, {WHEN[found.stage]}")
     parts = found.parts | {"beside tensors, an estimate": found.beside_bytes}
-    lines += [f"        {size(nbytes):>9}  {percent(nbytes / needed):>5}  {name}" for name, nbytes in parts.items() if nbytes]
+    lines += [
+        f"        {size(nbytes):>9}  {percent(nbytes / needed):>5}  {name}" for name, nbytes in parts.items() if nbytes
+    ]
     verdict = "fits" if found.fits else "does not fit"
     lines.append(f"        {verdict}: {size(min(found.free_bytes))} are free, of which a tenth is left alone")
+    if found.remedy:
+        lines.append(f"        would fit with {found.remedy}")
     return lines

@@ -1,7 +1,8 @@
 """Predicts whether a recipe fits on a machine, before anything is loaded: the plan, and the peak of its memory."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tunesmith.plan import Plan
 from tunesmith.planner.decide import choose, within
 from tunesmith.planner.kept_layers import USED_SHARE, with_kept_layers
 from tunesmith.recipe import Recipe
+from tunesmith.units import size
 
 # Bytes of a process beside tensors: of CUDA and its libraries on a GPU, of Python and torch in host memory. Estimates.
 BESIDE_BYTES = {"cuda": 600 * 2**20, "cpu": 450 * 2**20}
@@ -28,6 +30,8 @@ class Prediction:
     beside_bytes: int
     free_bytes: list[int]
     """Of each process: on its GPU, or its part of the host's memory."""
+    remedy: str | None = None
+    """If the step does not fit: a change of the recipe with which it does, with the bytes it then needs."""
 
     @property
     def needed_bytes(self) -> int | None:
@@ -53,7 +57,23 @@ def decide(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Plan:
 
 
 def predict(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
-    """Traces the step of the plan. Raises UserError as `decide` does."""
+    """Traces the step of the plan and, if it does not fit, of what would. Raises UserError as `decide` does."""
+    found = _traced(recipe, machine, config, base)
+    if found.fits is not False:
+        return found
+    for change in _remedies(recipe, found.plan):
+        settings = recipe.model_dump(mode="json")
+        for key, value in change.items():
+            section, name = key.split(".")
+            settings[section][name] = value
+        other = _traced(Recipe.model_validate(settings), machine, config, base)
+        if other.fits:
+            text = ", ".join(f"{key}: {value}" for key, value in change.items())
+            return replace(found, remedy=f"{text} ({size(other.needed_bytes or 0)})")
+    return found
+
+
+def _traced(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
     plan = decide(recipe, machine, config, base)
     parts, stage = None, not_traced(recipe, plan)
     if not stage:
@@ -65,6 +85,20 @@ def predict(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Predic
     gpus = machine.gpus[: plan.processes]
     free = [gpu.free_bytes for gpu in gpus] or [machine.free_memory_bytes // plan.processes] * plan.processes
     return Prediction(plan, parts, stage, BESIDE_BYTES[plan.device], free)
+
+
+def _remedies(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Changes of the recipe that need less memory, those that cost least first. The result of training stays the
+    same with the first two."""
+    less: dict[str, Any] = {}
+    if plan.gradient_checkpointing == "off":
+        less["train.gradient_checkpointing"] = "on"
+        yield less
+    if plan.micro_batch_tokens > plan.sequence_length:
+        less |= {"train.micro_batch": 1}
+        yield less
+    if recipe.adapter.kind == "full":
+        yield less | {"adapter.kind": "lora"}
 
 
 def not_traced(recipe: Recipe, plan: Plan) -> str:

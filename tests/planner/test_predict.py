@@ -1,0 +1,108 @@
+"""What a recipe needs is known without its weights, its data or a network."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from tunesmith.cli.main import main
+from tunesmith.errors import UserError
+from tunesmith.machine import Gpu, Machine
+from tunesmith.model.load import config_of, local_folder
+from tunesmith.planner import trace
+from tunesmith.planner.predict import predict
+from tunesmith.recipe import Model, Recipe
+
+GB = 10**9
+LLAMA_8B = LlamaConfig(
+    architectures=["LlamaForCausalLM"],
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=8192,
+)
+WEIGHTS = 8_030_261_248
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    """A folder with a config.json alone."""
+    LLAMA_8B.save_pretrained(tmp_path / "8b")
+    return tmp_path / "8b"
+
+
+def predicted(base: Path, gb: float, kind: str = "lora", **train):
+    gpu = Gpu(0, "GPU", int(gb * GB), int(gb * GB), (8, 9))
+    machine = Machine("", "", 16, 128 * GB, 128 * GB, 10**12, True, gpus=[gpu])
+    recipe = Recipe.build(
+        {
+            "model": {"path": str(base)},
+            "data": {"train": "d", "sequence_length": 2048},
+            "adapter": {"kind": kind},
+            "train": {"micro_batch": 1} | train,
+        }
+    )
+    return predict(recipe, machine, config_of(base), base)
+
+
+def test_8b_with_an_adapter_on_24_gb_needs_recomputation(base):
+    """Two bytes for each weight, and a little for the adapter; 2,048 tokens in 32 layers, or their inputs alone."""
+    found = predicted(base, 24)
+    assert found.fits is False and found.remedy.startswith("train.gradient_checkpointing: on (")
+    on = predicted(base, 24, gradient_checkpointing="on")
+    assert on.fits and on.remedy is None
+    assert 2 * WEIGHTS < on.parts["weights"] < 2 * WEIGHTS + GB / 2
+    inputs, chunk = 2048 * 4096 * 2 * 32, 4 * 2**26  # of all layers; logits of a chunk in float32
+    assert inputs + chunk < on.parts["activations"] < inputs + 5 * chunk < found.parts["activations"] / 5
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": "auto"}, {"optimizer": "adamw_8bit"}, {"kept_layers": 4}])
+def test_what_is_not_traced_is_named(base, change):
+    found = predicted(base, 48, **change)
+    assert found.fits is None and found.needed_bytes is None and found.stage
+
+
+def test_a_plan_needs_no_weights_and_no_network(base):
+    assert local_folder(Model(path=str(base))) == base
+    for path, said in (
+        ("org/none", "org/none is not in the hub's cache, and planning downloads nothing; `hf download"),
+        (str(base.parent), "no config.json in"),
+        (str(base / "none"), "no folder"),
+    ):
+        with pytest.raises(UserError, match=said):
+            local_folder(Model(path=path))
+
+
+def test_kinds_of_layers_repeat(base):
+    config = config_of(base)
+    assert trace.period_of(config) == 1 and trace.shallow(config, 5).num_hidden_layers == 5
+    config.layer_types = (["sliding_attention"] * 5 + ["full_attention"]) * 5 + ["sliding_attention"] * 2
+    assert trace.period_of(config) == 6
+    assert trace.shallow(config, 12).layer_types == config.layer_types[:12] and config.num_hidden_layers == 32
+
+
+def test_the_command_shows_it(family, tmp_path, capsys):
+    main_arguments = ["plan", "--model", str(family("llama3")), "--data", "none.jsonl"]
+    with pytest.raises(SystemExit) as ended:
+        main([*main_arguments, "--train.micro-batch", "1"])
+    assert not ended.value.code
+    shown = capsys.readouterr().out
+    assert "memory  " in shown and "fits: " in shown and max(map(len, shown.splitlines())) <= 80
+    with pytest.raises(SystemExit):
+        main([*main_arguments, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is True and sum(found["parts"].values()) < found["needed_bytes"]
+    with pytest.raises(SystemExit) as ended:
+        main(["plan"])
+    assert ended.value.code == 2 and "plan: no recipe" in capsys.readouterr().err
+
+
+def test_the_planner_starts_without_torch():
+    code = "import sys; import tunesmith.planner.predict; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
