@@ -1,6 +1,7 @@
 """What a recipe needs is known without its weights, its data or a network."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from tunesmith.errors import UserError
 from tunesmith.machine import Gpu, Machine
 from tunesmith.model.load import config_of, local_folder
 from tunesmith.planner import trace
+from tunesmith.planner.catalogue import machine_of
 from tunesmith.planner.predict import predict
 from tunesmith.recipe import Model, Recipe
 
@@ -101,6 +103,31 @@ def test_the_command_shows_it(family, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["plan"])
     assert ended.value.code == 2 and "plan: no recipe" in capsys.readouterr().err
+
+
+def test_other_machines(base, tmp_path, capsys):
+    """By the names of their GPUs, or by the output of `doctor --json` there. 8B in full on 24 GB stays in the host."""
+    model = ["plan", "--model", str(base), "--data", "none.jsonl", "--adapter.kind", "full"]
+    bfloat16 = ["--train.weights", "bfloat16", "--train.optimizer", "adafactor", "--train.batch", "8"]
+    gpus = ["--gpus", "4090", "--host-gb", "64"]
+    with pytest.raises(SystemExit) as ended:
+        main([*model, *bfloat16, *gpus])
+    shown = capsys.readouterr().out
+    assert not ended.value.code and "RTX 4090" in shown and "memory  not predicted: layers stay in host" in shown
+    file = tmp_path / "machine.json"
+    file.write_text(json.dumps({"machine": machine_of("4090", 64 * GB).as_dict()}))
+    with pytest.raises(SystemExit):
+        main([*model, *bfloat16, "--machine", str(file)])
+    assert capsys.readouterr().out == shown
+    for wrong, said in (
+        ([*gpus, "--machine", str(file)], "--machine describes a whole machine"),
+        (["--host-gb", "64"], "--host-gb goes with --gpus"),
+        (["--gpus", "4900"], "no GPU 4900; did you mean"),
+        (gpus, "and they need 1.* GB of host memory"),  # in float32 with AdamW
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*model, *wrong])
+        assert ended.value.code == 2 and re.search(said, capsys.readouterr().err)
 
 
 def test_the_planner_starts_without_torch():

@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 
 from tunesmith.cli.parameters import Json, print_json
 from tunesmith.cli.terminal import waiting
 from tunesmith.cli.train import RecipeFlags, chosen
 from tunesmith.errors import UserError
+from tunesmith.machine import Machine, probe
+from tunesmith.planner.catalogue import machine_of, read_machine
+from tunesmith.planner.predict import Prediction
 from tunesmith.recipe import Recipe
 from tunesmith.units import percent, size
 
@@ -28,12 +32,18 @@ def plan(
     recipe: Path | None = None,
     *,
     flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
+    gpus: str | None = None,
+    host_gb: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
+    machine: Path | None = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a recipe needs on this machine, and whether it fits. Nothing is loaded, downloaded or trained.
+    """Show what a recipe needs, and whether it fits. Nothing is loaded, downloaded or trained.
 
     Args:
         recipe: The recipe, a YAML file. Without one, the flags are the whole recipe.
+        gpus: Plan for these GPUs instead of this machine's, by their names: 4090, or 2x3090+4090.
+        host_gb: GB of host memory beside these GPUs. By default as much as this machine has.
+        machine: Plan for another machine, by the output of `tunesmith doctor --json` there.
         as_json: Print the prediction as JSON.
     """
     values = chosen(flags)
@@ -42,21 +52,32 @@ def plan(
     asked = Recipe.load(recipe, values) if recipe else Recipe.build(values, "plan")
     with waiting("planning"):
         from tunesmith.inference.gguf_base import base_folder
-        from tunesmith.machine import probe
         from tunesmith.model.load import config_of, local_folder
         from tunesmith.planner.predict import predict
 
-        machine = probe()
+        planned = _machine(gpus, host_gb, machine)
         folder = base_folder(asked.model) if asked.model.path.endswith(".gguf") else local_folder(asked.model)
-        found = predict(asked, machine, config_of(folder), folder)
+        found = predict(asked, planned, config_of(folder), folder)
     if as_json:
         return print_json(found.as_dict())
     console = Console(highlight=False)
-    for line in report(found, [gpu.name for gpu in machine.gpus]):
+    for line in report(found, [gpu.name for gpu in planned.gpus]):
         console.print(line, markup=False)
 
 
-def report(found, gpus: list[str]) -> list[str]:
+def _machine(gpus: str | None, host_gb: float | None, file: Path | None) -> Machine:
+    """The machine to plan for."""
+    if file and (gpus or host_gb):
+        raise UserError("plan: --machine describes a whole machine; leave --gpus and --host-gb out")
+    if host_gb and not gpus:
+        raise UserError("plan: --host-gb goes with --gpus")
+    if file:
+        return read_machine(file)
+    this = probe()
+    return machine_of(gpus, int(host_gb * 1e9) if host_gb else this.memory_bytes) if gpus else this
+
+
+def report(found: Prediction, gpus: list[str]) -> list[str]:
     """The lines that people read."""
     plan, needed = found.plan, found.needed_bytes
     where = [f"{name}, {size(free)} free" for name, free in zip(gpus, found.free_bytes)]

