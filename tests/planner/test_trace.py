@@ -27,15 +27,21 @@ LENGTHS = [100, 70, 70]
 CASES = {
     "LoRA": ("lora", {}),
     "LoRA, recomputing": ("lora", {"gradient_checkpointing": "on"}),
+    "nf4": ("lora", {"gradient_checkpointing": "on"}),
     "full": ("full", {}),
     "bfloat16": ("full", {"weights": "bfloat16", "optimizer": "adafactor", "gradient_checkpointing": "on"}),
     "Muon": ("full", {"optimizer": "muon", "gradient_checkpointing": "selective"}),
 }
 
 
-def asked(base: Path, kind: str, train: dict, **data):
+def asked(base: Path, kind: str, train: dict, quantize: str = "none", **data):
     recipe = Recipe.build(
-        {"model": {"path": str(base)}, "data": {"train": "d"} | data, "adapter": {"kind": kind}, "train": train}
+        {
+            "model": {"path": str(base), "quantize": quantize},
+            "data": {"train": "d"} | data,
+            "adapter": {"kind": kind},
+            "train": train,
+        }
     )
     return recipe, choose(recipe, MACHINE)
 
@@ -55,13 +61,19 @@ def _ignore(*_, **__) -> None:
     pass
 
 
-QUICK = [("llama3", "LoRA", True), ("llama3", "bfloat16", True), ("gpt_oss", "LoRA", False), ("gpt_oss", "full", True)]
+QUICK = [
+    ("llama3", "LoRA", True),
+    ("qwen3_moe", "nf4", True),
+    ("llama3", "bfloat16", True),
+    ("gpt_oss", "LoRA", False),
+    ("gpt_oss", "full", True),
+]
 
 
 @pytest.mark.parametrize(("name", "case", "packing"), slow_but(QUICK, [*product(tiny.FAMILIES, CASES, (True, False))]))
 def test_a_traced_step_takes_the_bytes_of_a_real_one(family, name, case, packing):
     kind, train = CASES[case]
-    recipe, plan = asked(family(name), kind, train, packing=packing)
+    recipe, plan = asked(family(name), kind, train, "nf4" if case == "nf4" else "none", packing=packing)
     expected = really(recipe, plan, family(name))
     found = trace.trace(recipe, plan, config_of(family(name)), LENGTHS)
     assert found.keys() == expected.keys() and len(found) > 8
@@ -73,7 +85,7 @@ def test_a_traced_step_takes_the_bytes_of_a_real_one(family, name, case, packing
 )
 def test_two_depths_give_the_peak_at_all_layers(family, name, case):
     kind, train = CASES[case]
-    recipe, plan = asked(family(name), kind, train)
+    recipe, plan = asked(family(name), kind, train, "nf4" if case == "nf4" else "none")
     config = config_of(family(name))
     period = trace.period_of(config)
     deep = trace.shallow(config, period) if period > 1 else config

@@ -6,6 +6,7 @@ Weights are quantised one at a time while they are read. The output head and the
 
 import copy
 import copyreg
+from collections.abc import Callable
 
 import bitsandbytes
 import torch
@@ -59,6 +60,59 @@ def _skipped_modules(empty) -> list[str] | None:
     head = empty.get_output_embeddings()
     text = {name for name, module in text_modules(empty) if module is not head}
     return [name for name, module in empty.named_modules() if isinstance(module, torch.nn.Linear) and name not in text]
+
+
+def quantize_nf4(model, dtype: torch.dtype) -> None:
+    """Quantises a model that was built in full precision, as loading it in NF4 would. For models on the meta device,
+    whose weights have shapes alone. `dtype`: the compute dtype."""
+    skipped = _skipped_modules(model)
+    head = model.get_output_embeddings()
+    for name, module in [*model.named_modules()]:
+        for parameter in [p for p, _ in module.named_parameters(recurse=False) if is_stack(module, p)]:
+            stack = Stack4bit.quantize(getattr(module, parameter).detach())
+            setattr(module, parameter, torch.nn.Parameter(stack, requires_grad=False))
+        if type(module) is torch.nn.Linear and (module is not head if skipped is None else name not in skipped):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, _linear_4bit(module, dtype))
+    model.is_loaded_in_4bit = True
+    settle(model)
+
+
+def _linear_4bit(linear: torch.nn.Linear, dtype: torch.dtype) -> torch.nn.Module:
+    packed, state = quantize_4bit(linear.weight.detach(), quant_type="nf4", compress_statistics=True)
+    small = bitsandbytes.nn.Linear4bit(
+        linear.in_features, linear.out_features, linear.bias is not None, dtype, quant_type="nf4", device="meta"
+    )
+    small.weight = Params4bit(packed, quant_state=state, quant_type="nf4", module=small, bnb_quantized=True)
+    small.bias, small.quant_state = linear.bias, state
+    return small
+
+
+def scales(parameter: torch.Tensor) -> list[torch.Tensor]:
+    """Returns the tensors that a quantised parameter has beside its packed numbers; none for any other."""
+    return [
+        tensor for state in _states(parameter) for tensor in vars(state).values() if isinstance(tensor, torch.Tensor)
+    ]
+
+
+def _states(parameter: torch.Tensor) -> list[QuantState]:
+    state = getattr(parameter, "quant_state", None) or getattr(parameter, "state", None)
+    return [one for one in (state, getattr(state, "state2", None)) if one is not None]
+
+
+def with_other_tensors(parameter: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Returns a frozen quantised parameter of the same form, all of whose tensors `make` has replaced."""
+    state = copy.copy(_states(parameter)[0])
+    state.state2 = copy.copy(state.state2)
+    for one in (state, state.state2):
+        vars(one).update({k: make(v) for k, v in vars(one).items() if isinstance(v, torch.Tensor)})
+    if isinstance(parameter, Stack4bit):
+        stack = Stack4bit(make(parameter.packed), state, parameter.stored, parameter.transposed)
+        return torch.nn.Parameter(stack, requires_grad=False)
+    # Plain, because a Params4bit cannot hold a tensor of another class, such as a fake one.
+    new = torch.nn.Parameter(make(parameter), requires_grad=False)
+    vars(new).update(vars(parameter) | {"quant_state": state})
+    return new
 
 
 def settle(model) -> None:

@@ -105,8 +105,8 @@ def not_traced(recipe: Recipe, plan: Plan) -> str:
     """Why the memory of this kind of run is not predicted yet; empty if it is."""
     if plan.kept_layers is not None:
         return "layers stay in host memory; their number is an estimate"
-    if recipe.model.quantize != "none":
-        return f"model.quantize: {recipe.model.quantize} is not traced yet"
+    if recipe.model.quantize == "int8":
+        return "model.quantize: int8 is not traced yet"
     if recipe.train.optimizer.endswith("8bit"):
         return f"train.optimizer: {recipe.train.optimizer} is not traced yet"
     if recipe.model.new_tokens:

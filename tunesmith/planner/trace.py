@@ -97,6 +97,10 @@ def trace(
     dtype, attention = getattr(torch, plan.weights), packed_attention.choose(config, plan.packing)
     with torch.device("meta"):
         model = load.with_random_weights(config, dtype, attention)
+        if recipe.model.quantize == "nf4":
+            from tunesmith.model import quantize
+
+            quantize.quantize_nf4(model, dtype)
         rows = model.get_input_embeddings().num_embeddings
         model = adapt(model, recipe.adapter, [*new_ids], max((rows, *(number + 1 for number in new_ids))))
     plan = replace(plan, device="cpu")  # where the fake tensors are
@@ -111,7 +115,7 @@ def stage_peaks(built: Trainable, method: Method, batch: Batch) -> dict[Stage, d
     live, model, optimizer = LiveBytes(), built.model, built.optimizer
     model.train()
     live.begin("weights")
-    live.count(*model.parameters(), *model.buffers())
+    live.count(*_tensors(model))
     live.begin("batch")
     live.count(*(value for value in vars(batch).values() if isinstance(value, torch.Tensor)))
     stages = _Stages(live, len(decoder_layers(model)))
@@ -212,21 +216,46 @@ def batch_of(lengths: list[int], packed: bool) -> Batch:
     return replace(batch, **tensors)
 
 
+def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters and buffers, and the scales of quantised parameters."""
+    yield from model.buffers()
+    for parameter in model.parameters():
+        yield getattr(parameter, "packed", parameter)
+        if _is_quantized(parameter):
+            from tunesmith.model import quantize
+
+            yield from quantize.scales(parameter)
+
+
+def _is_quantized(tensor: torch.Tensor) -> bool:
+    return getattr(tensor, "quant_state", None) is not None or hasattr(tensor, "packed")
+
+
 def without_storage(model: nn.Module) -> None:
     """Replaces parameters and buffers on the meta device by fake ones on the CPU, where all kernels have a fake form. A
     fake GPU would need a build of torch for it."""
     made: dict[torch.Tensor, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+
     for module in model.modules():
         owned: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for tensors in owned:
             for name, tensor in tensors.items():
                 if tensor is None or tensor.device.type != "meta":
                     continue
-                if tensor not in made:
-                    new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+                if tensor in made:
+                    tensors[name] = made[tensor]
+                    continue
+                if _is_quantized(tensor):
+                    from tunesmith.model import quantize
+
+                    new = quantize.with_other_tensors(tensor, fake)
+                else:
                     is_parameter = isinstance(tensor, nn.Parameter)
-                    made[tensor] = nn.Parameter(new, tensor.requires_grad) if is_parameter else new
-                tensors[name] = made[tensor]
+                    new = nn.Parameter(fake(tensor), tensor.requires_grad) if is_parameter else fake(tensor)
+                tensors[name] = made[tensor] = new
 
 
 def _ignore(event: str, **values: Any) -> None:
