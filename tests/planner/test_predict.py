@@ -130,6 +130,19 @@ def test_other_machines(base, tmp_path, capsys):
         assert ended.value.code == 2 and re.search(said, capsys.readouterr().err)
 
 
+def test_a_quantised_base_is_predicted_by_a_new_process(base):
+    """A quarter of the bytes for what is in the layers; and bitsandbytes keeps tables for the process."""
+    (base / "config.json").write_text(
+        json.dumps(json.loads((base / "config.json").read_text()) | {"num_hidden_layers": 4})
+    )
+    asked = ["plan", "--model", str(base), "--data", "none", "--gpus", "4090", "--host-gb", "64", "--json"]
+    asked += ["--train.micro-batch", "1", "--model.quantize", "nf4"]
+    shown = subprocess.run([sys.executable, "-m", "tunesmith", *asked], capture_output=True, text=True)
+    weights = json.loads(shown.stdout)["parts"]["weights"]
+    vocabulary, layers = 2 * 128256 * 4096, 4 * 218_103_808
+    assert 2 * vocabulary + 0.51 * layers < weights < 2 * vocabulary + 0.55 * layers + 60e6  # of the adapter
+
+
 def test_the_planner_starts_without_torch():
     code = "import sys; import tunesmith.planner.predict; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -65,8 +65,9 @@ def _skipped_modules(empty) -> list[str] | None:
 def quantize_nf4(model, dtype: torch.dtype) -> None:
     """Quantises a model that was built in full precision, as loading it in NF4 would. For models on the meta device,
     whose weights have shapes alone. `dtype`: the compute dtype."""
-    skipped = _skipped_modules(model)
-    head = model.get_output_embeddings()
+    with torch.device("cpu"):  # bitsandbytes keeps the table that it makes the first time, which must have values
+        quantize_4bit(torch.zeros(BLOCK), quant_type="nf4", compress_statistics=True)
+    skipped, head = _skipped_modules(model), model.get_output_embeddings()
     for name, module in [*model.named_modules()]:
         for parameter in [p for p, _ in module.named_parameters(recurse=False) if is_stack(module, p)]:
             stack = Stack4bit.quantize(getattr(module, parameter).detach())
