@@ -56,7 +56,7 @@ def predicted(base: Path, gb: float, kind: str = "lora", **train):
 def test_8b_with_an_adapter_on_24_gb_needs_recomputation(base):
     """Two bytes for each weight, and a little for the adapter; 2,048 tokens in 32 layers, or their inputs alone."""
     found = predicted(base, 24)
-    assert found.fits is False and found.remedy.startswith("train.gradient_checkpointing: on (")
+    assert found.fits is False and found.remedy.endswith("GB with train.gradient_checkpointing: on")
     on = predicted(base, 24, gradient_checkpointing="on")
     assert on.fits and on.remedy is None
     assert 2 * WEIGHTS < on.parts["weights"] < 2 * WEIGHTS + GB / 2
@@ -79,6 +79,18 @@ def test_a_plan_needs_no_weights_and_no_network(base):
     ):
         with pytest.raises(UserError, match=said):
             local_folder(Model(path=path))
+
+
+def test_a_base_that_cannot_be_trained_is_refused(base):
+    config = json.loads((base / "config.json").read_text())
+    for change, said in (
+        ({"architectures": ["BertForSequenceClassification"]}, "not a causal language model"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantised for inference"),
+        ({"model_type": "none_such"}, "transformers cannot read this model"),
+    ):
+        (base / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match=said):
+            predicted(base, 24)
 
 
 def test_kinds_of_layers_repeat(base):

@@ -97,5 +97,5 @@ def report(found: Prediction, gpus: list[str]) -> list[str]:
     verdict = "fits" if found.fits else "does not fit"
     lines.append(f"        {verdict}: {size(min(found.free_bytes))} are free, of which a tenth is left alone")
     if found.remedy:
-        lines.append(f"        would fit with {found.remedy}")
+        lines.append(f"        needs {found.remedy}")
     return lines

@@ -11,10 +11,15 @@ from tunesmith.recipe import Adapter, Model
 
 def check_base(model: Model, adapter: Adapter, folder: Path, config) -> None:
     """Raises UserError for a base that cannot be trained so."""
-    _check_stored(model, adapter, config)
-    _check_architecture(folder, config)
+    check_config(model, adapter, folder, config)
     if model.initialize == "pretrained" and not stored_as(config):
         _check_weights(folder, config)
+
+
+def check_config(model: Model, adapter: Adapter, folder: Path, config) -> None:
+    """Raises UserError for a base that cannot be trained so, as its config.json alone shows."""
+    _check_stored(model, adapter, config)
+    _check_architecture(folder, config)
 
 
 def _check_stored(model: Model, adapter: Adapter, config) -> None:

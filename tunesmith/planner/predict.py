@@ -3,10 +3,13 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tunesmith.machine import Machine
+from tunesmith.model.check import check_config
+from tunesmith.model.load import stored_as
 from tunesmith.model.positions import limit_of, trained_positions
 from tunesmith.plan import Plan
 from tunesmith.planner.decide import choose, within
@@ -29,9 +32,9 @@ class Prediction:
     """When the peak is, or why the step is not traced."""
     beside_bytes: int
     free_bytes: list[int]
-    """Of each process: on its GPU, or its part of the host's memory."""
+    """Memory of each process: what is free on its GPU, or its part of what is free in the host."""
     remedy: str | None = None
-    """If the step does not fit: a change of the recipe with which it does, with the bytes it then needs."""
+    """If the step does not fit: the bytes that it needs with a change of the recipe, and that change."""
 
     @property
     def needed_bytes(self) -> int | None:
@@ -58,6 +61,7 @@ def decide(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Plan:
 
 def predict(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
     """Traces the step of the plan and, if it does not fit, of what would. Raises UserError as `decide` does."""
+    check_config(recipe.model, recipe.adapter, base, config)
     found = _traced(recipe, machine, config, base)
     if found.fits is not False:
         return found
@@ -69,13 +73,13 @@ def predict(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Predic
         other = _traced(Recipe.model_validate(settings), machine, config, base)
         if other.fits:
             text = ", ".join(f"{key}: {value}" for key, value in change.items())
-            return replace(found, remedy=f"{text} ({size(other.needed_bytes or 0)})")
+            return replace(found, remedy=f"{size(other.needed_bytes or 0)} with {text}")
     return found
 
 
 def _traced(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
     plan = decide(recipe, machine, config, base)
-    parts, stage = None, not_traced(recipe, plan)
+    parts, stage = None, not_traced(recipe, plan, config)
     if not stage:
         from tunesmith.planner.trace import step_peak
 
@@ -92,19 +96,24 @@ def _remedies(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
     same with the first two."""
     less: dict[str, Any] = {}
     if plan.gradient_checkpointing == "off":
-        less["train.gradient_checkpointing"] = "on"
+        less = {"train.gradient_checkpointing": "on"}
         yield less
     if plan.micro_batch_tokens > plan.sequence_length:
-        less |= {"train.micro_batch": 1}
+        less = less | {"train.micro_batch": 1}
         yield less
     if recipe.adapter.kind == "full":
-        yield less | {"adapter.kind": "lora"}
+        less = less | {"adapter.kind": "lora"}
+        yield less
+    if recipe.model.quantize == "none" and find_spec("bitsandbytes"):
+        yield less | {"model.quantize": "nf4"}
 
 
-def not_traced(recipe: Recipe, plan: Plan) -> str:
+def not_traced(recipe: Recipe, plan: Plan, config: Any) -> str:
     """Why the memory of this kind of run is not predicted yet; empty if it is."""
     if plan.kept_layers is not None:
         return "layers stay in host memory; their number is an estimate"
+    if recipe.model.initialize == "pretrained" and (stored := stored_as(config)):
+        return f"a base that is stored quantised ({stored}) is not traced yet"
     if recipe.model.quantize == "int8":
         return "model.quantize: int8 is not traced yet"
     if recipe.train.optimizer.endswith("8bit"):
