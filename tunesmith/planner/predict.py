@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tunesmith.errors import UserError, first_line
 from tunesmith.machine import Machine
 from tunesmith.model.check import check_config
 from tunesmith.model.load import stored_as
@@ -84,8 +85,13 @@ def _traced(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Predic
         from tunesmith.planner.trace import step_peak
 
         capability = machine.gpus[0].capability if machine.gpus else None
-        peak = step_peak(recipe, plan, config, micro_batch(recipe, plan), capability=capability)
-        parts, stage = peak.parts, peak.stage[0]
+        try:
+            peak = step_peak(recipe, plan, config, micro_batch(recipe, plan), capability=capability)
+            parts, stage = peak.parts, peak.stage[0]
+        except UserError:
+            raise
+        except Exception as error:  # whatever a model or kernel without a fake form raises
+            stage = f"this model's step cannot be traced ({first_line(error)})"
     gpus = machine.gpus[: plan.processes]
     free = [gpu.free_bytes for gpu in gpus] or [machine.free_memory_bytes // plan.processes] * plan.processes
     return Prediction(plan, parts, stage, BESIDE_BYTES[plan.device], free)
