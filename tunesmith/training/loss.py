@@ -192,8 +192,8 @@ def forward(model, batch: Batch, **options):
 
 
 def _boundaries(batch: Batch) -> dict:
-    """Document boundaries under the names that transformers' variable-length attention reads, and for ours their
-    lengths, so that it need not ask the device for them."""
+    """Document boundaries under the names that transformers' variable-length attention reads, and their lengths
+    for `documents`, which need not ask the device for them."""
     ends = torch.tensor((0, *batch.lengths), device=batch.input_ids_BT.device).cumsum(0).int()
     longest = max(batch.lengths)
     return dict(
