@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig
+from transformers import DeepseekV3Config, LlamaConfig
 
 from tunesmith.cli.main import main
 from tunesmith.errors import UserError
@@ -15,6 +15,7 @@ from tunesmith.machine import Gpu, Machine
 from tunesmith.model.load import config_of, local_folder
 from tunesmith.planner import trace
 from tunesmith.planner.catalogue import machine_of
+from tunesmith.planner.decide import choose
 from tunesmith.planner.predict import predict
 from tunesmith.recipe import Model, Recipe
 
@@ -93,12 +94,53 @@ def test_a_base_that_cannot_be_trained_is_refused(base):
             predicted(base, 24)
 
 
-def test_kinds_of_layers_repeat(base):
-    config = config_of(base)
-    assert trace.period_of(config) == 1 and trace.shallow(config, 5).num_hidden_layers == 5
-    config.layer_types = (["sliding_attention"] * 5 + ["full_attention"]) * 5 + ["sliding_attention"] * 2
-    assert trace.period_of(config) == 6
-    assert trace.shallow(config, 12).layer_types == config.layer_types[:12] and config.num_hidden_layers == 32
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ("aaaaaaaa", (0, 1)),
+        ("ababababab", (0, 2)),
+        ("aaaaabaaaaabaa", (0, 6)),
+        ("dddaaaaaaaa", (3, 1)),
+        ("daabaabaab", (1, 3)),
+        ("abcd", (0, 4)),
+    ],
+)
+def test_kinds_of_layers_repeat(kinds, expected):
+    begin, period = found = trace.repetition(kinds)
+    assert all(kinds[n] == kinds[n - period] for n in range(begin + period, len(kinds)))
+    assert found == expected or begin + 3 * period <= expected[0] + 3 * expected[1]
+
+
+def test_dense_layers_before_experts_are_kept(tmp_path):
+    """DeepSeek's first layers have no experts. All layers together are what two depths say."""
+    config = DeepseekV3Config(
+        architectures=["DeepseekV3ForCausalLM"],
+        vocab_size=500,
+        hidden_size=64,
+        intermediate_size=128,
+        moe_intermediate_size=32,
+        num_hidden_layers=9,
+        first_k_dense_replace=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=16,
+        max_position_embeddings=512,
+    )
+    config.save_pretrained(tmp_path)
+    config = config_of(tmp_path)
+    assert trace.repetition(trace.layer_kinds(config)) == (3, 1)
+    recipe = Recipe.build({"model": {"path": str(tmp_path)}, "data": "d"})
+    plan = choose(recipe, Machine("", "", 2, GB, GB, GB, True))
+    whole = trace.trace(recipe, plan, config, [50])
+    assert trace.step_peak(recipe, plan, config, [50]).nbytes == max(sum(parts.values()) for parts in whole.values())
 
 
 def test_the_command_shows_it(family, tmp_path, capsys):

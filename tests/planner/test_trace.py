@@ -80,6 +80,18 @@ def test_a_traced_step_takes_the_bytes_of_a_real_one(family, name, case, packing
     assert found == expected
 
 
+def deeper(config, periods: int):
+    """The config with so many times the layers after which its kinds of layers repeat."""
+    _, period = trace.repetition(trace.layer_kinds(config))
+    deep = trace.shallow(config, period)
+    text = deep.get_text_config()
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == period:
+            setattr(text, name, value * periods)
+    text.num_hidden_layers = periods * period
+    return deep
+
+
 @pytest.mark.parametrize(
     ("name", "case"), slow_but([("llama3", "LoRA, recomputing")], [*product(tiny.FAMILIES, CASES)])
 )
@@ -87,12 +99,7 @@ def test_two_depths_give_the_peak_at_all_layers(family, name, case):
     kind, train = CASES[case]
     recipe, plan = asked(family(name), kind, train, "nf4" if case == "nf4" else "none")
     config = config_of(family(name))
-    period = trace.period_of(config)
-    deep = trace.shallow(config, period) if period > 1 else config
-    for pattern in trace.PATTERNS:
-        if kinds := getattr(deep, pattern, None):
-            setattr(deep, pattern, [kinds[n % period] for n in range(5 * period)])
-    deep.num_hidden_layers = 5 * period
+    deep = deeper(config, 5)
     whole = trace.trace(recipe, plan, deep, LENGTHS)
     assert trace.step_peak(recipe, plan, deep, LENGTHS).nbytes == max(sum(parts.values()) for parts in whole.values())
 

@@ -5,13 +5,13 @@ parameters become fake tensors. Then two steps run, the second of which has the 
 that is alive is counted. Memory that no dispatcher sees is not among it: temporaries inside of kernels, workspaces,
 fragments of an allocator.
 
-A model of many layers is traced at two small depths. The peak of each stage of a step, such as the backward pass of the
-last layer, grows by the same bytes with every layer. So each stage has a line through two depths, and the largest of
-them is the peak at all layers.
+A model of many layers is traced at two small depths, of layers whose kinds repeat. The peak of each stage of a step,
+such as the backward pass of the last layer, grows by the same bytes with every layer. So each stage has a line through
+two depths, and the largest of them is the peak at all layers.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,8 +39,6 @@ STEPS = 2  # the first has no moments yet
 PARTS = ("weights", "batch", "activations", "gradients", "optimizer")
 Stage = tuple[str, int]  # of a step; the number of the layer, from 0 on or from -1 down, or 0
 
-PATTERNS = ("layer_types", "mlp_layer_types", "layers_block_type")  # lists with an entry for each layer
-
 
 @dataclass(frozen=True)
 class Peak:
@@ -54,16 +52,19 @@ class Peak:
         return sum(self.parts.values())
 
 
-def step_peak(recipe: Recipe, plan: Plan, config: Any, lengths: list[int], **options: Any) -> Peak:
+def step_peak(
+    recipe: Recipe, plan: Plan, config: Any, lengths: list[int], capability: tuple[int, int] | None = None
+) -> Peak:
     """The peak of a training step at all layers. For the arguments see `trace`."""
-    layers, period = config.get_text_config().num_hidden_layers, period_of(config)
-    few, many = 2 * period, 3 * period
+    kinds = layer_kinds(config)
+    begin, period = repetition(kinds)
+    few, many = begin + 2 * period, begin + 3 * period
     is_even = isinstance(plan.gradient_checkpointing, str)  # else which layers recompute depends on their number
-    if layers <= many or not is_even:
-        return _largest(trace(recipe, plan, config, lengths, **options))
-    at_few, at_many = (trace(recipe, plan, shallow(config, n), lengths, **options) for n in (few, many))
-    ends = [stage for stage in at_few if -period <= stage[1] < period]
-    scale = (layers - few) / (many - few)
+    if len(kinds) <= many or not is_even:
+        return _largest(trace(recipe, plan, config, lengths, capability))
+    at_few, at_many = (trace(recipe, plan, shallow(config, n), lengths, capability) for n in (few, many))
+    ends = [stage for stage in at_few if -period <= stage[1] < begin + period]
+    scale = (len(kinds) - few) / (many - few)
     return _largest(
         {
             stage: {
@@ -84,14 +85,13 @@ def trace(
     plan: Plan,
     config: Any,
     lengths: list[int],
-    new_ids: tuple[int, ...] = (),
     capability: tuple[int, int] | None = None,
 ) -> dict[Stage, dict[str, int]]:
     """Bytes by part at the peak of each stage of a step, whose micro-batches all have sequences of these lengths. Each
     layer's stage is there twice, counted from the first layer on and from the last one down.
 
-    `config`: that of transformers. `new_ids`: of the tokens that the recipe adds. `capability`: of the GPU that is
-    planned, if one is. Raises UserError for a setting that does not suit the model.
+    `config`: that of transformers. `capability`: of the GPU that is planned, if one is. Raises UserError for a setting
+    that does not suit the model.
     """
     mode = FakeTensorMode()
     dtype, attention = getattr(torch, plan.weights), packed_attention.choose(config, plan.packing)
@@ -101,8 +101,7 @@ def trace(
             from tunesmith.model import quantize
 
             quantize.quantize_nf4(model, dtype)
-        rows = model.get_input_embeddings().num_embeddings
-        model = adapt(model, recipe.adapter, [*new_ids], max((rows, *(number + 1 for number in new_ids))))
+        model = adapt(model, recipe.adapter, [], 0)
     plan = replace(plan, device="cpu")  # where the fake tensors are
     with mode, plan_for_gpu(capability) if capability else nullcontext():
         without_storage(model)
@@ -184,26 +183,48 @@ class _Stages:
                 hook.remove()
 
 
-def period_of(config: Any) -> int:
-    """After how many layers their kinds repeat."""
-    text = config.get_text_config()
-    patterns = [pattern for name in PATTERNS if (pattern := getattr(text, name, None))]
-    return next(
-        period
-        for period in range(1, text.num_hidden_layers + 1)
-        if all(pattern[n] == pattern[n - period] for pattern in patterns for n in range(period, len(pattern)))
+def layer_kinds(config: Any) -> list[tuple]:
+    """A key for each layer, equal for layers of one kind: the shapes of its weights, and its entries in lists of the
+    config."""
+    with torch.device("meta"):
+        layers = decoder_layers(load.with_random_weights(config))
+    lists = _lists_by_layer(config).values()
+    return [
+        (*(str(entries[n]) for entries in lists), *(p.shape for p in layer.parameters()))
+        for n, layer in enumerate(layers)
+    ]
+
+
+def repetition(kinds: Sequence) -> tuple[int, int]:
+    """The first layers that are not repeated, such as dense ones before mixtures of experts, and after how many layers
+    the kinds of all others are. Of all such pairs, the one with the shallowest models to trace."""
+    pairs = (
+        (begin, period)
+        for period in range(1, len(kinds) + 1)
+        for begin in range(len(kinds) - period + 1)
+        if all(kinds[n] == kinds[n - period] for n in range(begin + period, len(kinds)))
     )
+    return min(pairs, key=lambda pair: (pair[0] + 3 * pair[1], pair[1]))
 
 
 def shallow(config: Any, layers: int) -> Any:
     """The config of the same model with fewer layers."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
-    for name in PATTERNS:
-        if pattern := getattr(text, name, None):
-            setattr(text, name, pattern[:layers])
+    for name, entries in _lists_by_layer(config).items():
+        setattr(text, name, entries[:layers])
     text.num_hidden_layers = layers
     return config
+
+
+def _lists_by_layer(config: Any) -> dict[str, list]:
+    """Settings of the config that have an entry for each layer."""
+    text = config.get_text_config()
+    return {
+        name: value
+        for name, value in vars(text).items()
+        if isinstance(value, list) and len(value) == text.num_hidden_layers
+    }
 
 
 def batch_of(lengths: list[int], packed: bool) -> Batch:
