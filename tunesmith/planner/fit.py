@@ -88,9 +88,10 @@ def _largest(run: Run, plan: Plan, base: Path, longest: int) -> tuple[Plan, Meas
                 "train.micro_batch as numbers"
             ) from None
     why = f"as fits in {size(found.budget_bytes)}, measured up to {max(found.points, default=(0,))[0]:,} tokens"
+    most = min(found.tokens, plan.walk_tokens or found.tokens)
     if run.recipe.data.sequence_length == "max":
         rows = shapes[0][0]
-        length = max(0, min(longest, found.tokens // rows) // MULTIPLE * MULTIPLE)
+        length = max(0, min(longest, most // rows) // MULTIPLE * MULTIPLE)
         return replace(
             plan,
             sequence_length=length,
@@ -98,7 +99,7 @@ def _largest(run: Run, plan: Plan, base: Path, longest: int) -> tuple[Plan, Meas
             reasons=plan.reasons | {"sequence_length": f"{_rows(rows, length)} in a forward pass, {why}"},
         ), found
     length = plan.sequence_length
-    tokens = min(_most_rows(run, plan) * length, found.tokens) // MULTIPLE * MULTIPLE
+    tokens = min(_most_rows(run, plan) * length, most) // MULTIPLE * MULTIPLE
     return replace(
         plan,
         micro_batch_tokens=tokens if tokens >= length else 0,
