@@ -111,6 +111,7 @@ def test_kinds_of_layers_repeat(kinds, expected):
     assert found == expected or begin + 3 * period <= expected[0] + 3 * expected[1]
 
 
+@pytest.mark.slow
 def test_dense_layers_before_experts_are_kept(tmp_path):
     """DeepSeek's first layers have no experts. All layers together are what two depths say."""
     config = DeepseekV3Config(
