@@ -46,7 +46,7 @@ def asked(base: Path, kind: str, train: dict, quantize: str = "none", **data):
     return recipe, choose(recipe, MACHINE)
 
 
-def really(recipe, plan, base: Path) -> dict:
+def really(recipe, plan, base: Path) -> trace.Step:
     """The same count on a step with real numbers."""
     attention = packed_attention.choose(config_of(base), plan.packing)
     model = load(recipe.model, base, getattr(torch, plan.weights), attention, 0)
@@ -54,7 +54,7 @@ def really(recipe, plan, base: Path) -> dict:
     built = transform(model, recipe, plan, inspect(model, plan, _ignore), _ignore)
     random = np.random.default_rng(0)
     rows = [(random.integers(5, 200, n), np.ones(n, bool)) for n in LENGTHS]
-    return trace.stage_peaks(built, Method(recipe.method), collate(rows, np.arange(len(rows)), plan.packing))
+    return trace.observe(built, Method(recipe.method), collate(rows, np.arange(len(rows)), plan.packing))
 
 
 def _ignore(*_, **__) -> None:
@@ -76,8 +76,11 @@ def test_a_traced_step_takes_the_bytes_of_a_real_one(family, name, case, packing
     recipe, plan = asked(family(name), kind, train, "nf4" if case == "nf4" else "none", packing=packing)
     expected = really(recipe, plan, family(name))
     found = trace.trace(recipe, plan, config_of(family(name)), LENGTHS)
-    assert found.keys() == expected.keys() and len(found) > 8
-    assert found == expected
+    assert found.stages.keys() == expected.stages.keys() and len(found.stages) > 8
+    assert found.stages == expected.stages
+    assert (found.pass_work.flops, found.update_work.flops) == (expected.pass_work.flops, expected.update_work.flops)
+    assert found.pass_work.moved_bytes == pytest.approx(expected.pass_work.moved_bytes, rel=0.005)
+    assert found.update_work.moved_bytes == expected.update_work.moved_bytes > 0
 
 
 def deeper(config, periods: int):
@@ -101,7 +104,9 @@ def test_two_depths_give_the_peak_at_all_layers(family, name, case):
     config = config_of(family(name))
     deep = deeper(config, 5)
     whole = trace.trace(recipe, plan, deep, LENGTHS)
-    assert trace.step_peak(recipe, plan, deep, LENGTHS).nbytes == max(sum(parts.values()) for parts in whole.values())
+    found = trace.trace_step(recipe, plan, deep, LENGTHS)
+    assert found.peak_bytes == whole.peak_bytes
+    assert (found.pass_work, found.update_work) == (whole.pass_work, whole.update_work)
 
 
 def test_a_tensor_that_is_kept_is_counted():
@@ -129,11 +134,11 @@ def test_a_leak_of_the_real_step_is_seen(family, monkeypatch):
 
     traced = trace.trace(recipe, plan, config_of(family("llama3")), LENGTHS)
     monkeypatch.setattr(trace, "method_loss", leaking)
-    assert really(recipe, plan, family("llama3")) != traced
+    assert really(recipe, plan, family("llama3")).stages != traced.stages
 
 
 def test_a_planned_gpu_changes_chunks_not_the_tensors(family):
     recipe, plan = asked(family("llama3"), "lora", {"gradient_checkpointing": "on"})
     plan = replace(plan, device="cuda", compute="bfloat16")
     found = trace.trace(recipe, plan, config_of(family("llama3")), LENGTHS, capability=(8, 9))
-    assert found[("forward of layer", 0)]["weights"] > 0
+    assert found.stages["forward of layer", 0]["weights"] > 0

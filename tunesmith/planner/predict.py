@@ -82,12 +82,12 @@ def _traced(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Predic
     plan = decide(recipe, machine, config, base)
     parts, stage = None, not_traced(recipe, plan, config)
     if not stage:
-        from tunesmith.planner.trace import step_peak
+        from tunesmith.planner.trace import trace_step
 
         capability = machine.gpus[0].capability if machine.gpus else None
         try:
-            peak = step_peak(recipe, plan, config, micro_batch(recipe, plan), capability=capability)
-            parts, stage = peak.parts, peak.stage[0]
+            step = trace_step(recipe, plan, config, micro_batch(recipe, plan), capability=capability)
+            parts, stage = step.peak, step.stage[0]
         except UserError:
             raise
         except Exception as error:  # whatever a model or kernel without a fake form raises

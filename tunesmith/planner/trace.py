@@ -27,6 +27,7 @@ from tunesmith.model.adapt import adapt
 from tunesmith.model.text import decoder_layers
 from tunesmith.plan import Plan
 from tunesmith.planner.live_bytes import LiveBytes
+from tunesmith.planner.work import CountWork, Work
 from tunesmith.recipe import Recipe
 from tunesmith.training import packed_attention
 from tunesmith.training.batch import Batch, collate
@@ -41,43 +42,55 @@ Stage = tuple[str, int]  # of a step; the number of the layer, from 0 on or from
 
 
 @dataclass(frozen=True)
-class Peak:
-    """The most bytes alive in a stage of a step, by part."""
+class Step:
+    """A training step with one micro-batch."""
 
-    stage: Stage
-    parts: dict[str, int]
+    stages: dict[Stage, dict[str, int]]
+    """Bytes by part at the peak of each stage."""
+    pass_work: Work
+    """Work of the forward and backward pass."""
+    update_work: Work
 
     @property
-    def nbytes(self) -> int:
-        return sum(self.parts.values())
+    def stage(self) -> Stage:
+        """The stage with the most bytes."""
+        return max(self.stages, key=lambda stage: sum(self.stages[stage].values()))
+
+    @property
+    def peak(self) -> dict[str, int]:
+        """Bytes by part in that stage."""
+        return self.stages[self.stage]
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(self.peak.values())
 
 
-def step_peak(
+def trace_step(
     recipe: Recipe, plan: Plan, config: Any, lengths: list[int], capability: tuple[int, int] | None = None
-) -> Peak:
-    """The peak of a training step at all layers. For the arguments see `trace`."""
+) -> Step:
+    """Traces a training step of a model with all its layers. For the arguments see `trace`."""
     kinds = layer_kinds(config)
     begin, period = repetition(kinds)
     few, many = begin + 2 * period, begin + 3 * period
     is_even = isinstance(plan.gradient_checkpointing, str)  # else which layers recompute depends on their number
     if len(kinds) <= many or not is_even:
-        return _largest(trace(recipe, plan, config, lengths, capability))
+        return trace(recipe, plan, config, lengths, capability)
     at_few, at_many = (trace(recipe, plan, shallow(config, n), lengths, capability) for n in (few, many))
-    ends = [stage for stage in at_few if -period <= stage[1] < begin + period]
     scale = (len(kinds) - few) / (many - few)
-    return _largest(
-        {
-            stage: {
-                part: round(at_few[stage][part] + (at_many[stage][part] - at_few[stage][part]) * scale)
-                for part in PARTS
-            }
-            for stage in ends
+    stages = {
+        stage: {
+            part: round(bytes_few + (at_many.stages[stage][part] - bytes_few) * scale)
+            for part, bytes_few in parts.items()
         }
+        for stage, parts in at_few.stages.items()
+        if -period <= stage[1] < begin + period
+    }
+    return Step(
+        stages,
+        at_few.pass_work + (at_many.pass_work - at_few.pass_work) * scale,
+        at_few.update_work + (at_many.update_work - at_few.update_work) * scale,
     )
-
-
-def _largest(stages: dict[Stage, dict[str, int]]) -> Peak:
-    return max((Peak(stage, parts) for stage, parts in stages.items()), key=lambda peak: peak.nbytes)
 
 
 def trace(
@@ -86,9 +99,9 @@ def trace(
     config: Any,
     lengths: list[int],
     capability: tuple[int, int] | None = None,
-) -> dict[Stage, dict[str, int]]:
-    """Bytes by part at the peak of each stage of a step, whose micro-batches all have sequences of these lengths. Each
-    layer's stage is there twice, counted from the first layer on and from the last one down.
+) -> Step:
+    """Traces a step whose micro-batch has sequences of these lengths. Each layer's stage is there twice, counted from
+    the first layer on and from the last one down.
 
     `config`: that of transformers. `capability`: of the GPU that is planned, if one is. Raises UserError for a setting
     that does not suit the model.
@@ -106,11 +119,11 @@ def trace(
     with mode, plan_for_gpu(capability) if capability else nullcontext():
         without_storage(model)
         built = transform(model, recipe, plan, Facts(None, head_by_form(model)), _ignore)
-        return stage_peaks(built, Method(recipe.method), batch_of(lengths, plan.packing))
+        return observe(built, Method(recipe.method), batch_of(lengths, plan.packing))
 
 
-def stage_peaks(built: Trainable, method: Method, batch: Batch) -> dict[Stage, dict[str, int]]:
-    """Bytes by part at the peak of each stage of two steps, on real or fake tensors."""
+def observe(built: Trainable, method: Method, batch: Batch) -> Step:
+    """Runs two steps, on real or fake tensors: the peaks of both, and the work of the second."""
     live, model, optimizer = LiveBytes(), built.model, built.optimizer
     model.train()
     live.begin("weights")
@@ -128,13 +141,15 @@ def stage_peaks(built: Trainable, method: Method, batch: Batch) -> dict[Stage, d
     with live, stages.marked(decoder_layers(model)):
         for step in range(STEPS):
             stages.begin(("before the layers", 0), "activations")
-            backward(None, [batch], loss, lambda batch: built.routing.loss(batch, 1.0), lambda batch: None)
+            with CountWork() as in_pass:
+                backward(None, [batch], loss, lambda batch: built.routing.loss(batch, 1.0), lambda batch: None)
             stages.begin(("update", 0), "optimizer")
-            optimizer.clip(1.0)
-            optimizer.step((0, step))
-            optimizer.zero_grad()
+            with CountWork() as in_update:
+                optimizer.clip(1.0)
+                optimizer.step((0, step))
+                optimizer.zero_grad()
     stages.begin(("end", 0), "")
-    return stages.peaks
+    return Step(stages.peaks, in_pass.done, in_update.done)
 
 
 class _Stages:
