@@ -28,9 +28,11 @@ class Driver:
     """
 
     NVMLError, NVMLError_NotSupported = Exception, NotSupported
+    NVML_TEMPERATURE_GPU, NVML_TEMPERATURE_THRESHOLD_SLOWDOWN = 0, 1
 
     def __init__(self, known: dict, parts: dict[str, list[str]]):
         self.known, self.parts = known, parts
+        self.answers: dict[str, int] = {}  # of whole GPUs; the driver supports no other question about them
         self.gpus = [uuid for uuid in known if uuid.startswith("GPU-")]
 
     def nvmlInit(self):
@@ -81,6 +83,38 @@ class Driver:
         if self.known[uuid][1] is None:
             raise NotSupported
         return SimpleNamespace(total=self.known[uuid][1][0], free=self.known[uuid][1][1])
+
+    def answer(self, question: str, uuid: str) -> int:
+        assert uuid.startswith("GPU-")
+        if question not in self.answers:
+            raise NotSupported
+        return self.answers[question]
+
+    def nvmlDeviceGetMaxPcieLinkGeneration(self, uuid):
+        return self.answer("generation", uuid)
+
+    def nvmlDeviceGetGpuMaxPcieLinkGeneration(self, uuid):
+        return self.answer("most generation", uuid)
+
+    def nvmlDeviceGetCurrPcieLinkWidth(self, uuid):
+        return self.answer("lanes", uuid)
+
+    def nvmlDeviceGetMaxPcieLinkWidth(self, uuid):
+        return self.answer("most lanes", uuid)
+
+    def nvmlDeviceGetPowerManagementLimit(self, uuid):
+        return self.answer("milliwatts", uuid)
+
+    def nvmlDeviceGetPowerManagementDefaultLimit(self, uuid):
+        return self.answer("default milliwatts", uuid)
+
+    def nvmlDeviceGetTemperature(self, uuid, sensor):
+        assert sensor == self.NVML_TEMPERATURE_GPU
+        return self.answer("celsius", uuid)
+
+    def nvmlDeviceGetTemperatureThreshold(self, uuid, threshold):
+        assert threshold == self.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
+        return self.answer("slowdown", uuid)
 
 
 def install(monkeypatch, known: dict, parts: dict | None = None):
@@ -176,6 +210,21 @@ def test_a_process_has_one_mig_device(split, asked, found):
         split.setenv("CUDA_VISIBLE_DEVICES", asked)
     assert uuids() == found
     assert {"GPU-a1": 0, "MIG-c3": 1, "MIG-d4": 1}[found[0]] == find_gpus()[1][0].index
+
+
+def test_slot_power_and_temperature(mixed_pair):
+    """None for what the driver does not answer."""
+    sys.modules["pynvml"].answers |= {"generation": 3, "most generation": 4, "lanes": 4, "most lanes": 16}
+    sys.modules["pynvml"].answers |= {"milliwatts": 280_000, "default milliwatts": 350_000, "celsius": 71}
+    for gpu in find_gpus()[1]:
+        assert (gpu.pcie_generation, gpu.most_pcie_generation, gpu.pcie_lanes, gpu.most_pcie_lanes) == (3, 4, 4, 16)
+        assert (gpu.power_watts, gpu.default_power_watts, gpu.celsius, gpu.slowdown_celsius) == (280, 350, 71, None)
+
+
+def test_a_mig_device_has_the_slot_of_its_gpu(split):
+    sys.modules["pynvml"].answers["lanes"] = 8
+    [part] = find_gpus()[1]
+    assert part.uuid == "MIG-c3" and part.pcie_lanes == 8 and part.power_watts is None
 
 
 def test_a_gpu_that_shares_the_machine_s_memory(monkeypatch):

@@ -27,7 +27,7 @@ NO_GPU = ("-1", "none", "void", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One CUDA device: a GPU, or a MIG device of a GPU. `index` is the GPU's number in nvidia-smi."""
+    """One CUDA device: a GPU, or a MIG device of a GPU. `index` is the GPU's number in nvidia-smi. None is unknown."""
 
     index: int
     name: str
@@ -35,6 +35,21 @@ class Gpu:
     free_bytes: int
     capability: tuple[int, int]
     uuid: str = ""
+    pcie_generation: int | None = None
+    """The generation that its link reaches in its slot. An idle link reports a lower one."""
+    pcie_lanes: int | None = None
+    """The lanes of its link in its slot."""
+    most_pcie_generation: int | None = None
+    """The generation that the GPU itself is made for."""
+    most_pcie_lanes: int | None = None
+    power_watts: float | None = None
+    """The power limit that is set."""
+    default_power_watts: float | None = None
+    """The power limit that the GPU starts with."""
+    celsius: int | None = None
+    """Its temperature now."""
+    slowdown_celsius: int | None = None
+    """The temperature at which it reduces its clock."""
 
     @property
     def fast_bf16(self) -> bool:
@@ -71,6 +86,8 @@ class Machine:
     gpus: list[Gpu] = field(default_factory=list)
     nodes: int = 1
     """Machines of a cluster. `cores` and `gpus` are then those of all of them."""
+    rates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Speeds that `tunesmith doctor --measure` measured, by UUID of a GPU and "cpu". `planner/rates.py` reads them."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -186,7 +203,34 @@ def _gpu(pynvml: Any, handle: Any) -> Gpu:
         free,
         (major, minor),
         pynvml.nvmlDeviceGetUUID(handle),
+        **_surroundings(pynvml, gpu),
     )
+
+
+def _surroundings(pynvml: Any, gpu: Any) -> dict[str, Any]:
+    """Returns the fields of Gpu about its slot, power and temperature; None for what the driver does not report."""
+
+    def ask(question: str, *arguments: Any) -> Any:
+        try:
+            return getattr(pynvml, question)(gpu, *arguments)
+        except pynvml.NVMLError:
+            return None
+
+    def watts(question: str) -> float | None:
+        milliwatts = ask(question)
+        return None if milliwatts is None else milliwatts / 1000
+
+    return {
+        "pcie_generation": ask("nvmlDeviceGetMaxPcieLinkGeneration"),
+        # The width in use: the largest one is the GPU's own, also in a slot that has fewer lanes.
+        "pcie_lanes": ask("nvmlDeviceGetCurrPcieLinkWidth"),
+        "most_pcie_generation": ask("nvmlDeviceGetGpuMaxPcieLinkGeneration"),
+        "most_pcie_lanes": ask("nvmlDeviceGetMaxPcieLinkWidth"),
+        "power_watts": watts("nvmlDeviceGetPowerManagementLimit"),
+        "default_power_watts": watts("nvmlDeviceGetPowerManagementDefaultLimit"),
+        "celsius": ask("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU),
+        "slowdown_celsius": ask("nvmlDeviceGetTemperatureThreshold", pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
+    }
 
 
 def _visible(pynvml: Any) -> list[Any]:

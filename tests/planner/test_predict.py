@@ -14,8 +14,8 @@ from tunesmith.errors import UserError
 from tunesmith.machine import Gpu, Machine
 from tunesmith.model.load import config_of, local_folder
 from tunesmith.planner import trace
-from tunesmith.planner.catalogue import machine_of
 from tunesmith.planner.decide import choose
+from tunesmith.planner.machine_spec import machine_of
 from tunesmith.planner.predict import predict
 from tunesmith.recipe import Model, Recipe
 
@@ -164,20 +164,18 @@ def test_other_machines(base, tmp_path, capsys):
     """By the names of their GPUs, or by the output of `doctor --json` there. 8B in full on 24 GB stays in the host."""
     model = ["plan", "--model", str(base), "--data", "none.jsonl", "--adapter.kind", "full"]
     bfloat16 = ["--train.weights", "bfloat16", "--train.optimizer", "adafactor", "--train.batch", "8"]
-    gpus = ["--gpus", "4090", "--host-gb", "64"]
+    gpus = ["--machine", "4090,host=64GB"]
     with pytest.raises(SystemExit) as ended:
         main([*model, *bfloat16, *gpus])
     shown = capsys.readouterr().out
     assert not ended.value.code and "RTX 4090" in shown and "memory  not predicted: layers stay in host" in shown
     file = tmp_path / "machine.json"
-    file.write_text(json.dumps({"machine": machine_of("4090", 64 * GB).as_dict()}))
+    file.write_text(json.dumps({"machine": machine_of("4090,host=64GB").as_dict()}))
     with pytest.raises(SystemExit):
         main([*model, *bfloat16, "--machine", str(file)])
     assert capsys.readouterr().out == shown
     for wrong, said in (
-        ([*gpus, "--machine", str(file)], "--machine describes a whole machine"),
-        (["--host-gb", "64"], "--host-gb goes with --gpus"),
-        (["--gpus", "4900"], "no GPU 4900; did you mean"),
+        (["--machine", "4900"], "--machine: no GPU 4900; did you mean"),
         (gpus, "and they need 1.* GB of host memory"),  # in float32 with AdamW
     ):
         with pytest.raises(SystemExit) as ended:
@@ -190,7 +188,7 @@ def test_a_quantised_base_is_predicted_by_a_new_process(base):
     (base / "config.json").write_text(
         json.dumps(json.loads((base / "config.json").read_text()) | {"num_hidden_layers": 4})
     )
-    asked = ["plan", "--model", str(base), "--data", "none", "--gpus", "4090", "--host-gb", "64", "--json"]
+    asked = ["plan", "--model", str(base), "--data", "none", "--machine", "4090,host=64GB", "--json"]
     asked += ["--train.micro-batch", "1", "--model.quantize", "nf4"]
     shown = subprocess.run([sys.executable, "-m", "tunesmith", *asked], capture_output=True, text=True)
     weights = json.loads(shown.stdout)["parts"]["weights"]

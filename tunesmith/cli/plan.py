@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 from rich.console import Console
 
 from tunesmith.cli.parameters import Json, print_json
@@ -12,7 +11,7 @@ from tunesmith.cli.terminal import waiting
 from tunesmith.cli.train import RecipeFlags, chosen
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine, probe
-from tunesmith.planner.catalogue import machine_of, read_machine
+from tunesmith.planner.machine_spec import described
 from tunesmith.planner.predict import Prediction
 from tunesmith.recipe import Recipe
 from tunesmith.units import percent, size
@@ -32,18 +31,15 @@ def plan(
     recipe: Path | None = None,
     *,
     flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
-    gpus: str | None = None,
-    host_gb: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
-    machine: Path | None = None,
+    machine: str | None = None,
     as_json: Json = False,
 ) -> None:
     """Show what a recipe needs, and whether it fits. Nothing is loaded, downloaded or trained.
 
     Args:
         recipe: The recipe, a YAML file. Without one, the flags are the whole recipe.
-        gpus: Plan for these GPUs instead of this machine's, by their names: 4090, or 2x3090+4090.
-        host_gb: GB of host memory beside these GPUs. By default as much as this machine has.
-        machine: Plan for another machine, by the output of `tunesmith doctor --json` there.
+        machine: Plan for another machine: its GPUs, memory and links, like 2x3090+4090,host=64GB,link=4.0x8, or the
+            output of `tunesmith doctor --json` there.
         as_json: Print the prediction as JSON.
     """
     values = chosen(flags)
@@ -55,7 +51,7 @@ def plan(
         from tunesmith.model.load import config_of, local_folder
         from tunesmith.planner.predict import predict
 
-        planned = _machine(gpus, host_gb, machine)
+        planned = _machine(machine)
         folder = base_folder(asked.model) if asked.model.path.endswith(".gguf") else local_folder(asked.model)
         found = predict(asked, planned, config_of(folder), folder)
     if as_json:
@@ -65,16 +61,9 @@ def plan(
         console.print(line, markup=False)
 
 
-def _machine(gpus: str | None, host_gb: float | None, file: Path | None) -> Machine:
+def _machine(text: str | None) -> Machine:
     """The machine to plan for."""
-    if file and (gpus or host_gb):
-        raise UserError("plan: --machine describes a whole machine; leave --gpus and --host-gb out")
-    if host_gb and not gpus:
-        raise UserError("plan: --host-gb goes with --gpus")
-    if file:
-        return read_machine(file)
-    this = probe()
-    return machine_of(gpus, int(host_gb * 1e9) if host_gb else this.memory_bytes) if gpus else this
+    return described(text) if text is not None else probe()
 
 
 def report(found: Prediction, gpus: list[str]) -> list[str]:

@@ -1,0 +1,178 @@
+"""The speeds of a machine's devices that the planner's cost model needs: measured, or estimated from the catalogue.
+
+`tunesmith doctor --measure` keeps what it measures in `rates.json` in the cache folder, by device, driver and torch. An
+entry has `flops_per_second` by precision, `memory_bytes_per_second`, `to_device_bytes_per_second`,
+`to_host_bytes_per_second` and `launch_seconds`, as far as they apply; other keys are for people. Estimates are rules of
+thumb that were not compared with GPUs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import UserError
+from tunesmith.files import cache_folder, read_json, write_json
+from tunesmith.machine import Gpu, Machine
+from tunesmith.planner.catalogue import CatalogueGpu, entry_of
+
+CPU = "cpu"  # the key of the CPU and the host's memory in `Machine.rates`; a GPU's is its UUID
+
+# Share of the peak rate that a training step reaches. Published speeds of 4090s and 3090s fit 0.55 within a fifth.
+STEP_SHARE, POWER_LIMITED_SHARE = 0.55, 0.45
+# A GPU whose power limit is below so many watts for each peak TFLOP/s does not hold its boost clock in products. GPUs
+# from GA100 and Ada on are made in finer processes, and need half the power of Turing, Volta and the other Ampere GPUs.
+LEAST_WATTS_PER_TFLOP, LEAST_WATTS_PER_TFLOP_FINER = 2.2, 1.0
+MEMORY_SHARE = 0.8  # of the nominal memory bandwidth
+LINK_SHARE = 0.8  # of the nominal bandwidth of a PCIe link
+LANE_BYTES_PER_SECOND = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}  # by PCIe generation, nominal
+USUAL_LINK = (3, 16)  # where neither the driver nor the catalogue knows the link
+LAUNCH_SECONDS = 0.003  # 2 to 4 ms seen on two CPU cores
+HOST_BYTES_PER_SECOND = 40e9  # two channels of DDR4
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Speeds of one device: a GPU with its link, or the CPU with all its cores. None is unknown."""
+
+    flops_per_second: float | None
+    """The rate of matrix products in the precision of computing, as a training step reaches it."""
+    memory_bytes_per_second: float | None
+    """The bandwidth of the device's own memory, reads and writes added up."""
+    to_device_bytes_per_second: float
+    """The rate of copies from pinned host memory, while all GPUs copy at once. Infinite on the CPU."""
+    to_host_bytes_per_second: float
+    launch_seconds: float
+    """Time of one CPU core to launch a decoder layer's forward and backward pass for a micro-batch; 0 on the CPU."""
+    watts: float | None
+    """The power limit."""
+    source: str
+    """"measured", "catalogue" (estimated from the peak rate), or "unknown"."""
+
+
+@dataclass(frozen=True)
+class HostRates:
+    memory_bytes_per_second: float
+    """Reads and writes added up, with all cores."""
+    source: str
+    """"measured", or "usual": an assumption."""
+
+
+def rates_of(machine: Machine, compute: str) -> list[Rates]:
+    """Returns the rates of each GPU in the machine's order, or of the CPU if there is no GPU. `compute` is bfloat16,
+    float16 or float32. Raises UserError if rates.json is damaged."""
+    measured = measured_rates(machine)
+    of_cpu = measured.get(CPU, {})
+    if not machine.gpus:
+        return [_of_cpu(of_cpu, compute)]
+    launch = of_cpu.get("launch_seconds", LAUNCH_SECONDS)
+    return [_of_gpu(gpu, compute, measured.get(gpu.uuid, {}), launch) for gpu in machine.gpus]
+
+
+def host_rates(machine: Machine) -> HostRates:
+    """Raises UserError if rates.json is damaged."""
+    rate = measured_rates(machine).get(CPU, {}).get("memory_bytes_per_second")
+    return HostRates(rate, "measured") if rate else HostRates(HOST_BYTES_PER_SECOND, "usual")
+
+
+def _of_cpu(measured: Mapping[str, Any], compute: str) -> Rates:
+    flops = measured.get("flops_per_second", {}).get(compute)
+    return Rates(
+        flops_per_second=flops,
+        memory_bytes_per_second=measured.get("memory_bytes_per_second"),
+        to_device_bytes_per_second=float("inf"),
+        to_host_bytes_per_second=float("inf"),
+        launch_seconds=0.0,
+        watts=None,
+        source="measured" if flops else "unknown",
+    )
+
+
+def _of_gpu(gpu: Gpu, compute: str, measured: Mapping[str, Any], launch_seconds: float) -> Rates:
+    model = entry_of(gpu)
+    flops = measured.get("flops_per_second", {}).get(compute)
+    estimate = _step_flops(gpu, model, compute) if model else None
+    memory = model.bytes_per_second * MEMORY_SHARE if model else None
+    link = link_bytes_per_second(gpu)
+    return Rates(
+        flops_per_second=flops or estimate,
+        memory_bytes_per_second=measured.get("memory_bytes_per_second") or memory,
+        to_device_bytes_per_second=measured.get("to_device_bytes_per_second") or link,
+        to_host_bytes_per_second=measured.get("to_host_bytes_per_second") or link,
+        launch_seconds=launch_seconds,
+        watts=gpu.power_watts or (float(model.power_watts) if model else None),
+        source="measured" if flops else "catalogue" if estimate else "unknown",
+    )
+
+
+def _step_flops(gpu: Gpu, model: CatalogueGpu, compute: str) -> float | None:
+    """Returns the rate that a training step reaches on this model of GPU, estimated from its peak rate. A power limit
+    below the usual one slows it by the cube root: the power of a chip grows about with the cube of its clock."""
+    rates = {
+        "bfloat16": model.bfloat16_flops or model.float32_flops,  # where the hardware has none, torch computes float32
+        "float16": model.float16_flops,
+        "float32": model.float32_flops,
+    }
+    peak, fastest = rates[compute], model.float16_flops
+    if not peak or not fastest:
+        return None
+    finer = model.capability is not None and (model.capability == (8, 0) or model.capability >= (8, 9))
+    least = LEAST_WATTS_PER_TFLOP_FINER if finer else LEAST_WATTS_PER_TFLOP
+    share = POWER_LIMITED_SHARE if model.power_watts / (fastest / 1e12) < least else STEP_SHARE
+    return peak * share * min(1.0, (gpu.power_watts or model.power_watts) / model.power_watts) ** (1 / 3)
+
+
+def link_bytes_per_second(gpu: Gpu) -> float:
+    """Returns what copies in one direction reach over a GPU's link, estimated from its generation and lanes."""
+    model = entry_of(gpu)
+    generation = gpu.pcie_generation or (model and model.pcie_generation) or USUAL_LINK[0]
+    lanes = gpu.pcie_lanes or (model and model.pcie_lanes) or USUAL_LINK[1]
+    newest = max(LANE_BYTES_PER_SECOND)
+    return LANE_BYTES_PER_SECOND[min(generation, newest)] * lanes * LINK_SHARE
+
+
+def rates_file() -> Path:
+    return cache_folder() / "rates.json"
+
+
+def measured_rates(machine: Machine) -> dict[str, dict[str, Any]]:
+    """Returns what was measured on the devices of a machine, by UUID of a GPU and "cpu": what a file of
+    `doctor --json` holds, or what `doctor --measure` keeps here."""
+    if machine.rates:
+        return machine.rates
+    kept = read_json(rates_file()) or {}
+    check_rates(kept, str(rates_file()))
+    return {device: kept[key] for device, key in _keys(machine).items() if key in kept}
+
+
+def keep_rates(machine: Machine, measured: Mapping[str, Mapping[str, Any]]) -> None:
+    """Keeps what was measured on this machine, by UUID of a GPU and "cpu", beside what was measured on others."""
+    keys = _keys(machine)
+    rates_file().parent.mkdir(parents=True, exist_ok=True)
+    kept = read_json(rates_file()) or {}
+    write_json(rates_file(), kept | {keys[device]: entry for device, entry in measured.items()})
+
+
+def check_rates(found: Any, place: str) -> None:
+    """Raises UserError, naming the place, unless `found` holds rates as `doctor --measure` writes them."""
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        raise UserError(f"{place} is no JSON object of devices; write it with `tunesmith doctor --measure`")
+    for device, entry in found.items():
+        by_precision = entry.get("flops_per_second", {})
+        if not isinstance(by_precision, dict):
+            raise UserError(f"{place}: {device}: flops_per_second has no precisions; measure again")
+        names = ("memory_bytes_per_second", "to_device_bytes_per_second", "to_host_bytes_per_second", "launch_seconds")
+        for name, value in [*by_precision.items(), *((name, entry[name]) for name in names if name in entry)]:
+            if type(value) not in (int, float) or value <= 0:
+                raise UserError(f"{place}: {device}: {name} is {value!r}, no positive number; measure again")
+
+
+def _keys(machine: Machine) -> dict[str, str]:
+    """Returns the keys in rates.json of a machine's devices."""
+    try:
+        torch = f"torch {version('torch')}"
+    except PackageNotFoundError:
+        torch = "no torch"
+    gpus = {gpu.uuid: f"{gpu.uuid} | driver {machine.driver} | {torch}" for gpu in machine.gpus if gpu.uuid}
+    return {CPU: f"{machine.processor} | {machine.cores} cores | {torch}"} | gpus
