@@ -1,110 +1,152 @@
-"""Predicts whether a recipe fits on a machine, before anything is loaded: the plan, and the peak of its memory."""
+"""Predicts whether a recipe fits on a machine and how fast it trains, before anything is loaded."""
 
-import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UserError, first_line
-from tunesmith.machine import Machine
+from tunesmith.machine import Gpu, Machine
 from tunesmith.model.check import check_config
 from tunesmith.model.load import stored_as
 from tunesmith.model.positions import limit_of, trained_positions
 from tunesmith.plan import Plan
 from tunesmith.planner.decide import choose, within
-from tunesmith.planner.kept_layers import USED_SHARE, with_kept_layers
+from tunesmith.planner.kept_layers import with_kept_layers
+from tunesmith.planner.layouts import Layout, Layouts
+from tunesmith.planner.prediction import Alternative, Prediction
 from tunesmith.recipe import Recipe
 from tunesmith.units import size
 
-# Bytes of a process beside tensors: of CUDA and its libraries on a GPU, of Python and torch in host memory. Estimates.
-BESIDE_BYTES = {"cuda": 600 * 2**20, "cpu": 450 * 2**20}
+MOST_ALTERNATIVES, MOST_REMEDIES = 3, 2
+SHORTEST = 512  # tokens: a remedy does not make examples shorter than that
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A plan and the peak of a device's memory in a training step, by part."""
-
-    plan: Plan
-    parts: dict[str, int] | None
-    """Bytes at the peak; None if this kind of run is not traced."""
-    stage: str
-    """When the peak is, or why the step is not traced."""
-    beside_bytes: int
-    free_bytes: list[int]
-    """Memory of each process: what is free on its GPU, or its part of what is free in the host."""
-    remedy: str | None = None
-    """If the step does not fit: the bytes that it needs with a change of the recipe, and that change."""
-
-    @property
-    def needed_bytes(self) -> int | None:
-        return None if self.parts is None else sum(self.parts.values()) + self.beside_bytes
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether the step fits in the memory of every process; None if it is not traced."""
-        return None if self.needed_bytes is None else self.needed_bytes <= USED_SHARE * min(self.free_bytes)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"needed_bytes": self.needed_bytes, "fits": self.fits}
-
-
-def decide(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Plan:
-    """The plan for a model, as its configuration and files describe it. Raises UserError where the recipe does not fit
+def by_sizes(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Plan:
+    """The plan by rules and by the sizes of weights, without a trace. Raises UserError where the recipe does not fit
     the machine or the model."""
+    return with_kept_layers(_without_memory(recipe, machine, config), recipe, config, base, machine)
+
+
+def _without_memory(recipe: Recipe, machine: Machine, config: Any) -> Plan:
+    """What the plan can say without the sizes of memory."""
     plan = choose(recipe, machine)
     positions = trained_positions(config)
     if positions and plan.sequence_length > positions:
         plan = within(plan, recipe, limit_of(config))
-    return with_kept_layers(plan, recipe, config, base, machine)
+    return plan
 
 
 def predict(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
-    """Traces the step of the plan and, if it does not fit, of what would. Raises UserError as `decide` does."""
-    check_config(recipe.model, recipe.adapter, base, config)
-    found = _traced(recipe, machine, config, base)
+    """Chooses the plan by tracing its step, and if nothing fits, finds what would. Raises UserError as `by_sizes`
+    does."""
+    found = _predicted(recipe, machine, config, base)
     if found.fits is not False:
         return found
-    for change in _remedies(recipe, found.plan):
+    return replace(found, remedies=_remedies(recipe, machine, config, base, found.plan))
+
+
+def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
+    check_config(recipe.model, recipe.adapter, base, config)
+    plan = _without_memory(recipe, machine, config)
+    if problem := not_traced(recipe, plan, config):
+        return Prediction(by_sizes(recipe, machine, config, base), None, problem)
+    layouts = Layouts(recipe, machine, config, base, plan)
+    try:
+        best = layouts.best()
+        if best:
+            return _chosen(best, layouts)
+        if layouts.problems:
+            raise layouts.problems[-1]
+        smallest = layouts.smallest()
+        return Prediction(smallest.plan, smallest.needs, speed=smallest.speed)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a model or kernel without a fake form raises
+        problem = f"this model's step cannot be traced ({first_line(error)})"
+        return Prediction(by_sizes(recipe, machine, config, base), None, problem)
+
+
+def _chosen(best: Layout, layouts: Layouts) -> Prediction:
+    plan, machine = best.plan, layouts.machine
+    reasons = {}
+    if layouts.recipe.train.gradient_checkpointing == "auto" and plan.kept_layers is None:
+        how = "the fastest that fits" if best.speed else "the least that fits"
+        reasons["gradient_checkpointing"] = f"{how} in {size(min(need.place.free_bytes for need in best.needs))}"
+    return Prediction(
+        replace(plan, reasons=plan.reasons | reasons),
+        best.needs,
+        host_bytes=best.host_bytes,
+        speed=best.speed,
+        left_out={gpu.name: _why_left_out(gpu, best, layouts) for gpu in machine.gpus if gpu not in best.machine.gpus},
+        alternatives=_alternatives(best, layouts),
+    )
+
+
+def _why_left_out(gpu: Gpu, best: Layout, layouts: Layouts) -> str:
+    """Compares with the fastest layout in which the GPU takes part."""
+    if layouts.recipe.train.processes:
+        return f"train.processes: {layouts.recipe.train.processes}"
+    rates = [layout.rate for layout in layouts.seen if gpu in layout.machine.gpus]
+    if not rates:
+        return "with it the step does not fit"
+    return f"with it {max(rates):,.0f} tokens/s instead of {best.rate:,.0f}"
+
+
+def _alternatives(best: Layout, layouts: Layouts) -> list[Alternative]:
+    """The fastest of the other layouts, one for each set of GPUs and way of recomputation."""
+    fastest: dict[tuple, Layout] = {}
+    for layout in sorted(layouts.seen, key=lambda layout: -layout.rate):
+        fastest.setdefault(_differs(layout, best), layout)
+    fastest.pop((), None)
+    return [
+        Alternative(", ".join(change), layout.rate or None, max(need.nbytes for need in layout.needs))
+        for change, layout in [*fastest.items()][:MOST_ALTERNATIVES]
+    ]
+
+
+def _differs(layout: Layout, best: Layout) -> tuple[str, ...]:
+    """How a layout differs from the best."""
+    changes = []
+    if layout.machine.gpus != best.machine.gpus:
+        changes.append(" + ".join(gpu.name for gpu in layout.machine.gpus) + " alone" * (len(layout.machine.gpus) == 1))
+    if layout.plan.gradient_checkpointing != best.plan.gradient_checkpointing:
+        changes.append(f"gradient_checkpointing: {layout.plan.gradient_checkpointing}")
+    if (layout.plan.kept_layers is None) != (best.plan.kept_layers is None):
+        changes.append("layers in host memory" if layout.plan.kept_layers else "all layers kept")
+    return tuple(changes)
+
+
+def _remedies(recipe: Recipe, machine: Machine, config: Any, base: Path, plan: Plan) -> list[Alternative]:
+    """The first changes of the recipe with which its step fits, tried."""
+    found: list[Alternative] = []
+    for change in _changes(recipe, plan):
         settings = recipe.model_dump(mode="json")
         for key, value in change.items():
             section, name = key.split(".")
             settings[section][name] = value
-        other = _traced(Recipe.model_validate(settings), machine, config, base)
-        if other.fits:
+        try:
+            other = _predicted(Recipe.model_validate(settings), machine, config, base)
+        except UserError:  # this one does not fit either
+            continue
+        if other.fits and other.tightest:
             text = ", ".join(f"{key}: {value}" for key, value in change.items())
-            return replace(found, remedy=f"{size(other.needed_bytes or 0)} with {text}")
+            rate = other.speed.tokens_per_second if other.speed else None
+            found.append(Alternative(text, rate, other.tightest.nbytes))
+        if len(found) == MOST_REMEDIES:
+            break
     return found
 
 
-def _traced(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
-    plan = decide(recipe, machine, config, base)
-    parts, stage = None, not_traced(recipe, plan, config)
-    if not stage:
-        from tunesmith.planner.trace import trace_step
-
-        capability = machine.gpus[0].capability if machine.gpus else None
-        try:
-            step = trace_step(recipe, plan, config, micro_batch(recipe, plan), capability=capability)
-            parts, stage = step.peak, step.stage[0]
-        except UserError:
-            raise
-        except Exception as error:  # whatever a model or kernel without a fake form raises
-            stage = f"this model's step cannot be traced ({first_line(error)})"
-    gpus = machine.gpus[: plan.processes]
-    free = [gpu.free_bytes for gpu in gpus] or [machine.free_memory_bytes // plan.processes] * plan.processes
-    return Prediction(plan, parts, stage, BESIDE_BYTES[plan.device], free)
-
-
-def _remedies(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
-    """Changes of the recipe that need less memory, those that cost least first. The result of training stays the
-    same with the first two."""
+def _changes(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Changes of the recipe that need less memory, those that cost least first. With the first two the result of
+    training stays the same."""
     less: dict[str, Any] = {}
-    if plan.gradient_checkpointing == "off":
+    if recipe.train.gradient_checkpointing not in ("auto", "on"):
         less = {"train.gradient_checkpointing": "on"}
         yield less
-    if plan.micro_batch_tokens > plan.sequence_length:
+    if isinstance(recipe.train.micro_batch, int) and recipe.train.micro_batch > 1:
         less = less | {"train.micro_batch": 1}
         yield less
     if recipe.adapter.kind == "full":
@@ -112,12 +154,15 @@ def _remedies(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
         yield less
     if recipe.model.quantize == "none" and find_spec("bitsandbytes"):
         yield less | {"model.quantize": "nf4"}
+        less = less | {"model.quantize": "nf4"}
+    length = plan.sequence_length // 2
+    while length >= SHORTEST:
+        yield less | {"data.sequence_length": length}
+        length //= 2
 
 
 def not_traced(recipe: Recipe, plan: Plan, config: Any) -> str:
     """Why the memory of this kind of run is not predicted yet; empty if it is."""
-    if plan.kept_layers is not None:
-        return "layers stay in host memory; their number is an estimate"
     if recipe.model.initialize == "pretrained" and (stored := stored_as(config)):
         return f"a base that is stored quantised ({stored}) is not traced yet"
     if recipe.model.quantize == "int8":
@@ -129,9 +174,3 @@ def not_traced(recipe: Recipe, plan: Plan, config: Any) -> str:
     if recipe.data.sequence_length == "max" or recipe.train.micro_batch == "auto":
         return "training measures what fits: data.sequence_length or train.micro_batch is left to it"
     return ""
-
-
-def micro_batch(recipe: Recipe, plan: Plan) -> list[int]:
-    """The lengths of the sequences of the largest micro-batch."""
-    rows = min(plan.micro_batch_tokens // plan.sequence_length, math.ceil(recipe.train.batch / plan.processes))
-    return [plan.sequence_length] * max(1, rows)

@@ -1,0 +1,106 @@
+"""What the planner predicts of a run: the plan, the memory of each device by part, the time of a step."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tunesmith.machine import Machine
+from tunesmith.plan import Plan
+from tunesmith.planner.cost import Speed
+from tunesmith.planner.kept_layers import USED_SHARE
+
+# Bytes of a process beside tensors: of CUDA and its libraries on a GPU, of Python and torch in host memory. Estimates.
+BESIDE_BYTES = {"cuda": 600 * 2**20, "cpu": 450 * 2**20}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Memory that one process has: that of a GPU, or its part of the host's."""
+
+    name: str
+    free_bytes: int
+    kind: str
+    """cuda or cpu."""
+    capability: tuple[int, int] | None = None
+    """Compute capability of the GPU."""
+
+    @property
+    def room(self) -> int:
+        """Bytes for tensors."""
+        return int(self.free_bytes * USED_SHARE) - BESIDE_BYTES[self.kind]
+
+
+def places_of(machine: Machine, processes: int) -> list[Place]:
+    """The memory of each process of a run."""
+    if machine.gpus:
+        return [Place(gpu.name, gpu.free_bytes, "cuda", gpu.capability) for gpu in machine.gpus[:processes]]
+    return [Place("CPU", machine.free_memory_bytes // processes, "cpu")] * processes
+
+
+@dataclass(frozen=True)
+class Need:
+    """The peak of one process's memory in a training step."""
+
+    place: Place
+    kept_layers: int | None
+    """Decoder layers that stay on the GPU; None: all."""
+    parts: dict[str, int]
+    """Bytes at the peak: of tensors by part, and beside them."""
+    stage: str
+    """When the peak is."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.nbytes <= USED_SHARE * self.place.free_bytes
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another plan, or another recipe, and what it would mean."""
+
+    change: str
+    """How it differs."""
+    tokens_per_second: float | None
+    needed_bytes: int | None = None
+    """On the GPU with the least room to spare; None if the plan differs in more than that."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A plan and what it needs."""
+
+    plan: Plan
+    needs: list[Need] | None
+    """Of each process; None if this kind of run is not traced."""
+    not_predicted: str = ""
+    """Why the memory is not predicted."""
+    host_bytes: int = 0
+    """Host memory for layers that do not stay on a GPU, with their gradients and moments if they train."""
+    speed: Speed | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+    """GPUs that do not take part, and why."""
+    alternatives: list[Alternative] = field(default_factory=list)
+    """Slower plans for the same recipe."""
+    remedies: list[Alternative] = field(default_factory=list)
+    """If the step does not fit: changes of the recipe with which it does."""
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the step fits in the memory of every process; None if that is not predicted."""
+        return None if self.needs is None else all(need.fits for need in self.needs)
+
+    @property
+    def tightest(self) -> Need | None:
+        """The process that has the least room to spare."""
+        return max(self.needs, key=lambda need: need.nbytes / max(1, need.place.free_bytes)) if self.needs else None
+
+    def as_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        for need, found in zip(self.needs or (), values["needs"] or ()):
+            found |= {"needed_bytes": need.nbytes, "fits": need.fits}
+        if self.speed:
+            values["speed"] |= {"tokens_per_second": self.speed.tokens_per_second}
+        return values | {"fits": self.fits}
