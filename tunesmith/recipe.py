@@ -292,6 +292,15 @@ class Evaluate(Section):
     """Longest generated answer, in tokens."""
 
 
+class Power(Section):
+    """The energy that the plan reckons with, beside that of the GPUs."""
+
+    host_watts: Annotated[float, Field(ge=0)] = 100.0
+    """Power of the machine without its GPUs."""
+    price_per_kwh: Annotated[float, Field(ge=0)] | None = None
+    """The price of a kilowatt-hour, in any currency."""
+
+
 class Recipe(Section):
     """A whole fine-tuning job."""
 
@@ -303,6 +312,7 @@ class Recipe(Section):
     adapter: Adapter = Adapter()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    power: Power = Power()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Everything random follows from it."""
     name: str | None = None

@@ -5,8 +5,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.text import Text
 
 from tunesmith.cli.parameters import Json, print_json
+from tunesmith.cli.plan_report import memory_lines, other_lines, time_lines
 from tunesmith.cli.terminal import waiting
 from tunesmith.cli.train import RecipeFlags, chosen
 from tunesmith.errors import UserError
@@ -14,17 +16,6 @@ from tunesmith.machine import Machine, probe
 from tunesmith.planner.machine_spec import described
 from tunesmith.planner.predict import Prediction
 from tunesmith.recipe import Recipe
-from tunesmith.units import percent, size
-
-WHEN = {
-    "before the layers": "in the embedding",
-    "forward of layer": "in the forward pass of a layer",
-    "loss": "in the output layer and the loss",
-    "backward of the loss": "in the backward pass of the loss or the last layer",
-    "backward of layer": "in the backward pass of a layer",
-    "backward before the layers": "in the backward pass of the embedding",
-    "update": "in the optimizer step",
-}
 
 
 def plan(
@@ -57,8 +48,8 @@ def plan(
     if as_json:
         return print_json(found.as_dict())
     console = Console(highlight=False)
-    for line in report(found, [gpu.name for gpu in planned.gpus]):
-        console.print(line, markup=False)
+    for line in report(found, asked):
+        console.print(line)
 
 
 def _machine(text: str | None) -> Machine:
@@ -66,25 +57,20 @@ def _machine(text: str | None) -> Machine:
     return described(text) if text is not None else probe()
 
 
-def report(found: Prediction, gpus: list[str]) -> list[str]:
+def report(found: Prediction, recipe: Recipe) -> list[Text]:
     """The lines that people read."""
-    plan, needed = found.plan, found.needed_bytes
-    where = [f"{name}, {size(free)} free" for name, free in zip(gpus, found.free_bytes)]
-    lines = [f"on      {where[0] if where else f'CPU, {size(found.free_bytes[0])} free for each process'}"]
-    lines += [f"        {line}" for line in where[1:]]
-    lines.append(f"in      {plan.compute}, weights in {plan.weights}")
-    lines.append(f"passes  up to {plan.micro_batch_tokens:,} tokens, checkpointing {plan.gradient_checkpointing}")
-    if plan.kept_layers is not None:
-        lines.append(f"layers  {' and '.join(map(str, plan.kept_layers))} kept on the GPU")
-    if needed is None:
-        return [*lines, f"memory  not predicted: {found.stage}"]
-    lines.append(f"memory  {size(needed)} at the most, {WHEN[found.stage]}")
-    parts = found.parts | {"beside tensors, an estimate": found.beside_bytes}
-    lines += [
-        f"        {size(nbytes):>9}  {percent(nbytes / needed):>5}  {name}" for name, nbytes in parts.items() if nbytes
+    plan = found.plan
+    recomputed = {"on": "recomputing all activations", "off": "keeping all activations"}
+    how = recomputed.get(str(plan.gradient_checkpointing), f"checkpointing: {plan.gradient_checkpointing}")
+    why = plan.reasons.get("gradient_checkpointing")
+    lines = [
+        Text(f"plan    {plan.compute}, weights in {plan.weights}"),
+        Text(f"        passes of up to {plan.micro_batch_tokens:,} tokens, {how}" + f": {why}" * bool(why)),
     ]
-    verdict = "fits" if found.fits else "does not fit"
-    lines.append(f"        {verdict}: {size(min(found.free_bytes))} are free, of which a tenth is left alone")
-    if found.remedy:
-        lines.append(f"        needs {found.remedy}")
-    return lines
+    if plan.kept_layers is not None:
+        lines.append(Text(f"        layers kept on the GPU: {', '.join(map(str, plan.kept_layers))}"))
+    if plan.walk_tokens:
+        lines.append(Text(f"        {plan.walk_tokens:,} tokens at a time, whose inputs fit in host memory"))
+    lines += [Text(f"        {name} is left out: {why}", style="yellow") for name, why in found.left_out.items()]
+    values = found.as_dict()
+    return [*lines, *memory_lines(values), *time_lines(values, recipe.power), *other_lines(values)]

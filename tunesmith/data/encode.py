@@ -60,7 +60,8 @@ Progress = Callable[[int, int], None]  # rows, examples
 class Method(Protocol):
     """The side of a method that the data sees (see methods/). It can be sent to other processes."""
 
-    settings: MethodSettings
+    @property
+    def settings(self) -> MethodSettings: ...
 
     @property
     def splits(self) -> bool: ...

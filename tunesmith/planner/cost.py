@@ -9,9 +9,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunesmith.planner.rates import HostRates, Rates
-from tunesmith.planner.work import Work
 
 JOULES_PER_KWH = 3.6e6
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a device has to do."""
+
+    flops: int = 0
+    """Floating-point operations of products of matrices; a multiplication and an addition are two."""
+    moved_bytes: int = 0
+    """Bytes that all other operations read and write. An operation that returns no tensor counts as none."""
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.flops + other.flops, self.moved_bytes + other.moved_bytes)
+
+    def __sub__(self, other: "Work") -> "Work":
+        return Work(self.flops - other.flops, self.moved_bytes - other.moved_bytes)
+
+    def __mul__(self, factor: float) -> "Work":
+        return Work(round(self.flops * factor), round(self.moved_bytes * factor))
 
 
 @dataclass(frozen=True)
@@ -63,13 +81,23 @@ class Speed:
     def tokens_per_second(self) -> float:
         return self.tokens / self.step_seconds
 
-    def joules_per_token(self, host_watts: float) -> float | None:
-        return None if self.watts is None else (self.watts + host_watts) / self.tokens_per_second
 
-    def kwh(self, tokens: float, host_watts: float) -> float | None:
-        """Energy of training on so many tokens."""
-        each = self.joules_per_token(host_watts)
-        return None if each is None else each * tokens / JOULES_PER_KWH
+@dataclass(frozen=True)
+class Cost:
+    """What a whole training run takes, without evaluation and checkpoints."""
+
+    seconds: float
+    kwh: float | None
+    """At full power; None if the power of a device is not known."""
+    price: float | None
+    """None without a price of a kilowatt-hour."""
+
+
+def cost_of(speed: Speed, tokens: float, host_watts: float, price_per_kwh: float | None) -> Cost:
+    """The cost of training on so many tokens."""
+    seconds = tokens / speed.tokens_per_second
+    kwh = None if speed.watts is None else (speed.watts + host_watts) * seconds / JOULES_PER_KWH
+    return Cost(seconds, kwh, None if kwh is None or price_per_kwh is None else kwh * price_per_kwh)
 
 
 def speed_of(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine
 from tunesmith.plan import Plan
-from tunesmith.planner.cost import Demand, Speed, speed_of
+from tunesmith.planner.cost import Demand, Speed, Work, speed_of
 from tunesmith.planner.decide import layers_for
 from tunesmith.planner.kept_layers import CONTEXT_BYTES, SLOTS, Sizes, sizes, with_kept_layers
 from tunesmith.planner.prediction import BESIDE_BYTES, Need, Place, places_of
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tunesmith.planner.trace import Step
 
 RECOMPUTATION = ("off", "selective", "on")  # ever less memory and ever more work
+ALMOST = 0.9  # of the longest rows: attention then takes about as long
 WORTH = 1.02  # how much faster a step must be for one more GPU to take part
 
 
@@ -49,9 +50,13 @@ class Layout:
 class Layouts:
     """All layouts of a recipe on a machine. Each step is traced once."""
 
-    def __init__(self, recipe: Recipe, machine: Machine, config: Any, base: Path, plan: Plan):
-        """`plan`: what does not depend on memory."""
+    def __init__(
+        self, recipe: Recipe, machine: Machine, config: Any, base: Path, plan: Plan, row_tokens: float | None = None
+    ):
+        """`plan`: what does not depend on memory. `row_tokens`: the mean length of an example, if it is known; else all
+        are as long as they may be."""
         self.recipe, self.machine, self.config, self.base, self.plan = recipe, machine, config, base, plan
+        self._row_tokens = row_tokens or plan.sequence_length
         self.seen: list[Layout] = []
         """All that fit."""
         self.problems: list[UserError] = []
@@ -59,6 +64,12 @@ class Layouts:
         self._layers = config.get_text_config().num_hidden_layers
         self._rates, self._host = rates_of(machine, plan.compute), host_rates(machine)
         self._traced: dict[tuple, Step] = {}
+
+    @property
+    def rates_from(self) -> str:
+        """Where the speeds of the devices come from."""
+        sources = {rate.source for rate in self._rates}
+        return "measured" if sources == {"measured"} else "estimated"
 
     def best(self) -> Layout | None:
         """The fastest layout that fits; without known speeds the first, of which none recomputes less. None if
@@ -70,7 +81,7 @@ class Layouts:
             found = max(fitting, key=lambda layout: layout.rate, default=None)
             if found and (not chosen or found.rate > WORTH * chosen.rate):
                 chosen = found
-        return chosen
+        return chosen and self._with_rows(chosen)
 
     def smallest(self) -> Layout:
         """The layout that needs the least memory, whether it fits or not, with all layers on each device."""
@@ -129,17 +140,15 @@ class Layouts:
 
     def _largest(self, how: str | float, place: Place) -> int:
         """The most tokens of a forward pass that fit with all layers; 0 if none do."""
-        least = 0.0  # bytes that the next smaller passes need at least
-        fixed = most = 0
+        step = None
         for tokens in self._tokens:
-            if most:
-                least = fixed + (peak - fixed) * tokens / most  # no part shrinks faster than in proportion
-            if least > place.room:
-                continue
+            if step:
+                fixed = step.peak["weights"] + step.peak["optimizer"]
+                # No part of the others shrinks faster than in proportion.
+                if fixed + (step.peak_bytes - fixed) * tokens / step.tokens > place.room:
+                    continue
             step = self._whole(how, tokens, place.capability)
-            peak, most = step.peak_bytes, tokens
-            fixed = step.peak["weights"] + step.peak["optimizer"]
-            if peak <= place.room:
+            if step.peak_bytes <= place.room:
                 return tokens
         return 0
 
@@ -147,13 +156,17 @@ class Layouts:
         layers, _ = layers_for(self.recipe.train, self.plan.sequence_length, tokens)
         return replace(self.plan, **layers | {"gradient_checkpointing": how}, micro_batch_tokens=tokens)
 
-    def _whole(self, how: str | float, tokens: int, capability: tuple[int, int] | None) -> "Step":
-        """The step of a process that keeps all layers."""
+    def _whole(
+        self, how: str | float, tokens: int, capability: tuple[int, int] | None, row_tokens: int | None = None
+    ) -> "Step":
+        """The step of a process that keeps all layers, for a micro-batch of so many tokens in rows of so many; by
+        default in rows as long as they may be, which need the most memory."""
         from tunesmith.planner.trace import trace_step
 
-        key = how, tokens, capability
+        row_tokens = row_tokens or self.plan.sequence_length
+        key = how, tokens, capability, row_tokens
         if key not in self._traced:
-            lengths = [self.plan.sequence_length] * (tokens // self.plan.sequence_length)
+            lengths = [row_tokens] * max(1, tokens // row_tokens)
             self._traced[key] = trace_step(self.recipe, self._planned(how, tokens), self.config, lengths, capability)
         return self._traced[key]
 
@@ -193,42 +206,51 @@ class Layouts:
             host = found.at_home * max(self._layers - kept for kept in plan.kept_layers)
             yield Layout(plan, machine, needs, self._speed(plan, machine, found), host)
 
-    def _speed(self, plan: Plan, machine: Machine, found: Sizes | None) -> Speed | None:
-        """`found`: sizes, if layers stay in host memory."""
+    def _speed(self, plan: Plan, machine: Machine, found: Sizes | None, row_tokens: int | None = None) -> Speed | None:
+        """`found`: sizes, if layers stay in host memory. `row_tokens`: of each row; by default as many as may be."""
         rates = [rate for gpu, rate in zip(self.machine.gpus, self._rates) if gpu in machine.gpus] or self._rates
         capabilities = [gpu.capability for gpu in machine.gpus] or [None]
         kept = plan.kept_layers or [self._layers] * len(rates)
+        length = row_tokens or plan.sequence_length
+        tokens = self.recipe.train.batch * length
+        in_pass = plan.micro_batch_tokens
+        if row_tokens:  # of a few short rows, a pass may have fewer than it could
+            in_pass = max(length, min(in_pass, tokens // len(rates)))
         demands = [
-            self._demand(plan, count, capability, found, len(rates)) for count, capability in zip(kept, capabilities)
+            self._demand(plan, count, found, len(rates), self._whole(how, in_pass, capability, length))
+            for count, capability in zip(kept, capabilities)
+            for how in ["on" if count < self._layers or self._is_at_home(found) else plan.gradient_checkpointing]
         ]
-        first = self._whole(plan.gradient_checkpointing, plan.micro_batch_tokens, capabilities[0])
-        exchanged = 0 if self._is_at_home(found) else first.stages["update", 0]["gradients"]
-        tokens = self.recipe.train.batch * plan.sequence_length
+        step = self._whole(plan.gradient_checkpointing, in_pass, capabilities[0], length)
+        exchanged = 0 if self._is_at_home(found) else step.stages["update", 0]["gradients"]
         return speed_of(demands, rates, self._host, tokens, exchanged, equal=plan.shares == "equal")
+
+    def _with_rows(self, layout: Layout) -> Layout:
+        """The layout with the time of a step of rows as long as they are."""
+        if self._row_tokens > ALMOST * layout.plan.sequence_length:
+            return layout
+        found = sizes(layout.plan, self.recipe, self.config, self.base) if layout.plan.kept_layers else None
+        return replace(layout, speed=self._speed(layout.plan, layout.machine, found, max(1, round(self._row_tokens))))
 
     def _is_at_home(self, found: Sizes | None) -> bool:
         """Whether weights that train, gradients and moments are in host memory."""
         return found is not None and self.recipe.adapter.kind == "full"
 
-    def _demand(
-        self, plan: Plan, kept: int, capability: tuple[int, int] | None, found: Sizes | None, devices: int
-    ) -> Demand:
-        away, at_home = self._layers - kept, self._is_at_home(found)
-        how = "on" if away or at_home else plan.gradient_checkpointing
-        step = self._whole(how, plan.micro_batch_tokens, capability)
+    def _demand(self, plan: Plan, kept: int, found: Sizes | None, devices: int, step: "Step") -> Demand:
+        """What a device does that keeps so many layers; `step` is its traced step."""
+        computing = Demand(step.pass_work, step.tokens, self._layers, update=step.update_work)
         if not found:
-            return Demand(step.pass_work, plan.micro_batch_tokens, self._layers, update=step.update_work)
-        walks = ceil(found.tokens / plan.walk_tokens) if plan.walk_tokens else 1
-        if not at_home:
-            brought = 2 * away * found.layer * walks
-            return Demand(step.pass_work, plan.micro_batch_tokens, self._layers, brought, update=step.update_work)
+            return computing
+        away = self._layers - kept
+        if not self._is_at_home(found):
+            walks = ceil(found.tokens / plan.walk_tokens) if plan.walk_tokens else 1
+            return replace(computing, brought_bytes=2 * away * found.layer * walks)
         states = (self._layers * found.at_home + found.rest_at_home) // devices
-        return Demand(
-            step.pass_work,
-            plan.micro_batch_tokens,
-            self._layers,
+        return replace(
+            computing,
             brought_bytes=(2 * away + kept) * found.layer,
             returned_bytes=self._layers * found.layer,
+            update=Work(),
             update_bytes=(states, states),
         )
 

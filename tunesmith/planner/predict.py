@@ -12,12 +12,13 @@ from tunesmith.model.check import check_config
 from tunesmith.model.load import stored_as
 from tunesmith.model.positions import limit_of, trained_positions
 from tunesmith.plan import Plan
+from tunesmith.planner.cost import cost_of
 from tunesmith.planner.decide import choose, within
 from tunesmith.planner.kept_layers import with_kept_layers
 from tunesmith.planner.layouts import Layout, Layouts
 from tunesmith.planner.prediction import Alternative, Prediction
+from tunesmith.planner.rows import Training, training
 from tunesmith.recipe import Recipe
-from tunesmith.units import size
 
 MOST_ALTERNATIVES, MOST_REMEDIES = 3, 2
 SHORTEST = 512  # tokens: a remedy does not make examples shorter than that
@@ -52,11 +53,15 @@ def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Pre
     plan = _without_memory(recipe, machine, config)
     if problem := not_traced(recipe, plan, config):
         return Prediction(by_sizes(recipe, machine, config, base), None, problem)
-    layouts = Layouts(recipe, machine, config, base, plan)
+    try:
+        amount, no_training = training(recipe, plan, base), ""
+    except UserError as missing:
+        amount, no_training = None, str(missing)
+    layouts = Layouts(recipe, machine, config, base, plan, amount.row_tokens if amount else None)
     try:
         best = layouts.best()
         if best:
-            return _chosen(best, layouts)
+            return _with_cost(_chosen(best, layouts), recipe, amount, no_training)
         if layouts.problems:
             raise layouts.problems[-1]
         smallest = layouts.smallest()
@@ -68,17 +73,24 @@ def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Pre
         return Prediction(by_sizes(recipe, machine, config, base), None, problem)
 
 
+def _with_cost(found: Prediction, recipe: Recipe, amount: Training | None, no_training: str) -> Prediction:
+    power, cost = recipe.power, None
+    if amount and found.speed:
+        cost = cost_of(found.speed, amount.tokens, power.host_watts, power.price_per_kwh)
+    return replace(found, training=amount, no_training=no_training, cost=cost)
+
+
 def _chosen(best: Layout, layouts: Layouts) -> Prediction:
     plan, machine = best.plan, layouts.machine
     reasons = {}
-    if layouts.recipe.train.gradient_checkpointing == "auto" and plan.kept_layers is None:
-        how = "the fastest that fits" if best.speed else "the least that fits"
-        reasons["gradient_checkpointing"] = f"{how} in {size(min(need.place.free_bytes for need in best.needs))}"
+    if layouts.recipe.train.gradient_checkpointing == "auto":
+        reasons["gradient_checkpointing"] = "the fastest that fits" if best.speed else "the least that fits"
     return Prediction(
         replace(plan, reasons=plan.reasons | reasons),
         best.needs,
         host_bytes=best.host_bytes,
         speed=best.speed,
+        rates_from=layouts.rates_from,
         left_out={gpu.name: _why_left_out(gpu, best, layouts) for gpu in machine.gpus if gpu not in best.machine.gpus},
         alternatives=_alternatives(best, layouts),
     )

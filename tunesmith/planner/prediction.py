@@ -5,8 +5,9 @@ from typing import Any
 
 from tunesmith.machine import Machine
 from tunesmith.plan import Plan
-from tunesmith.planner.cost import Speed
+from tunesmith.planner.cost import Cost, Speed
 from tunesmith.planner.kept_layers import USED_SHARE
+from tunesmith.planner.rows import Training
 
 # Bytes of a process beside tensors: of CUDA and its libraries on a GPU, of Python and torch in host memory. Estimates.
 BESIDE_BYTES = {"cuda": 600 * 2**20, "cpu": 450 * 2**20}
@@ -80,6 +81,14 @@ class Prediction:
     host_bytes: int = 0
     """Host memory for layers that do not stay on a GPU, with their gradients and moments if they train."""
     speed: Speed | None = None
+    """None if the speed of a device is not known."""
+    rates_from: str = ""
+    """Where the speeds of the devices come from."""
+    training: Training | None = None
+    """The amount of the whole training."""
+    no_training: str = ""
+    """Why that is not known."""
+    cost: Cost | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     """GPUs that do not take part, and why."""
     alternatives: list[Alternative] = field(default_factory=list)
@@ -102,5 +111,5 @@ class Prediction:
         for need, found in zip(self.needs or (), values["needs"] or ()):
             found |= {"needed_bytes": need.nbytes, "fits": need.fits}
         if self.speed:
-            values["speed"] |= {"tokens_per_second": self.speed.tokens_per_second}
+            values["speed"]["tokens_per_second"] = self.speed.tokens_per_second
         return values | {"fits": self.fits}

@@ -26,8 +26,9 @@ from tunesmith.model import load
 from tunesmith.model.adapt import adapt
 from tunesmith.model.text import decoder_layers
 from tunesmith.plan import Plan
+from tunesmith.planner.cost import Work
 from tunesmith.planner.live_bytes import LiveBytes
-from tunesmith.planner.work import CountWork, Work
+from tunesmith.planner.work import CountWork
 from tunesmith.recipe import Recipe
 from tunesmith.training import packed_attention
 from tunesmith.training.batch import Batch, collate
@@ -47,6 +48,8 @@ class Step:
 
     stages: dict[Stage, dict[str, int]]
     """Bytes by part at the peak of each stage."""
+    tokens: int
+    """Of the micro-batch."""
     pass_work: Work
     """Work of the forward and backward pass."""
     update_work: Work
@@ -88,6 +91,7 @@ def trace_step(
     }
     return Step(
         stages,
+        at_few.tokens,
         at_few.pass_work + (at_many.pass_work - at_few.pass_work) * scale,
         at_few.update_work + (at_many.update_work - at_few.update_work) * scale,
     )
@@ -149,7 +153,7 @@ def observe(built: Trainable, method: Method, batch: Batch) -> Step:
                 optimizer.step((0, step))
                 optimizer.zero_grad()
     stages.begin(("end", 0), "")
-    return Step(stages.peaks, in_pass.done, in_update.done)
+    return Step(stages.peaks, batch.input_ids_BT.numel(), in_pass.done, in_update.done)
 
 
 class _Stages:

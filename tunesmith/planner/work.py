@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,27 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from tunesmith.planner.cost import Work
+
 VIEWS = {"_unsafe_view", "detach", "alias", "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty"}
 """Operations that touch no numbers, beside those whose schema says so."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a device has to do."""
-
-    flops: int = 0
-    """Floating-point operations of products of matrices; a multiplication and an addition are two."""
-    moved_bytes: int = 0
-    """Bytes that all other operations read and write. An operation that returns no tensor counts as none."""
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(self.flops + other.flops, self.moved_bytes + other.moved_bytes)
-
-    def __sub__(self, other: "Work") -> "Work":
-        return Work(self.flops - other.flops, self.moved_bytes - other.moved_bytes)
-
-    def __mul__(self, factor: float) -> "Work":
-        return Work(round(self.flops * factor), round(self.moved_bytes * factor))
 
 
 class CountWork(TorchDispatchMode):

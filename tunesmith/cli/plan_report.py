@@ -1,0 +1,114 @@
+"""What people read of a prediction: memory by part with each limit, the time of a step, and what else would fit."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from tunesmith.cli.terminal import COLOURS
+from tunesmith.recipe import Power
+from tunesmith.units import count, duration, number, percent, size
+
+WHEN = {
+    "before the layers": "in the embedding",
+    "forward of layer": "in the forward pass of a layer",
+    "loss": "in the output layer and the loss",
+    "backward of the loss": "in the backward pass of the loss or the last layer",
+    "backward of layer": "in the backward pass of a layer",
+    "backward before the layers": "in the backward pass of the embedding",
+    "update": "in the optimizer step",
+    "": "by the sizes of weights",
+}
+BOUND = {
+    "compute": "computing",
+    "launches": "launching kernels",
+    "link": "copies from and to host memory",
+    "host memory": "reading host memory",
+}
+BAR = 40  # characters of a GPU's memory
+RESTS = "░"  # free memory
+
+
+def memory_lines(found: Mapping[str, Any]) -> list[Text]:
+    """A bar of each device's memory by part, and a legend with the bytes of the tightest."""
+    if found["needs"] is None:
+        return [Text(f"memory  not predicted: {found['not_predicted']}")]
+    groups: dict[str, list[Mapping]] = {}
+    for need in found["needs"]:
+        groups.setdefault(f"{need['place']['name']} {need['needed_bytes']}", []).append(need)
+    colours = dict(zip(_parts(found["needs"]), COLOURS))
+    lines = []
+    for alike in groups.values():
+        need, free = alike[0], alike[0]["place"]["free_bytes"]
+        name = f"{len(alike)} × {need['place']['name']}" if len(alike) > 1 else need["place"]["name"]
+        verdict = "" if need["fits"] else "  does not fit"
+        lines.append(
+            Text.assemble(
+                (f"{'memory' * (not lines):<8}{name}, {size(need['needed_bytes'])} of {size(free)} free"),
+                (verdict, "bold red"),
+            )
+        )
+        lines.append(Text("        ") + _bar(need["parts"], free, colours))
+    if found["host_bytes"]:
+        lines.append(Text(f"        host memory for layers: {size(found['host_bytes'])}"))
+    tightest = max(found["needs"], key=lambda need: need["needed_bytes"] / max(1, need["place"]["free_bytes"]))
+    for part, nbytes in tightest["parts"].items():
+        if nbytes:
+            share = percent(nbytes / tightest["needed_bytes"])
+            lines.append(Text.assemble("        ", ("█ ", colours[part]), f"{size(nbytes):>9}  {share:>6}  {part}"))
+    lines.append(Text(f"        the most is needed {WHEN[tightest['stage']]}; a tenth is left alone"))
+    return lines
+
+
+def _parts(needs: Sequence[Mapping]) -> list[str]:
+    return [*dict.fromkeys(part for need in needs for part in need["parts"])]
+
+
+def _bar(parts: Mapping[str, int], free_bytes: int, colours: Mapping[str, str]) -> Text:
+    """Memory by part, drawn to the scale of what is free; more than that is drawn behind the limit."""
+    whole = max(free_bytes, sum(parts.values()))
+    bar, drawn, total = Text(), 0, 0
+    for part, nbytes in parts.items():
+        total += nbytes
+        cells = round(total / whole * BAR) - drawn
+        bar.append("█" * cells, colours[part])
+        drawn += cells
+    bar.append(RESTS * (BAR - drawn), "dim")
+    limit = round(free_bytes / whole * BAR)
+    return bar[:limit] + Text("│", "bold") + bar[limit:]
+
+
+def time_lines(found: Mapping[str, Any], power: Power) -> list[Text]:
+    """Tokens per second; the time, energy and price of the whole training."""
+    speed, training, cost = found["speed"], found["training"], found["cost"]
+    if found["needs"] is None:
+        return []
+    if not speed:
+        return [Text("time    not predicted: `tunesmith doctor --measure` measures how fast this machine is")]
+    step = f"{duration(speed['step_seconds'])} a step of {speed['tokens']:,.0f} tokens"
+    lines = [f"{speed['tokens_per_second']:,.0f} tokens/s, {step}, most of it {BOUND[speed['bound']]}"]
+    if len(speed["lanes"]) > 1:
+        lines.append(f"of the tokens {', '.join(percent(lane['tokens'] / speed['tokens']) for lane in speed['lanes'])}")
+    if cost:
+        about = "about " * training["is_estimate"]
+        amount = f"{about}{training['steps']:,} steps, {count(training['tokens'])} tokens"
+        lines.append(f"{amount}: {duration(cost['seconds'])} without evaluation")
+        if cost["kwh"] is not None:
+            at = f", {cost['price']:.2f} at {power.price_per_kwh:g} a kWh" if cost["price"] is not None else ""
+            lines.append(f"{number(cost['kwh'], 2)} kWh at full power, {power.host_watts:g} W of the host among it{at}")
+    else:
+        lines.append(f"hours unknown: {found['no_training']}")
+    if found["rates_from"] != "measured":
+        lines.append("estimated from published rates; better after `tunesmith doctor --measure`")
+    return [Text(f"{'time' * (not index):<8}{line}") for index, line in enumerate(lines)]
+
+
+def other_lines(found: Mapping[str, Any]) -> list[Text]:
+    """Slower plans, and changes of a recipe that does not fit."""
+    lines = []
+    for title, others in (("instead", found["alternatives"]), ("fits", found["remedies"])):
+        for index, other in enumerate(others):
+            facts = [f"{other['tokens_per_second']:,.0f} tokens/s"] if other["tokens_per_second"] else []
+            facts += [size(other["needed_bytes"])] if other["needed_bytes"] else []
+            lines.append(Text(f"{title * (not index):<8}with {other['change']}: {', '.join(facts)}"))
+    return lines
