@@ -86,6 +86,8 @@ class Machine:
     gpus: list[Gpu] = field(default_factory=list)
     nodes: int = 1
     """Machines of a cluster. `cores` and `gpus` are then those of all of them."""
+    container_bytes: int | None = None
+    """The limit of this process's container, which `memory_bytes` is within. None: there is no limit."""
     rates: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Speeds that `tunesmith doctor --measure` measured, by UUID of a GPU and "cpu". `planner/rates.py` reads them."""
 
@@ -97,6 +99,7 @@ def probe(folder: Path = Path(".")) -> Machine:
     """Reads the state of this machine. `free_disk_bytes` is that of the disk that holds `folder`."""
     driver, gpus = find_gpus()
     total, free = memory()
+    limit, _ = _container_memory()
     return Machine(
         system=platform.platform(),
         processor=_cpuinfo("model name") or platform.processor(),
@@ -108,6 +111,7 @@ def probe(folder: Path = Path(".")) -> Machine:
         compiles_cpp=_compiles_cpp(),
         driver=driver,
         gpus=gpus,
+        container_bytes=limit if limit <= total else None,
     )
 
 

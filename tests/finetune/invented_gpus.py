@@ -62,8 +62,9 @@ def main() -> None:
         fail(fault)
     import torch  # takes seconds, which a process that has failed by now need not spend
 
-    from tunesmith.finetune import gpu_measure
+    from tunesmith.finetune import gpu_measure, speed
 
+    speed.CPU_SHAPE, speed.MEMORY_NUMBERS = (128, 128, 8), 2**12
     gpu_measure.MOST_NUMBERS = gpu_measure.FIRST_NUMBERS
     gpu_measure.FIRST_WIDTH = gpu_measure.MOST_WIDTH = 64
     copy = flip if fault == "flips" else gpu_measure.copy

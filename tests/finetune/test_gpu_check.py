@@ -14,14 +14,16 @@ from tests import simulated_gpu
 from tests.conftest import slow_but
 from tunesmith.errors import UserError
 from tunesmith.evaluate.summary import summary
-from tunesmith.finetune import gpu_check, gpu_measure, job, launch
+from tunesmith.finetune import gpu_check, gpu_measure, job, launch, speed
 from tunesmith.finetune.gpu_check import GpuCheck, check_gpus, usable_gpus
 from tunesmith.machine import Gpu
+from tunesmith.planner.rates import check_rates
 from tunesmith.run import Run
 
 CPU = torch.device("cpu")
-RATES = [name for name in GpuCheck.__dataclass_fields__ if name.endswith("_per_second")]
-TASKS = ("bytes", "products", "link", "together")
+FIELDS = [name for name in GpuCheck.__dataclass_fields__ if name.endswith("_per_second")]
+RATES = [name for name in FIELDS if name not in gpu_check.MORE]  # of every check
+TASKS = ("bytes", "products", "link", "together", "together to host")
 
 
 def gpu(number: int, fault: str = "works", task: str = "always", capability: tuple[int, int] = (8, 6)) -> Gpu:
@@ -34,6 +36,8 @@ def small(monkeypatch):
     monkeypatch.setattr(gpu_measure, "FIRST_NUMBERS", 2**12)
     monkeypatch.setattr(gpu_measure, "FIRST_WIDTH", 64)
     monkeypatch.setattr(gpu_measure, "MOST_WIDTH", 64)
+    monkeypatch.setattr(speed, "GPU_SHAPE", (128, 128, 8))
+    monkeypatch.setattr(speed, "MEMORY_NUMBERS", 2**12)
 
 
 # Links
@@ -168,9 +172,9 @@ def messages(device: torch.device, *tasks: str, **faults) -> list[tuple]:
 
 def test_every_rate_is_measured(small):
     (ready, *rates) = messages(CPU, *TASKS)
-    assert ready == ("ready", {}) and {kind for kind, _ in rates} == {"rates"}
+    assert ready == ("ready", {"pinned": False}) and {kind for kind, _ in rates} == {"rates"}
     found = {name: value for _, values in rates for name, value in values.items()}
-    assert sorted(found) == sorted(RATES) and all(value > 0 for value in found.values())
+    assert sorted(found) == sorted(FIELDS) and all(value > 0 for value in found.values())
 
 
 def test_on_a_simulated_gpu(small, monkeypatch):
@@ -178,7 +182,9 @@ def test_on_a_simulated_gpu(small, monkeypatch):
     with simulated_gpu.played() as device:
         monkeypatch.setattr(torch.cuda, "init", lambda: None)
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
-        assert [kind for kind, _ in messages(device, *TASKS)] == ["ready", *["rates"] * 4]
+        answers = messages(device, *TASKS, "speeds")
+        assert [kind for kind, _ in answers] == ["ready", *["rates"] * (len(TASKS) + 1)]
+        assert set(answers[-1][1]["speeds"]) == {"memory_bytes_per_second", "bfloat16", "float16", "float32"}
         [(kind, problem)] = messages(device, multiply=wrong_in_one_place)
         assert kind == "problem" and "1 of 65,536 numbers" in problem
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_100"])
@@ -285,7 +291,9 @@ def pids_of(module: str) -> list[str]:
 def test_faulty_gpus_are_named_and_the_others_are_measured(invented):
     faults = [("works", "always"), ("flips", "always"), ("crashes", "link"), ("full", "products")]
     faults += [("raises", "together"), ("errs", "bytes")]
-    found = check_gpus([gpu(number, *fault) for number, fault in enumerate(faults)])
+    invented.setattr(gpu_check, "MORE_SECONDS", 0.01)
+    doing: list[str] = []
+    found = check_gpus([gpu(number, *fault) for number, fault in enumerate(faults)], more=True, show=doing.append)
     assert [one.gpu.index for one in found] == list(range(len(faults)))
     good, flips, crashes, full, raises, errs = found
     assert good.problem is good.note is None and all(getattr(good, name) > 0 for name in RATES)
@@ -296,6 +304,14 @@ def test_faulty_gpus_are_named_and_the_others_are_measured(invented):
     assert errs.problem is None and errs.note == "it could not be checked: KeyError: 'a bug'"
     assert raises.problem == "CUDA error: unspecified launch failure" and raises.to_gpu_bytes_per_second > 0
     assert not pids_of("tests.finetune.invented_gpus")
+    # What the planner needs, too:
+    check_rates({"GPU-0": good.rates}, "here")
+    assert good.rates["to_device_bytes_per_second"] == good.together_bytes_per_second
+    assert good.rates["to_host_bytes_per_second"] == good.together_to_host_bytes_per_second
+    assert set(good.rates["flops_per_second"]) == {"bfloat16", "float16", "float32"}
+    assert good.rates["memory_bytes_per_second"] > 0 and "flops_per_second" not in crashes.rates
+    assert doing[0] == "starting CUDA" and "the link of GPU 1 (RTX 3090)" in doing
+    assert not set(gpu_check.MORE) & set(good.as_dict())
 
 
 @pytest.mark.parametrize("moment", slow_but(["bytes"], ["bytes", "together"]))
@@ -305,6 +321,7 @@ def test_a_gpu_that_hangs_ends_with_its_name(invented, moment):
     *bad, good = check_gpus([gpu(number, *fault) for number, fault in enumerate(faults)])
     assert all(re.fullmatch(r"it hangs: no answer within \d+ s of copying", one.problem) for one in bad)
     assert good.problem is None and all(getattr(good, name) > 0 for name in RATES)
+    assert good.speeds is None
     assert not pids_of("tests.finetune.invented_gpus")
 
 

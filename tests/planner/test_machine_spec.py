@@ -95,7 +95,7 @@ def file(tmp_path):
 
 def test_a_machine_that_doctor_wrote_is_read_back(monkeypatch, capsys, file):
     monkeypatch.setattr(doctor, "probe", lambda: MACHINE)
-    monkeypatch.setattr(doctor, "check_gpus", lambda gpus: [])
+    monkeypatch.setattr(doctor, "check_gpus", lambda gpus, **_: [])
     with pytest.raises(SystemExit, match="0"):
         main(["doctor", "--json"])
     file.write_text(capsys.readouterr().out)

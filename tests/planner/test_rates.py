@@ -33,6 +33,7 @@ MACHINE = Machine(
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 def only(text: str, compute: str = "bfloat16") -> rates.Rates:
@@ -105,6 +106,9 @@ def test_rates_are_those_of_the_same_driver_torch_and_cpu(monkeypatch):
         == host_rates(replace(MACHINE, processor="other")).source
         == "usual"
     )
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert host_rates(MACHINE).source == "usual"
+    monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(rates, "version", lambda name: version(name) + "+other")
     assert rates_of(MACHINE, "bfloat16")[0].source == "catalogue" and host_rates(MACHINE).source == "usual"
 
@@ -127,6 +131,8 @@ def test_a_damaged_file_is_named(content):
     rates_file().write_text(content)
     with pytest.raises(UserError, match=r"cache/rates.json"):
         rates_of(MACHINE, "bfloat16")
+    keep_rates(MACHINE, {"GPU-a": OF_GPU})  # by measuring again
+    assert rates_of(MACHINE, "bfloat16")[0].source == "measured"
 
 
 def test_the_file_is_json_by_device_driver_and_torch():
@@ -134,5 +140,5 @@ def test_the_file_is_json_by_device_driver_and_torch():
     torch = version("torch")
     assert set(json.loads(rates_file().read_text())) == {
         f"GPU-a | driver 580 | torch {torch}",
-        f"a CPU | 8 cores | torch {torch}",
+        f"a CPU | 8 cores, 8 threads | torch {torch}",
     }

@@ -1,16 +1,21 @@
-"""`tunesmith doctor`: shows this machine and checks each of its GPUs."""
+"""`tunesmith doctor`: shows this machine, checks each of its GPUs, and measures what `tunesmith plan` needs."""
 
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.cli.parameters import Json, print_json
+from tunesmith.cli.parameters import Json, Switch, print_json
 from tunesmith.cli.terminal import LiveLine
+from tunesmith.finetune.diagnosis import EXTRAS, Problem, diagnose, extras, link_name, locked_memory_bytes, versions
 from tunesmith.finetune.gpu_check import GpuCheck, check_gpus
-from tunesmith.machine import Machine, probe
+from tunesmith.machine import Gpu, Machine, probe
+from tunesmith.planner.decide import threads_of
+from tunesmith.planner.rates import CPU, keep_rates, measured_rates, rates_file
 from tunesmith.units import NO_VALUE, number, size
 
 # {column: the field of a check, and what one unit of the column is}
@@ -25,81 +30,200 @@ LEGEND = (
     "Copies in GB/s: to the GPU, to the host, both at once (added up), and to the GPU\n"
     "while all GPUs are copied to together."
 )
+PRECISIONS = ("bfloat16", "float16", "float32")
+MEASURED = {
+    "memory": "memory_bytes_per_second",
+    "to GPU": "to_device_bytes_per_second",
+    "to host": "to_host_bytes_per_second",
+}  # columns of the table of what was measured, in GB/s
+MEASURED_LEGEND = (
+    "Products of a decoder layer in TFLOP/s by precision. Memory (reads and writes\n"
+    "added up) and links, while all GPUs copy, in GB/s."
+)
+CPU_SECONDS = 1.0  # for each measurement on the CPU
+WITHOUT_GPU = """\
+No NVIDIA GPU is visible. Without one you can
+- train small models on the CPU: tunesmith demo
+- plan for another machine: tunesmith plan recipe.yaml --machine 4090,host=64GB
+- chat with and serve GGUF models: tunesmith serve model.gguf"""
 
 
-def doctor(*, as_json: Json = False) -> None:
-    """Show this machine, and check each of its GPUs: its link, its bytes and its products, in a few seconds.
+def doctor(*, measure: Annotated[bool, Switch] = False, as_json: Json = False) -> None:
+    """Show this machine, its problems and what to do about each, and check its GPUs, in a few seconds.
 
     Args:
+        measure: Measure GPUs, links, CPU, memory and disk as well, in less than a minute. `tunesmith plan` then
+            predicts with these speeds.
         as_json: Print the findings as JSON.
     """
     machine = probe()
     live = LiveLine(Console(stderr=True))
+
+    def show(doing: str) -> None:
+        live.show(lambda width: f"{doing} …"[:width], force=True)
+
     if machine.gpus:
-        live.show(lambda width: "checking the GPUs …"[:width], force=True)
-    found = check_gpus(machine.gpus)
+        show("checking the GPUs")
+    checks = check_gpus(machine.gpus, more=measure, show=show)
+    disk = measure_rest(machine, checks, show) if measure else {}
     live.clear()
+    machine = replace(machine, rates=measured_rates(machine))
+    problems = diagnose(machine, checks)
     if as_json:
         return print_json(
-            {"machine": machine.as_dict(), "torch": torch_version(), "gpu_check": [one.as_dict() for one in found]}
+            {
+                "machine": machine.as_dict(),
+                "versions": versions(),
+                "extras": extras(),
+                "locked_memory_bytes": locked_memory_bytes(),
+                "gpu_check": [one.as_dict() for one in checks],
+                "problems": [asdict(problem) for problem in problems],
+                **({"disk": disk} if measure else {}),
+            }
         )
-    Console(highlight=False).print(report(machine, found))
+    console = Console(highlight=False)
+    console.print(report(machine, checks, problems))
+    if measure:
+        console.print(measured_report(machine, disk))
 
 
-def report(machine: Machine, found: Sequence[GpuCheck]) -> RenderableType:
-    """Returns the machine, a table of its GPUs and their problems, in 80 columns."""
-    parts: list[RenderableType] = [_machine_table(machine)]
-    if found:
-        parts += [Text(), _gpu_table(found), Text(), Text(LEGEND, style="dim"), *_precisions(found)]
-    parts += [Text(f"{one.name}: {one.problem}", style="bold red") for one in found if one.problem]
-    parts += [Text(f"{one.name}: {one.note}", style="yellow") for one in found if one.note]
+def measure_rest(machine: Machine, checks: Sequence[GpuCheck], show: Callable[[str], None]) -> dict[str, float | None]:
+    """Measures the CPU and the disk, and keeps all rates. Returns those of the disk."""
+    show("starting torch")
+    from tunesmith.finetune.speed import cpu_speeds, disk_rates
+
+    show("a decoder layer and memory on the CPU")
+    precisions = ["bfloat16", "float32"] if machine.cpu_fast_bf16 else ["float32"]
+    of_cpu = cpu_speeds(threads_of(machine.cores, 1), precisions, CPU_SECONDS)
+    keep_rates(machine, {CPU: of_cpu} | {one.gpu.uuid: one.rates for one in checks if one.gpu.uuid and one.speeds})
+    show("the disk here")
+    return disk_rates(Path("."))
+
+
+def report(machine: Machine, checks: Sequence[GpuCheck], problems: Sequence[Problem]) -> RenderableType:
+    """Returns the machine, tables of its GPUs and optional parts, and its problems, in 80 columns."""
+    parts: list[RenderableType] = [_machine_table(machine, checks)]
+    if checks:
+        parts += [Text(), _slot_table(machine.gpus), Text(), _gpu_table(checks), Text()]
+        parts += [Text(LEGEND, style="dim"), *_precisions(checks)]
+    parts += [Text(), _extras_table()]
+    if problems:
+        parts += [Text(), *map(_problem, problems)]
+    if not machine.gpus:
+        parts += [Text(), Text(WITHOUT_GPU)]
     return Group(*parts)
 
 
-def torch_version() -> str | None:
-    """Returns the version of the installed torch, without importing it, which takes seconds."""
-    try:
-        return version("torch")
-    except PackageNotFoundError:
-        return None
+def measured_report(machine: Machine, disk: dict[str, float | None]) -> RenderableType:
+    """Returns a table of what was measured, in 80 columns."""
+    table = _table("Measured", *PRECISIONS, *MEASURED)
+    devices = {gpu.uuid: f"GPU {gpu.index}" for gpu in machine.gpus} | {CPU: "CPU"}
+    for device, name in devices.items():
+        entry = machine.rates.get(device, {})
+        flops = entry.get("flops_per_second", {})
+        digits = 1 if device != CPU else 2
+        table.add_row(
+            name,
+            *(_rate(flops.get(precision), 1e12, digits) for precision in PRECISIONS),
+            *(_rate(entry.get(key), 1e9) for key in MEASURED.values()),
+        )
+    launch = machine.rates.get(CPU, {}).get("launch_seconds")
+    written, read = (_rate(disk[key], 1e6, 0) for key in ("write_bytes_per_second", "read_bytes_per_second"))
+    lines = (
+        f"Launching a decoder layer takes {number(launch and launch * 1e3, 1)} ms.\n"
+        f"The disk here writes {written} MB/s and reads {read} MB/s.\n"
+        f"Kept in {rates_file()}."
+    )
+    return Group(Text(), table, Text(), Text(MEASURED_LEGEND, style="dim"), Text(lines))
 
 
-def _machine_table(machine: Machine) -> Table:
+def _machine_table(machine: Machine, checks: Sequence[GpuCheck]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", style="dim", no_wrap=True)
-    rows = {
-        "System": machine.system,
-        "CPU": f"{machine.processor}, {machine.cores} core{'s' * (machine.cores > 1)}",
-        "Memory": f"{size(machine.free_memory_bytes)} free of {size(machine.memory_bytes)}",
-        "Disk": f"{size(machine.free_disk_bytes)} free here",
-        "torch": torch_version() or NO_VALUE,
-        "Driver": machine.driver or "no NVIDIA driver",
-    }
-    for name, value in rows.items():
+    for name, value in _machine_rows(machine, checks):
         table.add_row(name, Text(value))
     return table
 
 
-def _gpu_table(found: Sequence[GpuCheck]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("GPU", overflow="fold")
-    for name in ("Memory", *COLUMNS):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in found:
+def _machine_rows(machine: Machine, checks: Sequence[GpuCheck]) -> Iterator[tuple[str, str]]:
+    installed = versions()
+    bf16 = ", computes bfloat16 fast" if machine.cpu_fast_bf16 else ""
+    limit = ", the limit of this container" if machine.container_bytes == machine.memory_bytes else ""
+    yield "System", machine.system
+    yield "CPU", f"{machine.processor}, {machine.cores} core{'s' * (machine.cores > 1)}{bf16}"
+    yield "Memory", f"{size(machine.free_memory_bytes)} free of {size(machine.memory_bytes)}{limit}"
+    if checks:
+        can_be = {True: "can be pinned", False: "cannot be pinned", None: "not known whether it can be pinned"}
+        locked = locked_memory_bytes()
+        yield "", f"{can_be[checks[0].pinned]}; ulimit -l: {'unlimited' if locked is None else size(locked)}"
+    yield "Disk", f"{size(machine.free_disk_bytes)} free here"
+    yield "Driver", machine.driver or "no NVIDIA driver"
+    cuda = f", for CUDA {installed['cuda']}" if installed["cuda"] else ", without CUDA"
+    yield "torch", installed["torch"] + cuda if installed["torch"] else NO_VALUE
+    others = ("transformers", "peft", "bitsandbytes", "python")
+    yield "Versions", ", ".join(f"{name} {installed[name] or NO_VALUE}" for name in others)
+
+
+def _slot_table(gpus: Sequence[Gpu]) -> Table:
+    """Each GPU's link, power limit and temperature."""
+    table = _table("GPU", "PCIe link", "made for", "power limit", "usual", "temperature")
+    for gpu in gpus:
+        table.add_row(
+            Text(f"{gpu.index} {gpu.name}"),
+            link_name(gpu.pcie_generation, gpu.pcie_lanes),
+            link_name(gpu.most_pcie_generation, gpu.most_pcie_lanes),
+            _with_unit(gpu.power_watts, "W"),
+            _with_unit(gpu.default_power_watts, "W"),
+            _with_unit(gpu.celsius, "°C"),
+        )
+    return table
+
+
+def _gpu_table(checks: Sequence[GpuCheck]) -> Table:
+    table = _table("GPU", "Memory", *COLUMNS)
+    for one in checks:
         rates = [_rate(getattr(one, field), unit) for field, unit in COLUMNS.values()]
         style = "red" if one.problem else "yellow" if one.note else ""
         table.add_row(Text(f"{one.gpu.index} {one.gpu.name}"), size(one.gpu.total_bytes), *rates, style=style)
     return table
 
 
-def _rate(value: float | None, unit: float) -> str:
-    return NO_VALUE if value is None else number(value / unit, 1)
+def _extras_table() -> Table:
+    """The optional parts, what each is for, and how to install those that are missing."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("Extra", "", "for"):
+        table.add_column(name, overflow="fold")
+    for extra, is_installed in extras().items():
+        how = "installed" if is_installed else f"pip install 'tunesmith[{extra}]'"
+        table.add_row(extra, Text(how, style="" if is_installed else "dim"), Text(EXTRAS[extra][1]))
+    return table
 
 
-def _precisions(found: Sequence[GpuCheck]) -> list[Text]:
+def _table(first: str, *others: str) -> Table:
+    """A table whose first column has names and whose others have numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _problem(one: Problem) -> Text:
+    return Text(f"{one.about}: {one.problem}; {one.remedy}", style="bold red" if one.severe else "yellow")
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    return NO_VALUE if value is None else f"{value:.0f} {unit}"
+
+
+def _rate(value: float | None, unit: float, digits: int = 1) -> str:
+    return NO_VALUE if value is None else number(value / unit, digits)
+
+
+def _precisions(checks: Sequence[GpuCheck]) -> list[Text]:
     """Returns a line about the precision of the products, by GPU if they are not all the same."""
-    names: dict[str, list[str]] = {one.compute: [] for one in found}
-    for one in found:
+    names: dict[str, list[str]] = {one.compute: [] for one in checks}
+    for one in checks:
         names[one.compute].append(str(one.gpu.index))
     parts = [compute + (f" (GPU {', '.join(those)})" if len(names) > 1 else "") for compute, those in names.items()]
     return [Text(f"Products in {', '.join(parts)}.", style="dim")]

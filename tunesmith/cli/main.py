@@ -81,7 +81,7 @@ COMMANDS = {
         ),
         "doctor": (
             "doctor:doctor",
-            "Show this machine, and check each of its GPUs: its link, its bytes and its products, in a few seconds.",
+            "Show this machine, its problems and what to do about each, and check its GPUs, in a few seconds.",
             ("info", "gpus", "diagnose"),
         ),
     },

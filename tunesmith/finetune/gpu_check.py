@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import Pipe
@@ -28,6 +28,9 @@ KILL_SECONDS = 2.0  # for a killed process to end; one whose GPU does not answer
 # Seconds of the tasks. The link is measured on one GPU after the other, and the rest on all at once: 2.7 s for one
 # GPU and 3.6 s for several, which leaves room for what a task needs at least.
 BYTES_SECONDS, PRODUCTS_SECONDS, TOGETHER_SECONDS = 0.7, 0.6, 0.5
+MORE_SECONDS = 1.0  # for each of the measurements that only `doctor --measure` asks for
+SPEEDS = 4  # of them, in the task "speeds"
+MORE = ("together_to_host_bytes_per_second", "speeds")
 LINK_SECONDS, MOST_LINK_SECONDS = 0.3, 1.8  # of one direction; of all GPUs and directions
 
 
@@ -45,6 +48,12 @@ class GpuCheck:
     together_bytes_per_second: float | None = None
     """To this GPU, while all others are copied to as well."""
     flops_per_second: float | None = None
+    pinned: bool | None = None
+    """Whether the system let the host memory of the copies be pinned."""
+    together_to_host_bytes_per_second: float | None = None
+    """From this GPU, while all others are copied from as well. This and `speeds` only if more is asked for."""
+    speeds: dict[str, float] | None = None
+    """The bandwidth of its memory, and the rate of a decoder layer by precision."""
     problem: str | None = None
     """Why the GPU cannot be used."""
     note: str | None = None
@@ -55,9 +64,21 @@ class GpuCheck:
         return f"GPU {self.gpu.index} ({self.gpu.name})"
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of the event: the rates, and which GPU they are of."""
-        values = {key: value for key, value in asdict(self).items() if key != "gpu"}
+        """The content of the event: the rates of a check, and which GPU they are of."""
+        values = {key: value for key, value in asdict(self).items() if key not in ("gpu", *MORE)}
         return {"index": self.gpu.index, "name": self.gpu.name, "uuid": self.gpu.uuid} | values
+
+    @property
+    def rates(self) -> dict[str, Any]:
+        """The GPU's entry of rates.json, as far as it was measured."""
+        speeds = dict(self.speeds or {})
+        entry = {
+            "memory_bytes_per_second": speeds.pop("memory_bytes_per_second", None),
+            "to_device_bytes_per_second": self.together_bytes_per_second,
+            "to_host_bytes_per_second": self.together_to_host_bytes_per_second,
+            "flops_per_second": speeds,
+        }
+        return {key: value for key, value in entry.items() if value}
 
 
 class _Measuring:
@@ -85,7 +106,7 @@ class _Measuring:
         return bool(self.found.problem or self.found.note)
 
     def ask(self, task: str, seconds: float) -> None:
-        self._doing = "computing" if task == "products" else "copying"
+        self._doing = "computing" if task in ("products", "speeds") else "copying"
         try:
             self.connection.send((task, seconds))
         except OSError:
@@ -135,20 +156,34 @@ class _Measuring:
             self._process.wait(seconds)
 
 
-def check_gpus(gpus: Sequence[Gpu], compute: str | None = None) -> list[GpuCheck]:
+def check_gpus(
+    gpus: Sequence[Gpu], compute: str | None = None, more: bool = False, show: Callable[[str], None] = lambda _: None
+) -> list[GpuCheck]:
     """Measures GPUs, which takes up to 5 seconds once CUDA has started on them, and longer only if one hangs.
-    `compute`: the precision of products, by default the one that a run uses on such a GPU."""
+
+    `compute`: the precision of products, by default the one that a run uses on such a GPU. `more`: measure also what
+    the planner's cost model needs, which takes 6 seconds more. `show` gets a few words about each part as it begins.
+    """
     group: list[_Measuring] = []
     try:
         for gpu in gpus:
             usual = best_precision([gpu])
             group.append(_Measuring(gpu, compute or usual))
+        show("starting CUDA")
         _await(group, START_SECONDS)
+        show("copying and comparing bytes")
         _all(group, "bytes", BYTES_SECONDS)
+        show("computing products")
         _all(group, "products", PRODUCTS_SECONDS)
         for one in group:
+            show(f"the link of {one.found.name}")
             _all([one], "link", min(LINK_SECONDS, MOST_LINK_SECONDS / 3 / len(group)))
+        show("all links at once")
         _all(group, "together", TOGETHER_SECONDS)
+        if more:
+            _all(group, "together to host", TOGETHER_SECONDS)
+            show("memory, and a decoder layer in each precision")
+            _all(group, "speeds", MORE_SECONDS, SPEEDS)
     finally:
         for one in group:
             one.kill()
@@ -158,12 +193,13 @@ def check_gpus(gpus: Sequence[Gpu], compute: str | None = None) -> list[GpuCheck
     return [one.found for one in group]
 
 
-def _all(group: Sequence[_Measuring], task: str, seconds: float) -> None:
-    """Lets processes carry out a task at the same time: none has a task when the first is asked."""
+def _all(group: Sequence[_Measuring], task: str, seconds: float, parts: int = 1) -> None:
+    """Lets processes carry out a task at the same time: none has a task when the first is asked. The task has so many
+    parts of so many seconds each."""
     able = [one for one in group if not one.is_over]
     for one in able:
         one.ask(task, seconds)
-    _await(able, seconds + GRACE_SECONDS)
+    _await(able, parts * (seconds + GRACE_SECONDS))
 
 
 def _await(group: Sequence[_Measuring], seconds: float) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from tunesmith.errors import first_line
 from tunesmith.finetune.launch import HARDWARE_ERROR
+from tunesmith.finetune.speed import gpu_speeds, rate, synchronize
 from tunesmith.model.memory import is_out_of_memory, pin
 
 FIRST_NUMBERS, MOST_NUMBERS = 2**17, 2**23  # int64, of one copy: 1 MiB and 64 MiB
@@ -53,8 +54,7 @@ class Link:
         self.arrived = torch.zeros(MOST_NUMBERS, dtype=torch.int64, device=device)
         self.sent = torch.zeros_like(self.arrived)
         self._to_gpu_stream, self._to_host_stream = _stream(device), _stream(device)
-        if device.type == "cuda":
-            pin(self.host, device), pin(self.returned, device)
+        self.is_pinned = device.type == "cuda" and all([pin(self.host, device), pin(self.returned, device)])
         self.numbers = FIRST_NUMBERS
         self.to_gpu()  # the first copy takes longer than others
         while self.numbers < MOST_NUMBERS and _seconds(self.to_gpu) < LONG_ENOUGH_SECONDS:
@@ -110,15 +110,10 @@ def check_bytes(link: Link, seconds: float) -> dict[str, float]:
 def measure_link(link: Link, seconds: float) -> dict[str, float]:
     """Returns bytes per second in each direction and in both at once, each measured for so many seconds."""
     return {
-        "to_gpu_bytes_per_second": _rate(link.to_gpu, seconds),
-        "to_host_bytes_per_second": _rate(link.to_host, seconds),
-        "both_bytes_per_second": _rate(link.both, seconds),
+        "to_gpu_bytes_per_second": rate(link.to_gpu, seconds),
+        "to_host_bytes_per_second": rate(link.to_host, seconds),
+        "both_bytes_per_second": rate(link.both, seconds),
     }
-
-
-def measure_together(link: Link, seconds: float) -> dict[str, float]:
-    """Returns bytes per second to the GPU. The other GPUs copy at the same time."""
-    return {"together_bytes_per_second": _rate(link.to_gpu, seconds)}
 
 
 def measure_products(device: torch.device, dtype: torch.dtype, multiply: Multiply, seconds: float) -> dict[str, float]:
@@ -137,9 +132,9 @@ def measure_products(device: torch.device, dtype: torch.dtype, multiply: Multipl
         if width >= MOST_WIDTH or _seconds(product) >= LONG_ENOUGH_SECONDS:
             break
         width *= 2
-    rate = _rate(product, seconds)
+    reached = rate(product, seconds)
     check_product(device, dtype, multiply)  # again, after the GPU has been at work
-    return {"flops_per_second": rate}
+    return {"flops_per_second": reached}
 
 
 def check_product(device: torch.device, dtype: torch.dtype, multiply: Multiply) -> None:
@@ -208,6 +203,12 @@ def start_cuda(device: torch.device) -> None:
         raise Faulty(problem)
 
 
+def precisions_of(device: torch.device) -> list[str]:
+    """Returns the precisions that training may compute in on a GPU."""
+    has_bfloat16 = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
+    return ["bfloat16"] * has_bfloat16 + ["float16", "float32"]
+
+
 def answer(connection: Any, device: torch.device, compute: str, copy: Copy = copy, multiply: Multiply = torch.matmul):
     """Carries out tasks until the other end closes the connection or the GPU fails in one."""
     torch.set_num_threads(1)
@@ -217,13 +218,16 @@ def answer(connection: Any, device: torch.device, compute: str, copy: Copy = cop
         link = Link(device, copy)
         dtype = getattr(torch, compute)
         check_product(device, dtype, multiply)
-        tasks: dict[str, Callable[[float], dict[str, float]]] = {
+        tasks: dict[str, Callable[[float], dict[str, Any]]] = {
             "bytes": lambda seconds: check_bytes(link, seconds),
             "products": lambda seconds: measure_products(device, dtype, multiply, seconds),
             "link": lambda seconds: measure_link(link, seconds),
-            "together": lambda seconds: measure_together(link, seconds),
+            # The other GPUs copy at the same time.
+            "together": lambda seconds: {"together_bytes_per_second": rate(link.to_gpu, seconds)},
+            "together to host": lambda seconds: {"together_to_host_bytes_per_second": rate(link.to_host, seconds)},
+            "speeds": lambda seconds: {"speeds": gpu_speeds(device, precisions_of(device), seconds)},
         }
-        connection.send(("ready", {}))
+        connection.send(("ready", {"pinned": link.is_pinned}))
         while True:
             task, seconds = connection.recv()
             connection.send(("rates", tasks[task](seconds)))
@@ -240,11 +244,6 @@ def answer(connection: Any, device: torch.device, compute: str, copy: Copy = cop
             connection.send(("note", f"it could not be checked: {type(error).__name__}: {first_line(error)}"))
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _stream(device: torch.device) -> Any:
     return torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -257,14 +256,6 @@ def _seconds(function: Callable[[], object]) -> float:
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
-
-
-def _rate(function: Callable[[], int], seconds: float) -> float:
-    """Returns what a function returns, added up, per second, when it is called for so many seconds."""
-    began, total = time.perf_counter(), 0
-    while not total or time.perf_counter() - began < seconds:
-        total += function()
-    return total / (time.perf_counter() - began)
 
 
 def main() -> None:

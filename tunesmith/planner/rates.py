@@ -16,6 +16,7 @@ from tunesmith.errors import UserError
 from tunesmith.files import cache_folder, read_json, write_json
 from tunesmith.machine import Gpu, Machine
 from tunesmith.planner.catalogue import CatalogueGpu, entry_of
+from tunesmith.planner.decide import threads_of
 
 CPU = "cpu"  # the key of the CPU and the host's memory in `Machine.rates`; a GPU's is its UUID
 
@@ -141,16 +142,26 @@ def measured_rates(machine: Machine) -> dict[str, dict[str, Any]]:
     `doctor --json` holds, or what `doctor --measure` keeps here."""
     if machine.rates:
         return machine.rates
-    kept = read_json(rates_file()) or {}
-    check_rates(kept, str(rates_file()))
+    kept = _kept()
     return {device: kept[key] for device, key in _keys(machine).items() if key in kept}
 
 
+def _kept() -> dict[str, dict[str, Any]]:
+    found = read_json(rates_file())
+    if found is not None:
+        check_rates(found, str(rates_file()))
+    return found or {}
+
+
 def keep_rates(machine: Machine, measured: Mapping[str, Mapping[str, Any]]) -> None:
-    """Keeps what was measured on this machine, by UUID of a GPU and "cpu", beside what was measured on others."""
+    """Keeps what was measured on this machine, by UUID of a GPU and "cpu", beside what was measured before. A damaged
+    file is replaced."""
     keys = _keys(machine)
     rates_file().parent.mkdir(parents=True, exist_ok=True)
-    kept = read_json(rates_file()) or {}
+    try:
+        kept = _kept()
+    except UserError:
+        kept = {}
     write_json(rates_file(), kept | {keys[device]: entry for device, entry in measured.items()})
 
 
@@ -175,4 +186,5 @@ def _keys(machine: Machine) -> dict[str, str]:
     except PackageNotFoundError:
         torch = "no torch"
     gpus = {gpu.uuid: f"{gpu.uuid} | driver {machine.driver} | {torch}" for gpu in machine.gpus if gpu.uuid}
-    return {CPU: f"{machine.processor} | {machine.cores} cores | {torch}"} | gpus
+    threads = threads_of(machine.cores, 1)
+    return {CPU: f"{machine.processor} | {machine.cores} cores, {threads} threads | {torch}"} | gpus
