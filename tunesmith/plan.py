@@ -30,6 +30,10 @@ class Plan:
     """How many decoder layers each process keeps on its GPU, the others staying in host memory; None: all."""
     walk_tokens: int | None = None
     """Most tokens of a process that go through the layers together (training/walk.py); None: all of a step."""
+    gpus: list[str] = field(default_factory=list)
+    """UUIDs of the GPUs that were chosen, one for each process; empty: the first ones."""
+    predicted: dict[str, Any] = field(default_factory=dict)
+    """Memory, speed, time and energy that were predicted (planner/prediction.py); empty if nothing was."""
     reasons: dict[str, str] = field(default_factory=dict)
     base: str = ""
     """Folder of the base model."""

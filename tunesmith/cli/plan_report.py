@@ -112,3 +112,20 @@ def other_lines(found: Mapping[str, Any]) -> list[Text]:
             facts += [size(other["needed_bytes"])] if other["needed_bytes"] else []
             lines.append(Text(f"{title * (not index):<8}with {other['change']}: {', '.join(facts)}"))
     return lines
+
+
+def summary_lines(predicted: Mapping[str, Any]) -> list[str]:
+    """A few lines of what plan.json keeps, before training starts."""
+    needs = dict.fromkeys(
+        f"{size(need['bytes'])} of {size(need['free_bytes'])} on {need['name']}" for need in predicted["needs"]
+    )
+    host = f"; {size(predicted['host_bytes'])} in the host for layers" if predicted["host_bytes"] else ""
+    lines = [f"memory  {', '.join(needs)}{host}"] if needs else []
+    if predicted["seconds"]:
+        kwh = f", {number(predicted['kwh'], 2)} kWh" if predicted["kwh"] is not None else ""
+        estimated = ", estimated from published rates" if predicted["rates_from"] != "measured" else ""
+        time = duration(predicted["seconds"])
+        lines.append(
+            f"time    {time} without evaluation, {predicted['tokens_per_second']:,.0f} tokens/s{kwh}{estimated}"
+        )
+    return [f"        {line}" for line in lines]

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from rich.console import Console
 
+from tunesmith.cli.plan_report import summary_lines
 from tunesmith.cli.terminal import LiveLine, fitting
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
@@ -49,12 +50,13 @@ def _follow(file: BinaryIO, screen: "Screen", ended: threading.Event) -> None:
             screen.show(values.pop("event"), values)
 
 
-def train(recipe: Recipe, cluster: str | None = None, apart: bool = False) -> Run:
+def train(recipe: Recipe, cluster: str | None = None, apart: bool = False, force: bool = False) -> Run:
     """Trains from a recipe, shows how it gets on, and returns the run. `cluster`: the address of a Ray cluster whose
     machines train, "auto" for the one that this machine is part of. `apart`: a single GPU has a process of its own too,
     as on the command line, so that a run on one that hangs ends; a script then calls this within
-    `if __name__ == "__main__":`. Raises UserError, leaving nothing behind, where that cannot be."""
-    return job.train(recipe, shown, cluster, apart)
+    `if __name__ == "__main__":`. `force`: train although the plan says that memory is too small. Raises UserError,
+    leaving nothing behind, where that cannot be."""
+    return job.train(recipe, shown, cluster, apart, force)
 
 
 def resume(folder: str | Path, processes: int | None = None, cluster: str | None = None, apart: bool = False) -> Run:
@@ -117,6 +119,11 @@ class Screen:
             self._say(f"        layers  {counted} kept, the others come from host memory when they compute")
             if most := plan.get("walk_tokens"):
                 self._say(f"                for {most:,} tokens at a time, whose inputs fit in host memory")
+        if predicted := plan.get("predicted"):
+            for name, why in predicted["left_out"].items():
+                self._say(f"        {name} is left out: {why}", style="yellow")
+            for line in summary_lines(predicted):
+                self._say(line)
 
     def _show_data(self, ledger, formats, examples, held_out, held_out_unused, left_out, **_) -> None:
         """Shows how many rows are used, dropped and changed."""

@@ -33,6 +33,7 @@ def train(
     *,
     flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
     cluster: str | None = None,
+    force: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> None:
     """Train from a recipe, or from flags alone. Every field of a recipe is a flag; flags win over the recipe.
@@ -40,6 +41,7 @@ def train(
     Args:
         recipe: The recipe, a YAML file. Without one, the flags are the whole recipe.
         cluster: Train on the machines of a Ray cluster. auto: the one that this machine is part of, or HOST:PORT.
+        force: Train although the plan says that memory is too small.
         as_json: Print the run's summary as JSON at the end.
     """
     values = chosen(flags)
@@ -61,4 +63,4 @@ def train(
     with waiting("loading"):
         from tunesmith.cli import progress, runs
 
-    runs.finished(progress.train(asked, cluster, apart=True), as_json)
+    runs.finished(progress.train(asked, cluster, apart=True, force=force), as_json)

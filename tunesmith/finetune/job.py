@@ -33,11 +33,17 @@ from tunesmith.run import Run
 Watch = Callable[[Run], AbstractContextManager]
 
 
-def train(recipe: Recipe, watch: Watch = nullcontext, cluster: str | None = None, apart: bool = False) -> Run:
+def train(
+    recipe: Recipe,
+    watch: Watch = nullcontext,
+    cluster: str | None = None,
+    apart: bool = False,
+    force: bool = False,
+) -> Run:
     """Trains from a recipe and returns the run; `watch` is entered with the run before anything happens, to follow its
     events. `cluster`: the address of a Ray cluster whose machines train. `apart`: a single GPU has a process of its own
-    too, so that a run on one that hangs ends. Raises UserError, leaving nothing behind, if the recipe cannot be
-    trained."""
+    too, so that a run on one that hangs ends. `force`: train although the plan says that memory is too small. Raises
+    UserError, leaving nothing behind, if the recipe cannot be trained."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a training process that imports the script
         sys.exit(UNGUARDED_STATUS)  # without a word: the process that the user started says it
     with _joined(cluster) as machines:
@@ -49,7 +55,7 @@ def train(recipe: Recipe, watch: Watch = nullcontext, cluster: str | None = None
                 if machines:
                     machines.check_folder(run)
                 with report_full_disk(run.folder, "free some space, or choose a folder on another disk as output"):
-                    prepare(run, machines)
+                    prepare(run, machines, force)
                 _start(run, machines, apart=apart)
             except BaseException as error:
                 if not run.is_prepared or (isinstance(error, UserError) and not run.events("step")):
@@ -121,7 +127,7 @@ def _work(run: Run, cluster: Cluster | None, processes: int | None, apart: bool)
         run.log("stage", doing="starting the machines of the cluster")
     else:
         layout = layout_of(run, processes)
-    here = layout.processes == 1 and not layout.seats and not (apart and layout.gpus)
+    here = layout.processes == 1 and not layout.seats and not (layout.gpus and (apart or run.plan.gpus))
     if here:
         from tunesmith.finetune.worker import work
 

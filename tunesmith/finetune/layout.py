@@ -33,6 +33,9 @@ def layout_of(run: Run, asked: int | None) -> Layout:
     gpus = machine.find_gpus()[1] if plan.device == "cuda" else []
     if asked is not None:
         check_processes("--processes", asked, len(gpus), machine.cores())
+    planned = [gpu for gpu in gpus if gpu.uuid in plan.gpus]
+    if not asked or asked <= len(planned):
+        gpus = planned or gpus
     processes = asked or (min(plan.processes, len(gpus)) if gpus else plan.processes)
     return Layout(processes, gpus[:processes])
 

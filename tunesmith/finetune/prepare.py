@@ -1,5 +1,6 @@
 """Prepares a run: base model, tokenizer, data and plan. Every mistake of the user is found here."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,15 +19,20 @@ from tunesmith.finetune.gpu_check import usable_gpus
 from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.ray_cluster import Cluster
 from tunesmith.inference.gguf_base import base_folder, unpacking_note
-from tunesmith.machine import probe
+from tunesmith.machine import Gpu, Machine, probe
 from tunesmith.model.check import check_adapter, check_base
 from tunesmith.model.load import config_of, eos_ids
 from tunesmith.model.positions import trained_positions
 from tunesmith.model.tokenizer_files import save_tokenizer
+from tunesmith.plan import Plan
 from tunesmith.planner import unusual
+from tunesmith.planner.apart import predict_apart
+from tunesmith.planner.cost import cost_of
 from tunesmith.planner.decide import choose
 from tunesmith.planner.fit import fitted
-from tunesmith.planner.predict import decide
+from tunesmith.planner.predict import by_sizes, surely_fits
+from tunesmith.planner.prediction import Prediction
+from tunesmith.planner.rows import Training
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
@@ -37,9 +43,10 @@ SECONDS_BETWEEN_EVENTS = 1.0  # about the same thing
 UNKNOWN_POSITIONS = 2**17  # of a model that does not say, such as one without position embeddings
 
 
-def prepare(run: Run, cluster: Cluster | None = None) -> None:
+def prepare(run: Run, cluster: Cluster | None = None, force: bool = False) -> None:
     """Base model, tokenizer, data and plan; writes plan.json, ledger.jsonl and provenance.json. Raises UserError.
-    `cluster`: the machines that will train; this one is among them."""
+    `cluster`: the machines that will train; this one is among them. `force`: train although the plan says that memory
+    is too small."""
     recipe = run.recipe
     machine = cluster.machine(run.folder) if cluster else probe(run.folder)
     plan = choose(recipe, machine)
@@ -60,7 +67,12 @@ def prepare(run: Run, cluster: Cluster | None = None) -> None:
         run.log("stage", doing="checking the GPUs")
         machine = replace(machine, gpus=usable_gpus(run, machine.gpus, plan.compute))
     positions = trained_positions(config)
-    plan = decide(recipe, machine, config, base)
+    run.log("stage", doing="planning")
+    predicted = None
+    if not cluster and not surely_fits(recipe, machine, config, base):
+        predicted = predict_apart(recipe, machine, base)
+        _check_memory(run, predicted, force)
+    plan = predicted.plan if predicted else by_sizes(recipe, machine, config, base)
     if cluster:
         cluster.check_plan(plan)
     for line in unusual.check(recipe, plan, config):
@@ -99,15 +111,39 @@ def prepare(run: Run, cluster: Cluster | None = None) -> None:
         formats=dataset.formats,
         ledger=dataset.ledger,
         left_out=dataset.left_out,
+        predicted=_with_exact_cost(predicted, recipe, dataset, steps).summary() if predicted else {},
     )
     run.log(
         "plan",
         plan=plan.as_dict(),
         steps=steps,
-        gpus=[{"name": gpu.name, "bytes": gpu.total_bytes} for gpu in machine.gpus[: plan.processes]],
+        gpus=[{"name": gpu.name, "bytes": gpu.total_bytes} for gpu in _gpus_of(plan, machine)],
     )
     write_json(run.provenance_file, provenance.collect(run, base, machine, plan, sources))
     write_json(run.plan_file, plan.as_dict())  # last: a run that has a plan is prepared
+
+
+def _check_memory(run: Run, predicted: Prediction, force: bool) -> None:
+    """Raises UserError if the plan does not fit, unless it is to be tried."""
+    if predicted.fits is False and not force:
+        raise UserError(f"{predicted.refusal}; --force trains anyway")
+    if predicted.fits is False:
+        run.log("warning", message=predicted.refusal)
+
+
+def _gpus_of(plan: Plan, machine: Machine) -> list[Gpu]:
+    return [gpu for gpu in machine.gpus if not plan.gpus or gpu.uuid in plan.gpus][: plan.processes]
+
+
+def _with_exact_cost(predicted: Prediction, recipe: Recipe, dataset: Dataset, steps: int) -> Prediction:
+    """The prediction with the time and energy of the rows that were encoded."""
+    if not predicted.speed:
+        return predicted
+    row_tokens = float(dataset.train.lengths.mean())
+    tokens = min(steps * recipe.train.batch * row_tokens, recipe.train.max_tokens or math.inf)
+    power = recipe.power
+    cost = cost_of(predicted.speed, tokens, power.host_watts, power.price_per_kwh)
+    return replace(predicted, training=Training(steps, tokens, row_tokens, False), cost=cost)
 
 
 def pinned(recipe: Recipe) -> Recipe:

@@ -115,7 +115,7 @@ def sizes(plan: Plan, recipe: Recipe, config: Any, base: Path) -> Sizes:
     text = config.get_text_config()
     in_layers, others = _weights(_shapes(recipe, config, base), text.num_hidden_layers)
     computed = PRECISION_BYTES[plan.compute]
-    wide = max(_numbers(getattr(text, "intermediate_size", None)) or [4 * text.hidden_size])
+    wide = max(numbers_of(getattr(text, "intermediate_size", None)) or [4 * text.hidden_size])
     row = 18 * text.hidden_size + 4 * wide  # elements of a token in a layer
     tokens = plan.micro_batch_tokens
     working = tokens * row * computed + min(LOGITS_BYTES, tokens * text.vocab_size * 10) + CONTEXT_BYTES
@@ -200,7 +200,8 @@ def _weights(shapes: dict[str, Shape], layers: int) -> tuple[list[list[Shape]], 
     return [*numbered[chosen].values()] if chosen else [], [*others.values(), *beside]
 
 
-def _numbers(value: Any) -> list[int]:
+def numbers_of(value: Any) -> list[int]:
+    """A number of a configuration, which some models have for each layer."""
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 

@@ -14,13 +14,14 @@ from tunesmith.model.positions import limit_of, trained_positions
 from tunesmith.plan import Plan
 from tunesmith.planner.cost import cost_of
 from tunesmith.planner.decide import choose, within
-from tunesmith.planner.kept_layers import with_kept_layers
+from tunesmith.planner.kept_layers import numbers_of, sizes, with_kept_layers
 from tunesmith.planner.layouts import Layout, Layouts
-from tunesmith.planner.prediction import Alternative, Prediction
+from tunesmith.planner.prediction import Alternative, Prediction, places_of
 from tunesmith.planner.rows import Training, training
 from tunesmith.recipe import Recipe
 
 MOST_ALTERNATIVES, MOST_REMEDIES = 3, 2
+MOST_SCORES = 512  # keys of a query whose scores are kept for the backward pass on a CPU
 SHORTEST = 512  # tokens: a remedy does not make examples shorter than that
 
 
@@ -37,6 +38,19 @@ def _without_memory(recipe: Recipe, machine: Machine, config: Any) -> Plan:
     if positions and plan.sequence_length > positions:
         plan = within(plan, recipe, limit_of(config))
     return plan
+
+
+def surely_fits(recipe: Recipe, machine: Machine, config: Any, base: Path) -> bool:
+    """Whether far more memory than a step can need is free: all weights with gradients and moments in float32, and
+    activations of all layers by a generous rule. To trace such a small model takes longer than it is worth."""
+    plan, text = _without_memory(recipe, machine, config), config.get_text_config()
+    whole = sizes(plan, recipe, config, base).whole
+    experts = getattr(text, "num_experts_per_tok", None) or 1
+    wide = max(numbers_of(getattr(text, "intermediate_size", None)) or [4 * text.hidden_size])
+    scores = (getattr(text, "num_attention_heads", None) or 1) * min(plan.sequence_length, MOST_SCORES)
+    row = 40 * text.hidden_size + 12 * wide * experts + 4 * scores
+    needed = 4 * (whole + 4 * plan.micro_batch_tokens * (text.num_hidden_layers * row + 4 * text.vocab_size))
+    return all(needed < place.room for place in places_of(machine, plan.processes))
 
 
 def predict(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
@@ -85,13 +99,15 @@ def _chosen(best: Layout, layouts: Layouts) -> Prediction:
     reasons = {}
     if layouts.recipe.train.gradient_checkpointing == "auto":
         reasons["gradient_checkpointing"] = "the fastest that fits" if best.speed else "the least that fits"
+    left_out = [gpu for gpu in machine.gpus if gpu not in best.machine.gpus]
+    chosen = [gpu.uuid for gpu in best.machine.gpus] if left_out else []
     return Prediction(
-        replace(plan, reasons=plan.reasons | reasons),
+        replace(plan, reasons=plan.reasons | reasons, gpus=chosen),
         best.needs,
         host_bytes=best.host_bytes,
         speed=best.speed,
         rates_from=layouts.rates_from,
-        left_out={gpu.name: _why_left_out(gpu, best, layouts) for gpu in machine.gpus if gpu not in best.machine.gpus},
+        left_out={f"GPU {gpu.index} ({gpu.name})": _why_left_out(gpu, best, layouts) for gpu in left_out},
         alternatives=_alternatives(best, layouts),
     )
 

@@ -8,6 +8,7 @@ from tunesmith.plan import Plan
 from tunesmith.planner.cost import Cost, Speed
 from tunesmith.planner.kept_layers import USED_SHARE
 from tunesmith.planner.rows import Training
+from tunesmith.units import percent, size
 
 # Bytes of a process beside tensors: of CUDA and its libraries on a GPU, of Python and torch in host memory. Estimates.
 BESIDE_BYTES = {"cuda": 600 * 2**20, "cpu": 450 * 2**20}
@@ -105,6 +106,43 @@ class Prediction:
     def tightest(self) -> Need | None:
         """The process that has the least room to spare."""
         return max(self.needs, key=lambda need: need.nbytes / max(1, need.place.free_bytes)) if self.needs else None
+
+    @property
+    def refusal(self) -> str:
+        """Why the step does not fit, and what would."""
+        assert self.tightest
+        need, place = self.tightest, self.tightest.place
+        others = "; or ".join(
+            f"{other.change} ({size(other.needed_bytes)})" if other.needed_bytes else other.change
+            for other in self.remedies
+        )
+        fits = f"it fits with {others}" if others else "use a smaller model"
+        return (
+            f"{place.name}: a training step needs {size(need.nbytes)}, and it may take {percent(USED_SHARE)} of "
+            f"{size(place.free_bytes)} that are free; {fits}"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What plan.json keeps."""
+        return {
+            "needs": [
+                {
+                    "name": need.place.name,
+                    "bytes": need.nbytes,
+                    "free_bytes": need.place.free_bytes,
+                    "parts": need.parts,
+                }
+                for need in self.needs or ()
+            ],
+            "host_bytes": self.host_bytes,
+            "tokens_per_second": self.speed and self.speed.tokens_per_second,
+            "bound": self.speed and self.speed.bound,
+            "rates_from": self.rates_from,
+            "seconds": self.cost and self.cost.seconds,
+            "kwh": self.cost and self.cost.kwh,
+            "price": self.cost and self.cost.price,
+            "left_out": self.left_out,
+        }
 
     def as_dict(self) -> dict[str, Any]:
         values = asdict(self)
