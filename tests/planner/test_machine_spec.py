@@ -7,6 +7,7 @@ import pytest
 from tunesmith.cli import doctor
 from tunesmith.cli.main import main
 from tunesmith.errors import UserError
+from tunesmith.finetune.gpu_check import GpuCheck
 from tunesmith.machine import Gpu, Machine, memory
 from tunesmith.planner.machine_spec import described, machine_of, read_machine
 
@@ -95,7 +96,7 @@ def file(tmp_path):
 
 def test_a_machine_that_doctor_wrote_is_read_back(monkeypatch, capsys, file):
     monkeypatch.setattr(doctor, "probe", lambda: MACHINE)
-    monkeypatch.setattr(doctor, "check_gpus", lambda gpus, **_: [])
+    monkeypatch.setattr(doctor, "check_gpus", lambda gpus, **_: [GpuCheck(gpu, "bfloat16") for gpu in gpus])
     with pytest.raises(SystemExit, match="0"):
         main(["doctor", "--json"])
     file.write_text(capsys.readouterr().out)

@@ -67,7 +67,7 @@ def doctor(*, measure: Annotated[bool, Switch] = False, as_json: Json = False) -
     checks = check_gpus(machine.gpus, more=measure, show=show)
     disk = measure_rest(machine, checks, show) if measure else {}
     live.clear()
-    machine = replace(machine, rates=measured_rates(machine))
+    machine = replace(machine, gpus=[one.gpu for one in checks], rates=measured_rates(machine))
     problems = diagnose(machine, checks)
     if as_json:
         return print_json(
