@@ -80,6 +80,7 @@ def test_a_gpu_with_unified_memory_has_the_hosts():
         ("4090@", "--machine: 4090@: a link is"),
         ("4090@x16", "--machine: 4090@x16: a link is"),
         ("4090,watts=0", "--machine: watts=0: give the power limit"),
+        ("runs/there.json", "--machine: runs/there.json: No such file or directory; write it with"),
         ("4090,watts=many", "--machine: watts=many: give the power limit"),
     ],
 )
