@@ -54,7 +54,9 @@ def test_gpus_are_a_table_of_80_columns():
     text = " ".join(" ".join(lines).split())
     assert f"GPU 1 (NVIDIA GeForce RTX 2060): {WRONG}" in text
     assert "Products in bfloat16 (GPU 0, 10), float32 (GPU 1)." in text
-    assert "GPU 0 (NVIDIA GeForce RTX 3090): its link runs as PCIe 3.0 x4, and it is made for 4.0 x16; use" in text
+    assert (
+        "GPU 0 (NVIDIA GeForce RTX 3090): its link runs as PCIe 3.0 x4, and it is made for 4.0 x16, which slows" in text
+    )
 
 
 @pytest.mark.parametrize("as_json", [False, True])
