@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tunesmith.errors import UserError
-from tunesmith.machine import Machine, find_gpus, memory
+from tunesmith.machine import Machine, find_gpus, memory, state_of
 from tunesmith.planner.decide import choose
 from tunesmith.recipe import Recipe
 from tunesmith.training import distributed
@@ -92,6 +92,9 @@ class Driver:
 
     def nvmlDeviceGetMaxPcieLinkGeneration(self, uuid):
         return self.answer("generation", uuid)
+
+    def nvmlDeviceGetCurrPcieLinkGeneration(self, uuid):
+        return self.answer("generation now", uuid)
 
     def nvmlDeviceGetGpuMaxPcieLinkGeneration(self, uuid):
         return self.answer("most generation", uuid)
@@ -222,9 +225,14 @@ def test_slot_power_and_temperature(mixed_pair):
 
 
 def test_a_mig_device_has_the_slot_of_its_gpu(split):
-    sys.modules["pynvml"].answers["lanes"] = 8
+    sys.modules["pynvml"].answers |= {"lanes": 8, "generation now": 1}
     [part] = find_gpus()[1]
     assert part.uuid == "MIG-c3" and part.pcie_lanes == 8 and part.power_watts is None
+    assert state_of("MIG-c3") == {"pcie_generation": 1, "pcie_lanes": 8}
+
+
+def test_the_state_of_a_gpu_that_the_driver_does_not_know_is_empty(mixed_pair):
+    assert state_of("GPU-gone") == {}
 
 
 def test_a_gpu_that_shares_the_machine_s_memory(monkeypatch):

@@ -197,8 +197,7 @@ def _gpu(pynvml: Any, handle: Any) -> Gpu:
         total, free = info.total, info.free
     except pynvml.NVMLError_NotSupported:  # unified memory: the GPU uses the machine's memory (GB10)
         total, free = memory()
-    is_mig = pynvml.nvmlDeviceIsMigDeviceHandle(handle)
-    gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_mig else handle
+    gpu = _whole(pynvml, handle)
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     return Gpu(
         pynvml.nvmlDeviceGetIndex(gpu),
@@ -211,30 +210,57 @@ def _gpu(pynvml: Any, handle: Any) -> Gpu:
     )
 
 
+def _whole(pynvml: Any, handle: Any) -> Any:
+    """Returns the GPU of a MIG device, and a GPU itself."""
+    is_mig = pynvml.nvmlDeviceIsMigDeviceHandle(handle)
+    return pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_mig else handle
+
+
+def _ask(pynvml: Any, question: str, *arguments: Any) -> Any:
+    """Returns the driver's answer; None to a question that it does not support."""
+    try:
+        return getattr(pynvml, question)(*arguments)
+    except pynvml.NVMLError:
+        return None
+
+
 def _surroundings(pynvml: Any, gpu: Any) -> dict[str, Any]:
     """Returns the fields of Gpu about its slot, power and temperature; None for what the driver does not report."""
 
-    def ask(question: str, *arguments: Any) -> Any:
-        try:
-            return getattr(pynvml, question)(gpu, *arguments)
-        except pynvml.NVMLError:
-            return None
-
     def watts(question: str) -> float | None:
-        milliwatts = ask(question)
+        milliwatts = _ask(pynvml, question, gpu)
         return None if milliwatts is None else milliwatts / 1000
 
+    slowdown = pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
     return {
-        "pcie_generation": ask("nvmlDeviceGetMaxPcieLinkGeneration"),
+        "pcie_generation": _ask(pynvml, "nvmlDeviceGetMaxPcieLinkGeneration", gpu),
         # The width in use: the largest one is the GPU's own, also in a slot that has fewer lanes.
-        "pcie_lanes": ask("nvmlDeviceGetCurrPcieLinkWidth"),
-        "most_pcie_generation": ask("nvmlDeviceGetGpuMaxPcieLinkGeneration"),
-        "most_pcie_lanes": ask("nvmlDeviceGetMaxPcieLinkWidth"),
+        "pcie_lanes": _ask(pynvml, "nvmlDeviceGetCurrPcieLinkWidth", gpu),
+        "most_pcie_generation": _ask(pynvml, "nvmlDeviceGetGpuMaxPcieLinkGeneration", gpu),
+        "most_pcie_lanes": _ask(pynvml, "nvmlDeviceGetMaxPcieLinkWidth", gpu),
         "power_watts": watts("nvmlDeviceGetPowerManagementLimit"),
         "default_power_watts": watts("nvmlDeviceGetPowerManagementDefaultLimit"),
-        "celsius": ask("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU),
-        "slowdown_celsius": ask("nvmlDeviceGetTemperatureThreshold", pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
+        "celsius": _ask(pynvml, "nvmlDeviceGetTemperature", gpu, pynvml.NVML_TEMPERATURE_GPU),
+        "slowdown_celsius": _ask(pynvml, "nvmlDeviceGetTemperatureThreshold", gpu, slowdown),
     }
+
+
+def state_of(uuid: str) -> dict[str, int]:
+    """Returns the fields of Gpu that change while a GPU works: its link, whose generation is lower when idle, and its
+    temperature. Those that the driver does not report are left out."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        gpu = _whole(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid))
+    except pynvml.NVMLError:
+        return {}
+    state = {
+        "pcie_generation": _ask(pynvml, "nvmlDeviceGetCurrPcieLinkGeneration", gpu),
+        "pcie_lanes": _ask(pynvml, "nvmlDeviceGetCurrPcieLinkWidth", gpu),
+        "celsius": _ask(pynvml, "nvmlDeviceGetTemperature", gpu, pynvml.NVML_TEMPERATURE_GPU),
+    }
+    return {name: value for name, value in state.items() if value is not None}
 
 
 def _visible(pynvml: Any) -> list[Any]:

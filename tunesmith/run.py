@@ -10,8 +10,9 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
     data        ledger, formats, examples, held_out, held_out_unused, left_out
     gpu_check   gpus: [{index, name, uuid, compute (precision of the products), to_gpu_bytes_per_second,
                 to_host_bytes_per_second, both_bytes_per_second (both directions at once, added up),
-                together_bytes_per_second (to this GPU, while all others are copied to), flops_per_second, problem (why
-                it is left out), note (why it was not checked)}]: rates are null where the check did not get that far
+                together_bytes_per_second (to this GPU, while all others are copied to), flops_per_second, pinned
+                (whether host memory could be pinned), problem (why it is left out), note (why it was not checked)}]:
+                rates are null where the check did not get that far
     plan        plan (as in plan.json), steps, gpus: [{name, bytes}]
     start       steps, rows, eval_rows, trainable_parameters, parameters, loading_seconds, host_peak_bytes (while the
                 model was loaded and placed, all processes together)

@@ -174,6 +174,7 @@ def test_every_rate_is_measured(small):
     (ready, *rates) = messages(CPU, *TASKS)
     assert ready == ("ready", {"pinned": False}) and {kind for kind, _ in rates} == {"rates"}
     found = {name: value for _, values in rates for name, value in values.items()}
+    assert found.pop("gpu") == {}  # the CPU has no link
     assert sorted(found) == sorted(FIELDS) and all(value > 0 for value in found.values())
 
 
@@ -182,7 +183,10 @@ def test_on_a_simulated_gpu(small, monkeypatch):
     with simulated_gpu.played() as device:
         monkeypatch.setattr(torch.cuda, "init", lambda: None)
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
+        monkeypatch.setattr(gpu_measure, "state_of", {"GPU-a": {"pcie_lanes": 4}}.get)
         answers = messages(device, *TASKS, "speeds")
+        assert [values["gpu"] for _, values in answers if "gpu" in values] == [{"pcie_lanes": 4}]
         assert [kind for kind, _ in answers] == ["ready", *["rates"] * (len(TASKS) + 1)]
         assert set(answers[-1][1]["speeds"]) == {"memory_bytes_per_second", "bfloat16", "float16", "float32"}
         [(kind, problem)] = messages(device, multiply=wrong_in_one_place)

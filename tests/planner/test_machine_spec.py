@@ -7,6 +7,7 @@ import pytest
 from tunesmith.cli import doctor
 from tunesmith.cli.main import main
 from tunesmith.errors import UserError
+from tunesmith.finetune.gpu_check import GpuCheck
 from tunesmith.machine import Gpu, Machine, memory
 from tunesmith.planner.machine_spec import described, machine_of, read_machine
 
@@ -79,6 +80,7 @@ def test_a_gpu_with_unified_memory_has_the_hosts():
         ("4090@", "--machine: 4090@: a link is"),
         ("4090@x16", "--machine: 4090@x16: a link is"),
         ("4090,watts=0", "--machine: watts=0: give the power limit"),
+        ("runs/there.json", "--machine: runs/there.json: No such file or directory; write it with"),
         ("4090,watts=many", "--machine: watts=many: give the power limit"),
     ],
 )
@@ -95,7 +97,7 @@ def file(tmp_path):
 
 def test_a_machine_that_doctor_wrote_is_read_back(monkeypatch, capsys, file):
     monkeypatch.setattr(doctor, "probe", lambda: MACHINE)
-    monkeypatch.setattr(doctor, "check_gpus", lambda gpus, **_: [])
+    monkeypatch.setattr(doctor, "check_gpus", lambda gpus, **_: [GpuCheck(gpu, "bfloat16") for gpu in gpus])
     with pytest.raises(SystemExit, match="0"):
         main(["doctor", "--json"])
     file.write_text(capsys.readouterr().out)

@@ -135,6 +135,13 @@ def test_a_damaged_file_is_named(content):
     assert rates_of(MACHINE, "bfloat16")[0].source == "measured"
 
 
+def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"file/rates.json: .*; set TUNESMITH_CACHE"):
+        keep_rates(MACHINE, {"cpu": OF_CPU})
+
+
 def test_the_file_is_json_by_device_driver_and_torch():
     keep_rates(MACHINE, {"GPU-a": OF_GPU, "cpu": OF_CPU})
     torch = version("torch")

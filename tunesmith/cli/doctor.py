@@ -67,7 +67,7 @@ def doctor(*, measure: Annotated[bool, Switch] = False, as_json: Json = False) -
     checks = check_gpus(machine.gpus, more=measure, show=show)
     disk = measure_rest(machine, checks, show) if measure else {}
     live.clear()
-    machine = replace(machine, rates=measured_rates(machine))
+    machine = replace(machine, gpus=[one.gpu for one in checks], rates=measured_rates(machine))
     problems = diagnose(machine, checks)
     if as_json:
         return print_json(
@@ -107,8 +107,7 @@ def report(machine: Machine, checks: Sequence[GpuCheck], problems: Sequence[Prob
         parts += [Text(), _slot_table(machine.gpus), Text(), _gpu_table(checks), Text()]
         parts += [Text(LEGEND, style="dim"), *_precisions(checks)]
     parts += [Text(), _extras_table()]
-    if problems:
-        parts += [Text(), *map(_problem, problems)]
+    parts += [Text(), *(map(_problem, problems) if problems else [Text("No problems found.", style="dim")])]
     if not machine.gpus:
         parts += [Text(), Text(WITHOUT_GPU)]
     return Group(*parts)
@@ -155,7 +154,8 @@ def _machine_rows(machine: Machine, checks: Sequence[GpuCheck]) -> Iterator[tupl
     if checks:
         can_be = {True: "can be pinned", False: "cannot be pinned", None: "not known whether it can be pinned"}
         locked = locked_memory_bytes()
-        yield "", f"{can_be[checks[0].pinned]}; ulimit -l: {'unlimited' if locked is None else size(locked)}"
+        pinned = next((one.pinned for one in checks if one.pinned is not None), None)
+        yield "", f"{can_be[pinned]}; ulimit -l: {'unlimited' if locked is None else size(locked)}"
     yield "Disk", f"{size(machine.free_disk_bytes)} free here"
     yield "Driver", machine.driver or "no NVIDIA driver"
     cuda = f", for CUDA {installed['cuda']}" if installed["cuda"] else ", without CUDA"

@@ -84,8 +84,8 @@ def _gpu(check: GpuCheck) -> Iterator[Problem]:
         yield Problem(
             check.name,
             f"its link runs as PCIe {link_name(gpu.pcie_generation, gpu.pcie_lanes)}, and it is made for "
-            f"{link_name(gpu.most_pcie_generation, gpu.most_pcie_lanes)}",
-            "use a faster slot, or check its riser and the slot's speed in the BIOS; it slows layers in host memory",
+            f"{link_name(gpu.most_pcie_generation, gpu.most_pcie_lanes)}, which slows layers in host memory",
+            "use a faster slot, or check its riser and the slot's speed in the BIOS",
         )
     elif (gpu.pcie_lanes or 0) and (measured := check.to_gpu_bytes_per_second):
         expected = link_bytes_per_second(gpu)

@@ -39,6 +39,7 @@ class GpuCheck:
     """The state of one GPU. Rates are None where the check did not get that far."""
 
     gpu: Gpu
+    """Its link and temperature are those during the copies, if the check got that far."""
     compute: str
     """The precision of the products."""
     to_gpu_bytes_per_second: float | None = None
@@ -122,7 +123,10 @@ class _Measuring:
         if kind == "started":
             self._has_started = True
             return False
-        self.found = replace(self.found, **(value if isinstance(value, dict) else {kind: value}))
+        values = value if isinstance(value, dict) else {kind: value}
+        if "gpu" in values:
+            values |= {"gpu": replace(self.found.gpu, **values["gpu"])}
+        self.found = replace(self.found, **values)
         return True
 
     def late(self, seconds: float) -> None:
@@ -265,7 +269,7 @@ def _hide(gpus: Sequence[Gpu], left: Sequence[Gpu]) -> None:
     process ends, also for a later run in it."""
     torch = sys.modules.get("torch")
     visible = ",".join(gpu.uuid for gpu in left)
-    if torch and torch.cuda.is_initialized() and left[0] is not gpus[0]:
+    if torch and torch.cuda.is_initialized() and left[0].uuid != gpus[0].uuid:
         raise UserError(
             f"GPU {gpus[0].index} ({gpus[0].name}) cannot be used, and CUDA has already started on it in this process; "
             f"start again with CUDA_VISIBLE_DEVICES={visible}"

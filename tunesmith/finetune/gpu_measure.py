@@ -5,6 +5,7 @@ CONNECTION PRECISION`. The process carries out one task after the other, as the 
 that the other process decides what GPUs do at the same time.
 """
 
+import os
 import sys
 import time
 import warnings
@@ -18,6 +19,7 @@ import torch
 from tunesmith.errors import first_line
 from tunesmith.finetune.launch import HARDWARE_ERROR
 from tunesmith.finetune.speed import gpu_speeds, rate, synchronize
+from tunesmith.machine import state_of
 from tunesmith.model.memory import is_out_of_memory, pin
 
 FIRST_NUMBERS, MOST_NUMBERS = 2**17, 2**23  # int64, of one copy: 1 MiB and 64 MiB
@@ -107,12 +109,14 @@ def check_bytes(link: Link, seconds: float) -> dict[str, float]:
     return {}
 
 
-def measure_link(link: Link, seconds: float) -> dict[str, float]:
-    """Returns bytes per second in each direction and in both at once, each measured for so many seconds."""
+def measure_link(link: Link, seconds: float) -> dict[str, Any]:
+    """Returns bytes per second in each direction and in both at once, each measured for so many seconds; and the fields
+    of the GPU that are those of a GPU at work."""
     return {
         "to_gpu_bytes_per_second": rate(link.to_gpu, seconds),
         "to_host_bytes_per_second": rate(link.to_host, seconds),
         "both_bytes_per_second": rate(link.both, seconds),
+        "gpu": state_of(os.environ["CUDA_VISIBLE_DEVICES"]) if link.device.type == "cuda" else {},
     }
 
 

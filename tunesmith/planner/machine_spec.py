@@ -27,9 +27,12 @@ KEYS = {"host": "host=64GB", "link": "link=4.0x8", "watts": "watts=250"}
 
 def described(text: str) -> Machine:
     """Returns the machine that `--machine` describes: the path of a file, or GPUs and keys. Raises UserError."""
-    if text.endswith(".json") or "/" in text or Path(text).is_file():
+    if not (text.endswith(".json") or "/" in text or Path(text).is_file()):
+        return machine_of(text)
+    try:
         return read_machine(Path(text))
-    return machine_of(text)
+    except UserError as error:
+        raise UserError(f"--machine: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -155,14 +155,17 @@ def _kept() -> dict[str, dict[str, Any]]:
 
 def keep_rates(machine: Machine, measured: Mapping[str, Mapping[str, Any]]) -> None:
     """Keeps what was measured on this machine, by UUID of a GPU and "cpu", beside what was measured before. A damaged
-    file is replaced."""
+    file is replaced. Raises UserError if the file cannot be written."""
     keys = _keys(machine)
-    rates_file().parent.mkdir(parents=True, exist_ok=True)
     try:
         kept = _kept()
     except UserError:
         kept = {}
-    write_json(rates_file(), kept | {keys[device]: entry for device, entry in measured.items()})
+    try:
+        rates_file().parent.mkdir(parents=True, exist_ok=True)
+        write_json(rates_file(), kept | {keys[device]: entry for device, entry in measured.items()})
+    except OSError as error:
+        raise UserError(f"{rates_file()}: {error.strerror}; set TUNESMITH_CACHE to a folder for such files") from None
 
 
 def check_rates(found: Any, place: str) -> None:
