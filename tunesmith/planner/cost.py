@@ -142,7 +142,8 @@ def speed_of(
 
 
 def _compute(work: Work, rate: Rates) -> float:
-    return work.flops / (rate.flops_per_second or 1) + work.moved_bytes / rate.memory_bytes_per_second
+    """The rate of products is that of a whole layer, in which they take most of the time; else memory bounds it."""
+    return max(work.flops / (rate.flops_per_second or 1), work.moved_bytes / (rate.memory_bytes_per_second or 1))
 
 
 def _is_launching(demand: Demand, rate: Rates) -> bool:
@@ -165,7 +166,7 @@ def _copies(demand: Demand, rate: Rates) -> tuple[float, float]:
 def _update(demand: Demand, rate: Rates) -> float:
     to_device, to_host = demand.update_bytes
     copies = max(to_device / rate.to_device_bytes_per_second, to_host / rate.to_host_bytes_per_second)
-    return max(copies, demand.update.moved_bytes / rate.memory_bytes_per_second)
+    return max(copies, demand.update.moved_bytes / (rate.memory_bytes_per_second or 1))
 
 
 def _shares(per_token: Sequence[float], tokens: int) -> list[float]:
