@@ -1,4 +1,4 @@
-"""What people read of a prediction: memory by part with each limit, the time of a step, and what else would fit."""
+"""Shows a prediction: memory by part with each limit, the time of a step, and other plans."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

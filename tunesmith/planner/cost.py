@@ -15,7 +15,7 @@ JOULES_PER_KWH = 3.6e6
 
 @dataclass(frozen=True)
 class Work:
-    """What a device has to do."""
+    """The arithmetic and the memory traffic of a device."""
 
     flops: int = 0
     """Floating-point operations of products of matrices; a multiplication and an addition are two."""
@@ -34,10 +34,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a device does in a step."""
+    """The work and the copies of a device in a step."""
 
     work: Work
-    """Of a micro-batch's forward and backward pass."""
+    """One micro-batch's forward and backward pass."""
     pass_tokens: int
     """Tokens of that micro-batch."""
     layers: int
@@ -47,7 +47,7 @@ class Demand:
     returned_bytes: int = 0
     """Gradients that go to host memory in a step."""
     update: Work = Work()
-    """Of the optimizer, if its states are on the device."""
+    """The optimizer's work, if its states are on the device."""
     update_bytes: tuple[int, int] = (0, 0)
     """Weights, gradients and moments that come from host memory and go back, if they are at home there."""
 
@@ -68,14 +68,14 @@ class Speed:
     """A training step's time."""
 
     tokens: int
-    """Of a step, on all devices."""
+    """Tokens of a step, on all devices."""
     step_seconds: float
     lanes: list[Lane]
     exchange_seconds: float
     bound: str
     """The part that takes longest: compute, launches, link or host memory."""
     watts: float | None
-    """Of all devices at their power limits; None if one is not known."""
+    """Sum of the power limits of all devices; None if one is not known."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -84,7 +84,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a whole training run takes, without evaluation and checkpoints."""
+    """Time, energy and price of a whole training run, without evaluation and checkpoints."""
 
     seconds: float
     kwh: float | None

@@ -237,7 +237,7 @@ class Layouts:
         return found is not None and self.recipe.adapter.kind == "full"
 
     def _demand(self, plan: Plan, kept: int, found: Sizes | None, devices: int, step: "Step") -> Demand:
-        """What a device does that keeps so many layers; `step` is its traced step."""
+        """The demand on a device that keeps so many layers; `step` is its traced step."""
         computing = Demand(step.pass_work, step.tokens, self._layers, update=step.update_work)
         if not found:
             return computing

@@ -32,7 +32,7 @@ def by_sizes(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Plan:
 
 
 def _without_memory(recipe: Recipe, machine: Machine, config: Any) -> Plan:
-    """What the plan can say without the sizes of memory."""
+    """The part of the plan that does not depend on memory."""
     plan = choose(recipe, machine)
     positions = trained_positions(config)
     if positions and plan.sequence_length > positions:

@@ -1,4 +1,4 @@
-"""What the planner predicts of a run: the plan, the memory of each device by part, the time of a step."""
+"""The planner's prediction of a run: the plan, the memory of each device by part, the time of a step."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -76,7 +76,7 @@ class Prediction:
 
     plan: Plan
     needs: list[Need] | None
-    """Of each process; None if this kind of run is not traced."""
+    """One for each process; None if this kind of run is not traced."""
     not_predicted: str = ""
     """Why the memory is not predicted."""
     host_bytes: int = 0
@@ -123,7 +123,7 @@ class Prediction:
         )
 
     def summary(self) -> dict[str, Any]:
-        """What plan.json keeps."""
+        """The values that plan.json keeps."""
         return {
             "needs": [
                 {

@@ -49,7 +49,7 @@ class Step:
     stages: dict[Stage, dict[str, int]]
     """Bytes by part at the peak of each stage."""
     tokens: int
-    """Of the micro-batch."""
+    """Tokens of the micro-batch."""
     pass_work: Work
     """Work of the forward and backward pass."""
     update_work: Work
