@@ -98,7 +98,7 @@ def time_lines(found: Mapping[str, Any], power: Power) -> list[Text]:
             lines.append(f"{number(cost['kwh'], 2)} kWh at full power, {power.host_watts:g} W of the host among it{at}")
     else:
         lines.append(f"hours unknown: {found['no_training']}")
-    if found["rates_from"] != "measured":
+    if found["rates_from"] == "estimated":
         lines.append("estimated from published rates; better after `tunesmith doctor --measure`")
     return [Text(f"{'time' * (not index):<8}{line}") for index, line in enumerate(lines)]
 
@@ -123,7 +123,7 @@ def summary_lines(predicted: Mapping[str, Any]) -> list[str]:
     lines = [f"memory  {', '.join(needs)}{host}"] if needs else []
     if predicted["seconds"]:
         kwh = f", {number(predicted['kwh'], 2)} kWh" if predicted["kwh"] is not None else ""
-        estimated = ", estimated from published rates" if predicted["rates_from"] != "measured" else ""
+        estimated = ", estimated from published rates" if predicted["rates_from"] == "estimated" else ""
         time = duration(predicted["seconds"])
         lines.append(
             f"time    {time} without evaluation, {predicted['tokens_per_second']:,.0f} tokens/s{kwh}{estimated}"

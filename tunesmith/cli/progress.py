@@ -16,9 +16,10 @@ from tunesmith.cli.terminal import LiveLine, fitting
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
 from tunesmith.finetune import job
+from tunesmith.planner.correction import measured_speed
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
-from tunesmith.units import clock, count, size
+from tunesmith.units import clock, count, percent, size
 
 SECONDS_BETWEEN_LINES = 10
 SECONDS_BETWEEN_READS = 0.1  # of the events
@@ -75,6 +76,8 @@ class Screen:
         self._began = time.monotonic()
         self._last_line = self._began
         self._steps = 0
+        self._predicted: float | None = None  # tokens per second
+        self._first: list[dict] = []  # steps, until they show whether the prediction holds
         self._live = LiveLine(self.console)
 
     def _show_stage(self, doing, **_) -> None:
@@ -122,6 +125,7 @@ class Screen:
         if predicted := plan.get("predicted"):
             for name, why in predicted["left_out"].items():
                 self._say(f"        {name} is left out: {why}", style="yellow")
+            self._predicted = predicted["tokens_per_second"]
             for line in summary_lines(predicted):
                 self._say(line)
 
@@ -158,8 +162,10 @@ class Screen:
         self._began = time.monotonic()
         self._first_step = None
 
-    def _show_step(self, step, loss, tokens_per_second, memory_bytes, **_) -> None:
+    def _show_step(self, step, loss, tokens_per_second, memory_bytes, tokens, seconds, **_) -> None:
         self._first_step = self._first_step or step
+        if self._predicted:
+            self._compare(tokens, seconds)
         elapsed = time.monotonic() - self._began
         left = elapsed / (step - self._first_step + 1) * (self._steps - step)
         parts = [
@@ -174,6 +180,13 @@ class Screen:
             self._live.show(lambda width: fitting(parts, step / self._steps, width), force=step == self._steps)
         elif self._due() or step == self._steps:
             self._say("  ".join(text for priority, text in parts if priority != 4))
+
+    def _compare(self, tokens: int, seconds: float) -> None:
+        """Compares the speed with the plan's once there are enough steps."""
+        self._first.append({"tokens": tokens, "seconds": seconds})
+        if measured := measured_speed(self._first):
+            self._say(f"speed   {measured:,.0f} tokens/s, {percent(measured / self._predicted)} of the plan's")
+            self._predicted = None
 
     def _show_eval(self, step, loss, rows, **_) -> None:
         self._say(f"eval    step {step}: held-out loss {loss:.4f} over {rows:,} rows")

@@ -27,6 +27,7 @@ from tunesmith.finetune.layout import layout_of
 from tunesmith.finetune.prepare import pinned, prepare
 from tunesmith.finetune.ray_cluster import Cluster, connected
 from tunesmith.inference.gguf_base import base_folder
+from tunesmith.planner import correction
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
@@ -101,6 +102,7 @@ def _start(run: Run, cluster: Cluster | None, processes: int | None = None, apar
     events = len(run.events())
     try:
         _work(run, cluster, processes, apart)
+        correction.keep(run.plan, run.events("step"))
     except Interrupted:
         raise
     except Exception as error:

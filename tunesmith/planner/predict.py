@@ -12,6 +12,7 @@ from tunesmith.model.check import check_config
 from tunesmith.model.load import stored_as
 from tunesmith.model.positions import limit_of, trained_positions
 from tunesmith.plan import Plan
+from tunesmith.planner.correction import kind_of_run, ratio_of
 from tunesmith.planner.cost import cost_of
 from tunesmith.planner.decide import choose, within
 from tunesmith.planner.kept_layers import numbers_of, sizes, with_kept_layers
@@ -75,7 +76,7 @@ def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Pre
     try:
         best = layouts.best()
         if best:
-            return _with_cost(_chosen(best, layouts), recipe, amount, no_training)
+            return _with_cost(_corrected(_chosen(best, layouts), layouts), recipe, amount, no_training)
         if layouts.problems:
             raise layouts.problems[-1]
         smallest = layouts.smallest()
@@ -85,6 +86,20 @@ def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Pre
     except Exception as error:  # whatever a model or kernel without a fake form raises
         problem = f"this model's step cannot be traced ({first_line(error)})"
         return Prediction(by_sizes(recipe, machine, config, base), None, problem)
+
+
+def _corrected(found: Prediction, layouts: Layouts) -> Prediction:
+    """The prediction with the speed that an earlier run of its kind reached."""
+    if not found.speed:
+        return found
+    devices = [need.place.name for need in found.needs or ()]
+    kind = kind_of_run(layouts.recipe, found.plan, devices, layouts.config)
+    found = replace(found, kind=kind)
+    ratio = ratio_of(kind)
+    if not ratio:
+        return found
+    speed = replace(found.speed, step_seconds=found.speed.step_seconds / ratio)
+    return replace(found, speed=speed, correction=ratio, rates_from="an earlier run")
 
 
 def _with_cost(found: Prediction, recipe: Recipe, amount: Training | None, no_training: str) -> Prediction:

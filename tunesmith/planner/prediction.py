@@ -84,7 +84,11 @@ class Prediction:
     speed: Speed | None = None
     """None if the speed of a device is not known."""
     rates_from: str = ""
-    """Where the speeds of the devices come from."""
+    """Where the speed comes from: "estimated" from published rates, "measured" rates, or "an earlier run"."""
+    kind: str = ""
+    """The runs whose speeds are like this one's (planner/correction.py)."""
+    correction: float = 1.0
+    """The factor by which an earlier run of this kind was faster than predicted, which the speed has."""
     training: Training | None = None
     """The amount of the whole training."""
     no_training: str = ""
@@ -138,6 +142,8 @@ class Prediction:
             "tokens_per_second": self.speed and self.speed.tokens_per_second,
             "bound": self.speed and self.speed.bound,
             "rates_from": self.rates_from,
+            "kind": self.kind,
+            "correction": self.correction,
             "seconds": self.cost and self.cost.seconds,
             "kwh": self.cost and self.cost.kwh,
             "price": self.cost and self.cost.price,
