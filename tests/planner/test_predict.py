@@ -13,7 +13,7 @@ from tunesmith.cli.main import main
 from tunesmith.errors import UserError
 from tunesmith.machine import Gpu, Machine
 from tunesmith.model.load import config_of, local_folder
-from tunesmith.planner import trace
+from tunesmith.planner import depths, trace
 from tunesmith.planner.catalogue import machine_of
 from tunesmith.planner.decide import choose
 from tunesmith.planner.predict import predict
@@ -65,7 +65,7 @@ def test_8b_with_an_adapter_on_24_gb_needs_recomputation(base):
     assert inputs + chunk < on.parts["activations"] < inputs + 5 * chunk < found.parts["activations"] / 5
 
 
-@pytest.mark.parametrize("change", [{"micro_batch": "auto"}, {"optimizer": "adamw_8bit"}, {"kept_layers": 4}])
+@pytest.mark.parametrize("change", [{"micro_batch": "auto"}, {"optimizer": "adamw_8bit"}])
 def test_what_is_not_traced_is_named(base, change):
     found = predicted(base, 48, **change)
     assert found.fits is None and found.needed_bytes is None and found.stage
@@ -106,7 +106,7 @@ def test_a_base_that_cannot_be_trained_is_refused(base):
     ],
 )
 def test_kinds_of_layers_repeat(kinds, expected):
-    begin, period = found = trace.repetition(kinds)
+    begin, period = found = depths.repetition(kinds)
     assert all(kinds[n] == kinds[n - period] for n in range(begin + period, len(kinds)))
     assert found == expected or begin + 3 * period <= expected[0] + 3 * expected[1]
 
@@ -137,11 +137,12 @@ def test_dense_layers_before_experts_are_kept(tmp_path):
     )
     config.save_pretrained(tmp_path)
     config = config_of(tmp_path)
-    assert trace.repetition(trace.layer_kinds(config)) == (3, 1)
+    assert depths.repetition(depths.layer_kinds(config)) == (3, 1)
     recipe = Recipe.build({"model": {"path": str(tmp_path)}, "data": "d"})
     plan = choose(recipe, Machine("", "", 2, GB, GB, GB, True))
     whole = trace.trace(recipe, plan, config, [50])
-    assert trace.step_peak(recipe, plan, config, [50]).nbytes == max(sum(parts.values()) for parts in whole.values())
+    peak = depths.step_peak(recipe, plan, config, [50])
+    assert peak.nbytes == max(sum(parts.values()) for parts in whole.stages.values())
 
 
 def test_the_command_shows_it(family, tmp_path, capsys):
@@ -168,7 +169,7 @@ def test_other_machines(base, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*model, *bfloat16, *gpus])
     shown = capsys.readouterr().out
-    assert not ended.value.code and "RTX 4090" in shown and "memory  not predicted: layers stay in host" in shown
+    assert not ended.value.code and "RTX 4090" in shown and "fits: " in shown
     file = tmp_path / "machine.json"
     file.write_text(json.dumps({"machine": machine_of("4090", 64 * GB).as_dict()}))
     with pytest.raises(SystemExit):

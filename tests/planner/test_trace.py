@@ -14,13 +14,13 @@ from tunesmith.machine import Machine
 from tunesmith.methods import Method
 from tunesmith.model.adapt import adapt
 from tunesmith.model.load import config_of, load
-from tunesmith.planner import trace
+from tunesmith.planner import depths, trace
 from tunesmith.planner.decide import choose
 from tunesmith.planner.live_bytes import LiveBytes
 from tunesmith.recipe import Recipe
 from tunesmith.training import packed_attention
 from tunesmith.training.batch import collate
-from tunesmith.training.build import inspect, transform
+from tunesmith.training.build import inspect
 
 MACHINE = Machine("", "", 2, 10**10, 10**10, 10**12, True)
 LENGTHS = [100, 70, 70]
@@ -46,15 +46,20 @@ def asked(base: Path, kind: str, train: dict, quantize: str = "none", **data):
     return recipe, choose(recipe, MACHINE)
 
 
-def really(recipe, plan, base: Path) -> dict:
-    """The same count on a step with real numbers."""
+def really(recipe, plan, base: Path, kept: int | None = None, batches: int = 1) -> trace.Traced:
+    """The same count on steps with real numbers."""
     attention = packed_attention.choose(config_of(base), plan.packing)
     model = load(recipe.model, base, getattr(torch, plan.weights), attention, 0)
-    model = adapt(model, recipe.adapter, [], 0)
-    built = transform(model, recipe, plan, inspect(model, plan, _ignore), _ignore)
+    model, live = adapt(model, recipe.adapter, [], 0), LiveBytes()
+    built = trace.build(live, model, recipe, plan, kept, lambda model, plan: inspect(model, plan, _ignore))
     random = np.random.default_rng(0)
     rows = [(random.integers(5, 200, n), np.ones(n, bool)) for n in LENGTHS]
-    return trace.stage_peaks(built, Method(recipe.method), collate(rows, np.arange(len(rows)), plan.packing))
+    made = [collate(rows, np.arange(len(rows)), plan.packing) for _ in range(batches)]
+    return trace.steps(live, built, Method(recipe.method), made)
+
+
+def most(traced: trace.Traced) -> int:
+    return max(sum(parts.values()) for parts in traced.stages.values())
 
 
 def _ignore(*_, **__) -> None:
@@ -76,14 +81,14 @@ def test_a_traced_step_takes_the_bytes_of_a_real_one(family, name, case, packing
     recipe, plan = asked(family(name), kind, train, "nf4" if case == "nf4" else "none", packing=packing)
     expected = really(recipe, plan, family(name))
     found = trace.trace(recipe, plan, config_of(family(name)), LENGTHS)
-    assert found.keys() == expected.keys() and len(found) > 8
+    assert found.stages.keys() == expected.stages.keys() and len(found.stages) > 8
     assert found == expected
 
 
 def deeper(config, periods: int):
     """The config with so many times the layers after which its kinds of layers repeat."""
-    _, period = trace.repetition(trace.layer_kinds(config))
-    deep = trace.shallow(config, period)
+    _, period = depths.repetition(depths.layer_kinds(config))
+    deep = depths.shallow(config, period)
     text = deep.get_text_config()
     for name, value in vars(text).items():
         if isinstance(value, list) and len(value) == period:
@@ -101,7 +106,7 @@ def test_two_depths_give_the_peak_at_all_layers(family, name, case):
     config = config_of(family(name))
     deep = deeper(config, 5)
     whole = trace.trace(recipe, plan, deep, LENGTHS)
-    assert trace.step_peak(recipe, plan, deep, LENGTHS).nbytes == max(sum(parts.values()) for parts in whole.values())
+    assert depths.step_peak(recipe, plan, deep, LENGTHS).nbytes == most(whole)
 
 
 def test_a_tensor_that_is_kept_is_counted():
@@ -121,19 +126,21 @@ def test_a_tensor_that_is_kept_is_counted():
 
 def test_a_leak_of_the_real_step_is_seen(family, monkeypatch):
     recipe, plan = asked(family("llama3"), "lora", {})
-    leaked, forward = [], trace.method_loss
+    forward = trace.method_loss
 
     def leaking(*given):
         leaked.append(torch.zeros(10_000))
         return forward(*given)
 
-    traced = trace.trace(recipe, plan, config_of(family("llama3")), LENGTHS)
+    traced, leaked = trace.trace(recipe, plan, config_of(family("llama3")), LENGTHS), []
+    assert really(recipe, plan, family("llama3")) == traced
     monkeypatch.setattr(trace, "method_loss", leaking)
-    assert really(recipe, plan, family("llama3")) != traced
+    found = really(recipe, plan, family("llama3"))
+    assert found != traced and most(found) > most(traced)
 
 
 def test_a_planned_gpu_changes_chunks_not_the_tensors(family):
     recipe, plan = asked(family("llama3"), "lora", {"gradient_checkpointing": "on"})
     plan = replace(plan, device="cuda", compute="bfloat16")
     found = trace.trace(recipe, plan, config_of(family("llama3")), LENGTHS, capability=(8, 9))
-    assert found[("forward of layer", 0)]["weights"] > 0
+    assert found.stages["forward of layer", 0]["weights"] > 0

@@ -36,6 +36,10 @@ class Prediction:
     """Memory of each process: what is free on its GPU, or its part of what is free in the host."""
     remedy: str | None = None
     """If the step does not fit: the bytes that it needs with a change of the recipe, and that change."""
+    walks: list[int] | None = None
+    """If layers stay in host memory: bytes at the peak of each process, of which `parts` has the largest."""
+    host_parts: dict[str, int] | None = None
+    """The same in host memory, for all processes together."""
 
     @property
     def needed_bytes(self) -> int | None:
@@ -44,7 +48,10 @@ class Prediction:
     @property
     def fits(self) -> bool | None:
         """Whether the step fits in the memory of every process; None if it is not traced."""
-        return None if self.needed_bytes is None else self.needed_bytes <= USED_SHARE * min(self.free_bytes)
+        if self.needed_bytes is None:
+            return None
+        peaks = [peak + self.beside_bytes for peak in self.walks or []] or [self.needed_bytes] * len(self.free_bytes)
+        return all(needed <= USED_SHARE * free for needed, free in zip(peaks, self.free_bytes))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"needed_bytes": self.needed_bytes, "fits": self.fits}
@@ -80,13 +87,19 @@ def predict(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Predic
 
 def _traced(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
     plan = decide(recipe, machine, config, base)
-    parts, stage = None, not_traced(recipe, plan, config)
+    parts, stage, walks, host = None, not_traced(recipe, plan, config), None, None
     if not stage:
-        from tunesmith.planner.trace import step_peak
+        from tunesmith.planner.depths import step_peak, walk_peaks
 
         capability = machine.gpus[0].capability if machine.gpus else None
+        lengths = micro_batch(recipe, plan)
         try:
-            peak = step_peak(recipe, plan, config, micro_batch(recipe, plan), capability=capability)
+            if plan.kept_layers is None:
+                peak = step_peak(recipe, plan, config, lengths, capability)
+            else:
+                batches = batches_of_walk(recipe, plan)
+                peaks, host = walk_peaks(recipe, plan, config, lengths, plan.kept_layers, batches, capability)
+                peak, walks = max(peaks, key=lambda peak: peak.nbytes), [peak.nbytes for peak in peaks]
             parts, stage = peak.parts, peak.stage[0]
         except UserError:
             raise
@@ -94,7 +107,7 @@ def _traced(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Predic
             stage = f"this model's step cannot be traced ({first_line(error)})"
     gpus = machine.gpus[: plan.processes]
     free = [gpu.free_bytes for gpu in gpus] or [machine.free_memory_bytes // plan.processes] * plan.processes
-    return Prediction(plan, parts, stage, BESIDE_BYTES[plan.device], free)
+    return Prediction(plan, parts, stage, BESIDE_BYTES[plan.device], free, walks=walks, host_parts=host)
 
 
 def _remedies(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
@@ -116,8 +129,6 @@ def _remedies(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
 
 def not_traced(recipe: Recipe, plan: Plan, config: Any) -> str:
     """Why the memory of this kind of run is not predicted yet; empty if it is."""
-    if plan.kept_layers is not None:
-        return "layers stay in host memory; their number is an estimate"
     if recipe.model.initialize == "pretrained" and (stored := stored_as(config)):
         return f"a base that is stored quantised ({stored}) is not traced yet"
     if recipe.model.quantize == "int8":
@@ -133,5 +144,16 @@ def not_traced(recipe: Recipe, plan: Plan, config: Any) -> str:
 
 def micro_batch(recipe: Recipe, plan: Plan) -> list[int]:
     """The lengths of the sequences of the largest micro-batch."""
-    rows = min(plan.micro_batch_tokens // plan.sequence_length, math.ceil(recipe.train.batch / plan.processes))
-    return [plan.sequence_length] * max(1, rows)
+    return [plan.sequence_length] * max(1, min(plan.micro_batch_tokens // plan.sequence_length, _rows(recipe, plan)))
+
+
+def batches_of_walk(recipe: Recipe, plan: Plan) -> int:
+    """How many such micro-batches a process takes through its layers together."""
+    of_batch = len(micro_batch(recipe, plan))
+    most = plan.walk_tokens // (of_batch * plan.sequence_length) if plan.walk_tokens else _rows(recipe, plan)
+    return max(1, min(most, math.ceil(_rows(recipe, plan) / of_batch)))
+
+
+def _rows(recipe: Recipe, plan: Plan) -> int:
+    """Sequences of a process in a step, if all have the same share."""
+    return math.ceil(recipe.train.batch / plan.processes)
