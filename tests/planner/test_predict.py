@@ -13,7 +13,7 @@ from tunesmith.cli.main import main
 from tunesmith.errors import UserError
 from tunesmith.machine import Gpu, Machine
 from tunesmith.model.load import config_of, local_folder
-from tunesmith.planner import trace
+from tunesmith.planner import depths, trace
 from tunesmith.planner.decide import choose
 from tunesmith.planner.machine_spec import machine_of
 from tunesmith.planner.predict import predict
@@ -110,7 +110,7 @@ def test_a_base_that_cannot_be_trained_is_refused(base):
     ],
 )
 def test_kinds_of_layers_repeat(kinds, expected):
-    begin, period = found = trace.repetition(kinds)
+    begin, period = found = depths.repetition(kinds)
     assert all(kinds[n] == kinds[n - period] for n in range(begin + period, len(kinds)))
     assert found == expected or begin + 3 * period <= expected[0] + 3 * expected[1]
 
@@ -141,11 +141,11 @@ def test_dense_layers_before_experts_are_kept(tmp_path):
     )
     config.save_pretrained(tmp_path)
     config = config_of(tmp_path)
-    assert trace.repetition(trace.layer_kinds(config)) == (3, 1)
+    assert depths.repetition(depths.layer_kinds(config)) == (3, 1)
     recipe = Recipe.build({"model": {"path": str(tmp_path)}, "data": "d"})
     plan = choose(recipe, Machine("", "", 2, GB, GB, GB, True))
     whole = trace.trace(recipe, plan, config, [50])
-    assert trace.trace_step(recipe, plan, config, [50]).peak_bytes == whole.peak_bytes
+    assert depths.trace_step(recipe, plan, config, [50]).peak_bytes == whole.peak_bytes
 
 
 def test_the_command_shows_it(family, tmp_path, capsys):

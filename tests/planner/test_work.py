@@ -6,7 +6,7 @@ import torch
 from tests.planner.test_predict import LLAMA_8B
 from tunesmith.machine import Machine
 from tunesmith.planner.decide import choose
-from tunesmith.planner.trace import trace_step
+from tunesmith.planner.depths import trace_step
 from tunesmith.planner.work import CountWork, Work
 from tunesmith.recipe import Recipe
 from tunesmith.training.attention_kernels import by_document

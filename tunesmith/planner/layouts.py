@@ -23,7 +23,7 @@ from tunesmith.planner.rates import host_rates, rates_of
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
-    from tunesmith.planner.trace import Step
+    from tunesmith.planner.trace import Traced
 
 RECOMPUTATION = ("off", "selective", "on")  # ever less memory and ever more work
 ALMOST = 0.9  # of the longest rows: attention then takes about as long
@@ -63,7 +63,7 @@ class Layouts:
         """Why layers cannot stay in host memory."""
         self._layers = config.get_text_config().num_hidden_layers
         self._rates, self._host = rates_of(machine, plan.compute), host_rates(machine)
-        self._traced: dict[tuple, Step] = {}
+        self._traced: dict[tuple, Traced] = {}
 
     @property
     def rates_from(self) -> str:
@@ -158,10 +158,10 @@ class Layouts:
 
     def _whole(
         self, how: str | float, tokens: int, capability: tuple[int, int] | None, row_tokens: int | None = None
-    ) -> "Step":
+    ) -> "Traced":
         """The step of a process that keeps all layers, for a micro-batch of so many tokens in rows of so many; by
         default in rows as long as they may be, which need the most memory."""
-        from tunesmith.planner.trace import trace_step
+        from tunesmith.planner.depths import trace_step
 
         row_tokens = row_tokens or self.plan.sequence_length
         key = how, tokens, capability, row_tokens
@@ -236,7 +236,7 @@ class Layouts:
         """Whether weights that train, gradients and moments are in host memory."""
         return found is not None and self.recipe.adapter.kind == "full"
 
-    def _demand(self, plan: Plan, kept: int, found: Sizes | None, devices: int, step: "Step") -> Demand:
+    def _demand(self, plan: Plan, kept: int, found: Sizes | None, devices: int, step: "Traced") -> Demand:
         """The demand on a device that keeps so many layers; `step` is its traced step."""
         computing = Demand(step.pass_work, step.tokens, self._layers, update=step.update_work)
         if not found:

@@ -9,12 +9,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tunesmith.training.planned_device import host_part
+
 aten = torch.ops.aten
 
 
 class LiveBytes(TorchDispatchMode):
     """Within `with live:` every storage that an operation makes is counted from then on until it is freed, as one of
-    the current `part`. Views share their storage.
+    the current `part`. Views share their storage. Host memory of a device (training/planned_device.py) is counted
+    apart.
 
     Where code reads a number from a fake tensor, it gets 1 for a float, such as a norm, and False for a bool. Neither
     decides about memory in a training step.
@@ -28,7 +31,11 @@ class LiveBytes(TorchDispatchMode):
         """Bytes alive now, by part."""
         self.at_peak: dict[str, int] = {}
         """Bytes at the peak, by part."""
-        self._known: dict[int, tuple[str, int]] = {}  # part and bytes of a storage, by address
+        self.host_parts: Counter[str] = Counter()
+        """Bytes in host memory now, by part."""
+        self.host_peaks: dict[str, int] = {}
+        """The most there ever were of each part."""
+        self._known: dict[int, tuple[str, int, bool]] = {}  # part, bytes, whether in host memory; by address
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         made = _fake(func, args) if isinstance(args[0] if args else None, FakeTensor) else None
@@ -44,22 +51,27 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key, nbytes = storage._cdata, storage.nbytes()
-            part, before = self._known.get(key, (self.part, 0))
+            host = host_part()
+            part, before, on_host = self._known.get(key, (host or self.part, 0, host is not None))
             if key not in self._known:
                 weakref.finalize(storage, self._free, key).atexit = False
-            self._known[key] = part, nbytes
+            self._known[key] = part, nbytes, on_host
             if nbytes != before:  # new, or resized
-                self._add(part, nbytes - before)
+                self._add(part, nbytes - before, on_host)
 
     def begin(self, part: str) -> None:
         """From now on the peak is a new one, and new storages are of this part."""
         self.part, self.peak, self.at_peak = part, self.now, dict(self.parts)
 
     def _free(self, key: int) -> None:
-        part, nbytes = self._known.pop(key)
-        self._add(part, -nbytes)
+        part, nbytes, on_host = self._known.pop(key)
+        self._add(part, -nbytes, on_host)
 
-    def _add(self, part: str, nbytes: int) -> None:
+    def _add(self, part: str, nbytes: int, on_host: bool) -> None:
+        if on_host:
+            self.host_parts[part] += nbytes
+            self.host_peaks[part] = max(self.host_peaks.get(part, 0), self.host_parts[part])
+            return
         self.now += nbytes
         self.parts[part] += nbytes
         if self.now > self.peak:

@@ -4,16 +4,11 @@ The model is built on torch's meta device, adapted and transformed by the functi
 parameters become fake tensors. Then two steps run, the second of which has the optimizer's states, while every storage
 that is alive is counted. Memory that no dispatcher sees is not among it: temporaries inside of kernels, workspaces,
 fragments of an allocator.
-
-A model of many layers is traced at two small depths, of layers whose kinds repeat. The peak of each stage of a step,
-such as the backward pass of the last layer, grows by the same bytes with every layer. So each stage has a line through
-two depths, and the largest of them is the peak at all layers.
 """
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,27 +27,39 @@ from tunesmith.planner.work import CountWork
 from tunesmith.recipe import Recipe
 from tunesmith.training import packed_attention
 from tunesmith.training.batch import Batch, collate
-from tunesmith.training.build import Facts, Trainable, transform
+from tunesmith.training.build import Facts, Trainable, place, transform
+from tunesmith.training.home import Home, TrainedHome
+from tunesmith.training.host_optimizer import HostOptimizer
 from tunesmith.training.loss import autocast, head_by_form, method_loss
+from tunesmith.training.optimizer import Optimizer, build_optimizer
 from tunesmith.training.planned_device import plan_for_gpu
+from tunesmith.training.progress_marks import followed
+from tunesmith.training.shared_memory import Layout
 from tunesmith.training.walk import backward
 
+CPU = torch.device("cpu")
 STEPS = 2  # the first has no moments yet
 PARTS = ("weights", "batch", "activations", "gradients", "optimizer")
 Stage = tuple[str, int]  # of a step; the number of the layer, from 0 on or from -1 down, or 0
+UPDATE: Stage = ("update", 0)
 
 
 @dataclass(frozen=True)
-class Step:
-    """A training step with one micro-batch."""
+class Traced:
+    """Two steps of one process: their bytes, and the work of the second."""
 
     stages: dict[Stage, dict[str, int]]
-    """Bytes by part at the peak of each stage."""
-    tokens: int
-    """Tokens of the micro-batch."""
-    pass_work: Work
-    """Work of the forward and backward pass."""
-    update_work: Work
+    """On the device by part, at the peak of each stage. Each layer's stage is there twice, counted from the first layer
+    on and from the last one down."""
+    host: dict[str, int]
+    """In host memory, the most of each part."""
+    at_home: dict[int, Layout]
+    """The weights of each layer that is at home in host memory, and home.REST."""
+    tokens: int = 0
+    """Tokens of all micro-batches."""
+    pass_work: Work = field(default=Work(), compare=False)
+    """Work of the forward and backward pass of all micro-batches."""
+    update_work: Work = field(default=Work(), compare=False)
 
     @property
     def stage(self) -> Stage:
@@ -69,47 +76,77 @@ class Step:
         return sum(self.peak.values())
 
 
-def trace_step(
-    recipe: Recipe, plan: Plan, config: Any, lengths: list[int], capability: tuple[int, int] | None = None
-) -> Step:
-    """Traces a training step of a model with all its layers. For the arguments see `trace`."""
-    kinds = layer_kinds(config)
-    begin, period = repetition(kinds)
-    few, many = begin + 2 * period, begin + 3 * period
-    is_even = isinstance(plan.gradient_checkpointing, str)  # else which layers recompute depends on their number
-    if len(kinds) <= many or not is_even:
-        return trace(recipe, plan, config, lengths, capability)
-    at_few, at_many = (trace(recipe, plan, shallow(config, n), lengths, capability) for n in (few, many))
-    scale = (len(kinds) - few) / (many - few)
-    stages = {
-        stage: {
-            part: round(bytes_few + (at_many.stages[stage][part] - bytes_few) * scale)
-            for part, bytes_few in parts.items()
-        }
-        for stage, parts in at_few.stages.items()
-        if -period <= stage[1] < begin + period
-    }
-    return Step(
-        stages,
-        at_few.tokens,
-        at_few.pass_work + (at_many.pass_work - at_few.pass_work) * scale,
-        at_few.update_work + (at_many.update_work - at_few.update_work) * scale,
-    )
-
-
 def trace(
     recipe: Recipe,
     plan: Plan,
     config: Any,
     lengths: list[int],
     capability: tuple[int, int] | None = None,
-) -> Step:
-    """Traces a step whose micro-batch has sequences of these lengths. Each layer's stage is there twice, counted from
-    the first layer on and from the last one down.
+    kept: int | None = None,
+    batches: int = 1,
+    passes: int = 1,
+) -> Traced:
+    """Runs two steps of so many micro-batches, which all have sequences of these lengths.
 
-    `config`: that of transformers. `capability`: of the GPU that is planned, if one is. Raises UserError for a setting
-    that does not suit the model.
+    `config`: that of transformers. `capability`: of the GPU that is planned, if one is. `kept`: how many layers it
+    keeps; None: all of them, and their gradients and moments too. `passes`: see `steps`. Raises UserError for a setting that does not suit the
+    model.
     """
+    with _fake_model(recipe, plan, config, capability) as (model, live):
+        built = build(live, model, recipe, plan, kept, lambda model, plan: Facts(None, head_by_form(model)))
+        made = [batch_of(lengths, plan.packing) for _ in range(batches)]
+        return steps(live, built, Method(recipe.method), made, passes)
+
+
+def trace_update(
+    recipe: Recipe,
+    plan: Plan,
+    config: Any,
+    capability: tuple[int, int] | None = None,
+    kept: int | None = None,
+) -> Traced:
+    """Runs two updates alone, as if all gradients were there. For the arguments see `trace`."""
+    plan = replace(plan, device="cpu", kept_layers=None if kept is None else [kept])
+    with _fake_model(recipe, plan, config, capability) as (model, live), live:
+        live.begin("weights")
+        live.count(*_tensors(model))
+        home = place(model, plan, CPU, _ignore, trains_whole=True)
+        optimizer = (
+            HostOptimizer(model, home, recipe.train)
+            if isinstance(home, TrainedHome)
+            else build_optimizer(model, recipe.train)
+        )
+        stages = _Stages(live, 0)
+        for step in range(STEPS):
+            stages.begin(("before the update", 0), "gradients")
+            _give_gradients(model, home)
+            stages.begin(UPDATE, "optimizer")
+            _update(optimizer, step)
+        stages.begin(("end", 0), "")
+        return Traced(stages.peaks, dict(live.host_peaks), {})
+
+
+def _give_gradients(model: nn.Module, home: Home | None) -> None:
+    """Gives each parameter that trains a gradient, as a backward pass would."""
+    gradients = home.gradients if home else None
+    groups = gradients.parameters if gradients else {0: [p for p in model.parameters() if p.requires_grad]}
+    for group, parameters in groups.items():
+        if home:
+            home.use(group, forwards=False)
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)
+        if gradients:
+            gradients.collect(group)
+            gradients.deliver(group)
+    if gradients:
+        gradients.finish()
+
+
+@contextmanager
+def _fake_model(
+    recipe: Recipe, plan: Plan, config: Any, capability: tuple[int, int] | None
+) -> Iterator[tuple[nn.Module, LiveBytes]]:
+    """The adapted model on tensors without storage and a count of its bytes. Within it all tensors have no storage."""
     mode = FakeTensorMode()
     dtype, attention = getattr(torch, plan.weights), packed_attention.choose(config, plan.packing)
     with torch.device("meta"):
@@ -119,22 +156,38 @@ def trace(
 
             quantize.quantize_nf4(model, dtype)
         model = adapt(model, recipe.adapter, [], 0)
-    plan = replace(plan, device="cpu")  # where the fake tensors are
     with mode, plan_for_gpu(capability) if capability else nullcontext():
         without_storage(model)
-        built = transform(model, recipe, plan, Facts(None, head_by_form(model)), _ignore)
-        return observe(built, Method(recipe.method), batch_of(lengths, plan.packing))
+        yield model, LiveBytes()
 
 
-def observe(built: Trainable, method: Method, batch: Batch) -> Step:
-    """Runs two steps, on real or fake tensors: the peaks of both, and the work of the second."""
-    live, model, optimizer = LiveBytes(), built.model, built.optimizer
-    model.train()
+def build(
+    live: LiveBytes,
+    model: nn.Module,
+    recipe: Recipe,
+    plan: Plan,
+    kept: int | None,
+    inspect: Callable[[nn.Module, Plan], Facts],
+) -> Trainable:
+    """The model of real or fake tensors as it trains, whose bytes are counted from here on."""
+    plan = replace(plan, device="cpu", kept_layers=None if kept is None else [kept])  # where the tensors are
     live.begin("weights")
     live.count(*_tensors(model))
+    with live:
+        home = place(model, plan, CPU, _ignore, recipe.adapter.kind == "full")
+        if home and home.gradients:
+            home.gradients.is_first = plan.processes == 1  # the others hold the sum of those before them as well
+        return transform(model, recipe, plan, inspect(model, plan), _ignore, home)
+
+
+def steps(live: LiveBytes, built: Trainable, method: Method, batches: list[Batch], passes: int = STEPS) -> Traced:
+    """Two steps on real or fake tensors. `passes`: how many of them have a forward and backward pass. If only the
+    second has one, the first has gradients of no meaning, which give the optimizer its states in less time."""
+    model, walk, layers = built.model, built.walk, decoder_layers(built.model)
+    model.train()
     live.begin("batch")
-    live.count(*(value for value in vars(batch).values() if isinstance(value, torch.Tensor)))
-    stages = _Stages(live, len(decoder_layers(model)))
+    live.count(*(value for batch in batches for value in vars(batch).values() if isinstance(value, torch.Tensor)))
+    stages = _Stages(live, len(layers))
 
     def loss(batch: Batch) -> torch.Tensor:
         with autocast(built.plan):
@@ -142,18 +195,33 @@ def observe(built: Trainable, method: Method, batch: Batch) -> Step:
         stages.begin(("backward of the loss", 0), "gradients")
         return total / batch.supervised_tokens
 
-    with live, stages.marked(decoder_layers(model)):
+    with live, followed(stages.follow) if walk else stages.marked(layers):
         for step in range(STEPS):
-            stages.begin(("before the layers", 0), "activations")
             with CountWork() as in_pass:
-                backward(None, [batch], loss, lambda batch: built.routing.loss(batch, 1.0), lambda batch: None)
-            stages.begin(("update", 0), "optimizer")
+                if step < STEPS - passes:
+                    live.begin("gradients")
+                    _give_gradients(model, walk.home if walk else None)
+                else:
+                    stages.begin(("before the layers", 0), "activations")
+                    backward(walk, batches, loss, lambda batch: built.routing.loss(batch, 1.0), lambda batch: None)
+            stages.begin(UPDATE, "optimizer")
             with CountWork() as in_update:
-                optimizer.clip(1.0)
-                optimizer.step((0, step))
-                optimizer.zero_grad()
+                _update(built.optimizer, step)
     stages.begin(("end", 0), "")
-    return Step(stages.peaks, batch.input_ids_BT.numel(), in_pass.done, in_update.done)
+    return Traced(
+        stages.peaks,
+        dict(live.host_peaks),
+        walk.home.layouts if walk else {},
+        sum(batch.input_ids_BT.numel() for batch in batches),
+        in_pass.done,
+        in_update.done,
+    )
+
+
+def _update(optimizer: Optimizer, step: int) -> None:
+    optimizer.clip(1.0)
+    optimizer.step((0, step))
+    optimizer.zero_grad()
 
 
 class _Stages:
@@ -175,6 +243,15 @@ class _Stages:
                 self.peaks[name, number - self._layers] = self.peaks[self._stage]
         self._stage = stage
         self._live.begin(part)
+
+    def follow(self, phase: str, layer: int) -> None:
+        """Begins the stages of a walk, which marks them (training/progress_marks.py)."""
+        if phase == "loss":
+            self.begin(("loss", 0), "activations")
+        elif phase == "forward":
+            self.begin(("forward of layer", layer - 1) if layer else ("before the layers", 0), "activations")
+        elif phase == "backward":
+            self.begin(("backward of layer", layer - 1) if layer else ("backward before the layers", 0), "gradients")
 
     @contextmanager
     def marked(self, layers: list[nn.Module]) -> Iterator[None]:
@@ -200,50 +277,6 @@ class _Stages:
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def layer_kinds(config: Any) -> list[tuple]:
-    """A key for each layer, equal for layers of one kind: the shapes of its weights, and its entries in lists of the
-    config."""
-    with torch.device("meta"):
-        layers = decoder_layers(load.with_random_weights(config))
-    lists = _lists_by_layer(config).values()
-    return [
-        (*(str(entries[n]) for entries in lists), *(p.shape for p in layer.parameters()))
-        for n, layer in enumerate(layers)
-    ]
-
-
-def repetition(kinds: Sequence) -> tuple[int, int]:
-    """The first layers that are not repeated, such as dense ones before mixtures of experts, and after how many layers
-    the kinds of all others are. Of all such pairs, the one with the shallowest models to trace."""
-    pairs = (
-        (begin, period)
-        for period in range(1, len(kinds) + 1)
-        for begin in range(len(kinds) - period + 1)
-        if all(kinds[n] == kinds[n - period] for n in range(begin + period, len(kinds)))
-    )
-    return min(pairs, key=lambda pair: (pair[0] + 3 * pair[1], pair[1]))
-
-
-def shallow(config: Any, layers: int) -> Any:
-    """The config of the same model with fewer layers."""
-    config = copy.deepcopy(config)
-    text = config.get_text_config()
-    for name, entries in _lists_by_layer(config).items():
-        setattr(text, name, entries[:layers])
-    text.num_hidden_layers = layers
-    return config
-
-
-def _lists_by_layer(config: Any) -> dict[str, list]:
-    """Settings of the config that have an entry for each layer."""
-    text = config.get_text_config()
-    return {
-        name: value
-        for name, value in vars(text).items()
-        if isinstance(value, list) and len(value) == text.num_hidden_layers
-    }
 
 
 def batch_of(lengths: list[int], packed: bool) -> Batch:

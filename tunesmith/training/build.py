@@ -22,6 +22,7 @@ from tunesmith.training.host_optimizer import HostOptimizer
 from tunesmith.training.loss import Head, autocast, find_head
 from tunesmith.training.offload import Offload
 from tunesmith.training.optimizer import Optimizer, build_optimizer
+from tunesmith.training.planned_device import move
 from tunesmith.training.walk import Walk
 
 LEFT_TO_PEFT = (
@@ -87,7 +88,7 @@ def place(model, plan: Plan, device: torch.device, log: Callable, trains_whole: 
     """Moves the model to the device, except for layers that stay in host memory. Returns the home of these, or None if
     this process keeps all layers."""
     if plan.kept_layers is None:
-        model.to(device)
+        move(model, device)
         return None
     kept, processes = plan.kept_layers, distributed.world()
     if len(kept) != processes:  # another number than planned, after a GPU was lost or added

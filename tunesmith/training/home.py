@@ -17,6 +17,7 @@ from tunesmith.model.memory import trim_heap
 from tunesmith.training import distributed, shared_memory
 from tunesmith.training.host_gradients import HostGradients
 from tunesmith.training.layer_transforms import decoder_layers, is_spread
+from tunesmith.training.planned_device import move
 from tunesmith.training.shared_memory import Layout
 
 SLOTS = 2
@@ -89,11 +90,11 @@ class Home:
             away = [not is_spread(index, count, len(layers)) for count in kept]
             if not weights or (len(kept) == 1 and not any(away)):
                 continue
-            group = _shared(weights, Layout.of(weight.tensor for weight in weights), device)
+            group = _shared(weights, Layout.of(weight.tensor for weight in weights), device, "weights")
             group.bind(group.region)
             trim_heap()
             if not any(away):
-                layer.to(device)  # so that the region is freed
+                move(layer, device)  # so that the region is freed
             elif away[distributed.rank()]:
                 self._groups[index] = group
                 self._bring_before(index, layer)
@@ -113,6 +114,11 @@ class Home:
     def nbytes(self) -> int:
         return sum(group.region.nbytes for group in self._groups.values())
 
+    @property
+    def layouts(self) -> dict[int, Layout]:
+        """The layout of the weights that come to the device together, by layer."""
+        return {index: group.layout for index, group in self._groups.items()}
+
     def newly_brought_bytes(self) -> int:
         """Bytes that have come to the device since this was last called."""
         new, self._reported_bytes = self.brought_bytes - self._reported_bytes, self.brought_bytes
@@ -127,7 +133,7 @@ class Home:
         for group in self._groups.values():
             for weight in group.weights:
                 weight.bind(torch.empty(0, dtype=weight.tensor.dtype))
-        model.to(self.device)
+        move(model, self.device)
         if self._groups:
             self._slots = [self._slot([*self._groups]) for _ in range(SLOTS)]
             self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -237,9 +243,10 @@ class TrainedHome(Home):
         tensors = [(weight.tensor.shape, torch.promote_types(weight.tensor.dtype, least)) for weight in weights]
         copied = [(s, matrices if matrices and w.is_converted else p) for w, (s, p) in zip(weights, tensors)]
         layout, masters = Layout(tuple(copied)), Layout(tuple(tensors))
-        group = _shared(weights, layout, self.device)
-        other = group.region if layout == masters else _shared(weights, masters, self.device).region
-        gradients = shared_memory.one(masters.nbytes, self.device)
+        same = layout == masters
+        group = _shared(weights, layout, self.device, "weights" if same else "copies")
+        other = group.region if same else _shared(weights, masters, self.device, "weights").region
+        gradients = shared_memory.one(masters.nbytes, self.device, "gradients")
         parameters = [weight.parameter for weight in weights]
         self._groups[index] = group
         self.masters |= zip(parameters, masters.views(other))
@@ -316,9 +323,9 @@ def _weights(modules: Iterable[nn.Module]) -> list[_Weight]:
     return [*found.values()]
 
 
-def _shared(weights: list[_Weight], layout: Layout, device: torch.device) -> _Group:
-    """A region with these weights, those of the first process, for all processes."""
-    region = shared_memory.one(layout.nbytes, device)
+def _shared(weights: list[_Weight], layout: Layout, device: torch.device, part: str) -> _Group:
+    """A region with these weights, those of the first process, for all processes. `part`: as host memory is counted."""
+    region = shared_memory.one(layout.nbytes, device, part)
     if distributed.rank() == 0:
         for weight, view in zip(weights, layout.views(region)):
             view.copy_(weight.tensor)

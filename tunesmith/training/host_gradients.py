@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tunesmith.training import distributed
+from tunesmith.training.planned_device import kind_of, to_device
 
 
 @dataclass
@@ -33,12 +34,19 @@ class HostGradients:
         self._delivered: set[int] = set()
         self._turns: list[distributed.Turn] = []
         self._leaving: deque[_Leaving] = deque()
+        self.is_first = distributed.rank() == 0
+        """Whether no process adds up gradients before this one. The planner traces one process as any other."""
         self.are_wanted = False
         """Whether gradients are delivered; else they are dropped, as those of a trial are."""
         self.norms: dict[nn.Parameter, torch.Tensor] = {}
         """Norms of the sums, in the last process."""
         self.delivered: dict[nn.Parameter, torch.Tensor] = {}
         """The sums. With one process, a parameter that no loss depends on is missing."""
+
+    @property
+    def parameters(self) -> dict[int, list[nn.Parameter]]:
+        """The parameters of each group, in the order of the backward pass."""
+        return {group: [*sums] for group, sums in self._sums.items()}
 
     def collect(self, group: int) -> None:
         """Takes a micro-batch's gradients from the parameters, and adds them up in the precision that trains."""
@@ -58,7 +66,7 @@ class HostGradients:
             return
         self._announce()
         distributed.take_turn(group)
-        before = self._of_processes_before(group) if distributed.rank() else {}
+        before = {} if self.is_first else self._of_processes_before(group)
         gradients = {}
         for parameter, total in self._sums[group].items():
             gradient, other = own.get(parameter), before.get(parameter)
@@ -73,7 +81,7 @@ class HostGradients:
         self._send(group, gradients)
 
     def _of_processes_before(self, group: int) -> dict[nn.Parameter, torch.Tensor]:
-        return {parameter: total.to(self._device) for parameter, total in self._sums[group].items()}
+        return {parameter: to_device(total, self._device) for parameter, total in self._sums[group].items()}
 
     def _send(self, group: int, gradients: dict[nn.Parameter, torch.Tensor]) -> None:
         if self._side:
@@ -85,7 +93,7 @@ class HostGradients:
             arrived = self._side.record_event() if self._side else None
         self._delivered.add(group)
         self._leaving.append(_Leaving(group, [*gradients.values()], arrived))
-        if not self._side:
+        if kind_of(self._device) == "cpu":
             self._announce()
 
     def _announce(self) -> None:

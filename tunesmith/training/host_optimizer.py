@@ -17,6 +17,7 @@ from tunesmith.training import distributed, shared_memory
 from tunesmith.training.home import TrainedHome
 from tunesmith.training.optimizer import Optimizer, make_parts
 from tunesmith.training.optimizer_parts import Part, States
+from tunesmith.training.planned_device import kind_of, to_device, to_host
 from tunesmith.training.progress_marks import mark
 from tunesmith.training.shared_memory import Layout
 
@@ -37,6 +38,14 @@ class _Brought:
     arrived: torch.cuda.Event | None = None
 
 
+@dataclass
+class _Sent:
+    """An updated part's tensors, which stay on the device until they are in host memory."""
+
+    tensors: list[torch.Tensor]
+    arrived: torch.cuda.Event | None
+
+
 class HostOptimizer(Optimizer):
     """An Optimizer over a TrainedHome."""
 
@@ -50,7 +59,7 @@ class HostOptimizer(Optimizer):
         cuda = self._device.type == "cuda"
         self._incoming = torch.cuda.Stream(self._device) if cuda else None
         self._outgoing = torch.cuda.Stream(self._device) if cuda else None
-        self._sent: deque[torch.cuda.Event] = deque()
+        self._sent: deque[_Sent] = deque()
         home.gradients.are_wanted = True
         home.renew()
 
@@ -86,6 +95,7 @@ class HostOptimizer(Optimizer):
             self._send(brought)
         if self._outgoing:
             self._outgoing.synchronize()
+        self._sent.clear()
         self._share_states()
         self.skip()
         self._home.renew()
@@ -123,24 +133,23 @@ class HostOptimizer(Optimizer):
         if number is None:
             return None
         if len(self._sent) > PARTS_ON_DEVICE:
-            self._sent.popleft().synchronize()
+            sent = self._sent.popleft()
+            if sent.arrived:
+                sent.arrived.synchronize()
         mark("updating")
         part, home = self._parts[number], self._home
         brought = _Brought(number, part)
         with torch.cuda.stream(self._incoming):
             for _, parameter in part.named:
                 if parameter in home.gradients.delivered:
-                    brought.weights[parameter] = self._on_device(home.masters[parameter])
-                    brought.gradients[parameter] = self._on_device(home.gradients.delivered[parameter])
+                    brought.weights[parameter] = to_device(home.masters[parameter], self._device)
+                    brought.gradients[parameter] = to_device(home.gradients.delivered[parameter], self._device)
             for name, state in part.states.items():
                 for key, tensor in _tensors(state).items():
                     if tensor.ndim or part.param_groups[0].get("fused"):  # other optimizers count steps in host memory
-                        brought.states[name, key] = self._on_device(tensor)
+                        brought.states[name, key] = to_device(tensor, self._device)
             brought.arrived = self._incoming.record_event() if self._incoming else None
         return brought
-
-    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._device, non_blocking=True)
 
     def _bind(self, brought: _Brought) -> None:
         """Gives a part's optimizer what has arrived."""
@@ -164,7 +173,7 @@ class HostOptimizer(Optimizer):
         for parameter in brought.weights:
             here, master, copy = parameter.data, home.masters[parameter], home.copies[parameter]
             copies.append((master, here))
-            if copy.data_ptr() != master.data_ptr():
+            if not _is_same_memory(copy, master):
                 copies.append((copy, here.to(copy.dtype)))
             parameter.data, parameter.grad = master, None
         moments = self._moments[brought.number]
@@ -174,17 +183,16 @@ class HostOptimizer(Optimizer):
                     copies.append((moments[name][key], tensor))
                     state[key] = moments[name][key]
                 else:  # after the first step
-                    state[key] = tensor.to("cpu")
+                    state[key] = to_host(tensor, "moments")
         if self._outgoing:
             self._outgoing.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._outgoing):
             for there, here in copies:
-                if there.data_ptr() != here.data_ptr():  # without a GPU they may be the same
+                if not _is_same_memory(there, here):  # without a GPU they may be
                     there.copy_(here, non_blocking=True)
-                    if self._outgoing:
-                        here.record_stream(self._outgoing)
-            if self._outgoing:
-                self._sent.append(self._outgoing.record_event())
+            arrived = self._outgoing.record_event() if self._outgoing else None
+        if kind_of(self._device) == "cuda":
+            self._sent.append(_Sent([here for _, here in copies], arrived))
 
     def _share_states(self) -> None:
         """Moves states that are new to memory that all processes see, and tells them the states that are numbers."""
@@ -200,7 +208,8 @@ class HostOptimizer(Optimizer):
         self._numbers = {name: values for _, numbers in told for name, values in numbers.items()}
         for number, slots in [item for new, _ in told for item in new.items()]:
             layout = Layout(tuple(slots.values()))
-            for (name, key), view in zip(slots, layout.views(shared_memory.one(layout.nbytes, self._device))):
+            region = shared_memory.one(layout.nbytes, self._device, "moments")
+            for (name, key), view in zip(slots, layout.views(region)):
                 if number in self._own:
                     state = self._parts[number].states[name]
                     view.copy_(state[key])
@@ -211,3 +220,9 @@ class HostOptimizer(Optimizer):
 
 def _tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _is_same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two views of whole tensors are of the same one. Tensors without storage have no address to compare."""
+    storages = one.untyped_storage(), other.untyped_storage()
+    return storages[0]._cdata == storages[1]._cdata and one.storage_offset() == other.storage_offset()

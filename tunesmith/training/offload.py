@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from tunesmith.training.planned_device import host_memory
+
 PIECE_BYTES = 2**26  # pinned memory comes in powers of two, and is kept: pieces waste little and serve any length
+LAYER_INPUTS = "layer inputs"  # as the planner counts them
 AHEAD = 2  # layers that the CPU may be ahead of the GPU, whose memory is free only once the GPU is there
 
 
@@ -44,7 +47,8 @@ class Offload:
         if tensor.device != self._device or not tensor.is_floating_point():
             return tensor
         pieces = tensor.flatten().split(PIECE_BYTES // tensor.itemsize)
-        host = [torch.empty(piece.shape, dtype=piece.dtype, pin_memory=self._side is not None) for piece in pieces]
+        with host_memory(LAYER_INPUTS):
+            host = [torch.empty(piece.shape, dtype=piece.dtype, pin_memory=self._side is not None) for piece in pieces]
         if self._side:
             self._side.wait_stream(torch.cuda.current_stream(self._device))
             for piece in pieces:

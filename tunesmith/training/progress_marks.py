@@ -5,7 +5,7 @@ marks no longer change. Without a launcher the marks go to memory that is not sh
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -64,6 +64,7 @@ class Mark(ctypes.Structure):
 
 _own = Mark()
 _is_read = False
+_followers: list[Callable[[str, int], None]] = []
 _gpu: list[torch.Tensor] = []  # the place of `gpu_layer` in memory, and each of its values on the GPU
 
 
@@ -79,6 +80,18 @@ def mark(phase: str, step: int | None = None, layer: int = 0) -> None:
     if step is not None:
         _own.step = step
     _own.count += 1
+    for follow in _followers:
+        follow(phase, layer)
+
+
+@contextmanager
+def followed(follow: Callable[[str, int], None]) -> Iterator[None]:
+    """Within it `follow(phase, layer)` is called with each mark of this process."""
+    _followers.append(follow)
+    try:
+        yield
+    finally:
+        _followers.remove(follow)
 
 
 @contextmanager

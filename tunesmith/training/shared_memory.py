@@ -13,6 +13,7 @@ import torch
 
 from tunesmith.model.memory import pin
 from tunesmith.training import distributed
+from tunesmith.training.planned_device import host_memory
 
 ALIGNMENT = 256  # bytes, as of torch's allocator
 Object = TypeVar("Object")
@@ -31,6 +32,11 @@ class Layout:
     @property
     def nbytes(self) -> int:
         return sum(_aligned(shape, dtype) for shape, dtype in self.tensors)
+
+    @property
+    def nbytes_apart(self) -> int:
+        """Bytes of the same tensors without a region."""
+        return sum(shape.numel() * dtype.itemsize for shape, dtype in self.tensors)
 
     def views(self, region: torch.Tensor) -> list[torch.Tensor]:
         starts = accumulate((_aligned(shape, dtype) for shape, dtype in self.tensors), initial=0)
@@ -52,8 +58,11 @@ def one_each(nbytes: int, device: torch.device) -> list[torch.Tensor]:
     return regions
 
 
-def one(nbytes: int, device: torch.device) -> torch.Tensor:
-    """One region of bytes for all processes."""
+def one(nbytes: int, device: torch.device, part: str) -> torch.Tensor:
+    """One region of bytes for all processes, which holds this part of a run."""
+    if distributed.world() == 1 and device.type == "cpu":  # no other process shares it
+        with host_memory(part):
+            return torch.empty(nbytes, dtype=torch.uint8)
     file, own = _file(nbytes) if distributed.rank() == 0 else (None, "")
     region = _mapped(distributed.gather(own)[0], nbytes, device)
     _close(file, own)

@@ -24,7 +24,7 @@ from tunesmith.training.batch import Batch, collate
 from tunesmith.training.home import REST, Home
 from tunesmith.training.loss import forward
 from tunesmith.training.offload import Offload
-from tunesmith.training.progress_marks import mark_layer
+from tunesmith.training.progress_marks import mark, mark_layer
 
 TRIAL = [(np.arange(1, 13), np.ones(12, bool))]  # a row
 
@@ -96,6 +96,7 @@ class Walk:
 
     def _walk(self, batches: list[Batch], loss: Loss, router_loss: RouterLoss, seed: Seed) -> None:
         gradients = self.home.gradients
+        mark("forward")
         passes = [self._record(batch, seed) for batch in batches]
         for layer in self._layers:
             self._forward(layer, passes)
@@ -106,6 +107,7 @@ class Walk:
             needs_gradient = learns or any(self._trains[: layer.index])
             if needs_gradient or self._trains[layer.index]:
                 self._backward(layer, passes, needs_gradient, router_loss)
+        mark("backward")
         for one in passes:
             one.backward_before_layers()
         if gradients:
@@ -141,6 +143,7 @@ class Walk:
 
     def _finish(self, one: "_Pass", loss: Loss) -> None:
         """Computes the loss from the walked state on, and its gradient by that state."""
+        mark("loss")
         walked = one.hidden.detach().requires_grad_()
 
         def hand_on(layer: _Layer, hidden, args, kwargs):

@@ -1,0 +1,173 @@
+"""The memory of a training step at all layers, from traces of a few.
+
+A model of many layers is traced at two small depths, of layers whose kinds repeat. The peak of each stage of a step,
+such as the backward pass of the last layer, grows by the same bytes with every layer. So each stage has a line through
+two depths, and the largest of them is the peak at all layers. In a walk (training/walk.py) it grows by the same bytes
+with every micro-batch too, from the second one on, and a layer that is kept adds its own weights to every stage. Only
+the update of a model that trains whole is traced at all layers, because it takes the weights in chunks.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from tunesmith.model import load
+from tunesmith.model.text import decoder_layers
+from tunesmith.plan import Plan
+from tunesmith.planner.trace import PARTS, UPDATE, Stage, Traced, trace, trace_update
+from tunesmith.recipe import Recipe
+from tunesmith.training.home import REST, SLOTS
+from tunesmith.training.layer_transforms import is_spread
+from tunesmith.training.offload import LAYER_INPUTS
+
+FEW_BATCHES = 2, 3  # of the first micro-batch none waits, so the line begins with two
+
+
+def trace_step(
+    recipe: Recipe, plan: Plan, config: Any, lengths: list[int], capability: tuple[int, int] | None = None
+) -> Traced:
+    """A training step at all layers, which are on the device. For the arguments see `trace`."""
+    return _all_layers(recipe, plan, config, lengths, capability)
+
+
+def trace_walk(
+    recipe: Recipe,
+    plan: Plan,
+    config: Any,
+    lengths: list[int],
+    batches: int,
+    capability: tuple[int, int] | None = None,
+) -> Traced:
+    """A training step of a process that keeps no layer; `with_kept` adds those that it keeps. `batches`: micro-batches
+    of a walk. For the other arguments see `trace`."""
+    return _all_layers(recipe, plan, config, lengths, capability, 0, batches)
+
+
+def host_bytes(recipe: Recipe, walked: Traced, kept: list[int], layers: int) -> int:
+    """Bytes that processes which keep so many of the layers each take in host memory, all together."""
+    whole = recipe.adapter.kind == "full"
+    shared = {part: nbytes for part, nbytes in walked.host.items() if part != LAYER_INPUTS}
+    if not whole:
+        away = [n for n in walked.at_home if not all(is_spread(n, count, layers) for count in kept)]
+        shared["weights"] = sum(walked.at_home[n].nbytes for n in away)
+    walking = sum(1 for count in kept if whole or count < layers)
+    return sum(shared.values()) + walking * walked.host.get(LAYER_INPUTS, 0)
+
+
+def with_kept(walked: Traced, kept: int, layers: int, whole: bool) -> Traced:
+    """A walk through all layers, with so many of them kept. These have slots of their own if the model trains whole
+    (training/home.py); else they are as they were loaded."""
+    layouts = {n: layout for n, layout in walked.at_home.items() if n != REST}
+    away = [layout.nbytes for n, layout in layouts.items() if not is_spread(n, kept, layers)]
+    stay = [
+        layout.nbytes if whole else layout.nbytes_apart for n, layout in layouts.items() if is_spread(n, kept, layers)
+    ]
+    slots, before = (SLOTS * max(sizes, default=0) for sizes in (away, [x.nbytes for x in layouts.values()]))
+    more = sum(stay) + slots - before
+    stages = {stage: parts | {"weights": parts["weights"] + more} for stage, parts in walked.stages.items()}
+    return replace(walked, stages=stages)
+
+
+def _all_layers(
+    recipe: Recipe,
+    plan: Plan,
+    config: Any,
+    lengths: list[int],
+    capability: tuple[int, int] | None,
+    kept: int | None = None,
+    batches: int = 1,
+) -> Traced:
+    """Returns the bytes that `trace` would find at all layers."""
+
+    def of_batches(config: Any) -> Traced:
+        return _at_all_batches(lambda few: trace(recipe, plan, config, lengths, capability, kept, few), batches)
+
+    kinds = layer_kinds(config)
+    begin, period = repetition(kinds)
+    few = begin + period + (len(kinds) - begin - 1) % period + 1  # so that the last layers are of the same kinds
+    many = few + period
+    is_even = isinstance(plan.gradient_checkpointing, str)  # else which layers recompute depends on their number
+    if len(kinds) <= many or not (is_even or kept is not None):
+        return of_batches(config)
+    at_few, at_many = (of_batches(shallow(config, n)) for n in (few, many))
+    ends = {stage for stage in at_few.stages if -period <= stage[1] < begin + period}
+    found = _on_line(at_few, at_many, (len(kinds) - few) / period, ends)
+    at_home = {n: at_few.at_home.get(n if n < few else begin + (n - begin) % period) for n in range(len(kinds))}
+    found = replace(found, at_home={n: layout for n, layout in at_home.items() if layout})
+    if recipe.adapter.kind != "full":
+        return found
+    update, (stage, held) = trace_update(recipe, plan, config, capability, kept), (UPDATE, found.stages[UPDATE])
+    parts = update.stages[stage]
+    parts = {part: held[part] if part in ("batch", "activations") else parts[part] for part in PARTS}
+    return replace(found, stages=found.stages | {stage: parts}, host=found.host | update.host)
+
+
+def _at_all_batches(measure: Callable[[int], Traced], batches: int) -> Traced:
+    few, many = FEW_BATCHES
+    if batches <= many:
+        return measure(batches)
+    at_few, at_many = measure(few), measure(many)
+    return replace(_on_line(at_few, at_many, (batches - few) / (many - few), {*at_few.stages}), at_home=at_few.at_home)
+
+
+def _on_line(few: Traced, many: Traced, scale: float, stages: set[Stage]) -> Traced:
+    """The point on the line through two others, so many times as far from the first as the second is."""
+
+    def reach(few: dict[str, int], many: dict[str, int]) -> dict[str, int]:
+        return {part: round(few[part] + (many[part] - few[part]) * scale) for part in few}
+
+    return Traced(
+        {stage: reach(few.stages[stage], many.stages[stage]) for stage in stages},
+        reach(few.host, many.host),
+        {},
+        round(few.tokens + (many.tokens - few.tokens) * scale),
+        few.pass_work + (many.pass_work - few.pass_work) * scale,
+        few.update_work + (many.update_work - few.update_work) * scale,
+    )
+
+
+def layer_kinds(config: Any) -> list[tuple]:
+    """A key for each layer, equal for layers of one kind: the shapes of its weights, and its entries in lists of the
+    config."""
+    with torch.device("meta"):
+        layers = decoder_layers(load.with_random_weights(config))
+    lists = _lists_by_layer(config).values()
+    return [
+        (*(str(entries[n]) for entries in lists), *(p.shape for p in layer.parameters()))
+        for n, layer in enumerate(layers)
+    ]
+
+
+def repetition(kinds: Sequence) -> tuple[int, int]:
+    """The first layers that are not repeated, such as dense ones before mixtures of experts, and after how many layers
+    the kinds of all others are. Of all such pairs, the one with the shallowest models to trace."""
+    pairs = (
+        (begin, period)
+        for period in range(1, len(kinds) + 1)
+        for begin in range(len(kinds) - period + 1)
+        if all(kinds[n] == kinds[n - period] for n in range(begin + period, len(kinds)))
+    )
+    return min(pairs, key=lambda pair: (pair[0] + 3 * pair[1], pair[1]))
+
+
+def shallow(config: Any, layers: int) -> Any:
+    """The config of the same model with fewer layers."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    for name, entries in _lists_by_layer(config).items():
+        setattr(text, name, entries[:layers])
+    text.num_hidden_layers = layers
+    return config
+
+
+def _lists_by_layer(config: Any) -> dict[str, list]:
+    """Settings of the config that have an entry for each layer."""
+    text = config.get_text_config()
+    return {
+        name: value
+        for name, value in vars(text).items()
+        if isinstance(value, list) and len(value) == text.num_hidden_layers
+    }
