@@ -81,12 +81,19 @@ def with_kept_layers(plan: Plan, recipe: Recipe, config: Any, base: Path, machin
     fits = asked == "auto" and all(found.whole <= gpu.free_bytes * USED_SHARE for gpu in gpus)
     if fits or (not whole and all(count == layers for count in counts)):
         return plan
-    for problem in _unsuited(recipe):
-        raise UserError(f"train.kept_layers: {problem}")
     for gpu, count in zip(gpus, counts):
         _check_gpu(gpu, found, count, recipe)
-    room = _room_in_host(found, max(layers - count for count in counts), machine, recipe)
-    walking = [gpu for gpu, count in zip(gpus, counts) if whole or count < layers]
+    return with_counts(plan, recipe, found, counts, why, machine)
+
+
+def with_counts(plan: Plan, recipe: Recipe, found: Sizes, counts: list[int], why: str, machine: Machine) -> Plan:
+    """The plan of GPUs that keep so many layers each, for the given reason. Raises UserError where the host is too
+    small, or for a setting that does not suit layers in host memory."""
+    for problem in _unsuited(recipe):
+        raise UserError(f"train.kept_layers: {problem}")
+    whole, gpus = recipe.adapter.kind == "full", machine.gpus[: plan.processes]
+    room = _room_in_host(found, max(found.layers - count for count in counts), machine, recipe)
+    walking = [gpu for gpu, count in zip(gpus, counts) if whole or count < found.layers]
     inputs = found.input * found.tokens
     offload = plan.activation_offload or any(inputs > INPUTS_SHARE * gpu.free_bytes for gpu in walking)
     plan = replace(

@@ -17,7 +17,7 @@ from tunesmith.machine import Machine
 from tunesmith.plan import Plan
 from tunesmith.planner.cost import Demand, Speed, Work, speed_of
 from tunesmith.planner.decide import layers_for
-from tunesmith.planner.kept_layers import CONTEXT_BYTES, SLOTS, Sizes, sizes, with_kept_layers
+from tunesmith.planner.kept_layers import Sizes, sizes, with_counts
 from tunesmith.planner.prediction import BESIDE_BYTES, Need, Place, places_of
 from tunesmith.planner.rates import host_rates, rates_of
 from tunesmith.recipe import Recipe
@@ -126,17 +126,16 @@ class Layouts:
         if isinstance(asked, int):
             yield from self._walking(machine, self._tokens)
             return
-        tried: set[int] = set()
         for how in self._recomputation:
             most = {place: self._largest(how, place) for place in places}
             for tokens in sorted({*most.values()} - {0}, reverse=True):
                 if all(found >= tokens for found in most.values()):
                     yield self._layout(machine, how, tokens)
-                tried.add(tokens)
             if min(most.values()) == self._tokens[0]:
                 return  # to recompute more cannot be faster
-        if may_walk and min(most.values()) < self._tokens[0]:
-            yield from self._walking(machine, sorted({*tried, self._tokens[-1]}))
+        if may_walk and not min(most.values()):
+            # As many tokens as GPUs that keep all layers have room for; without such, few leave room for layers.
+            yield from self._walking(machine, [max(most.values()) or self._tokens[-1]])
 
     def _largest(self, how: str | float, place: Place) -> int:
         """The most tokens of a forward pass that fit with all layers; 0 if none do."""
@@ -192,19 +191,74 @@ class Layouts:
         for tokens in all_tokens:
             plan = self._for(machine, self._planned("on", tokens))
             try:
-                plan = with_kept_layers(plan, self.recipe, self.config, self.base, machine)
+                found = self._with_layers_at_home(plan, machine)
             except UserError as problem:
                 self.problems.append(problem)
                 continue
-            if plan.kept_layers is None:
-                continue  # by their sizes all fit, and the trace says that they do not
-            found = sizes(plan, self.recipe, self.config, self.base)
-            needs = [
-                self._need(place, "on", tokens) if kept == self._layers else _estimate(place, kept, found)
-                for place, kept in zip(places_of(machine, plan.processes), plan.kept_layers)
-            ]
-            host = found.at_home * max(self._layers - kept for kept in plan.kept_layers)
-            yield Layout(plan, machine, needs, self._speed(plan, machine, found), host)
+            if found:
+                yield found
+
+    def _with_layers_at_home(self, plan: Plan, machine: Machine) -> Layout | None:
+        """The layout in which each GPU keeps as many layers as fit. None if a GPU has no room for the slots of those
+        that it does not keep. Raises UserError if the host is too small."""
+        found, places = sizes(plan, self.recipe, self.config, self.base), places_of(machine, plan.processes)
+        asked, why = self.recipe.train.kept_layers, "train.kept_layers"
+        counts = [asked if isinstance(asked, int) else found.kept(place.free_bytes) for place in places]
+        counts = [min(max(0, count), self._layers) for count in counts]
+        plan = with_counts(plan, self.recipe, found, counts, why, machine)  # by sizes, to know the walks
+        walks = [self._walk(plan, place.capability, len(places)) for place in places]
+        if not isinstance(asked, int):
+            most = [self._most_kept(walked, place) for walked, place in zip(walks, places)]
+            if None in most:
+                return None
+            counts, why = [count for count in most if count is not None], "as many as fit"
+            if counts == [self._layers] * len(places) and not self._is_whole:
+                return None  # the layouts with all layers are those of `_layout`
+            plan = with_counts(plan, self.recipe, found, counts, why, machine)
+        needs = [
+            self._need(place, "on", plan.micro_batch_tokens)
+            if count == self._layers and not self._is_whole
+            else self._walking_need(place, count, self._kept(walked, count))
+            for place, count, walked in zip(places, counts, walks)
+        ]
+        host = self._host_bytes(walks[0], counts)
+        return Layout(plan, machine, needs, self._speed(plan, machine, found), host)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether all weights train."""
+        return self.recipe.adapter.kind == "full"
+
+    def _walk(self, plan: Plan, capability: tuple[int, int] | None, processes: int) -> "Traced":
+        """The step of a process that keeps no layer."""
+        from tunesmith.planner.depths import trace_walk
+
+        rows = plan.micro_batch_tokens // plan.sequence_length
+        most = plan.walk_tokens or self.recipe.train.batch * plan.sequence_length // processes
+        batches = max(1, ceil(most / plan.micro_batch_tokens))
+        key = "walk", plan.micro_batch_tokens, plan.activation_offload, batches, processes > 1, capability
+        if key not in self._traced:
+            lengths = [plan.sequence_length] * rows
+            self._traced[key] = trace_walk(self.recipe, plan, self.config, lengths, batches, capability)
+        return self._traced[key]
+
+    def _kept(self, walked: "Traced", count: int) -> "Traced":
+        from tunesmith.planner.depths import with_kept
+
+        return with_kept(walked, count, self._layers, self._is_whole)
+
+    def _most_kept(self, walked: "Traced", place: Place) -> int | None:
+        """The most layers that a GPU can keep; None if it cannot even walk."""
+        counts = range(self._layers, -1, -1)
+        return next((count for count in counts if self._kept(walked, count).peak_bytes <= place.room), None)
+
+    def _host_bytes(self, walked: "Traced", counts: list[int]) -> int:
+        from tunesmith.planner.depths import host_bytes
+
+        return host_bytes(self.recipe, walked, counts, self._layers)
+
+    def _walking_need(self, place: Place, count: int, walked: "Traced") -> Need:
+        return Need(place, count, walked.peak | {"beside tensors": BESIDE_BYTES[place.kind]}, walked.stage[0])
 
     def _speed(self, plan: Plan, machine: Machine, found: Sizes | None, row_tokens: int | None = None) -> Speed | None:
         """`found`: sizes, if layers stay in host memory. `row_tokens`: of each row; by default as many as may be."""
@@ -234,7 +288,7 @@ class Layouts:
 
     def _is_at_home(self, found: Sizes | None) -> bool:
         """Whether weights that train, gradients and moments are in host memory."""
-        return found is not None and self.recipe.adapter.kind == "full"
+        return found is not None and self._is_whole
 
     def _demand(self, plan: Plan, kept: int, found: Sizes | None, devices: int, step: "Traced") -> Demand:
         """The demand on a device that keeps so many layers; `step` is its traced step."""
@@ -253,14 +307,3 @@ class Layouts:
             update=Work(),
             update_bytes=(states, states),
         )
-
-
-def _estimate(place: Place, kept: int, found: Sizes) -> Need:
-    """The memory of a GPU that does not keep all layers, by the sizes of its weights."""
-    parts = {
-        "weights": found.rest + kept * found.layer,
-        "layers on their way": SLOTS * found.layer,
-        "activations": found.working - CONTEXT_BYTES,
-        "beside tensors": BESIDE_BYTES[place.kind],
-    }
-    return Need(place, kept, parts, "")

@@ -89,8 +89,8 @@ def trace(
     """Runs two steps of so many micro-batches, which all have sequences of these lengths.
 
     `config`: that of transformers. `capability`: of the GPU that is planned, if one is. `kept`: how many layers it
-    keeps; None: all of them, and their gradients and moments too. `passes`: see `steps`. Raises UserError for a setting that does not suit the
-    model.
+    keeps; None: all of them, and their gradients and moments too. `passes`: see `steps`. Raises UserError for a setting
+    that does not suit the model.
     """
     with _fake_model(recipe, plan, config, capability) as (model, live):
         built = build(live, model, recipe, plan, kept, lambda model, plan: Facts(None, head_by_form(model)))
