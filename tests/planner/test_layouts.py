@@ -66,11 +66,12 @@ def planned(folder: Path, config, machine: str, **asked) -> Prediction:
 
 def test_activations_are_kept_while_they_fit(tmp_path):
     """A model of 1.1B weights needs recomputation on 8 GB, and fewer tokens in a pass on the way there."""
-    large = planned(tmp_path, SMALL, "A100-PCIe-80GB,host=64GB")
+    few = {"batch": 4}
+    large = planned(tmp_path, SMALL, "A100-PCIe-80GB,host=64GB", train=few)
     assert large.fits and large.plan.gradient_checkpointing == "off"
-    small = planned(tmp_path, SMALL, "3070,host=64GB")
+    small = planned(tmp_path, SMALL, "3070,host=64GB", train=few)
     assert small.fits and small.plan.kept_layers is None
-    assert small.plan.gradient_checkpointing != "off" or small.plan.micro_batch_tokens < 16384
+    assert small.plan.gradient_checkpointing != "off" or small.plan.micro_batch_tokens < 4096
     assert small.plan.reasons["gradient_checkpointing"] == "the fastest that fits"
 
 
@@ -82,9 +83,9 @@ def test_a_recipe_that_says_so_is_not_changed(tmp_path):
 
 
 def test_a_gpu_that_slows_the_others_down_is_left_out(tmp_path):
-    """Gradients of all weights, 4.4 GB, through one lane take longer than a 3060 saves."""
+    """Gradients of all weights, 4.4 GB, through one lane take longer than an A6000 saves."""
     one_pass = {"micro_batch": 1, "gradient_checkpointing": "on"}
-    found = planned(tmp_path, SMALL, "A100-PCIe-80GB@4.0x16+3060-12GB@3.0x1,host=64GB", kind="full", train=one_pass)
+    found = planned(tmp_path, SMALL, "A100-PCIe-80GB@4.0x16+A6000@3.0x1,host=64GB", kind="full", train=one_pass)
     assert [need.place.name for need in found.needs] == ["NVIDIA A100 80GB PCIe"]
     [why] = found.left_out.values()
     assert re.fullmatch(r"with it [\d,]+ tokens/s instead of [\d,]+", why)

@@ -1,7 +1,6 @@
 """What a recipe needs is known without its weights, its data or a network."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -165,26 +164,22 @@ def test_the_command_shows_it(family, tmp_path, capsys):
 
 
 def test_other_machines(base, tmp_path, capsys):
-    """By the names of their GPUs, or by the output of `doctor --json` there. 8B in full on 24 GB stays in the host."""
-    model = ["plan", "--model", str(base), "--data", "none.jsonl", "--adapter.kind", "full"]
-    bfloat16 = ["--train.weights", "bfloat16", "--train.optimizer", "adafactor", "--train.batch", "8"]
+    """By the names of their GPUs, or by the output of `doctor --json` there."""
+    model = ["plan", "--model", str(base), "--data", "none.jsonl"]
+    one_pass = ["--train.micro-batch", "1", "--train.gradient-checkpointing", "on"]
     gpus = ["--machine", "4090,host=64GB"]
     with pytest.raises(SystemExit) as ended:
-        main([*model, *bfloat16, *gpus])
+        main([*model, *one_pass, *gpus])
     shown = capsys.readouterr().out
-    assert not ended.value.code and "RTX 4090" in shown and "host memory for layers: " in shown
+    assert not ended.value.code and "RTX 4090" in shown and "none.jsonl: no such file" in shown
     file = tmp_path / "machine.json"
     file.write_text(json.dumps({"machine": machine_of("4090,host=64GB").as_dict()}))
     with pytest.raises(SystemExit):
-        main([*model, *bfloat16, "--machine", str(file)])
+        main([*model, *one_pass, "--machine", str(file)])
     assert capsys.readouterr().out == shown
-    for wrong, said in (
-        (["--machine", "4900"], "--machine: no GPU 4900; did you mean"),
-        (gpus, "and they need 1.* GB of host memory"),  # in float32 with AdamW
-    ):
-        with pytest.raises(SystemExit) as ended:
-            main([*model, *wrong])
-        assert ended.value.code == 2 and re.search(said, capsys.readouterr().err)
+    with pytest.raises(SystemExit) as ended:
+        main([*model, "--machine", "4900"])
+    assert ended.value.code == 2 and "--machine: no GPU 4900; did you mean" in capsys.readouterr().err
 
 
 def test_a_quantised_base_is_predicted_by_a_new_process(base):
