@@ -65,7 +65,7 @@ def test_8b_with_an_adapter_on_24_gb_needs_recomputation(base):
     assert inputs + chunk < on.parts["activations"] < inputs + 5 * chunk < found.parts["activations"] / 5
 
 
-@pytest.mark.parametrize("change", [{"micro_batch": "auto"}, {"optimizer": "adamw_8bit"}])
+@pytest.mark.parametrize("change", [{"micro_batch": "auto"}])
 def test_what_is_not_traced_is_named(base, change):
     found = predicted(base, 48, **change)
     assert found.fits is None and found.needed_bytes is None and found.stage
@@ -164,12 +164,21 @@ def test_the_command_shows_it(family, tmp_path, capsys):
 def test_other_machines(base, tmp_path, capsys):
     """By the names of their GPUs, or by the output of `doctor --json` there. 8B in full on 24 GB stays in the host."""
     model = ["plan", "--model", str(base), "--data", "none.jsonl", "--adapter.kind", "full"]
-    bfloat16 = ["--train.weights", "bfloat16", "--train.optimizer", "adafactor", "--train.batch", "8"]
+    bfloat16 = [
+        "--train.weights",
+        "bfloat16",
+        "--train.optimizer",
+        "adafactor",
+        "--train.batch",
+        "8",
+        "--train.kept-layers",
+        "8",
+    ]
     gpus = ["--gpus", "4090", "--host-gb", "64"]
     with pytest.raises(SystemExit) as ended:
         main([*model, *bfloat16, *gpus])
     shown = capsys.readouterr().out
-    assert not ended.value.code and "RTX 4090" in shown and "fits: " in shown
+    assert not ended.value.code and "RTX 4090" in shown and "layers  8 kept" in shown and " fits: " in shown
     file = tmp_path / "machine.json"
     file.write_text(json.dumps({"machine": machine_of("4090", 64 * GB).as_dict()}))
     with pytest.raises(SystemExit):
