@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests import tiny
 from tests.conftest import slow_but
@@ -18,11 +19,13 @@ from tunesmith.planner import depths, trace
 from tunesmith.planner.decide import choose
 from tunesmith.planner.live_bytes import LiveBytes
 from tunesmith.recipe import Recipe
-from tunesmith.training import packed_attention
+from tunesmith.training import attention_kernels, packed_attention
 from tunesmith.training.batch import collate
 from tunesmith.training.build import inspect
+from tunesmith.training.planned_device import plan_for_gpu
 
 MACHINE = Machine("", "", 2, 10**10, 10**10, 10**12, True)
+KINDS = ("lora", "full")
 LENGTHS = [100, 70, 70]
 CASES = {
     "LoRA": ("lora", {}),
@@ -31,13 +34,14 @@ CASES = {
     "full": ("full", {}),
     "bfloat16": ("full", {"weights": "bfloat16", "optimizer": "adafactor", "gradient_checkpointing": "on"}),
     "Muon": ("full", {"optimizer": "muon", "gradient_checkpointing": "selective"}),
+    "8 bits": ("full", {"optimizer": "adamw_8bit"}),
 }
 
 
-def asked(base: Path, kind: str, train: dict, quantize: str = "none", **data):
+def asked(base: Path, kind: str, train: dict, quantize: str = "none", new_tokens: tuple[str, ...] = (), **data):
     recipe = Recipe.build(
         {
-            "model": {"path": str(base), "quantize": quantize},
+            "model": {"path": str(base), "quantize": quantize, "new_tokens": [*new_tokens]},
             "data": {"train": "d"} | data,
             "adapter": {"kind": kind},
             "train": train,
@@ -50,7 +54,9 @@ def really(recipe, plan, base: Path, kept: int | None = None, batches: int = 1) 
     """The same count on steps with real numbers."""
     attention = packed_attention.choose(config_of(base), plan.packing)
     model = load(recipe.model, base, getattr(torch, plan.weights), attention, 0)
-    model, live = adapt(model, recipe.adapter, [], 0), LiveBytes()
+    rows = model.get_input_embeddings().num_embeddings
+    vocabulary = rows + len(recipe.model.new_tokens)
+    model, live = adapt(model, recipe.adapter, [*range(rows, vocabulary)], vocabulary), LiveBytes()
     built = trace.build(live, model, recipe, plan, kept, lambda model, plan: inspect(model, plan, _ignore))
     random = np.random.default_rng(0)
     rows = [(random.integers(5, 200, n), np.ones(n, bool)) for n in LENGTHS]
@@ -85,6 +91,26 @@ def test_a_traced_step_takes_the_bytes_of_a_real_one(family, name, case, packing
     assert one_pass.peak_bytes == pytest.approx(expected.peak_bytes, rel=1e-4)  # without what a step leaves behind
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), slow_but([("llama3", "lora"), ("qwen2", "full")], [*product(tiny.FAMILIES, ("lora", "full"))])
+)
+def test_new_tokens_take_rows(family, name, kind):
+    recipe, plan = asked(family(name), kind, {}, new_tokens=("<one>", "<two>"))
+    assert trace.trace(recipe, plan, config_of(family(name)), LENGTHS) == really(recipe, plan, family(name))
+
+
+def test_pages_are_in_host_memory(family):
+    """On a GPU, which alone has pages; here the moments that would be paged are marked so."""
+    recipe, plan = asked(family("llama3"), "full", {"optimizer": "adamw_8bit"})
+    paged = recipe.model_copy(update={"train": recipe.train.model_copy(update={"optimizer": "paged_adamw_8bit"})})
+    config = config_of(family("llama3"))
+    config.vocab_size = 2000
+    found, other = (trace.trace(one, plan, config, LENGTHS) for one in (paged, recipe))
+    embeddings = 2 * 2000 * 64
+    assert found.host == {"moments": 2 * embeddings} and not other.host
+    assert other.stages[trace.UPDATE]["optimizer"] - found.stages[trace.UPDATE]["optimizer"] == 2 * embeddings
+
+
 def deeper(config, periods: int):
     """The config with so many times the layers after which its kinds of layers repeat."""
     _, period = depths.repetition(depths.layer_kinds(config))
@@ -109,6 +135,42 @@ def test_two_depths_give_the_peak_at_all_layers(family, name, case):
     found = depths.trace_step(recipe, plan, deep, LENGTHS)
     assert found.peak_bytes == whole.peak_bytes
     assert (found.pass_work, found.update_work) == (whole.pass_work, whole.update_work)
+
+
+def test_flex_attention_is_planned_without_scores():
+    """For a cap and for sinks: what is kept is the output, a number for each row and head, and the block mask."""
+    heads, tokens, width = 8, 4096, 64
+    with FakeTensorMode(), plan_for_gpu((8, 9)):
+        query, key, value = (torch.empty(n, tokens, width, dtype=torch.bfloat16) for n in (heads, 2, 2))
+        ends, sinks = torch.empty(3, dtype=torch.int32), torch.empty(heads, dtype=torch.bfloat16).requires_grad_()
+        query.requires_grad_()
+        kept = {}
+        for name, options in (("cap", {"cap": 50.0}), ("sinks", {"sinks_H": sinks})):
+            live = LiveBytes()
+            live.begin("here")
+            live.count(query, key, value, ends, sinks)
+            before = live.now
+            with live:
+                attention_kernels.block_mask.cache_clear()
+                out = attention_kernels.flexible(query, key, value, ends, 0.1, **options)
+                kept[name] = live.now - before
+                assert out.shape == query.shape and live.peak < heads * tokens**2
+                out.sum().backward()
+            assert query.grad.shape == query.shape
+    blocks = tokens // 128
+    mask = 8 * blocks**2 * 4  # lists of blocks by row and by column, of whole and of partial ones
+    output, numbers = 2 * heads * tokens * width, 4 * heads * tokens
+    assert output + numbers < kept["cap"] < output + numbers + 2 * mask
+    assert kept["sinks"] - kept["cap"] >= output  # the factors, and what they give
+
+
+@pytest.mark.parametrize(("name", "kind"), slow_but([("gemma2", "lora")], [*product(("gemma2", "gpt_oss"), KINDS)]))
+def test_models_with_capped_scores_or_sinks_are_traced_for_a_gpu(family, name, kind):
+    """Their memory grows with tokens, not with their square."""
+    recipe, plan = asked(family(name), kind, {"gradient_checkpointing": "off"})
+    plan, config = replace(plan, device="cuda", compute="bfloat16"), config_of(family(name))
+    few, more, most = (trace.trace(recipe, plan, config, [n], capability=(8, 9)).peak_bytes for n in (256, 512, 768))
+    assert most - more == pytest.approx(more - few, rel=0.01)
 
 
 def test_a_tensor_that_is_kept_is_counted():

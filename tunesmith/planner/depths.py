@@ -4,7 +4,7 @@ A model of many layers is traced at two small depths, of layers whose kinds repe
 such as the backward pass of the last layer, grows by the same bytes with every layer. So each stage has a line through
 two depths, and the largest of them is the peak at all layers. In a walk (training/walk.py) it grows by the same bytes
 with every micro-batch too, from the second one on, and a layer that is kept adds its own weights to every stage. Only
-the update of a model that trains whole is traced at all layers, because it takes the weights in chunks.
+an update in chunks of small weights is traced at all layers, because where a chunk ends depends on their number.
 """
 
 import copy
@@ -22,6 +22,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.training.home import REST, SLOTS
 from tunesmith.training.layer_transforms import is_spread
 from tunesmith.training.offload import LAYER_INPUTS
+from tunesmith.training.optimizer_parts import CHUNK_ELEMENTS
 
 FEW_BATCHES = 2, 3  # of the first micro-batch none waits, so the line begins with two
 
@@ -97,12 +98,17 @@ def _all_layers(
     found = _on_line(at_few, at_many, (len(kinds) - few) / period, ends)
     at_home = {n: at_few.at_home.get(n if n < few else begin + (n - begin) % period) for n in range(len(kinds))}
     found = replace(found, at_home={n: layout for n, layout in at_home.items() if layout})
-    if recipe.adapter.kind != "full":
+    if recipe.adapter.kind != "full" or (plan.weights == "float32" and kept is None) or all(map(_has_chunk, kinds)):
         return found
     update, (stage, held) = trace_update(recipe, plan, config, capability, kept), (UPDATE, found.stages[UPDATE])
     parts = update.stages[stage]
     parts = {part: held[part] if part in ("batch", "activations") else parts[part] for part in PARTS}
     return replace(found, stages=found.stages | {stage: parts}, host=found.host | update.host)
+
+
+def _has_chunk(kind: tuple) -> bool:
+    """Whether a layer has a weight that is updated alone. The chunks after it are the same in each layer."""
+    return any(shape.numel() >= CHUNK_ELEMENTS for shape in kind if isinstance(shape, torch.Size))
 
 
 def _at_all_batches(measure: Callable[[int], Traced], batches: int) -> Traced:

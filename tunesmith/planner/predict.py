@@ -9,7 +9,7 @@ from typing import Any
 from tunesmith.errors import UserError, first_line
 from tunesmith.machine import Gpu, Machine
 from tunesmith.model.check import check_config
-from tunesmith.model.load import stored_as
+from tunesmith.model.load import BITSANDBYTES, stored_as
 from tunesmith.model.positions import limit_of, trained_positions
 from tunesmith.plan import Plan
 from tunesmith.planner.correction import kind_of_run, ratio_of
@@ -206,14 +206,10 @@ def _changes(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
 
 def not_traced(recipe: Recipe, plan: Plan, config: Any) -> str:
     """Why the memory of this kind of run is not predicted yet; empty if it is."""
-    if recipe.model.initialize == "pretrained" and (stored := stored_as(config)):
-        return f"a base that is stored quantised ({stored}) is not traced yet"
+    if recipe.model.initialize == "pretrained" and stored_as(config) == BITSANDBYTES:
+        return "a base that bitsandbytes has quantised is not traced yet"
     if recipe.model.quantize == "int8":
         return "model.quantize: int8 is not traced yet"
-    if recipe.train.optimizer.endswith("8bit"):
-        return f"train.optimizer: {recipe.train.optimizer} is not traced yet"
-    if recipe.model.new_tokens:
-        return "model.new_tokens is not traced yet"
     if recipe.data.sequence_length == "max" or recipe.train.micro_batch == "auto":
         return "training measures what fits: data.sequence_length or train.micro_batch is left to it"
     return ""

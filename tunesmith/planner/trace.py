@@ -6,6 +6,7 @@ that is alive is counted. Memory that no dispatcher sees is not among it: tempor
 fragments of an allocator.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -147,18 +148,27 @@ def _fake_model(
     recipe: Recipe, plan: Plan, config: Any, capability: tuple[int, int] | None
 ) -> Iterator[tuple[nn.Module, LiveBytes]]:
     """The adapted model on tensors without storage and a count of its bytes. Within it all tensors have no storage."""
-    mode = FakeTensorMode()
     dtype, attention = getattr(torch, plan.weights), packed_attention.choose(config, plan.packing)
+    config, new_ids = _with_new_tokens(config, len(recipe.model.new_tokens))
     with torch.device("meta"):
         model = load.with_random_weights(config, dtype, attention)
         if recipe.model.quantize == "nf4":
             from tunesmith.model import quantize
 
             quantize.quantize_nf4(model, dtype)
-        model = adapt(model, recipe.adapter, [], 0)
-    with mode, plan_for_gpu(capability) if capability else nullcontext():
+        model = adapt(model, recipe.adapter, new_ids, 0)
+    with FakeTensorMode(), plan_for_gpu(capability) if capability else nullcontext():
         without_storage(model)
         yield model, LiveBytes()
+
+
+def _with_new_tokens(config: Any, count: int) -> tuple[Any, list[int]]:
+    """The config of the model with so many more tokens, and their ids. As if its embedding had no spare rows."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    first = text.vocab_size
+    text.vocab_size += count
+    return config, [*range(first, first + count)]
 
 
 def build(

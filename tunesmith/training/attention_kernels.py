@@ -13,7 +13,7 @@ from itertools import groupby
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from tunesmith.training.planned_device import capability_of
+from tunesmith.training.planned_device import capability_of, is_planned
 
 # Measured on a CPU by bench/attention_trial.py.
 CHUNK_QUERIES = 256
@@ -184,21 +184,49 @@ def flexible(query_HTD, key_KTD, value_KTD, ends, scaling, window=None, cap=None
     from torch.nn.attention.flex_attention import AuxRequest
 
     mask = block_mask(ends, query_HTD.shape[1], window)
-    out_1HTD, aux = _flex_attention(query_HTD.device.type)(
-        query_HTD[None],
-        key_KTD[None],
-        value_KTD[None],
-        score_mod=_capped(cap),
-        block_mask=mask,
-        scale=scaling,
-        enable_gqa=len(query_HTD) > len(key_KTD),
-        return_aux=AuxRequest(lse=True),
-    )
+    inputs = query_HTD[None], key_KTD[None], value_KTD[None]
+    if is_planned():
+        out_1HTD, lse_1HT = _PlannedFlexAttention.apply(*inputs)
+    else:
+        out_1HTD, aux = _flex_attention(query_HTD.device.type)(
+            *inputs,
+            score_mod=_capped(cap),
+            block_mask=mask,
+            scale=scaling,
+            enable_gqa=len(query_HTD) > len(key_KTD),
+            return_aux=AuxRequest(lse=True),
+        )
+        lse_1HT = aux.lse
     if sinks_H is None:
         return out_1HTD[0]
     # With Z the sum of exp(scores), lse = log Z: a sink s makes each probability exp(score) / (Z + exp(s)), which is
     # exp(score) / Z, as without it, times Z / (Z + exp(s)) = sigmoid(lse - s). FlexAttention's lse has a gradient.
-    return (out_1HTD[0] * torch.sigmoid(aux.lse[0] - sinks_H[:, None])[..., None]).to(query_HTD.dtype)
+    return (out_1HTD[0] * torch.sigmoid(lse_1HT[0] - sinks_H[:, None])[..., None]).to(query_HTD.dtype)
+
+
+class _PlannedFlexAttention(torch.autograd.Function):
+    """Takes the memory of FlexAttention's compiled kernels and computes nothing.
+
+    It takes the output and, in float32, the log-sum-exp of each row, which are kept for the backward pass beside
+    queries, keys and values; there the gradients of these and, in float32, a sum for each row. Scores have no memory.
+    The block mask is the caller's, which makes it as for a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx, query_1HTD, key_1KTD, value_1KTD):
+        out_1HTD = query_1HTD.new_empty(*query_1HTD.shape[:3], value_1KTD.shape[-1])
+        lse_1HT = query_1HTD.new_empty(query_1HTD.shape[:3], dtype=torch.float32)
+        ctx.save_for_backward(query_1HTD, key_1KTD, value_1KTD, out_1HTD, lse_1HT)
+        return out_1HTD, lse_1HT
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, by_out_1HTD, by_lse_1HT):
+        *inputs, _, lse_1HT = ctx.saved_tensors
+        sums_1HT = torch.empty_like(lse_1HT)
+        by_inputs = tuple(map(torch.empty_like, inputs))
+        del sums_1HT
+        return by_inputs
 
 
 @lru_cache

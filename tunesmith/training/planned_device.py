@@ -31,6 +31,11 @@ def kind_of(device: torch.device) -> str:
     return "cuda" if _planned.get() else device.type
 
 
+def is_planned() -> bool:
+    """Whether the device that computes is a planned GPU, which has no kernels here."""
+    return _planned.get() is not None
+
+
 def capability_of(device: torch.device) -> tuple[int, int]:
     """Returns the compute capability of the GPU; (0, 0) for a CPU."""
     planned = _planned.get()
