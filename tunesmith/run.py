@@ -54,7 +54,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from functools import cached_property
@@ -68,6 +68,9 @@ from tunesmith.recipe import Recipe, Source
 
 DEFAULT_OUTPUT: Path = Recipe.model_fields["output"].default
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without them say
+
+FIRST_STEPS = 2  # of a run, which are slower than the others
+ENOUGH_STEPS = 3  # measured ones
 
 
 class Run:
@@ -281,3 +284,13 @@ def free_name(output: Path, name: str) -> str:
     """`name`, or with the first number behind it that no run in `output` has."""
     tries = (name if n == 1 else f"{name}-{n}" for n in range(1, 10**6))
     return next(t for t in tries if not (output / t).exists())
+
+
+def settled_speed(steps: Sequence[dict[str, Any]]) -> float | None:
+    """Tokens per second of the `step` events of a run without its first steps; None if there are too few."""
+    settled = steps[FIRST_STEPS:]
+    if len(settled) < ENOUGH_STEPS:
+        return None
+    seconds: float = sum(step["seconds"] for step in settled)
+    tokens: float = sum(step["tokens"] for step in settled)
+    return tokens / seconds

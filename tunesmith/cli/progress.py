@@ -16,9 +16,8 @@ from tunesmith.cli.terminal import LiveLine, fitting
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
 from tunesmith.finetune import job
-from tunesmith.planner.correction import measured_speed
 from tunesmith.recipe import Recipe
-from tunesmith.run import Run
+from tunesmith.run import Run, settled_speed
 from tunesmith.units import clock, count, percent, size
 
 SECONDS_BETWEEN_LINES = 10
@@ -184,7 +183,7 @@ class Screen:
     def _compare(self, tokens: int, seconds: float) -> None:
         """Compares the speed with the plan's once there are enough steps."""
         self._first.append({"tokens": tokens, "seconds": seconds})
-        if measured := measured_speed(self._first):
+        if measured := settled_speed(self._first):
             self._say(f"speed   {measured:,.0f} tokens/s, {percent(measured / self._predicted)} of the plan's")
             self._predicted = None
 

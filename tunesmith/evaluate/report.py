@@ -13,9 +13,10 @@ from markupsafe import Markup
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
 from tunesmith.evaluate.charts import Point, Series, line_chart, thin
+from tunesmith.evaluate.plan_picture import lane_bars, memory_bars
 from tunesmith.evaluate.summary import Interval, ending, evaluations, flatten, summary, verdict, warnings
 from tunesmith.files import read_json, write_atomic
-from tunesmith.run import Run
+from tunesmith.run import Run, settled_speed
 from tunesmith.units import NO_VALUE, count, decimals, duration, number, percent, signed, size
 
 TEMPLATE = "report.html"
@@ -38,6 +39,7 @@ def _page(run: Run) -> dict:
     """Returns the template's variables. Parts that the run does not have are empty."""
     facts, steps, evals = summary(run), run.events("step"), evaluations(run)
     evaluation, plan = read_json(run.eval_file), read_json(run.plan_file) or {}
+    predicted = plan.get("predicted") or {}
     return {
         "facts": facts,
         "started": _moment(facts["started"]),
@@ -53,11 +55,25 @@ def _page(run: Run) -> dict:
         "ledger": _ledger(plan.get("ledger")),
         "warnings": warnings(run),
         "recipe": run.recipe_file.read_text("utf-8"),
-        "plan": _facts({key: value for key, value in plan.items() if key != "ledger"}),
+        "plan": _facts({key: value for key, value in plan.items() if key not in ("ledger", "predicted")}),
+        "memory_bars": memory_bars(predicted, max((step["memory_bytes"] for step in steps), default=None)),
+        "lane_bars": lane_bars(predicted),
+        "speed_note": _speed_note(predicted, steps),
         "provenance": _facts(
             {key: value for key, value in (read_json(run.provenance_file) or {}).items() if key != "recipe"}
         ),
     }
+
+
+def _speed_note(predicted: dict, steps: list[dict]) -> str:
+    """Compares the speed with the plan's."""
+    planned, measured = predicted.get("tokens_per_second"), settled_speed(steps)
+    if not planned:
+        return ""
+    if not measured:
+        return f"Predicted: {planned:,.0f} tokens/s."
+    share = percent(measured / planned)
+    return f"Predicted: {planned:,.0f} tokens/s. Measured: {measured:,.0f} tokens/s, {share} of it."
 
 
 def _moment(iso: str | None) -> str:

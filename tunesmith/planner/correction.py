@@ -11,9 +11,8 @@ from typing import Any
 from tunesmith.files import cache_folder, read_json, write_json
 from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe
+from tunesmith.run import settled_speed
 
-FIRST_STEPS = 2  # of a run, which are slower than the others
-ENOUGH_STEPS = 3  # measured ones
 LEAST, MOST = 0.05, 20.0  # ratios beyond are of a machine that did other work, or of a damaged file
 
 
@@ -37,18 +36,10 @@ def ratio_of(kind: str) -> float | None:
     return found if isinstance(found, float) and LEAST < found < MOST else None
 
 
-def measured_speed(steps: Sequence[dict[str, Any]]) -> float | None:
-    """Tokens per second of the `step` events of a run without its first steps; None of too few."""
-    settled = steps[FIRST_STEPS:]
-    if len(settled) < ENOUGH_STEPS:
-        return None
-    return sum(step["tokens"] for step in settled) / sum(step["seconds"] for step in settled)
-
-
 def keep(plan: Plan, steps: Sequence[dict[str, Any]]) -> None:
     """Keeps the ratio that a run with this plan reached."""
     kind, predicted = plan.predicted.get("kind"), plan.predicted.get("tokens_per_second")
-    measured = measured_speed(steps)
+    measured = settled_speed(steps)
     if not kind or not predicted or not measured:
         return
     ratio = measured / predicted * plan.predicted.get("correction", 1.0)
