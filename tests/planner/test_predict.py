@@ -31,6 +31,7 @@ LLAMA_8B = LlamaConfig(
     max_position_embeddings=8192,
 )
 WEIGHTS = 8_030_261_248
+LABELS = {f"{label:<8}" for label in ("plan", "memory", "time", "instead", "fits", "")}
 
 
 @pytest.fixture
@@ -162,6 +163,46 @@ def test_the_command_shows_it(family, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["plan"])
     assert ended.value.code == 2 and "plan: no recipe" in capsys.readouterr().err
+
+
+def test_a_plan_needs_no_data(family, tmp_path, capsys):
+    """By flags or by a recipe that has none; a run needs it. Long lines are indented."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {family('llama3')}\ntrain: {{micro_batch: 1}}\n")
+    for asked in (["--model", str(family("llama3")), "--train.micro-batch", "1"], [str(recipe)]):
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", *asked, "--machine", "4090,host=64GB", "--data.sequence-length", "512"])
+        shown = capsys.readouterr().out.splitlines()
+        assert not ended.value.code and "        hours unknown: no data; name it with --data" in shown
+        assert max(map(len, shown)) <= 80 and all(line[:8] in LABELS for line in shown)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(recipe)])
+    assert ended.value.code == 2 and "`data.train` is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [("full", ["adapter.kind", "full"]), ("lora", []), ("nf4", ["model.quantize", "nf4"])],
+)
+def test_a_method_is_short_for_two_keys(method, flags, base, monkeypatch):
+    """Also beside the flags of the recipe's section of that name."""
+    planned = []
+    monkeypatch.setattr("tunesmith.planner.predict.predict", lambda recipe, *_: planned.append(recipe) or 1 / 0)
+    others = ["plan", "--model", str(base), "--machine", "4090,host=64GB", "--method.name", "cpt"]
+    for asked in (["--method", method], [f"--{flags[0]}", flags[1]] if flags else []):
+        with pytest.raises(ZeroDivisionError):
+            main([*others, *asked])
+    assert planned[0] == planned[1] and planned[0].method.name == "cpt"
+
+
+def test_a_wrong_method_or_goal_is_named(base, capsys):
+    nf4_in_full = ["--method", "nf4", "--adapter.kind", "full"]
+    for wrong in (["--method", "sft"], ["--for", "speed"], nf4_in_full):
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", "--model", str(base), "--machine", "4090,host=64GB", *wrong])
+        error = capsys.readouterr().err.strip()
+        assert ended.value.code == 2 and len(error.splitlines()) == 1
+        assert "model.quantize freezes" in error if wrong is nf4_in_full else wrong[0] in error
 
 
 def test_other_machines(base, tmp_path, capsys):

@@ -28,10 +28,10 @@ SHORTEST = 512  # tokens: a remedy does not make examples shorter than that
 def by_sizes(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Plan:
     """The plan by rules and by the sizes of weights, without a trace. Raises UserError where the recipe does not fit
     the machine or the model."""
-    return with_kept_layers(_without_memory(recipe, machine, config), recipe, config, base, machine)
+    return with_kept_layers(without_memory(recipe, machine, config), recipe, config, base, machine)
 
 
-def _without_memory(recipe: Recipe, machine: Machine, config: Any) -> Plan:
+def without_memory(recipe: Recipe, machine: Machine, config: Any) -> Plan:
     """What the plan can say without the sizes of memory."""
     plan = choose(recipe, machine)
     positions = trained_positions(config)
@@ -43,7 +43,7 @@ def _without_memory(recipe: Recipe, machine: Machine, config: Any) -> Plan:
 def surely_fits(recipe: Recipe, machine: Machine, config: Any, base: Path) -> bool:
     """Whether far more memory than a step can need is free: all weights with gradients and moments in float32, and
     activations of all layers by a generous rule. To trace such a small model takes longer than it is worth."""
-    plan, text = _without_memory(recipe, machine, config), config.get_text_config()
+    plan, text = without_memory(recipe, machine, config), config.get_text_config()
     whole = sizes(plan, recipe, config, base).whole
     experts = getattr(text, "num_experts_per_tok", None) or 1
     wide = max(numbers_of(getattr(text, "intermediate_size", None)) or [4 * text.hidden_size])
@@ -64,7 +64,7 @@ def predict(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Predic
 
 def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
     check_config(recipe.model, recipe.adapter, base, config)
-    plan = _without_memory(recipe, machine, config)
+    plan = without_memory(recipe, machine, config)
     if problem := not_traced(recipe, plan, config):
         return Prediction(by_sizes(recipe, machine, config, base), None, problem)
     try:
@@ -150,12 +150,8 @@ def _remedies(recipe: Recipe, machine: Machine, config: Any, base: Path, plan: P
     """The first changes of the recipe with which its step fits, tried."""
     found: list[Alternative] = []
     for change in _changes(recipe, plan):
-        settings = recipe.model_dump(mode="json")
-        for key, value in change.items():
-            section, name = key.split(".")
-            settings[section][name] = value
         try:
-            other = _predicted(Recipe.model_validate(settings), machine, config, base)
+            other = _predicted(recipe.changed(change), machine, config, base)
         except UserError:  # this one does not fit either
             continue
         if other.fits and other.tightest:
