@@ -366,7 +366,7 @@ class Recipe(Section):
 
     @classmethod
     def build(cls, values: dict[str, Any], where: str = "recipe", defaults: dict[str, Any] | None = None) -> "Recipe":
-        """Validates plain values; those of `defaults` (nested like the recipe) stand in for missing ones. Raises
+        """Validates plain values; `defaults` (nested like the recipe) has those of missing keys. Raises
         UserError naming the first wrong key and the nearest known one."""
         try:
             return cls.model_validate(merge({"model": {}, "data": {}} | (defaults or {}), _in_full(values)))

@@ -17,6 +17,7 @@ from tunesmith.planner import trace
 from tunesmith.planner.decide import choose
 from tunesmith.planner.machine_spec import machine_of
 from tunesmith.planner.predict import predict
+from tunesmith.planner.quality import PUBLISHED, QUANTIZED, price_in_quality
 from tunesmith.recipe import Model, Recipe
 
 GB = 10**9
@@ -59,6 +60,7 @@ def test_8b_with_an_adapter_on_24_gb_needs_recomputation(base):
     """Two bytes for each weight, and a little for the adapter; 2,048 tokens in 32 layers, or their inputs alone."""
     found = predicted(base, 24, gradient_checkpointing="off", kept_layers="all")
     assert found.fits is False and found.remedies[0].change == "train.gradient_checkpointing: on"
+    assert found.remedies[0].quality == ""
     on = predicted(base, 24, gradient_checkpointing="on")
     assert on.fits and not on.remedies
     parts = on.tightest.parts
@@ -68,6 +70,20 @@ def test_8b_with_an_adapter_on_24_gb_needs_recomputation(base):
     assert inputs + chunk < parts["activations"] < inputs + 5 * chunk < without / 5
     assert predicted(base, 24).plan.gradient_checkpointing == "on"
     assert predicted(base, 48).plan.gradient_checkpointing == "off"
+
+
+def test_the_price_in_quality_is_of_the_change():
+    """Only what changes the result has one; each published number has a source."""
+    assert price_in_quality({"train.micro_batch": 1, "train.gradient_checkpointing": "on"}, "drop") == ""
+    assert price_in_quality({"model.quantize": "nf4", "data.sequence_length": 512}, "truncate").endswith("are cut")
+    assert "MMLU" in price_in_quality({"model.quantize": "nf4"}, "drop")
+    assert {published.precision for published in PUBLISHED} >= QUANTIZED.keys()
+    assert all(published.source.startswith("https://") for published in PUBLISHED)
+    figures = {key: set(re.findall(r"\d+\.\d+", note)) for key, note in QUANTIZED.items()}
+    published = {
+        key: {n for p in PUBLISHED if p.precision == key for n in re.findall(r"\d+\.\d+", p.result)} for key in figures
+    }
+    assert all(figures[key] <= published[key] for key in figures)
 
 
 @pytest.mark.parametrize("change", [{"micro_batch": "auto"}, {"optimizer": "adamw_8bit"}])

@@ -14,6 +14,7 @@ from tunesmith.cli.train import RecipeFlags, chosen
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine, probe
 from tunesmith.planner.machine_spec import described
+from tunesmith.planner.most import Most
 from tunesmith.planner.predict import Prediction
 from tunesmith.planner.rows import NO_DATA
 from tunesmith.recipe import Recipe, merge
@@ -55,12 +56,15 @@ def plan(
         from tunesmith.inference.gguf_base import base_folder
         from tunesmith.model.load import config_of, local_folder
         from tunesmith.planner.most import most
-        from tunesmith.planner.predict import predict
+        from tunesmith.planner.predict import predict, with_thin_link
 
         planned = _machine(machine)
         folder = base_folder(asked.model) if asked.model.path.endswith(".gguf") else local_folder(asked.model)
-        find = most if goal == "fit" else predict
-        found = find(asked, planned, config_of(folder), folder)
+        where = planned, config_of(folder), folder
+        if goal == "fit":
+            found: Prediction | Most = most(asked, *where)
+        else:
+            found = with_thin_link(predict(asked, *where), asked, *where)
     if as_json:
         return print_json(found.as_dict())
     console = Console(highlight=False)

@@ -1,4 +1,4 @@
-"""What people read of a prediction: memory by part with each limit, the time of a step, and what else would fit."""
+"""The lines of a prediction for people: memory by part with each limit, the time of a step, and what else would fit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -112,6 +112,7 @@ def other_lines(found: Mapping[str, Any]) -> list[Text]:
         for index, other in enumerate(others):
             facts = [f"{other['tokens_per_second']:,.0f} tokens/s"] if other["tokens_per_second"] else []
             facts += [size(other["needed_bytes"])] if other["needed_bytes"] else []
+            facts += [other["quality"]] if other["quality"] else []
             lines.append(Text(f"{title * (not index):<8}with {other['change']}: {', '.join(facts)}"))
     return lines
 

@@ -68,7 +68,7 @@ class Most:
     positions: int | None = None
     """The most that the model takes; None: any number."""
     rank: Largest | None = None
-    """Of LoRA; None for full fine-tuning."""
+    """The rank of LoRA; None for full fine-tuning."""
     rank_length: int | None = None
     """Length of the examples, in tokens, with which the rank and the GPUs were tried."""
     gpus: list[list[str]] = field(default_factory=list)
@@ -136,11 +136,11 @@ class Tries:
 
     def largest(self, key: str, values: Sequence[int], others: dict[str, Any]) -> Largest:
         """The largest of ascending values for a key of the recipe, with `others` changed too."""
-        resident = self._largest(key, values, others | {"train.kept_layers": "all"})
+        resident = self.last_fit(key, values, others | {"train.kept_layers": "all"})
         if self.recipe.train.kept_layers == "all" or (resident and resident.value == values[-1]):
             return Largest(resident, None)
         longer = [value for value in values if not resident or value > resident.value]
-        return Largest(resident, self._largest(key, longer, others))
+        return Largest(resident, self.last_fit(key, longer, others))
 
     def fewest_gpus(self, change: dict[str, Any]) -> Iterator[list[str]]:
         """The smallest sets of the machine's GPUs on which the recipe fits."""
@@ -154,7 +154,8 @@ class Tries:
                 yield from map(list, fitting)
                 return
 
-    def _largest(self, key: str, values: Sequence[int], others: dict[str, Any]) -> Fit | None:
+    def last_fit(self, key: str, values: Sequence[int], others: dict[str, Any]) -> Fit | None:
+        """The last of ascending values that fits."""
         found = last_that(values, lambda value: self._fits(others | {key: value}, self._machine))
         return found and _fit(*found)
 
