@@ -365,18 +365,31 @@ class Recipe(Section):
         return next((key for key, value in asked.items() if value), None)
 
     @classmethod
-    def build(cls, values: dict[str, Any], where: str = "recipe") -> "Recipe":
-        """Validates plain values. Raises UserError naming the first wrong key and the nearest known one."""
+    def build(cls, values: dict[str, Any], where: str = "recipe", defaults: dict[str, Any] | None = None) -> "Recipe":
+        """Validates plain values; `defaults` (nested like the recipe) has those of missing keys. Raises
+        UserError naming the first wrong key and the nearest known one."""
         try:
-            return cls.model_validate(merge({"model": {}, "data": {}}, _in_full(values)))
+            return cls.model_validate(merge({"model": {}, "data": {}} | (defaults or {}), _in_full(values)))
         except ValidationError as error:
             raise UserError(f"{where}: {first_problem(error)}") from None
 
     @classmethod
-    def load(cls, path: str | Path, overrides: dict[str, Any] | None = None) -> "Recipe":
-        """Reads a YAML file; `overrides` (nested like the recipe) win over it. Raises UserError."""
+    def load(
+        cls, path: str | Path, overrides: dict[str, Any] | None = None, defaults: dict[str, Any] | None = None
+    ) -> "Recipe":
+        """Reads a YAML file; `overrides` (nested like the recipe) win over it, and it wins over `defaults`. Raises
+        UserError."""
         values = read_yaml(Path(path))
-        return cls.build(merge(_in_full(values), overrides or {}), str(path))
+        return cls.build(merge(_in_full(values), overrides or {}), str(path), defaults)
+
+    def changed(self, change: dict[str, Any]) -> "Recipe":
+        """Returns the recipe with other values for some keys, such as `{"adapter.rank": 8}`. Raises UserError where
+        they do not go together."""
+        values = self.model_dump(mode="json")
+        for key, value in change.items():
+            section, name = key.split(".")
+            values[section][name] = value
+        return self.build(values)
 
     def dump(self) -> str:
         """The complete recipe as YAML, defaults written out."""

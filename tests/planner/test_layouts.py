@@ -10,7 +10,7 @@ from tests.planner.test_predict import LLAMA_8B
 from tunesmith.errors import UserError
 from tunesmith.model.load import config_of
 from tunesmith.planner.machine_spec import described
-from tunesmith.planner.predict import predict, surely_fits
+from tunesmith.planner.predict import predict, surely_fits, with_thin_link
 from tunesmith.planner.prediction import Prediction
 from tunesmith.recipe import Recipe
 
@@ -143,3 +143,16 @@ def test_only_models_that_are_small_beside_the_memory_are_not_traced(tmp_path, f
     SMALL.save_pretrained(tmp_path)
     recipe = Recipe.build({"model": {"path": str(tmp_path)}, "data": "d"})
     assert not surely_fits(recipe, described("A100-PCIe-80GB,host=64GB"), config_of(tmp_path), tmp_path)
+
+
+@pytest.mark.slow
+def test_4_bits_are_proposed_where_layers_wait_for_the_link(tmp_path):
+    """All layers come from host memory over one lane, or over sixteen for many more tokens."""
+    for lanes, batch, proposed in ((1, 1, ["model.quantize: nf4"]), (16, 32, [])):
+        asked = {"kept_layers": 0, "micro_batch": 1, "batch": batch}
+        found = planned(tmp_path, SMALL, machine := f"3090,host=64GB,link=4.0x{lanes}", train=asked)
+        recipe = Recipe.build({"model": {"path": str(tmp_path)}, "data": {"train": "none"}, "train": asked})
+        with_nf4 = with_thin_link(found, recipe, described(machine), config_of(tmp_path), tmp_path)
+        assert [other.change for other in with_nf4.alternatives] == proposed
+        assert (found.speed.bound == "link") is bool(proposed)
+        assert not proposed or "MMLU" in with_nf4.alternatives[0].quality

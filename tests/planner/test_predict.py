@@ -1,6 +1,7 @@
 """What a recipe needs is known without its weights, its data or a network."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from tunesmith.planner import depths, trace
 from tunesmith.planner.decide import choose
 from tunesmith.planner.machine_spec import machine_of
 from tunesmith.planner.predict import predict
+from tunesmith.planner.quality import PUBLISHED, QUANTIZED, price_in_quality
 from tunesmith.recipe import Model, Recipe
 
 GB = 10**9
@@ -30,6 +32,7 @@ LLAMA_8B = LlamaConfig(
     max_position_embeddings=8192,
 )
 WEIGHTS = 8_030_261_248
+LABELS = {f"{label:<8}" for label in ("plan", "memory", "time", "instead", "fits", "")}
 
 
 @pytest.fixture
@@ -57,6 +60,7 @@ def test_8b_with_an_adapter_on_24_gb_needs_recomputation(base):
     """Two bytes for each weight, and a little for the adapter; 2,048 tokens in 32 layers, or their inputs alone."""
     found = predicted(base, 24, gradient_checkpointing="off", kept_layers="all")
     assert found.fits is False and found.remedies[0].change == "train.gradient_checkpointing: on"
+    assert found.remedies[0].quality == ""
     on = predicted(base, 24, gradient_checkpointing="on")
     assert on.fits and not on.remedies
     parts = on.tightest.parts
@@ -64,8 +68,20 @@ def test_8b_with_an_adapter_on_24_gb_needs_recomputation(base):
     inputs, chunk = 2048 * 4096 * 2 * 32, 4 * 2**26  # of all layers; logits of a chunk in float32
     without = found.tightest.parts["activations"]
     assert inputs + chunk < parts["activations"] < inputs + 5 * chunk < without / 5
-    assert predicted(base, 24).plan.gradient_checkpointing == "on"
-    assert predicted(base, 48).plan.gradient_checkpointing == "off"
+
+
+def test_the_price_in_quality_is_of_the_change():
+    """Only what changes the result has one; each published number has a source."""
+    assert price_in_quality({"train.micro_batch": 1, "train.gradient_checkpointing": "on"}, "drop") == ""
+    assert price_in_quality({"model.quantize": "nf4", "data.sequence_length": 512}, "truncate").endswith("are cut")
+    assert "MMLU" in price_in_quality({"model.quantize": "nf4"}, "drop")
+    assert {published.precision for published in PUBLISHED} >= QUANTIZED.keys()
+    assert all(published.source.startswith("https://") for published in PUBLISHED)
+    figures = {key: set(re.findall(r"\d+\.\d+", note)) for key, note in QUANTIZED.items()}
+    published = {
+        key: {n for p in PUBLISHED if p.precision == key for n in re.findall(r"\d+\.\d+", p.result)} for key in figures
+    }
+    assert all(figures[key] <= published[key] for key in figures)
 
 
 @pytest.mark.parametrize("change", [{"micro_batch": "auto"}])
@@ -163,6 +179,46 @@ def test_the_command_shows_it(family, tmp_path, capsys):
     assert ended.value.code == 2 and "plan: no recipe" in capsys.readouterr().err
 
 
+def test_a_plan_needs_no_data(family, tmp_path, capsys):
+    """By flags or by a recipe that has none; a run needs it. Long lines are indented."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {family('llama3')}\ntrain: {{micro_batch: 1}}\n")
+    for asked in (["--model", str(family("llama3")), "--train.micro-batch", "1"], [str(recipe)]):
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", *asked, "--machine", "4090,host=64GB", "--data.sequence-length", "512"])
+        shown = capsys.readouterr().out.splitlines()
+        assert not ended.value.code and "        hours unknown: no data; name it with --data" in shown
+        assert max(map(len, shown)) <= 80 and all(line[:8] in LABELS for line in shown)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(recipe)])
+    assert ended.value.code == 2 and "`data.train` is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [("full", ["adapter.kind", "full"]), ("lora", []), ("nf4", ["model.quantize", "nf4"])],
+)
+def test_a_method_is_short_for_two_keys(method, flags, base, monkeypatch):
+    """Also beside the flags of the recipe's section of that name."""
+    planned = []
+    monkeypatch.setattr("tunesmith.planner.predict.predict", lambda recipe, *_: planned.append(recipe) or 1 / 0)
+    others = ["plan", "--model", str(base), "--machine", "4090,host=64GB", "--method.name", "cpt"]
+    for asked in (["--method", method], [f"--{flags[0]}", flags[1]] if flags else []):
+        with pytest.raises(ZeroDivisionError):
+            main([*others, *asked])
+    assert planned[0] == planned[1] and planned[0].method.name == "cpt"
+
+
+def test_a_wrong_method_or_goal_is_named(base, capsys):
+    nf4_in_full = ["--method", "nf4", "--adapter.kind", "full"]
+    for wrong in (["--method", "sft"], ["--for", "speed"], nf4_in_full):
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", "--model", str(base), "--machine", "4090,host=64GB", *wrong])
+        error = capsys.readouterr().err.strip()
+        assert ended.value.code == 2 and len(error.splitlines()) == 1
+        assert "model.quantize freezes" in error if wrong is nf4_in_full else wrong[0] in error
+
+
 def test_other_machines(base, tmp_path, capsys):
     """By the names of their GPUs, or by the output of `doctor --json` there."""
     model = ["plan", "--model", str(base), "--data", "none.jsonl"]
@@ -182,6 +238,7 @@ def test_other_machines(base, tmp_path, capsys):
     assert ended.value.code == 2 and "--machine: no GPU 4900; did you mean" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_quantised_base_is_predicted_by_a_new_process(base):
     """A quarter of the bytes for what is in the layers; and bitsandbytes keeps tables for the process."""
     (base / "config.json").write_text(

@@ -1,21 +1,30 @@
-"""`tunesmith plan`: what a recipe needs, and whether it fits, before anything is loaded."""
+"""`tunesmith plan`: what a recipe needs, whether it fits, and the most that would, before anything is loaded."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.text import Text
 
 from tunesmith.cli.parameters import Json, print_json
-from tunesmith.cli.plan_report import memory_lines, other_lines, time_lines
+from tunesmith.cli.plan_report import indented, memory_lines, most_lines, other_lines, time_lines
 from tunesmith.cli.terminal import waiting
 from tunesmith.cli.train import RecipeFlags, chosen
 from tunesmith.errors import UserError
 from tunesmith.machine import Machine, probe
 from tunesmith.planner.machine_spec import described
+from tunesmith.planner.most import Most
 from tunesmith.planner.predict import Prediction
-from tunesmith.recipe import Recipe
+from tunesmith.planner.rows import NO_DATA
+from tunesmith.recipe import Recipe, merge
+
+# The recipe's keys for each value of --method.
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"adapter": {"kind": "full"}, "model": {"quantize": "none"}},
+    "lora": {"adapter": {"kind": "lora"}, "model": {"quantize": "none"}},
+    "nf4": {"adapter": {"kind": "lora"}, "model": {"quantize": "nf4"}},
+}
 
 
 def plan(
@@ -23,33 +32,45 @@ def plan(
     *,
     flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
     machine: str | None = None,
+    method: Literal["full", "lora", "nf4"] | None = None,
+    goal: Annotated[Literal["fit"] | None, Parameter(name="--for")] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a recipe needs, and whether it fits. Nothing is loaded, downloaded or trained.
 
     Args:
-        recipe: The recipe, a YAML file. Without one, the flags are the whole recipe.
+        recipe: The recipe, a YAML file. Without one, the flags are the whole recipe. It needs no data.
         machine: Plan for another machine: its GPUs, memory and links, like 2x3090+4090,host=64GB,link=4.0x8, or the
             output of `tunesmith doctor --json` there.
+        method: Short for two keys. full: adapter.kind full; lora: adapter.kind lora; nf4: that with model.quantize nf4.
+        goal: fit: search for the most that fits: the longest examples, the largest rank and the fewest GPUs.
         as_json: Print the prediction as JSON.
     """
     values = chosen(flags)
     if not recipe and not values:
-        raise UserError("plan: no recipe. Name one, or a model and data: tunesmith plan --model MODEL --data DATA")
-    asked = Recipe.load(recipe, values) if recipe else Recipe.build(values, "plan")
+        raise UserError("plan: no recipe. Name one, or a model: tunesmith plan --model MODEL --machine 4090")
+    values = merge(METHODS[method] if method else {}, values)
+    no_data = {"data": {"train": NO_DATA}}
+    asked = Recipe.load(recipe, values, no_data) if recipe else Recipe.build(values, "plan", no_data)
     with waiting("planning"):
         from tunesmith.inference.gguf_base import base_folder
         from tunesmith.model.load import config_of, local_folder
-        from tunesmith.planner.predict import predict
+        from tunesmith.planner.most import most
+        from tunesmith.planner.predict import predict, with_thin_link
 
         planned = _machine(machine)
         folder = base_folder(asked.model) if asked.model.path.endswith(".gguf") else local_folder(asked.model)
-        found = predict(asked, planned, config_of(folder), folder)
+        where = planned, config_of(folder), folder
+        if goal == "fit":
+            found: Prediction | Most = most(asked, *where)
+        else:
+            found = with_thin_link(predict(asked, *where), asked, *where)
     if as_json:
         return print_json(found.as_dict())
     console = Console(highlight=False)
-    for line in report(found, asked):
-        console.print(line)
+    for line in report(found, asked) if isinstance(found, Prediction) else most_lines(found.as_dict()):
+        for part in indented(line, console):
+            console.print(part)
 
 
 def _machine(text: str | None) -> Machine:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from tunesmith.cli.terminal import COLOURS
@@ -27,6 +28,7 @@ BOUND = {
 }
 BAR = 40  # characters of a GPU's memory
 RESTS = "░"  # free memory
+LABEL, WIDTH = 8, 80  # columns of a line's label, and of a line
 
 
 def memory_lines(found: Mapping[str, Any]) -> list[Text]:
@@ -110,8 +112,58 @@ def other_lines(found: Mapping[str, Any]) -> list[Text]:
         for index, other in enumerate(others):
             facts = [f"{other['tokens_per_second']:,.0f} tokens/s"] if other["tokens_per_second"] else []
             facts += [size(other["needed_bytes"])] if other["needed_bytes"] else []
+            facts += [other["quality"]] if other["quality"] else []
             lines.append(Text(f"{title * (not index):<8}with {other['change']}: {', '.join(facts)}"))
     return lines
+
+
+def most_lines(found: Mapping[str, Any]) -> list[Text]:
+    """The longest examples, the largest rank and the fewest GPUs that fit."""
+    if found["not_predicted"]:
+        return [Text(f"most    not predicted: {found['not_predicted']}")]
+    if found["refusal"]:
+        return [Text("most    nothing fits, not even the shortest examples", style="bold red"), _line(found["refusal"])]
+    longest, rank, length = found["sequence_length"], found["rank"], found["rank_length"]
+    lines = [Text("most    that fits, one example in a pass and all activations recomputed")]
+    lines += _largest("length", "{:,} tokens", longest)
+    if found["positions"] and found["positions"] == (longest["streaming"] or longest["resident"])["value"]:
+        lines.append(_line("the model has no more positions"))
+    at = f" at {length:,} tokens"
+    if rank:
+        lines += _largest("rank", "{}" + at, rank) or [_line(f"none fits{at}", "rank")]
+    sets = [" + ".join(names) for names in found["gpus"]]
+    if sets:
+        count = len(found["gpus"][0])
+        lines.append(_line(f"{count}{at}: {', or '.join(sets)}", "GPUs"))
+    return lines
+
+
+def _largest(label: str, unit: str, found: Mapping[str, Any]) -> list[Text]:
+    """The largest value with all layers on the GPU, and a larger one with layers in host memory."""
+    lines = []
+    for fit in filter(None, (found["resident"], found["streaming"])):
+        text = unit.format(fit["value"])
+        if fit["kept_layers"] is not None:
+            kept = ", ".join(map(str, fit["kept_layers"]))
+            text += f" with layers in host memory, {kept} kept on the GPU"
+        text += f": {size(fit['needed_bytes'])} of {size(fit['free_bytes'])}"
+        if fit["tokens_per_second"]:
+            text += f", {fit['tokens_per_second']:,.0f} tokens/s"
+        lines.append(_line(text, label * (not lines)))
+    return lines
+
+
+def _line(text: str, label: str = "") -> Text:
+    return Text(f"{label:<{LABEL}}{text}")
+
+
+def indented(line: Text, console: Console) -> list[Text]:
+    """The line in pieces that fit on the screen, all behind the column of labels."""
+    width = min(WIDTH, console.width)
+    pieces = line[LABEL:].wrap(console, max(LABEL, width - LABEL))
+    for piece in pieces:
+        piece.rstrip()
+    return [(Text(" " * LABEL) if place else line[:LABEL]) + piece for place, piece in enumerate(pieces)]
 
 
 def summary_lines(predicted: Mapping[str, Any]) -> list[str]:

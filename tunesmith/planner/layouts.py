@@ -51,10 +51,17 @@ class Layouts:
     """All layouts of a recipe on a machine. Each step is traced once."""
 
     def __init__(
-        self, recipe: Recipe, machine: Machine, config: Any, base: Path, plan: Plan, row_tokens: float | None = None
+        self,
+        recipe: Recipe,
+        machine: Machine,
+        config: Any,
+        base: Path,
+        plan: Plan,
+        row_tokens: float | None = None,
+        traced: "dict[tuple, Traced] | None" = None,
     ):
         """`plan`: what does not depend on memory. `row_tokens`: the mean length of an example, if it is known; else all
-        are as long as they may be."""
+        are as long as they may be. `traced`: where layouts of one model keep their steps, to trace none twice."""
         self.recipe, self.machine, self.config, self.base, self.plan = recipe, machine, config, base, plan
         self._row_tokens = row_tokens or plan.sequence_length
         self.seen: list[Layout] = []
@@ -63,7 +70,12 @@ class Layouts:
         """Why layers cannot stay in host memory."""
         self._layers = config.get_text_config().num_hidden_layers
         self._rates, self._host = rates_of(machine, plan.compute), host_rates(machine)
-        self._traced: dict[tuple, Traced] = {}
+        self._traced: dict[tuple, Traced] = {} if traced is None else traced
+        settings = recipe.model_dump_json(
+            include={"model": True, "adapter": True, "method": True, "train": True},
+            exclude={"train": {"kept_layers", "processes"}},
+        )
+        self._kind = settings, plan.compute, plan.weights, plan.packing
 
     @property
     def rates_from(self) -> str:
@@ -163,7 +175,7 @@ class Layouts:
         from tunesmith.planner.depths import trace_step
 
         row_tokens = row_tokens or self.plan.sequence_length
-        key = how, tokens, capability, row_tokens
+        key = self._kind, how, tokens, capability, row_tokens
         if key not in self._traced:
             lengths = [row_tokens] * max(1, tokens // row_tokens)
             self._traced[key] = trace_step(self.recipe, self._planned(how, tokens), self.config, lengths, capability)
@@ -236,7 +248,16 @@ class Layouts:
         rows = plan.micro_batch_tokens // plan.sequence_length
         most = plan.walk_tokens or self.recipe.train.batch * plan.sequence_length // processes
         batches = max(1, ceil(most / plan.micro_batch_tokens))
-        key = "walk", plan.micro_batch_tokens, plan.activation_offload, batches, processes > 1, capability
+        key = (
+            self._kind,
+            "walk",
+            plan.sequence_length,
+            plan.micro_batch_tokens,
+            plan.activation_offload,
+            batches,
+            processes > 1,
+            capability,
+        )
         if key not in self._traced:
             lengths = [plan.sequence_length] * rows
             self._traced[key] = trace_walk(self.recipe, plan, self.config, lengths, batches, capability)

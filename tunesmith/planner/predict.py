@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from tunesmith.planner.correction import kind_of_run, ratio_of
 from tunesmith.planner.cost import cost_of
 from tunesmith.planner.decide import choose, within
 from tunesmith.planner.kept_layers import numbers_of, sizes, with_kept_layers
-from tunesmith.planner.layouts import Layout, Layouts
+from tunesmith.planner.layouts import WORTH, Layout, Layouts
 from tunesmith.planner.prediction import Alternative, Prediction, places_of
+from tunesmith.planner.quality import price_in_quality
 from tunesmith.planner.rows import Training, training
 from tunesmith.recipe import Recipe
 
@@ -29,10 +31,10 @@ SHORTEST = 512  # tokens: a remedy does not make examples shorter than that
 def by_sizes(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Plan:
     """The plan by rules and by the sizes of weights, without a trace. Raises UserError where the recipe does not fit
     the machine or the model."""
-    return with_kept_layers(_without_memory(recipe, machine, config), recipe, config, base, machine)
+    return with_kept_layers(without_memory(recipe, machine, config), recipe, config, base, machine)
 
 
-def _without_memory(recipe: Recipe, machine: Machine, config: Any) -> Plan:
+def without_memory(recipe: Recipe, machine: Machine, config: Any) -> Plan:
     """The part of the plan that does not depend on memory."""
     plan = choose(recipe, machine)
     positions = trained_positions(config)
@@ -44,7 +46,7 @@ def _without_memory(recipe: Recipe, machine: Machine, config: Any) -> Plan:
 def surely_fits(recipe: Recipe, machine: Machine, config: Any, base: Path) -> bool:
     """Whether far more memory than a step can need is free: all weights with gradients and moments in float32, and
     activations of all layers by a generous rule. To trace such a small model takes longer than it is worth."""
-    plan, text = _without_memory(recipe, machine, config), config.get_text_config()
+    plan, text = without_memory(recipe, machine, config), config.get_text_config()
     whole = sizes(plan, recipe, config, base).whole
     experts = getattr(text, "num_experts_per_tok", None) or 1
     wide = max(numbers_of(getattr(text, "intermediate_size", None)) or [4 * text.hidden_size])
@@ -63,9 +65,22 @@ def predict(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Predic
     return replace(found, remedies=_remedies(recipe, machine, config, base, found.plan))
 
 
+def with_thin_link(found: Prediction, recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
+    """The prediction with 4-bit weights as the first alternative, if layers that come over a link bound the step and
+    a quarter of the bytes makes it faster. That takes as long as `predict`."""
+    if not found.speed or found.speed.bound != "link" or found.plan.kept_layers is None:
+        return found
+    if recipe.adapter.kind == "full" or recipe.model.quantize != "none" or not find_spec(BITSANDBYTES):
+        return found
+    other = _tried({"model.quantize": "nf4"}, recipe, machine, config, base)
+    if not other or (other.tokens_per_second or 0) <= WORTH * found.speed.tokens_per_second:
+        return found
+    return replace(found, alternatives=[other, *found.alternatives])
+
+
 def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
     check_config(recipe.model, recipe.adapter, base, config)
-    plan = _without_memory(recipe, machine, config)
+    plan = without_memory(recipe, machine, config)
     if problem := not_traced(recipe, plan, config):
         return Prediction(by_sizes(recipe, machine, config, base), None, problem)
     try:
@@ -163,23 +178,24 @@ def _differs(layout: Layout, best: Layout) -> tuple[str, ...]:
 
 def _remedies(recipe: Recipe, machine: Machine, config: Any, base: Path, plan: Plan) -> list[Alternative]:
     """The first changes of the recipe with which its step fits, tried."""
-    found: list[Alternative] = []
-    for change in _changes(recipe, plan):
-        settings = recipe.model_dump(mode="json")
-        for key, value in change.items():
-            section, name = key.split(".")
-            settings[section][name] = value
-        try:
-            other = _predicted(Recipe.model_validate(settings), machine, config, base)
-        except UserError:  # this one does not fit either
-            continue
-        if other.fits and other.tightest:
-            text = ", ".join(f"{key}: {value}" for key, value in change.items())
-            rate = other.speed.tokens_per_second if other.speed else None
-            found.append(Alternative(text, rate, other.tightest.nbytes))
-        if len(found) == MOST_REMEDIES:
-            break
-    return found
+    tried = (_tried(change, recipe, machine, config, base) for change in _changes(recipe, plan))
+    return [*islice(filter(None, tried), MOST_REMEDIES)]
+
+
+def _tried(change: dict[str, Any], recipe: Recipe, machine: Machine, config: Any, base: Path) -> Alternative | None:
+    """The recipe with a change, and its price; None if it does not fit."""
+    try:
+        other = _predicted(recipe.changed(change), machine, config, base)
+    except UserError:
+        return None
+    if not (other.fits and other.tightest):
+        return None
+    return Alternative(
+        ", ".join(f"{key}: {value}" for key, value in change.items()),
+        other.speed.tokens_per_second if other.speed else None,
+        other.tightest.nbytes,
+        price_in_quality(change, recipe.data.too_long),
+    )
 
 
 def _changes(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
@@ -195,7 +211,7 @@ def _changes(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
     if recipe.adapter.kind == "full":
         less = less | {"adapter.kind": "lora"}
         yield less
-    if recipe.model.quantize == "none" and find_spec("bitsandbytes"):
+    if recipe.model.quantize == "none" and find_spec(BITSANDBYTES):
         yield less | {"model.quantize": "nf4"}
         less = less | {"model.quantize": "nf4"}
     length = plan.sequence_length // 2

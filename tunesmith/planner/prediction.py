@@ -68,6 +68,8 @@ class Alternative:
     tokens_per_second: float | None
     needed_bytes: int | None = None
     """On the GPU with the least room to spare; None if the plan differs in more than that."""
+    quality: str = ""
+    """The price in quality; empty: none."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tunesmith.recipe import Recipe
 
 ENCODING_SECONDS, COUNTING_SECONDS = 2.0, 3.0  # of each source; more takes too long for a plan
 CHUNK_ROWS = 100
+NO_DATA = ""  # the path of a source that is not named
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Training:
 
 def training(recipe: Recipe, plan: Plan, base: Path) -> Training:
     """Raises UserError for data or a tokenizer that is not there; planning downloads nothing."""
+    if not all(source.path for source in recipe.data.train):
+        raise UserError("no data; name it with --data")
     if hub := next((source.path for source in recipe.data.train if source.path.startswith("hub:")), None):
         raise UserError(f"data.train: {hub} is on the hub, and planning downloads nothing")
     sources = Sources.resolve(recipe.data).train
