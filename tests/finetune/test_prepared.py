@@ -1,11 +1,17 @@
 """What preparation leaves behind for those who work on a run."""
 
 from collections import Counter
+from dataclasses import replace
+
+import pytest
 
 from tests.conftest import sums, write_rows
 from tunesmith import train
 from tunesmith.data import source
+from tunesmith.errors import UserError
+from tunesmith.finetune import job, prepare
 from tunesmith.finetune.prepared import Prepared
+from tunesmith.machine import probe
 from tunesmith.run import Run
 
 
@@ -32,3 +38,16 @@ def test_a_run_is_opened_as_it_was_prepared(recipe, family, tmp_path):
     assert len(prepared.dataset.train) == run.events("start")[0]["rows"]
     assert prepared.schedule.steps == run.events("start")[0]["steps"]
     assert prepared.dataset.ledger == plan.ledger
+
+
+def test_a_step_that_does_not_fit_is_refused_unless_it_is_forced(recipe, monkeypatch, tmp_path):
+    """A process needs 0.47 GB beside tensors, and this machine has 0.5 GB, of which a tenth is left alone."""
+    monkeypatch.setattr(prepare, "probe", lambda folder: replace(probe(folder), free_memory_bytes=500 * 10**6))
+    asked = recipe("qwen3", train={"max_steps": 1})
+    with pytest.raises(UserError, match=r"^CPU: a training step needs 4\d\d.\d MB, and it may take 90 % of 500.0 MB"):
+        job.train(asked)
+    assert not any(asked.output.glob("*/plan.json"))
+    run = job.train(asked, force=True)
+    assert "it may take 90 %" in " ".join(event["message"] for event in run.events("warning"))
+    [need] = run.plan.predicted["needs"]
+    assert need["name"] == "CPU" and need["bytes"] == sum(need["parts"].values()) > 450 * 10**6

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +177,15 @@ def _differs(layout: Layout, best: Layout) -> tuple[str, ...]:
 
 def _remedies(recipe: Recipe, machine: Machine, config: Any, base: Path, plan: Plan) -> list[Alternative]:
     """The first changes of the recipe with which its step fits, tried."""
-    tried = (_tried(change, recipe, machine, config, base) for change in _changes(recipe, plan))
-    return [*islice(filter(None, tried), MOST_REMEDIES)]
+    found: list[tuple[dict[str, Any], Alternative]] = []
+    for change in _changes(recipe, plan):
+        if any(before.items() <= change.items() for before, _ in found):
+            continue  # it fits without the rest
+        if other := _tried(change, recipe, machine, config, base):
+            found.append((change, other))
+        if len(found) == MOST_REMEDIES:
+            break
+    return [other for _, other in found]
 
 
 def _tried(change: dict[str, Any], recipe: Recipe, machine: Machine, config: Any, base: Path) -> Alternative | None:
