@@ -212,7 +212,9 @@ class Layouts:
                 continue  # by their sizes all fit, and the trace says that they do not
             found = sizes(plan, self.recipe, self.config, self.base)
             needs = [
-                self._need(place, "on", tokens) if kept == self._layers else _estimate(place, kept, found)
+                self._need(place, "on", tokens)
+                if kept == self._layers and not self._is_at_home(found)
+                else _estimate(place, kept, found)
                 for place, kept in zip(places_of(machine, plan.processes), plan.kept_layers)
             ]
             host = found.at_home * max(self._layers - kept for kept in plan.kept_layers)
