@@ -102,7 +102,7 @@ def _cell(tries: Any, lengths: tuple[int, ...]) -> str:
 
 
 def _length(tokens: int) -> str:
-    return f"{tokens / 1024:g}k"
+    return f"{tokens // 1024}k" if tokens >= 1024 else str(tokens)
 
 
 def main() -> None:
@@ -112,6 +112,7 @@ def main() -> None:
     for model in sys.argv[1:] or MODELS:
         for method in METHODS:
             found.setdefault(method, {})[model] = dict(cells(model, method, MACHINES))
+            found[method] = {each: found[method][each] for each in MODELS if each in found[method]}
             print(model, method, found[method][model], flush=True)
             RESULT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
