@@ -211,6 +211,28 @@ def python() -> str:
     return "\n".join(parts)
 
 
+def fits() -> str:
+    """The longest examples that fit, a table for each method, as docs/will_it_fit.py computed them."""
+    import json
+
+    found = json.loads((DOCS / "will_it_fit.json").read_text("utf-8"))
+    return "\n".join(f"### {method}\n\n{_fit_table(models)}" for method, models in found.items())
+
+
+def _fit_table(models: dict[str, dict[str, str]]) -> str:
+    titles = list(next(iter(models.values())))
+    rows = [f"| {model} | {' | '.join(cells[title] for title in titles)} |" for model, cells in models.items()]
+    return "\n".join([f"| model | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|", *rows]) + "\n"
+
+
+def published() -> str:
+    """Published results of models with fewer bits."""
+    from tunesmith.planner.quality import PUBLISHED
+
+    rows = [f"| {each.precision} | {_cell(each.result)} | [source]({each.source}) |" for each in PUBLISHED]
+    return "\n".join(["| precision | result | source |", "|---|---|---|", *rows]) + "\n"
+
+
 def _documented(name: str, thing: Any) -> list[str]:
     """The heading, signature and docstring of a function or a class."""
     if inspect.isfunction(thing):

@@ -10,9 +10,12 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+import torch
 
+from tests.conftest import slow_but
 from tests.language import BANNED
 from tunesmith.cli.main import app, main
+from tunesmith.model.load import config_of, with_random_weights
 from tunesmith.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +41,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+will_it_fit = load(ROOT / "docs/will_it_fit.py")
 generate, hooks = load(ROOT / "docs/generate.py"), load(ROOT / "docs/hooks.py")
 
 
@@ -137,3 +141,37 @@ def test_words_are_those_of_the_glossary(page):
         for pattern, instead in BANNED
         for match in re.finditer(pattern, prose, re.IGNORECASE)
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "column"),
+    slow_but(
+        [("Llama-3.3-70B", "LoRA", "8 GB")], [("Llama-3.3-70B", "LoRA", "8 GB"), ("Llama-3.1-8B", "LoRA", "24 GB")]
+    ),
+)
+def test_the_table_has_what_the_planner_says(model, method, column):
+    """`python docs/will_it_fit.py` computes all of it, which takes too long for a test."""
+    machines = {column: will_it_fit.MACHINES[column]}
+    written = json.loads(will_it_fit.RESULT.read_text())[method][model]
+    assert dict(will_it_fit.cells(model, method, machines)) == {column: written[column]}
+
+
+PARAMETERS = {  # as published
+    "SmolLM2-135M": 134.5e6,
+    "Llama-3.2-1B": 1.236e9,
+    "Llama-3.2-3B": 3.213e9,
+    "Llama-3.1-8B": 8.030e9,
+    "Qwen3-8B": 8.191e9,
+    "Qwen3-14B": 14.768e9,
+    "Qwen3-32B": 32.762e9,
+    "Llama-3.3-70B": 70.554e9,
+    "Qwen3-30B-A3B": 30.532e9,
+}
+
+
+@pytest.mark.parametrize("model", will_it_fit.MODELS)
+def test_shapes_of_the_table_have_the_published_parameters(model, tmp_path):
+    config = config_of(will_it_fit.folder_of(model, tmp_path))
+    with torch.device("meta"):
+        parameters = with_random_weights(config).parameters()
+    assert sum(parameter.numel() for parameter in parameters) == pytest.approx(PARAMETERS[model], rel=1e-3)

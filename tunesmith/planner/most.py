@@ -173,7 +173,7 @@ class Tries:
             return best
         smallest = layouts.smallest()
         too_large = Prediction(smallest.plan, smallest.needs).refusal
-        self.refusal = str(layouts.problems[-1]) if layouts.problems else too_large
+        self.refusal = str(layouts.problems[0]) if layouts.problems else too_large  # that of the fastest GPU alone
         return None
 
 
