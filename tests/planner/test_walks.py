@@ -63,8 +63,8 @@ def test_a_traced_walk_on_the_cpu_takes_the_bytes_of_a_real_one(family, name, ca
 def test_few_layers_and_micro_batches_give_the_peaks_of_all(family, name, case):
     recipe, plan = walked(family(name), case, offload=True)
     deep = deeper(config_of(family(name)), 4)
-    peaks, host = depths.walk_peaks(recipe, plan, deep, LENGTHS, [0, 2], 4, OLD_GPU)
-    expected = [trace.trace(recipe, plan, deep, LENGTHS, OLD_GPU, kept, 4) for kept in (0, 2)]
+    peaks, host = depths.walk_peaks(recipe, plan, deep, LENGTHS, [0, 2], 5, OLD_GPU)
+    expected = [trace.trace(recipe, plan, deep, LENGTHS, OLD_GPU, kept, 5) for kept in (0, 2)]
     assert [peak.nbytes for peak in peaks] == [most(traced) for traced in expected]
     inputs = [traced.host.pop("layer inputs") for traced in expected]
     assert host.pop("layer inputs") == sum(inputs)

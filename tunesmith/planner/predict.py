@@ -10,7 +10,6 @@ from typing import Any
 from tunesmith.errors import UserError, first_line
 from tunesmith.machine import Machine
 from tunesmith.model.check import check_config
-from tunesmith.model.load import BITSANDBYTES, stored_as
 from tunesmith.model.positions import limit_of, trained_positions
 from tunesmith.plan import Plan
 from tunesmith.planner.decide import choose, within
@@ -87,7 +86,7 @@ def predict(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Predic
 
 def _traced(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
     plan = decide(recipe, machine, config, base)
-    parts, stage, walks, host = None, not_traced(recipe, plan, config), None, None
+    parts, stage, walks, host = None, not_traced(recipe), None, None
     if not stage:
         from tunesmith.planner.depths import step_peak, walk_peaks
 
@@ -127,12 +126,8 @@ def _remedies(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
         yield less | {"model.quantize": "nf4"}
 
 
-def not_traced(recipe: Recipe, plan: Plan, config: Any) -> str:
+def not_traced(recipe: Recipe) -> str:
     """Why the memory of this kind of run is not predicted yet; empty if it is."""
-    if recipe.model.initialize == "pretrained" and stored_as(config) == BITSANDBYTES:
-        return "a base that bitsandbytes has quantised is not traced yet"
-    if recipe.model.quantize == "int8":
-        return "model.quantize: int8 is not traced yet"
     if recipe.data.sequence_length == "max" or recipe.train.micro_batch == "auto":
         return "training measures what fits: data.sequence_length or train.micro_batch is left to it"
     return ""
