@@ -1,5 +1,6 @@
 """The traced memory of a step is that of the real step: the bytes of live storages, stage by stage."""
 
+import shutil
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests import tiny
 from tests.conftest import slow_but
@@ -97,6 +99,44 @@ def test_a_traced_step_takes_the_bytes_of_a_real_one(family, name, case, packing
 def test_new_tokens_take_rows(family, name, kind):
     recipe, plan = asked(family(name), kind, {}, new_tokens=("<one>", "<two>"))
     assert trace.trace(recipe, plan, config_of(family(name)), LENGTHS) == really(recipe, plan, family(name))
+
+
+@pytest.mark.parametrize(
+    "name", slow_but(["llama3"], [name for name in tiny.FAMILIES if name not in tiny.MOE_FAMILIES])
+)
+def test_a_base_in_8_bits_takes_the_bytes_of_a_real_one(family, name):
+    """Its examples are not packed. The real one also keeps the numbers of its outliers, which no shape tells."""
+    recipe, plan = asked(family(name), "lora", {}, "int8", packing=False)
+    packed_too = trace.trace(recipe, replace(plan, packing=True), config_of(family(name)), LENGTHS)
+    found = trace.trace(recipe, plan, config_of(family(name)), LENGTHS)
+    assert packed_too == found
+    for stage, parts in really(recipe, plan, family(name)).stages.items():
+        outliers = parts["weights"] - found.stages[stage]["weights"]
+        assert 0 <= outliers < 500 and parts | {"weights": 0} == found.stages[stage] | {"weights": 0}
+
+
+STORED = {
+    "4 bits": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "4 bits, plain scales": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "4 bits, but one": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "llm_int8_skip_modules": ["lm_head", "layers.0.mlp.up_proj"],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), slow_but([("llama3", "4 bits, but one")], [*product(("llama3", "qwen3", "olmo2"), STORED)])
+)
+def test_a_base_that_is_stored_quantised_takes_the_bytes_of_a_real_one(family, tmp_path, name, how):
+    folder = shutil.copytree(family(name), tmp_path / "stored")
+    (folder / "model.safetensors").unlink()
+    config = BitsAndBytesConfig(**STORED[how], bnb_4bit_compute_dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(family(name), dtype=torch.bfloat16, quantization_config=config)
+    base.save_pretrained(folder)
+    recipe, plan = asked(folder, "lora", {})
+    assert trace.trace(recipe, plan, config_of(folder), LENGTHS) == really(recipe, plan, folder)
 
 
 def test_pages_are_in_host_memory(family):

@@ -86,18 +86,18 @@ def eos_ids(folder: Path) -> list[int]:
 
 def stored_as(config) -> str | None:
     """How the base's own weights are quantised, by the name that transformers has for it."""
+    return stored_settings(config).get("quant_method")
+
+
+def stored_settings(config) -> dict:
+    """How the base's own weights are quantised, as its config says; empty if they are not."""
     own = getattr(config, "quantization_config", None) or getattr(config.get_text_config(), "quantization_config", None)
-    if not own:
-        return None
-    return own["quant_method"] if isinstance(own, dict) else own.quant_method.value
+    return own if isinstance(own, dict) else own.to_dict() if own else {}
 
 
 def stored_in_8_bits(config) -> bool:
     """Whether bitsandbytes stored the base for LLM.int8."""
-    own = getattr(config, "quantization_config", None) or {}
-    return stored_as(config) == BITSANDBYTES and bool(
-        own.get("load_in_8bit") if isinstance(own, dict) else own.load_in_8bit
-    )
+    return stored_as(config) == BITSANDBYTES and bool(stored_settings(config).get("load_in_8bit"))
 
 
 def dequantising(config) -> dict:

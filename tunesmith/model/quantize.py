@@ -17,13 +17,14 @@ from bitsandbytes.functional import (
     int8_vectorwise_quant,
     quantize_4bit,
 )
-from bitsandbytes.nn import Params4bit
+from bitsandbytes.nn import Int8Params, Params4bit
 from torch.utils._pytree import tree_map_only
 from transformers import BitsAndBytesConfig
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.quantizers.auto import register_quantizer
+from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
-from transformers.quantizers.quantizers_utils import get_module_from_name
+from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 
 from tunesmith.errors import UserError
 from tunesmith.model.experts import is_stack, stacks
@@ -62,25 +63,57 @@ def _skipped_modules(empty) -> list[str] | None:
     return [name for name, module in empty.named_modules() if isinstance(module, torch.nn.Linear) and name not in text]
 
 
-def quantize_nf4(model, dtype: torch.dtype) -> None:
+def quantize_nf4(model, dtype: torch.dtype, stored: dict | None = None) -> None:
     """Quantises a model that was built in full precision, as loading it in NF4 would. For models on the meta device,
-    whose weights have shapes alone. `dtype`: the compute dtype."""
+    whose weights have shapes alone. `dtype`: the compute dtype. `stored`: how a base that is stored in 4 bits was
+    quantised, by its config."""
     with torch.device("cpu"):  # bitsandbytes keeps the table that it makes the first time, which must have values
         quantize_4bit(torch.zeros(BLOCK), quant_type="nf4", compress_statistics=True)
-    skipped, head = _skipped_modules(model), model.get_output_embeddings()
-    for name, module in [*model.named_modules()]:
+    for module in [*model.modules()] if stored is None else []:  # transformers quantises no stacks
         for parameter in [p for p, _ in module.named_parameters(recurse=False) if is_stack(module, p)]:
             stack = Stack4bit.quantize(getattr(module, parameter).detach())
             setattr(module, parameter, torch.nn.Parameter(stack, requires_grad=False))
-        if type(module) is torch.nn.Linear and (module is not head if skipped is None else name not in skipped):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, _linear_4bit(module, dtype))
+    double = stored is None or bool(stored.get("bnb_4bit_use_double_quant"))
+    _replace_linear(model, lambda linear: _linear_4bit(linear, dtype, double), stored)
     model.is_loaded_in_4bit = True
     settle(model)
 
 
-def _linear_4bit(linear: torch.nn.Linear, dtype: torch.dtype) -> torch.nn.Module:
-    packed, state = quantize_4bit(linear.weight.detach(), quant_type="nf4", compress_statistics=True)
+def quantize_int8(model, stored: dict | None = None) -> None:
+    """Quantises a model that was built in full precision, as loading it in 8 bits would. For models on the meta
+    device. For `stored` see `quantize_nf4`. Raises UserError for a model that bitsandbytes cannot compute.
+
+    There bitsandbytes computes as on a CPU: it keeps what it keeps on a GPU, but in the forward pass it has a weight in
+    full precision for a while, not rounded inputs.
+    """
+    _replace_linear(model, _linear_8bit, stored)
+    model.is_loaded_in_8bit = True
+    settle(model)
+
+
+def _replace_linear(model, small: Callable[[torch.nn.Linear], torch.nn.Module], stored: dict | None) -> None:
+    """Replaces the linear modules that loading quantises by `small` ones."""
+    skipped = _skipped_modules(model) if stored is None else stored.get("llm_int8_skip_modules")
+    skipped = get_keys_to_not_convert(model) if skipped is None else skipped
+    for name, module in [*model.named_modules()]:
+        if type(module) is torch.nn.Linear and should_convert_module(name, skipped):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, small(module))
+
+
+def _linear_8bit(linear: torch.nn.Linear) -> torch.nn.Module:
+    small = bitsandbytes.nn.Linear8bitLt(
+        linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False, device="meta"
+    )
+    numbers = torch.empty(linear.weight.shape, dtype=torch.int8, device="meta")
+    scale_O = torch.empty(linear.out_features, device="meta")
+    small.weight = Int8Params(numbers, requires_grad=False, CB=numbers, SCB=scale_O)
+    small.bias = linear.bias
+    return small
+
+
+def _linear_4bit(linear: torch.nn.Linear, dtype: torch.dtype, double: bool) -> torch.nn.Module:
+    packed, state = quantize_4bit(linear.weight.detach(), quant_type="nf4", compress_statistics=double)
     small = bitsandbytes.nn.Linear4bit(
         linear.in_features, linear.out_features, linear.bias is not None, dtype, quant_type="nf4", device="meta"
     )
@@ -91,6 +124,8 @@ def _linear_4bit(linear: torch.nn.Linear, dtype: torch.dtype) -> torch.nn.Module
 
 def scales(parameter: torch.Tensor) -> list[torch.Tensor]:
     """Returns the tensors that a quantised parameter has beside its packed numbers; none for any other."""
+    if (scale_O := getattr(parameter, "SCB", None)) is not None:
+        return [scale_O]
     return [
         tensor for state in _states(parameter) for tensor in vars(state).values() if isinstance(tensor, torch.Tensor)
     ]
@@ -103,9 +138,13 @@ def _states(parameter: torch.Tensor) -> list[QuantState]:
 
 def with_other_tensors(parameter: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Returns a frozen quantised parameter of the same form, all of whose tensors `make` has replaced."""
+    if hasattr(parameter, "SCB"):
+        new = torch.nn.Parameter(make(parameter), requires_grad=False)
+        vars(new).update(CB=new.data, SCB=make(parameter.SCB), has_fp16_weights=False)
+        return new
     state = copy.copy(_states(parameter)[0])
-    state.state2 = copy.copy(state.state2)
-    for one in (state, state.state2):
+    state.state2 = copy.copy(state.state2)  # None if the scales are not quantised as well
+    for one in filter(None, (state, state.state2)):
         vars(one).update({k: make(v) for k, v in vars(one).items() if isinstance(v, torch.Tensor)})
     if isinstance(parameter, Stack4bit):
         stack = Stack4bit(make(parameter.packed), state, parameter.stored, parameter.transposed)

@@ -3,7 +3,7 @@
 A model of many layers is traced at two small depths, of layers whose kinds repeat. The peak of each stage of a step,
 such as the backward pass of the last layer, grows by the same bytes with every layer. So each stage has a line through
 two depths, and the largest of them is the peak at all layers. In a walk (training/walk.py) it grows by the same bytes
-with every micro-batch too, from the second one on, and a layer that is kept adds its own weights to every stage. Only
+with every micro-batch too, from the third one on, and a layer that is kept adds its own weights to every stage. Only
 an update in chunks of small weights is traced at all layers, because where a chunk ends depends on their number.
 """
 
@@ -24,7 +24,7 @@ from tunesmith.training.layer_transforms import is_spread
 from tunesmith.training.offload import LAYER_INPUTS
 from tunesmith.training.optimizer_parts import CHUNK_ELEMENTS
 
-FEW_BATCHES = 2, 3  # of the first micro-batch none waits, so the line begins with two
+FEW_BATCHES = 3, 4  # with offload, the inputs of two micro-batches are on their way while one computes
 
 
 def trace_step(
@@ -102,7 +102,7 @@ def _all_layers(
         return found
     update, (stage, held) = trace_update(recipe, plan, config, capability, kept), (UPDATE, found.stages[UPDATE])
     parts = update.stages[stage]
-    parts = {part: held[part] if part in ("batch", "activations") else parts[part] for part in PARTS}
+    parts = {part: held[part] if part in ("weights", "batch") else parts[part] for part in PARTS}
     return replace(found, stages=found.stages | {stage: parts}, host=found.host | update.host)
 
 

@@ -84,7 +84,7 @@ def most(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Most:
     """Searches for the most that fits. Raises UserError for a recipe that this machine or model cannot have."""
     check_config(recipe.model, recipe.adapter, base, config)
     tries = Tries(recipe, machine, config, base)
-    if problem := not_traced(tries.recipe, without_memory(tries.recipe, machine, config), config):
+    if problem := not_traced(tries.recipe):
         return Most(problem)
     try:
         return _most(recipe, tries)

@@ -9,7 +9,7 @@ from typing import Any
 from tunesmith.errors import UserError, first_line
 from tunesmith.machine import Gpu, Machine
 from tunesmith.model.check import check_config
-from tunesmith.model.load import BITSANDBYTES, stored_as
+from tunesmith.model.load import BITSANDBYTES
 from tunesmith.model.positions import limit_of, trained_positions
 from tunesmith.plan import Plan
 from tunesmith.planner.correction import kind_of_run, ratio_of
@@ -80,7 +80,7 @@ def with_thin_link(found: Prediction, recipe: Recipe, machine: Machine, config: 
 def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
     check_config(recipe.model, recipe.adapter, base, config)
     plan = without_memory(recipe, machine, config)
-    if problem := not_traced(recipe, plan, config):
+    if problem := not_traced(recipe):
         return Prediction(by_sizes(recipe, machine, config, base), None, problem)
     try:
         amount, no_training = training(recipe, plan, base), ""
@@ -226,12 +226,8 @@ def _changes(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
         length //= 2
 
 
-def not_traced(recipe: Recipe, plan: Plan, config: Any) -> str:
+def not_traced(recipe: Recipe) -> str:
     """Why the memory of this kind of run is not predicted yet; empty if it is."""
-    if recipe.model.initialize == "pretrained" and stored_as(config) == BITSANDBYTES:
-        return "a base that bitsandbytes has quantised is not traced yet"
-    if recipe.model.quantize == "int8":
-        return "model.quantize: int8 is not traced yet"
     if recipe.data.sequence_length == "max" or recipe.train.micro_batch == "auto":
         return "training measures what fits: data.sequence_length or train.micro_batch is left to it"
     return ""

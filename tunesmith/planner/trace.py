@@ -43,6 +43,7 @@ STEPS = 2  # the first has no moments yet
 PARTS = ("weights", "batch", "activations", "gradients", "optimizer")
 Stage = tuple[str, int]  # of a step; the number of the layer, from 0 on or from -1 down, or 0
 UPDATE: Stage = ("update", 0)
+ROUNDS_TOGETHER = "LLM.int8 rounds the tokens of all examples together"
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def trace(
     that does not suit the model.
     """
     with _fake_model(recipe, plan, config, capability) as (model, live):
-        built = build(live, model, recipe, plan, kept, lambda model, plan: Facts(None, head_by_form(model)))
-        made = [batch_of(lengths, plan.packing) for _ in range(batches)]
+        not_packed = ROUNDS_TOGETHER if quantized_as(recipe, config) == "int8" else None
+        built = build(live, model, recipe, plan, kept, lambda model, plan: Facts(not_packed, head_by_form(model)))
+        made = [batch_of(lengths, built.plan.packing) for _ in range(batches)]
         return steps(live, built, Method(recipe.method), made, passes)
 
 
@@ -152,14 +154,36 @@ def _fake_model(
     config, new_ids = _with_new_tokens(config, len(recipe.model.new_tokens))
     with torch.device("meta"):
         model = load.with_random_weights(config, dtype, attention)
-        if recipe.model.quantize == "nf4":
-            from tunesmith.model import quantize
-
-            quantize.quantize_nf4(model, dtype)
+        _quantize(model, quantized_as(recipe, config), stored_by_bitsandbytes(recipe, config), dtype)
         model = adapt(model, recipe.adapter, new_ids, 0)
     with FakeTensorMode(), plan_for_gpu(capability) if capability else nullcontext():
         without_storage(model)
         yield model, LiveBytes()
+
+
+def quantized_as(recipe: Recipe, config: Any) -> str:
+    """none, nf4 or int8, by the recipe or the base's own files."""
+    if not stored_by_bitsandbytes(recipe, config):
+        return recipe.model.quantize
+    return "int8" if load.stored_in_8_bits(config) else "nf4"
+
+
+def stored_by_bitsandbytes(recipe: Recipe, config: Any) -> dict | None:
+    """How the base's own files are quantised; None if they are not, or not for training."""
+    is_read = recipe.model.initialize == "pretrained" and load.stored_as(config) == load.BITSANDBYTES
+    return load.stored_settings(config) if is_read else None
+
+
+def _quantize(model: nn.Module, kind: str, stored: dict | None, dtype: torch.dtype) -> None:
+    """Quantises a model on the meta device."""
+    if kind == "none":
+        return
+    from tunesmith.model import quantize
+
+    if kind == "nf4":
+        quantize.quantize_nf4(model, dtype, stored)
+    else:
+        quantize.quantize_int8(model, stored)
 
 
 def _with_new_tokens(config: Any, count: int) -> tuple[Any, list[int]]:
@@ -311,7 +335,7 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _is_quantized(tensor: torch.Tensor) -> bool:
-    return getattr(tensor, "quant_state", None) is not None or hasattr(tensor, "packed")
+    return any(getattr(tensor, name, None) is not None for name in ("quant_state", "packed", "SCB"))
 
 
 def without_storage(model: nn.Module) -> None:
