@@ -267,7 +267,7 @@ def test_help_of_train_has_sections_and_defaults():
         env={**os.environ, "COLUMNS": "200"},
     ).stdout
     sections = re.findall(r"─ (\w+): ", shown)
-    assert sections == ["model", "data", "method", "adapter", "train", "evaluate"]
+    assert sections == ["model", "data", "method", "adapter", "train", "evaluate", "power"]
     flags = {entry.split()[0]: entry for entry in shown.split("│ --")[1:]}
     assert "[default: 32]" in flags["train.batch"] and "[default: 0]" in flags["seed"]
     assert "default" not in flags["model.path"]

@@ -348,7 +348,7 @@ class PlannedForGpus:
     """What the layout reads of a run."""
 
     class plan:
-        device, processes = "cuda", 3
+        device, processes, gpus = "cuda", 3, ()
 
 
 @pytest.mark.parametrize("there, expected", [(GPUS, GPUS), (GPUS[1:], GPUS[1:]), ([*GPUS, *GPUS], GPUS)])

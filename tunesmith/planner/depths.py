@@ -17,7 +17,7 @@ import torch
 from tunesmith.model import load
 from tunesmith.model.text import decoder_layers
 from tunesmith.plan import Plan
-from tunesmith.planner.trace import PARTS, UPDATE, Stage, Traced, trace, trace_update
+from tunesmith.planner.trace import UPDATE, Stage, Traced, trace, trace_update
 from tunesmith.recipe import Recipe
 from tunesmith.training.home import REST, SLOTS
 from tunesmith.training.layer_transforms import is_spread
@@ -88,22 +88,22 @@ def _all_layers(
 
     kinds = layer_kinds(config)
     begin, period = repetition(kinds)
-    few = begin + period + (len(kinds) - begin - 1) % period + 1  # so that the last layers are of the same kinds
+    margin = period if kept is None else 2 * period  # in a walk the first and last layers have one neighbour on its way
+    few = begin + margin + (len(kinds) - begin - 1) % period + 1  # so that the last layers are of the same kinds
     many = few + period
     is_even = isinstance(plan.gradient_checkpointing, str)  # else which layers recompute depends on their number
     if len(kinds) <= many or not (is_even or kept is not None):
         return of_batches(config)
     at_few, at_many = (of_batches(shallow(config, n)) for n in (few, many))
-    ends = {stage for stage in at_few.stages if -period <= stage[1] < begin + period}
+    ends = {stage for stage in at_few.stages if -margin <= stage[1] < begin + margin}
     found = _on_line(at_few, at_many, (len(kinds) - few) / period, ends)
     at_home = {n: at_few.at_home.get(n if n < few else begin + (n - begin) % period) for n in range(len(kinds))}
     found = replace(found, at_home={n: layout for n, layout in at_home.items() if layout})
     if recipe.adapter.kind != "full" or (plan.weights == "float32" and kept is None) or all(map(_has_chunk, kinds)):
         return found
-    update, (stage, held) = trace_update(recipe, plan, config, capability, kept), (UPDATE, found.stages[UPDATE])
-    parts = update.stages[stage]
-    parts = {part: held[part] if part in ("weights", "batch") else parts[part] for part in PARTS}
-    return replace(found, stages=found.stages | {stage: parts}, host=found.host | update.host)
+    update = trace_update(recipe, plan, config, capability, kept)
+    parts = found.stages[UPDATE] | {"optimizer": update.stages[UPDATE]["optimizer"]}
+    return replace(found, stages=found.stages | {UPDATE: parts}, host=found.host | update.host)
 
 
 def _has_chunk(kind: tuple) -> bool:
