@@ -155,4 +155,4 @@ def test_4_bits_are_proposed_where_layers_wait_for_the_link(tmp_path):
         with_nf4 = with_thin_link(found, recipe, described(machine), config_of(tmp_path), tmp_path)
         assert [other.change for other in with_nf4.alternatives] == proposed
         assert (found.speed.bound == "link") is bool(proposed)
-        assert not proposed or "MMLU" in with_nf4.alternatives[0].quality
+        assert not proposed or "60.2" in with_nf4.alternatives[0].quality
