@@ -12,7 +12,6 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from tests.conftest import slow_but
 from tests.language import BANNED
 from tunesmith.cli.main import app, main
 from tunesmith.model.load import config_of, with_random_weights
@@ -143,11 +142,9 @@ def test_words_are_those_of_the_glossary(page):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "method", "column"),
-    slow_but(
-        [("Llama-3.3-70B", "LoRA", "8 GB")], [("Llama-3.3-70B", "LoRA", "8 GB"), ("Llama-3.1-8B", "LoRA", "24 GB")]
-    ),
+    ("model", "method", "column"), [("Llama-3.3-70B", "LoRA", "8 GB"), ("Llama-3.1-8B", "LoRA", "24 GB")]
 )
 def test_the_table_has_what_the_planner_says(model, method, column):
     """`python docs/will_it_fit.py` computes all of it, which takes too long for a test."""
