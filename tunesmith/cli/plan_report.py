@@ -54,6 +54,8 @@ def memory_lines(found: Mapping[str, Any]) -> list[Text]:
     if found["host_bytes"]:
         lines.append(Text(f"        host memory for layers: {size(found['host_bytes'])}"))
     tightest = max(found["needs"], key=lambda need: need["needed_bytes"] / max(1, need["place"]["free_bytes"]))
+    if len(groups) > 1:
+        lines.append(Text(f"        on the {tightest['place']['name']}:"))
     for part, nbytes in tightest["parts"].items():
         if nbytes:
             share = percent(nbytes / tightest["needed_bytes"])

@@ -220,7 +220,7 @@ class Layouts:
         plan = with_counts(plan, self.recipe, found, counts, why, machine)  # by sizes, to know the walks
         walks = [self._walk(plan, place.capability, len(places)) for place in places]
         if not isinstance(asked, int):
-            most = [self._most_kept(walked, place) for walked, place in zip(walks, places)]
+            most = [self._most_kept(walked, place, plan.micro_batch_tokens) for walked, place in zip(walks, places)]
             if None in most:
                 return None
             counts, why = [count for count in most if count is not None], "as many as fit"
@@ -268,9 +268,12 @@ class Layouts:
 
         return with_kept(walked, count, self._layers, self._is_whole)
 
-    def _most_kept(self, walked: "Traced", place: Place) -> int | None:
+    def _most_kept(self, walked: "Traced", place: Place, tokens: int) -> int | None:
         """The most layers that a GPU can keep; None if it cannot even walk."""
-        counts = range(self._layers, -1, -1)
+        if not self._is_whole and self._whole("on", tokens, place.capability).peak_bytes <= place.room:
+            return self._layers  # and does not walk
+        most = self._layers if self._is_whole else self._layers - 1
+        counts = range(most, -1, -1)
         return next((count for count in counts if self._kept(walked, count).peak_bytes <= place.room), None)
 
     def _host_bytes(self, walked: "Traced", counts: list[int]) -> int:
