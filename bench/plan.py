@@ -1,8 +1,9 @@
-"""Compares the memory that `tunesmith plan` predicts with what a run on a CPU takes: its peak resident memory.
+"""Compares what `tunesmith plan` predicts with a run on a CPU: its peak resident memory and its speed.
 
     python bench/plan.py [--shape 30M]
 
-Trains Llamas of random parameters on texts that fill every pass. Each run has a process of its own.
+Trains Llamas of random parameters on texts that fill every pass. Each run has a process of its own. Speeds are
+predicted only after `tunesmith doctor --measure`, and without the corrections of earlier runs.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from tunesmith import Recipe, train
 from tunesmith.machine import probe
 from tunesmith.model.load import config_of
 from tunesmith.planner.predict import predict
+from tunesmith.run import settled_speed
 
 CASES = {
     "LoRA": {"adapter": {"kind": "lora"}},
@@ -40,14 +42,14 @@ def recipe_of(folder: Path, case: str) -> Recipe:
             "output": str(folder / "runs"),
         }
         | asked
-        | {"train": {"batch": 8, "max_steps": 3, "save_every": 100} | asked.get("train", {})}
+        | {"train": {"batch": 8, "max_steps": 6, "save_every": 100} | asked.get("train", {})}
     )
 
 
 def measure(folder: Path, case: str) -> None:
-    """Prints the bytes that a run takes."""
+    """Prints the bytes that a run takes, and its tokens per second."""
     steps = train(recipe_of(folder, case)).events("step")
-    print(json.dumps(max(step["memory_bytes"] for step in steps)))
+    print(json.dumps([max(step["memory_bytes"] for step in steps), settled_speed(steps)]))
 
 
 def main() -> None:
@@ -59,7 +61,9 @@ def main() -> None:
         return measure(Path(given.measure[0]), given.measure[1])
     print("\n".join(heading("cpu")))
     print(f"\n`python bench/plan.py --shape {given.shape}`: 4,096 tokens a pass.\n")
-    print("| run | predicted | resident | predicted over resident |\n|---|---|---|---|")
+    print(
+        "| run | predicted | resident | ratio | predicted tokens/s | measured | ratio |\n|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_model(given.shape, folder / "model")
@@ -69,11 +73,16 @@ def main() -> None:
         for case in CASES:
             command = [sys.executable, __file__, "--measure", str(folder), case]
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            resident = json.loads(said.splitlines()[-1])
+            resident, speed = json.loads(said.splitlines()[-1])
             model = folder / "model"
-            predicted = predict(recipe_of(folder, case), probe(), config_of(model), model).needed_bytes
+            found = predict(recipe_of(folder, case), probe(), config_of(model), model)
+            needed = found.tightest.nbytes
+            predicted = found.speed.tokens_per_second / found.correction if found.speed else None
+            speeds = (
+                f"{predicted:,.0f} | {speed:,.0f} | {predicted / speed:.2f}" if predicted else f"– | {speed:,.0f} | –"
+            )
             print(
-                f"| {case} | {predicted / 1e9:.2f} GB | {resident / 1e9:.2f} GB | {predicted / resident:.2f} |",
+                f"| {case} | {needed / 1e9:.2f} GB | {resident / 1e9:.2f} GB | {needed / resident:.2f} | {speeds} |",
                 flush=True,
             )
 
