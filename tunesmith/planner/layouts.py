@@ -75,6 +75,8 @@ class Layouts:
             include={"model": True, "adapter": True, "method": True, "train": True},
             exclude={"train": {"kept_layers", "processes"}},
         )
+        self._resident: dict[tuple[int, int] | None, int] = {}
+        """Bytes of all weights, by compute capability."""
         self._kind = settings, plan.compute, plan.weights, plan.packing
 
     @property
@@ -151,7 +153,9 @@ class Layouts:
 
     def _largest(self, how: str | float, place: Place) -> int:
         """The most tokens of a forward pass that fit with all layers; 0 if none do."""
-        step = None
+        step, before = None, self._resident.get(place.capability, 0)
+        if before > place.room:
+            return 0  # recomputation changes nothing about it
         for tokens in self._tokens:
             if step:
                 fixed = step.peak["weights"] + step.peak["optimizer"]
@@ -159,6 +163,7 @@ class Layouts:
                 if fixed + (step.peak_bytes - fixed) * tokens / step.tokens > place.room:
                     continue
             step = self._whole(how, tokens, place.capability)
+            self._resident[place.capability] = step.peak["weights"]
             if step.peak_bytes <= place.room:
                 return tokens
         return 0
