@@ -51,3 +51,11 @@ def test_a_step_that_does_not_fit_is_refused_unless_it_is_forced(recipe, monkeyp
     assert "it may take 90\xa0%" in " ".join(event["message"] for event in run.events("warning"))
     [need] = run.plan.predicted["needs"]
     assert need["name"] == "CPU" and need["bytes"] == sum(need["parts"].values()) > 900 * 10**6
+
+
+def test_a_prediction_that_fails_stops_no_training(recipe, monkeypatch):
+    monkeypatch.setattr(prepare, "surely_fits", lambda *given: False)
+    monkeypatch.setattr("tunesmith.planner.apart.sys.executable", "/bin/false")
+    run = job.train(recipe("qwen3", train={"max_steps": 1}))
+    assert any("memory and time are not predicted" in event["message"] for event in run.events("warning"))
+    assert run.plan.predicted == {} and run.result.exists()

@@ -26,7 +26,7 @@ from tunesmith.model.positions import trained_positions
 from tunesmith.model.tokenizer_files import save_tokenizer
 from tunesmith.plan import Plan
 from tunesmith.planner import unusual
-from tunesmith.planner.apart import predict_apart
+from tunesmith.planner.apart import NotPredicted, predict_apart
 from tunesmith.planner.cost import cost_of
 from tunesmith.planner.decide import choose
 from tunesmith.planner.fit import fitted
@@ -70,8 +70,11 @@ def prepare(run: Run, cluster: Cluster | None = None, force: bool = False) -> No
     run.log("stage", doing="planning")
     predicted = None
     if not cluster and not surely_fits(recipe, machine, config, base):
-        predicted = predict_apart(recipe, machine, base)
-        _check_memory(run, predicted, force)
+        try:
+            predicted = predict_apart(recipe, machine, base)
+            _check_memory(run, predicted, force)
+        except NotPredicted as problem:
+            run.log("warning", message=f"memory and time are not predicted: {problem}")
     plan = predicted.plan if predicted else by_sizes(recipe, machine, config, base)
     if cluster:
         cluster.check_plan(plan)

@@ -15,8 +15,12 @@ from tunesmith.planner.prediction import Prediction
 from tunesmith.recipe import Recipe
 
 
+class NotPredicted(Exception):
+    """The process that predicts has failed."""
+
+
 def predict_apart(recipe: Recipe, machine: Machine, base: Path) -> Prediction:
-    """As `predict.predict`."""
+    """As `predict.predict`. Raises NotPredicted if the process fails, say for want of memory."""
     paths = os.pathsep.join(filter(None, sys.path))  # it must find the modules that this process finds
     done = subprocess.run(
         [sys.executable, "-P", "-m", __name__],
@@ -26,7 +30,7 @@ def predict_apart(recipe: Recipe, machine: Machine, base: Path) -> Prediction:
     )
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise UserError(f"the plan cannot be made: {lines[-1] if lines else CHILD_DIED}")
+        raise NotPredicted(lines[-1] if lines else CHILD_DIED)
     found = pickle.loads(done.stdout)
     if isinstance(found, UserError):
         raise found
