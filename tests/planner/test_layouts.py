@@ -15,14 +15,8 @@ from tunesmith.planner.prediction import Prediction
 from tunesmith.recipe import Recipe
 
 LLAMA_70B = LlamaConfig(
-    architectures=["LlamaForCausalLM"],
-    vocab_size=128256,
-    hidden_size=8192,
-    intermediate_size=28672,
-    num_hidden_layers=80,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    max_position_embeddings=8192,
+    **LLAMA_8B.to_dict()
+    | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
 )
 QWEN_30B_A3B = Qwen3MoeConfig(
     architectures=["Qwen3MoeForCausalLM"],

@@ -178,7 +178,7 @@ def test_two_depths_give_the_peak_at_all_layers(family, name, case):
 
 
 def test_flex_attention_is_planned_without_scores():
-    """For a cap and for sinks: what is kept is the output, a number for each row and head, and the block mask."""
+    """A cap and sinks keep the output, a number for each row and head, and the block mask."""
     heads, tokens, width = 8, 4096, 64
     with FakeTensorMode(), plan_for_gpu((8, 9)):
         query, key, value = (torch.empty(n, tokens, width, dtype=torch.bfloat16) for n in (heads, 2, 2))

@@ -218,8 +218,8 @@ def _changes(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
         less = less | {"adapter.kind": "lora"}
         yield less
     if recipe.model.quantize == "none" and find_spec(BITSANDBYTES):
-        yield less | {"model.quantize": "nf4"}
         less = less | {"model.quantize": "nf4"}
+        yield less
     length = plan.sequence_length // 2
     while length >= SHORTEST:
         yield less | {"data.sequence_length": length}
