@@ -65,7 +65,7 @@ def test_few_layers_and_micro_batches_give_the_peaks_of_all(family, name, case):
     recipe, plan = walked(family(name), case, offload=True)
     deep = deeper(config_of(family(name)), 5)
     layers, whole = deep.get_text_config().num_hidden_layers, case in ("full", "bfloat16")
-    found = depths.trace_walk(recipe, plan, deep, LENGTHS, 5, OLD_GPU)
+    found = depths.at_batches(depths.trace_walks(recipe, plan, deep, LENGTHS, (3, 4), OLD_GPU), 5)
     expected = [trace.trace(recipe, plan, deep, LENGTHS, OLD_GPU, kept, 5) for kept in (0, 2)]
     for kept, traced in zip((0, 2), expected):
         assert depths.with_kept(found, kept, layers, whole).peak_bytes == traced.peak_bytes

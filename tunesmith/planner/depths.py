@@ -3,12 +3,13 @@
 A model of many layers is traced at two small depths, of layers whose kinds repeat. The peak of each stage of a step,
 such as the backward pass of the last layer, grows by the same bytes with every layer. So each stage has a line through
 two depths, and the largest of them is the peak at all layers. In a walk (training/walk.py) it grows by the same bytes
-with every micro-batch too, from the third one on, and a layer that is kept adds its own weights to every stage. Only
-an update in chunks of small weights is traced at all layers, because where a chunk ends depends on their number.
+with every micro-batch too, from the second or third one on, and a layer that is kept adds its own weights to every
+stage. Only an update in chunks of small weights is traced at all layers, because where a chunk ends depends on their
+number.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,34 +18,50 @@ import torch
 from tunesmith.model import load
 from tunesmith.model.text import decoder_layers
 from tunesmith.plan import Plan
-from tunesmith.planner.trace import UPDATE, Stage, Traced, trace, trace_update
+from tunesmith.planner.trace import UPDATE, Stage, Traced, trace_several, trace_update
 from tunesmith.recipe import Recipe
 from tunesmith.training.home import REST, SLOTS
 from tunesmith.training.layer_transforms import is_spread
 from tunesmith.training.offload import LAYER_INPUTS
 from tunesmith.training.optimizer_parts import CHUNK_ELEMENTS
 
-FEW_BATCHES = 3, 4  # with offload, the inputs of two micro-batches are on their way while one computes
+FEW_BATCHES = 2, 3
+FEW_WITH_OFFLOAD = 3, 4  # the inputs of two micro-batches are on their way while one computes
 
 
 def trace_step(
     recipe: Recipe, plan: Plan, config: Any, lengths: list[int], capability: tuple[int, int] | None = None
 ) -> Traced:
     """A training step at all layers, which are on the device. For the arguments see `trace`."""
-    return _all_layers(recipe, plan, config, lengths, capability)
+    return _all_layers(recipe, plan, config, lengths, capability)[1]
 
 
-def trace_walk(
+def trace_walks(
     recipe: Recipe,
     plan: Plan,
     config: Any,
     lengths: list[int],
-    batches: int,
+    numbers: Sequence[int],
     capability: tuple[int, int] | None = None,
-) -> Traced:
-    """A training step of a process that keeps no layer; `with_kept` adds those that it keeps. `batches`: micro-batches
-    of a walk. For the other arguments see `trace`."""
-    return _all_layers(recipe, plan, config, lengths, capability, 0, batches)
+) -> dict[int, Traced]:
+    """A training step of a process that keeps no layer, for each of these numbers of micro-batches in a walk.
+    `with_kept` adds layers that it keeps. For the other arguments see `trace`."""
+    return _all_layers(recipe, plan, config, lengths, capability, 0, numbers)
+
+
+def numbers_to_trace(batches: int, plan: Plan) -> tuple[int, ...]:
+    """Numbers of micro-batches whose walks give that of so many (`at_batches`)."""
+    few = FEW_WITH_OFFLOAD if plan.activation_offload else FEW_BATCHES
+    return few if batches > few[-1] else (batches,)
+
+
+def at_batches(walks: dict[int, Traced], batches: int) -> Traced:
+    """The walk of so many micro-batches."""
+    if batches in walks:
+        return walks[batches]
+    (few, at_few), (many, at_many) = walks.items()
+    found = _on_line(at_few, at_many, (batches - few) / (many - few), {*at_few.stages})
+    return replace(found, at_home=at_few.at_home)
 
 
 def host_bytes(recipe: Recipe, walked: Traced, kept: list[int], layers: int) -> int:
@@ -79,12 +96,12 @@ def _all_layers(
     lengths: list[int],
     capability: tuple[int, int] | None,
     kept: int | None = None,
-    batches: int = 1,
-) -> Traced:
-    """Returns the bytes that `trace` would find at all layers."""
+    numbers: Sequence[int] = (1,),
+) -> dict[int, Traced]:
+    """Returns the bytes that `trace_several` would find at all layers."""
 
-    def of_batches(config: Any) -> Traced:
-        return _at_all_batches(lambda few: trace(recipe, plan, config, lengths, capability, kept, few), batches)
+    def at(config: Any) -> dict[int, Traced]:
+        return trace_several(recipe, plan, config, lengths, capability, kept, numbers)
 
     kinds = layer_kinds(config)
     begin, period = repetition(kinds)
@@ -93,15 +110,25 @@ def _all_layers(
     many = few + period
     is_even = isinstance(plan.gradient_checkpointing, str)  # else which layers recompute depends on their number
     if len(kinds) <= many or not (is_even or kept is not None):
-        return of_batches(config)
-    at_few, at_many = (of_batches(shallow(config, n)) for n in (few, many))
-    ends = {stage for stage in at_few.stages if -margin <= stage[1] < begin + margin}
-    found = _on_line(at_few, at_many, (len(kinds) - few) / period, ends)
-    at_home = {n: at_few.at_home.get(n if n < few else begin + (n - begin) % period) for n in range(len(kinds))}
-    found = replace(found, at_home={n: layout for n, layout in at_home.items() if layout})
+        return at(config)
+    at_few, at_many = at(shallow(config, few)), at(shallow(config, many))
+    at_home = {
+        n: at_few[numbers[0]].at_home.get(n if n < few else begin + (n - begin) % period) for n in range(len(kinds))
+    }
+    at_home = {n: layout for n, layout in at_home.items() if layout}
+    scale = (len(kinds) - few) / period
+    found = {}
+    for number in numbers:
+        ends = {stage for stage in at_few[number].stages if -margin <= stage[1] < begin + margin}
+        found[number] = replace(_on_line(at_few[number], at_many[number], scale, ends), at_home=at_home)
     if recipe.adapter.kind != "full" or (plan.weights == "float32" and kept is None) or all(map(_has_chunk, kinds)):
         return found
     update = trace_update(recipe, plan, config, capability, kept)
+    return {number: _with_update(one, update) for number, one in found.items()}
+
+
+def _with_update(found: Traced, update: Traced) -> Traced:
+    """A step with the memory of another one's update."""
     parts = found.stages[UPDATE] | {"optimizer": update.stages[UPDATE]["optimizer"]}
     return replace(found, stages=found.stages | {UPDATE: parts}, host=found.host | update.host)
 
@@ -109,14 +136,6 @@ def _all_layers(
 def _has_chunk(kind: tuple) -> bool:
     """Whether a layer has a weight that is updated alone. The chunks after it are the same in each layer."""
     return any(shape.numel() >= CHUNK_ELEMENTS for shape in kind if isinstance(shape, torch.Size))
-
-
-def _at_all_batches(measure: Callable[[int], Traced], batches: int) -> Traced:
-    few, many = FEW_BATCHES
-    if batches <= many:
-        return measure(batches)
-    at_few, at_many = measure(few), measure(many)
-    return replace(_on_line(at_few, at_many, (batches - few) / (many - few), {*at_few.stages}), at_home=at_few.at_home)
 
 
 def _on_line(few: Traced, many: Traced, scale: float, stages: set[Stage]) -> Traced:

@@ -25,6 +25,8 @@ from tunesmith.recipe import Recipe
 if TYPE_CHECKING:
     from tunesmith.planner.trace import Traced
 
+    TracedSteps = dict[tuple, dict[int, Traced]]  # by settings, and by the number of micro-batches
+
 RECOMPUTATION = ("off", "selective", "on")  # ever less memory and ever more work
 ALMOST = 0.9  # of the longest rows: attention then takes about as long
 WORTH = 1.02  # how much faster a step must be for one more GPU to take part
@@ -58,7 +60,7 @@ class Layouts:
         base: Path,
         plan: Plan,
         row_tokens: float | None = None,
-        traced: "dict[tuple, Traced] | None" = None,
+        traced: "TracedSteps | None" = None,
     ):
         """`plan`: what does not depend on memory. `row_tokens`: the mean length of an example, if it is known; else all
         are as long as they may be. `traced`: where layouts of one model keep their steps, to trace none twice."""
@@ -70,7 +72,7 @@ class Layouts:
         """Why layers cannot stay in host memory."""
         self._layers = config.get_text_config().num_hidden_layers
         self._rates, self._host = rates_of(machine, plan.compute), host_rates(machine)
-        self._traced: dict[tuple, Traced] = {} if traced is None else traced
+        self._traced: TracedSteps = {} if traced is None else traced
         settings = recipe.model_dump_json(
             include={"model": True, "adapter": True, "method": True, "train": True},
             exclude={"train": {"kept_layers", "processes"}},
@@ -180,11 +182,13 @@ class Layouts:
         from tunesmith.planner.depths import trace_step
 
         row_tokens = row_tokens or self.plan.sequence_length
+        capability = _decisive(capability)
         key = self._kind, how, tokens, capability, row_tokens
         if key not in self._traced:
             lengths = [row_tokens] * max(1, tokens // row_tokens)
-            self._traced[key] = trace_step(self.recipe, self._planned(how, tokens), self.config, lengths, capability)
-        return self._traced[key]
+            step = trace_step(self.recipe, self._planned(how, tokens), self.config, lengths, capability)
+            self._traced[key] = {1: step}
+        return self._traced[key][1]
 
     def _layout(self, machine: Machine, how: str | float, tokens: int) -> Layout:
         """The layout with all layers on each device."""
@@ -248,25 +252,27 @@ class Layouts:
 
     def _walk(self, plan: Plan, capability: tuple[int, int] | None, processes: int) -> "Traced":
         """The step of a process that keeps no layer."""
-        from tunesmith.planner.depths import trace_walk
+        from tunesmith.planner.depths import at_batches, numbers_to_trace, trace_walks
 
         rows = plan.micro_batch_tokens // plan.sequence_length
         most = plan.walk_tokens or self.recipe.train.batch * plan.sequence_length // processes
         batches = max(1, ceil(most / plan.micro_batch_tokens))
+        numbers = numbers_to_trace(batches, plan)
+        capability = _decisive(capability)
         key = (
             self._kind,
             "walk",
             plan.sequence_length,
             plan.micro_batch_tokens,
             plan.activation_offload,
-            batches,
-            processes > 1,
+            numbers,
+            self._is_whole and processes > 1,  # else gradients do not leave the device
             capability,
         )
         if key not in self._traced:
             lengths = [plan.sequence_length] * rows
-            self._traced[key] = trace_walk(self.recipe, plan, self.config, lengths, batches, capability)
-        return self._traced[key]
+            self._traced[key] = trace_walks(self.recipe, plan, self.config, lengths, numbers, capability)
+        return at_batches(self._traced[key], batches)
 
     def _kept(self, walked: "Traced", count: int) -> "Traced":
         from tunesmith.planner.depths import with_kept
@@ -336,3 +342,9 @@ class Layouts:
             update=Work(),
             update_bytes=(states, states),
         )
+
+
+def _decisive(capability: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The part of a compute capability that decides about kernels, so that GPUs of one generation have the same step:
+    its major version."""
+    return capability and (capability[0], 0)

@@ -20,7 +20,7 @@ from tunesmith.planner.prediction import Prediction
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
-    from tunesmith.planner.trace import Traced
+    from tunesmith.planner.layouts import TracedSteps
 
 FINE_STEP, FINE_UNTIL, COARSE_STEP = 512, 8192, 4096  # tokens
 T = TypeVar("T")
@@ -113,9 +113,7 @@ def _most(recipe: Recipe, tries: "Tries") -> Most:
 class Tries:
     """Tries changes of a recipe on a machine."""
 
-    def __init__(
-        self, recipe: Recipe, machine: Machine, config: Any, base: Path, traced: "dict[tuple, Traced] | None" = None
-    ):
+    def __init__(self, recipe: Recipe, machine: Machine, config: Any, base: Path, traced: "TracedSteps | None" = None):
         """`traced`: where tries on several machines keep the traced steps of one model."""
         train = recipe.train
         least: dict[str, Any] = {} if isinstance(train.micro_batch, int) else {"train.micro_batch": 1}
@@ -128,7 +126,7 @@ class Tries:
         self.refusal = ""
         """Why the last try that did not fit did not."""
         self._machine, self._config, self._base = machine, config, base
-        self._traced: dict[tuple, Traced] = {} if traced is None else traced
+        self._traced: TracedSteps = {} if traced is None else traced
 
     def longest(self) -> Largest:
         """The longest examples."""

@@ -7,7 +7,7 @@ fragments of an allocator.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -60,7 +60,7 @@ class Traced:
     tokens: int = 0
     """Tokens of all micro-batches."""
     pass_work: Work = field(default=Work(), compare=False)
-    """Work of the forward and backward pass of all micro-batches."""
+    """Work of the forward and backward pass of all micro-batches. Of a walk it is not counted, nor of its update."""
     update_work: Work = field(default=Work(), compare=False)
 
     @property
@@ -94,11 +94,31 @@ def trace(
     keeps; None: all of them, and their gradients and moments too. `passes`: see `steps`. Raises UserError for a setting
     that does not suit the model.
     """
+    return trace_several(recipe, plan, config, lengths, capability, kept, [batches], passes)[batches]
+
+
+def trace_several(
+    recipe: Recipe,
+    plan: Plan,
+    config: Any,
+    lengths: list[int],
+    capability: tuple[int, int] | None,
+    kept: int | None,
+    numbers: Sequence[int],
+    passes: int = 1,
+) -> dict[int, Traced]:
+    """As `trace`, for each of these numbers of micro-batches, of which none is less than the one before."""
     with _fake_model(recipe, plan, config, capability) as (model, live):
         not_packed = ROUNDS_TOGETHER if quantized_as(recipe, config) == "int8" else None
         built = build(live, model, recipe, plan, kept, lambda model, plan: Facts(not_packed, head_by_form(model)))
-        made = [batch_of(lengths, built.plan.packing) for _ in range(batches)]
-        return steps(live, built, Method(recipe.method), made, passes)
+        method = Method(recipe.method)
+        found: dict[int, Traced] = {}
+        for number in numbers:
+            made = [batch_of(lengths, built.plan.packing) for _ in range(number)]
+            # Once the optimizer has its states, one step shows all that a step needs.
+            found[number] = steps(live, built, method, made, passes, first=STEPS - 1 if found else 0)
+            del made
+        return found
 
 
 def trace_update(
@@ -214,9 +234,12 @@ def build(
         return transform(model, recipe, plan, inspect(model, plan), _ignore, home)
 
 
-def steps(live: LiveBytes, built: Trainable, method: Method, batches: list[Batch], passes: int = STEPS) -> Traced:
-    """Two steps on real or fake tensors. `passes`: how many of them have a forward and backward pass. If only the
-    second has one, the first has gradients of no meaning, which give the optimizer its states in less time."""
+def steps(
+    live: LiveBytes, built: Trainable, method: Method, batches: list[Batch], passes: int = STEPS, first: int = 0
+) -> Traced:
+    """Two steps on real or fake tensors, or those from the first one on. `passes`: how many of them have a forward and
+    backward pass. If only the second has one, the first has gradients of no meaning, which give the optimizer its
+    states in less time."""
     model, walk, layers = built.model, built.walk, decoder_layers(built.model)
     model.train()
     live.begin("batch")
@@ -229,9 +252,12 @@ def steps(live: LiveBytes, built: Trainable, method: Method, batches: list[Batch
         stages.begin(("backward of the loss", 0), "gradients")
         return total / batch.supervised_tokens
 
+    in_pass, in_update = CountWork(), CountWork()
+    for_nothing = nullcontext()  # the work of a walk is that of a step without one
     with live, followed(stages.follow) if walk else stages.marked(layers):
-        for step in range(STEPS):
-            with CountWork() as in_pass:
+        for step in range(first, STEPS):
+            is_last = step == STEPS - 1 and not walk
+            with in_pass if is_last else for_nothing:
                 if step < STEPS - passes:
                     live.begin("gradients")
                     _give_gradients(model, walk.home if walk else None)
@@ -239,7 +265,7 @@ def steps(live: LiveBytes, built: Trainable, method: Method, batches: list[Batch
                     stages.begin(("before the layers", 0), "activations")
                     backward(walk, batches, loss, lambda batch: built.routing.loss(batch, 1.0), lambda batch: None)
             stages.begin(UPDATE, "optimizer")
-            with CountWork() as in_update:
+            with in_update if is_last else for_nothing:
                 _update(built.optimizer, step)
     stages.begin(("end", 0), "")
     return Traced(
