@@ -9,7 +9,6 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ MACHINES = {
     "24 + 12 GB": "3090+3060-12GB",
 }
 HOST = "host=64GB"
-KERNELS_FROM = (8, 0)  # from this compute capability on, all GPUs run the same kernels
 METHODS: dict[str, dict[str, Any]] = {
     "full, AdamW": {"adapter": {"kind": "full"}},
     "full, Adafactor": {"adapter": {"kind": "full"}, "train": {"weights": "bfloat16", "optimizer": "adafactor"}},
@@ -84,9 +82,8 @@ def cells(model: str, method: str, machines: dict[str, str], lengths: tuple[int,
         config = config_of(base)
         recipe = Recipe.build(merge({"model": {"path": str(base)}, "data": {"train": "none"}}, METHODS[method]))
         for title, gpus in machines.items():
-            machine = described(f"{gpus},{HOST}")
-            machine = replace(machine, gpus=[replace(gpu, capability=KERNELS_FROM) for gpu in machine.gpus])
-            yield [title, _cell(Tries(recipe, machine, config, base, traced), lengths)]
+            tries = Tries(recipe, described(f"{gpus},{HOST}"), config, base, traced)
+            yield [title, _cell(tries, lengths)]
 
 
 def _cell(tries: Any, lengths: tuple[int, ...]) -> str:

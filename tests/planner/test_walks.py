@@ -70,7 +70,7 @@ def test_few_layers_and_micro_batches_give_the_peaks_of_all(family, name, case):
     for kept, traced in zip((0, 2), expected):
         assert depths.with_kept(found, kept, layers, whole).peak_bytes == traced.peak_bytes
     # The process that keeps no layer has most of the weights at home, which the other one shares.
-    assert depths.host_bytes(recipe, found, [0, 2], layers) == (
+    assert depths.host_bytes(recipe, [found, found], [0, 2], layers) == (
         sum(expected[0].host.values()) + expected[1].host["layer inputs"]
     )
 

@@ -64,15 +64,16 @@ def at_batches(walks: dict[int, Traced], batches: int) -> Traced:
     return replace(found, at_home=at_few.at_home)
 
 
-def host_bytes(recipe: Recipe, walked: Traced, kept: list[int], layers: int) -> int:
-    """Bytes that processes which keep so many of the layers each take in host memory, all together."""
-    whole = recipe.adapter.kind == "full"
+def host_bytes(recipe: Recipe, walks: Sequence[Traced], kept: Sequence[int], layers: int) -> int:
+    """Bytes that processes which keep so many of the layers each take in host memory, all together. `walks`: of each,
+    as `trace_walks`."""
+    whole, walked = recipe.adapter.kind == "full", walks[0]
     shared = {part: nbytes for part, nbytes in walked.host.items() if part != LAYER_INPUTS}
     if not whole:
         away = [n for n in walked.at_home if not all(is_spread(n, count, layers) for count in kept)]
         shared["weights"] = sum(walked.at_home[n].nbytes for n in away)
-    walking = sum(1 for count in kept if whole or count < layers)
-    return sum(shared.values()) + walking * walked.host.get(LAYER_INPUTS, 0)
+    inputs = [one.host.get(LAYER_INPUTS, 0) for one, count in zip(walks, kept) if whole or count < layers]
+    return sum(shared.values()) + sum(inputs)
 
 
 def with_kept(walked: Traced, kept: int, layers: int, whole: bool) -> Traced:

@@ -17,10 +17,11 @@ from tunesmith.machine import Machine
 from tunesmith.plan import Plan
 from tunesmith.planner.cost import Demand, Speed, Work, speed_of
 from tunesmith.planner.decide import layers_for
-from tunesmith.planner.kept_layers import Sizes, sizes, with_counts
+from tunesmith.planner.kept_layers import PRECISION_BYTES, Sizes, sizes, with_counts
 from tunesmith.planner.prediction import BESIDE_BYTES, Need, Place, places_of
-from tunesmith.planner.rates import host_rates, rates_of
+from tunesmith.planner.rates import Rates, host_rates, rates_of
 from tunesmith.recipe import Recipe
+from tunesmith.units import size
 
 if TYPE_CHECKING:
     from tunesmith.planner.trace import Traced
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 RECOMPUTATION = ("off", "selective", "on")  # ever less memory and ever more work
 ALMOST = 0.9  # of the longest rows: attention then takes about as long
+LAST_KERNELS = (8, 0)  # from this compute capability on, all GPUs run the same kernels (training/packed_attention.py)
+COPYING = ("link", "host memory")  # bounds of a step that waits for layers
 WORTH = 1.02  # how much faster a step must be for one more GPU to take part
 
 
@@ -211,13 +214,24 @@ class Layouts:
         """Layouts of which a GPU does not keep all layers."""
         for tokens in all_tokens:
             plan = self._for(machine, self._planned("on", tokens))
-            try:
-                found = self._with_layers_at_home(plan, machine)
-            except UserError as problem:
-                self.problems.append(problem)
+            found = self._or_problem(plan, machine)
+            if not found:
                 continue
-            if found:
-                yield found
+            yield found
+            waits = found.speed and found.speed.bound in COPYING
+            if found.plan.activation_offload or not waits or self.recipe.train.kept_layers != "auto":
+                continue
+            # Layers' inputs in host memory leave room for more layers on the GPU, of which fewer bytes come then.
+            if other := self._or_problem(replace(plan, activation_offload=True), machine):
+                yield other
+
+    def _or_problem(self, plan: Plan, machine: Machine) -> Layout | None:
+        """As `_with_layers_at_home`; None for a problem too, which is kept."""
+        try:
+            return self._with_layers_at_home(plan, machine)
+        except UserError as problem:
+            self.problems.append(problem)
+            return None
 
     def _with_layers_at_home(self, plan: Plan, machine: Machine) -> Layout | None:
         """The layout in which each GPU keeps as many layers as fit. None if a GPU has no room for the slots of those
@@ -227,7 +241,7 @@ class Layouts:
         counts = [asked if isinstance(asked, int) else found.kept(place.free_bytes) for place in places]
         counts = [min(max(0, count), self._layers) for count in counts]
         plan = with_counts(plan, self.recipe, found, counts, why, machine)  # by sizes, to know the walks
-        walks = [self._walk(plan, place.capability, len(places)) for place in places]
+        walks = [self._walk(plan, place, len(places), part) for place, part in zip(places, self._parts(machine))]
         if not isinstance(asked, int):
             most = [self._most_kept(walked, place, plan.micro_batch_tokens) for walked, place in zip(walks, places)]
             if None in most:
@@ -242,7 +256,12 @@ class Layouts:
             else self._walking_need(place, count, self._kept(walked, count))
             for place, count, walked in zip(places, counts, walks)
         ]
-        host = self._host_bytes(walks[0], counts)
+        host = self._host_bytes(walks, counts)
+        if host > machine.free_memory_bytes:
+            raise UserError(
+                f"model.path: layers that do not fit on a GPU, and the inputs of layers, need {size(host)} of host "
+                f"memory; {size(machine.free_memory_bytes)} are free; use a smaller model"
+            )
         return Layout(plan, machine, needs, self._speed(plan, machine, found), host)
 
     @property
@@ -250,15 +269,26 @@ class Layouts:
         """Whether all weights train."""
         return self.recipe.adapter.kind == "full"
 
-    def _walk(self, plan: Plan, capability: tuple[int, int] | None, processes: int) -> "Traced":
-        """The step of a process that keeps no layer."""
+    def _parts(self, machine: Machine) -> list[float]:
+        """Each GPU's part of a step's tokens."""
+        rates = [rate.flops_per_second for rate in self._rates_on(machine)]
+        if self.plan.shares == "equal" or None in rates:
+            return [1 / len(rates)] * len(rates)
+        return [rate / sum(rates) for rate in rates]
+
+    def _rates_on(self, machine: Machine) -> list[Rates]:
+        return [rate for gpu, rate in zip(self.machine.gpus, self._rates) if gpu in machine.gpus] or self._rates
+
+    def _walk(self, plan: Plan, place: Place, processes: int, part: float) -> "Traced":
+        """The step of a process that keeps no layer and has this part of a step's rows."""
         from tunesmith.planner.depths import at_batches, numbers_to_trace, trace_walks
 
         rows = plan.micro_batch_tokens // plan.sequence_length
-        most = plan.walk_tokens or self.recipe.train.batch * plan.sequence_length // processes
+        most = ceil(self.recipe.train.batch * part) * plan.sequence_length
+        most = min(most, plan.walk_tokens or most)
         batches = max(1, ceil(most / plan.micro_batch_tokens))
         numbers = numbers_to_trace(batches, plan)
-        capability = _decisive(capability)
+        capability = _decisive(place.capability)
         key = (
             self._kind,
             "walk",
@@ -287,17 +317,17 @@ class Layouts:
         counts = range(most, -1, -1)
         return next((count for count in counts if self._kept(walked, count).peak_bytes <= place.room), None)
 
-    def _host_bytes(self, walked: "Traced", counts: list[int]) -> int:
+    def _host_bytes(self, walks: list["Traced"], counts: list[int]) -> int:
         from tunesmith.planner.depths import host_bytes
 
-        return host_bytes(self.recipe, walked, counts, self._layers)
+        return host_bytes(self.recipe, walks, counts, self._layers)
 
     def _walking_need(self, place: Place, count: int, walked: "Traced") -> Need:
         return Need(place, count, walked.peak | {"beside tensors": BESIDE_BYTES[place.kind]}, walked.stage[0])
 
     def _speed(self, plan: Plan, machine: Machine, found: Sizes | None, row_tokens: int | None = None) -> Speed | None:
         """`found`: sizes, if layers stay in host memory. `row_tokens`: of each row; by default as many as may be."""
-        rates = [rate for gpu, rate in zip(self.machine.gpus, self._rates) if gpu in machine.gpus] or self._rates
+        rates = self._rates_on(machine)
         capabilities = [gpu.capability for gpu in machine.gpus] or [None]
         kept = plan.kept_layers or [self._layers] * len(rates)
         length = row_tokens or plan.sequence_length
@@ -306,7 +336,7 @@ class Layouts:
         if row_tokens:  # of a few short rows, a pass may have fewer than it could
             in_pass = max(length, min(in_pass, tokens // len(rates)))
         demands = [
-            self._demand(plan, count, found, len(rates), self._whole(how, in_pass, capability, length))
+            self._demand(plan, count, found, tokens, len(rates), self._whole(how, in_pass, capability, length))
             for count, capability in zip(kept, capabilities)
             for how in ["on" if count < self._layers or self._is_at_home(found) else plan.gradient_checkpointing]
         ]
@@ -325,26 +355,33 @@ class Layouts:
         """Whether weights that train, gradients and moments are in host memory."""
         return found is not None and self._is_whole
 
-    def _demand(self, plan: Plan, kept: int, found: Sizes | None, devices: int, step: "Traced") -> Demand:
-        """The demand on a device that keeps so many layers; `step` is its traced step."""
-        computing = Demand(step.pass_work, step.tokens, self._layers, update=step.update_work)
+    def _demand(self, plan: Plan, kept: int, found: Sizes | None, tokens: int, devices: int, step: "Traced") -> Demand:
+        """The demand on a device that keeps so many layers and has its part of so many tokens; `step` is its traced
+        step."""
+        tokens = ceil(tokens / devices)
+        inputs = tokens * self._input_bytes if plan.activation_offload else 0
+        computing = Demand(step.pass_work, step.tokens, self._layers, inputs, inputs, step.update_work)
         if not found:
             return computing
         away = self._layers - kept
         if not self._is_at_home(found):
-            walks = ceil(found.tokens / plan.walk_tokens) if plan.walk_tokens else 1
-            return replace(computing, brought_bytes=2 * away * found.layer * walks)
+            walks = ceil(tokens / plan.walk_tokens) if plan.walk_tokens else 1
+            return replace(computing, brought_bytes=inputs + 2 * away * found.layer * walks)
         states = (self._layers * found.at_home + found.rest_at_home) // devices
         return replace(
             computing,
-            brought_bytes=(2 * away + kept) * found.layer,
-            returned_bytes=self._layers * found.layer,
+            brought_bytes=inputs + (2 * away + kept) * found.layer,
+            returned_bytes=inputs + self._layers * found.layer,
             update=Work(),
             update_bytes=(states, states),
         )
 
+    @property
+    def _input_bytes(self) -> int:
+        """Bytes of the inputs of all layers for a token."""
+        return self._layers * self.config.get_text_config().hidden_size * PRECISION_BYTES[self.plan.compute]
+
 
 def _decisive(capability: tuple[int, int] | None) -> tuple[int, int] | None:
-    """The part of a compute capability that decides about kernels, so that GPUs of one generation have the same step:
-    its major version."""
-    return capability and (capability[0], 0)
+    """The compute capability as far as it decides about kernels, so that most GPUs have the same step."""
+    return capability and min(capability, LAST_KERNELS)

@@ -172,6 +172,8 @@ def _differs(layout: Layout, best: Layout) -> tuple[str, ...]:
         changes.append(f"gradient_checkpointing: {layout.plan.gradient_checkpointing}")
     if (layout.plan.kept_layers is None) != (best.plan.kept_layers is None):
         changes.append("layers in host memory" if layout.plan.kept_layers else "all layers kept")
+    elif layout.plan.activation_offload != best.plan.activation_offload:
+        changes.append(f"activation_offload: {str(layout.plan.activation_offload).lower()}")
     return tuple(changes)
 
 
