@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen2Config
 
 from tunesmith import Recipe
 from tunesmith.model.load import config_of
@@ -22,9 +22,20 @@ MODELS = {
     "70B": LlamaConfig(
         hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, **SHAPE
     ),
+    "7B": Qwen2Config(
+        architectures=["Qwen2ForCausalLM"],
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+    ),
 }
 TORCHTUNE = "torchtune README, 0031bfb: 2 rows of 2,048 tokens, compiled"
 ANSWER_AI = "Answer.AI FSDP-QLoRA, 2024: 1,024 rows of 2,048 tokens an epoch"
+LLMQ = "LLMQ README, b77d969: steps of 524,288 tokens, bfloat16"
+ROUNDPIPE = "RoundPipe README, e813c67: 64,000 tokens a GPU and step"
 RECOMPUTE = {"batch": 2, "micro_batch": 2, "gradient_checkpointing": "on"}
 SMALL = {"weights": "bfloat16", "optimizer": "adamw_8bit"}
 
@@ -48,6 +59,10 @@ RUNS = [
     Run("8B full, 4090", "8B", "4090,host=64GB", 1650, 18.9, TORCHTUNE, RECOMPUTE | SMALL, {"kind": "full"}),
     Run("70B QLoRA, 2x4090", "70B", "2x4090,host=128GB", 477, 14.92, ANSWER_AI, {"batch": 16}, quantize="nf4"),
     Run("70B QLoRA, 2x3090", "70B", "2x3090,host=128GB", 178, None, ANSWER_AI, {"batch": 16}, quantize="nf4"),
+    Run("7B full, 4090", "7B", "4090,host=192GB", 2780, None, LLMQ, {"batch": 256} | SMALL, {"kind": "full"}),
+    Run("7B full, 4x4090", "7B", "4x4090,host=192GB", 10900, None, LLMQ, {"batch": 256} | SMALL, {"kind": "full"}),
+    Run("8B full, 4090", "8B", "4090,host=256GB,link=4.0x16", 3142, None, ROUNDPIPE, {"batch": 32}, {"kind": "full"}),
+    Run("8B full, 8x4090", "8B", "8x4090,host=512GB", 24275, None, ROUNDPIPE, {"batch": 256}, {"kind": "full"}),
 ]
 
 
