@@ -134,9 +134,16 @@ def sizes(plan: Plan, recipe: Recipe, config: Any, base: Path) -> Sizes:
         others,
         layers=text.num_hidden_layers,
         working=working,
-        input=text.hidden_size * computed * text.num_hidden_layers,
+        input=input_bytes(plan, config),
         tokens=math.ceil(recipe.train.batch / plan.processes) * plan.sequence_length,
     )
+
+
+def input_bytes(plan: Plan, config: Any) -> int:
+    """Bytes of the inputs of all layers for a token. Where float32 weights compute in bfloat16, the embedding and what
+    layers add to it stay in float32."""
+    text = config.get_text_config()
+    return text.hidden_size * PRECISION_BYTES[plan.weights] * text.num_hidden_layers
 
 
 def _adapted(plan: Plan, recipe: Recipe, in_layers: list[list[Shape]], others: list[Shape], **known: int) -> Sizes:

@@ -17,7 +17,7 @@ from tunesmith.machine import Machine
 from tunesmith.plan import Plan
 from tunesmith.planner.cost import Demand, Speed, Work, speed_of
 from tunesmith.planner.decide import layers_for
-from tunesmith.planner.kept_layers import PRECISION_BYTES, Sizes, sizes, with_counts
+from tunesmith.planner.kept_layers import Sizes, input_bytes, sizes, with_counts
 from tunesmith.planner.prediction import BESIDE_BYTES, Need, Place, places_of
 from tunesmith.planner.rates import Rates, host_rates, rates_of
 from tunesmith.recipe import Recipe
@@ -260,7 +260,7 @@ class Layouts:
         if host > machine.free_memory_bytes:
             raise UserError(
                 f"model.path: layers that do not fit on a GPU, and the inputs of layers, need {size(host)} of host "
-                f"memory; {size(machine.free_memory_bytes)} are free; use a smaller model"
+                f"memory; {size(machine.free_memory_bytes)} are free; lower train.batch or data.sequence_length"
             )
         return Layout(plan, machine, needs, self._speed(plan, machine, found), host)
 
@@ -359,7 +359,7 @@ class Layouts:
         """The demand on a device that keeps so many layers and has its part of so many tokens; `step` is its traced
         step."""
         tokens = ceil(tokens / devices)
-        inputs = tokens * self._input_bytes if plan.activation_offload else 0
+        inputs = tokens * input_bytes(plan, self.config) if plan.activation_offload else 0
         computing = Demand(step.pass_work, step.tokens, self._layers, inputs, inputs, step.update_work)
         if not found:
             return computing
@@ -375,11 +375,6 @@ class Layouts:
             update=Work(),
             update_bytes=(states, states),
         )
-
-    @property
-    def _input_bytes(self) -> int:
-        """Bytes of the inputs of all layers for a token."""
-        return self._layers * self.config.get_text_config().hidden_size * PRECISION_BYTES[self.plan.compute]
 
 
 def _decisive(capability: tuple[int, int] | None) -> tuple[int, int] | None:
