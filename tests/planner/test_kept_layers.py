@@ -142,8 +142,8 @@ def test_a_machine_that_is_too_small_is_refused_with_numbers(tmp_path, config, g
 def test_the_recipe_says_how_many(tmp_path):
     assert plan(tmp_path, LLAMA_8B, [80], kept_layers=7).kept_layers == [7]
     assert plan(tmp_path, LLAMA_8B, [80], kept_layers=99).kept_layers is None
-    assert plan(tmp_path, LLAMA_8B, [80], host=192, kind="full", kept_layers=32).kept_layers == [32]
-    assert plan(tmp_path, LLAMA_8B, [80], host=192, kind="full", kept_layers="all").kept_layers is None
+    assert plan(tmp_path, LLAMA_8B, [80], host=224, kind="full", kept_layers=32).kept_layers == [32]
+    assert plan(tmp_path, LLAMA_8B, [80], host=224, kind="full", kept_layers="all").kept_layers is None
     with pytest.raises(UserError, match="train.kept_layers: model.quantize: int8 needs all layers"):
         plan(tmp_path, LLAMA_8B, [80], quantize="int8", kept_layers=7)
 
@@ -155,12 +155,12 @@ def test_a_full_fine_tune_has_its_states_in_host_memory(tmp_path):
     assert 0 < found.kept_layers[0] <= 32 and found.gradient_checkpointing == "on"
     with pytest.raises(UserError, match=r"adapter.kind: full: .* they need 1[34]\d.\d GB of host memory; 64.0 GB are"):
         plan(tmp_path, LLAMA_8B, [24], host=64, kind="full")
-    assert plan(tmp_path, LLAMA_8B, [24], host=192, kind="full").kept_layers[0] < 32
+    assert plan(tmp_path, LLAMA_8B, [24], host=224, kind="full").kept_layers[0] < 32
     assert plan(tmp_path, LLAMA_8B, [80], kind="full", **small).kept_layers is None  # fits
 
 
 def test_a_full_fine_tune_asked_to_keep_all_layers_updates_in_host_memory(tmp_path):
-    assert plan(tmp_path, LLAMA_8B, [80], host=192, kind="full", kept_layers=99).kept_layers == [32]
+    assert plan(tmp_path, LLAMA_8B, [80], host=224, kind="full", kept_layers=99).kept_layers == [32]
     with pytest.raises(UserError, match="train.kept_layers: .* set train.optimizer: adamw_8bit"):
         plan(tmp_path, LLAMA_8B, [80], kind="full", kept_layers=9, optimizer="paged_adamw_8bit")
 
