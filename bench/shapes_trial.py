@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.data.packing import Sizes
 from tunesmith.data.row_order import Schedule
+from tunesmith.energy import Meter
 from tunesmith.errors import NotEnoughMemory
 from tunesmith.machine import probe
 from tunesmith.methods import Method
@@ -66,6 +67,7 @@ def steps(point: Point) -> dict:
             requested=lambda: "stop" if watch.enough() else "run",
             evaluate=lambda: None,
             sample=lambda: None,
+            meter=Meter(unknown="not measured"),
             seed=recipe.seed,
             log=watch.log,
         ),

@@ -20,6 +20,7 @@ FLOORS = [
     "plan",
     "run",
     "machine",
+    "energy",
     "data",
     "answer_formats",
     "model",

@@ -111,6 +111,12 @@ class Driver:
     def nvmlDeviceGetPowerManagementDefaultLimit(self, uuid):
         return self.answer("default milliwatts", uuid)
 
+    def nvmlDeviceGetTotalEnergyConsumption(self, uuid):
+        return self.answer("millijoules", uuid)
+
+    def nvmlDeviceGetPowerUsage(self, uuid):
+        return self.answer("milliwatts now", uuid)
+
     def nvmlDeviceGetTemperature(self, uuid, sensor):
         assert sensor == self.NVML_TEMPERATURE_GPU
         return self.answer("celsius", uuid)

@@ -263,6 +263,29 @@ def state_of(uuid: str) -> dict[str, int]:
     return {name: value for name, value in state.items() if value is not None}
 
 
+def gpu_joules(uuid: str) -> float | None:
+    """Returns the energy that a GPU took since its driver was loaded; None if it does not count it. May wait for it
+    without end."""
+    return _thousandth(uuid, "nvmlDeviceGetTotalEnergyConsumption")
+
+
+def gpu_watts(uuid: str) -> float | None:
+    """Returns the power that a GPU takes now; None if it does not report it. May wait for it without end."""
+    return _thousandth(uuid, "nvmlDeviceGetPowerUsage")
+
+
+def _thousandth(uuid: str, question: str) -> float | None:
+    """Returns a thousandth of the driver's answer; None if it has none, as about a MIG device."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        thousandths = getattr(pynvml, question)(pynvml.nvmlDeviceGetHandleByUUID(uuid))
+    except pynvml.NVMLError:
+        return None
+    return float(thousandths) / 1000
+
+
 def _visible(pynvml: Any) -> list[Any]:
     """Returns the handles of the GPUs that CUDA shows, in the order of the PCI bus or of CUDA_VISIBLE_DEVICES.
 

@@ -293,7 +293,7 @@ class Evaluate(Section):
 
 
 class Power(Section):
-    """The energy that the plan reckons with, beside that of the GPUs."""
+    """The energy of a run, planned and measured, beside that of the GPUs."""
 
     host_watts: Annotated[float, Field(ge=0)] = 100.0
     """Power of the machine without its GPUs."""

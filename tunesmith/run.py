@@ -24,7 +24,10 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
                 brought_bytes (to all devices, since the last step); for a mixture of experts also expert_load (busiest
                 expert over mean, by layer); for a method with a loss of its own also metrics ({name: mean}); where
                 shares are measured also shares (of the step's tokens, by process); in float16 also loss_scale, and
-                skipped: true if the gradients were not finite, so that nothing was learned
+                skipped: true if the gradients were not finite, so that nothing was learned; where the energy of a step
+                is known also joules (of the run's GPUs, or of the CPU if it trains)
+    energy      device (cuda or cpu), joules (of the run's GPUs, or of the CPU if it trains, from loading the model to
+                now, without pauses, in all sessions; null if unknown), seconds (of the same time), unknown (why)
     compile     step, graphs, recompiles (graphs after the first ones), seconds
     eval        step, loss, rows, seconds
     samples     step, samples: [{prompt, reference, answer}]

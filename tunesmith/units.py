@@ -3,6 +3,7 @@
 import math
 
 NO_VALUE = "–"
+JOULES_PER_KWH = 3.6e6
 
 
 def size(bytes_: float) -> str:
@@ -52,6 +53,14 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def energy(joules: float) -> str:
+    """Formats joules as kWh, as Wh below 0.1 kWh, and as J below 0.1 Wh."""
+    kwh = joules / JOULES_PER_KWH
+    if kwh >= 0.1:
+        return f"{kwh:,.2f} kWh"
+    return f"{kwh * 1000:.1f} Wh" if kwh >= 1e-4 else f"{joules:.1f} J"
 
 
 def count(number: float) -> str:

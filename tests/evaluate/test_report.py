@@ -85,13 +85,14 @@ PROVENANCE = {
 }
 
 
-def new_run(tmp_path, name="2026-11-24-stdlib-qa", **train) -> Run:
+def new_run(tmp_path, name="2026-11-24-stdlib-qa", power: dict | None = None, **train) -> Run:
     return Run.create(
         Recipe.build(
             {
                 "model": {"path": "Qwen/Qwen3-0.6B"},
                 "data": {"train": "data/stdlib-qa.jsonl"},
                 "train": train,
+                "power": power or {},
                 "name": name,
                 "output": str(tmp_path / "runs"),
             }

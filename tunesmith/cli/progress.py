@@ -15,6 +15,7 @@ from tunesmith.cli.plan_report import summary_lines
 from tunesmith.cli.terminal import LiveLine, fitting
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
+from tunesmith.evaluate.energy import energy_in, joules_per_token
 from tunesmith.finetune import job
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, settled_speed
@@ -77,6 +78,8 @@ class Screen:
         self._steps = 0
         self._predicted: float | None = None  # tokens per second
         self._first: list[dict] = []  # steps, until they show whether the prediction holds
+        self._measured: list[dict] = []  # steps whose joules are known
+        self._is_stopped = False
         self._live = LiveLine(self.console)
 
     def _show_stage(self, doing, **_) -> None:
@@ -161,7 +164,9 @@ class Screen:
         self._began = time.monotonic()
         self._first_step = None
 
-    def _show_step(self, step, loss, tokens_per_second, memory_bytes, tokens, seconds, **_) -> None:
+    def _show_step(self, step, loss, tokens_per_second, memory_bytes, tokens, seconds, joules=None, **_) -> None:
+        if joules is not None:
+            self._measured.append({"joules": joules, "tokens": tokens})
         self._first_step = self._first_step or step
         if self._predicted:
             self._compare(tokens, seconds)
@@ -221,7 +226,14 @@ class Screen:
         """Takes the live line away."""
         self._live.clear()
 
+    def _show_energy(self, joules, **values) -> None:
+        """Shows the energy of the whole run, once that is known."""
+        if self._is_stopped and joules is not None:
+            taken = energy_in(values | {"joules": joules}, joules_per_token(self._measured), self._recipe.power)
+            self._say(f"energy  {taken.text}")
+
     def _show_stop(self, step, reason, **_) -> None:
+        self._is_stopped = True
         self._say(f"stop    after step {step}: {reason.replace('_', ' ')}")
 
     def _say(self, line: str, style: str | None = None) -> None:

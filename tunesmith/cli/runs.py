@@ -15,12 +15,13 @@ from tunesmith.cli.parameters import DEFAULT_OUTPUT, Json, print_json
 from tunesmith.cli.terminal import line_chart, mark
 from tunesmith.errors import UserError, quoted
 from tunesmith.evaluate.charts import thin
+from tunesmith.evaluate.energy import energy_of
 from tunesmith.evaluate.summary import ending, flatten, incomparable, summary, verdict, warnings
 from tunesmith.files import json_text
 from tunesmith.finetune import control
 from tunesmith.recipe import read_yaml
 from tunesmith.run import Run, list_runs
-from tunesmith.units import NO_VALUE, duration, number, percent
+from tunesmith.units import JOULES_PER_KWH, NO_VALUE, duration, energy, number, percent
 
 WISHES: dict[str, control.Wish] = {"pause": "pause", "continue": "run", "stop": "stop"}
 TONES = {"better": "bold green", "worse": "bold red", "unclear": "bold yellow"}
@@ -91,6 +92,8 @@ def show_run(run: Run) -> RenderableType:
         "Started": (facts["started"] or NO_VALUE)[:16].replace("T", " "),
         **_results(facts),
     }
+    if taken := energy_of(run, run.events("energy", "step")):
+        rows["Energy"] = taken.text
     if facts["error"]:
         rows["Error"] = facts["error"]
     for name, value in rows.items():
@@ -118,7 +121,8 @@ def compare(runs: list[Run], width: int = 80) -> RenderableType:
         if key not in ("name", "output") and any(value != values[0] for value in values):
             table.add_row(*_texts(key, *values))
     table.add_section()
-    results = [_results(summary(run)) for run in runs]
+    summaries = [summary(run) for run in runs]
+    results = [_results(facts) | {"Energy": _energy(facts)} for facts in summaries]
     for name in results[0] if results else ():
         if any(result[name] != NO_VALUE for result in results):
             table.add_row(*_texts(name, *(result[name] for result in results)))
@@ -157,6 +161,10 @@ def _results(facts: dict) -> dict[str, str]:
         "Exact match": change("exact_match", percent),
         "Time": duration(facts["seconds"]),
     }
+
+
+def _energy(facts: dict) -> str:
+    return NO_VALUE if facts["kwh"] is None else energy(facts["kwh"] * JOULES_PER_KWH)
 
 
 def _table() -> Table:

@@ -13,11 +13,12 @@ from markupsafe import Markup
 from tunesmith.data.records import describe
 from tunesmith.data.rows import REASONS
 from tunesmith.evaluate.charts import Point, Series, line_chart, thin
+from tunesmith.evaluate.energy import energy_of
 from tunesmith.evaluate.plan_picture import lane_bars, memory_bars
 from tunesmith.evaluate.summary import Interval, ending, evaluations, flatten, summary, verdict, warnings
 from tunesmith.files import read_json, write_atomic
 from tunesmith.run import Run, settled_speed
-from tunesmith.units import NO_VALUE, count, decimals, duration, number, percent, signed, size
+from tunesmith.units import JOULES_PER_KWH, NO_VALUE, count, decimals, duration, energy, number, percent, signed, size
 
 TEMPLATE = "report.html"
 
@@ -99,10 +100,27 @@ def _figures(run: Run, facts: dict, steps: list[dict]) -> list[tuple[str, str, s
         seconds = sum(e["seconds"] for e in steps)
         figures.append(("Tokens per second", number(tokens / seconds, 0), "mean over the steps"))
         figures.append(("Peak memory", size(max(e["memory_bytes"] or 0 for e in steps)), "while training"))
+    figures += _energy(run)
     return figures + [
         ("Trained", count(start["trainable_parameters"]), f"of {count(start['parameters'])} parameters")
         for start in run.events("start")[-1:]
     ]
+
+
+def _energy(run: Run) -> list[tuple[str, str, str]]:
+    """Returns the figures of what the run took."""
+    taken = energy_of(run, run.events())
+    if not taken:
+        return []
+    if taken.kwh is None:
+        return [("Energy", "unknown", taken.unknown)]
+    note = f"{taken.of_devices}, {taken.power.host_watts:g} W of the host"
+    figures = [("Energy", energy(taken.kwh * JOULES_PER_KWH), "; ".join(filter(None, (note, taken.planned))))]
+    if taken.joules_per_token is not None:
+        figures.append(("Energy per token", f"{number(taken.joules_per_token)} J", "of the devices, in training steps"))
+    if taken.price is not None:
+        figures.append(("Cost", f"{taken.price:.2f}", f"at {taken.power.price_per_kwh:g} a kWh"))
+    return figures
 
 
 def _charts(steps: list[dict], evals: list[dict]) -> list[Markup]:
@@ -120,7 +138,9 @@ def _small_charts(steps: list[dict]) -> list[Markup]:
         ("Learning rate", "learning_rate", "{:.2g}".format),
         ("Tokens per second", "tokens_per_second", "{:,.0f}".format),
         ("Peak memory", "memory_bytes", size),
+        ("Watts", "watts", "{:,.0f}".format),
     )
+    steps = [step | {"watts": step["joules"] / step["seconds"]} if step.get("joules") else step for step in steps]
     return [
         line_chart(title, [Series(title, thin(_points(steps, key))[0], "plain")], show, 110)
         for title, key, show in charts

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tunesmith.evaluate.energy import energy_of
 from tunesmith.files import read_json
 from tunesmith.recipe import read_yaml
 from tunesmith.run import Run
@@ -66,6 +67,7 @@ def summary(run: Run) -> dict:
     steps = [e for e in events if e["event"] == "step"]
     start = next((e for e in events if e["event"] == "start"), {})
     before, after = _before_after(run)
+    energy = energy_of(run, events)
     return {
         "name": run.name,
         "status": _status(run, events),
@@ -80,6 +82,10 @@ def summary(run: Run) -> dict:
         "exact_match_before": before.get("exact_match"),
         "exact_match_after": after.get("exact_match"),
         "seconds": _seconds(events),
+        "joules": energy and energy.joules,
+        "joules_per_token": energy and energy.joules_per_token,
+        "kwh": energy and energy.kwh,
+        "price": energy and energy.price,
         "started": datetime.fromtimestamp(start["time"]).astimezone().isoformat(timespec="seconds") if start else None,
     }
 
@@ -253,5 +259,6 @@ def _status(run: Run, events: list[dict]) -> str:
 def _seconds(events: list[dict]) -> float | None:
     """Returns the seconds in which the run was active, without pauses and the time before a resume."""
     idle = ("start", "gpu_check", "resume", "continue")  # gpu_check comes before a resume
+    events = [e for e in events if e["event"] != "energy"]  # the last one comes after the stop
     gaps = (later["time"] - e["time"] for e, later in pairwise(events) if later["event"] not in idle)
     return round(sum(gaps), 3) if events else None

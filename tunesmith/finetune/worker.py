@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from tunesmith import machine
 from tunesmith.answer_formats.format import find
+from tunesmith.energy import Meter, Unknown, counters_of
 from tunesmith.errors import Interrupted, UserError, first_line, quoted, report_full_disk
 from tunesmith.evaluate import heldout
 from tunesmith.evaluate.measurements import (
@@ -29,7 +31,6 @@ from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.provenance import changed_packages
 from tunesmith.finetune.result import save_result
 from tunesmith.finetune.signals import stop_on_signal
-from tunesmith.machine import cores
 from tunesmith.model import adapt, load
 from tunesmith.model.memory import (
     HostMemory,
@@ -49,7 +50,7 @@ from tunesmith.training.checkpoint_writer import Saver
 from tunesmith.training.home import Home
 from tunesmith.training.loop import loop
 from tunesmith.training.loss import autocast, token_losses
-from tunesmith.training.step import Job
+from tunesmith.training.step import Job, log_energy
 from tunesmith.training.stochastic_rounding import convert
 
 SECONDS_TO_SEE_A_FILE = 90.0  # that another machine wrote to a network share
@@ -61,7 +62,7 @@ def work(folder: Path) -> None:
     plan = run.plan
     device = distributed.join(plan.device)
     torch.set_num_threads(
-        plan.threads if distributed.world() == plan.processes else threads_of(cores(), distributed.neighbours())
+        plan.threads if distributed.world() == plan.processes else threads_of(machine.cores(), distributed.neighbours())
     )
     torch.use_deterministic_algorithms(device.type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads fresh memory
@@ -72,9 +73,10 @@ def work(folder: Path) -> None:
             run.log(event, **values)
 
     remedy = f"free some space, then `tunesmith resume {quoted(run.folder)}` continues"
-    with report_full_disk(run.folder, remedy), stop_on_signal() as stop_requested:
+    watched = report_full_disk(run.folder, remedy)
+    with watched, stop_on_signal() as stop_requested, closing(_meter(run, device)) as meter:
         with explain_out_of_memory("the model", "a smaller one may, or model.quantize: nf4, or adapter.kind: lora"):
-            job, state = _job(run, plan, device, log, control.listen(run, stop_requested))
+            job, state = _job(run, plan, device, log, control.listen(run, stop_requested), meter)
         measure_untrained(job, run, state)
         with job.saver:
             reason = loop(job, state)
@@ -89,7 +91,31 @@ def work(folder: Path) -> None:
         release_memory()
 
 
-def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.State]:
+def _meter(run: Run, device: torch.device) -> Meter:
+    """The meter of this machine's devices, for its first process; for the others one without devices."""
+    gpus = machine.find_gpus()[1] if device.type == "cuda" else []
+    uuids = distributed.gather_here(next((gpu.uuid for gpu in gpus[device.index :]), ""))
+    if not distributed.is_first_here():
+        return Meter()
+    joules, seconds, unknown = _energy_before(run) if distributed.rank() == 0 else (0.0, 0.0, "")
+    try:
+        counters = counters_of(device.type, uuids)
+    except Unknown as reason:
+        counters, unknown = [], str(reason)
+    return Meter(counters, unknown, joules, seconds)
+
+
+def _energy_before(run: Run) -> tuple[float, float, str]:
+    """The joules and seconds of a run until it was resumed, and why they are unknown if they are."""
+    last = next(iter(run.events("energy")[-1:] or run.events("step")[-1:]), None)
+    if last is None:
+        return 0.0, 0.0, ""
+    if last["event"] == "step" or last["joules"] is None:
+        return 0.0, 0.0, "it was not measured before the run was resumed"
+    return last["joules"], last["seconds"], ""
+
+
+def _job(run: Run, plan: Plan, device, log, requested, meter: Meter) -> tuple[Job, checkpoint.State]:
     recipe, settings = run.recipe, run.recipe.train
     prepared = Prepared.open(run)
     tokenizer, dataset, schedule = prepared.tokenizer, prepared.dataset, prepared.schedule
@@ -147,6 +173,7 @@ def _job(run: Run, plan: Plan, device, log, requested) -> tuple[Job, checkpoint.
         requested=requested,
         evaluate=lambda: log_evaluation(job, state),
         sample=lambda: log_samples(job, state),
+        meter=meter,
         seed=recipe.seed,
         log=log,
     )
@@ -230,6 +257,7 @@ def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
     """Measures the trained model as it will be saved, writes eval.json, the report and the result."""
     home = _as_saved(job, run) if run.recipe.adapter.kind == "full" else None
     after = measure(job, state) if len(job.held_out) else None
+    log_energy(job)
     progress_marks.mark("saving")
     if home:
         home.close()

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunesmith.planner.rates import HostRates, Rates
-
-JOULES_PER_KWH = 3.6e6
+from tunesmith.units import JOULES_PER_KWH
 
 
 @dataclass(frozen=True)

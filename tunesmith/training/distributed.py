@@ -45,6 +45,11 @@ def neighbours() -> int:
     return _machines.count(_machines[rank()])
 
 
+def is_first_here() -> bool:
+    """Whether this process is the first one of its machine."""
+    return _machines.index(_machines[rank()]) == rank()
+
+
 def join(device_type: str) -> torch.device:
     """Joins the process group if the launcher made this process; returns its device."""
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -150,6 +155,11 @@ def gather(value) -> list:
     with _together():
         dist.all_gather_object(values, value)
     return values
+
+
+def gather_here(value) -> list:
+    """One small value of each process of this machine. The processes of all machines call it."""
+    return [each for each, where in zip(gather(value), _machines) if where == _machines[rank()]]
 
 
 class Turn:

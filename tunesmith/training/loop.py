@@ -27,7 +27,9 @@ from tunesmith.training.shares import Shares
 from tunesmith.training.step import (
     Clock,
     Job,
+    energy_fields,
     evaluate_if_due,
+    log_energy,
     log_step,
     reason_to_stop,
     save_if_due,
@@ -45,12 +47,13 @@ def loop(job: Job, state: checkpoint.State) -> str:
     feed, clock, compiling = _feed(job, state), Clock(state.seconds), CompileWatch()
     if job.settings.result == "best" and state.best_step == state.step == 0 and distributed.rank() == 0:
         job.saver.save(job.optimizer, state)  # the untrained weights may stay the best
+    log_energy(job)
 
     reason = reason_to_stop(job, state)  # a resumed run may be at its end already
     if reason == "paused":
         reason = wait_while_paused(job, state, clock)
     while state.step < steps and not reason:
-        began = time.monotonic()
+        joules, began = job.meter.joules(), time.monotonic()
         state.step += 1
         mark("waiting for data", state.step)
         data = next(feed)
@@ -96,6 +99,7 @@ def loop(job: Job, state: checkpoint.State) -> str:
             metrics=metrics,
             **({"shares": [round(share, 3) for share in used]} if shares.measured else {}),
             **event_fields(job.plan.compute, scale, norm),
+            **energy_fields(job, joules),
         )
         if compiled := compiling.news():
             job.log("compile", step=state.step, **compiled)

@@ -15,6 +15,7 @@ import torch
 from tunesmith.data.dataset import TokenStore
 from tunesmith.data.row_order import Schedule
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.energy import Meter
 from tunesmith.errors import NotEnoughMemory, NotFinite
 from tunesmith.methods import Method
 from tunesmith.model.memory import is_out_of_memory, peak_bytes
@@ -56,6 +57,7 @@ class Job:
     evaluate: Callable[[], float | None]  # held-out loss, on all processes
     sample: Callable[[], None]
     requested: Callable[[], str]  # run, pause or stop, as this process was asked
+    meter: Meter  # of this machine's devices in its first process, of none in the others
     seed: int
     log: Callable  # event -> None; only the first process writes
 
@@ -122,6 +124,29 @@ def log_step(job: Job, state: checkpoint.State, metrics: dict[str, float], **val
     )
 
 
+def energy_fields(job: Job, before: float | None) -> dict[str, float]:
+    """The joules of a step, for its event. `before`: the meter's joules when the step began. Empty if they are unknown,
+    as they are on several machines: to add them up, each step would wait for all."""
+    joules = job.meter.joules() if distributed.is_one_machine() else None
+    return {} if before is None or joules is None else {"joules": round(joules - before, 3)}
+
+
+def log_energy(job: Job) -> None:
+    """Logs the energy that the run took so far, on all machines; once, if it is unknown. All processes call it."""
+    parts = distributed.gather((job.meter.joules(), job.meter.unknown))
+    unknown = next((reason for _, reason in parts if reason), "")
+    if unknown and job.meter.is_reported_unknown:
+        return
+    job.meter.is_reported_unknown = bool(unknown)
+    job.log(
+        "energy",
+        device=job.device.type,
+        joules=None if unknown else round(sum(joules for joules, _ in parts), 3),
+        seconds=round(job.meter.seconds, 3),
+        **({"unknown": unknown} if unknown else {}),
+    )
+
+
 def reason_to_stop(job: Job, state: checkpoint.State) -> str | None:
     """Why the run is to end, or "paused". The one place where a run asks what the user wants: all processes decide
     together, as one alone would leave the others waiting. The run's own end comes first."""
@@ -150,22 +175,25 @@ def evaluate_if_due(job: Job, state: checkpoint.State, reason: str | None) -> st
 
 
 def save_if_due(job: Job, state: checkpoint.State, reason: str | None) -> None:
-    """Saves a checkpoint at its steps, at the end, before a pause, and of the best weights so far."""
+    """Saves a checkpoint at its steps, at the end, before a pause, and of the best weights so far; logs the energy."""
     best = job.settings.result == "best" and state.best_step == state.step
     every = job.settings.save_every or _eval_every(job)
     due = state.step % every == 0 or state.step == job.schedule.steps or reason or best
     if due and distributed.rank() == 0:
         mark("saving")
         job.saver.save(job.optimizer, state)
+    if due:
+        log_energy(job)
 
 
 def wait_while_paused(job: Job, state: checkpoint.State, clock: Clock) -> str | None:
     """Waits, the model in memory, until the user lets the run continue; returns the reason if it is to stop instead."""
     began = time.monotonic()
     job.log("pause", step=state.step)
-    while (reason := reason_to_stop(job, state)) == "paused":
-        mark("paused")
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+    with job.meter.paused():
+        while (reason := reason_to_stop(job, state)) == "paused":
+            mark("paused")
+            time.sleep(SECONDS_BETWEEN_LOOKS)
     seconds = time.monotonic() - began
     clock.leave_out(seconds)
     job.log("continue", step=state.step, seconds=round(seconds, 3))
