@@ -88,3 +88,10 @@ def cache_folder() -> Path:
     """Returns the folder for files that can be rebuilt: TUNESMITH_CACHE, or `tunesmith` in the user's cache folder."""
     own = os.environ.get("TUNESMITH_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
+
+
+def state_folder() -> Path:
+    """Returns the folder for what cannot be rebuilt, such as the queue: TUNESMITH_STATE, or `tunesmith` in the user's
+    state folder."""
+    own = os.environ.get("TUNESMITH_STATE")
+    return Path(own) if own else Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "tunesmith"
