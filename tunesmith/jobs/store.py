@@ -7,7 +7,7 @@ follows from its folder and its process (state.py).
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -43,8 +43,6 @@ MIGRATIONS = [
         notify TEXT NOT NULL DEFAULT '',
         asked_by TEXT NOT NULL DEFAULT '',
         is_due INTEGER NOT NULL DEFAULT 1,
-        pid INTEGER,
-        pid_started INTEGER,
         started REAL,
         starts INTEGER NOT NULL DEFAULT 0,
         told TEXT NOT NULL DEFAULT ''
@@ -89,9 +87,6 @@ class Job:
     """terminal or studio."""
     is_due: bool
     """Whether it is to be started, for the first time or again."""
-    pid: int | None
-    pid_started: int | None
-    """When its last process began, as `run.process_start`."""
     started: float | None
     """When it was last started."""
     starts: int
@@ -117,9 +112,9 @@ class Store:
                     connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
-    def log_file(self, job: Job) -> Path:
-        """Where the job's process writes what it would show on a terminal."""
-        return self.folder / "logs" / f"{job.id}.log"
+    def file_of(self, number: int, ending: str) -> Path:
+        """A file of a job: its log, lock or outcome (process.py)."""
+        return self.folder / "logs" / f"{number}.{ending}"
 
     def jobs(self) -> list[Job]:
         """All jobs: those of high priority first, then in the order of their places."""
@@ -135,7 +130,7 @@ class Store:
             raise UserError(f"queue: there is no job {number}; `tunesmith queue list` shows all")
         return _job(row)
 
-    def add(self, kind: Kind, folder: Path, arguments: list[str] = [], **wishes: Any) -> Job:
+    def add(self, kind: Kind, folder: Path, arguments: Sequence[str] = (), **wishes: Any) -> Job:
         """Adds a job at the end. `wishes`: further fields of Job."""
         values = {
             "kind": kind,

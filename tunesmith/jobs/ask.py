@@ -1,0 +1,81 @@
+"""What people ask of the queue: add jobs, change their order, stop them. The terminal and the studio ask here."""
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from tunesmith.errors import UserError
+from tunesmith.finetune import control
+from tunesmith.finetune.job import new_run
+from tunesmith.jobs import process
+from tunesmith.jobs.state import AT_WORK, ENDED, status_of
+from tunesmith.jobs.store import Job, Store
+from tunesmith.recipe import Recipe
+from tunesmith.run import Run
+
+
+def add_training(store: Store, recipe: Recipe, **wishes: Any) -> Job:
+    """Adds the training of a recipe. Its run folder is made now. Raises UserError for mistakes that are found without
+    a GPU."""
+    run = new_run(recipe)
+    try:
+        return store.add("train", run.folder, **wishes)
+    except BaseException:
+        shutil.rmtree(run.folder)
+        raise
+
+
+def in_grid(recipe: Recipe, values: Mapping[str, Sequence[Any]]) -> Iterator[Recipe]:
+    """A recipe for each combination of values of some keys, whose names say which."""
+    name = recipe.name
+    for chosen in product(*values.values()):
+        change = dict(zip(values, chosen))
+        if name:
+            ends = "-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in change.items())
+            change["name"] = f"{name}-{ends}".replace("/", "-")
+        yield recipe.changed(change)
+
+
+def cancel(store: Store, job: Job, at_once: bool = False) -> None:
+    """Takes a job that waits from the queue, or has one that runs save and stop, or ends it at once. A run that has
+    done nothing is deleted. Raises UserError for a job that has ended."""
+    state, run = status_of(store, job).state, Run(job.folder)
+    if state in ENDED:
+        raise UserError(f"queue: job {job.id} is {state} already")
+    store.change(job.id, cancelled=True, is_due=False)
+    if at_once:
+        process.kill(store, job)
+    elif state in AT_WORK and job.kind == "train" and run.is_held:
+        control.request(run, "stop")
+    elif state in AT_WORK:
+        process.kill(store, job)
+    elif job.kind == "train" and not run.events():
+        shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def retry(store: Store, job: Job) -> None:
+    """Has a job that has failed or was stopped go on from its last checkpoint. Raises UserError for all others."""
+    status = status_of(store, job)
+    if status.state not in ENDED or status.state == "finished" or not Run(job.folder).exists:
+        raise UserError(
+            f"queue: job {job.id} is {status.state}, and cannot be tried again; {status.detail or 'see why'}"
+        )
+    store.change(job.id, is_due=True, cancelled=False, held=False)
+
+
+def pause(store: Store, job: Job | None = None) -> None:
+    """Pauses a job that runs, which keeps its memory; or the queue, which starts no more jobs."""
+    if job:
+        control.request(Run(job.folder), "pause")
+    else:
+        store.set("paused", f"since {time.strftime('%H:%M')}; `tunesmith queue resume` goes on")
+
+
+def resume(store: Store, job: Job | None = None) -> None:
+    """Has a paused job or queue go on."""
+    if job:
+        control.request(Run(job.folder), "run")
+    else:
+        store.set("paused", "")
