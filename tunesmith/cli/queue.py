@@ -195,8 +195,7 @@ def _progress(run: Run) -> str:
 @queue.command
 def pause(job: int | None = None) -> None:
     """Start no more jobs, or pause one that runs. A paused job keeps the model in memory."""
-    store = Store()
-    ask.pause(store, store.job(job) if job else None)
+    ask.pause(Store(), job)
 
 
 @queue.command
@@ -209,7 +208,7 @@ def resume(job: int | None = None, *, after_restart: Literal["yes", "no"] | None
     store = Store()
     if after_restart:
         store.set(AFTER_RESTART, after_restart)
-    ask.resume(store, store.job(job) if job else None)
+    ask.resume(store, job)
     ensure_kept(store)
 
 
@@ -241,15 +240,14 @@ def cancel(job: int, *, now: Annotated[bool, Parameter(negative="")] = False) ->
     Args:
         now: End it at once. What it has done since the last checkpoint is lost.
     """
-    store = Store()
-    ask.cancel(store, store.job(job), now)
+    ask.cancel(Store(), job, now)
 
 
 @queue.command
 def retry(job: int) -> None:
     """Let a job that failed or was stopped go on from its last checkpoint."""
     store = Store()
-    ask.retry(store, store.job(job))
+    ask.retry(store, job)
     ensure_kept(store)
 
 

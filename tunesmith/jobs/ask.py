@@ -38,9 +38,10 @@ def in_grid(recipe: Recipe, values: Mapping[str, Sequence[Any]]) -> Iterator[Rec
         yield recipe.changed(change)
 
 
-def cancel(store: Store, job: Job, at_once: bool = False) -> None:
+def cancel(store: Store, number: int, at_once: bool = False) -> None:
     """Takes a job that waits from the queue, or has one that runs save and stop, or ends it at once. A run that has
     done nothing is deleted. Raises UserError for a job that has ended."""
+    job = store.job(number)
     state, run = status_of(store, job).state, Run(job.folder)
     if state in ENDED:
         raise UserError(f"queue: job {job.id} is {state} already")
@@ -55,8 +56,9 @@ def cancel(store: Store, job: Job, at_once: bool = False) -> None:
         shutil.rmtree(run.folder, ignore_errors=True)
 
 
-def retry(store: Store, job: Job) -> None:
+def retry(store: Store, number: int) -> None:
     """Has a job that has failed or was stopped go on from its last checkpoint. Raises UserError for all others."""
+    job = store.job(number)
     status = status_of(store, job)
     if status.state not in ENDED or status.state == "finished" or not Run(job.folder).exists:
         raise UserError(
@@ -65,17 +67,17 @@ def retry(store: Store, job: Job) -> None:
     store.change(job.id, is_due=True, cancelled=False, held=False)
 
 
-def pause(store: Store, job: Job | None = None) -> None:
+def pause(store: Store, number: int | None = None) -> None:
     """Pauses a job that runs, which keeps its memory; or the queue, which starts no more jobs."""
-    if job:
-        control.request(Run(job.folder), "pause")
+    if number is not None:
+        control.request(Run(store.job(number).folder), "pause")
     else:
         store.set("paused", f"since {time.strftime('%H:%M')}; `tunesmith queue resume` goes on")
 
 
-def resume(store: Store, job: Job | None = None) -> None:
+def resume(store: Store, number: int | None = None) -> None:
     """Has a paused job or queue go on."""
-    if job:
-        control.request(Run(job.folder), "run")
+    if number is not None:
+        control.request(Run(store.job(number).folder), "run")
     else:
         store.set("paused", "")

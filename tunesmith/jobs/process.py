@@ -15,16 +15,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tunesmith import leases
 from tunesmith.files import json_text, read_json, write_json
-from tunesmith.jobs.store import Job, Store
+from tunesmith.jobs.store import Job, Kind, Store
 from tunesmith.run import process_start
 
 SECONDS_TO_START = 10.0
-COMMANDS = {"train": "resume", "export": "export"}  # of each kind of job
-USES: dict[str, leases.Use] = {"resume": "training", "export": "export"}  # of devices
+USES: dict[Kind, leases.Use] = {"train": "training", "export": "export"}  # of devices
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,12 @@ def start(store: Store, job: Job, devices: Sequence[str]) -> subprocess.Popen[by
     environment = os.environ | {leases.JOB: str(job.id), "PYTHONUNBUFFERED": "1"}
     if devices and leases.CPU not in devices:
         environment |= {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    command = [sys.executable, "-m", "tunesmith", *_command(job)]
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(log), job.folder, ",".join(devices), *command],
+            [
+                *(sys.executable, "-P", "-m", __name__),
+                *(str(log), job.folder, ",".join(devices), USES[job.kind], *command_of(job)),
+            ],
             cwd=job.directory,
             env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdin=subprocess.DEVNULL,
@@ -68,8 +69,10 @@ def wait_for_start(store: Store, job: Job, process: subprocess.Popen[bytes]) -> 
         time.sleep(0.02)
 
 
-def _command(job: Job) -> list[str]:
-    return [COMMANDS[job.kind], job.folder, *job.arguments]
+def command_of(job: Job) -> list[str]:
+    """The command that does a job."""
+    name = {"train": "resume", "export": "export"}[job.kind]
+    return [sys.executable, "-m", "tunesmith", name, job.folder, *job.arguments]
 
 
 def is_alive(store: Store, job: Job) -> bool:
@@ -116,12 +119,12 @@ def last_line(log: Path) -> str:
 
 def main() -> None:
     """Runs a job's command while it holds its devices and its lock, and writes the outcome beside its log."""
-    log, folder, devices, *command = sys.argv[1:]
+    log, folder, devices, use, *command = sys.argv[1:]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are for the command
         signal.signal(number, lambda *_: None)
     try:
         with (
-            leases.held(devices.split(","), USES[command[3]], exclusive=True, folder=folder),
+            leases.held(devices.split(","), cast(leases.Use, use), exclusive=True, folder=folder),
             open(Path(log).with_suffix(".lock"), "a+b") as file,
         ):
             fcntl.flock(file, fcntl.LOCK_EX)  # waits for a reader, never for long
