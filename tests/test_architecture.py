@@ -20,6 +20,7 @@ FLOORS = [
     "plan",
     "run",
     "machine",
+    "leases",
     "energy",
     "data",
     "answer_formats",

@@ -169,7 +169,7 @@ class Run:
         """While this holds, no other process may work on the run; the kernel lets go of it when this process dies.
         Raises UserError if another one has it."""
         with open(self.lock_file, "a+b") as file:
-            locked = _lock(file, fcntl.LOCK_EX)
+            locked = try_lock(file, fcntl.LOCK_EX)
             if locked is None:
                 self.log("warning", message="this file system has no locks: take care that nothing else trains here")
             elif not locked:
@@ -193,7 +193,7 @@ class Run:
         if not self.lock_file.exists():
             return False
         with open(self.lock_file, "rb") as file:
-            return _lock(file, fcntl.LOCK_SH) is False
+            return try_lock(file, fcntl.LOCK_SH) is False
 
     def log(self, event: str, **values: Any) -> None:
         """Appends one event. A line is written in one call, so a reader never sees half of one but the last."""
@@ -259,7 +259,7 @@ def _holder(file: IO[bytes]) -> str:
     return f" ({facts['pid']})" if facts else ""
 
 
-def _lock(file: IO[bytes], kind: int) -> bool | None:
+def try_lock(file: IO[bytes], kind: int) -> bool | None:
     """Whether the file is locked now, which it is not where another process has it; None where there are no locks."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
