@@ -60,7 +60,7 @@ def test_holders_are_listed_until_they_end(folder):
             process.pid,
             process_start(process.pid),
             one.since,
-            "runs/alpha",
+            os.path.abspath("runs/alpha"),
             None,
         )
         assert {one.device, two.device} == {ONE, TWO} and before <= one.since <= time.time()
@@ -82,6 +82,25 @@ def test_a_second_exclusive_holder_is_refused_in_one_line():
             assert [(h.device, h.exclusive) for h in holders()] == [(ONE, True), (ONE, False), (TWO, True)]
     with held([ONE], "chat"), held([ONE], "training", exclusive=True) as lease:
         assert not lease.problem and len(holders()) == 2
+
+
+def test_a_part_of_what_is_asked_for_is_taken():
+    with holding([TWO]) as process, held([ONE, TWO], "training", exclusive=True, partial=True) as lease:
+        assert lease.devices == [ONE] and [(h.device, h.pid) for h in lease.refused] == [(TWO, process.pid)]
+        with held([ONE, TWO], "training", exclusive=True, partial=True) as nothing:
+            assert not nothing.devices and [h.device for h in nothing.refused] == [TWO, ONE]
+        with held([ONE, TWO], "chat") as lease:
+            assert lease.devices == [ONE, TWO] and not lease.refused
+            assert [(h.device, h.pid) for h in lease.beside] == [(TWO, process.pid), (ONE, os.getpid())]
+
+
+def test_a_cpu_on_another_machine_is_another_one(monkeypatch):
+    """The cache may be on a network share."""
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    with held(["cpu", ONE], "training", exclusive=True):
+        assert {holder.device for holder in holders()} == {"cpu", ONE}
+        monkeypatch.setattr("socket.gethostname", lambda: "here")
+        assert [holder.device for holder in holders()] == [ONE]
 
 
 def test_a_cpu_is_not_shared_by_flags():

@@ -15,10 +15,11 @@ conflicts.
 import fcntl
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Literal
@@ -73,6 +74,10 @@ class Lease:
     def __init__(self) -> None:
         self.problem: str | None = None
         """Why nothing is held, although it was asked for."""
+        self.refused: list[Holder] = []
+        """Those that hold the devices that were not taken."""
+        self.beside: list[Holder] = []
+        """Those that held the devices of this lease when it took them."""
         self._files: dict[str, IO[bytes]] = {}
 
     @property
@@ -88,8 +93,11 @@ class Lease:
                 _remove(file)
                 _close(file)
 
-    def _take(self, holder: Holder) -> None:
-        file = _opened(_folder(holder.device) / f"{holder.pid}-{time.time_ns()}.json", "xb")
+    def take(self, holder: Holder) -> None:
+        """Adds a device, which must be free. Raises OSError."""
+        folder = _folder(holder.device)
+        folder.mkdir(exist_ok=True)
+        file = _opened(folder / f"{holder.pid}-{time.time_ns()}.json", "xb")
         self._files[holder.device] = file
         if not try_lock(file, fcntl.LOCK_EX):
             raise OSError(f"{file.name} cannot be locked")
@@ -127,30 +135,42 @@ def held(
     exclusive: bool = False,
     folder: str | Path = "",
     job: int | None = None,
+    partial: bool = False,
 ) -> Iterator[Lease]:
     """Holds all these devices, or none of them, until the block ends or `keep` of the lease releases them. A device
     without a name is not held.
 
     `nbytes`: how much of the memory of each device is asked for. `exclusive`: no other process may hold it exclusively
     meanwhile; others never conflict. `folder`: of the run or the model. `job`: by default the one that the queue
-    started this process for. Raises DeviceHeld.
+    started this process for. `partial`: holds only those devices that it can, and none is no error. Raises DeviceHeld.
     """
-    pid, now, job = os.getpid(), time.time(), queued_job() if job is None else job
     lease, names = Lease(), list(dict.fromkeys(filter(None, devices)))
-    asked = [Holder(name, use, nbytes, exclusive, pid, process_start(pid), now, str(folder), job) for name in names]
+    place = str(Path(folder).absolute()) if folder else ""
+    pid, now, job = os.getpid(), time.time(), queued_job() if job is None else job
+    asked = [Holder(name, use, nbytes, exclusive, pid, process_start(pid), now, place, job) for name in names]
     try:
-        try:
-            with _looking() if names else nullcontext():
-                if exclusive and (others := [one for one in _live(names) if one.exclusive]):
-                    raise DeviceHeld(refusal(others))
-                for one in asked:
-                    lease._take(one)
-        except OSError as error:
-            lease.keep([])
-            lease.problem = f"{leases_folder()}: {error.strerror or error}; so other runs cannot see what this one uses"
+        if asked:
+            _take(lease, asked, partial)
         yield lease
     finally:
         lease.keep([])
+
+
+def _take(lease: Lease, asked: Sequence[Holder], partial: bool) -> None:
+    try:
+        with _looking():
+            live = _live(one.device for one in asked)
+            lease.refused = [one for one in live if one.exclusive and asked[0].exclusive]
+            if lease.refused and not partial:
+                raise DeviceHeld(refusal(lease.refused))
+            refused = {one.device for one in lease.refused}
+            lease.beside = [one for one in live if one.device not in refused]
+            for one in asked:
+                if one.device not in refused:
+                    lease.take(one)
+    except OSError as error:
+        lease.keep([])
+        lease.problem = f"{leases_folder()}: {error.strerror or error}; so other runs cannot see what this one uses"
 
 
 def refusal(others: Sequence[Holder], names: dict[str, str] | None = None) -> str:
@@ -166,9 +186,9 @@ def refusal(others: Sequence[Holder], names: dict[str, str] | None = None) -> st
 
 
 def _folder(device: str) -> Path:
-    folder = leases_folder() / quote(device, safe="")  # names of MIG devices may have a slash
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    """Returns the folder of a device. The cache may be on a network share, where each machine has a CPU of its own."""
+    name = f"{CPU}-{socket.gethostname()}" if device == CPU else device
+    return leases_folder() / quote(name, safe="")  # names of MIG devices may have a slash
 
 
 @contextmanager
@@ -195,7 +215,7 @@ def _live(devices: Iterable[str] | None) -> list[Holder]:
             if try_lock(file, fcntl.LOCK_SH) is not False:
                 _remove(file)
             elif (holder := _read(file)) and (wanted is None or holder.device in wanted):
-                found.append(holder)
+                found += [holder] if _folder(holder.device) == path.parent else []
     return sorted(found, key=lambda holder: holder.since)
 
 
