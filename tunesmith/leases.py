@@ -15,10 +15,11 @@ conflicts.
 import fcntl
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Literal
@@ -56,13 +57,14 @@ class Holder:
     since: float
     """When it took the device, in Unix seconds."""
     folder: str
-    """Of the run or the model, if it has one."""
+    """The run or the model, if it has one."""
     job: int | None
-    """The job of the queue that it is."""
+    """The number of its job in the queue."""
 
-    def is_part_of(self, job: int | None) -> bool:
-        """Whether it works for this job of the queue, as the process that its command runs in does."""
-        return job is not None and self.job == job
+    def conflicts_with(self, other: "Holder") -> bool:
+        """Whether both want the device for themselves. The processes of one job of the queue are one."""
+        is_same_job = self.job is not None and self.job == other.job
+        return self.exclusive and other.exclusive and not is_same_job
 
     def __str__(self) -> str:
         facts = [self.use, f"process {self.pid}"]
@@ -77,6 +79,10 @@ class Lease:
     def __init__(self) -> None:
         self.problem: str | None = None
         """Why nothing is held, although it was asked for."""
+        self.refused: list[Holder] = []
+        """Those that hold the devices that were not taken."""
+        self.beside: list[Holder] = []
+        """Those that held the devices of this lease when it took them."""
         self._files: dict[str, IO[bytes]] = {}
 
     @property
@@ -92,8 +98,11 @@ class Lease:
                 _remove(file)
                 _close(file)
 
-    def _take(self, holder: Holder) -> None:
-        file = _opened(_folder(holder.device) / f"{holder.pid}-{time.time_ns()}.json", "xb")
+    def take(self, holder: Holder) -> None:
+        """Adds a device, which must be free. Raises OSError."""
+        folder = _folder(holder.device)
+        folder.mkdir(exist_ok=True)
+        file = _opened(folder / f"{holder.pid}-{time.time_ns()}.json", "xb")
         self._files[holder.device] = file
         if not try_lock(file, fcntl.LOCK_EX):
             raise OSError(f"{file.name} cannot be locked")
@@ -131,45 +140,60 @@ def held(
     exclusive: bool = False,
     folder: str | Path = "",
     job: int | None = None,
+    partial: bool = False,
 ) -> Iterator[Lease]:
     """Holds all these devices, or none of them, until the block ends or `keep` of the lease releases them. A device
     without a name is not held.
 
     `nbytes`: how much of the memory of each device is asked for. `exclusive`: no other process may hold it exclusively
     meanwhile; others never conflict. `folder`: of the run or the model. `job`: by default the one that the queue
-    started this process for. Raises DeviceHeld.
+    started this process for. `partial`: holds only those devices that it can, and none is no error. Raises DeviceHeld.
     """
-    pid, now, job = os.getpid(), time.time(), queued_job() if job is None else job
     lease, names = Lease(), list(dict.fromkeys(filter(None, devices)))
-    asked = [Holder(name, use, nbytes, exclusive, pid, process_start(pid), now, str(folder), job) for name in names]
+    place = str(Path(folder).absolute()) if folder else ""
+    pid, now, job = os.getpid(), time.time(), queued_job() if job is None else job
+    asked = [Holder(name, use, nbytes, exclusive, pid, process_start(pid), now, place, job) for name in names]
     try:
-        try:
-            with _looking() if names else nullcontext():
-                if exclusive and (others := [one for one in _live(names) if one.exclusive and not one.is_part_of(job)]):
-                    raise DeviceHeld(refusal(others))
-                for one in asked:
-                    lease._take(one)
-        except OSError as error:
-            lease.keep([])
-            lease.problem = f"{leases_folder()}: {error.strerror or error}; so other runs cannot see what this one uses"
+        if asked:
+            _take(lease, asked, partial)
         yield lease
     finally:
         lease.keep([])
 
 
+def _take(lease: Lease, asked: Sequence[Holder], partial: bool) -> None:
+    try:
+        with _looking():
+            live = _live(one.device for one in asked)
+            lease.refused = [one for one in live if asked[0].conflicts_with(one)]
+            if lease.refused and not partial:
+                raise DeviceHeld(refusal(lease.refused))
+            refused = {one.device for one in lease.refused}
+            lease.beside = [one for one in live if one.device not in refused]
+            for one in asked:
+                if one.device not in refused:
+                    lease.take(one)
+    except OSError as error:
+        lease.keep([])
+        lease.problem = f"{leases_folder()}: {error.strerror or error}; so other runs cannot see what this one uses"
+
+
 def refusal(others: Sequence[Holder], names: dict[str, str] | None = None) -> str:
     """Says in one line who holds devices, and what to do. `names`: of devices, for people."""
-    texts = [f"{(names or {}).get(one.device, one.device)} is held by {one}" for one in others]
+    held_by: dict[str, list[str]] = {}
+    for one in others:
+        held_by.setdefault(str(one), []).append((names or {}).get(one.device, one.device))
+    texts = [f"{', '.join(devices)}: held by {holder}" for holder, devices in held_by.items()]
     remedy = "wait for its end, or let `tunesmith queue add` do so"
     if all(one.device != CPU for one in others):
-        remedy += "; or choose another GPU with CUDA_VISIBLE_DEVICES, or pass --share-gpus to train beside it"
-    return f"{'; '.join(texts)}: {remedy}"
+        remedy += "; or choose another GPU with CUDA_VISIBLE_DEVICES, or train beside it with --share-gpus"
+    return "; ".join([*texts, remedy])
 
 
 def _folder(device: str) -> Path:
-    folder = leases_folder() / quote(device, safe="")  # names of MIG devices may have a slash
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    """Returns the folder of a device. The cache may be on a network share, where each machine has a CPU of its own."""
+    name = f"{CPU}-{socket.gethostname()}" if device == CPU else device
+    return leases_folder() / quote(name, safe="")  # names of MIG devices may have a slash
 
 
 @contextmanager
@@ -196,7 +220,7 @@ def _live(devices: Iterable[str] | None) -> list[Holder]:
             if try_lock(file, fcntl.LOCK_SH) is not False:
                 _remove(file)
             elif (holder := _read(file)) and (wanted is None or holder.device in wanted):
-                found.append(holder)
+                found += [holder] if _folder(holder.device) == path.parent else []
     return sorted(found, key=lambda holder: holder.since)
 
 
