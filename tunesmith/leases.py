@@ -80,9 +80,9 @@ class Lease:
         self.problem: str | None = None
         """Why nothing is held, although it was asked for."""
         self.refused: list[Holder] = []
-        """Those that hold the devices that were not taken."""
+        """Holders of the devices that were not taken."""
         self.beside: list[Holder] = []
-        """Those that held the devices of this lease when it took them."""
+        """Holders of the devices of this lease when it took them."""
         self._files: dict[str, IO[bytes]] = {}
 
     @property

@@ -37,7 +37,7 @@ def job(number: int, **facts) -> Job:
         "is_due": True,
         "started": None,
         "starts": 0,
-        "told": "",
+        "notified": "",
     }
     return Job(**values | facts)
 
@@ -60,7 +60,7 @@ def started(found: dict) -> dict[int, list[str]]:
 def test_jobs_take_turns_on_a_cpu():
     found = decide(queue(job(1), job(2), devices=CPU_ALONE))
     assert started(found) == {1: [CPU]}
-    assert found[2].why == "it needs the CPU: the CPU is for job 1, which goes before"
+    assert found[2].why == "it needs the CPU: the CPU is for job 1, which is before it"
     found = decide(queue(job(1), job(2), states={1: "running"}, holders=[holder(CPU, 1)], devices=CPU_ALONE))
     assert found[2].why == "it needs the CPU: the CPU is held by job 1 (training, for 1 min 30 s)" and 1 not in found
 
@@ -94,7 +94,7 @@ def test_who_shares_a_gpu_does_not_keep_training_from_it():
 @pytest.mark.parametrize(
     ("facts", "states", "why"),
     [
-        ({"held": True}, {}, "it is held; `tunesmith queue release 2` lets it go"),
+        ({"held": True}, {}, "it is held; `tunesmith queue release 2` releases it"),
         ({"not_before": NOW + 3600}, {}, ", in 1 h 00 min"),
         ({"after": 1}, {1: "running"}, "it starts after job 1, which is running"),
         ({"after": 1}, {1: "waiting"}, "it starts after job 1, which is waiting"),

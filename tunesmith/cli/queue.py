@@ -49,18 +49,18 @@ def add(
     """Queue the training of a recipe, or of a run's recipe with other values. Every field of a recipe is a flag.
 
     Args:
-        recipe: The recipe, or a run whose recipe is taken once more.
+        recipe: The recipe, or a run whose recipe is used again.
         grid: Several values for one key, such as train.learning_rate=1e-4,2e-4: one job for each combination.
         export: Forms in which the result is exported once training has finished, such as gguf.
         gpus: Take so many GPUs. By default as train.processes says, else all.
-        priority: low, normal or high. A job of high priority has others save and stop where it needs their GPUs; they
-            go on after it.
+        priority: low, normal or high. A job of high priority stops others where it needs their GPUs; they save a
+            checkpoint first, and continue after it.
         after: Start after the end of this job.
         after_success: Start after this job, if it has finished without an error.
         at: Do not start before this time, like 22:30 or 2026-12-24T08:00, or after a time from now, like +3h.
         hold: Do not start until `queue release`.
         notify: A command that runs when the job has ended. TUNESMITH_JOB, TUNESMITH_STATE, TUNESMITH_RUN and
-            TUNESMITH_DETAIL tell it what has happened.
+            TUNESMITH_DETAIL say what has happened.
     """
     values, store = chosen(flags), Store()
     if not recipe and not values:
@@ -133,7 +133,7 @@ def _time(text: str) -> float:
 def list_jobs(
     *, everything: Annotated[bool, Parameter(name="--all", negative="")] = False, as_json: Json = False
 ) -> None:
-    """List the jobs in the order in which they go.
+    """List the jobs in the order in which they start.
 
     Args:
         everything: Also those that ended more than a week ago.
@@ -168,7 +168,7 @@ def _is_recent(job: Job, found: Queue) -> bool:
 
 
 def _what(job: Job, status: Status, found: Queue) -> Text:
-    """What a job does, and how far it is or why it waits."""
+    """A job's command, and its progress or the reason why it waits."""
     name = Path(job.folder).name
     what = Text(f"{job.kind} {name}" + f" {' '.join(job.arguments)}" * bool(job.arguments))
     if status.state in AT_WORK and job.kind == "train":
@@ -183,7 +183,7 @@ def _what(job: Job, status: Status, found: Queue) -> Text:
 
 
 def _progress(run: Run) -> str:
-    """How far a run is, from its events."""
+    """The progress of a run, from its events."""
     start, steps = run.events("start", "plan"), run.events("step")
     total = start[-1]["steps"] if start else None
     if not steps or not total:
@@ -200,10 +200,10 @@ def pause(job: int | None = None) -> None:
 
 @queue.command
 def resume(job: int | None = None, *, after_restart: Literal["yes", "no"] | None = None) -> None:
-    """Start jobs again, or let a paused one go on.
+    """Start jobs again, or continue a paused one.
 
     Args:
-        after_restart: yes: from now on the queue also goes on by itself after the machine was restarted.
+        after_restart: yes: from now on the queue also continues by itself after the machine was restarted.
     """
     store = Store()
     if after_restart:
@@ -227,7 +227,7 @@ def hold(job: int) -> None:
 
 @queue.command
 def release(job: int) -> None:
-    """Let a job go that was held."""
+    """Release a job that is held."""
     store = Store()
     store.change(store.job(job).id, held=False)
     ensure_kept(store)
@@ -245,7 +245,7 @@ def cancel(job: int, *, now: Annotated[bool, Parameter(negative="")] = False) ->
 
 @queue.command
 def retry(job: int) -> None:
-    """Let a job that failed or was stopped go on from its last checkpoint."""
+    """Continue a job that failed or was stopped from its last checkpoint."""
     store = Store()
     ask.retry(store, job)
     ensure_kept(store)
@@ -273,7 +273,7 @@ def log(job: int, *, follow: Annotated[bool, Parameter(negative="", alias="-f")]
     """Print what a job wrote.
 
     Args:
-        follow: Go on until the job ends.
+        follow: Follow the output until the job ends.
     """
     store = Store()
     asked = store.job(job)

@@ -1,4 +1,5 @@
-"""What people ask of the queue: add jobs, change their order, stop them. The terminal and the studio ask here."""
+"""The requests that people make of the queue: add jobs, change their order, stop them. The terminal and the studio use
+these functions."""
 
 import shutil
 import time
@@ -39,7 +40,7 @@ def in_grid(recipe: Recipe, values: Mapping[str, Sequence[Any]]) -> Iterator[Rec
 
 
 def cancel(store: Store, number: int, at_once: bool = False) -> None:
-    """Takes a job that waits from the queue, or has one that runs save and stop, or ends it at once. A run that has
+    """Removes a job that waits from the queue. One that runs saves a checkpoint and stops, or is ended at once. A run that has
     done nothing is deleted. Raises UserError for a job that has ended."""
     job = store.job(number)
     state, run = status_of(store, job).state, Run(job.folder)
@@ -57,7 +58,7 @@ def cancel(store: Store, number: int, at_once: bool = False) -> None:
 
 
 def retry(store: Store, number: int) -> None:
-    """Has a job that has failed or was stopped go on from its last checkpoint. Raises UserError for all others."""
+    """Continues a job that failed or was stopped from its last checkpoint. Raises UserError for all others."""
     job = store.job(number)
     status = status_of(store, job)
     if status.state not in ENDED or status.state == "finished" or not Run(job.folder).exists:
@@ -72,11 +73,11 @@ def pause(store: Store, number: int | None = None) -> None:
     if number is not None:
         control.request(Run(store.job(number).folder), "pause")
     else:
-        store.set("paused", f"since {time.strftime('%H:%M')}; `tunesmith queue resume` goes on")
+        store.set("paused", f"since {time.strftime('%H:%M')}; `tunesmith queue resume` continues it")
 
 
 def resume(store: Store, number: int | None = None) -> None:
-    """Has a paused job or queue go on."""
+    """Continues a paused job or the paused queue."""
     if number is not None:
         control.request(Run(store.job(number).folder), "run")
     else:

@@ -11,7 +11,7 @@ from tunesmith.units import duration, moment
 
 @dataclass(frozen=True)
 class Device:
-    """What one job at a time may use: a GPU, or the CPU of a machine without one."""
+    """A GPU, or the CPU of a machine without one. One job at a time uses it."""
 
     key: str
     """A GPU's UUID, or leases.CPU."""
@@ -21,10 +21,10 @@ class Device:
 
 @dataclass(frozen=True)
 class Queue:
-    """All that a decision depends on."""
+    """The queue and the machine at one moment: all that a decision depends on."""
 
     jobs: Sequence[Job]
-    """In the order in which they go."""
+    """In the order in which they start."""
     statuses: Mapping[int, Status]
     devices: Sequence[Device]
     holders: Sequence[Holder]
@@ -36,14 +36,14 @@ class Queue:
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to happen to a job that waits."""
+    """The decision on a job that waits."""
 
     devices: list[Device] = field(default_factory=list)
     """Where it starts; none if it waits."""
     why: str = ""
     """Why it waits, in a sentence."""
     displaces: list[int] = field(default_factory=list)
-    """Jobs of lower priority that are to save and stop for it. They go on later."""
+    """Jobs of lower priority that save a checkpoint and stop for it. They continue later."""
 
 
 def decide(queue: Queue) -> dict[int, Decision]:
@@ -65,9 +65,9 @@ def decide(queue: Queue) -> dict[int, Decision]:
 
 
 def _not_yet(queue: Queue, job: Job) -> str:
-    """Why a job may not start, whatever is free; empty if it may."""
+    """The reason why a job may not start, whatever is free; empty if it may."""
     if job.held:
-        return f"it is held; `tunesmith queue release {job.id}` lets it go"
+        return f"it is held; `tunesmith queue release {job.id}` releases it"
     if job.not_before and job.not_before > queue.now:
         return f"it starts at {moment(job.not_before)}, in {duration(job.not_before - queue.now)}"
     before = next((other for other in queue.jobs if other.id == job.after), None)
@@ -95,7 +95,7 @@ def _on_devices(queue: Queue, job: Job, claimed: Mapping[str, Job]) -> Decision:
     reasons = [
         f"{device.name} {_use(queue, busy[device.key])}"
         if device.key in busy
-        else f"{device.name} is for job {claimed[device.key].id}, which goes before"
+        else f"{device.name} is for job {claimed[device.key].id}, which is before it"
         for device in queue.devices
         if device not in free
     ]
@@ -105,7 +105,7 @@ def _on_devices(queue: Queue, job: Job, claimed: Mapping[str, Job]) -> Decision:
 
 
 def _use(queue: Queue, holder: Holder) -> str:
-    """What a device is used for, and for how long already."""
+    """Who uses a device, and since when."""
     who = f"job {holder.job}" if holder.job else holder.folder or f"process {holder.pid}"
     return f"is held by {who} ({holder.use}, for {duration(max(0.0, queue.now - holder.since))})"
 

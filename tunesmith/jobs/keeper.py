@@ -1,6 +1,6 @@
 """Starts the jobs of the queue, one after another. A process of its own keeps the queue while anything is due.
 
-It may be killed at any moment: jobs go on without it, and the next one sees from their folders where they are.
+It may be killed at any moment: jobs continue without it, and the next one reads their states from their folders.
 """
 
 import fcntl
@@ -35,14 +35,14 @@ def devices() -> list[Device]:
 
 
 def look(store: Store, here: list[Device]) -> Queue:
-    """The queue as it is now. `here`: the devices."""
+    """The queue at this moment. `here`: the devices."""
     jobs = store.jobs()
     statuses = {job.id: status_of(store, job) for job in jobs}
     return Queue(jobs, statuses, here, leases.holders(), time.time(), store.setting("paused"))
 
 
 class Keeper:
-    """Starts what may start, stops what must make room, and tells what has ended."""
+    """Starts jobs, stops those that must make room, and notifies of those that have ended."""
 
     def __init__(self, store: Store, here: list[Device]):
         self._store, self._here = store, here
@@ -56,7 +56,7 @@ class Keeper:
         for job in queue.jobs:
             if decision := decisions.get(job.id):
                 self._follow(queue, job, decision)
-            self._tell(job, queue.statuses[job.id])
+            self._notify(job, queue.statuses[job.id])
         return _is_due(queue) or any(status.state in AT_WORK for status in queue.statuses.values())
 
     def _follow(self, queue: Queue, job: Job, decision: Decision) -> None:
@@ -67,13 +67,13 @@ class Keeper:
             process.wait_for_start(self._store, job, self._children[-1])
         for number in decision.displaces:
             if queue.statuses[number].state in ("running", "paused"):
-                self._store.change(number, is_due=True)  # it goes on when there is room again
+                self._store.change(number, is_due=True)  # it continues when there is room again
                 control.request(Run(self._store.job(number).folder), "stop")
 
-    def _tell(self, job: Job, status: Status) -> None:
-        """Runs the command that is to be told when the job has ended, once for each end."""
-        if status.state in ENDED and job.starts and job.told != status.state:
-            self._store.change(job.id, told=status.state)
+    def _notify(self, job: Job, status: Status) -> None:
+        """Runs the job's notify command once for each time that it ends."""
+        if status.state in ENDED and job.starts and job.notified != status.state:
+            self._store.change(job.id, notified=status.state)
             if job.notify:
                 facts = {"TUNESMITH_JOB": str(job.id), "TUNESMITH_STATE": status.state, "TUNESMITH_RUN": job.folder}
                 subprocess.Popen(
@@ -83,8 +83,8 @@ class Keeper:
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
                 )
-        elif status.state not in ENDED and job.told:
-            self._store.change(job.id, told="")
+        elif status.state not in ENDED and job.notified:
+            self._store.change(job.id, notified="")
 
 
 def pause_after_restart(store: Store) -> None:
@@ -97,7 +97,7 @@ def pause_after_restart(store: Store) -> None:
     store.set("boot", boot)
     waits = any(status_of(store, job).state not in ENDED for job in store.jobs())
     if before and waits and store.setting(AFTER_RESTART) != "yes":
-        store.set("paused", "the machine was restarted; `tunesmith queue resume` goes on")
+        store.set("paused", "the machine was restarted; `tunesmith queue resume` continues it")
 
 
 @contextmanager

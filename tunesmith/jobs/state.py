@@ -1,4 +1,4 @@
-"""The state of a job. It is told from the job's folder and process, never from a stored status."""
+"""The state of a job. It follows from the job's folder and process, never from a stored status."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ STOPPED = (130, -2, -15, -1)  # exit statuses of commands that somebody stopped
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a job and what is known about it."""
+    """The state of a job, and the reason for it."""
 
     state: State
     detail: str = ""

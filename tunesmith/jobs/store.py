@@ -1,4 +1,4 @@
-"""Queue: the jobs that wait for this workstation, their order and what people want of them.
+"""Queue: the jobs of this workstation, their order and people's wishes for them.
 
 A SQLite file keeps what no run folder can say. Whether a job runs, has finished or has failed is never stored: that
 follows from its folder and its process (state.py).
@@ -18,7 +18,7 @@ from tunesmith.files import state_folder
 
 Kind = Literal["train", "export"]
 Priority = Literal["low", "normal", "high"]
-PRIORITIES = get_args(Priority)  # the later ones go first
+PRIORITIES = get_args(Priority)  # the later ones start first
 BUSY_SECONDS = 10.0  # that another process may take to write
 
 # Each entry changes the file from the version that is its place to the next one.
@@ -45,7 +45,7 @@ MIGRATIONS = [
         is_due INTEGER NOT NULL DEFAULT 1,
         started REAL,
         starts INTEGER NOT NULL DEFAULT 0,
-        told TEXT NOT NULL DEFAULT ''
+        notified TEXT NOT NULL DEFAULT ''
     ) STRICT;
     CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     """,
@@ -63,11 +63,11 @@ class Job:
     directory: str
     """Where it was asked for, from which relative paths are meant."""
     arguments: list[str]
-    """Of its command, beside the folder."""
+    """Further arguments of its command."""
     added: float
     """Unix seconds, as all times here."""
     position: float
-    """Its place in the queue: lower ones go first."""
+    """Its place in the queue: lower ones start first."""
     priority: Priority
     gpus: int | None
     """How many GPUs it takes; None: as its recipe says, else all."""
@@ -91,8 +91,8 @@ class Job:
     """When it was last started."""
     starts: int
     """How often it was started."""
-    told: str
-    """The state that was last told to `notify`."""
+    notified: str
+    """The state of which `notify` was last run."""
 
 
 class Store:
