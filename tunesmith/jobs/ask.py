@@ -40,8 +40,8 @@ def in_grid(recipe: Recipe, values: Mapping[str, Sequence[Any]]) -> Iterator[Rec
 
 
 def cancel(store: Store, number: int, at_once: bool = False) -> None:
-    """Removes a job that waits from the queue. One that runs saves a checkpoint and stops, or is ended at once. A run that has
-    done nothing is deleted. Raises UserError for a job that has ended."""
+    """Removes a job that waits from the queue. One that runs saves a checkpoint and stops, or is ended at once. A run
+    that has done nothing is deleted. Raises UserError for a job that has ended."""
     job = store.job(number)
     state, run = status_of(store, job).state, Run(job.folder)
     if state in ENDED:

@@ -123,7 +123,7 @@ def keep(store: Store, ended: Callable[[], bool] = lambda: False) -> None:
             keeper = Keeper(store, here)
             while keeper.step() and not ended():
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-        # Whoever added a job just now saw that the queue was kept.
+        # A job may have been added just now, by a process that saw the queue kept.
         is_due = _is_due(look(store, here))
 
 

@@ -1,4 +1,4 @@
-"""The process of a job: child of nobody, so that it continues when the queue or the studio ends.
+"""The process of a job. It has no parent that must live, so it continues when the queue or the studio ends.
 
 It is a session of its own, begun by a small parent process that holds the job's lock as long as the job computes and
 then writes how it ended. So any process can find the job's state at any time, also after a signal that nothing

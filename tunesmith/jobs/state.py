@@ -22,7 +22,7 @@ class Status:
 
     state: State
     detail: str = ""
-    """Of a job that failed or was interrupted: why."""
+    """Why, if the job failed or was interrupted."""
 
 
 def status_of(store: Store, job: Job) -> Status:
