@@ -13,7 +13,7 @@ State = Literal[
 ]
 AT_WORK = ("starting", "running", "paused", "stopping")
 ENDED = ("finished", "failed", "interrupted", "cancelled")
-STOPPED = (130, -2, -15, -1)  # exit statuses of commands that somebody stopped
+STOPPED = (130, -2, -15, -1)  # exit statuses of a command that was asked to stop
 
 
 @dataclass(frozen=True)
