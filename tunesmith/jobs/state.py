@@ -28,7 +28,7 @@ class Status:
 def status_of(store: Store, job: Job) -> Status:
     """The state of a job now."""
     run = Run(job.folder)
-    if job.kind == "train" and run.is_held:  # whoever trains it: the queue or a terminal
+    if job.kind == "train" and run.is_held:  # by the queue or from a terminal
         return Status(_at_work(run))
     if not run.exists:
         return Status("cancelled", "its run was deleted")
