@@ -117,6 +117,7 @@ def trace_several(
             made = [batch_of(lengths, built.plan.packing) for _ in range(number)]
             # Once the optimizer has its states, one step shows all that a step needs.
             found[number] = steps(live, built, method, made, passes, first=STEPS - 1 if found else 0)
+            built.routing.forget()
             del made
         return found
 
