@@ -17,6 +17,7 @@ from tests.planner.test_layouts import SMALL
 from tests.planner.test_trace import CASES, MACHINE, asked, deeper
 from tunesmith import train
 from tunesmith.cli.main import main
+from tunesmith.cli.plan_report import summary_lines
 from tunesmith.errors import UserError
 from tunesmith.evaluate.generate import answers
 from tunesmith.finetune import prepare
@@ -279,3 +280,35 @@ def test_the_disk_of_another_machine_is_not_known(family, capsys):
         main([*asked, "--data.sequence-length", "512"])
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("disk    ")]
     assert not ended.value.code and "free" not in line and "3 checkpoints" in line
+
+
+def test_screens_and_files_have_the_parts(recipe, tmp_path, monkeypatch, capsys):
+    made = recipe(data={"eval_share": 0.2}, evaluate={"samples": 3})
+    (tmp_path / "recipe.yaml").write_text(made.dump())
+    asked = ["plan", str(tmp_path / "recipe.yaml"), "--machine", "4090,host=64GB"]
+    with pytest.raises(SystemExit):
+        main(asked)
+    shown = capsys.readouterr().out
+    assert " of it evaluation" in shown and max(map(len, shown.splitlines())) <= 80
+    with pytest.raises(SystemExit):
+        main([*asked, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    parts = found["cost"]["parts"]
+    assert parts.keys() == {"training", "evaluation", "answers", "checkpoints"}  # no disk was measured
+    assert found["cost"]["seconds"] == pytest.approx(sum(parts.values()))
+    assert found["disk"]["fits"] is None and found["disk"]["needed_bytes"] >= found["disk"]["checkpoint_bytes"]
+
+    monkeypatch.setattr(prepare, "surely_fits", lambda *given: False)
+    predicted = train(made).plan.predicted
+    lines = summary_lines(predicted | {"seconds": 1.0, "seconds_by_part": parts, "tokens_per_second": 9.0})
+    assert predicted["disk"]["free_bytes"] and max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines] == ["memory", "time", "9", "disk"]
+
+
+def test_held_out_rows_on_the_hub_are_left_out_of_the_time(recipe, family, tmp_path, capsys):
+    """Planning downloads nothing."""
+    (tmp_path / "recipe.yaml").write_text(recipe(data={"eval": "hub:org/rows"}).dump())
+    with pytest.raises(SystemExit):
+        main(["plan", str(tmp_path / "recipe.yaml"), "--machine", "4090,host=64GB"])
+    shown = capsys.readouterr().out
+    assert "without evaluation and answers: data.eval: hub:org/rows is on the hub" in shown and "steps," in shown

@@ -93,4 +93,6 @@ def report(found: Prediction, recipe: Recipe) -> list[Text]:
         lines.append(Text(f"        {plan.walk_tokens:,} tokens at a time, whose inputs fit in host memory"))
     lines += [Text(f"        {name} is left out: {why}", style="yellow") for name, why in found.left_out.items()]
     values = found.as_dict()
-    return [*lines, *memory_lines(values), *time_lines(values, recipe.power), *disk_lines(values), *other_lines(values)]
+    lines += [*memory_lines(values), *time_lines(values, recipe.power)]
+    lines += disk_lines(values["disk"], found.training.data_tokens if found.training else 0)
+    return lines + other_lines(values)

@@ -128,12 +128,12 @@ def _unknown(found: Mapping[str, Any]) -> list[str]:
     """The parts of a run whose time is not known, and why."""
     if found["not_beside"]:
         return [f"without evaluation, answers and checkpoints: {found['not_beside']}"]
-    return [f"without evaluation: {why}"] if (why := found["training"]["no_held_out"]) else []
+    return [f"without evaluation and answers: {why}"] if (why := found["training"]["no_held_out"]) else []
 
 
-def disk_lines(found: Mapping[str, Any]) -> list[Text]:
-    """The bytes on disk that a run leaves, and the most that it takes, beside what is free."""
-    disk, training = found["disk"], found["training"]
+def disk_lines(disk: Mapping[str, Any] | None, data_tokens: float = 0) -> list[Text]:
+    """The bytes on disk that a run leaves, and the most that it takes, beside what is free. `data_tokens`: those that
+    are encoded before training."""
     if not disk:
         return []
     count, most = disk["checkpoints"], ""
@@ -143,8 +143,7 @@ def disk_lines(found: Mapping[str, Any]) -> list[Text]:
     verdict = "  does not fit" if disk["fits"] is False else ""
     whole = f"{size(disk['left_bytes'])} for {count} checkpoint{'s' * (count > 1)} and the result{most}{free}"
     lines = [Text.assemble(f"{'disk':<{LABEL}}{whole}", (verdict, "bold red"))]
-    encoded = training["data_tokens"] * TOKEN_BYTES if training else 0
-    if encoded >= MANY_BYTES:
+    if (encoded := data_tokens * TOKEN_BYTES) >= MANY_BYTES:
         lines.append(_line(f"{size(encoded)} for the encoded data in the cache, unless it is there"))
     return lines
 
@@ -222,6 +221,5 @@ def summary_lines(predicted: Mapping[str, Any]) -> list[str]:
         estimated = ", estimated from published rates" if predicted["rates_from"] == "estimated" else ""
         lines.append(f"time    {_time(predicted['seconds_by_part'])}")
         lines.append(f"        {predicted['tokens_per_second']:,.0f} tokens/s{kwh}{estimated}")
-    if disk := predicted["disk"]:
-        lines.append(f"disk    {size(disk['needed_bytes'])} of {size(disk['free_bytes'])} free")
+    lines += [line.plain for line in disk_lines(predicted["disk"])]
     return [f"        {line}" for line in lines]

@@ -16,6 +16,7 @@ from tunesmith.planner.beside import with_beside, with_cost
 from tunesmith.planner.beside_steps import ANSWERING
 from tunesmith.planner.correction import kind_of_run, ratio_of
 from tunesmith.planner.decide import choose, within
+from tunesmith.planner.disk import disk_by_sizes
 from tunesmith.planner.kept_layers import numbers_of, sizes, with_kept_layers
 from tunesmith.planner.layouts import WORTH, Layout, Layouts
 from tunesmith.planner.prediction import Alternative, Prediction, places_of
@@ -83,7 +84,7 @@ def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Pre
     check_config(recipe.model, recipe.adapter, base, config)
     plan = without_memory(recipe, machine, config)
     if problem := not_traced(recipe):
-        return Prediction(by_sizes(recipe, machine, config, base), None, problem)
+        return _by_sizes_alone(recipe, machine, config, base, problem)
     try:
         amount, no_training = training(recipe, plan, base), ""
     except UserError as missing:
@@ -102,7 +103,13 @@ def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Pre
         raise
     except Exception as error:  # whatever a model or kernel without a fake form raises
         problem = f"this model's step cannot be traced ({first_line(error)})"
-        return Prediction(by_sizes(recipe, machine, config, base), None, problem)
+        return _by_sizes_alone(recipe, machine, config, base, problem)
+
+
+def _by_sizes_alone(recipe: Recipe, machine: Machine, config: Any, base: Path, problem: str) -> Prediction:
+    """The prediction of a run that is not traced, for the given reason."""
+    plan = by_sizes(recipe, machine, config, base)
+    return Prediction(plan, None, problem, disk=disk_by_sizes(recipe, plan, config, base, machine))
 
 
 def _corrected(found: Prediction, layouts: Layouts) -> Prediction:
