@@ -79,7 +79,8 @@ class Machine:
     cores: int
     memory_bytes: int
     free_memory_bytes: int
-    free_disk_bytes: int
+    free_disk_bytes: int | None
+    """None: not known, as of a machine that is only described."""
     cpu_fast_bf16: bool
     compiles_cpp: bool = False
     driver: str | None = None

@@ -280,6 +280,14 @@ class Train(Section):
     """Stop, as diverged, once the held-out loss is more than so many times that before training; 0 never stops. A
     training loss that stays so far above that of the first step stops a run too."""
 
+    def steps_between_evaluations(self, steps: int) -> int:
+        """Returns that of a run of so many steps."""
+        return self.eval_every or max(1, round(steps / 10))
+
+    def steps_between_checkpoints(self, steps: int) -> int:
+        """Returns that of a run of so many steps. The last step's and, with `result: best`, the best are saved too."""
+        return self.save_every or self.steps_between_evaluations(steps)
+
 
 class Evaluate(Section):
     """How before and after are compared."""

@@ -14,7 +14,7 @@ from tunesmith.finetune.diagnosis import diagnose
 from tunesmith.finetune.gpu_check import GpuCheck
 from tunesmith.machine import Gpu, Machine
 from tunesmith.planner.machine_spec import described
-from tunesmith.planner.rates import host_rates, rates_of
+from tunesmith.planner.rates import disk_rates, host_rates, rates_of
 
 WRONG = "bytes that are copied to it arrive changed; check its riser, slot and power"
 RTX_3090, RTX_2060, LONG = (
@@ -114,4 +114,5 @@ def test_what_is_measured_is_kept_and_travels_with_the_machine(monkeypatch, caps
     [rates] = rates_of(there, "bfloat16")
     assert (rates.flops_per_second, rates.memory_bytes_per_second, rates.source) == (4e13, 8e11, "measured")
     assert (rates.to_device_bytes_per_second, rates.to_host_bytes_per_second, rates.watts) == (11.04e9, 12e9, 280)
-    assert host_rates(there).source == "measured"
+    assert host_rates(there).source == "measured" and there.free_disk_bytes is None
+    assert disk_rates(there, tmp_path).write_bytes_per_second > 0

@@ -285,12 +285,12 @@ def test_resume_refuses_what_is_no_run_or_is_finished(recipe, tmp_path, monkeypa
 
 
 def test_a_mistake_that_shows_late_costs_no_training(recipe, monkeypatch):
-    def gone(run):
+    def gone(*asked):
         raise UserError("model.path: the base is gone")
 
     asked = recipe(adapter={"kind": "full"}, train={"max_steps": 2})
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "_saved_dtype", gone)
+        patch.setattr(worker, "_as_saved", gone)
         with pytest.raises(UserError, match="is gone"):
             job.train(asked)
     run = Run(asked.output / "run")

@@ -21,7 +21,7 @@ def test_one_device_computes():
     found = speed_of([demand()], [rates()], HOST, 4000)
     assert found.step_seconds == pytest.approx(4.0) and found.bound == "compute"
     assert found.tokens_per_second == pytest.approx(1000) and found.watts == 300
-    cost = cost_of(found, 3_600_000, host_watts=100, price_per_kwh=0.5)
+    cost = cost_of(found, {"training": 3000.0, "evaluation": 600.0}, host_watts=100, price_per_kwh=0.5)
     assert (cost.seconds, cost.kwh, cost.price) == pytest.approx((3600, 0.4, 0.2))
 
 

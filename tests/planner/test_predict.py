@@ -32,7 +32,7 @@ LLAMA_8B = LlamaConfig(
     max_position_embeddings=8192,
 )
 WEIGHTS = 8_030_261_248
-LABELS = {f"{label:<8}" for label in ("plan", "memory", "time", "instead", "fits", "")}
+LABELS = {f"{label:<8}" for label in ("plan", "memory", "time", "disk", "instead", "fits", "")}
 
 
 @pytest.fixture

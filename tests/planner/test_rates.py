@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from tunesmith.machine import Gpu, Machine
 from tunesmith.planner import rates
 from tunesmith.planner.catalogue import find
 from tunesmith.planner.machine_spec import machine_of
-from tunesmith.planner.rates import host_rates, keep_rates, rates_file, rates_of
+from tunesmith.planner.rates import DiskRates, disk_rates, host_rates, keep_rates, rates_file, rates_of
 
 OF_GPU = {
     "flops_per_second": {"bfloat16": 5e13, "float32": 2e13},
@@ -118,6 +119,20 @@ def test_a_machine_s_own_rates_come_before_those_kept_here():
     own = replace(MACHINE, rates={"GPU-b": OF_GPU | {"flops_per_second": {"bfloat16": 1e14}}})
     assert [one.flops_per_second for one in rates_of(own, "bfloat16")][1] == 1e14
     assert rates_of(own, "bfloat16")[0].source == "catalogue" and host_rates(own).source == "usual"
+
+
+def test_rates_of_a_disk_are_those_of_where_it_is_mounted(tmp_path, monkeypatch):
+    """Those of a machine that is only described are its own, or not known."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path in (mount, Path("/")))
+    monkeypatch.chdir(mount)
+    keep_rates(MACHINE, {"disk": {"write_bytes_per_second": 1e9}})
+    assert disk_rates(MACHINE, mount / "not" / "there") == DiskRates(1e9, None)
+    assert disk_rates(MACHINE, tmp_path) == disk_rates(machine_of("4090"), mount) == DiskRates()
+    assert disk_rates(replace(MACHINE, rates={"disk": {"read_bytes_per_second": 2e9}}), tmp_path) == DiskRates(
+        None, 2e9
+    )
 
 
 def test_a_cpu_that_was_not_measured_has_no_rate():

@@ -15,7 +15,7 @@ from tunesmith.finetune.diagnosis import EXTRAS, Problem, diagnose, extras, link
 from tunesmith.finetune.gpu_check import GpuCheck, check_gpus
 from tunesmith.machine import Gpu, Machine, probe
 from tunesmith.planner.decide import threads_of
-from tunesmith.planner.rates import CPU, keep_rates, measured_rates, rates_file
+from tunesmith.planner.rates import CPU, DISK, keep_rates, measured_rates, rates_file
 from tunesmith.units import NO_VALUE, number, size
 
 # {column: the field of a check, and what one unit of the column is}
@@ -95,9 +95,12 @@ def measure_rest(machine: Machine, checks: Sequence[GpuCheck], show: Callable[[s
     show("a decoder layer and memory on the CPU")
     precisions = ["bfloat16", "float32"] if machine.cpu_fast_bf16 else ["float32"]
     of_cpu = cpu_speeds(threads_of(machine.cores, 1), precisions, CPU_SECONDS)
-    keep_rates(machine, {CPU: of_cpu} | {one.gpu.uuid: one.rates for one in checks if one.gpu.uuid and one.speeds})
     show("the disk here")
-    return disk_rates(Path("."))
+    of_disk = disk_rates(Path("."))
+    of_gpus = {one.gpu.uuid: one.rates for one in checks if one.gpu.uuid and one.speeds}
+    known = {name: rate for name, rate in of_disk.items() if rate}
+    keep_rates(machine, of_gpus | {CPU: of_cpu, DISK: known})
+    return of_disk
 
 
 def report(machine: Machine, checks: Sequence[GpuCheck], problems: Sequence[Problem]) -> RenderableType:
@@ -156,7 +159,8 @@ def _machine_rows(machine: Machine, checks: Sequence[GpuCheck]) -> Iterator[tupl
         locked = locked_memory_bytes()
         pinned = next((one.pinned for one in checks if one.pinned is not None), None)
         yield "", f"{can_be[pinned]}; ulimit -l: {'unlimited' if locked is None else size(locked)}"
-    yield "Disk", f"{size(machine.free_disk_bytes)} free here"
+    if machine.free_disk_bytes is not None:
+        yield "Disk", f"{size(machine.free_disk_bytes)} free here"
     yield "Driver", machine.driver or "no NVIDIA driver"
     cuda = f", for CUDA {installed['cuda']}" if installed["cuda"] else ", without CUDA"
     yield "torch", installed["torch"] + cuda if installed["torch"] else NO_VALUE

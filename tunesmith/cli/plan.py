@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.text import Text
 
 from tunesmith.cli.parameters import Json, print_json
-from tunesmith.cli.plan_report import indented, memory_lines, most_lines, other_lines, time_lines
+from tunesmith.cli.plan_report import disk_lines, indented, memory_lines, most_lines, other_lines, time_lines
 from tunesmith.cli.terminal import waiting
 from tunesmith.cli.train import RecipeFlags, chosen
 from tunesmith.errors import UserError
-from tunesmith.machine import Machine, probe
+from tunesmith.machine import probe
 from tunesmith.planner.machine_spec import described
 from tunesmith.planner.most import Most
 from tunesmith.planner.predict import Prediction
@@ -36,7 +36,8 @@ def plan(
     goal: Annotated[Literal["fit"] | None, Parameter(name="--for")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a recipe needs, and whether it fits. Nothing is loaded, downloaded or trained.
+    """Show what a recipe needs, and whether it fits. Nothing is loaded, downloaded or trained. Checkpoints and
+    a result that do not fit on the disk are an error.
 
     Args:
         recipe: The recipe, a YAML file. Without one, the flags are the whole recipe. It needs no data.
@@ -58,7 +59,7 @@ def plan(
         from tunesmith.planner.most import most
         from tunesmith.planner.predict import predict, with_thin_link
 
-        planned = _machine(machine)
+        planned = described(machine) if machine is not None else probe(asked.output)
         folder = base_folder(asked.model) if asked.model.path.endswith(".gguf") else local_folder(asked.model)
         where = planned, config_of(folder), folder
         if goal == "fit":
@@ -66,16 +67,14 @@ def plan(
         else:
             found = with_thin_link(predict(asked, *where), asked, *where)
     if as_json:
-        return print_json(found.as_dict())
-    console = Console(highlight=False)
-    for line in report(found, asked) if isinstance(found, Prediction) else most_lines(found.as_dict()):
-        for part in indented(line, console):
-            console.print(part)
-
-
-def _machine(text: str | None) -> Machine:
-    """The machine to plan for."""
-    return described(text) if text is not None else probe()
+        print_json(found.as_dict())
+    else:
+        console = Console(highlight=False)
+        for line in report(found, asked) if isinstance(found, Prediction) else most_lines(found.as_dict()):
+            for part in indented(line, console):
+                console.print(part)
+    if isinstance(found, Prediction) and found.disk and found.disk.fits is False:
+        raise UserError(found.disk.refusal(asked))
 
 
 def report(found: Prediction, recipe: Recipe) -> list[Text]:
@@ -94,4 +93,6 @@ def report(found: Prediction, recipe: Recipe) -> list[Text]:
         lines.append(Text(f"        {plan.walk_tokens:,} tokens at a time, whose inputs fit in host memory"))
     lines += [Text(f"        {name} is left out: {why}", style="yellow") for name, why in found.left_out.items()]
     values = found.as_dict()
-    return [*lines, *memory_lines(values), *time_lines(values, recipe.power), *other_lines(values)]
+    lines += [*memory_lines(values), *time_lines(values, recipe.power)]
+    lines += disk_lines(values["disk"], found.training.data_tokens if found.training else 0)
+    return lines + other_lines(values)

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.text import Text
 
 from tunesmith.cli.terminal import COLOURS
+from tunesmith.planner.beside_steps import ANSWERING, EVALUATING
+from tunesmith.planner.disk import TOKEN_BYTES
 from tunesmith.recipe import Power
 from tunesmith.units import count, duration, number, percent, size
 
@@ -18,6 +20,8 @@ WHEN = {
     "backward of layer": "in the backward pass of a layer",
     "backward before the layers": "in the backward pass of the embedding",
     "update": "in the optimizer step",
+    EVALUATING: "while held-out rows are evaluated",
+    ANSWERING: "while held-out prompts are answered",
     "": "by the sizes of weights",
 }
 BOUND = {
@@ -26,6 +30,8 @@ BOUND = {
     "link": "copies from and to host memory",
     "host memory": "reading host memory",
 }
+LEAST_SHARE = 0.01  # of a run's time; parts with less are not shown
+MANY_BYTES = 10**9  # of the encoded data; fewer are not shown
 BAR = 40  # characters of a GPU's memory
 RESTS = "░"  # free memory
 LABEL, WIDTH = 8, 80  # columns of a line's label, and of a line
@@ -83,7 +89,7 @@ def _bar(parts: Mapping[str, int], free_bytes: int, colours: Mapping[str, str]) 
 
 
 def time_lines(found: Mapping[str, Any], power: Power) -> list[Text]:
-    """Tokens per second; the time, energy and price of the whole training."""
+    """Tokens per second; the time, energy and price of the whole run."""
     speed, training, cost = found["speed"], found["training"], found["cost"]
     if found["needs"] is None:
         return []
@@ -96,7 +102,8 @@ def time_lines(found: Mapping[str, Any], power: Power) -> list[Text]:
     if cost:
         about = "about " * training["is_estimate"]
         amount = f"{about}{training['steps']:,} steps, {count(training['tokens'])} tokens"
-        lines.append(f"{amount}: {duration(cost['seconds'])} without evaluation")
+        lines.append(f"{amount}: {_time(cost['parts'])}")
+        lines += _unknown(found)
         if cost["kwh"] is not None:
             at = f", {cost['price']:.2f} at {power.price_per_kwh:g} a kWh" if cost["price"] is not None else ""
             lines.append(f"{number(cost['kwh'], 2)} kWh at full power, {power.host_watts:g} W of the host among it{at}")
@@ -105,6 +112,40 @@ def time_lines(found: Mapping[str, Any], power: Power) -> list[Text]:
     if found["rates_from"] == "estimated":
         lines.append("estimated from published rates; better after `tunesmith doctor --measure`")
     return [Text(f"{'time' * (not index):<8}{line}") for index, line in enumerate(lines)]
+
+
+def _time(parts: Mapping[str, float]) -> str:
+    """The time of a run, and of its parts beside training that take some of it."""
+    whole = sum(parts.values())
+    beside = {part: seconds for part, seconds in parts.items() if part != "training" and seconds >= LEAST_SHARE * whole}
+    named = [
+        f"{duration(seconds)}{' of it' * (not index)} {part}" for index, (part, seconds) in enumerate(beside.items())
+    ]
+    return ", ".join([duration(whole), *named])
+
+
+def _unknown(found: Mapping[str, Any]) -> list[str]:
+    """The parts of a run whose time is not known, and why."""
+    if found["not_beside"]:
+        return [f"without evaluation, answers and checkpoints: {found['not_beside']}"]
+    return [f"without evaluation and answers: {why}"] if (why := found["training"]["no_held_out"]) else []
+
+
+def disk_lines(disk: Mapping[str, Any] | None, data_tokens: float = 0) -> list[Text]:
+    """The bytes on disk that a run leaves, and the most that it takes, beside what is free. `data_tokens`: those that
+    are encoded before training."""
+    if not disk:
+        return []
+    count, most = disk["checkpoints"], ""
+    if disk["needed_bytes"] > disk["left_bytes"]:
+        most = f", {size(disk['needed_bytes'])} at most"
+    free = "" if disk["free_bytes"] is None else f", {size(disk['free_bytes'])} free"
+    verdict = "  does not fit" if disk["fits"] is False else ""
+    whole = f"{size(disk['left_bytes'])} for {count} checkpoint{'s' * (count > 1)} and the result{most}{free}"
+    lines = [Text.assemble(f"{'disk':<{LABEL}}{whole}", (verdict, "bold red"))]
+    if (encoded := data_tokens * TOKEN_BYTES) >= MANY_BYTES:
+        lines.append(_line(f"{size(encoded)} for the encoded data in the cache, unless it is there"))
+    return lines
 
 
 def other_lines(found: Mapping[str, Any]) -> list[Text]:
@@ -178,8 +219,7 @@ def summary_lines(predicted: Mapping[str, Any]) -> list[str]:
     if predicted["seconds"]:
         kwh = f", {number(predicted['kwh'], 2)} kWh" if predicted["kwh"] is not None else ""
         estimated = ", estimated from published rates" if predicted["rates_from"] == "estimated" else ""
-        time = duration(predicted["seconds"])
-        lines.append(
-            f"time    {time} without evaluation, {predicted['tokens_per_second']:,.0f} tokens/s{kwh}{estimated}"
-        )
+        lines.append(f"time    {_time(predicted['seconds_by_part'])}")
+        lines.append(f"        {predicted['tokens_per_second']:,.0f} tokens/s{kwh}{estimated}")
+    lines += [line.plain for line in disk_lines(predicted["disk"])]
     return [f"        {line}" for line in lines]

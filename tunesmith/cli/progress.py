@@ -55,8 +55,8 @@ def train(recipe: Recipe, cluster: str | None = None, apart: bool = False, force
     """Trains from a recipe, shows how it gets on, and returns the run. `cluster`: the address of a Ray cluster whose
     machines train, "auto" for the one that this machine is part of. `apart`: a single GPU has a process of its own too,
     as on the command line, so that a run on one that hangs ends; a script then calls this within
-    `if __name__ == "__main__":`. `force`: train although the plan says that memory is too small. Raises UserError,
-    leaving nothing behind, where that cannot be."""
+    `if __name__ == "__main__":`. `force`: train although the plan says that memory or the disk is too small. Raises
+    UserError, leaving nothing behind, where that cannot be."""
     return job.train(recipe, shown, cluster, apart, force)
 
 

@@ -41,7 +41,7 @@ def train(
     Args:
         recipe: The recipe, a YAML file. Without one, the flags are the whole recipe.
         cluster: Train on the machines of a Ray cluster. auto: the one that this machine is part of, or HOST:PORT.
-        force: Train although the plan says that memory is too small.
+        force: Train although the plan says that memory or the disk is too small.
         as_json: Print the run's summary as JSON at the end.
     """
     values = chosen(flags)

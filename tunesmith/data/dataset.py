@@ -226,11 +226,9 @@ def _leaked(shards: list[Shard], is_eval: list[np.ndarray]) -> list[np.ndarray]:
 
 def _set_aside(data: Data, shards: list[Shard], usable: list[np.ndarray]) -> list[np.ndarray]:
     """Whole prompts in the order of their hashes, as long as they stay within the share and the limit."""
-    total = sum(int(u.sum()) for u in usable)
-    share = max(round(data.eval_share * total), min(FEW_ROWS, total // 5)) if data.eval_share else 0
     candidates = [s.rows["prompt"][u & (s.rows["asked"] >= 0)] for s, u in zip(shards, usable)]
     prompts, sizes = np.unique(np.concatenate(candidates), return_counts=True)
-    left, chosen = min(share, data.eval_limit), []
+    left, chosen = most_set_aside(data, sum(int(u.sum()) for u in usable)), []
     for prompt, size in zip(prompts, sizes):
         if size <= left:
             chosen.append(prompt)
@@ -238,6 +236,12 @@ def _set_aside(data: Data, shards: list[Shard], usable: list[np.ndarray]) -> lis
         if not left:
             break
     return [np.isin(s.rows["prompt"], np.array(chosen, "u8")) for s in shards]
+
+
+def most_set_aside(data: Data, rows: int) -> int:
+    """Returns how many of so many usable rows may be held out."""
+    share = max(round(data.eval_share * rows), min(FEW_ROWS, rows // 5)) if data.eval_share else 0
+    return min(share, data.eval_limit)
 
 
 def _limited(shards: list[Shard], held_out: list[np.ndarray], limit: int) -> list[np.ndarray]:

@@ -151,7 +151,7 @@ def _host(machine: Machine) -> Iterator[Problem]:
             f"{size(machine.free_memory_bytes)} of {size(machine.memory_bytes)} are free",
             "end other programs, or raise the container's limit" if machine.container_bytes else "end other programs",
         )
-    if machine.free_disk_bytes < LITTLE_DISK_BYTES:
+    if machine.free_disk_bytes is not None and machine.free_disk_bytes < LITTLE_DISK_BYTES:
         yield Problem(
             "the disk here",
             f"{size(machine.free_disk_bytes)} are free; the checkpoints of a model of 8B take up to 96 GB",

@@ -43,8 +43,8 @@ def train(
 ) -> Run:
     """Trains from a recipe and returns the run; `watch` is entered with the run before anything happens, to follow its
     events. `cluster`: the address of a Ray cluster whose machines train. `apart`: a single GPU has a process of its own
-    too, so that a run on one that hangs ends. `force`: train although the plan says that memory is too small. Raises
-    UserError, leaving nothing behind, if the recipe cannot be trained."""
+    too, so that a run on one that hangs ends. `force`: train although the plan says that memory or the disk is
+    too small. Raises UserError, leaving nothing behind, if the recipe cannot be trained."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a training process that imports the script
         sys.exit(UNGUARDED_STATUS)  # without a word: the process that the user started says it
     with _joined(cluster) as machines:

@@ -27,8 +27,9 @@ from tunesmith.model.tokenizer_files import save_tokenizer
 from tunesmith.plan import Plan
 from tunesmith.planner import unusual
 from tunesmith.planner.apart import NotPredicted, predict_apart
-from tunesmith.planner.cost import cost_of
+from tunesmith.planner.beside import with_cost
 from tunesmith.planner.decide import choose
+from tunesmith.planner.disk import Disk, disk_by_sizes
 from tunesmith.planner.fit import fitted
 from tunesmith.planner.predict import by_sizes, surely_fits, without_memory
 from tunesmith.planner.prediction import Prediction
@@ -46,7 +47,7 @@ UNKNOWN_POSITIONS = 2**17  # of a model that does not say, such as one without p
 def prepare(run: Run, cluster: Cluster | None = None, force: bool = False) -> None:
     """Base model, tokenizer, data and plan; writes plan.json, ledger.jsonl and provenance.json. Raises UserError.
     `cluster`: the machines that will train; this one is among them. `force`: train although the plan says that memory
-    is too small."""
+    or the disk is too small."""
     recipe = run.recipe
     machine = cluster.machine(run.folder) if cluster else probe(run.folder)
     plan = choose(recipe, machine)
@@ -76,6 +77,7 @@ def prepare(run: Run, cluster: Cluster | None = None, force: bool = False) -> No
         except NotPredicted as problem:
             run.log("warning", message=f"memory and time are not predicted: {problem}")
     plan = predicted.plan if predicted else by_sizes(recipe, machine, config, base)
+    _check_disk(run, (predicted and predicted.disk) or disk_by_sizes(recipe, plan, config, base, machine), force)
     if cluster:
         cluster.check_plan(plan)
     for line in unusual.check(recipe, plan, config):
@@ -134,19 +136,25 @@ def _check_memory(run: Run, predicted: Prediction, force: bool) -> None:
         run.log("warning", message=predicted.refusal)
 
 
+def _check_disk(run: Run, disk: Disk, force: bool) -> None:
+    """Raises UserError if checkpoints and the result do not fit on the disk, unless it is to be tried."""
+    if disk.fits is not False:
+        return
+    if not force:
+        raise UserError(f"{disk.refusal(run.recipe)}; --force trains anyway")
+    run.log("warning", message=disk.refusal(run.recipe))
+
+
 def _gpus_of(plan: Plan, machine: Machine) -> list[Gpu]:
     return [gpu for gpu in machine.gpus if not plan.gpus or gpu.uuid in plan.gpus][: plan.processes]
 
 
 def _with_exact_cost(predicted: Prediction, recipe: Recipe, dataset: Dataset, steps: int) -> Prediction:
     """The prediction with the time and energy of the rows that were encoded."""
-    if not predicted.speed:
-        return predicted
-    row_tokens = float(dataset.train.lengths.mean())
+    row_tokens, held_out = float(dataset.train.lengths.mean()), len(dataset.eval)
     tokens = min(steps * recipe.train.batch * row_tokens, recipe.train.max_tokens or math.inf)
-    power = recipe.power
-    cost = cost_of(predicted.speed, tokens, power.host_watts, power.price_per_kwh)
-    return replace(predicted, training=Training(steps, tokens, row_tokens, False), cost=cost)
+    held_out_row_tokens = float(dataset.eval.lengths.mean()) if held_out else 0.0
+    return with_cost(predicted, recipe, Training(steps, tokens, row_tokens, False, held_out, held_out_row_tokens))
 
 
 def check(recipe: Recipe) -> None:

@@ -279,7 +279,7 @@ def _finish(job: Job, run: Run, state: checkpoint.State) -> None:
 def _as_saved(job: Job, run: Run) -> Home | None:
     """Converts a model that trained whole to the precision in which it is saved. Returns the home of its layers if they
     stay in host memory."""
-    dtype = _saved_dtype(run)
+    dtype = load.saved_dtype(run.recipe.model, load.config_of(run.base))
     if job.walk:
         job.walk.home.close()
     if job.walk and distributed.rank():  # the first process's weights are placed
@@ -295,9 +295,3 @@ def _as_saved(job: Job, run: Run) -> Home | None:
     wider = dtype.itemsize > getattr(torch, job.plan.compute).itemsize
     kept = [0 if wider else count for count in job.plan.kept_layers]
     return place(job.model, replace(job.plan, kept_layers=kept), job.device, job.log)
-
-
-def _saved_dtype(run: Run) -> torch.dtype:
-    """Returns the precision in which a full model is saved: the base's, or float32 for a model with random weights."""
-    made = run.recipe.model.initialize == "random"
-    return torch.float32 if made else load.config_of(run.base).dtype or torch.float32

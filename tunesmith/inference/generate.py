@@ -106,7 +106,7 @@ def generate(
     with torch.inference_mode():
         for group in grouped(lengths, together, max_tokens):
             longest = lengths[group[0]]
-            at_once = min(together, max(1, max_tokens // longest))
+            at_once = computed_together(longest, together, max_tokens)
             waiting = deque(
                 _Prompt(
                     place,
@@ -123,6 +123,11 @@ def generate(
                 done += 1
                 progress(done)
     return answers
+
+
+def computed_together(longest: int, together: int = TOGETHER, max_tokens: int = TOKENS) -> int:
+    """Returns how many sequences a pass computes where the longest has so many tokens."""
+    return min(together, max(1, max_tokens // longest))
 
 
 def grouped(lengths: dict[int, int], together: int, max_tokens: int) -> list[list[int]]:

@@ -234,6 +234,8 @@ class TorchWeights:
         segments = [Segment(kv, len(ids), 1) for kv, ids in zip(kvs, heads)]
         last = self._forward([ids[-1] for ids in tried], [*map(len, heads)], segments, [0, 1]).logits[0]
         self.bytes_per_token = own.bytes_per_token
+        for kv in kvs:  # rows and their slab refer to each other
+            kv.free()
         return [torch.cat(rows) for rows in zip(first.split([*map(len, heads)]), last.split(1))]
 
     def _continued(self, tried: list[list[int]]) -> list[torch.Tensor]:

@@ -170,6 +170,14 @@ def empty(config):
         return with_random_weights(config)
 
 
+def saved_dtype(model: Model, config):
+    """Returns the precision in which a model that trained whole is saved: the base's, or float32 for a model with
+    random weights."""
+    import torch
+
+    return torch.float32 if model.initialize == "random" else config.dtype or torch.float32
+
+
 def opener_of(config):
     """The class of transformers' AutoModel family that opens the model as its config names it: as a causal language
     model, or with what it sees beside text. Raises UserError if there is none."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from tunesmith.planner.rates import HostRates, Rates
 from tunesmith.units import JOULES_PER_KWH
 
+FORWARD_LAUNCHES = 1 / 3  # of `Rates.launch_seconds`, which has a recomputation and a backward pass as well
+
 
 @dataclass(frozen=True)
 class Work:
@@ -83,20 +85,25 @@ class Speed:
 
 @dataclass(frozen=True)
 class Cost:
-    """Time, energy and price of a whole training run, without evaluation and checkpoints."""
+    """Time, energy and price of a whole run."""
 
-    seconds: float
+    parts: dict[str, float]
+    """Seconds by part: of training steps, and of what is beside them (beside_steps.py)."""
     kwh: float | None
     """At full power; None if the power of a device is not known."""
     price: float | None
     """None without a price of a kilowatt-hour."""
 
+    @property
+    def seconds(self) -> float:
+        return sum(self.parts.values())
 
-def cost_of(speed: Speed, tokens: float, host_watts: float, price_per_kwh: float | None) -> Cost:
-    """The cost of training on so many tokens."""
-    seconds = tokens / speed.tokens_per_second
+
+def cost_of(speed: Speed, parts: dict[str, float], host_watts: float, price_per_kwh: float | None) -> Cost:
+    """The cost of a run whose parts take so many seconds."""
+    seconds = sum(parts.values())
     kwh = None if speed.watts is None else (speed.watts + host_watts) * seconds / JOULES_PER_KWH
-    return Cost(seconds, kwh, None if kwh is None or price_per_kwh is None else kwh * price_per_kwh)
+    return Cost(parts, kwh, None if kwh is None or price_per_kwh is None else kwh * price_per_kwh)
 
 
 def speed_of(
@@ -143,6 +150,12 @@ def speed_of(
 def _compute(work: Work, rate: Rates) -> float:
     """The rate of products is that of a whole layer, in which they take most of the time; else memory bounds it."""
     return max(work.flops / (rate.flops_per_second or 1), work.moved_bytes / (rate.memory_bytes_per_second or 1))
+
+
+def forward_seconds(work: Work, layers: int, brought_bytes: int, rate: Rates) -> float:
+    """The time of a forward pass alone, for which so many bytes of weights come from host memory."""
+    launches = layers * rate.launch_seconds * FORWARD_LAUNCHES
+    return max(_compute(work, rate), launches, brought_bytes / rate.to_device_bytes_per_second)
 
 
 def _is_launching(demand: Demand, rate: Rates) -> bool:

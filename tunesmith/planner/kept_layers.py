@@ -57,6 +57,8 @@ class Sizes:
     """The same of weights outside of the layers."""
     whole: int
     """With all layers on a GPU, and their gradients and moments if they train."""
+    trained: int
+    """Weights that train."""
 
     def kept(self, free_bytes: int) -> int:
         """How many layers fit; negative if not even the slots do."""
@@ -154,7 +156,7 @@ def _adapted(plan: Plan, recipe: Recipe, in_layers: list[list[Shape]], others: l
     adapted = sum(recipe.adapter.rank * sum(s[-2:]) * math.prod(s[:-2]) for layer in in_layers for s in layer if s[1:])
     rest = int(_bytes(others, full, full)) + adapted * TRAINED_BYTES
     whole = known["layers"] * layer + rest + known["working"]
-    return Sizes(layer=layer, rest=rest, at_home=layer, rest_at_home=0, whole=whole, **known)
+    return Sizes(layer=layer, rest=rest, at_home=layer, rest_at_home=0, whole=whole, trained=adapted, **known)
 
 
 def _trained_whole(
@@ -179,6 +181,7 @@ def _trained_whole(
         at_home=int(most * (updated + copied)),
         rest_at_home=int(rest * updated),
         whole=whole,
+        trained=everything,
         **known,
     )
 

@@ -18,7 +18,7 @@ from tunesmith.plan import Plan
 from tunesmith.planner.cost import Demand, Speed, Work, speed_of
 from tunesmith.planner.decide import layers_for
 from tunesmith.planner.kept_layers import Sizes, input_bytes, sizes, with_counts
-from tunesmith.planner.prediction import BESIDE_BYTES, Need, Place, places_of
+from tunesmith.planner.prediction import BESIDE, BESIDE_BYTES, Need, Place, places_of, resting
 from tunesmith.planner.rates import Rates, host_rates, rates_of
 from tunesmith.recipe import Recipe
 from tunesmith.units import size
@@ -208,7 +208,7 @@ class Layouts:
 
     def _need(self, place: Place, how: str | float, tokens: int) -> Need:
         step = self._whole(how, tokens, place.capability)
-        return Need(place, None, step.peak | {"beside tensors": BESIDE_BYTES[place.kind]}, step.stage[0])
+        return Need(place, None, step.peak | {BESIDE: BESIDE_BYTES[place.kind]}, step.stage[0], resting(step))
 
     def _walking(self, machine: Machine, all_tokens: Sequence[int]) -> Iterator[Layout]:
         """Layouts of which a GPU does not keep all layers."""
@@ -323,7 +323,7 @@ class Layouts:
         return host_bytes(self.recipe, walks, counts, self._layers)
 
     def _walking_need(self, place: Place, count: int, walked: "Traced") -> Need:
-        return Need(place, count, walked.peak | {"beside tensors": BESIDE_BYTES[place.kind]}, walked.stage[0])
+        return Need(place, count, walked.peak | {BESIDE: BESIDE_BYTES[place.kind]}, walked.stage[0], resting(walked))
 
     def _speed(self, plan: Plan, machine: Machine, found: Sizes | None, row_tokens: int | None = None) -> Speed | None:
         """`found`: sizes, if layers stay in host memory. `row_tokens`: of each row; by default as many as may be."""

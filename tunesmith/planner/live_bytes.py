@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_leaves
 from tunesmith.training.planned_device import host_part
 
 aten = torch.ops.aten
+# Operations that give code a number; in inference mode the last two are not made of the first.
+READING = (aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -20,11 +22,13 @@ class LiveBytes(TorchDispatchMode):
     apart.
 
     Where code reads a number from a fake tensor, it gets 1 for a float, such as a norm, and False for a bool. Neither
-    decides about memory in a training step.
+    decides about memory in a training step. Other code may need other numbers: see `reads`.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.reads: dict[torch.dtype, bool | int] = {torch.bool: False}
+        """By type of a fake tensor: the number that code reads from it. One of a type that is missing has none."""
         self.now = self.peak = 0
         self.part = ""
         self.parts: Counter[str] = Counter()
@@ -38,7 +42,7 @@ class LiveBytes(TorchDispatchMode):
         self._known: dict[int, tuple[str, int, bool]] = {}  # part, bytes, whether in host memory; by address
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        made = _fake(func, args) if isinstance(args[0] if args else None, FakeTensor) else None
+        made = _fake(func, args, self.reads) if isinstance(args[0] if args else None, FakeTensor) else None
         if made is None:
             made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
@@ -78,10 +82,10 @@ class LiveBytes(TorchDispatchMode):
             self.peak, self.at_peak = self.now, dict(self.parts)
 
 
-def _fake(func: Any, args: tuple) -> Any:
+def _fake(func: Any, args: tuple, reads: dict[torch.dtype, bool | int]) -> Any:
     """Returns the result of an operation on fake tensors for which torch has no fake form; None for all others."""
-    if func is aten._local_scalar_dense.default:
-        return {torch.bool: False}.get(args[0].dtype, 1.0 if args[0].dtype.is_floating_point else None)
+    if func in READING:
+        return 1.0 if args[0].dtype.is_floating_point else reads.get(args[0].dtype)
     if func is aten._grouped_mm.default and args[0].dtype != torch.bfloat16:  # as the kernels of a CPU take it
         matrices = [torch.empty_strided(x.shape, x.stride(), dtype=torch.bfloat16) for x in args[:2]]
         return func(*matrices, *args[2:]).to(args[0].dtype)

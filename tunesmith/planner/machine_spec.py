@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -26,11 +26,12 @@ KEYS = {"host": "host=64GB", "link": "link=4.0x8", "watts": "watts=250"}
 
 
 def described(text: str) -> Machine:
-    """Returns the machine that `--machine` describes: the path of a file, or GPUs and keys. Raises UserError."""
+    """Returns the machine that `--machine` describes: the path of a file, or GPUs and keys. It is another one, so that
+    the disk of the run is not known. Raises UserError."""
     if not (text.endswith(".json") or "/" in text or Path(text).is_file()):
         return machine_of(text)
     try:
-        return read_machine(Path(text))
+        return replace(read_machine(Path(text)), free_disk_bytes=None)
     except UserError as error:
         raise UserError(f"--machine: {error}") from None
 
@@ -48,8 +49,8 @@ def machine_of(text: str) -> Machine:
 
     The keys after the GPUs are `host`, its memory (by default as much as this machine has), and `link` and `watts`, the
     PCIe link and the power limit of every GPU. A link after a GPU's name is that of this GPU. The machine is a Linux
-    workstation with 8 cores for each GPU, with a tenth of its memory in use and room on its disk. Free memory of a GPU
-    leaves out what the driver reserves and what an idle desktop needs, on every GPU.
+    workstation with 8 cores for each GPU, with a tenth of its memory in use. Free memory of a GPU leaves out what the
+    driver reserves and what an idle desktop needs, on every GPU.
     """
     gpus, *pairs = text.split(",")
     keys = _keys(pairs)
@@ -66,7 +67,7 @@ def machine_of(text: str) -> Machine:
         cores=CORES_PER_GPU * len(slots),
         memory_bytes=host_bytes,
         free_memory_bytes=free_host,
-        free_disk_bytes=10**12,
+        free_disk_bytes=None,
         cpu_fast_bf16=False,
         compiles_cpp=True,
         gpus=[

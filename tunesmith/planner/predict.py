@@ -12,19 +12,22 @@ from tunesmith.model.check import check_config
 from tunesmith.model.load import BITSANDBYTES
 from tunesmith.model.positions import limit_of, trained_positions
 from tunesmith.plan import Plan
+from tunesmith.planner.beside import with_beside, with_cost
+from tunesmith.planner.beside_steps import ANSWERING
 from tunesmith.planner.correction import kind_of_run, ratio_of
-from tunesmith.planner.cost import cost_of
 from tunesmith.planner.decide import choose, within
+from tunesmith.planner.disk import disk_by_sizes
 from tunesmith.planner.kept_layers import numbers_of, sizes, with_kept_layers
 from tunesmith.planner.layouts import WORTH, Layout, Layouts
 from tunesmith.planner.prediction import Alternative, Prediction, places_of
 from tunesmith.planner.quality import price_in_quality
-from tunesmith.planner.rows import Training, training
+from tunesmith.planner.rows import training
 from tunesmith.recipe import Recipe
 
 MOST_ALTERNATIVES, MOST_REMEDIES = 3, 2
 MOST_SCORES = 512  # keys of a query whose scores are kept for the backward pass on a CPU
 SHORTEST = 512  # tokens: a remedy does not make examples shorter than that
+FEWEST_NEW_TOKENS = 128  # nor answers
 
 
 def by_sizes(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Plan:
@@ -61,7 +64,7 @@ def predict(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Predic
     found = _predicted(recipe, machine, config, base)
     if found.fits is not False:
         return found
-    return replace(found, remedies=_remedies(recipe, machine, config, base, found.plan))
+    return replace(found, remedies=_remedies(recipe, machine, config, base, found))
 
 
 def with_thin_link(found: Prediction, recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
@@ -81,7 +84,7 @@ def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Pre
     check_config(recipe.model, recipe.adapter, base, config)
     plan = without_memory(recipe, machine, config)
     if problem := not_traced(recipe):
-        return Prediction(by_sizes(recipe, machine, config, base), None, problem)
+        return _by_sizes_alone(recipe, machine, config, base, problem)
     try:
         amount, no_training = training(recipe, plan, base), ""
     except UserError as missing:
@@ -90,7 +93,8 @@ def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Pre
     try:
         best = layouts.best()
         if best:
-            return _with_cost(_corrected(_chosen(best, layouts), layouts), recipe, amount, no_training)
+            found = replace(with_beside(_chosen(best, layouts), best, layouts, amount), no_training=no_training)
+            return with_cost(_corrected(found, layouts), recipe, amount)
         if layouts.problems:
             raise layouts.problems[-1]
         smallest = layouts.smallest()
@@ -99,7 +103,13 @@ def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Pre
         raise
     except Exception as error:  # whatever a model or kernel without a fake form raises
         problem = f"this model's step cannot be traced ({first_line(error)})"
-        return Prediction(by_sizes(recipe, machine, config, base), None, problem)
+        return _by_sizes_alone(recipe, machine, config, base, problem)
+
+
+def _by_sizes_alone(recipe: Recipe, machine: Machine, config: Any, base: Path, problem: str) -> Prediction:
+    """The prediction of a run that is not traced, for the given reason."""
+    plan = by_sizes(recipe, machine, config, base)
+    return Prediction(plan, None, problem, disk=disk_by_sizes(recipe, plan, config, base, machine))
 
 
 def _corrected(found: Prediction, layouts: Layouts) -> Prediction:
@@ -113,14 +123,8 @@ def _corrected(found: Prediction, layouts: Layouts) -> Prediction:
     if not ratio:
         return found
     speed = replace(found.speed, step_seconds=found.speed.step_seconds / ratio)
-    return replace(found, speed=speed, correction=ratio, rates_from="an earlier run")
-
-
-def _with_cost(found: Prediction, recipe: Recipe, amount: Training | None, no_training: str) -> Prediction:
-    power, cost = recipe.power, None
-    if amount and found.speed:
-        cost = cost_of(found.speed, amount.tokens, power.host_watts, power.price_per_kwh)
-    return replace(found, training=amount, no_training=no_training, cost=cost)
+    beside = found.beside and replace(found.beside, tokens_per_second=found.beside.tokens_per_second * ratio)
+    return replace(found, speed=speed, beside=beside, correction=ratio, rates_from="an earlier run")
 
 
 def _chosen(best: Layout, layouts: Layouts) -> Prediction:
@@ -177,10 +181,10 @@ def _differs(layout: Layout, best: Layout) -> tuple[str, ...]:
     return tuple(changes)
 
 
-def _remedies(recipe: Recipe, machine: Machine, config: Any, base: Path, plan: Plan) -> list[Alternative]:
-    """The first changes of the recipe with which its step fits, tried."""
+def _remedies(recipe: Recipe, machine: Machine, config: Any, base: Path, refused: Prediction) -> list[Alternative]:
+    """The first changes of the recipe with which it fits, tried."""
     found: list[tuple[dict[str, Any], Alternative]] = []
-    for change in _changes(recipe, plan):
+    for change in _changes(recipe, refused):
         if any(before.items() <= change.items() for before, _ in found):
             continue  # it fits without the rest
         if other := _tried(change, recipe, machine, config, base):
@@ -206,10 +210,15 @@ def _tried(change: dict[str, Any], recipe: Recipe, machine: Machine, config: Any
     )
 
 
-def _changes(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
-    """Changes of the recipe that need less memory, those that cost least first. With the first two the result of
+def _changes(recipe: Recipe, refused: Prediction) -> Iterator[dict[str, Any]]:
+    """Changes of the recipe that need less memory, those that cost least first. With the first ones the result of
     training stays the same."""
     less: dict[str, Any] = {}
+    if refused.tightest and refused.tightest.stage == ANSWERING:
+        if recipe.evaluate.max_new_tokens > FEWEST_NEW_TOKENS:
+            yield {"evaluate.max_new_tokens": FEWEST_NEW_TOKENS}
+        none = {"evaluate.samples": 0}
+        yield {"evaluate.exact_match": "off"} | none if recipe.evaluate.exact_match else none
     if recipe.train.gradient_checkpointing not in ("auto", "on"):
         less = {"train.gradient_checkpointing": "on"}
         yield less
@@ -222,7 +231,7 @@ def _changes(recipe: Recipe, plan: Plan) -> Iterator[dict[str, Any]]:
     if recipe.model.quantize == "none" and find_spec(BITSANDBYTES):
         less = less | {"model.quantize": "nf4"}
         yield less
-    length = plan.sequence_length // 2
+    length = refused.plan.sequence_length // 2
     while length >= SHORTEST:
         yield less | {"data.sequence_length": length}
         length //= 2

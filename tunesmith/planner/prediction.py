@@ -1,18 +1,25 @@
 """The planner's prediction of a run: the plan, the memory of each device by part, the time of a step."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.machine import Machine
 from tunesmith.plan import Plan
+from tunesmith.planner.beside_steps import ANSWERING, EVALUATING, BesideSpeed
 from tunesmith.planner.cost import Cost, Speed
+from tunesmith.planner.disk import Disk
 from tunesmith.planner.kept_layers import USED_SHARE
 from tunesmith.planner.rows import Training
 from tunesmith.units import percent, size
 
+if TYPE_CHECKING:
+    from tunesmith.planner.trace import Traced
+
 # Bytes of a process beside tensors: of CUDA and its libraries on a GPU, an estimate; of Python, torch and the heap in
 # host memory, where bench/plan.py measured 0.8 to 1.0 GB.
 BESIDE_BYTES = {"cuda": 600 * 2**20, "cpu": 900 * 10**6}
+BESIDE = "beside tensors"
+DOING = {EVALUATING: "evaluating held-out rows", ANSWERING: "answering held-out prompts"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ def places_of(machine: Machine, processes: int) -> list[Place]:
 
 @dataclass(frozen=True)
 class Need:
-    """The peak of one process's memory in a training step."""
+    """The peak of one process's memory, in a training step or beside the steps."""
 
     place: Place
     kept_layers: int | None
@@ -50,6 +57,8 @@ class Need:
     """Bytes at the peak: of tensors by part, and beside them."""
     stage: str
     """When the peak is."""
+    resting: dict[str, int] = field(default_factory=dict)
+    """Bytes by part that stay between two steps."""
 
     @property
     def nbytes(self) -> int:
@@ -58,6 +67,17 @@ class Need:
     @property
     def fits(self) -> bool:
         return self.nbytes <= USED_SHARE * self.place.free_bytes
+
+    def with_stages(self, stages: dict[str, dict[str, int]]) -> "Need":
+        """The need of a process that has these stages too, with bytes by part beside those that stay."""
+        beside = {BESIDE: self.parts[BESIDE]}
+        others = [replace(self, parts=self.resting | parts | beside, stage=stage) for stage, parts in stages.items()]
+        return max(self, *others, key=lambda need: need.nbytes)
+
+
+def resting(step: "Traced") -> dict[str, int]:
+    """Bytes by part that stay between two steps."""
+    return {part: step.stages["before the layers", 0][part] for part in ("weights", "optimizer")}
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,12 @@ class Prediction:
     """The amount of the whole training."""
     no_training: str = ""
     """Why that is not known."""
+    beside: BesideSpeed | None = None
+    """None if that is not known."""
+    not_beside: str = ""
+    """Why evaluation, answers and checkpoints are not predicted."""
+    disk: Disk | None = None
+    """None if that is not known."""
     cost: Cost | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     """GPUs that do not take part, and why."""
@@ -106,7 +132,7 @@ class Prediction:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the step fits in the memory of every process; None if that is not predicted."""
+        """Whether the run fits in the memory of every process; None if that is not predicted."""
         return None if self.needs is None else all(need.fits for need in self.needs)
 
     @property
@@ -116,7 +142,7 @@ class Prediction:
 
     @property
     def refusal(self) -> str:
-        """Why the step does not fit, and what would."""
+        """Why the run does not fit in memory, and what would."""
         assert self.tightest
         need, place = self.tightest, self.tightest.place
         others = "; or ".join(
@@ -125,8 +151,8 @@ class Prediction:
         )
         fits = f"it fits with {others}" if others else "use a smaller model"
         return (
-            f"{place.name}: a training step needs {size(need.nbytes)}, and it may take {percent(USED_SHARE)} of "
-            f"{size(place.free_bytes)} that are free; {fits}"
+            f"{place.name}: {DOING.get(need.stage, 'a training step')} needs {size(need.nbytes)}, and it may take "
+            f"{percent(USED_SHARE)} of {size(place.free_bytes)} that are free; {fits}"
         )
 
     def summary(self) -> dict[str, Any]:
@@ -150,6 +176,8 @@ class Prediction:
             "kind": self.kind,
             "correction": self.correction,
             "seconds": self.cost and self.cost.seconds,
+            "seconds_by_part": self.cost.parts if self.cost else {},
+            "disk": self.disk and self.disk.as_dict(),
             "kwh": self.cost and self.cost.kwh,
             "price": self.cost and self.cost.price,
             "left_out": self.left_out,
@@ -161,4 +189,8 @@ class Prediction:
             found |= {"needed_bytes": need.nbytes, "fits": need.fits}
         if self.speed:
             values["speed"]["tokens_per_second"] = self.speed.tokens_per_second
+        if self.cost:
+            values["cost"]["seconds"] = self.cost.seconds
+        if self.disk:
+            values["disk"] = self.disk.as_dict()
         return values | {"fits": self.fits}

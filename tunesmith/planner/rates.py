@@ -2,7 +2,8 @@
 
 `tunesmith doctor --measure` keeps what it measures in `rates.json` in the cache folder, by device, driver and torch. An
 entry has `flops_per_second` by precision, `memory_bytes_per_second`, `to_device_bytes_per_second`,
-`to_host_bytes_per_second` and `launch_seconds`, as far as they apply; other keys are for people. Estimates are rules of
+`to_host_bytes_per_second` and `launch_seconds`, as far as they apply, and the entry of a disk has
+`write_bytes_per_second` and `read_bytes_per_second`; other keys are for people. Estimates are rules of
 thumb that were not compared with GPUs.
 """
 
@@ -18,7 +19,8 @@ from tunesmith.machine import Gpu, Machine
 from tunesmith.planner.catalogue import CatalogueGpu, entry_of
 from tunesmith.planner.decide import threads_of
 
-CPU = "cpu"  # the key of the CPU and the host's memory in `Machine.rates`; a GPU's is its UUID
+# The keys in `Machine.rates` of the CPU with the host's memory, and of the disk; a GPU's is its UUID.
+CPU, DISK = "cpu", "disk"
 
 # Share of the peak rate that a training step reaches. Published speeds of 4090s and 3090s fit 0.55 within a fifth.
 STEP_SHARE, POWER_LIMITED_SHARE = 0.55, 0.45
@@ -31,6 +33,14 @@ LANE_BYTES_PER_SECOND = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 
 USUAL_LINK = (3, 16)  # where neither the driver nor the catalogue knows the link
 LAUNCH_SECONDS = 0.003  # 2 to 4 ms seen on two CPU cores
 HOST_BYTES_PER_SECOND = 40e9  # two channels of DDR4
+NAMES = (
+    "memory_bytes_per_second",
+    "to_device_bytes_per_second",
+    "to_host_bytes_per_second",
+    "launch_seconds",
+    "write_bytes_per_second",
+    "read_bytes_per_second",
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,14 @@ class HostRates:
     """"measured", or "usual": an assumption."""
 
 
+@dataclass(frozen=True)
+class DiskRates:
+    """Rates of large files; None if they were not measured."""
+
+    write_bytes_per_second: float | None = None
+    read_bytes_per_second: float | None = None
+
+
 def rates_of(machine: Machine, compute: str) -> list[Rates]:
     """Returns the rates of each GPU in the machine's order, or of the CPU if there is no GPU. `compute` is bfloat16,
     float16 or float32. Raises UserError if rates.json is damaged."""
@@ -75,6 +93,16 @@ def host_rates(machine: Machine) -> HostRates:
     """Raises UserError if rates.json is damaged."""
     rate = measured_rates(machine).get(CPU, {}).get("memory_bytes_per_second")
     return HostRates(rate, "measured") if rate else HostRates(HOST_BYTES_PER_SECOND, "usual")
+
+
+def disk_rates(machine: Machine, folder: Path) -> DiskRates:
+    """Returns the rates of the disk that holds a folder, which need not exist; of another machine, those of the disk
+    that was measured there. Raises UserError if rates.json is damaged."""
+    if machine.rates or machine.free_disk_bytes is None:
+        found = machine.rates.get(DISK, {})
+    else:
+        found = _kept().get(_key_of_disk(folder), {})
+    return DiskRates(found.get("write_bytes_per_second"), found.get("read_bytes_per_second"))
 
 
 def _of_cpu(measured: Mapping[str, Any], compute: str) -> Rates:
@@ -138,7 +166,7 @@ def rates_file() -> Path:
 
 
 def measured_rates(machine: Machine) -> dict[str, dict[str, Any]]:
-    """Returns what was measured on the devices of a machine, by UUID of a GPU and "cpu": what a file of
+    """Returns what was measured on the devices of a machine, by UUID of a GPU, "cpu" and "disk": what a file of
     `doctor --json` holds, or what `doctor --measure` keeps here."""
     if machine.rates:
         return machine.rates
@@ -154,8 +182,8 @@ def _kept() -> dict[str, dict[str, Any]]:
 
 
 def keep_rates(machine: Machine, measured: Mapping[str, Mapping[str, Any]]) -> None:
-    """Keeps what was measured on this machine, by UUID of a GPU and "cpu", beside what was measured before. A damaged
-    file is replaced. Raises UserError if the file cannot be written."""
+    """Keeps what was measured on this machine, by UUID of a GPU, "cpu" and "disk" (of the current folder), beside what
+    was measured before. A damaged file is replaced. Raises UserError if the file cannot be written."""
     keys = _keys(machine)
     try:
         kept = _kept()
@@ -176,8 +204,7 @@ def check_rates(found: Any, place: str) -> None:
         by_precision = entry.get("flops_per_second", {})
         if not isinstance(by_precision, dict):
             raise UserError(f"{place}: {device}: flops_per_second has no precisions; measure again")
-        names = ("memory_bytes_per_second", "to_device_bytes_per_second", "to_host_bytes_per_second", "launch_seconds")
-        for name, value in [*by_precision.items(), *((name, entry[name]) for name in names if name in entry)]:
+        for name, value in [*by_precision.items(), *((name, entry[name]) for name in NAMES if name in entry)]:
             if type(value) not in (int, float) or value <= 0:
                 raise UserError(f"{place}: {device}: {name} is {value!r}, no positive number; measure again")
 
@@ -190,4 +217,12 @@ def _keys(machine: Machine) -> dict[str, str]:
         torch = "no torch"
     gpus = {gpu.uuid: f"{gpu.uuid} | driver {machine.driver} | {torch}" for gpu in machine.gpus if gpu.uuid}
     threads = threads_of(machine.cores, 1)
-    return {CPU: f"{machine.processor} | {machine.cores} cores, {threads} threads | {torch}"} | gpus
+    cpu = f"{machine.processor} | {machine.cores} cores, {threads} threads | {torch}"
+    return {CPU: cpu, DISK: _key_of_disk(Path("."))} | gpus
+
+
+def _key_of_disk(folder: Path) -> str:
+    """Returns the key in rates.json of the disk that holds a folder: where it is mounted."""
+    folder = folder.resolve()
+    mount = next(path for path in (folder, *folder.parents) if path.is_mount() or path == path.parent)
+    return f"disk at {mount}"

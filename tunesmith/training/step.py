@@ -166,7 +166,7 @@ def evaluate_if_due(job: Job, state: checkpoint.State, reason: str | None) -> st
     """Measures the held-out loss at its steps and at the end; an interrupted run too, so that it has the evaluations of
     an uninterrupted one. Returns the reason to stop. Raises Diverged."""
     at_end = state.step == job.schedule.steps or reason in ("max_minutes", "max_tokens")
-    if state.step % _eval_every(job) and not at_end:
+    if state.step % job.settings.steps_between_evaluations(job.schedule.steps) and not at_end:
         return reason
     loss = job.evaluate()
     check_held_out(job.settings, state, loss)
@@ -177,7 +177,7 @@ def evaluate_if_due(job: Job, state: checkpoint.State, reason: str | None) -> st
 def save_if_due(job: Job, state: checkpoint.State, reason: str | None) -> None:
     """Saves a checkpoint at its steps, at the end, before a pause, and of the best weights so far; logs the energy."""
     best = job.settings.result == "best" and state.best_step == state.step
-    every = job.settings.save_every or _eval_every(job)
+    every = job.settings.steps_between_checkpoints(job.schedule.steps)
     due = state.step % every == 0 or state.step == job.schedule.steps or reason or best
     if due and distributed.rank() == 0:
         mark("saving")
@@ -198,10 +198,6 @@ def wait_while_paused(job: Job, state: checkpoint.State, clock: Clock) -> str | 
     clock.leave_out(seconds)
     job.log("continue", step=state.step, seconds=round(seconds, 3))
     return reason
-
-
-def _eval_every(job: Job) -> int:
-    return job.settings.eval_every or max(1, round(job.schedule.steps / 10))
 
 
 def _no_gain(settings: Train, state: checkpoint.State) -> str | None:
