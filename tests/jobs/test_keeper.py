@@ -149,9 +149,10 @@ def test_a_number_that_another_process_has_by_now_is_not_killed(store, monkeypat
     until(keep, store, job, "running")
     facts = process.holder(store, job)
     assert facts == {"pid": facts["pid"], "started": process_start(facts["pid"])}
-    monkeypatch.setattr(process, "process_start", lambda pid: facts["started"] + 1)
-    process.kill(store, job)
-    assert state(store, job) == "running"
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "process_start", lambda pid: facts["started"] + 1)
+        process.kill(store, job)
+        assert state(store, job) == "running"
 
 
 def test_a_command_is_told_once_how_a_job_ended(store, tmp_path):
