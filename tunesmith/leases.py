@@ -18,8 +18,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Literal
@@ -75,9 +75,9 @@ class Lease:
         self.problem: str | None = None
         """Why nothing is held, although it was asked for."""
         self.refused: list[Holder] = []
-        """Those that hold the devices that were not taken."""
+        """Holders of the devices that were not taken."""
         self.beside: list[Holder] = []
-        """Those that held the devices of this lease when it took them."""
+        """Other holders of the devices of this lease, when it took them."""
         self._files: dict[str, IO[bytes]] = {}
 
     @property
@@ -156,6 +156,15 @@ def held(
         lease.keep([])
 
 
+@contextmanager
+def using(device_bytes: Mapping[str, int | None], use: Use, folder: str | Path = "") -> Iterator[None]:
+    """Holds devices beside other processes. `device_bytes`: how much of the memory of each is asked for."""
+    with ExitStack() as stack:
+        for device, nbytes in device_bytes.items():
+            stack.enter_context(held([device], use, nbytes=nbytes, folder=folder))
+        yield
+
+
 def _take(lease: Lease, asked: Sequence[Holder], partial: bool) -> None:
     try:
         with _looking():
@@ -207,16 +216,16 @@ def _looking() -> Iterator[None]:
 
 
 def _live(devices: Iterable[str] | None) -> list[Holder]:
-    """Returns the holders, and removes the files of those that have ended."""
+    """Returns the holders in the order in which they took devices, and removes the files of those that have ended."""
     wanted = None if devices is None else set(devices)
     found = []
-    for path in leases_folder().glob("*/*.json"):
+    for path in sorted(leases_folder().glob("*/*.json"), key=lambda path: path.stem.partition("-")[2]):
         with suppress(FileNotFoundError), open(path, "rb") as file:  # its holder may end now
             if try_lock(file, fcntl.LOCK_SH) is not False:
                 _remove(file)
             elif (holder := _read(file)) and (wanted is None or holder.device in wanted):
                 found += [holder] if _folder(holder.device) == path.parent else []
-    return sorted(found, key=lambda holder: holder.since)
+    return found
 
 
 def _read(file: IO[bytes]) -> Holder | None:
