@@ -52,8 +52,9 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's cache; all share one."""
+    """No test reads or writes the user's cache or queue; all share one cache."""
     folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("TUNESMITH_STATE", str(tmp_path_factory.getbasetemp() / "state"))
     monkeypatch.setenv("TUNESMITH_CACHE", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return folder

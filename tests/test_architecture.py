@@ -34,6 +34,7 @@ FLOORS = [
     "export",
     "serve",
     "connect",
+    "jobs",
     "demo",
     "cli",
     "__main__",

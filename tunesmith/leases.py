@@ -61,6 +61,14 @@ class Holder:
     job: int | None
     """The number of its job in the queue."""
 
+    def conflicts_with(self, other: "Holder") -> bool:
+        """Whether both want the device for themselves."""
+        return self.exclusive and other.exclusive and not self.is_of_job(other.job)
+
+    def is_of_job(self, job: int | None) -> bool:
+        """Whether it belongs to this job of the queue. The processes of one job are one."""
+        return self.job is not None and self.job == job
+
     def __str__(self) -> str:
         facts = [self.use, f"process {self.pid}"]
         facts += [f"job {self.job}"] if self.job is not None else []
@@ -169,11 +177,11 @@ def _take(lease: Lease, asked: Sequence[Holder], partial: bool) -> None:
     try:
         with _looking():
             live = _live(one.device for one in asked)
-            lease.refused = [one for one in live if one.exclusive and asked[0].exclusive]
+            lease.refused = [one for one in live if asked[0].conflicts_with(one)]
             if lease.refused and not partial:
                 raise DeviceHeld(refusal(lease.refused))
             refused = {one.device for one in lease.refused}
-            lease.beside = [one for one in live if one.device not in refused]
+            lease.beside = [one for one in live if one.device not in refused and not one.is_of_job(asked[0].job)]
             for one in asked:
                 if one.device not in refused:
                     lease.take(one)

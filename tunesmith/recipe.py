@@ -387,8 +387,9 @@ class Recipe(Section):
         they do not go together."""
         values = self.model_dump(mode="json")
         for key, value in change.items():
-            section, name = key.split(".")
-            values[section][name] = value
+            for section in reversed(key.split(".")):
+                value = {section: value}
+            values = merge(values, value)
         return self.build(values)
 
     def dump(self) -> str:

@@ -1,6 +1,7 @@
 """Formats numbers for messages and reports: bytes, counts, shares and times."""
 
 import math
+from datetime import datetime
 
 NO_VALUE = "–"
 JOULES_PER_KWH = 3.6e6
@@ -53,6 +54,12 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def moment(seconds: float) -> str:
+    """Formats Unix seconds as a time of day here, with the date if that is not today."""
+    when = datetime.fromtimestamp(seconds)
+    return when.strftime("%H:%M" if when.date() == datetime.now().date() else "%Y-%m-%d %H:%M")
 
 
 def energy(joules: float) -> str:

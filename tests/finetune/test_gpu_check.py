@@ -668,6 +668,17 @@ def test_what_else_uses_a_gpu_is_a_warning(busy, recipe):
     assert messages_of(run) == [f"GPU 0 (RTX 3090) is shared with alpha (chat, process {other.pid}, 5.0 GB)"]
 
 
+def test_a_queued_run_shares_with_the_process_that_holds_its_gpus_for_it(busy, recipe, monkeypatch):
+    gpus = busy(None)
+    monkeypatch.setenv(leases.JOB, "3")
+    with holding([gpus[0].uuid]):  # which has the same environment
+        run = job.train(recipe(), apart=True)
+        assert not messages_of(run) and busy.launched == [[0]]
+        monkeypatch.setenv(leases.JOB, "4")
+        with pytest.raises(leases.DeviceHeld, match=r"held by alpha \(training, process \d+, job 3\)"):
+            job.resume(run.folder)
+
+
 def test_runs_share_a_cpu_unless_the_queue_started_them(busy, recipe, monkeypatch):
     busy()
     seen = []

@@ -105,6 +105,13 @@ data.command(
 recipe = App(name="recipe", group=GROUPS["More"], sort_key=1, help="Print the JSON Schema of recipes.")
 recipe.command("tunesmith.cli.recipe:schema", name="schema", help="Print the JSON Schema of recipes.")
 app.command(data)
+app.command(
+    "tunesmith.cli.queue:queue",
+    name="queue",
+    group=GROUPS["Train"],
+    sort_key=5,
+    help="Have this workstation do jobs one after another.",
+)
 app.command(recipe)
 app["--help"].group = app["--version"].group = GROUPS["More"]
 

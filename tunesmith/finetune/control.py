@@ -24,16 +24,16 @@ def forget(run: Run) -> None:
     run.control_file.unlink(missing_ok=True)
 
 
+def wish_of(run: Run) -> Wish:
+    """The last wish for a run; "run" if there is none."""
+    try:
+        text = run.control_file.read_text("utf-8").strip()
+    except OSError:
+        return "run"
+    return "stop" if text == "stop" else "pause" if text == "pause" else "run"
+
+
 def listen(run: Run, stop_requested: Callable[[], bool]) -> Callable[[], str]:
     """A function that tells the current wish; `stop_requested`: whether a signal asked this process to stop."""
 
-    def wish() -> str:
-        if stop_requested():
-            return "stop"
-        try:
-            text = run.control_file.read_text("utf-8").strip()
-        except OSError:
-            return "run"
-        return text if text in ("pause", "stop") else "run"
-
-    return wish
+    return lambda: "stop" if stop_requested() else wish_of(run)

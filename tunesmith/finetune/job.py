@@ -7,8 +7,8 @@ training process, which is given the run's folder and nothing else.
 import multiprocessing
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from tunesmith import machine
@@ -25,7 +25,7 @@ from tunesmith.finetune import control, provenance
 from tunesmith.finetune.devices import Devices
 from tunesmith.finetune.gpu_check import usable_gpus
 from tunesmith.finetune.layout import layout_of
-from tunesmith.finetune.prepare import pinned, prepare
+from tunesmith.finetune.prepare import check, pinned, prepare
 from tunesmith.finetune.ray_cluster import Cluster, connected
 from tunesmith.inference.gguf_base import base_folder
 from tunesmith.planner import correction
@@ -68,6 +68,12 @@ def train(
     return run
 
 
+def new_run(recipe: Recipe) -> Run:
+    """The run of a recipe, to be trained later by `resume`. Raises UserError for mistakes that are found at once."""
+    check(recipe)
+    return Run.create(pinned(recipe))
+
+
 def _joined(cluster: str | None) -> AbstractContextManager[Cluster | None]:
     return connected(cluster) if cluster else nullcontext()
 
@@ -92,7 +98,8 @@ def resume(
             machines.check_folder(run)
         is_new = not run.is_prepared
         if is_new:
-            prepare(devices, machines)
+            with _ending_logged(run):
+                prepare(devices, machines)
         if not run.base.exists():  # it was in a cache that has been cleared since
             base_folder(run.recipe.model)
         provenance.check_unchanged(run)
@@ -116,6 +123,19 @@ def _start(devices: Devices, cluster: Cluster | None, processes: int | None = No
             if not isinstance(error, UserError) or len(run.events()) > events:  # else nothing has happened
                 _log_end(run, error)
                 write_report(run)
+        raise
+
+
+@contextmanager
+def _ending_logged(run: Run) -> Iterator[None]:
+    """Logs an error within it as the end of the run."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        with suppress(OSError):
+            _log_end(run, error)
         raise
 
 

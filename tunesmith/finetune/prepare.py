@@ -21,8 +21,8 @@ from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.ray_cluster import Cluster
 from tunesmith.inference.gguf_base import base_folder, unpacking_note
 from tunesmith.machine import Gpu, Machine, probe
-from tunesmith.model.check import check_adapter, check_base
-from tunesmith.model.load import config_of, eos_ids
+from tunesmith.model.check import check_adapter, check_base, check_config
+from tunesmith.model.load import config_of, eos_ids, local_folder
 from tunesmith.model.positions import trained_positions
 from tunesmith.model.tokenizer_files import save_tokenizer
 from tunesmith.plan import Plan
@@ -31,9 +31,9 @@ from tunesmith.planner.apart import NotPredicted, predict_apart
 from tunesmith.planner.cost import cost_of
 from tunesmith.planner.decide import choose
 from tunesmith.planner.fit import fitted
-from tunesmith.planner.predict import by_sizes, surely_fits
+from tunesmith.planner.predict import by_sizes, surely_fits, without_memory
 from tunesmith.planner.prediction import Prediction
-from tunesmith.planner.rows import Training
+from tunesmith.planner.rows import Training, training
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
@@ -153,6 +153,18 @@ def _with_exact_cost(predicted: Prediction, recipe: Recipe, dataset: Dataset, st
     power = recipe.power
     cost = cost_of(predicted.speed, tokens, power.host_watts, power.price_per_kwh)
     return replace(predicted, training=Training(steps, tokens, row_tokens, False), cost=cost)
+
+
+def check(recipe: Recipe) -> None:
+    """Raises UserError for mistakes that are found in a few seconds, without a GPU and without a download: in the
+    recipe, the model's configuration and the first rows of the data."""
+    gguf = Path(recipe.model.path).expanduser()
+    base = base_folder(recipe.model) if gguf.suffix == ".gguf" else local_folder(recipe.model)
+    config = config_of(base)
+    check_config(recipe.model, recipe.adapter, base, config)
+    plan = without_memory(recipe, probe(), config)
+    if all(not source.path.startswith("hub:") for source in recipe.data.train):
+        training(recipe, plan, base)
 
 
 def pinned(recipe: Recipe) -> Recipe:

@@ -1,4 +1,4 @@
-"""Queue: the jobs that wait for this workstation, their order and what people want of them.
+"""Queue: the jobs of this workstation, their order and people's wishes for them.
 
 A SQLite file keeps what no run folder can say. Whether a job runs, has finished or has failed is never stored: that
 follows from its folder and its process (state.py).
@@ -7,7 +7,7 @@ follows from its folder and its process (state.py).
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,7 +18,7 @@ from tunesmith.files import state_folder
 
 Kind = Literal["train", "export"]
 Priority = Literal["low", "normal", "high"]
-PRIORITIES = get_args(Priority)  # the later ones go first
+PRIORITIES = get_args(Priority)  # the later ones start first
 BUSY_SECONDS = 10.0  # that another process may take to write
 
 # Each entry changes the file from the version that is its place to the next one.
@@ -43,11 +43,9 @@ MIGRATIONS = [
         notify TEXT NOT NULL DEFAULT '',
         asked_by TEXT NOT NULL DEFAULT '',
         is_due INTEGER NOT NULL DEFAULT 1,
-        pid INTEGER,
-        pid_started INTEGER,
         started REAL,
         starts INTEGER NOT NULL DEFAULT 0,
-        told TEXT NOT NULL DEFAULT ''
+        notified TEXT NOT NULL DEFAULT ''
     ) STRICT;
     CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     """,
@@ -65,11 +63,11 @@ class Job:
     directory: str
     """Where it was asked for, from which relative paths are meant."""
     arguments: list[str]
-    """Of its command, beside the folder."""
+    """Further arguments of its command."""
     added: float
     """Unix seconds, as all times here."""
     position: float
-    """Its place in the queue: lower ones go first."""
+    """Its place in the queue: lower ones start first."""
     priority: Priority
     gpus: int | None
     """How many GPUs it takes; None: as its recipe says, else all."""
@@ -89,15 +87,12 @@ class Job:
     """terminal or studio."""
     is_due: bool
     """Whether it is to be started, for the first time or again."""
-    pid: int | None
-    pid_started: int | None
-    """When its last process began, as `run.process_start`."""
     started: float | None
     """When it was last started."""
     starts: int
     """How often it was started."""
-    told: str
-    """The state that was last told to `notify`."""
+    notified: str
+    """The state of which `notify` was last run."""
 
 
 class Store:
@@ -117,9 +112,9 @@ class Store:
                     connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
-    def log_file(self, job: Job) -> Path:
-        """Where the job's process writes what it would show on a terminal."""
-        return self.folder / "logs" / f"{job.id}.log"
+    def file_of(self, number: int, ending: str) -> Path:
+        """A file of a job: its log, lock or outcome (process.py)."""
+        return self.folder / "logs" / f"{number}.{ending}"
 
     def jobs(self) -> list[Job]:
         """All jobs: those of high priority first, then in the order of their places."""
@@ -135,7 +130,7 @@ class Store:
             raise UserError(f"queue: there is no job {number}; `tunesmith queue list` shows all")
         return _job(row)
 
-    def add(self, kind: Kind, folder: Path, arguments: list[str] = [], **wishes: Any) -> Job:
+    def add(self, kind: Kind, folder: Path, arguments: Sequence[str] = (), **wishes: Any) -> Job:
         """Adds a job at the end. `wishes`: further fields of Job."""
         values = {
             "kind": kind,

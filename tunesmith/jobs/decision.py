@@ -1,0 +1,126 @@
+"""Which jobs start now, on which devices, and why the others wait. It changes nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tunesmith.jobs.state import AT_WORK, ENDED, Status
+from tunesmith.jobs.store import Job
+from tunesmith.leases import CPU, Holder
+from tunesmith.units import duration, moment
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU, or the CPU of a machine without one. One job at a time uses it."""
+
+    key: str
+    """A GPU's UUID, or leases.CPU."""
+    name: str
+    """For people, such as "GPU 1 (RTX 3090)"."""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The queue and the machine at one moment: all that a decision depends on."""
+
+    jobs: Sequence[Job]
+    """In the order in which they start."""
+    statuses: Mapping[int, Status]
+    devices: Sequence[Device]
+    holders: Sequence[Holder]
+    now: float
+    """Unix seconds."""
+    paused: str = ""
+    """Why no job starts; empty if jobs may."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The decision on a job that waits."""
+
+    devices: list[Device] = field(default_factory=list)
+    """Where it starts; none if it waits."""
+    why: str = ""
+    """Why it waits, in a sentence."""
+    displaces: list[int] = field(default_factory=list)
+    """Jobs of lower priority that save a checkpoint and stop for it. They continue later."""
+
+
+def decide(queue: Queue) -> dict[int, Decision]:
+    """The decision on each job that waits or is held."""
+    found: dict[int, Decision] = {}
+    claimed: dict[str, Job] = {}  # by jobs that go before
+    for job in queue.jobs:
+        if queue.statuses[job.id].state not in ("waiting", "held"):
+            continue
+        if why := _not_yet(queue, job):
+            found[job.id] = Decision(why=why)
+            continue
+        found[job.id] = one = _on_devices(queue, job, claimed)
+        if queue.paused:
+            found[job.id] = Decision(why=f"the queue is paused: {queue.paused}")
+        wanted = one.devices or [device for device in queue.devices if device.key not in claimed][: _count(queue, job)]
+        claimed |= {device.key: job for device in wanted}
+    return found
+
+
+def _not_yet(queue: Queue, job: Job) -> str:
+    """The reason why a job may not start, whatever is free; empty if it may."""
+    if job.held:
+        return f"it is held; `tunesmith queue release {job.id}` releases it"
+    if job.not_before and job.not_before > queue.now:
+        return f"it starts at {moment(job.not_before)}, in {duration(job.not_before - queue.now)}"
+    before = next((other for other in queue.jobs if other.id == job.after), None)
+    if not before:
+        return ""
+    state = queue.statuses[before.id].state
+    if state not in ENDED:
+        return f"it starts after job {before.id}, which is {state}"
+    if job.after_success and state != "finished":
+        return f"it starts after job {before.id} has finished, and that is {state}"
+    return ""
+
+
+def _count(queue: Queue, job: Job) -> int:
+    """How many devices a job takes."""
+    return min(job.gpus or len(queue.devices), len(queue.devices))
+
+
+def _on_devices(queue: Queue, job: Job, claimed: Mapping[str, Job]) -> Decision:
+    count = _count(queue, job)
+    busy = {holder.device: holder for holder in queue.holders if holder.exclusive}
+    free = [device for device in queue.devices if device.key not in busy and device.key not in claimed]
+    if len(free) >= count:
+        return Decision(free[:count])
+    reasons = [
+        f"{device.name} {_use(queue, busy[device.key])}"
+        if device.key in busy
+        else f"{device.name} is for job {claimed[device.key].id}, which is before it"
+        for device in queue.devices
+        if device not in free
+    ]
+    is_cpu = [device.key for device in queue.devices] == [CPU]
+    needs = "it needs the CPU" if is_cpu else f"it needs {count} GPU{'s' * (count > 1)}, of which {len(free)} are free"
+    return Decision(why=f"{needs}: {'; '.join(reasons)}", displaces=_displaced(queue, job, count - len(free)))
+
+
+def _use(queue: Queue, holder: Holder) -> str:
+    """Who uses a device, and since when."""
+    who = f"job {holder.job}" if holder.job else holder.folder or f"process {holder.pid}"
+    return f"is held by {who} ({holder.use}, for {duration(max(0.0, queue.now - holder.since))})"
+
+
+def _displaced(queue: Queue, job: Job, missing: int) -> list[int]:
+    """Running jobs that a job of high priority stops, the last ones first, so that it gets as many devices as it
+    misses; none if that is not enough."""
+    if job.priority != "high":
+        return []
+    chosen: list[int] = []
+    for other in reversed(queue.jobs):
+        if other.priority == "high" or queue.statuses[other.id].state not in AT_WORK:
+            continue
+        held = sum(holder.job == other.id and holder.exclusive for holder in queue.holders)
+        if held and missing > 0:
+            chosen.append(other.id)
+            missing -= held
+    return chosen if missing <= 0 else []

@@ -1,0 +1,61 @@
+"""The state of a job. It follows from the job's folder and process, never from a stored status."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tunesmith.finetune import control
+from tunesmith.jobs import process
+from tunesmith.jobs.store import Job, Store
+from tunesmith.run import Run
+
+State = Literal[
+    "waiting", "held", "starting", "running", "paused", "stopping", "finished", "failed", "interrupted", "cancelled"
+]
+AT_WORK = ("starting", "running", "paused", "stopping")
+ENDED = ("finished", "failed", "interrupted", "cancelled")
+STOPPED = (130, -2, -15, -1)  # exit statuses of a command that was asked to stop
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a job, and the reason for it."""
+
+    state: State
+    detail: str = ""
+    """Why, if the job failed or was interrupted."""
+
+
+def status_of(store: Store, job: Job) -> Status:
+    """The state of a job now."""
+    run = Run(job.folder)
+    if job.kind == "train" and run.is_held:  # by the queue or from a terminal
+        return Status(_at_work(run))
+    if not run.exists:
+        return Status("cancelled", "its run was deleted")
+    if job.kind == "train" and run.result.is_dir():
+        return Status("finished")
+    if process.is_alive(store, job):
+        return Status("running" if job.kind != "train" else "starting")
+    if job.cancelled:
+        return Status("cancelled")
+    if job.is_due:
+        return Status("held" if job.held else "waiting")
+    return _ended(store, job)
+
+
+def _at_work(run: Run) -> State:
+    wish = control.wish_of(run)
+    return "stopping" if wish == "stop" else "paused" if wish == "pause" else "running"
+
+
+def _ended(store: Store, job: Job) -> Status:
+    """The state of a job whose process has ended without a result of a run."""
+    found = process.outcome(store, job)
+    if found is None:
+        return Status("interrupted", "its process was killed, or the machine went off")
+    if job.kind != "train" and found.status == 0:
+        return Status("finished")
+    if found.status in STOPPED:
+        return Status("interrupted", "it was stopped")
+    killed = f"its process was ended by signal {-found.status}: " if found.status < 0 else ""
+    return Status("failed", killed + found.said)
