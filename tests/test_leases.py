@@ -6,28 +6,19 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 
+from tests.leasing import holding
 from tunesmith import leases
 from tunesmith.errors import UserError
 from tunesmith.leases import DeviceHeld, Holder, held, holders
 from tunesmith.run import process_start
 
 ONE, TWO = "GPU-11111111-2222", "GPU-33333333-4444"
-HOLD = """
-import subprocess, sys, time
-from tunesmith.leases import held
-with held({devices!r}, {use!r}, exclusive={exclusive}, nbytes={nbytes}, folder="runs/alpha"):
-    {before}
-    print("held", flush=True)
-    sys.stdin.read()
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -35,17 +26,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(leases.JOB, raising=False)
     return tmp_path / "cache" / "leases"
-
-
-@contextmanager
-def holding(devices=(ONE,), use="training", exclusive=True, nbytes=None, before="pass"):
-    """A process that holds devices until the block ends."""
-    code = HOLD.format(devices=list(devices), use=use, exclusive=exclusive, nbytes=nbytes, before=before)
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"held\n"
-        yield process
-        process.stdin.close()
-        assert process.wait() in (0, -signal.SIGKILL)
 
 
 def test_holders_are_listed_until_they_end(folder):
@@ -70,7 +50,7 @@ def test_holders_are_listed_until_they_end(folder):
 
 
 def test_a_second_exclusive_holder_is_refused_in_one_line():
-    with holding() as process:
+    with holding([ONE]) as process:
         with pytest.raises(DeviceHeld) as refused, held([TWO, ONE], "training", exclusive=True):
             pass
         text = str(refused.value)
@@ -143,13 +123,9 @@ EXECUTE = "print(subprocess.Popen(['sleep', '600'], stdin=subprocess.DEVNULL, cl
 @pytest.mark.parametrize("child", ["pass", FORK, EXECUTE], ids=["alone", "forked child", "executed child"])
 def test_a_killed_holder_frees_its_device(folder, child):
     """Also if a child of it lives on, which inherits open files."""
-    orphan = None
-    code = HOLD.format(devices=[ONE], use="training", exclusive=True, nbytes=None, before=child)
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with holding([ONE], first=child) as process:
+        orphan = next(map(int, process.said), None)
         try:
-            if child != "pass":
-                orphan = int(process.stdout.readline())
-            assert process.stdout.readline() == b"held\n"
             assert [holder.pid for holder in holders()] == [process.pid]
             process.kill()
             process.wait()

@@ -18,8 +18,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Literal
@@ -62,9 +62,12 @@ class Holder:
     """The number of its job in the queue."""
 
     def conflicts_with(self, other: "Holder") -> bool:
-        """Whether both want the device for themselves. The processes of one job of the queue are one."""
-        is_same_job = self.job is not None and self.job == other.job
-        return self.exclusive and other.exclusive and not is_same_job
+        """Whether both want the device for themselves."""
+        return self.exclusive and other.exclusive and not self.is_of_job(other.job)
+
+    def is_of_job(self, job: int | None) -> bool:
+        """Whether it belongs to this job of the queue. The processes of one job are one."""
+        return self.job is not None and self.job == job
 
     def __str__(self) -> str:
         facts = [self.use, f"process {self.pid}"]
@@ -82,7 +85,7 @@ class Lease:
         self.refused: list[Holder] = []
         """Holders of the devices that were not taken."""
         self.beside: list[Holder] = []
-        """Holders of the devices of this lease when it took them."""
+        """Other holders of the devices of this lease, when it took them."""
         self._files: dict[str, IO[bytes]] = {}
 
     @property
@@ -161,6 +164,15 @@ def held(
         lease.keep([])
 
 
+@contextmanager
+def using(device_bytes: Mapping[str, int | None], use: Use, folder: str | Path = "") -> Iterator[None]:
+    """Holds devices beside other processes. `device_bytes`: how much of the memory of each is asked for."""
+    with ExitStack() as stack:
+        for device, nbytes in device_bytes.items():
+            stack.enter_context(held([device], use, nbytes=nbytes, folder=folder))
+        yield
+
+
 def _take(lease: Lease, asked: Sequence[Holder], partial: bool) -> None:
     try:
         with _looking():
@@ -169,7 +181,7 @@ def _take(lease: Lease, asked: Sequence[Holder], partial: bool) -> None:
             if lease.refused and not partial:
                 raise DeviceHeld(refusal(lease.refused))
             refused = {one.device for one in lease.refused}
-            lease.beside = [one for one in live if one.device not in refused]
+            lease.beside = [one for one in live if one.device not in refused and not one.is_of_job(asked[0].job)]
             for one in asked:
                 if one.device not in refused:
                     lease.take(one)
@@ -212,16 +224,16 @@ def _looking() -> Iterator[None]:
 
 
 def _live(devices: Iterable[str] | None) -> list[Holder]:
-    """Returns the holders, and removes the files of those that have ended."""
+    """Returns the holders in the order in which they took devices, and removes the files of those that have ended."""
     wanted = None if devices is None else set(devices)
     found = []
-    for path in leases_folder().glob("*/*.json"):
+    for path in sorted(leases_folder().glob("*/*.json"), key=lambda path: path.stem.partition("-")[2]):
         with suppress(FileNotFoundError), open(path, "rb") as file:  # its holder may end now
             if try_lock(file, fcntl.LOCK_SH) is not False:
                 _remove(file)
             elif (holder := _read(file)) and (wanted is None or holder.device in wanted):
                 found += [holder] if _folder(holder.device) == path.parent else []
-    return sorted(found, key=lambda holder: holder.since)
+    return found
 
 
 def _read(file: IO[bytes]) -> Holder | None:

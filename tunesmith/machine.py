@@ -52,6 +52,11 @@ class Gpu:
     """The temperature at which it reduces its clock."""
 
     @property
+    def label(self) -> str:
+        """Names it for people."""
+        return f"GPU {self.index} ({self.name})"
+
+    @property
     def fast_bf16(self) -> bool:
         """Whether the hardware computes bfloat16."""
         return self.capability >= (8, 0)

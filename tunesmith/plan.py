@@ -31,7 +31,7 @@ class Plan:
     walk_tokens: int | None = None
     """Most tokens of a process that go through the layers together (training/walk.py); None: all of a step."""
     gpus: list[str] = field(default_factory=list)
-    """UUIDs of the GPUs that were chosen, one for each process; empty: the first ones."""
+    """UUIDs of the GPUs that were chosen, one for each process; empty: the first ones of all."""
     predicted: dict[str, Any] = field(default_factory=dict)
     """Memory, speed, time and energy that were predicted (planner/prediction.py); empty if nothing was."""
     reasons: dict[str, str] = field(default_factory=dict)

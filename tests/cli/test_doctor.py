@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from tunesmith.cli.main import main
 from tunesmith.finetune import speed
 from tunesmith.finetune.diagnosis import diagnose
 from tunesmith.finetune.gpu_check import GpuCheck
+from tunesmith.leases import held
 from tunesmith.machine import Gpu, Machine
 from tunesmith.planner.machine_spec import described
 from tunesmith.planner.rates import disk_rates, host_rates, rates_of
@@ -116,3 +118,44 @@ def test_what_is_measured_is_kept_and_travels_with_the_machine(monkeypatch, caps
     assert (rates.to_device_bytes_per_second, rates.to_host_bytes_per_second, rates.watts) == (11.04e9, 12e9, 280)
     assert host_rates(there).source == "measured" and there.free_disk_bytes is None
     assert disk_rates(there, tmp_path).write_bytes_per_second > 0
+
+
+def test_who_holds_a_gpu_is_shown_and_a_gpu_that_trains_is_not_checked(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(doctor, "probe", lambda: machine(RTX_3090, RTX_2060))
+    checked = []
+
+    def check(gpus, **_):
+        checked.append([gpu.index for gpu in gpus])
+        return [GpuCheck(gpu, "float32") for gpu in gpus]
+
+    monkeypatch.setattr(doctor, "check_gpus", check)
+    with (
+        held(["GPU-a"], "training", exclusive=True, folder="runs/alpha", job=7),
+        held(["GPU-a"], "chat", nbytes=5 * 10**9, folder="runs/beta"),
+        held(["GPU-b", "GPU-hidden"], "serving", folder="models/gamma"),
+    ):
+        with pytest.raises(SystemExit, match="0"):
+            main(["doctor"])
+        output = capsys.readouterr().out
+        with pytest.raises(SystemExit, match="0"):
+            main(["doctor", "--json"])
+        found = json.loads(capsys.readouterr().out)
+    assert checked == [[1], [1]] and max(map(len, output.splitlines())) <= 80
+    text, process = " ".join(output.split()), f"process {os.getpid()}"
+    trains = f"alpha (training, {process}, job 7)"
+    for line in (
+        f"GPU 0 (NVIDIA GeForce RTX 3090): held by {trains}",
+        f"GPU 0 (NVIDIA GeForce RTX 3090): held by beta (chat, {process}, 5.0 GB)",
+        f"GPU 1 (NVIDIA GeForce RTX 2060): held by gamma (serving, {process})",
+        f"GPU-hidden: held by gamma (serving, {process})",
+        f"GPU 0 (NVIDIA GeForce RTX 3090): it was not checked, because {trains} uses it",
+    ):
+        assert line in text
+    assert [(one["device"], one["use"], one["job"]) for one in found["holders"]] == [
+        ("GPU-a", "training", 7),
+        ("GPU-a", "chat", None),
+        ("GPU-b", "serving", None),
+        ("GPU-hidden", "serving", None),
+    ]
+    assert [one["note"] is None for one in found["gpu_check"]] == [False, True]

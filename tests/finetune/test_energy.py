@@ -65,9 +65,9 @@ def gpu_machine(patch: pytest.MonkeyPatch):
     with simulated_gpu.played(), patch.context() as patch:
         patch.setenv("PYTORCH_ALLOC_CONF", "as it is here")
         patch.setattr("tunesmith.finetune.prepare.probe", lambda folder: simulated_gpu.MACHINE)
-        patch.setattr("tunesmith.finetune.prepare.usable_gpus", lambda run, gpus, compute: gpus)
+        patch.setattr("tunesmith.finetune.prepare.usable_gpus", lambda devices, gpus, *_: gpus)
         patch.setattr("tunesmith.finetune.prepare.surely_fits", lambda *_: True)  # nothing is traced
-        patch.setattr("tunesmith.finetune.job.usable_gpus", lambda run, gpus, *_: gpus)
+        patch.setattr("tunesmith.finetune.job.usable_gpus", lambda devices, gpus, *_: gpus)
         own = SimpleNamespace(major=9, minor=0, total_memory=2**33, name="a GPU", uuid=ONE.removeprefix("GPU-"))
         patch.setattr(torch.cuda, "get_device_properties", lambda *_: own)
         yield

@@ -36,7 +36,7 @@ def on_gpu(monkeypatch):
         with monkeypatch.context() as patch, simulated_gpu.played():
             patch.setenv("PYTORCH_ALLOC_CONF", "as it is here")
             patch.setattr("tunesmith.finetune.prepare.probe", lambda folder: simulated_gpu.MACHINE)
-            patch.setattr("tunesmith.finetune.prepare.usable_gpus", lambda run, gpus, compute: gpus)
+            patch.setattr("tunesmith.finetune.prepare.usable_gpus", lambda devices, gpus, *_: gpus)
             return function(*args, **kwargs)
 
     return call

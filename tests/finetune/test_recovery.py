@@ -20,6 +20,7 @@ from tunesmith import train
 from tunesmith.errors import Interrupted, NotFinite, ProcessDied, UserError
 from tunesmith.evaluate.summary import summary
 from tunesmith.finetune import control, job, launch, layout, recovery, watchdog, worker
+from tunesmith.finetune.devices import Devices
 from tunesmith.finetune.layout import Layout
 from tunesmith.finetune.prepare import prepare
 from tunesmith.machine import Gpu
@@ -234,7 +235,7 @@ def test_a_process_that_hangs_in_a_layer_is_named_with_it(asked, whole, monkeypa
 def test_a_paused_run_does_not_hang(asked, monkeypatch):
     monkeypatch.setattr(watchdog, "HANG_SECONDS", 2.0)
     run = Run.create(asked(processes=1))
-    prepare(run)
+    prepare(Devices(run))
 
     def pause():
         wait_until(lambda: last_step(run) >= 2)

@@ -10,7 +10,7 @@ from tests import other, simulated_gpu, tiny
 from tests.conftest import slow_but, sums, write_rows
 from tests.inference.test_hybrids import HYBRIDS, hybrids  # noqa: F401  the fixture
 from tests.inference.test_scheduler import prompts
-from tunesmith import train
+from tunesmith import leases, train
 from tunesmith.cli.data import select
 from tunesmith.export.export import export
 from tunesmith.finetune.evaluation import evaluate
@@ -34,7 +34,7 @@ def two_gpus(monkeypatch):
     """Calls a function on a machine with two GPUs, known to nvidia-smi as 2 and 5, with `free` bytes."""
 
     def call(free: list[int], function):
-        found = [Gpu(index, "a GPU", 2**33, nbytes, (9, 0)) for index, nbytes in zip((2, 5), free)]
+        found = [Gpu(index, "a GPU", 2**33, nbytes, (9, 0), f"GPU-{index}") for index, nbytes in zip((2, 5), free)]
         with monkeypatch.context() as patch, simulated_gpu.played(2):
             patch.setattr("tunesmith.machine.find_gpus", lambda: ("600", found))
             patch.setattr("torch.cuda.mem_get_info", lambda device=GPUS[0]: (free[device.index], 2**33))
@@ -121,6 +121,16 @@ def test_a_spread_model_answers_as_on_the_cpu(family, two_gpus, name):
     if devices[2:-1] == []:  # else the CPU takes part
         assert found == two_gpus([1, 10**9], lambda: answered(TorchWeights.opened(whole)))
         assert devices_of(whole) == 3 * [{GPUS[1]}]
+
+
+def test_the_bytes_on_each_device(tmp_path, two_gpus):
+    """Those on the CPU count where there is no GPU; keys and values are where the layers are."""
+    model = opened(tiny.save("llama3", tmp_path, num_hidden_layers=3))
+    assert spread.device_bytes(model) == {leases.CPU: nbytes(model)}
+    layer = nbytes(decoder_layers(model)[0])
+    rest = nbytes(model) - 3 * layer
+    found = two_gpus(room(model, 1, 1), lambda: spread.device_bytes(spread.on_best(model), kv_bytes=300))
+    assert found == {"GPU-2": rest + layer + 100, "GPU-5": layer + 100}
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -19,6 +19,7 @@ from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.result import require_result
 from tunesmith.inference.interface import Engine, Piece, Request, Served, Ticket
 from tunesmith.inference.scheduler import BatchingEngine
+from tunesmith.leases import using
 from tunesmith.run import Run
 from tunesmith.serve.open_models import open_base, open_tuned
 from tunesmith.serve.options import Options, sampling_of
@@ -57,6 +58,7 @@ class Models:
         self.tokenizer = self._prepared.tokenizer
         self.format = find(self.tokenizer)
         self._engines: dict[str, BatchingEngine] = {}
+        self._leases = ExitStack()
         require_result(run)  # before minutes of loading
         base = None if run.recipe.adapter.kind == "full" else open_base(self._prepared, "base", CONTEXT)
         tuned = open_tuned(self._prepared, base, CONTEXT)
@@ -71,9 +73,12 @@ class Models:
     def close(self) -> None:
         for engine in set(self._engines.values()):
             engine.close()
+        self._leases.close()
 
     def _start(self, models: dict[str, Served]) -> None:
-        self._engines |= dict.fromkeys(models, BatchingEngine(models, batch=1))
+        engine = BatchingEngine(models, batch=1)
+        self._engines |= dict.fromkeys(models, engine)
+        self._leases.enter_context(using(engine.device_bytes, "chat", self.run.folder))
 
 
 @dataclass

@@ -13,9 +13,10 @@ from tunesmith.cli.parameters import Json, Switch, print_json
 from tunesmith.cli.terminal import LiveLine
 from tunesmith.finetune.diagnosis import EXTRAS, Problem, diagnose, extras, link_name, locked_memory_bytes, versions
 from tunesmith.finetune.gpu_check import GpuCheck, check_gpus
-from tunesmith.machine import Gpu, Machine, probe
+from tunesmith.leases import CPU, Holder, holders
+from tunesmith.machine import Gpu, Machine, best_precision, probe
 from tunesmith.planner.decide import threads_of
-from tunesmith.planner.rates import CPU, DISK, keep_rates, measured_rates, rates_file
+from tunesmith.planner.rates import DISK, keep_rates, measured_rates, rates_file
 from tunesmith.units import NO_VALUE, number, size
 
 # {column: the field of a check, and what one unit of the column is}
@@ -64,7 +65,8 @@ def doctor(*, measure: Annotated[bool, Switch] = False, as_json: Json = False) -
 
     if machine.gpus:
         show("checking the GPUs")
-    checks = check_gpus(machine.gpus, more=measure, show=show)
+    held = holders()
+    checks = check_free(machine.gpus, held, measure, show)
     disk = measure_rest(machine, checks, show) if measure else {}
     live.clear()
     machine = replace(machine, gpus=[one.gpu for one in checks], rates=measured_rates(machine))
@@ -77,14 +79,23 @@ def doctor(*, measure: Annotated[bool, Switch] = False, as_json: Json = False) -
                 "extras": extras(),
                 "locked_memory_bytes": locked_memory_bytes(),
                 "gpu_check": [one.as_dict() for one in checks],
+                "holders": [asdict(one) for one in held],
                 "problems": [asdict(problem) for problem in problems],
                 **({"disk": disk} if measure else {}),
             }
         )
     console = Console(highlight=False)
-    console.print(report(machine, checks, problems))
+    console.print(report(machine, checks, problems, held))
     if measure:
         console.print(measured_report(machine, disk))
+
+
+def check_free(gpus: Sequence[Gpu], held: Sequence[Holder], more: bool, show: Callable[[str], None]) -> list[GpuCheck]:
+    """Checks the GPUs that no run holds: on one that trains, a check is slow and slows the run down."""
+    busy = {one.device: f"it was not checked, because {one} uses it" for one in held if one.exclusive}
+    free = [gpu for gpu in gpus if gpu.uuid not in busy]
+    checked = dict(zip(free, check_gpus(free, more=more, show=show)))
+    return [checked.get(gpu) or GpuCheck(gpu, best_precision([gpu]), note=busy[gpu.uuid]) for gpu in gpus]
 
 
 def measure_rest(machine: Machine, checks: Sequence[GpuCheck], show: Callable[[str], None]) -> dict[str, float | None]:
@@ -103,13 +114,19 @@ def measure_rest(machine: Machine, checks: Sequence[GpuCheck], show: Callable[[s
     return of_disk
 
 
-def report(machine: Machine, checks: Sequence[GpuCheck], problems: Sequence[Problem]) -> RenderableType:
-    """Returns the machine, tables of its GPUs and optional parts, and its problems, in 80 columns."""
+def report(
+    machine: Machine, checks: Sequence[GpuCheck], problems: Sequence[Problem], held: Sequence[Holder] = ()
+) -> RenderableType:
+    """Returns the machine, tables of its GPUs and optional parts, who holds its devices, and its problems, in 80
+    columns."""
     parts: list[RenderableType] = [_machine_table(machine, checks)]
     if checks:
         parts += [Text(), _slot_table(machine.gpus), Text(), _gpu_table(checks), Text()]
         parts += [Text(LEGEND, style="dim"), *_precisions(checks)]
     parts += [Text(), _extras_table()]
+    if held:
+        names = {gpu.uuid: gpu.label for gpu in machine.gpus} | {CPU: "CPU"}
+        parts += [Text(), *(Text(f"{names.get(one.device, one.device)}: held by {one}") for one in held)]
     parts += [Text(), *(map(_problem, problems) if problems else [Text("No problems found.", style="dim")])]
     if not machine.gpus:
         parts += [Text(), Text(WITHOUT_GPU)]

@@ -51,20 +51,33 @@ def _follow(file: BinaryIO, screen: "Screen", ended: threading.Event) -> None:
             screen.show(values.pop("event"), values)
 
 
-def train(recipe: Recipe, cluster: str | None = None, apart: bool = False, force: bool = False) -> Run:
+def train(
+    recipe: Recipe,
+    cluster: str | None = None,
+    apart: bool = False,
+    force: bool = False,
+    share_gpus: bool = False,
+) -> Run:
     """Trains from a recipe, shows how it gets on, and returns the run. `cluster`: the address of a Ray cluster whose
     machines train, "auto" for the one that this machine is part of. `apart`: a single GPU has a process of its own too,
     as on the command line, so that a run on one that hangs ends; a script then calls this within
-    `if __name__ == "__main__":`. `force`: train although the plan says that memory or the disk is too small. Raises
-    UserError, leaving nothing behind, where that cannot be."""
-    return job.train(recipe, shown, cluster, apart, force)
+    `if __name__ == "__main__":`. `force`: train although the plan says that memory or the disk is too small.
+    `share_gpus`: use GPUs on which another run trains too. Raises UserError, leaving nothing behind, where that cannot
+    be."""
+    return job.train(recipe, shown, cluster, apart, force, share_gpus)
 
 
-def resume(folder: str | Path, processes: int | None = None, cluster: str | None = None, apart: bool = False) -> Run:
+def resume(
+    folder: str | Path,
+    processes: int | None = None,
+    cluster: str | None = None,
+    apart: bool = False,
+    share_gpus: bool = False,
+) -> Run:
     """Continues a run from its last complete checkpoint, shows its progress, and returns the run. `processes`: another
-    number of training processes than before. `cluster` and `apart`: as of `train`. Raises UserError if the run is
-    finished or another process works on it."""
-    return job.resume(folder, shown, processes, cluster, apart)
+    number of training processes than before. `cluster`, `apart` and `share_gpus`: as of `train`. Raises UserError if
+    the run is finished or another process works on it."""
+    return job.resume(folder, shown, processes, cluster, apart, share_gpus)
 
 
 class Screen:

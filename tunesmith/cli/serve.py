@@ -12,6 +12,7 @@ from rich.console import Console
 
 from tunesmith.cli.parameters import DEFAULT_OUTPUT, AtLeastOne
 from tunesmith.errors import UserError
+from tunesmith.leases import using
 
 
 def serve(
@@ -73,7 +74,8 @@ def open_and_serve(
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    with closing(_open(engine, paths, context, batch, queue, lambda line: say(f"engine  {line}"))) as opened:
+    opening = _open(engine, paths, context, batch, queue, lambda line: say(f"engine  {line}"))
+    with closing(opening) as opened, using(opened.device_bytes, "serving", paths[0]):
         for line in opened.description:
             say(f"engine  {line}")
         for served in opened.models.values():

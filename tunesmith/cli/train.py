@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from tunesmith.cli.flags import flags_of
+from tunesmith.cli.parameters import Json, Switch
 from tunesmith.errors import UserError, quoted
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
@@ -33,8 +34,9 @@ def train(
     *,
     flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
     cluster: str | None = None,
-    force: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    force: Annotated[bool, Switch] = False,
+    share_gpus: Annotated[bool, Switch] = False,
+    as_json: Json = False,
 ) -> None:
     """Train from a recipe, or from flags alone. Every field of a recipe is a flag; flags win over the recipe.
 
@@ -42,6 +44,7 @@ def train(
         recipe: The recipe, a YAML file. Without one, the flags are the whole recipe.
         cluster: Train on the machines of a Ray cluster. auto: the one that this machine is part of, or HOST:PORT.
         force: Train although the plan says that memory or the disk is too small.
+        share_gpus: Use GPUs on which another run trains too. By default they are left out.
         as_json: Print the run's summary as JSON at the end.
     """
     values = chosen(flags)
@@ -63,4 +66,4 @@ def train(
     with waiting("loading"):
         from tunesmith.cli import progress, runs
 
-    runs.finished(progress.train(asked, cluster, apart=True, force=force), as_json)
+    runs.finished(progress.train(asked, cluster, True, force, share_gpus), as_json)

@@ -18,6 +18,7 @@ from tunesmith.export.push import check_push, push_folder
 from tunesmith.files import replaced, write_atomic, write_json
 from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.result import require_result, trained_model
+from tunesmith.leases import using
 from tunesmith.model.load import quieten
 from tunesmith.recipe import first_problem
 from tunesmith.run import Run
@@ -103,7 +104,8 @@ def _checked(run: Run, form, settings, folder: Path, say) -> dict:
     def asked(engine, who: str) -> Observation:
         say(f"parity  asking the {who}")
         try:
-            return observe(engine, probes, lambda ids: tokenizer.decode(ids, skip_special_tokens=True), _heard(say))
+            with using(engine.device_bytes, "export", run.folder):
+                return observe(engine, probes, lambda ids: tokenizer.decode(ids, skip_special_tokens=True), _heard(say))
         finally:
             engine.close()
 

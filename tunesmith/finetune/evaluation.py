@@ -13,9 +13,10 @@ from tunesmith.data.source import ResolvedSource
 from tunesmith.evaluate import generate, heldout
 from tunesmith.finetune.prepared import Prepared, token_cache
 from tunesmith.finetune.result import base_model, require_result, trained_model
+from tunesmith.leases import using
 from tunesmith.methods import Method
 from tunesmith.model.load import quieten
-from tunesmith.model.spread import on_best
+from tunesmith.model.spread import device_bytes, on_best
 from tunesmith.run import Run
 from tunesmith.training.loss import autocast, find_head
 
@@ -63,6 +64,11 @@ def _measured(run: Run, tokens: TokenStore) -> tuple[dict, dict]:
 
 
 def _measure(run: Run, model: Any, tokens: TokenStore) -> dict:
+    with using(device_bytes(model), "evaluation", run.folder):
+        return _numbers(run, model, tokens)
+
+
+def _numbers(run: Run, model: Any, tokens: TokenStore) -> dict:
     """`losses`, `answers` by row and, where the recipe asks for exact match, `right`, as heldout.compare takes them."""
     settings, device = run.recipe.evaluate, model.device
     plan = replace(run.plan, packing=False, device=device.type)

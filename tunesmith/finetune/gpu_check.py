@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from tunesmith.errors import UserError, quoted
+from tunesmith.finetune.devices import Devices
 from tunesmith.machine import Gpu, best_precision
 from tunesmith.run import Run
 
@@ -62,7 +63,7 @@ class GpuCheck:
 
     @property
     def name(self) -> str:
-        return f"GPU {self.gpu.index} ({self.gpu.name})"
+        return self.gpu.label
 
     def as_dict(self) -> dict[str, Any]:
         """The content of the event: the rates of a check, and which GPU they are of."""
@@ -217,16 +218,20 @@ def _await(group: Sequence[_Measuring], seconds: float) -> None:
         one.late(seconds)
 
 
-def usable_gpus(run: Run, gpus: Sequence[Gpu], compute: str, processes: int | None = None) -> list[Gpu]:
-    """Checks GPUs before a run and returns those that can be used. The others are left out with a warning, and hidden
-    from this process and from those that it starts.
+def usable_gpus(devices: Devices, gpus: Sequence[Gpu], compute: str, processes: int | None = None) -> list[Gpu]:
+    """Holds and checks devices before a run, and returns the GPUs that can be used. The others are left out with a
+    warning, and hidden from this process and from those that it starts. Without any GPU the CPU is held.
 
     `processes`: as many as `resume --processes` asks for, instead of `train.processes`. Raises UserError if fewer GPUs
     can be used than the user asks for, or none.
     """
+    holders = {one.device: one for one in devices.hold(gpus, partial=True)}
     if not gpus:
         return []
-    found = check_gpus(gpus, compute)
+    free = [gpu for gpu in gpus if gpu.uuid not in holders]
+    checked = dict(zip(free, check_gpus(free, compute)))
+    found = [checked.get(gpu) or GpuCheck(gpu, compute, problem=f"held by {holders[gpu.uuid]}") for gpu in gpus]
+    run = devices.run
     run.log("gpu_check", gpus=[one.as_dict() for one in found])
     left = [one.gpu for one in found if not one.problem]
     if not left:
@@ -271,7 +276,7 @@ def _hide(gpus: Sequence[Gpu], left: Sequence[Gpu]) -> None:
     visible = ",".join(gpu.uuid for gpu in left)
     if torch and torch.cuda.is_initialized() and left[0].uuid != gpus[0].uuid:
         raise UserError(
-            f"GPU {gpus[0].index} ({gpus[0].name}) cannot be used, and CUDA has already started on it in this process; "
+            f"{gpus[0].label} cannot be used, and CUDA has already started on it in this process; "
             f"start again with CUDA_VISIBLE_DEVICES={visible}"
         )
     os.environ["CUDA_VISIBLE_DEVICES"] = visible

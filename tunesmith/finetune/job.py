@@ -22,6 +22,7 @@ from tunesmith.errors import (
 )
 from tunesmith.evaluate.report import write_report
 from tunesmith.finetune import control, provenance
+from tunesmith.finetune.devices import Devices
 from tunesmith.finetune.gpu_check import usable_gpus
 from tunesmith.finetune.layout import layout_of
 from tunesmith.finetune.prepare import check, pinned, prepare
@@ -40,24 +41,26 @@ def train(
     cluster: str | None = None,
     apart: bool = False,
     force: bool = False,
+    share_gpus: bool = False,
 ) -> Run:
     """Trains from a recipe and returns the run; `watch` is entered with the run before anything happens, to follow its
     events. `cluster`: the address of a Ray cluster whose machines train. `apart`: a single GPU has a process of its own
-    too, so that a run on one that hangs ends. `force`: train although the plan says that memory or the disk is
-    too small. Raises UserError, leaving nothing behind, if the recipe cannot be trained."""
+    too, so that a run on one that hangs ends. `force`: train although the plan says that memory or the disk is too
+    small. `share_gpus`: use GPUs on which another run trains too. Raises UserError, leaving nothing behind, if the
+    recipe cannot be trained."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a training process that imports the script
         sys.exit(UNGUARDED_STATUS)  # without a word: the process that the user started says it
     with _joined(cluster) as machines:
         if machines:
             machines.check_recipe(recipe)
         run = Run.create(pinned(recipe))
-        with watch(run), run.held():
+        with watch(run), run.held(), Devices(run, share_gpus) as devices:
             try:
                 if machines:
                     machines.check_folder(run)
                 with report_full_disk(run.folder, "free some space, or choose a folder on another disk as output"):
-                    prepare(run, machines, force)
-                _start(run, machines, apart=apart)
+                    prepare(devices, machines, force)
+                _start(devices, machines, apart=apart)
             except BaseException as error:
                 if not run.is_prepared or (isinstance(error, UserError) and not run.events("step")):
                     shutil.rmtree(run.folder)
@@ -81,12 +84,13 @@ def resume(
     processes: int | None = None,
     cluster: str | None = None,
     apart: bool = False,
+    share_gpus: bool = False,
 ) -> Run:
-    """Continues a run from its last complete checkpoint, or from the start if it has none; `watch`, `cluster` and
-    `apart` as of `train`. `processes`: another number of them than before. Raises UserError if the run is finished or
-    another process works on it."""
+    """Continues a run from its last complete checkpoint, or from the start if it has none; `watch`, `cluster`, `apart`
+    and `share_gpus` as of `train`. `processes`: another number of them than before. Raises UserError if the run is
+    finished or another process works on it."""
     run = Run.open(folder)
-    with _joined(cluster) as machines, run.held(), watch(run):
+    with _joined(cluster) as machines, run.held(), watch(run), Devices(run, share_gpus) as devices:
         control.forget(run)
         if run.result.exists():
             raise UserError(f"{folder}: this run is finished; its result is {run.result}")
@@ -95,20 +99,22 @@ def resume(
         is_new = not run.is_prepared
         if is_new:
             with _ending_logged(run):
-                prepare(run, machines)
+                prepare(devices, machines)
         if not run.base.exists():  # it was in a cache that has been cleared since
             base_folder(run.recipe.model)
         provenance.check_unchanged(run)
-        if run.plan.device == "cuda" and not is_new and not machines:  # `prepare` checks them too
-            usable_gpus(run, machine.find_gpus()[1], run.plan.compute, processes)
-        _start(run, machines, processes, apart)
+        if not is_new and not machines:  # `prepare` checks them too
+            gpus = machine.find_gpus()[1] if run.plan.device == "cuda" else []
+            usable_gpus(devices, gpus, run.plan.compute, processes)
+        _start(devices, machines, processes, apart)
     return run
 
 
-def _start(run: Run, cluster: Cluster | None, processes: int | None = None, apart: bool = False) -> None:
+def _start(devices: Devices, cluster: Cluster | None, processes: int | None = None, apart: bool = False) -> None:
+    run = devices.run
     events = len(run.events())
     try:
-        _work(run, cluster, processes, apart)
+        _work(devices, cluster, processes, apart)
         correction.keep(run.plan, run.events("step"))
     except Interrupted:
         raise
@@ -141,14 +147,17 @@ def _log_end(run: Run, error: Exception) -> None:
         run.log("stop", step=done, reason=Ending.reason, message=f"{type(error).__name__}: {first_line(error)}")
 
 
-def _work(run: Run, cluster: Cluster | None, processes: int | None, apart: bool) -> None:
+def _work(devices: Devices, cluster: Cluster | None, processes: int | None, apart: bool) -> None:
+    run = devices.run
     if cluster:
         cluster.check_plan(run.plan)
         cluster.check_files(run)
         layout = cluster.layout(run.plan, processes)
+        devices.hold([seat.gpu for seat in layout.seats if seat.gpu and seat.node.is_own])
         run.log("stage", doing="starting the machines of the cluster")
     else:
         layout = layout_of(run, processes)
+        devices.keep(layout.gpus)
     here = layout.processes == 1 and not layout.seats and not (layout.gpus and (apart or run.plan.gpus))
     if here:
         from tunesmith.finetune.worker import work

@@ -15,6 +15,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UserError
 from tunesmith.files import write_json
 from tunesmith.finetune import provenance
+from tunesmith.finetune.devices import Devices
 from tunesmith.finetune.gpu_check import usable_gpus
 from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.ray_cluster import Cluster
@@ -44,10 +45,11 @@ SECONDS_BETWEEN_EVENTS = 1.0  # about the same thing
 UNKNOWN_POSITIONS = 2**17  # of a model that does not say, such as one without position embeddings
 
 
-def prepare(run: Run, cluster: Cluster | None = None, force: bool = False) -> None:
+def prepare(devices: Devices, cluster: Cluster | None = None, force: bool = False) -> None:
     """Base model, tokenizer, data and plan; writes plan.json, ledger.jsonl and provenance.json. Raises UserError.
-    `cluster`: the machines that will train; this one is among them. `force`: train although the plan says that memory
-    or the disk is too small."""
+    `devices`: those that the run will hold. `cluster`: the machines that will train; this one is among them. `force`:
+    train although the plan says that memory or the disk is too small."""
+    run = devices.run
     recipe = run.recipe
     machine = cluster.machine(run.folder) if cluster else probe(run.folder)
     plan = choose(recipe, machine)
@@ -64,9 +66,11 @@ def prepare(run: Run, cluster: Cluster | None = None, force: bool = False) -> No
         run.log("warning", message=note)
     sources = Sources.resolve(recipe.data)
     tokenizer = tokenizer_for(run.tokenizer, sources.train, recipe.model.chat_template_kwargs)
-    if machine.gpus and not cluster:  # after the mistakes that are found at once, and before a GPU is used
-        run.log("stage", doing="checking the GPUs")
-        machine = replace(machine, gpus=usable_gpus(run, machine.gpus, plan.compute))
+    there = len(machine.gpus)
+    if not cluster:  # after the mistakes that are found at once, and before a GPU is used
+        if machine.gpus:
+            run.log("stage", doing="checking the GPUs")
+        machine = replace(machine, gpus=usable_gpus(devices, machine.gpus, plan.compute))
     positions = trained_positions(config)
     run.log("stage", doing="planning")
     predicted = None
@@ -78,6 +82,8 @@ def prepare(run: Run, cluster: Cluster | None = None, force: bool = False) -> No
             run.log("warning", message=f"memory and time are not predicted: {problem}")
     plan = predicted.plan if predicted else by_sizes(recipe, machine, config, base)
     _check_disk(run, (predicted and predicted.disk) or disk_by_sizes(recipe, plan, config, base, machine), force)
+    if len(machine.gpus) < there and not plan.gpus:  # a resumed run must not take one that it was planned without
+        plan = replace(plan, gpus=[gpu.uuid for gpu in machine.gpus[: plan.processes]])
     if cluster:
         cluster.check_plan(plan)
     for line in unusual.check(recipe, plan, config):

@@ -126,6 +126,8 @@ class Engine(Protocol):
     description: list[str]
     """For people, a line for each copy of weights: the software, the device, the precision and the capacity."""
     models: dict
+    device_bytes: dict[str, int | None]
+    """Bytes of weights, keys and values on each device, by its name in leases.py. None: unknown."""
     capacity: int
     """Most requests that may be in the engine at once, computed or waiting."""
 

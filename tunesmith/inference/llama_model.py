@@ -10,7 +10,8 @@ from tunesmith.errors import UserError
 from tunesmith.inference.llama_cpp import Context, Model, gguf_package, llama_cpp
 from tunesmith.inference.llama_cpp import Part as Tokens
 from tunesmith.inference.loaded_model import Part
-from tunesmith.machine import memory
+from tunesmith.leases import CPU
+from tunesmith.machine import find_gpus, memory
 
 BYTES_PER_VALUE = 2  # keys and values are kept in float16
 SCORED = 128  # logits of so many tokens of a prompt are computed at once
@@ -42,6 +43,14 @@ class LlamaWeights:
 
     def free_bytes(self) -> int:
         return torch.cuda.mem_get_info()[0] if self._on_gpu else memory()[1]
+
+    def device_bytes(self, kv_bytes: int) -> dict[str, int | None]:
+        """llama.cpp spreads a model over the GPUs as it decides."""
+        gpus = find_gpus()[1]
+        nbytes = self.model.path.stat().st_size + kv_bytes
+        if not gpus:
+            return {CPU: nbytes}
+        return {gpu.uuid: nbytes if len(gpus) == 1 else None for gpu in gpus} if self._on_gpu else {}
 
     def reserve(self, limit_bytes: int, context: int, sequences: int, step: int) -> tuple[int, str]:
         library, handle = llama_cpp(), self.model.handle

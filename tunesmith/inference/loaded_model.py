@@ -44,6 +44,10 @@ class Weights(Protocol):
     def free_bytes(self) -> int:
         """Memory that is free where keys and values will be."""
 
+    def device_bytes(self, kv_bytes: int) -> dict[str, int | None]:
+        """Returns the bytes that the weights, and so many keys and values, take on each device, by its name in
+        leases.py; None: unknown."""
+
     def reserve(self, limit_bytes: int, context: int, sequences: int, step: int) -> tuple[int, str]:
         """Makes ready for at most so many sequences, of `context` tokens each, and `step` new tokens at once; shows
         that sequences computed together are what each is alone. Returns how many tokens' keys and values it will keep

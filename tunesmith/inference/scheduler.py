@@ -8,7 +8,7 @@ matter: by transformers' code (transformers_model.py) or by llama.cpp (llama_mod
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
 from threading import Condition, Thread
@@ -99,6 +99,9 @@ class BatchingEngine:
             pool.describe([name for name, served in models.items() if self._pool(served) is pool])
             for pool in self.pools.values()
         ]
+        self.device_bytes = _sums(
+            served.weights.device_bytes(self.pools[key].limit_bytes) for key, served in copies.items()
+        )
         self.counts: Counter[str] = Counter()
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -301,6 +304,16 @@ class BatchingEngine:
             self._pool(sequence.served).prefixes.keep(sequence.request.model, sequence.ids[: sequence.cached], kv)
         sequence.forget()
         sequence.delivery.end(finish, error)
+
+
+def _sums(parts: Iterable[dict[str, int | None]]) -> dict[str, int | None]:
+    """Adds up bytes by device; unknown with anything is unknown."""
+    found: dict[str, int | None] = {}
+    for part in parts:
+        for device, nbytes in part.items():
+            before = found.get(device, 0)
+            found[device] = None if nbytes is None or before is None else before + nbytes
+    return found
 
 
 def _scored(served: Served, ids: list[int], count: int) -> list[Token]:

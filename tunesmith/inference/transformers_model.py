@@ -110,6 +110,9 @@ class TorchWeights:
     def free_bytes(self) -> int:
         return spread.free_bytes(self.inner)
 
+    def device_bytes(self, kv_bytes: int) -> dict[str, int | None]:
+        return {**spread.device_bytes(self._adapted, kv_bytes)}
+
     def reserve(self, limit_bytes: int, context: int, sequences: int, step: int) -> tuple[int, str]:
         if not self._caches:
             raise UserError(

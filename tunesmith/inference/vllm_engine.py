@@ -83,6 +83,7 @@ class VllmEngine:
         self.counts: Counter[str] = Counter()
         self.answers: set[Answer] = set()
         self.child = Child(arguments, "vllm.log")
+        self.device_bytes = self.child.device_bytes
         self.client = VllmClient(self.child)
         self.loop = asyncio.new_event_loop()
         self._refusal: tuple[str, int, str] | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tunesmith.errors import UserError
 from tunesmith.files import cache_folder
+from tunesmith.leases import CPU
 from tunesmith.machine import best_precision, find_gpus
 from tunesmith.model.load import config_of
 from tunesmith.recipe import Recipe
@@ -93,6 +94,11 @@ class Child:
             start_new_session=True,
             env=self._environment,
         )
+
+    @property
+    def device_bytes(self) -> dict[str, int | None]:
+        """See interface.Engine. Without --tensor-parallel-size it is the first GPU."""
+        return dict.fromkeys([gpu.uuid for gpu in find_gpus()[1]][:1] or [CPU])
 
     @property
     def pid(self) -> int:

@@ -31,7 +31,7 @@ AFTER_RESTART = "start_after_restart"  # the setting; "yes": jobs that wait star
 def devices() -> list[Device]:
     """The GPUs of this machine, or its CPU."""
     gpus = find_gpus()[1]
-    return [Device(gpu.uuid, f"GPU {gpu.index} ({gpu.name})") for gpu in gpus] or [Device(leases.CPU, "the CPU")]
+    return [Device(gpu.uuid, gpu.label) for gpu in gpus] or [Device(leases.CPU, "the CPU")]
 
 
 def look(store: Store, here: list[Device]) -> Queue:

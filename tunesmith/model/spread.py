@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunesmith import machine
+from tunesmith import leases, machine
 from tunesmith.errors import UserError, first_line
 from tunesmith.model.experts import is_stack
 from tunesmith.model.files import weight_bytes
@@ -110,15 +110,35 @@ def describe(model) -> str:
     return base.device.type + (f", {placement.text}" if placement else "")
 
 
+def device_bytes(model, kv_bytes: int = 0) -> dict[str, int]:
+    """Returns the bytes of the weights, and of so many keys and values, on each GPU that has some, by its UUID; all of
+    them on the CPU of a machine without a GPU."""
+    total: Counter[torch.device] = Counter()
+    for tensor in {id(tensor): tensor for *_, tensor in _tensors(model)}.values():
+        total[tensor.device] += getattr(tensor, "packed", tensor).nbytes
+    counts = _layer_counts(model)
+    for device, count in counts.items():
+        total[device] += kv_bytes * count // counts.total()
+    gpus = machine.find_gpus()[1]
+    if not gpus:
+        return {leases.CPU: total.total()}
+    return {gpus[device.index].uuid: nbytes for device, nbytes in total.items() if device.type == "cuda"}
+
+
 def free_bytes(model) -> int:
     """Returns the memory that is free for keys and values of all layers: as much as fits beside the layers of the
     device that would be full first."""
-    base = base_of(model)
-    placement = getattr(base, NAME, None)
-    counts = Counter(placement.devices if placement and placement.devices else [base.device])
+    counts = _layer_counts(model)
     free = {device: torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None for device in counts}
     available = {device: machine.memory()[1] if nbytes is None else nbytes for device, nbytes in free.items()}
     return min(available[device] * counts.total() // count for device, count in counts.items())
+
+
+def _layer_counts(model) -> Counter[torch.device]:
+    """How many layers compute on each device; one for the whole model if it is not spread."""
+    base = base_of(model)
+    placement = getattr(base, NAME, None)
+    return Counter(placement.devices if placement and placement.devices else [base.device])
 
 
 def settle(model) -> None:

@@ -69,8 +69,7 @@ def _precision(recipe: Recipe, machine: Machine) -> tuple[str, dict[str, str]]:
 
 
 def _first_without_bf16(machine: Machine) -> str:
-    gpu = next(gpu for gpu in machine.gpus if not gpu.fast_bf16)
-    return f"GPU {gpu.index} ({gpu.name})"
+    return next(gpu for gpu in machine.gpus if not gpu.fast_bf16).label
 
 
 def check_processes(name: str, processes: int, gpus: int, cores: int, nodes: int = 1) -> None:

@@ -140,7 +140,7 @@ def _chosen(best: Layout, layouts: Layouts) -> Prediction:
         host_bytes=best.host_bytes,
         speed=best.speed,
         rates_from=layouts.rates_from,
-        left_out={f"GPU {gpu.index} ({gpu.name})": _why_left_out(gpu, best, layouts) for gpu in left_out},
+        left_out={gpu.label: _why_left_out(gpu, best, layouts) for gpu in left_out},
         alternatives=_alternatives(best, layouts),
     )
 

@@ -29,6 +29,11 @@ class LlamaCpp:
             raise
 
     @property
+    def device_bytes(self) -> dict[str, int | None]:
+        """As subject.Engine."""
+        return self._weights.device_bytes(kv_bytes=0)
+
+    @property
     def chat_template(self) -> str:
         """The Jinja template that the file carries."""
         return self.model.chat_template()

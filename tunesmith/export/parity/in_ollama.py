@@ -42,6 +42,7 @@ class Ollama:
         """`tokenizer`: by which its texts become ids; `render(messages, tools)` gives None for conversations that the
         Modelfile's template is not for. `context`: most tokens of a text and its answer. Raises UserError."""
         self._tokenizer, self._render, self._context = tokenizer, render, context
+        self.device_bytes: dict[str, int | None] = {}  # Ollama is a program of its own
         self._bos = tokenizer.bos_token if tokenizer.adds_bos else ""  # Ollama puts it there by itself
         self._model = f"tunesmith-parity-{os.getpid()}"
         self._client = httpx.Client(base_url=address(os.environ.get("OLLAMA_HOST", "")), timeout=None, trust_env=False)

@@ -37,6 +37,7 @@ class Vllm:
         arguments = serve_arguments(folder, NAME, precision_of(folder), context)
         arguments += ["--max-logprobs", str(MAX_LOGPROBS), "--enforce-eager", *_share_of_gpu()]
         self._child = Child(arguments, "vllm-parity.log", SETTINGS)
+        self.device_bytes = self._child.device_bytes
         self._client = VllmClient(self._child)
         self._runner = asyncio.Runner()
         try:

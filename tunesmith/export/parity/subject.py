@@ -15,7 +15,7 @@ from tunesmith.evaluate.generate import answers
 from tunesmith.inference.generate import Answer, Progress, unheard
 from tunesmith.model.load import config_of, eos_ids, opener_of, quieten
 from tunesmith.model.memory import release_memory
-from tunesmith.model.spread import on_best, on_cpu
+from tunesmith.model.spread import device_bytes, on_best, on_cpu
 
 T = TypeVar("T")
 
@@ -45,6 +45,8 @@ class Engine(Protocol):
     """Name of the software that computes it."""
     tells_likelihoods: bool
     """Whether it has `excuses`, `encode` and `log_probs`; else conversations and answers are compared alone."""
+    device_bytes: dict[str, int | None]
+    """As of inference.interface.Engine."""
     stop_ids: set[int]
     """Tokens at which it stops."""
     expresses_all: bool
@@ -88,6 +90,10 @@ class Transformers:
         opener = opener or opener_of(config_of(folder))
         model = opener.from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
         return cls(model, folder, set(eos_ids(folder)))
+
+    @property
+    def device_bytes(self) -> dict[str, int | None]:
+        return {**device_bytes(self.model)}
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False).input_ids
