@@ -21,8 +21,11 @@ def commands() -> str:
     from tunesmith.cli.main import COMMANDS, app
 
     parts = []
+    parents = {"Prepare": "data", "Train": "queue", "More": "recipe"}
     for group, names in COMMANDS.items():
-        for name in [*names, *{"Prepare": ["data check", "data show"], "More": ["recipe schema"]}.get(group, [])]:
+        parent = parents.get(group)
+        inner = [f"{parent} {name}" for name in _command(app, parent) if not name.startswith("-")] if parent else []
+        for name in [*names, *inner]:
             command = _command(app, name)
             parts.append(f"### tunesmith {name}\n\n{_sentences(command.help)}\n")
             if rows := list(_parameters(command)):
