@@ -85,6 +85,14 @@ def test_a_later_job_does_not_take_what_an_earlier_one_waits_for():
     assert started(decide(queue(job(1, gpus=2), job(2, gpus=1), holders=[held[0]]))) == {1: ["GPU-b", "GPU-c"]}
 
 
+def test_a_job_waits_for_a_training_of_a_terminal_on_the_cpu():
+    """Which does not hold the CPU for itself, as several small ones may."""
+    found = decide(queue(job(1), holders=[holder(CPU, exclusive=False, folder="runs/one")], devices=CPU_ALONE))
+    assert found[1].why == "it needs the CPU: the CPU is held by runs/one (training, for 1 min 30 s)"
+    served = holder(CPU, exclusive=False, use="serving")
+    assert started(decide(queue(job(1), holders=[served], devices=CPU_ALONE))) == {1: [CPU]}
+
+
 def test_who_shares_a_gpu_does_not_keep_training_from_it():
     assert started(decide(queue(job(1, gpus=1), holders=[holder("GPU-a", exclusive=False, use="chat")]))) == {
         1: ["GPU-a"]

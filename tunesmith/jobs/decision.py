@@ -88,7 +88,8 @@ def _count(queue: Queue, job: Job) -> int:
 
 def _on_devices(queue: Queue, job: Job, claimed: Mapping[str, Job]) -> Decision:
     count = _count(queue, job)
-    busy = {holder.device: holder for holder in queue.holders if holder.exclusive}
+    # On a CPU training does not hold the device for itself, and a job waits for it all the same.
+    busy = {holder.device: holder for holder in queue.holders if holder.exclusive or holder.use == "training"}
     free = [device for device in queue.devices if device.key not in busy and device.key not in claimed]
     if len(free) >= count:
         return Decision(free[:count])
