@@ -215,11 +215,11 @@ class Layouts:
         for tokens in all_tokens:
             plan = self._for(machine, self._planned("on", tokens))
             found = self._or_problem(plan, machine)
-            if not found:
-                continue
-            yield found
-            waits = found.speed and found.speed.bound in COPYING
-            if found.plan.activation_offload or not waits or self.recipe.train.kept_layers != "auto":
+            if found:
+                yield found
+            is_bound_by_copies = not found or (found.speed and found.speed.bound in COPYING)
+            has_offload = (found.plan if found else plan).activation_offload
+            if not is_bound_by_copies or has_offload or isinstance(self.recipe.train.kept_layers, int):
                 continue
             # Layers' inputs in host memory leave room for more layers on the GPU, of which fewer bytes come then.
             if other := self._or_problem(replace(plan, activation_offload=True), machine):
@@ -285,8 +285,9 @@ class Layouts:
 
         rows = plan.micro_batch_tokens // plan.sequence_length
         most = ceil(self.recipe.train.batch * part) * plan.sequence_length
-        most = min(most, plan.walk_tokens or most)
         batches = max(1, ceil(most / plan.micro_batch_tokens))
+        if plan.walk_tokens:
+            batches = min(batches, max(1, plan.walk_tokens // plan.micro_batch_tokens))
         numbers = numbers_to_trace(batches, plan)
         capability = _decisive(place.capability)
         key = (
