@@ -173,6 +173,17 @@ def test_a_command_is_told_once_how_a_job_ended(store, tmp_path):
     assert (tmp_path / "told").read_text() == "1 failed;1 failed;"
 
 
+def test_a_job_that_cannot_be_started_and_a_command_that_is_not_there_do_not_stop_the_queue(store, tmp_path):
+    lost = added(store, "finishes", directory=str(tmp_path / "gone"))
+    job, other = added(store, "finishes", notify="no-such-command --x"), added(store, "finishes", notify="'")
+    keep = Keeper(store, CPU_ALONE)
+    for one, wanted in ((lost, "failed"), (job, "finished"), (other, "finished")):
+        until(keep, store, one, wanted)
+    keep.step()
+    assert "it cannot be started: " in status(store, lost).detail
+    assert "--notify no-such-command --x: " in store.file_of(job.id, "log").read_text()
+
+
 def test_after_a_restart_of_the_machine_the_queue_waits(store, tmp_path, monkeypatch):
     boot = tmp_path / "boot_id"
     monkeypatch.setattr(keeper, "BOOT_ID", boot)

@@ -213,9 +213,16 @@ def resume(job: int | None = None, *, after_restart: Literal["yes", "no"] | None
 
 
 @queue.command
-def move(job: int, *, before: int | None = None) -> None:
-    """Move a job before another one, or to the end."""
-    Store().move(job, before)
+def move(job: int, *, before: int | None = None, priority: Priority | None = None) -> None:
+    """Move a job before another one, or to the end of those of its priority.
+
+    Args:
+        priority: Another priority: low, normal or high.
+    """
+    store = Store()
+    store.move(job, before)
+    if priority:
+        store.change(job, priority=priority)
 
 
 @queue.command

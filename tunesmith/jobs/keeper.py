@@ -63,8 +63,13 @@ class Keeper:
         if decision.devices:
             # Before it starts: if this process is killed between, the job is not started twice.
             self._store.change(job.id, is_due=False, started=time.time(), starts=job.starts + 1)
-            self._children.append(process.start(self._store, job, [device.key for device in decision.devices]))
-            process.wait_for_start(self._store, job, self._children[-1])
+            try:
+                child = process.start(self._store, job, [device.key for device in decision.devices])
+            except OSError as problem:  # such as a folder that is gone
+                process.note(self._store, job, process.Outcome(1, time.time(), f"it cannot be started: {problem}"))
+                return
+            self._children.append(child)
+            process.wait_for_start(self._store, job, child)
         for number in decision.displaces:
             if queue.statuses[number].state in ("running", "paused"):
                 self._store.change(number, is_due=True)  # it continues when there is room again
@@ -75,16 +80,23 @@ class Keeper:
         if status.state in ENDED and job.starts and job.notified != status.state:
             self._store.change(job.id, notified=status.state)
             if job.notify:
-                facts = {"TUNESMITH_JOB": str(job.id), "TUNESMITH_STATE": status.state, "TUNESMITH_RUN": job.folder}
-                subprocess.Popen(
-                    shlex.split(job.notify),
-                    env=os.environ | facts | {"TUNESMITH_DETAIL": status.detail},
-                    cwd=job.directory,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
+                self._run_notify(job, status)
         elif status.state not in ENDED and job.notified:
             self._store.change(job.id, notified="")
+
+    def _run_notify(self, job: Job, status: Status) -> None:
+        facts = {"JOB": str(job.id), "STATE": status.state, "RUN": job.folder, "DETAIL": status.detail}
+        try:
+            subprocess.Popen(
+                shlex.split(job.notify),
+                env=os.environ | {f"TUNESMITH_{name}": value for name, value in facts.items()},
+                cwd=job.directory,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as problem:
+            with self._store.file_of(job.id, "log").open("a") as log:
+                log.write(f"--notify {job.notify}: {problem}\n")
 
 
 def pause_after_restart(store: Store) -> None:

@@ -99,6 +99,15 @@ def outcome(store: Store, job: Job) -> Outcome | None:
     return Outcome(**found) if found else None
 
 
+def note(store: Store, job: Job, outcome: Outcome) -> None:
+    """Writes how a job has ended."""
+    _write(store.file_of(job.id, "log"), outcome)
+
+
+def _write(log: Path, outcome: Outcome) -> None:
+    write_json(log.with_suffix(".outcome"), vars(outcome))
+
+
 def kill(store: Store, job: Job) -> None:
     """Ends the job's processes at once."""
     facts = holder(store, job)
@@ -132,10 +141,9 @@ def main() -> None:
             file.write(json_text({"pid": os.getpid(), "started": process_start(os.getpid())}).encode())
             file.flush()
             status = subprocess.run(command).returncode
-            found = Outcome(status, time.time(), last_line(Path(log)))
-            write_json(Path(log).with_suffix(".outcome"), vars(found))
+            _write(Path(log), Outcome(status, time.time(), last_line(Path(log))))
     except leases.DeviceHeld as problem:
-        write_json(Path(log).with_suffix(".outcome"), vars(Outcome(problem.status, time.time(), str(problem))))
+        _write(Path(log), Outcome(problem.status, time.time(), str(problem)))
 
 
 if __name__ == "__main__":
