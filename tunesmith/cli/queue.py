@@ -15,6 +15,7 @@ from rich.text import Text
 from tunesmith.cli.parameters import Json, print_json
 from tunesmith.cli.train import RecipeFlags, chosen
 from tunesmith.errors import UserError, quoted
+from tunesmith.export.forms import name_of
 from tunesmith.jobs import ask, process
 from tunesmith.jobs.decision import Queue, decide
 from tunesmith.jobs.keeper import AFTER_RESTART, devices, ensure_kept, look
@@ -81,10 +82,11 @@ def add(
         "asked_by": "terminal",
         "batch": f"{moment(time.time())} {', '.join(grid)}" if grid else "",
     }
+    forms = [name_of(form) for form in export]
     jobs = [ask.add_training(store, each, **wishes) for each in recipes]
     jobs += [
         store.add("export", Path(job.folder), ["--to", form], after=job.id, after_success=True)
-        for job, form in product(jobs, export)
+        for job, form in product(jobs, forms)
     ]
     ensure_kept(store)
     if as_json:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tunesmith.errors import NotTheSame, UserError
 from tunesmith.export.card import card
-from tunesmith.export.forms import FORMS, all_settings
+from tunesmith.export.forms import FORMS, all_settings, name_of
 from tunesmith.export.parity.gate import Observation, compare, distance, measures, observe
 from tunesmith.export.parity.probes import probes_of
 from tunesmith.export.parity.subject import Trained
@@ -77,11 +77,7 @@ def export(
 
 def form_of(to: str) -> ModuleType:
     """The form of that name, in which - and _ are one. Raises UserError."""
-    names = {name.replace("_", "-"): name for name in FORMS}
-    try:
-        return FORMS[names[to.replace("_", "-")]]
-    except KeyError:
-        raise UserError(f"--to {to}: there is no such form; choose {', '.join(names)}") from None
+    return FORMS[name_of(to)]
 
 
 def _settings(form, to: str, given: dict):

@@ -30,12 +30,13 @@ def status_of(store: Store, job: Job) -> Status:
     run = Run(job.folder)
     if job.kind == "train" and run.is_held:  # by the queue or from a terminal
         return Status(_at_work(run))
+    has_result = run.exists and job.kind == "train" and run.result.is_dir()
+    if process.is_alive(store, job):
+        return Status("starting" if job.kind == "train" and not has_result else "running")
     if not run.exists:
         return Status("cancelled", "its run was deleted")
-    if job.kind == "train" and run.result.is_dir():
+    if has_result:
         return Status("finished")
-    if process.is_alive(store, job):
-        return Status("running" if job.kind != "train" else "starting")
     if job.cancelled:
         return Status("cancelled")
     if job.is_due:

@@ -15,11 +15,21 @@ and may have
 - `instead(settings)`: flags to try where rounding changed the model too much, or None.
 """
 
+from tunesmith.errors import UserError
 from tunesmith.export.settings import OF_FORMS
 from tunesmith.recipe import Section
 from tunesmith.registry import Registry
 
 FORMS = Registry(__name__, "tunesmith.export")
+
+
+def name_of(to: str) -> str:
+    """The form of that name, in which - and _ are one; it is not imported. Raises UserError."""
+    names = {name.replace("_", "-"): name for name in FORMS}
+    try:
+        return names[to.replace("_", "-")]
+    except KeyError:
+        raise UserError(f"--to {to}: there is no such form; choose {', '.join(names)}") from None
 
 
 def all_settings() -> dict[str, type[Section]]:
