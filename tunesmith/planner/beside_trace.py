@@ -43,7 +43,7 @@ def trace_beside(
     """Traces a process that keeps all layers. `capability`: of the GPU that is planned, if one is."""
 
     def figures(config: Any) -> Figures:
-        with trace._fake_model(recipe, plan, config, capability) as (model, live):
+        with trace.fake_model(recipe, plan, config, capability) as (model, live):
             live.reads = READS
             not_packed = trace.ROUNDS_TOGETHER if trace.quantized_as(recipe, config) == "int8" else None
             return measure(live, model, recipe, plan, asked, lambda model, plan: Facts(not_packed, head_by_form(model)))
@@ -85,8 +85,8 @@ def measure(
     built = trace.build(live, model, recipe, plan, None, inspect)
     found: Figures = {("weights",): live.now, ("elements",): parameter_counts(built.model)[1]}
     with live:
-        trace._give_gradients(built.model, None)
-        trace._update(built.optimizer, 0)
+        trace.give_gradients(built.model, None)
+        trace.update(built.optimizer, 0)
     built.model.eval()
     contents = Contents.of(built.optimizer, State())
     found["checkpoint",] = contents.nbytes

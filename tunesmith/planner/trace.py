@@ -108,7 +108,7 @@ def trace_several(
     passes: int = 1,
 ) -> dict[int, Traced]:
     """As `trace`, for each of these numbers of micro-batches, of which none is less than the one before."""
-    with _fake_model(recipe, plan, config, capability) as (model, live):
+    with fake_model(recipe, plan, config, capability) as (model, live):
         not_packed = ROUNDS_TOGETHER if quantized_as(recipe, config) == "int8" else None
         built = build(live, model, recipe, plan, kept, lambda model, plan: Facts(not_packed, head_by_form(model)))
         method = Method(recipe.method)
@@ -131,7 +131,7 @@ def trace_update(
 ) -> Traced:
     """Runs two updates alone, as if all gradients were there. For the arguments see `trace`."""
     plan = replace(plan, device="cpu", kept_layers=None if kept is None else [kept])
-    with _fake_model(recipe, plan, config, capability) as (model, live), live:
+    with fake_model(recipe, plan, config, capability) as (model, live), live:
         live.begin("weights")
         live.count(*_tensors(model))
         home = place(model, plan, CPU, _ignore, trains_whole=True)
@@ -143,14 +143,14 @@ def trace_update(
         stages = _Stages(live, 0)
         for step in range(STEPS):
             stages.begin(("before the update", 0), "gradients")
-            _give_gradients(model, home)
+            give_gradients(model, home)
             stages.begin(UPDATE, "optimizer")
-            _update(optimizer, step)
+            update(optimizer, step)
         stages.begin(("end", 0), "")
         return Traced(stages.peaks, dict(live.host_peaks), {})
 
 
-def _give_gradients(model: nn.Module, home: Home | None) -> None:
+def give_gradients(model: nn.Module, home: Home | None) -> None:
     """Gives each parameter that trains a gradient, as a backward pass would."""
     gradients = home.gradients if home else None
     groups = gradients.parameters if gradients else {0: [p for p in model.parameters() if p.requires_grad]}
@@ -167,7 +167,7 @@ def _give_gradients(model: nn.Module, home: Home | None) -> None:
 
 
 @contextmanager
-def _fake_model(
+def fake_model(
     recipe: Recipe, plan: Plan, config: Any, capability: tuple[int, int] | None
 ) -> Iterator[tuple[nn.Module, LiveBytes]]:
     """The adapted model on tensors without storage and a count of its bytes. Within it all tensors have no storage."""
@@ -261,13 +261,13 @@ def steps(
             with in_pass if is_last else for_nothing:
                 if step < STEPS - passes:
                     live.begin("gradients")
-                    _give_gradients(model, walk.home if walk else None)
+                    give_gradients(model, walk.home if walk else None)
                 else:
                     stages.begin(("before the layers", 0), "activations")
                     backward(walk, batches, loss, lambda batch: built.routing.loss(batch, 1.0), lambda batch: None)
             stages.begin(UPDATE, "optimizer")
             with in_update if is_last else for_nothing:
-                _update(built.optimizer, step)
+                update(built.optimizer, step)
     stages.begin(("end", 0), "")
     return Traced(
         stages.peaks,
@@ -279,7 +279,8 @@ def steps(
     )
 
 
-def _update(optimizer: Optimizer, step: int) -> None:
+def update(optimizer: Optimizer, step: int) -> None:
+    """Clips and updates as training does."""
     optimizer.clip(1.0)
     optimizer.step((0, step))
     optimizer.zero_grad()
