@@ -50,7 +50,8 @@ class Tracker(Protocol):
         """Sends points, whose steps never fall. Several may have the same step, with different names."""
 
     def finish(self, summary: Mapping[str, Any], finished: bool) -> None:
-        """Sends the run's summary (evaluate/summary.py) and ends the record; `finished`: the run has its result."""
+        """Sends the known values of the run's summary (evaluate/summary.py) and ends the record. `finished`: the run
+        has its result."""
 
 
 def check(names: Sequence[str]) -> None:

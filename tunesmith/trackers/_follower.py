@@ -1,8 +1,8 @@
 """The process that follows a run for one tracker: `python -m tunesmith.trackers._follower RUN NAME`.
 
-It reads the run's events from their beginning. Each step is sent once: a run that is resumed repeats steps, and those
-that the tracker has already stay as they are. The process ends soon after its standard input is closed, which the user's
-process does at the end of the run, and the kernel if that process is killed.
+It reads the run's events from their beginning. Each step is sent once: a resumed run repeats steps, and the tracker
+keeps the numbers that it already has. The process ends soon after its standard input is closed. The user's process
+closes it at the end of the run, and the kernel does so if that process is killed.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ from tunesmith.run import Run, try_lock
 from tunesmith.trackers import TRACKERS, Point, Subject, Tracker
 
 SECONDS_BETWEEN_READS = 1.0
-SECONDS_AFTER_END = 30.0  # more than the user's process waits: it counts only where that process was killed
+SECONDS_AFTER_END = 40.0  # more than the user's process waits: it counts only where that process was killed
 NICENESS = 10  # training comes first
 
 STEP_VALUES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes", "joules")
@@ -34,7 +34,7 @@ STEP_VALUES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memor
 
 @dataclass
 class Sent:
-    """What the tracker has, in a file of the run's folder, so that a resumed run continues."""
+    """The tracker's numbers so far, in a file of the run's folder, so that a resumed run continues."""
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     step: int = -1
@@ -70,7 +70,8 @@ def follow(run: Run, name: str, ended: threading.Event) -> None:
             write_json(file, asdict(sent))
         ended.wait(SECONDS_BETWEEN_READS)
     if tracker:
-        tracker.finish(summary(run), run.result.exists())
+        known = {key: value for key, value in summary(run).items() if value is not None}
+        tracker.finish(known, run.result.exists())
 
 
 def _start(run: Run, name: str, id: str) -> Tracker:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from tunesmith.run import Run
 from tunesmith.trackers import _follower
 
-SECONDS_AFTER_END = 20.0  # that trackers have for the last numbers of a run
+SECONDS_AFTER_END = 30.0  # that trackers have for the last numbers of a run; a new MLflow database takes about 10
 
 
 @contextmanager
@@ -58,7 +58,9 @@ def _end(run: Run, processes: dict[str, subprocess.Popen[bytes]]) -> None:
                 _warn(run, f"{name} did not end within {SECONDS_AFTER_END:g} s of the run, and was killed")
             else:
                 if status:
-                    _warn(run, f"{name} crashed (exit status {status}); {_follower.log_file(run, name)} has the details")
+                    _warn(
+                        run, f"{name} crashed (exit status {status}); {_follower.log_file(run, name)} has the details"
+                    )
     finally:
         for process in processes.values():
             if process.poll() is None:

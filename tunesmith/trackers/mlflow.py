@@ -65,11 +65,13 @@ class _Record:
     def finish(self, summary: Mapping[str, Any], finished: bool) -> None:
         from mlflow.entities import Metric, RunTag
 
-        now = round(time.time() * 1000)
+        now, step = round(time.time() * 1000), summary["steps_done"]
         numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
         self._client.log_batch(
             self._id,
-            metrics=[Metric(f"summary/{key}", value, now, 0) for key, value in numbers.items() if math.isfinite(value)],
+            metrics=[
+                Metric(f"summary/{key}", value, now, step) for key, value in numbers.items() if math.isfinite(value)
+            ],
             tags=[RunTag(f"{PROJECT}.{key}", str(value)) for key, value in summary.items() if key not in numbers],
         )
         stopped = "KILLED" if summary["status"] in ("interrupted", "cut off") else "FAILED"

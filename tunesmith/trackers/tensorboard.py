@@ -1,6 +1,5 @@
 """TensorBoard: event files in the run's folder."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,20 +10,18 @@ package = "tensorboard"
 
 
 def start(subject: Subject) -> "_Record":
+    is_new = not any(subject.folder.iterdir())
     record = _Record(subject)
-    if not subject.folder.joinpath("started").exists():
-        record.text("recipe", subject.config)
-        subject.folder.joinpath("started").touch()
+    if is_new:
+        record.add_text("recipe", subject.config, 0)
     return record
 
 
 class _Record:
     def __init__(self, subject: Subject):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._writer = EventFileWriter(str(subject.folder))
-        self._last_step = 0
 
     def send(self, points: Sequence[Point]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -34,10 +31,10 @@ class _Record:
         self._writer.flush()
 
     def finish(self, summary: Mapping[str, Any], finished: bool) -> None:
-        self.text("summary", summary)
+        self.add_text("summary", summary, summary["steps_done"])
         self._writer.close()
 
-    def text(self, name: str, values: Mapping[str, Any]) -> None:
+    def add_text(self, name: str, values: Mapping[str, Any], step: int) -> None:
         """Writes a table for TensorBoard's page of texts."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -48,10 +45,9 @@ class _Record:
         table = "\n".join(["| key | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in cells)])
         content = TensorProto(dtype=DT_STRING, string_val=[table.encode()])
         metadata = create_summary_metadata(display_name=name, description="")
-        self._add(Summary(value=[Summary.Value(tag=name, tensor=content, metadata=metadata)]), self._last_step)
+        self._add(Summary(value=[Summary.Value(tag=name, tensor=content, metadata=metadata)]), step)
 
     def _add(self, summary: Any, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
-        self._last_step = step
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
