@@ -22,11 +22,11 @@ def start(subject: Subject) -> "_Record":
         "config": dict(subject.config),
         "settings": wandb.Settings(console="off"),
     }
-    if os.environ.get("WANDB_MODE"):
-        return _Record(wandb.init(**parts))
     try:
         return _Record(wandb.init(**parts))
     except wandb.errors.UsageError:  # no login
+        if os.environ.get("WANDB_MODE"):
+            raise
         run = wandb.init(**parts, mode="offline")
         subject.warn(
             f"trackers: wandb has no login on this machine, so the run is kept in {subject.folder} and sent nowhere; "
