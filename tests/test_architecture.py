@@ -29,6 +29,7 @@ FLOORS = [
     "methods",
     "training",
     "evaluate",
+    "trackers",
     "planner",
     "finetune",
     "export",

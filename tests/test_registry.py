@@ -9,6 +9,7 @@ FOLDERS = [
     ("tunesmith.data.formats", "tunesmith.formats", "alpaca"),
     ("tunesmith.methods", "tunesmith.methods", "sft"),
     ("tunesmith.export.forms", "tunesmith.export", "merged"),
+    ("tunesmith.trackers", "tunesmith.trackers", "wandb"),
     ("tunesmith.answer_formats.formats", "tunesmith.answer_formats", "harmony"),
     ("tunesmith.answer_formats.markups", "tunesmith.tool_markups", "json_calls"),
 ]

@@ -88,7 +88,7 @@ CHILD_DIED = (
 )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or the name of its type if it has no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 

@@ -321,6 +321,9 @@ class Recipe(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     power: Power = Power()
+    trackers: list[str] = []
+    """Experiment trackers that get the numbers of the run: tensorboard, wandb, mlflow, trackio. Each is a package that
+    you install."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Everything random follows from it."""
     name: str | None = None

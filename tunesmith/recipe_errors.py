@@ -52,6 +52,7 @@ FOREIGN_KEYS = {
     "eval_steps": "train.eval_every",
     "save_steps": "train.save_every",
     "output_dir": "output",
+    "report_to": "trackers",
 }
 
 # Values that other tools use for a key, and how a recipe writes them.

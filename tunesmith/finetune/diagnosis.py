@@ -21,6 +21,10 @@ EXTRAS = {
     "fp8": (("compressed-tensors",), "FP8 and int4 exports for vLLM"),
     "ray": (("ray",), "training on several machines"),
     "serve": (("fastapi", "uvicorn", "llguidance"), "the server and the chat page"),
+    "tensorboard": (("tensorboard",), "a run's numbers in TensorBoard"),
+    "mlflow": (("mlflow",), "a run's numbers in MLflow"),
+    "trackio": (("trackio",), "a run's numbers in Trackio"),
+    "wandb": (("wandb",), "a run's numbers in Weights & Biases"),
 }
 """The optional parts of pyproject.toml: the packages of each, and what it is for."""
 

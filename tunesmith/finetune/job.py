@@ -31,6 +31,8 @@ from tunesmith.inference.gguf_base import base_folder
 from tunesmith.planner import correction
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
+from tunesmith.trackers import check as check_trackers
+from tunesmith.trackers._processes import followed
 
 Watch = Callable[[Run], AbstractContextManager]
 
@@ -50,6 +52,7 @@ def train(
     recipe cannot be trained."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a training process that imports the script
         sys.exit(UNGUARDED_STATUS)  # without a word: the process that the user started says it
+    check_trackers(recipe.trackers)
     with _joined(cluster) as machines:
         if machines:
             machines.check_recipe(recipe)
@@ -90,6 +93,7 @@ def resume(
     and `share_gpus` as of `train`. `processes`: another number of them than before. Raises UserError if the run is
     finished or another process works on it."""
     run = Run.open(folder)
+    check_trackers(run.recipe.trackers)
     with _joined(cluster) as machines, run.held(), watch(run), Devices(run, share_gpus) as devices:
         control.forget(run)
         if run.result.exists():
@@ -113,17 +117,18 @@ def resume(
 def _start(devices: Devices, cluster: Cluster | None, processes: int | None = None, apart: bool = False) -> None:
     run = devices.run
     events = len(run.events())
-    try:
-        _work(devices, cluster, processes, apart)
-        correction.keep(run.plan, run.events("step"))
-    except Interrupted:
-        raise
-    except Exception as error:
-        with suppress(OSError):  # a full disk, say, must not hide the error
-            if not isinstance(error, UserError) or len(run.events()) > events:  # else nothing has happened
-                _log_end(run, error)
-                write_report(run)
-        raise
+    with followed(run):
+        try:
+            _work(devices, cluster, processes, apart)
+            correction.keep(run.plan, run.events("step"))
+        except Interrupted:
+            raise
+        except Exception as error:
+            with suppress(OSError):  # a full disk, say, must not hide the error
+                if not isinstance(error, UserError) or len(run.events()) > events:  # else nothing has happened
+                    _log_end(run, error)
+                    write_report(run)
+            raise
 
 
 @contextmanager

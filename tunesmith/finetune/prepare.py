@@ -37,6 +37,7 @@ from tunesmith.planner.prediction import Prediction
 from tunesmith.planner.rows import Training, training
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
+from tunesmith.trackers import check as check_trackers
 
 ROWS_LOOKED_AT = 200
 
@@ -166,6 +167,7 @@ def _with_exact_cost(predicted: Prediction, recipe: Recipe, dataset: Dataset, st
 def check(recipe: Recipe) -> None:
     """Raises UserError for mistakes that are found in a few seconds, without a GPU and without a download: in the
     recipe, the model's configuration and the first rows of the data."""
+    check_trackers(recipe.trackers)
     gguf = Path(recipe.model.path).expanduser()
     base = base_folder(recipe.model) if gguf.suffix == ".gguf" else local_folder(recipe.model)
     config = config_of(base)

@@ -28,7 +28,7 @@ PACKAGES = (
     "pyarrow",
     "bitsandbytes",
 )
-WITHOUT_EFFECT = ("name", "output")  # of a run that was moved or renamed
+WITHOUT_EFFECT = ("name", "output", "trackers")  # on the result
 
 
 def collect(run: Run, base: Path, machine: Machine, plan: Plan, sources: Sources) -> dict:
