@@ -26,6 +26,7 @@ class LlamaWeights:
     def __init__(self, path: Path, exact: bool = False):
         """`exact`: computes on the CPU in the plain way, with keys and values in float32. Raises UserError."""
         self.model = Model(path, on_gpu=not exact)
+        self._file_bytes = path.stat().st_size  # now, because the file may be deleted once it is read
         library = llama_cpp()
         self.context = library.llama_model_n_ctx_train(self.model.handle)
         self.bytes_per_token = self.model.kv_values_per_token * BYTES_PER_VALUE
@@ -47,7 +48,7 @@ class LlamaWeights:
     def device_bytes(self, kv_bytes: int) -> dict[str, int | None]:
         """llama.cpp spreads a model over the GPUs as it decides."""
         gpus = find_gpus()[1]
-        nbytes = self.model.path.stat().st_size + kv_bytes
+        nbytes = self._file_bytes + kv_bytes
         if not gpus:
             return {CPU: nbytes}
         return {gpu.uuid: nbytes if len(gpus) == 1 else None for gpu in gpus} if self._on_gpu else {}
