@@ -141,6 +141,9 @@ def test_high_priority_displaces_as_few_jobs_as_it_needs():
         return decide(queue(*jobs, states=dict.fromkeys((1, 2, 3), "running"), holders=held))[4].displaces
 
     assert displaced(urgent) == [2]
+    running[1] = replace(running[1], kind="export")  # which cannot continue where it was stopped
+    assert displaced(urgent) == [1]
+    running[1] = replace(running[1], kind="train")
     assert displaced(replace(urgent, gpus=2)) == [2, 1]
     assert displaced(replace(urgent, gpus=3)) == []  # job 3 does not make room, so that nobody need stop
     assert displaced(replace(urgent, priority="normal")) == []

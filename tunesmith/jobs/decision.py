@@ -118,8 +118,8 @@ def _displaced(queue: Queue, job: Job, missing: int) -> list[int]:
         return []
     chosen: list[int] = []
     for other in reversed(queue.jobs):
-        if other.priority == "high" or queue.statuses[other.id].state not in AT_WORK:
-            continue
+        if other.priority == "high" or other.kind != "train" or queue.statuses[other.id].state not in AT_WORK:
+            continue  # only a training can stop and continue
         held = sum(holder.job == other.id and holder.exclusive for holder in queue.holders)
         if held and missing > 0:
             chosen.append(other.id)

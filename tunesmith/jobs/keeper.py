@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tunesmith import leases
+from tunesmith.errors import UserError
 from tunesmith.finetune import control
 from tunesmith.jobs import process
 from tunesmith.jobs.decision import Decision, Device, Queue, decide
@@ -73,7 +74,8 @@ class Keeper:
         for number in decision.displaces:
             if queue.statuses[number].state in ("running", "paused"):
                 self._store.change(number, is_due=True)  # it continues when there is room again
-                control.request(Run(self._store.job(number).folder), "stop")
+                with suppress(UserError):  # it has just ended
+                    control.request(Run(self._store.job(number).folder), "stop")
 
     def _notify(self, job: Job, status: Status) -> None:
         """Runs the job's notify command once for each time that it ends."""
