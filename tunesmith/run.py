@@ -57,7 +57,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from functools import cached_property
@@ -205,19 +205,24 @@ class Run:
 
     def events(self, *kinds: str) -> list[dict[str, Any]]:
         """Events in order, without what a crash cut off or a resume undid; of the given kinds, or all."""
-        kept: list[dict[str, Any]] = []
         if not self.events_file.exists():
-            return kept
+            return []
         with open(self.events_file, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue  # a process killed while it wrote
-                if event["event"] == "resume":
-                    kept = [e for e in kept if e.get("step", 0) <= event["step"]]
-                kept.append(event)
-        return [e for e in kept if not kinds or e["event"] in kinds]
+            return [e for e in events_in(file) if not kinds or e["event"] in kinds]
+
+
+def events_in(lines: Iterable[str | bytes]) -> list[dict[str, Any]]:
+    """The events of these lines, without what a crash cut off or a resume among them undid."""
+    kept: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # a process killed while it wrote
+        if event["event"] == "resume":
+            kept = [e for e in kept if e.get("step", 0) <= event["step"]]
+        kept.append(event)
+    return kept
 
 
 def runs_there(name: str | Path, output: Path) -> str:

@@ -6,7 +6,6 @@ closes it at the end of the run, and the kernel does so if that process is kille
 """
 
 import fcntl
-import json
 import math
 import os
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 from tunesmith.errors import first_line
 from tunesmith.evaluate.summary import flatten, loss_value, summary
 from tunesmith.files import read_json, write_json
-from tunesmith.run import Run, try_lock
+from tunesmith.run import Run, events_in, try_lock
 from tunesmith.trackers import TRACKERS, Point, Subject, Tracker
 
 SECONDS_BETWEEN_READS = 1.0
@@ -98,16 +97,7 @@ class Events:
             lines = file.read()
         lines = lines[: lines.rfind(b"\n") + 1]  # the rest of a line is yet to be written
         self._offset += len(lines)
-        kept: list[dict[str, Any]] = []
-        for line in lines.splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue  # a process killed while it wrote
-            if event["event"] == "resume":
-                kept = [e for e in kept if e.get("step", 0) <= event["step"]]
-            kept.append(event)
-        return kept
+        return events_in(lines.splitlines())
 
 
 def _unsent(events: list[dict[str, Any]], sent: Sent) -> Iterator[Point]:
