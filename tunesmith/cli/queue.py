@@ -17,7 +17,7 @@ from tunesmith.cli.train import RecipeFlags, chosen
 from tunesmith.errors import UserError, quoted
 from tunesmith.export.forms import name_of
 from tunesmith.jobs import ask, process
-from tunesmith.jobs.decision import Queue, decide
+from tunesmith.jobs.decision import Decision, Queue, decide
 from tunesmith.jobs.keeper import AFTER_RESTART, devices, ensure_kept, look
 from tunesmith.jobs.state import AT_WORK, ENDED, Status
 from tunesmith.jobs.store import Job, Priority, Store
@@ -161,7 +161,9 @@ def list_jobs(
         table.add_column(name, no_wrap=name != "What", overflow="fold")
     for job in jobs:
         status = found.statuses[job.id]
-        table.add_row(str(job.id), Text(status.state, STYLES.get(status.state, "")), _what(job, status, found))
+        table.add_row(
+            str(job.id), Text(status.state, STYLES.get(status.state, "")), _what(job, status, decisions.get(job.id))
+        )
     print_rich(table)
 
 
@@ -169,13 +171,13 @@ def _is_recent(job: Job, found: Queue) -> bool:
     return found.statuses[job.id].state not in ENDED or found.now - (job.started or job.added) < RECENT_SECONDS
 
 
-def _what(job: Job, status: Status, found: Queue) -> Text:
+def _what(job: Job, status: Status, decision: Decision | None) -> Text:
     """A job's command, and its progress or the reason why it waits."""
     name = Path(job.folder).name
     what = Text(f"{job.kind} {name}" + f" {' '.join(job.arguments)}" * bool(job.arguments))
     if status.state in AT_WORK and job.kind == "train":
         detail = _progress(Run(job.folder))
-    elif decision := decide(found).get(job.id):
+    elif decision:
         detail = decision.why or "starts now"
     else:
         detail = status.detail

@@ -22,7 +22,7 @@ from tunesmith.jobs.decision import Decision, Device, Queue, decide
 from tunesmith.jobs.state import AT_WORK, ENDED, Status, status_of
 from tunesmith.jobs.store import Job, Store
 from tunesmith.machine import find_gpus
-from tunesmith.run import Run
+from tunesmith.run import Run, try_lock
 
 SECONDS_BETWEEN_LOOKS = 1.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -118,12 +118,7 @@ def pause_after_restart(store: Store) -> None:
 def kept(store: Store) -> Iterator[bool]:
     """Whether this process keeps the queue meanwhile; False if another one does."""
     with open(store.folder / "keeper.lock", "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield try_lock(file, fcntl.LOCK_EX) is not False
 
 
 def keep(store: Store, ended: Callable[[], bool] = lambda: False) -> None:

@@ -20,7 +20,7 @@ from typing import Any, cast
 from tunesmith import leases
 from tunesmith.files import json_text, read_json, write_json
 from tunesmith.jobs.store import Job, Kind, Store
-from tunesmith.run import process_start
+from tunesmith.run import process_start, try_lock
 
 SECONDS_TO_START = 10.0
 USES: dict[Kind, leases.Use] = {"train": "training", "export": "export"}  # of devices
@@ -84,13 +84,9 @@ def holder(store: Store, job: Job) -> dict[str, Any] | None:
     """{pid, started} of the job's process; None if it has ended."""
     try:
         with store.file_of(job.id, "lock").open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return json.loads(file.read() or b"{}")
+            return json.loads(file.read() or b"{}") if try_lock(file, fcntl.LOCK_SH) is False else None
     except FileNotFoundError:
-        pass
-    return None
+        return None
 
 
 def outcome(store: Store, job: Job) -> Outcome | None:
