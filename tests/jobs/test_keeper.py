@@ -205,9 +205,10 @@ def test_after_a_restart_of_the_machine_the_queue_waits(store, tmp_path, monkeyp
     assert started_again("four") == ""  # nothing is due
 
 
-def test_a_waiting_job_that_is_cancelled_leaves_no_run_behind(store):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_waiting_job_that_is_cancelled_leaves_no_run_behind(store, at_once):
     job = added(store, "finishes")
-    ask.cancel(store, job.id)
+    ask.cancel(store, job.id, at_once)
     assert not Path(job.folder).exists() and state(store, job) == "cancelled"
     with pytest.raises(Exception, match="is cancelled already"):
         ask.cancel(store, job.id)

@@ -47,9 +47,7 @@ def cancel(store: Store, number: int, at_once: bool = False) -> None:
     if state in ENDED:
         raise UserError(f"queue: job {job.id} is {state} already")
     store.change(job.id, cancelled=True, is_due=False)
-    if at_once:
-        process.kill(store, job)
-    elif state in AT_WORK and job.kind == "train" and run.is_held:
+    if state in AT_WORK and job.kind == "train" and run.is_held and not at_once:
         control.request(run, "stop")
     elif state in AT_WORK:
         process.kill(store, job)
