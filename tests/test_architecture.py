@@ -37,6 +37,7 @@ FLOORS = [
     "connect",
     "jobs",
     "demo",
+    "studio",
     "cli",
     "__main__",
 ]

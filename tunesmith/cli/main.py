@@ -65,7 +65,12 @@ COMMANDS = {
         "serve": (
             "serve:serve",
             "Serve runs and models over the APIs of OpenAI and Anthropic. A run shares the weights of its base.",
-            ("server", "ui", "web", "studio"),
+            ("server",),
+        ),
+        "studio": (
+            "studio:studio",
+            "Open the workstation in the browser: data, recipes, the queue, runs, chat, exports and servers.",
+            ("ui", "web", "gui", "page", "app"),
         ),
         "connect": (
             "connect:connect",

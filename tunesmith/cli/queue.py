@@ -1,5 +1,6 @@
 """`tunesmith queue`: jobs that this workstation does one after another."""
 
+import os
 import time
 from datetime import datetime, timedelta
 from itertools import product
@@ -20,7 +21,7 @@ from tunesmith.jobs import ask, process
 from tunesmith.jobs.decision import Decision, Queue, decide
 from tunesmith.jobs.keeper import AFTER_RESTART, devices, ensure_kept, look
 from tunesmith.jobs.state import AT_WORK, ENDED, Status
-from tunesmith.jobs.store import Job, Priority, Store
+from tunesmith.jobs.store import ASKED_BY, Job, Priority, Store
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 from tunesmith.units import duration, moment
@@ -79,7 +80,7 @@ def add(
         "not_before": _time(at) if at else None,
         "held": hold,
         "notify": notify,
-        "asked_by": "terminal",
+        "asked_by": os.environ.get(ASKED_BY, "terminal"),
         "batch": f"{moment(time.time())} {', '.join(grid)}" if grid else "",
     }
     forms = [name_of(form) for form in export]

@@ -19,6 +19,7 @@ from tunesmith.files import state_folder
 Kind = Literal["train", "export"]
 Priority = Literal["low", "normal", "high"]
 PRIORITIES = get_args(Priority)  # the later ones start first
+ASKED_BY = "TUNESMITH_ASKED_BY"  # the environment variable in which the studio says that it adds a job
 BUSY_SECONDS = 10.0  # that another process may take to write
 
 # Each entry changes the file from the version that is its place to the next one.

@@ -10,15 +10,16 @@ from urllib.parse import urlsplit
 from tunesmith.errors import UserError
 
 HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
+KEY_FLAG = "--api-key (or TUNESMITH_API_KEY)"
 USUAL_PORTS = {"http": 80, "https": 443}  # browsers omit these in an origin
 
 
-def listen(host: str, port: int, api_key: str | None) -> socket.socket:
+def listen(host: str, port: int, api_key: str | None, key_flag: str = KEY_FLAG) -> socket.socket:
     """Returns a listening socket. It is opened before the model loads, so that a second server fails at once; clients
     that connect early wait. Raises UserError if the address cannot be used, or if it is open to others without a
     key."""
     if not api_key and not is_loopback(host):
-        raise UserError(f"--host {host}: other machines can reach it, so it needs --api-key (or TUNESMITH_API_KEY)")
+        raise UserError(f"--host {host}: other machines can reach it, so it needs {key_flag}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
@@ -31,22 +32,21 @@ def listen(host: str, port: int, api_key: str | None) -> socket.socket:
     return bound
 
 
-def check_callers(api_key: str | None, cors: Sequence[str], allow_host: Sequence[str]) -> None:
+def check_callers(
+    api_key: str | None, cors: Sequence[str], allow_host: Sequence[str], key_flag: str = KEY_FLAG
+) -> None:
     """Raises UserError for a key, origin or host name that no client could send."""
     if api_key is not None and (
         not api_key.isascii() or not api_key.isprintable() or api_key.strip() != api_key or not api_key
     ):
-        raise UserError(
-            "--api-key (or TUNESMITH_API_KEY): use printable ASCII without spaces around it; a header can contain "
-            "nothing else"
-        )
+        raise UserError(f"{key_flag}: use printable ASCII without spaces around it; a header can contain nothing else")
     for origin in cors:
         if origin not in ("*", "null") and not _is_origin(origin):
             raise UserError(
                 f"--cors {origin}: not an origin as browsers send it, like http://localhost:3000 (lower case, no path)"
             )
     for name in allow_host:
-        if not HOST_NAME.fullmatch(name) and not _is_address(name):
+        if not HOST_NAME.fullmatch(name) and not is_address(name):
             raise UserError(f"--allow-host {name}: not a host name; write it in lower case, without scheme and port")
 
 
@@ -61,10 +61,18 @@ def own_names(host: str, allow_host: Sequence[str]) -> list[str]:
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
-    return _is_address(host) and ipaddress.ip_address(host).is_loopback
+    return is_address(host) and ipaddress.ip_address(host).is_loopback
 
 
-def _is_address(host: str) -> bool:
+def name_in(host: str) -> str | None:
+    """Returns the name in a Host header, without the port and IPv6 brackets, or None if it is invalid."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -1,7 +1,6 @@
 """Error responses, in the shape of the API that was called, with what to do."""
 
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunesmith.inference.interface import Refused
 from tunesmith.serve.apis import anthropic_api, openai_api
+from tunesmith.serve.binding import name_in
 
 RETRY_SECONDS = "1"
 PASSING = ("queue_full", "stopping")  # codes of temporary errors, after which a client may retry
@@ -35,7 +35,7 @@ class OwnNames:
         if scope["type"] == "http":
             request = Request(scope)
             host = request.headers.get("host", "")
-            if _name_in(host) not in self.names:
+            if name_in(host) not in self.names:
                 app = _respond(
                     request,
                     Refused(
@@ -46,14 +46,6 @@ class OwnNames:
                     ),
                 )
         await app(scope, receive, send)
-
-
-def _name_in(host: str) -> str | None:
-    """Returns the name in a Host header, without the port and IPv6 brackets, or None if it is invalid."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
 
 
 def _respond(request: Request, error: Refused) -> JSONResponse:

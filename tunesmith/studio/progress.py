@@ -1,0 +1,78 @@
+"""The progress of a run, from the end of its events, so that it takes no longer for a long run."""
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from tunesmith.run import Run
+
+TAIL_BYTES = 64 * 1024
+HEAD_BYTES = 256 * 1024  # the start of a run, with its data and plan, takes less
+SECONDS_OF = 20  # the last steps, whose mean time the rest is told by
+
+
+class Progress(BaseModel):
+    """How far a run is."""
+
+    step: int
+    steps: int | None
+    """In all; None while the run is prepared."""
+    seconds_left: float | None
+    loss: float | None
+    tokens_per_second: float | None
+    doing: str
+    """What is under way, such as "reading the data"; empty while steps are done."""
+
+
+def progress_of(run: Run) -> Progress:
+    """Reads a run's progress from the first and the last lines of its events."""
+    last = tail(run.events_file)
+    steps = [event for event in last if event["event"] == "step"]
+    total = next((e["steps"] for e in reversed(last) if "steps" in e), None) or _total(run.events_file)
+    stage = last[-1].get("doing", "") if last and last[-1]["event"] == "stage" else ""
+    if not steps:
+        return Progress(step=0, steps=total, seconds_left=None, loss=None, tokens_per_second=None, doing=stage)
+    newest, recent = steps[-1], steps[-SECONDS_OF:]
+    seconds = sum(step["seconds"] for step in recent) / len(recent)
+    return Progress(
+        step=newest["step"],
+        steps=total,
+        seconds_left=max(0, total - newest["step"]) * seconds if total else None,
+        loss=newest["loss"],
+        tokens_per_second=newest["tokens_per_second"],
+        doing=stage,
+    )
+
+
+def tail(file: Path) -> list[dict]:
+    """The last events of a file."""
+    try:
+        with file.open("rb") as lines:
+            size = lines.seek(0, os.SEEK_END)
+            lines.seek(max(0, size - TAIL_BYTES))
+            data = lines.read()
+    except OSError:
+        return []
+    return _events(data.split(b"\n")[size > TAIL_BYTES :])
+
+
+def _total(file: Path) -> int | None:
+    """The number of steps, which the events of the start tell."""
+    try:
+        with file.open("rb") as lines:
+            found = _events(lines.read(HEAD_BYTES).split(b"\n"))
+    except OSError:
+        return None
+    return next((event["steps"] for event in reversed(found) if event["event"] in ("start", "plan")), None)
+
+
+def _events(lines: list[bytes]) -> list[dict]:
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue  # half a line
+    return found

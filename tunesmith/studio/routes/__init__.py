@@ -1,0 +1,1 @@
+"""The studio's API: one file a subject, each with `routes(studio)`."""

@@ -1,0 +1,25 @@
+"""The parts that the studio's routes share. Everything that lasts is on the disk, as the studio may be killed at any
+time."""
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tunesmith.jobs.store import Store
+from tunesmith.studio.catalogue import Catalogue
+from tunesmith.studio.roots import Roots
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What one studio server works on."""
+
+    folder: Path
+    """Where it was started. Relative paths of recipes are meant from here."""
+    store: Store
+    """The queue."""
+    roots: Roots
+    """The folders whose files the page may see and use."""
+    runs: Catalogue
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the server ends, so that open streams end too."""
