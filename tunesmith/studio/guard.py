@@ -32,7 +32,7 @@ OWN_SITES = ("same-origin", "none")  # none: the user typed the address
 FAILURES, FAILURE_SECONDS = 20, 60.0  # so many wrong tokens from another machine in so long a time, then it waits
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types dompurify"
+    "frame-src 'self'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types dompurify"
 )
 HEADERS = {
     "Content-Security-Policy": PAGE_POLICY,

@@ -1,12 +1,12 @@
 """The progress of a run, from the end of its events, so that it takes no longer for a long run."""
 
-import json
 import os
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from tunesmith.run import Run
+from tunesmith.studio.follow import events_of
 
 TAIL_BYTES = 64 * 1024
 HEAD_BYTES = 256 * 1024  # the start of a run, with its data and plan, takes less
@@ -55,24 +55,14 @@ def tail(file: Path) -> list[dict]:
             data = lines.read()
     except OSError:
         return []
-    return _events(data.split(b"\n")[size > TAIL_BYTES :])
+    return events_of(data)  # the first line may be half a one
 
 
 def _total(file: Path) -> int | None:
     """The number of steps, which the events of the start tell."""
     try:
         with file.open("rb") as lines:
-            found = _events(lines.read(HEAD_BYTES).split(b"\n"))
+            found = events_of(lines.read(HEAD_BYTES))
     except OSError:
         return None
     return next((event["steps"] for event in reversed(found) if event["event"] in ("start", "plan")), None)
-
-
-def _events(lines: list[bytes]) -> list[dict]:
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue  # half a line
-    return found
