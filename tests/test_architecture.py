@@ -36,6 +36,7 @@ FLOORS = [
     "serve",
     "connect",
     "jobs",
+    "studio",
     "demo",
     "studio",
     "cli",
