@@ -13,6 +13,7 @@ from rich.console import Console
 from tunesmith.cli.parameters import DEFAULT_OUTPUT, AtLeastOne
 from tunesmith.errors import UserError
 from tunesmith.leases import using
+from tunesmith.studio.page import CHAT_PAGE
 
 
 def serve(
@@ -84,7 +85,7 @@ def open_and_serve(
         address = f"[{host}]" if ":" in host else host
         url = f"http://{address}:{bound.getsockname()[1]}"
         ready = f"serving {url}; Ctrl-C stops. Chat page: {url}/, base URL of the APIs: {url}/v1"
-        serve(opened, bound, api_key, cors, own_names(host, allow_host), ready, say)
+        serve(opened, bound, api_key, cors, own_names(host, allow_host), CHAT_PAGE, ready, say)
 
 
 def _open(engine: str, paths: Sequence[Path], context: int | None, batch: int, queue: int, say):
