@@ -29,7 +29,7 @@ def studio(
     open_browser: Annotated[bool, Parameter(name="--open")] = True,
 ) -> None:
     """Open the workstation in the browser: data, recipes, the queue, runs, chat, exports and servers. Ctrl-C ends the
-    studio; jobs and servers go on without it.
+    studio; jobs and servers continue without it.
 
     Args:
         host: The address to listen on. An address that other machines can reach needs --key.
@@ -57,7 +57,7 @@ def studio(
     url = f"http://{address}:{bound.getsockname()[1]}/#token={token}"
 
     def ready() -> None:
-        console.print(f"studio  {url}\n        Ctrl-C ends it; jobs and servers go on", markup=False, soft_wrap=True)
+        console.print(f"studio  {url}\n        Ctrl-C ends it; jobs and servers continue", markup=False, soft_wrap=True)
         if open_browser:
             webbrowser.open(url)
 

@@ -15,7 +15,7 @@ from tunesmith.run import Run
 
 @dataclass(frozen=True)
 class Deletion:
-    """What deleting a run would do, or did."""
+    """The outcome of deleting a run, before or after it."""
 
     bytes: int
     """The disk space that it frees."""
@@ -69,10 +69,17 @@ def _needed(store: Store, run: Run, runs: Iterable[Run]) -> str:
         if holder.folder and Path(holder.folder).resolve().is_relative_to(folder):
             return f"process {holder.pid} uses it ({holder.use}); stop that first"
     for other in runs:
-        base = (read_yaml(other.recipe_file).get("model") or {}).get("path")
-        if other.folder.resolve() != folder and base and Path(base).resolve().is_relative_to(folder):
+        if other.folder.resolve() != folder and _base(other).is_relative_to(folder):
             return f"it is the base of the run {other.name}"
     return ""
+
+
+def _base(run: Run) -> Path:
+    """The base model's folder of a run. Its recipe may be of another version, so only this key is read."""
+    try:
+        return Path(read_yaml(run.recipe_file)["model"]["path"]).resolve()
+    except (UserError, KeyError, TypeError):
+        return Path("/")
 
 
 def _bytes(entry: Path) -> int:

@@ -1,4 +1,4 @@
-"""The queue: its jobs, and what people ask of them."""
+"""The queue: its jobs, and how people change them."""
 
 import tempfile
 from pathlib import Path
@@ -29,7 +29,7 @@ class JobView(BaseModel):
     id: int
     kind: str
     name: str
-    """Of its run."""
+    """The name of its run."""
     run: str | None
     """The id of its run; None if that was deleted."""
     arguments: list[str]
@@ -39,7 +39,7 @@ class JobView(BaseModel):
     why: str
     """Why it waits."""
     progress: Progress | None
-    """Of a training that is at work."""
+    """Only for a training that is at work."""
     added: float
     """Unix seconds."""
     started: float | None
@@ -86,11 +86,11 @@ class Change(BaseModel):
     """Further values of a verb."""
 
     now: bool = False
-    """For cancel: end it at once, without a checkpoint."""
+    """cancel: end it at once, without a checkpoint."""
     before: int | None = None
-    """For move: the job that it goes before; None: to the end."""
+    """move: the job that it goes before; None: to the end."""
     priority: Priority | None = None
-    """For move."""
+    """move: its new priority."""
 
 
 class Setting(BaseModel):
@@ -98,7 +98,7 @@ class Setting(BaseModel):
 
 
 class Log(BaseModel):
-    """A part of what a job wrote."""
+    """A part of the output of a job."""
 
     text: str
     offset: int
@@ -163,7 +163,7 @@ Verb = Literal["pause", "resume", "hold", "release", "cancel", "retry", "move"]
 
 
 def change(studio: Studio, number: int, verb: Verb, values: Change) -> None:
-    """Does what is asked of a job. Raises UserError."""
+    """Changes a job. Raises UserError."""
     store, job = studio.store, studio.store.job(number)
     if verb == "cancel":
         ask.cancel(store, number, values.now)
@@ -179,7 +179,7 @@ def change(studio: Studio, number: int, verb: Verb, values: Change) -> None:
 
 
 def log(studio: Studio, number: int, offset: int) -> Log:
-    """What a job wrote from an offset in bytes on; a negative one counts from the end."""
+    """The output of a job from an offset in bytes on; a negative one counts from the end."""
     file = studio.store.file_of(studio.store.job(number).id, "log")
     if not file.exists():
         return Log(text="", offset=0)

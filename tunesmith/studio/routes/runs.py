@@ -1,4 +1,4 @@
-"""Runs: their list, one of them with its curves and files, and what people ask of them."""
+"""Runs: their list, one of them with its curves and files, and how people change them."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
+from tunesmith.errors import UserError
 from tunesmith.evaluate.energy import energy_of
 from tunesmith.evaluate.summary import ending, flatten, incomparable, verdict, warnings
 from tunesmith.files import read_json
@@ -30,20 +31,20 @@ class RunRow(BaseModel):
     folder: str
     status: str
     """not started, running, paused, cut off, or the reason why it stopped."""
-    error: str | None
-    method: str | None
-    adapter: str | None
-    base_model: str | None
+    error: str | None = None
+    method: str | None = None
+    adapter: str | None = None
+    base_model: str | None = None
     steps_done: int
-    steps: int | None
-    loss_before: float | None
-    loss_after: float | None
-    exact_match_before: float | None
-    exact_match_after: float | None
-    seconds: float | None
-    kwh: float | None
-    price: float | None
-    started: str | None
+    steps: int | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    exact_match_before: float | None = None
+    exact_match_after: float | None = None
+    seconds: float | None = None
+    kwh: float | None = None
+    price: float | None = None
+    started: str | None = None
     held: bool
     """Whether a process works on it."""
     has_result: bool
@@ -113,19 +114,18 @@ class Compared(BaseModel):
 
 
 def row(studio: Studio, run: Run) -> RunRow:
-    """A run's line in the list."""
-    facts = studio.runs.summary(run)
-    return RunRow(
-        **{name: value for name, value in facts.items() if name in RunRow.model_fields},
-        id=id_of(run.folder),
-        folder=str(run.folder),
-        held=run.is_held,
-        has_result=run.result.exists(),
-    )
+    """A run's line in the list. One that cannot be read says why."""
+    facts: dict[str, Any] = {"name": run.name, "status": "unreadable", "steps_done": 0, "has_result": False}
+    try:
+        facts = studio.runs.summary(run) | {"has_result": run.result.exists()}
+    except UserError as problem:
+        facts["error"] = str(problem)
+    known = {name: value for name, value in facts.items() if name in RunRow.model_fields}
+    return RunRow(**known, id=id_of(run.folder), folder=str(run.folder), held=run.is_held)
 
 
 def view(studio: Studio, run: Run) -> RunView:
-    """All of one run but its curves."""
+    """One run without its curves."""
     facts, judged = studio.runs.summary(run), verdict(run)
     energy = energy_of(run, run.events("energy", "step"))
     folder = str(run.folder)
@@ -164,8 +164,8 @@ def _compared(run: Run, facts: dict[str, Any]) -> list[Comparison]:
     ]
 
 
-def ask_of(studio: Studio, run: Run, verb: Literal["pause", "continue", "stop", "resume"]) -> None:
-    """Does what is asked of a run. Raises UserError."""
+def change(studio: Studio, run: Run, verb: Literal["pause", "continue", "stop", "resume"]) -> None:
+    """Pauses, continues, stops or resumes a run. Raises UserError."""
     if verb == "resume":
         ask.resume_run(studio.store, run)
         ensure_kept(studio.store)
@@ -242,7 +242,7 @@ def routes(studio: Studio) -> APIRouter:
     @router.post("/runs/{name}/{verb}")
     def change_run(name: str, verb: Literal["pause", "continue", "stop", "resume"]) -> RunView:
         asked = studio.runs.open(name)
-        ask_of(studio, asked, verb)
+        change(studio, asked, verb)
         return view(studio, asked)
 
     @router.get("/compare")
