@@ -37,8 +37,9 @@ def delete(store: Store, run: Run, runs: Iterable[Run]) -> Deletion:
     found = deletion_of(store, run, runs)
     if found.refusal:
         raise UserError(f"{run.folder} is not deleted: {found.refusal}")
-    # The recipe goes last: what is left of a deletion that was killed is still a run, and can be deleted.
-    for entry in sorted(_own(run), key=lambda entry: entry == run.recipe_file):
+    # These make a folder a run, and go last: after a deletion that was killed, the rest can be deleted.
+    last = (run.checkpoints, run.recipe_file)
+    for entry in sorted(_own(run), key=lambda entry: entry in last):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     if not found.kept:
         run.folder.rmdir()

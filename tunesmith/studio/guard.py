@@ -101,9 +101,7 @@ class Guard:
             return 403, "the studio does not answer requests of other pages"
         if not path.startswith("/api/"):
             return None if method in ("GET", "HEAD") else (405, "send changes to /api")
-        return self._wrong_token(client, headers) or (
-            self._wrong_change(method, headers) if method in CHANGES else None
-        )
+        return self._wrong_token(client, headers) or self._wrong_change(method, headers)
 
     def _wrong_token(self, client: str, headers: Headers) -> tuple[int, str] | None:
         now = time.monotonic()
@@ -117,6 +115,8 @@ class Guard:
         return 401, "the token is missing or wrong; open the address that `tunesmith studio` printed"
 
     def _wrong_change(self, method: str, headers: Headers) -> tuple[int, str] | None:
+        if method not in CHANGES:
+            return None
         if self._read_only:
             return 403, "this studio can be read only; start it with --allow-changes"
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
