@@ -18,13 +18,14 @@ ORIGIN = "http://localhost:8384"
 
 
 @pytest.fixture
-def studio(tmp_path, monkeypatch):
+def studio(tmp_path, tmp_path_factory, monkeypatch):
     """A studio that was started in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TUNESMITH_STATE", str(tmp_path / ".state"))
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / ".cache"))
     store = Store()
-    return Studio(tmp_path, store, Roots([tmp_path]), Catalogue([tmp_path / "runs"], store))
+    roots = Roots([tmp_path, tmp_path_factory.getbasetemp()])  # the second has the models of `family`
+    return Studio(tmp_path, store, roots, Catalogue([tmp_path / "runs"], store))
 
 
 @pytest.fixture

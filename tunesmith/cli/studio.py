@@ -46,6 +46,8 @@ def studio(
     from tunesmith.serve.binding import check_callers, is_loopback, listen
     from tunesmith.studio.server import run_studio
 
+    if missing_root := next((one for one in root if not one.is_dir()), None):
+        raise UserError(f"--root {missing_root}: there is no such folder")
     key_flag = f"--key (or {KEY_VARIABLE})"
     check_callers(key, (), allow_host, key_flag)
     bound = listen(host, port, key, key_flag)
