@@ -117,13 +117,13 @@ class Source(Section):
         return self
 
 
-def _as_sources(value: Any) -> Any:
+def as_sources(value: Any) -> Any:
     """One path, one mapping, or a list of either."""
     items = value if isinstance(value, list) else [] if value is None else [value]
     return [{"path": item} if isinstance(item, str) else item for item in items]
 
 
-Sources = Annotated[list[Source], BeforeValidator(_as_sources)]
+Sources = Annotated[list[Source], BeforeValidator(as_sources)]
 
 
 class Data(Section):
@@ -421,7 +421,20 @@ class Recipe(Section):
 
     @classmethod
     def _validated(cls, values: dict[str, Any], defaults: dict[str, Any] | None) -> "Recipe":
-        return cls.model_validate(merge({"model": {}, "data": {}} | (defaults or {}), _in_full(values)))
+        return cls.model_validate(merge({"model": {}, "data": {}} | (defaults or {}), cls.in_full(values)))
+
+    @staticmethod
+    def in_full(values: dict[str, Any]) -> dict[str, Any]:
+        """Values without short forms: `model: X` means its path, `data: X` its training rows, `method: X` its name,
+        an empty section its defaults."""
+        full = {key: {} if value is None and _section(Recipe, key) else value for key, value in values.items()}
+        if isinstance(full.get("model"), str):
+            full["model"] = {"path": full["model"]}
+        if isinstance(full.get("data"), str | list):
+            full["data"] = {"train": full["data"]}
+        if isinstance(full.get("method"), str):
+            full["method"] = {"name": full["method"]}
+        return full
 
     @classmethod
     def load(
@@ -430,7 +443,7 @@ class Recipe(Section):
         """Reads a YAML file; `overrides` (nested like the recipe) win over it, and it wins over `defaults`. Raises
         UserError."""
         values = recipe_text.read(Path(path))
-        return cls.build(merge(_in_full(values), overrides or {}), str(path), defaults)
+        return cls.build(merge(cls.in_full(values), overrides or {}), str(path), defaults)
 
     def changed(self, change: dict[str, Any]) -> "Recipe":
         """Returns the recipe with other values for some keys, such as `{"adapter.rank": 8}`. Raises UserError where
@@ -449,19 +462,6 @@ class Recipe(Section):
     def set_values(self) -> dict[str, Any]:
         """Returns the plain values of the keys that were set, in full and in the recipe's order."""
         return self.model_dump(mode="json", exclude_unset=True)
-
-
-def _in_full(values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without short forms: `model: X` means its path, `data: X` its training rows, `method: X` its name, an
-    empty section its defaults."""
-    full = {key: {} if value is None and _section(Recipe, key) else value for key, value in values.items()}
-    if isinstance(full.get("model"), str):
-        full["model"] = {"path": full["model"]}
-    if isinstance(full.get("data"), str | list):
-        full["data"] = {"train": full["data"]}
-    if isinstance(full.get("method"), str):
-        full["method"] = {"name": full["method"]}
-    return full
 
 
 def _section(owner: type[BaseModel], name: str) -> type[BaseModel] | None:
