@@ -18,18 +18,19 @@ ORIGIN = "http://localhost:8384"
 
 
 @pytest.fixture
-def studio(tmp_path, tmp_path_factory, monkeypatch):
-    """A studio that was started in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TUNESMITH_STATE", str(tmp_path / ".state"))
-    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / ".cache"))
+def studio(tmp_path, monkeypatch) -> Studio:
+    """A studio that was started in an empty folder, with a queue of its own."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TUNESMITH_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     store = Store()
-    roots = Roots([tmp_path, tmp_path_factory.getbasetemp()])  # the second has the models of `family`
-    return Studio(tmp_path, store, roots, Catalogue([tmp_path / "runs"], store))
+    return Studio(folder, store, Roots([folder]), Catalogue([folder / "runs"], store))
 
 
 @pytest.fixture
-def client(studio):
+def client(studio) -> TestClient:
     """Calls the studio with its token, as the page does."""
     app = guarded(make_app(studio), TOKEN, ["localhost"])
     headers = {TOKEN_HEADER: TOKEN, "Origin": ORIGIN, "Sec-Fetch-Site": "same-origin"}

@@ -1,7 +1,10 @@
 """The queue through the studio: the same queue as that of the terminal."""
 
+import shutil
+
 import pytest
 
+from tests.conftest import sums, write_rows
 from tests.studio.conftest import START, steps
 from tunesmith.jobs.keeper import AFTER_RESTART
 
@@ -13,8 +16,12 @@ def nothing_starts(studio, monkeypatch):
     monkeypatch.setattr("tunesmith.studio.routes.jobs.ensure_kept", lambda store: None)
 
 
-def values(recipe, **changes) -> dict:
-    return recipe(**changes).model_dump(mode="json", exclude_unset=True)
+@pytest.fixture
+def values(studio, family):
+    """The values of a recipe whose files are in the studio's folder."""
+    shutil.copytree(family("llama3"), studio.folder / "model")
+    write_rows(studio.folder / "rows.jsonl", sums(40))
+    return {"model": {"path": "model"}, "data": {"train": "rows.jsonl", "sequence_length": 64}}
 
 
 def problem(answer) -> str:
@@ -22,9 +29,9 @@ def problem(answer) -> str:
     return answer.json()["error"]["message"]
 
 
-def test_a_recipe_is_queued_as_a_grid_with_exports(client, studio, recipe):
+def test_a_recipe_is_queued_as_a_grid_with_exports(client, studio, values):
     asked = {
-        "recipe": values(recipe, name="try"),
+        "recipe": values | {"name": "try"},
         "grid": {"train.learning_rate": [1e-4, 2e-4]},
         "export": ["merged"],
         "priority": "high",
@@ -42,13 +49,12 @@ def test_a_recipe_is_queued_as_a_grid_with_exports(client, studio, recipe):
     assert rates == [1e-4, 2e-4]
 
 
-def test_a_wrong_recipe_is_refused_in_one_line_and_leaves_nothing(client, studio, recipe):
-    good = values(recipe)
+def test_a_wrong_recipe_is_refused_in_one_line_and_leaves_nothing(client, studio, values):
     wrong = {
-        "unknown key `train.btach`; did you mean `train.batch`?": good | {"train": {"btach": 4}},
-        "there is no such file": good | {"data": {"train": str(studio.folder / "nothing.jsonl")}},
-        "outside the studio's folders": good | {"data": {"train": "/etc/passwd"}},
-        "`output`: /var/elsewhere is outside": good | {"output": "/var/elsewhere"},
+        "unknown key `train.btach`; did you mean `train.batch`?": values | {"train": {"btach": 4}},
+        "there is no such file": values | {"data": {"train": str(studio.folder / "nothing.jsonl")}},
+        "outside the studio's folders": values | {"data": {"train": "/etc/passwd"}},
+        "`output`: ../elsewhere: outside": values | {"output": "../elsewhere"},
     }
     for says, one in wrong.items():
         message = problem(client.post("/api/jobs", json={"recipe": one}))

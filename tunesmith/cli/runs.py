@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith import recipe_text
 from tunesmith.cli.parameters import DEFAULT_OUTPUT, Json, print_json
 from tunesmith.cli.terminal import line_chart, mark
 from tunesmith.errors import UserError, quoted
@@ -19,7 +20,6 @@ from tunesmith.evaluate.energy import energy_of
 from tunesmith.evaluate.summary import ending, flatten, incomparable, summary, verdict, warnings
 from tunesmith.files import json_text
 from tunesmith.finetune import control
-from tunesmith.recipe import read_yaml
 from tunesmith.run import Run, list_runs
 from tunesmith.units import JOULES_PER_KWH, NO_VALUE, duration, energy, number, percent
 
@@ -113,7 +113,7 @@ def compare(runs: list[Run], width: int = 80) -> RenderableType:
     for place, letter in enumerate(letters):
         table.add_column(Text(letter, style=mark(place)[1]), overflow="fold")
     recipes = [
-        {key: value for key, value in flatten(read_yaml(run.recipe_file)).items() if value not in ("", None)}
+        {key: value for key, value in flatten(recipe_text.read(run.recipe_file)).items() if value not in ("", None)}
         for run in runs
     ]
     for key in dict.fromkeys(key for recipe in recipes for key in recipe):

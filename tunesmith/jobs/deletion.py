@@ -5,11 +5,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tunesmith import leases
+from tunesmith import leases, recipe_text
 from tunesmith.errors import UserError
 from tunesmith.jobs.state import ENDED, status_of
 from tunesmith.jobs.store import Store
-from tunesmith.recipe import read_yaml
 from tunesmith.run import Run
 
 
@@ -78,7 +77,7 @@ def _needed(store: Store, run: Run, runs: Iterable[Run]) -> str:
 def _base(run: Run) -> Path:
     """The base model's folder of a run. Its recipe may be of another version, so only this key is read."""
     try:
-        return Path(read_yaml(run.recipe_file)["model"]["path"]).resolve()
+        return Path(recipe_text.read(run.recipe_file)["model"]["path"]).resolve()
     except (UserError, KeyError, TypeError):
         return Path("/")
 

@@ -16,11 +16,11 @@ from starlette.types import ASGIApp
 
 from tunesmith.errors import UserError
 from tunesmith.studio.guard import Guard
-from tunesmith.studio.routes import events, jobs, machine, runs
+from tunesmith.studio.routes import events, jobs, machine, recipes, runs
 from tunesmith.studio.state import Studio
 
 PAGE = Path(__file__).parent / "static"
-SUBJECTS = (machine, jobs, runs, events)
+SUBJECTS = (machine, jobs, recipes, runs, events)
 
 
 def make_app(studio: Studio) -> FastAPI:

@@ -1,13 +1,10 @@
 """The queue: its jobs, and how people change them."""
 
-import tempfile
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from tunesmith.errors import UserError
 from tunesmith.jobs import ask
 from tunesmith.jobs.decision import Decision, decide
 from tunesmith.jobs.keeper import AFTER_RESTART, devices, ensure_kept, look
@@ -16,7 +13,7 @@ from tunesmith.jobs.store import ASKED_BY, Job, Priority
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 from tunesmith.studio.catalogue import id_of
-from tunesmith.studio.commands import run_command
+from tunesmith.studio.commands import run_on_recipe
 from tunesmith.studio.progress import Progress, progress_of
 from tunesmith.studio.state import Studio
 
@@ -144,14 +141,8 @@ async def add(studio: Studio, asked: NewJobs) -> list[int]:
         if (value := getattr(asked, name)) is not None:
             flags += [f"--{name.replace('_', '-')}", str(value)]
     flags += ["--hold"] if asked.hold else []
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "recipe.yaml"
-        file.write_text(recipe.dump())
-        command = ["queue", "add", str(file), "--priority", asked.priority, *flags, "--json"]
-        try:
-            jobs = await run_command(*command, folder=studio.folder, **{ASKED_BY: "studio"})
-        except UserError as problem:
-            raise UserError(str(problem).replace(f"{file}: ", "").replace(str(file), "the recipe")) from None
+    flags = ["--priority", asked.priority, *flags, "--json"]
+    jobs = await run_on_recipe(recipe, "queue", "add", flags=flags, folder=studio.folder, **{ASKED_BY: "studio"})
     return [job["id"] for job in jobs]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
+from tunesmith import recipe_text
 from tunesmith.errors import UserError
 from tunesmith.evaluate.energy import energy_of
 from tunesmith.evaluate.summary import ending, flatten, incomparable, verdict, warnings
@@ -14,7 +15,6 @@ from tunesmith.finetune import control
 from tunesmith.jobs import ask
 from tunesmith.jobs.deletion import Deletion, delete, deletion_of
 from tunesmith.jobs.keeper import ensure_kept
-from tunesmith.recipe import read_yaml
 from tunesmith.run import Run, settled_speed
 from tunesmith.studio.catalogue import id_of
 from tunesmith.studio.curves import Curves, Histories, X
@@ -134,7 +134,7 @@ def view(studio: Studio, run: Run) -> RunView:
         verdict=judged.text,
         tone=judged.tone,
         ending=ending(facts),
-        recipe=read_yaml(run.recipe_file),
+        recipe=recipe_text.read(run.recipe_file),
         recipe_yaml=run.recipe_file.read_text("utf-8"),
         plan=read_json(run.plan_file),
         compared=_compared(run, facts),
@@ -175,7 +175,7 @@ def change(studio: Studio, run: Run, verb: Literal["pause", "continue", "stop", 
 
 def compare(studio: Studio, runs: list[Run]) -> Compared:
     """Puts runs side by side."""
-    recipes = [flatten(read_yaml(run.recipe_file)) for run in runs]
+    recipes = [flatten(recipe_text.read(run.recipe_file)) for run in runs]
     differences = []
     for key in dict.fromkeys(key for recipe in recipes for key in recipe):
         values = [recipe.get(key) for recipe in recipes]
