@@ -241,12 +241,13 @@ def list_runs(output: Path) -> list[Run]:
 
 def process_start(pid: int) -> int | None:
     """When a process began, in clock ticks since the machine did (Linux; elsewhere None): a process id is used again
-    after its process has ended, and only both together name one process."""
+    after its process has ended, and only both together name one process. None for one that has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    return int(text.rpartition(")")[2].split()[19])  # field 22 of proc(5)
+    state, *rest = text.rpartition(")")[2].split()  # from field 3 of proc(5) on
+    return None if state in "ZX" else int(rest[18])  # its parent may not have noticed yet that it has ended
 
 
 def _facts_of(lock: bytes) -> dict[str, Any] | None:
