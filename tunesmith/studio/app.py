@@ -16,11 +16,11 @@ from starlette.types import ASGIApp
 
 from tunesmith.errors import UserError
 from tunesmith.studio.guard import Guard
-from tunesmith.studio.routes import jobs, machine
+from tunesmith.studio.routes import jobs, machine, servers
 from tunesmith.studio.state import Studio
 
 PAGE = Path(__file__).parent / "static"
-SUBJECTS = (machine, jobs)
+SUBJECTS = (machine, jobs, servers)
 
 
 def make_app(studio: Studio) -> FastAPI:

@@ -30,5 +30,10 @@ async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
         raise
     if process.returncode:
         lines = errors.decode(errors="replace").strip().splitlines()
-        raise UserError(lines[-1].removeprefix("tunesmith: ").removeprefix("error: ") if lines else CHILD_DIED)
+        raise UserError(message_in(lines[-1]) if lines else CHILD_DIED)
     return json.loads(output)
+
+
+def message_in(line: str) -> str:
+    """The message in the last line that a command which failed wrote."""
+    return line.removeprefix("tunesmith: ").removeprefix("error: ")

@@ -98,7 +98,7 @@ class Setting(BaseModel):
 
 
 class Log(BaseModel):
-    """A part of what a job wrote."""
+    """A part of what a job or a server wrote."""
 
     text: str
     offset: int
@@ -178,9 +178,8 @@ def change(studio: Studio, number: int, verb: Verb, values: Change) -> None:
     ensure_kept(store)
 
 
-def log(studio: Studio, number: int, offset: int) -> Log:
-    """What a job wrote from an offset in bytes on; a negative one counts from the end."""
-    file = studio.store.file_of(studio.store.job(number).id, "log")
+def part_of(file: Path, offset: int) -> Log:
+    """What a log has from an offset in bytes on; a negative one counts from the end."""
     if not file.exists():
         return Log(text="", offset=0)
     with file.open("rb") as lines:
@@ -224,6 +223,6 @@ def routes(studio: Studio) -> APIRouter:
 
     @router.get("/jobs/{number}/log")
     def job_log(number: int, offset: Annotated[int, Query()] = -MOST_LOG_BYTES) -> Log:
-        return log(studio, number, offset)
+        return part_of(studio.store.file_of(studio.store.job(number).id, "log"), offset)
 
     return router
