@@ -278,6 +278,22 @@ def try_lock(file: IO[bytes], kind: int) -> bool | None:
     return True
 
 
+def new_locked(path: Path) -> IO[bytes] | None:
+    """A new file that only this user may read, with a lock on it; None if that is not possible here. It gets its name
+    once it is locked, so no reader finds it without."""
+    draft = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb", buffering=0)
+        if try_lock(file, fcntl.LOCK_EX):
+            draft.replace(path)
+            return file
+        file.close()
+    except OSError:
+        pass
+    return None
+
+
 def _ends_line(file: IO[bytes]) -> bool:
     """Whether the last line is whole; a process killed while it wrote leaves one that is not."""
     file.seek(-1, os.SEEK_END)

@@ -40,7 +40,8 @@ def calling(studio: Studio) -> Iterator[httpx.Client]:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/api", headers={TOKEN_HEADER: TOKEN}, timeout=60) as client:
+        headers = {TOKEN_HEADER: TOKEN, "Content-Type": "application/json"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/api", headers=headers, timeout=60) as client:
             yield client
     finally:
         studio.stopping.set()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from tunesmith.files import json_text, state_folder
-from tunesmith.run import process_start, try_lock
+from tunesmith.run import new_locked, process_start, try_lock
 from tunesmith.serve.binding import is_address, is_loopback
 
 NAME = "TUNESMITH_SERVER"  # the environment variable in which the studio names the server that it starts
@@ -109,7 +109,7 @@ def registered(host: str, port: int, paths: Sequence[Path], key: str | None) -> 
         needs_key=key is not None,
         key=key if name else None,
     )
-    file = _locked(file_of(entry.id))
+    file = new_locked(file_of(entry.id))
     try:
         yield Registration(entry, file)
         forget(entry.id)
@@ -149,22 +149,6 @@ def forget(name: str) -> None:
     for ending in ("jsonl", "start", "log"):
         with suppress(OSError):
             file_of(name, ending).unlink()
-
-
-def _locked(path: Path) -> IO[bytes] | None:
-    """A new file that only this user may read, with a lock on it; None if that is not possible here. It gets its name
-    once it is locked, so that no reader takes it for a stale one."""
-    draft = path.with_suffix(".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.fdopen(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb", buffering=0)
-        if try_lock(file, fcntl.LOCK_EX):
-            draft.replace(path)
-            return file
-        file.close()
-    except OSError:
-        pass
-    return None
 
 
 def _read(file: IO[bytes]) -> Entry | None:
