@@ -16,11 +16,11 @@ from starlette.types import ASGIApp
 
 from tunesmith.errors import UserError
 from tunesmith.studio.guard import Guard
-from tunesmith.studio.routes import conversations, jobs, machine, servers
+from tunesmith.studio.routes import connect, conversations, exports, jobs, machine, servers
 from tunesmith.studio.state import Studio
 
 PAGE = Path(__file__).parent / "static"
-SUBJECTS = (machine, jobs, servers, conversations)
+SUBJECTS = (machine, jobs, servers, conversations, exports, connect)
 
 
 def make_app(studio: Studio) -> FastAPI:
