@@ -16,11 +16,11 @@ from starlette.types import ASGIApp
 
 from tunesmith.errors import UserError
 from tunesmith.studio.guard import Guard
-from tunesmith.studio.routes import events, jobs, machine, recipes, runs
+from tunesmith.studio.routes import connect, conversations, events, exports, jobs, machine, recipes, runs, servers
 from tunesmith.studio.state import Studio
 
 PAGE = Path(__file__).parent / "static"
-SUBJECTS = (machine, jobs, recipes, runs, events)
+SUBJECTS = (machine, jobs, recipes, runs, events, servers, conversations, exports, connect)
 
 
 def make_app(studio: Studio) -> FastAPI:

@@ -95,7 +95,7 @@ class Setting(BaseModel):
 
 
 class Log(BaseModel):
-    """A part of the output of a job."""
+    """A part of the output of a job or a server."""
 
     text: str
     offset: int
@@ -169,9 +169,8 @@ def change(studio: Studio, number: int, verb: Verb, values: Change) -> None:
     ensure_kept(store)
 
 
-def log(studio: Studio, number: int, offset: int) -> Log:
-    """The output of a job from an offset in bytes on; a negative one counts from the end."""
-    file = studio.store.file_of(studio.store.job(number).id, "log")
+def part_of(file: Path, offset: int) -> Log:
+    """The text of a log from an offset in bytes on; a negative one counts from the end."""
     if not file.exists():
         return Log(text="", offset=0)
     with file.open("rb") as lines:
@@ -215,6 +214,6 @@ def routes(studio: Studio) -> APIRouter:
 
     @router.get("/jobs/{number}/log")
     def job_log(number: int, offset: Annotated[int, Query()] = -MOST_LOG_BYTES) -> Log:
-        return log(studio, number, offset)
+        return part_of(studio.store.file_of(studio.store.job(number).id, "log"), offset)
 
     return router
