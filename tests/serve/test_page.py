@@ -449,6 +449,38 @@ def test_everything_has_a_name_and_can_be_reached_by_keyboard(page):
     assert unnamed == 0
 
 
+AXE = STATIC.parent / "web" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+@needs_browser
+@pytest.mark.skipif(not AXE.is_file(), reason="needs the libraries of the page: make page")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_has_no_objection(page, server, scheme):
+    """axe-core checks names, roles, structure and the contrast of text."""
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.evaluate(AXE.read_text())
+
+    def objections() -> list:
+        found = page.evaluate("axe.run().then(result => result.violations)")
+        return [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in found]
+
+    assert objections() == []
+    server.pieces |= {"my-run": [MARKDOWN, ORDERED]}
+    page.check("#compare")
+    ask(page, "Show me")
+    server.failure = (400, "the prompt has 9 tokens, the context 8")
+    ask(page, "Too long")
+    assert objections() == []
+    for opens, closes in (("#open-settings", "#settings >> text='Close'"), ("#clear", "dialog[open] >> text='Cancel'")):
+        page.click(opens)
+        assert objections() == []
+        page.click(closes)
+    server.failure = None
+    page.click("footer >> text='Tokens' >> nth=0")
+    page.wait_for_selector("#token-list li")
+    assert objections() == []
+
+
 def test_the_pages_are_self_contained():
     pages = sorted(STATIC.glob("*.html"))
     assert [file.name for file in pages] == ["chat.html", "index.html"]

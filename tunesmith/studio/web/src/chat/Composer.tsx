@@ -48,6 +48,7 @@ export function Composer({ running, lastQuestion, onSend, onStop, children }: Pr
   return (
     <form
       id="composer"
+      aria-label="New message"
       onSubmit={(event) => {
         event.preventDefault();
         send();
