@@ -419,6 +419,53 @@ def test_earlier_turns_are_not_drawn_again(page, server):
     assert page.locator(".body.plain").count() == 5
 
 
+def wait_for_more(page):
+    """Waits for as much text as takes a few lines."""
+    length = len(page.inner_text(".body"))
+    while len(page.inner_text(".body")) < length + 300:
+        page.wait_for_timeout(20)
+
+
+@needs_browser
+def test_text_that_comes_leaves_the_reader_alone(page, server):
+    server.pieces["my-run"], server.endless = ["**bold** text\n\n"] * 60, True
+    ask(page, "Go on", done=False)
+    page.wait_for_selector(".body:has-text('more')")
+    beyond = "(m => m.scrollHeight - m.scrollTop - m.clientHeight)(document.querySelector('main'))"
+    assert page.evaluate(beyond) < 2  # the end is followed
+    page.evaluate("""() => {
+        document.querySelector('main').scrollTo(0, 100);
+        getSelection().selectAllChildren(document.querySelector('.body strong'));
+    }""")
+    wait_for_more(page)
+    assert page.evaluate("[document.querySelector('main').scrollTop, getSelection().toString()]") == [100, "bold"]
+    page.evaluate("document.querySelector('main').scrollTo(0, 1e6)")
+    wait_for_more(page)
+    assert page.evaluate(beyond) < 2
+
+
+@needs_browser
+def test_the_focus_goes_where_it_is_needed(page, server):
+    def focused() -> str:
+        return page.evaluate("document.activeElement.id")
+
+    assert focused() == "message"
+    ask(page, "Hi")
+    server.endless = True
+    page.click("text=Regenerate")
+    page.wait_for_selector(".body:has-text('more')")
+    assert focused() == "stop"
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".again")
+    assert focused() == "message"
+    page.click("#clear")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#clear:focus")
+    page.keyboard.press("Enter")
+    page.click("dialog[open] >> text='Clear'")
+    page.wait_for_selector("#message:focus")
+
+
 @needs_browser
 def test_errors_are_shown_and_a_key_is_sent(page, server):
     server.failure = (400, "the prompt has 9 tokens, the context 8")
