@@ -37,5 +37,5 @@ def test_the_committed_pages_are_those_of_their_sources(tmp_path):
 
 def test_what_is_bundled_has_its_licence_beside_it():
     licences = (STATIC / "THIRD-PARTY-LICENSES.txt").read_text()
-    for library in ("react", "react-dom", "scheduler"):
+    for library in ("dompurify", "marked", "react", "react-dom", "scheduler"):
         assert f"\n## {library} - " in licences

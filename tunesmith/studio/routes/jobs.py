@@ -1,5 +1,6 @@
 """The queue: its jobs, and how people change them."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query

@@ -1,4 +1,4 @@
-// Builds the two pages into ../static, which is committed: `make page` writes it, tests/studio/test_build.py compares it.
+// Builds the pages into ../static, which is committed. `make page` writes it, tests/studio/test_build.py compares it.
 
 import react from "@vitejs/plugin-react";
 import { defineConfig } from "vite";

@@ -1,1 +1,0 @@
-import{n as e,t}from"./libraries-BoGV5Uhp.js";/* empty css               */var n=e(),r=t();(0,n.createRoot)(document.getElementById(`root`)).render((0,r.jsx)(`main`,{children:(0,r.jsx)(`h1`,{children:`Tunesmith Studio`})}));
