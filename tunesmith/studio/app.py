@@ -20,7 +20,8 @@ from tunesmith.studio.routes import connect, conversations, events, exports, job
 from tunesmith.studio.state import Studio
 
 PAGE = Path(__file__).parent / "static"
-SUBJECTS = (machine, jobs, recipes, runs, events, servers, conversations, exports, connect)
+# Exports come before runs, which take any word after a run's id for a verb.
+SUBJECTS = (machine, jobs, recipes, exports, runs, events, servers, conversations, connect)
 
 
 def make_app(studio: Studio) -> FastAPI:
