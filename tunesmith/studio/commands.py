@@ -43,6 +43,7 @@ async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
     except BaseException:
         with suppress(ProcessLookupError):
             process.kill()
+        await asyncio.shield(process.wait())
         raise
     if process.returncode:
         lines = errors.decode(errors="replace").strip().splitlines()
