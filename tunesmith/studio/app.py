@@ -16,11 +16,11 @@ from starlette.types import ASGIApp
 
 from tunesmith.errors import UserError
 from tunesmith.studio.guard import Guard
-from tunesmith.studio.routes import jobs, machine, recipes
+from tunesmith.studio.routes import data, files, jobs, machine, recipes
 from tunesmith.studio.state import Studio
 
 PAGE = Path(__file__).parent / "static"
-SUBJECTS = (machine, jobs, recipes)
+SUBJECTS = (machine, jobs, recipes, data, files)
 
 
 def make_app(studio: Studio) -> FastAPI:

@@ -21,5 +21,7 @@ class Studio:
     roots: Roots
     """The folders whose files the page may see and use."""
     runs: Catalogue
+    upload_bytes: int = 20 * 10**9
+    """The most that one uploaded file may have."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the server ends, so that open streams end too."""
