@@ -37,6 +37,7 @@ FLOORS = [
     "serve",
     "connect",
     "jobs",
+    "studio",
     "demo",
     "studio",
     "cli",

@@ -13,6 +13,7 @@ from rich.console import Console
 from tunesmith.cli.parameters import DEFAULT_OUTPUT, AtLeastOne
 from tunesmith.errors import UserError
 from tunesmith.leases import using
+from tunesmith.studio.page import CHAT_PAGE
 
 
 def serve(
@@ -68,23 +69,36 @@ def open_and_serve(
     check_callers(api_key, cors, allow_host)
     bound = listen(host, port, api_key)
     from tunesmith.serve.app import serve
+    from tunesmith.serve.registry import Model, registered, url_of
 
     console = Console(stderr=True, highlight=False)
 
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    opening = _open(engine, paths, context, batch, queue, lambda line: say(f"engine  {line}"))
-    with closing(opening) as opened, using(opened.device_bytes, "serving", paths[0]):
-        for line in opened.description:
-            say(f"engine  {line}")
-        for served in opened.models.values():
-            of = f" of {served.base}" if served.kind == "tuned" else ""
-            say(f"model   {served.name}: {served.kind}{of}, context {served.context:,}")
-        address = f"[{host}]" if ":" in host else host
-        url = f"http://{address}:{bound.getsockname()[1]}"
-        ready = f"serving {url}; Ctrl-C stops. Chat page: {url}/, base URL of the APIs: {url}/v1"
-        serve(opened, bound, api_key, cors, own_names(host, allow_host), ready, say)
+    port = bound.getsockname()[1]
+    with registered(host, port, paths, api_key) as registration:
+        opening = _open(engine, paths, context, batch, queue, lambda line: say(f"engine  {line}"))
+        with closing(opening) as opened, using(opened.device_bytes, "serving", paths[0]):
+            for line in opened.description:
+                say(f"engine  {line}")
+            for served in opened.models.values():
+                of = f" of {served.base}" if served.kind == "tuned" else ""
+                say(f"model   {served.name}: {served.kind}{of}, context {served.context:,}")
+
+            def ready() -> None:
+                models = tuple(Model(one.name, one.kind, one.base, one.context) for one in opened.models.values())
+                registration.update(state="ready", models=models, devices=tuple(opened.device_bytes))
+                url = url_of(host, port)
+                say(f"serving {url}; Ctrl-C stops. Chat page: {url}/, base URL of the APIs: {url}/v1")
+
+            def stopping(count: int) -> None:
+                detail = f"{count:,} {'answer is' if count == 1 else 'answers are'} finished"
+                registration.update(state="stopping", detail=f"when {detail}" if count else "")
+                if count:
+                    say(f"stopping when {detail}; Ctrl-C again stops at once")
+
+            serve(opened, bound, api_key, cors, own_names(host, allow_host), CHAT_PAGE, ready, stopping)
 
 
 def _open(engine: str, paths: Sequence[Path], context: int | None, batch: int, queue: int, say):

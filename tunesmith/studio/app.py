@@ -16,11 +16,23 @@ from starlette.types import ASGIApp
 
 from tunesmith.errors import UserError
 from tunesmith.studio.guard import Guard
-from tunesmith.studio.routes import data, files, jobs, machine, recipes
+from tunesmith.studio.routes import (
+    connect,
+    conversations,
+    data,
+    events,
+    exports,
+    files,
+    jobs,
+    machine,
+    recipes,
+    runs,
+    servers,
+)
 from tunesmith.studio.state import Studio
 
 PAGE = Path(__file__).parent / "static"
-SUBJECTS = (machine, jobs, recipes, data, files)
+SUBJECTS = (machine, jobs, recipes, runs, events, servers, conversations, exports, connect, data, files)
 
 
 def make_app(studio: Studio) -> FastAPI:
@@ -40,6 +52,7 @@ def make_app(studio: Studio) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failed)
     app.add_middleware(GZipMiddleware, minimum_size=2048)
+    app.add_api_route("/reports/{secret}", studio.reports.open, methods=["GET"], include_in_schema=False)
     if PAGE.is_dir():
         app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app

@@ -50,7 +50,7 @@ async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
         raise
     if process.returncode:
         lines = errors.decode(errors="replace").strip().splitlines()
-        message = lines[-1].removeprefix("tunesmith: ").removeprefix("error: ") if lines else CHILD_DIED
+        message = message_in(lines[-1]) if lines else CHILD_DIED
         with suppress(ValueError):
             raise CommandFailed(message, json.loads(output))
         raise CommandFailed(message)
@@ -89,3 +89,8 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -
 async def _disconnection(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def message_in(line: str) -> str:
+    """The message in the last line that a command which failed wrote."""
+    return line.removeprefix("tunesmith: ").removeprefix("error: ")
