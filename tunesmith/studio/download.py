@@ -1,4 +1,4 @@
-"""The process that downloads a model: `python -m tunesmith.studio.download FILE`. FILE has what is asked, and the
+"""The process that downloads a model: `python -m tunesmith.studio.download FILE`. FILE has the request, and the
 outcome is written beside it."""
 
 import shutil
