@@ -30,7 +30,7 @@ class RowsQuestion(DataQuestion):
     offset: Annotated[int, Field(ge=0)] = 0
     """Records to skip. For the next page: `next` of the last one."""
     limit: Annotated[int, Field(ge=1, le=200)] = 20
-    search: str = ""
+    search: Annotated[str, Field(max_length=1000)] = ""
     """Only rows that have this text, in upper or lower case."""
     mask: Literal["assistant", "last", "all"] | None = None
 
