@@ -52,7 +52,7 @@ class Longest(BaseModel):
 
 
 class DataReport(BaseModel):
-    """What a source holds. The fields from `tokens` on need a model."""
+    """The content of a source. The fields from `tokens` on need a model."""
 
     path: str
     format: str | None
@@ -99,7 +99,7 @@ class ExampleView(BaseModel):
     tokens: int
     learned: int
     changes: list[str]
-    """What was changed, in words."""
+    """The changes that were made, in words."""
     segments: list[SegmentView]
     is_cut: bool
     """Whether its text is longer than what is here."""
