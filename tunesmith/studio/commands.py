@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Coroutine, Sequence
@@ -16,7 +17,8 @@ from tunesmith.errors import CHILD_DIED, UserError
 from tunesmith.recipe import Recipe
 
 Answer = TypeVar("Answer")
-CLIENT_GONE = 499  # the status that nginx has for it; nobody receives it
+OFFLINE = {"HF_HUB_OFFLINE": "1"}  # the environment of commands that must download nothing
+CLIENT_GONE = 499  # the status that nginx logs for it
 
 
 class CommandFailed(UserError):
@@ -30,9 +32,12 @@ class CommandFailed(UserError):
 async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
     """Runs a command, such as `plan recipe.yaml --json`, in a folder and returns the JSON that it prints. A request
     that is broken off ends the command. Raises CommandFailed."""
+    if any("\0" in argument for argument in arguments):
+        raise UserError("a text has a character that no command takes")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "tunesmith", *arguments),
         cwd=folder,
+        start_new_session=True,  # so that its own processes end with it
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -42,8 +47,8 @@ async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
         output, errors = await process.communicate()
     except BaseException:
         with suppress(ProcessLookupError):
-            process.kill()
-        await asyncio.shield(process.wait())
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
         raise
     if process.returncode:
         lines = errors.decode(errors="replace").strip().splitlines()
@@ -60,7 +65,7 @@ async def run_on_recipe(
     """As `run_command`, with the file of a recipe between the command and its flags. In messages it is "the recipe"."""
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "recipe.yaml"
-        file.write_text(recipe.dump())
+        file.write_text(recipe.dump(), "utf-8")
         try:
             return await run_command(*command, str(file), *flags, folder=folder, **environment)
         except CommandFailed as problem:
@@ -69,7 +74,7 @@ async def run_on_recipe(
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
-    """Does work for a request, and cancels it once nobody waits for the answer any more."""
+    """Does work for a request, and cancels it once its client has gone away."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnection(request))
     try:
