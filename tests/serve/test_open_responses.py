@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from tunesmith.serve.app import make_app
+from tunesmith.studio.page import CHAT_PAGE
 
 STR, INT, NUM, BOOL, ANY = {"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}, {}
 
@@ -306,7 +307,7 @@ def test_the_response_repeats_the_request(respond, body):
 
 
 def test_websockets_are_refused(scripted):
-    with TestClient(make_app(scripted)) as client, pytest.raises(WebSocketDisconnect):
+    with TestClient(make_app(scripted, page=CHAT_PAGE)) as client, pytest.raises(WebSocketDisconnect):
         client.websocket_connect("/v1/responses").__enter__()
 
 

@@ -1,14 +1,13 @@
 """The chat page in a browser, with a small server that streams as slowly as a test requires."""
 
-import hashlib
-import json
 import re
 import shutil
 
 import pytest
 
-from tests.serve.standin import PAGE, StandIn
+from tests.serve.standin import StandIn
 from tunesmith.serve.apis.openai_api import ChatRequest
+from tunesmith.studio.page import STATIC
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
@@ -32,11 +31,13 @@ def server():
 
 @pytest.fixture
 def page(browser, server):
-    """Opens the page. Fails if a request goes to another server, or if the page throws an error."""
+    """Opens the page. Fails if a request goes to another server, if the page throws an error, or if it tries what its
+    Content-Security-Policy forbids."""
     context = browser.new_context()
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened = context.new_page()
     requested, errors = [], []
+    opened.on("console", lambda message: "Security Policy" in message.text and errors.append(message.text))
     opened.on("request", lambda request: requested.append(request.url))
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.goto(server.url)
@@ -260,8 +261,12 @@ def test_conversation_and_settings_stay_until_cleared(page, server):
     }
     assert [m["role"] for m in second["messages"]] == ["system", "user", "assistant", "user"]
     assert second["messages"][0]["content"] == first["messages"][0]["content"] == "Be brief."
-    page.once("dialog", lambda dialog: dialog.accept())
     page.click("#clear")
+    page.click("dialog[open] >> text='Cancel'")
+    assert page.locator(".turn").count() == 2
+    page.click("#clear")
+    page.click("dialog[open] >> text='Clear'")
+    page.wait_for_selector(".welcome")
     page.reload()
     page.wait_for_selector(".welcome")
     assert page.locator(".turn").count() == 0 and "Remember" not in page.evaluate("JSON.stringify(localStorage)")
@@ -385,14 +390,26 @@ def test_the_server_accepts_what_the_form_accepts(page, server):
     assert asked(server)[0]["top_p"] == 0.5
 
 
+WATCH = """() => {
+    window.drawn = [];
+    for (const turn of document.querySelectorAll('.turn')) {
+        turn.dataset.mark = window.drawn.push(0) - 1;
+        new MutationObserver(changes => { window.drawn[turn.dataset.mark] += changes.length; })
+            .observe(turn, {subtree: true, childList: true, characterData: true, attributes: true});
+    }
+}"""
+
+
 @needs_browser
 def test_earlier_turns_are_not_drawn_again(page, server):
     for text in ("One", "Two", "Three"):
         ask(page, text)
-    page.evaluate("document.querySelectorAll('.turn').forEach((turn, at) => { turn.dataset.mark = at; })")
+    page.evaluate(WATCH)
     ask(page, "Four")
     ask(page, "Five")
-    assert page.eval_on_selector_all(".turn", "all => all.map(e => e.dataset.mark)") == ["0", "1", None, None, None]
+    assert page.eval_on_selector_all(".turn", "all => all.map(e => e.dataset.mark)") == ["0", "1", "2", None, None]
+    first, second, third = page.evaluate("window.drawn")
+    assert (first, second) == (0, 0) and third > 0  # the last one of them can no longer be regenerated
     box, pane = page.locator(".turn:last-child").bounding_box(), page.locator("main").bounding_box()
     assert box["y"] + box["height"] <= pane["y"] + pane["height"]  # the end is in sight
     page.click("#open-settings")
@@ -400,6 +417,53 @@ def test_earlier_turns_are_not_drawn_again(page, server):
     page.click("#settings >> text='Close'")
     page.wait_for_selector(".turn:first-child .body.plain")
     assert page.locator(".body.plain").count() == 5
+
+
+def wait_for_more(page):
+    """Waits for as much text as takes a few lines."""
+    length = len(page.inner_text(".body"))
+    while len(page.inner_text(".body")) < length + 300:
+        page.wait_for_timeout(20)
+
+
+@needs_browser
+def test_text_that_comes_leaves_the_reader_alone(page, server):
+    server.pieces["my-run"], server.endless = ["**bold** text\n\n"] * 60, True
+    ask(page, "Go on", done=False)
+    page.wait_for_selector(".body:has-text('more')")
+    beyond = "(m => m.scrollHeight - m.scrollTop - m.clientHeight)(document.querySelector('main'))"
+    assert page.evaluate(beyond) < 2  # the end is followed
+    page.evaluate("""() => {
+        document.querySelector('main').scrollTo(0, 100);
+        getSelection().selectAllChildren(document.querySelector('.body strong'));
+    }""")
+    wait_for_more(page)
+    assert page.evaluate("[document.querySelector('main').scrollTop, getSelection().toString()]") == [100, "bold"]
+    page.evaluate("document.querySelector('main').scrollTo(0, 1e6)")
+    wait_for_more(page)
+    assert page.evaluate(beyond) < 2
+
+
+@needs_browser
+def test_the_focus_goes_where_it_is_needed(page, server):
+    def focused() -> str:
+        return page.evaluate("document.activeElement.id")
+
+    assert focused() == "message"
+    ask(page, "Hi")
+    server.endless = True
+    page.click("text=Regenerate")
+    page.wait_for_selector(".body:has-text('more')")
+    assert focused() == "stop"
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".again")
+    assert focused() == "message"
+    page.click("#clear")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#clear:focus")
+    page.keyboard.press("Enter")
+    page.click("dialog[open] >> text='Clear'")
+    page.wait_for_selector("#message:focus")
 
 
 @needs_browser
@@ -432,22 +496,54 @@ def test_everything_has_a_name_and_can_be_reached_by_keyboard(page):
     assert unnamed == 0
 
 
-def test_the_page_is_self_contained():
-    own = [file for file in PAGE.iterdir() if file.suffix in (".html", ".js", ".css")]
-    assert {file.name for file in own} >= {"index.html", "page.js", "page.css"}
-    for file in own:
+AXE = STATIC.parent / "web" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+@needs_browser
+@pytest.mark.skipif(not AXE.is_file(), reason="needs the libraries of the page: make page")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_has_no_objection(page, server, scheme):
+    """axe-core checks names, roles, structure and the contrast of text."""
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.evaluate(AXE.read_text())
+
+    def objections() -> list:
+        found = page.evaluate("axe.run().then(result => result.violations)")
+        return [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in found]
+
+    assert objections() == []
+    server.pieces |= {"my-run": [MARKDOWN, ORDERED]}
+    page.check("#compare")
+    ask(page, "Show me")
+    server.failure = (400, "the prompt has 9 tokens, the context 8")
+    ask(page, "Too long")
+    assert objections() == []
+    for opens, closes in (("#open-settings", "#settings >> text='Close'"), ("#clear", "dialog[open] >> text='Cancel'")):
+        page.click(opens)
+        assert objections() == []
+        page.click(closes)
+    server.failure = None
+    page.click("footer >> text='Tokens' >> nth=0")
+    page.wait_for_selector("#token-list li")
+    assert objections() == []
+
+
+def test_the_pages_are_self_contained():
+    pages = sorted(STATIC.glob("*.html"))
+    assert [file.name for file in pages] == ["chat.html", "index.html"]
+    for file in pages:
+        html = file.read_text()
+        links = re.findall(r"""(?:src|href)="([^"]*)""", html)
+        assert len(links) >= 3 and all(link.startswith("./") for link in links), links
+        assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\bstyle=|\bon\w+=", html)
+        assert "default-src 'self'" in html and "unsafe" not in html
+    for file in STATIC.glob("assets/*.css"):
+        assert not re.search(r"@import|url\((?!\./)", file.read_text()), file
+
+
+def test_the_sources_write_no_markup():
+    sources = [file for file in (STATIC.parent / "web" / "src").rglob("*") if file.suffix in (".ts", ".tsx", ".css")]
+    assert len(sources) > 20
+    for file in sources:
         text = file.read_text()
-        assert not re.search(r"""(?:src|href|from|import|url\()\s*[=(]?\s*["']?(?:https?:)?//""", text), file
-        assert max(map(len, text.splitlines())) <= 120 and "innerHTML" not in text, file
-    html = (PAGE / "index.html").read_text()
-    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\bstyle=|\bon\w+=", html)
-    assert "default-src 'self'" in html and "unsafe" not in html
-
-
-def test_the_libraries_match_their_recorded_versions():
-    vendor = PAGE / "vendor"
-    noted = json.loads((vendor / "versions.json").read_text())
-    assert {file.name for file in vendor.glob("*.js")} == set(noted)
-    for name, facts in noted.items():
-        assert hashlib.sha256((vendor / name).read_bytes()).hexdigest() == facts["sha256"]
-        assert facts["version"] in (vendor / name).read_text()[:400] and (vendor / facts["license_file"]).is_file()
+        assert max(map(len, text.splitlines())) <= 120 and not re.search(r"innerhtml|\beval\b", text, re.I), file

@@ -13,6 +13,7 @@ from rich.console import Console
 from tunesmith.cli.parameters import DEFAULT_OUTPUT, AtLeastOne
 from tunesmith.errors import UserError
 from tunesmith.leases import using
+from tunesmith.studio.page import CHAT_PAGE
 
 if TYPE_CHECKING:
     from tunesmith.serve.placement import Placement
@@ -107,7 +108,7 @@ def open_and_serve(
                 if count:
                     say(f"stopping when {detail}; Ctrl-C again stops at once")
 
-            serve(opened, bound, api_key, cors, own_names(host, allow_host), ready, stopping)
+            serve(opened, bound, api_key, cors, own_names(host, allow_host), CHAT_PAGE, ready, stopping)
 
 
 def _open(engine: str, paths: Sequence[Path], context: int | None, batch: int, queue: int, placement: "Placement", say):

@@ -29,7 +29,7 @@ def studio(
     open_browser: Annotated[bool, Parameter(name="--open")] = True,
 ) -> None:
     """Open the workstation in the browser: data, recipes, the queue, runs, chat, exports and servers. Ctrl-C ends the
-    studio; jobs and servers go on without it.
+    studio; jobs and servers continue without it.
 
     Args:
         host: The address to listen on. An address that other machines can reach needs --key.
@@ -46,6 +46,8 @@ def studio(
     from tunesmith.serve.binding import check_callers, is_loopback, listen
     from tunesmith.studio.server import run_studio
 
+    if missing_root := next((one for one in root if not one.is_dir()), None):
+        raise UserError(f"--root {missing_root}: there is no such folder")
     key_flag = f"--key (or {KEY_VARIABLE})"
     check_callers(key, (), allow_host, key_flag)
     bound = listen(host, port, key, key_flag)
@@ -57,7 +59,7 @@ def studio(
     url = f"http://{address}:{bound.getsockname()[1]}/#token={token}"
 
     def ready() -> None:
-        console.print(f"studio  {url}\n        Ctrl-C ends it; jobs and servers go on", markup=False, soft_wrap=True)
+        console.print(f"studio  {url}\n        Ctrl-C ends it; jobs and servers continue", markup=False, soft_wrap=True)
         if open_browser:
             webbrowser.open(url)
 

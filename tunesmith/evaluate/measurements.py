@@ -71,9 +71,21 @@ def log_evaluation(job: Job, state: checkpoint.State) -> float | None:
         return None
     began = time.monotonic()
     losses = held_out_losses(job, state)
-    loss = heldout.mean_loss(losses)
-    job.log("eval", step=state.step, loss=loss, rows=len(losses), seconds=round(time.monotonic() - began, 3))
-    return loss
+    _log_losses(job, state.step, losses, time.monotonic() - began)
+    return heldout.mean_loss(losses)
+
+
+def _log_losses(job: Job, step: int, losses: np.ndarray, seconds: float) -> None:
+    found = heldout.interval(losses[:, 0], losses[:, 1])
+    job.log(
+        "eval",
+        step=step,
+        loss=heldout.mean_loss(losses),
+        low=found["low"],
+        high=found["high"],
+        rows=len(losses),
+        seconds=round(seconds, 3),
+    )
 
 
 def log_samples(job: Job, state: checkpoint.State) -> None:
@@ -95,13 +107,7 @@ def measure_untrained(job: Job, run: Run, state: checkpoint.State) -> None:
         found = measure(job, state)
         if distributed.rank() == 0:
             write_json(run.before_file, found)
-            job.log(
-                "eval",
-                step=0,
-                loss=heldout.mean_loss(np.array(found["losses"])),
-                rows=len(found["losses"]),
-                seconds=0.0,
-            )
+            _log_losses(job, 0, np.array(found["losses"]), 0.0)
         distributed.wait()
     loss = heldout.mean_loss(np.array(read_json(run.before_file)["losses"], float))
     if state.step == 0 and math.isfinite(loss):

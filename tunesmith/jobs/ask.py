@@ -66,6 +66,21 @@ def retry(store: Store, number: int) -> None:
     store.change(job.id, is_due=True, cancelled=False, held=False)
 
 
+def resume_run(store: Store, run: Run) -> None:
+    """Queues a run that was stopped or cut off; it continues from its last checkpoint. Raises UserError for all
+    others."""
+    folder = str(run.folder.absolute())
+    job = next((job for job in reversed(store.jobs()) if job.kind == "train" and job.folder == folder), None)
+    if job:
+        return retry(store, job.id)
+    if run.is_held:
+        raise UserError(f"{run.folder}: this run is running")
+    if run.result.is_dir():
+        raise UserError(f"{run.folder}: this run has finished")
+    store.add("train", run.folder, asked_by="studio")
+    return None
+
+
 def pause(store: Store, number: int | None = None) -> None:
     """Pauses a job that runs, which keeps its memory; or the queue, which starts no more jobs."""
     if number is not None:

@@ -23,7 +23,6 @@ from tunesmith.serve.answering import Service
 from tunesmith.serve.apis import anthropic_api, completions_api, openai_api, responses_api
 from tunesmith.serve.problems import OwnNames, add_handlers
 
-PAGE = Path(__file__).parent / "page"
 GAUGES = ("running", "waiting", "kv_bytes", "kv_limit_bytes", "prefix_bytes")
 # The page sets its own policy too, but `frame-ancestors` only works as a header.
 PAGE_HEADERS = {
@@ -31,11 +30,16 @@ PAGE_HEADERS = {
     "form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # the browser asks whether its copy is current, else it may miss an update
 }
 
 
 class Page(StaticFiles):
-    """The chat page. It loads nothing from other servers."""
+    """A page at / with the files beside it. It loads nothing from other servers."""
+
+    def __init__(self, file: Path):
+        super().__init__(directory=file.parent)
+        self._file = file
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "websocket":  # the page is mounted at /, so it receives all unknown requests
@@ -43,7 +47,7 @@ class Page(StaticFiles):
         await super().__call__(scope, receive, send)
 
     async def get_response(self, path, scope):
-        response = await super().get_response(path, scope)
+        response = await super().get_response(self._file.name if path == "." else path, scope)
         response.headers.update(PAGE_HEADERS)
         return response
 
@@ -67,10 +71,14 @@ class Problem(BaseModel):
 
 
 def make_app(
-    engine: Engine, api_key: str | None = None, cors: Sequence[str] = (), hosts: Sequence[str] = ()
+    engine: Engine,
+    api_key: str | None = None,
+    cors: Sequence[str] = (),
+    hosts: Sequence[str] = (),
+    page: Path | None = None,
 ) -> FastAPI:
     """Creates the application. `cors` are the allowed origins of pages, `hosts` the allowed names in the Host header;
-    if empty, any name is allowed."""
+    if empty, any name is allowed. `page` is the HTML file to serve at /, with the files in its folder."""
 
     @asynccontextmanager
     async def lifespan(_):
@@ -93,8 +101,8 @@ def make_app(
         app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
     if hosts:
         app.add_middleware(OwnNames, names=hosts)
-    if PAGE.is_dir():
-        app.mount("/", Page(directory=PAGE, html=True))
+    if page:
+        app.mount("/", Page(page))
     return app
 
 
@@ -104,12 +112,13 @@ def serve(
     api_key: str | None,
     cors: Sequence[str],
     hosts: Sequence[str],
+    page: Path,
     ready: Callable[[], None],
     stopping: Callable[[int], None],
 ) -> None:
     """Serves until SIGINT or SIGTERM, then finishes the answers in progress. A second Ctrl-C stops at once. Calls
     `ready` once it accepts requests, and `stopping` at shutdown with the number of answers that it waits for."""
-    config = uvicorn.Config(make_app(engine, api_key, cors, hosts), log_level="warning")
+    config = uvicorn.Config(make_app(engine, api_key, cors, hosts, page), log_level="warning")
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after its shutdown
         Server(config, engine, ready, stopping).run(sockets=[bound])
 

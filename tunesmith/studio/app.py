@@ -16,11 +16,12 @@ from starlette.types import ASGIApp
 
 from tunesmith.errors import UserError
 from tunesmith.studio.guard import Guard
-from tunesmith.studio.routes import connect, conversations, exports, jobs, machine, servers
+from tunesmith.studio.routes import connect, conversations, events, exports, jobs, machine, recipes, runs, servers
 from tunesmith.studio.state import Studio
 
 PAGE = Path(__file__).parent / "static"
-SUBJECTS = (machine, jobs, servers, conversations, exports, connect)
+# Exports come before runs, which take any word after a run's id for a verb.
+SUBJECTS = (machine, jobs, recipes, exports, runs, events, servers, conversations, connect)
 
 
 def make_app(studio: Studio) -> FastAPI:
@@ -40,6 +41,7 @@ def make_app(studio: Studio) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failed)
     app.add_middleware(GZipMiddleware, minimum_size=2048)
+    app.add_api_route("/reports/{secret}", studio.reports.open, methods=["GET"], include_in_schema=False)
     if PAGE.is_dir():
         app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app

@@ -41,7 +41,8 @@ class Catalogue:
         raise UserError(f"there is no run {name}; it may have been deleted")
 
     def summary(self, run: Run) -> dict[str, Any]:
-        """As `evaluate.summary.summary`. It is computed again only if the run's files have changed."""
+        """As `evaluate.summary.summary`. It is computed again only if the run's files have changed. Raises UserError
+        if they cannot be read."""
         state = (run.is_held, *(_stamp(file) for file in (run.events_file, run.eval_file, run.recipe_file)))
         known = self._summaries.get(run.folder)
         if known is None or known[0] != state:

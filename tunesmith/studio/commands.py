@@ -4,16 +4,32 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from fastapi import HTTPException, Request
 
 from tunesmith.errors import CHILD_DIED, UserError
+from tunesmith.recipe import Recipe
+
+Answer = TypeVar("Answer")
+CLIENT_GONE = 499  # the status that nginx has for it; nobody receives it
+
+
+class CommandFailed(UserError):
+    """A command's own message, and the JSON that it printed before, if any."""
+
+    def __init__(self, message: str, output: Any = None):
+        super().__init__(message)
+        self.output = output
 
 
 async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
     """Runs a command, such as `plan recipe.yaml --json`, in a folder and returns the JSON that it prints. A request
-    that is broken off ends the command. Raises UserError with the command's own message."""
+    that is broken off ends the command. Raises CommandFailed."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "tunesmith", *arguments),
         cwd=folder,
@@ -30,8 +46,45 @@ async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
         raise
     if process.returncode:
         lines = errors.decode(errors="replace").strip().splitlines()
-        raise UserError(message_in(lines[-1]) if lines else CHILD_DIED)
+        message = message_in(lines[-1]) if lines else CHILD_DIED
+        with suppress(ValueError):
+            raise CommandFailed(message, json.loads(output))
+        raise CommandFailed(message)
     return json.loads(output)
+
+
+async def run_on_recipe(
+    recipe: Recipe, *command: str, flags: Sequence[str] = (), folder: Path, **environment: str
+) -> Any:
+    """As `run_command`, with the file of a recipe between the command and its flags. In messages it is "the recipe"."""
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "recipe.yaml"
+        file.write_text(recipe.dump())
+        try:
+            return await run_command(*command, str(file), *flags, folder=folder, **environment)
+        except CommandFailed as problem:
+            message = str(problem).replace(f"{file}: ", "").replace(str(file), "the recipe")
+            raise CommandFailed(message, problem.output) from None
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Does work for a request, and cancels it once nobody waits for the answer any more."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnection(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise HTTPException(CLIENT_GONE, "the client went away")
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnection(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def message_in(line: str) -> str:

@@ -1,16 +1,16 @@
 """The progress of a run, from the end of its events, so that it takes no longer for a long run."""
 
-import json
 import os
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from tunesmith.run import Run
+from tunesmith.studio.follow import events_of
 
 TAIL_BYTES = 64 * 1024
 HEAD_BYTES = 256 * 1024  # the start of a run, with its data and plan, takes less
-SECONDS_OF = 20  # the last steps, whose mean time the rest is told by
+RECENT_STEPS = 20  # their mean time is that of the steps to come
 
 
 class Progress(BaseModel):
@@ -18,12 +18,12 @@ class Progress(BaseModel):
 
     step: int
     steps: int | None
-    """In all; None while the run is prepared."""
+    """All of them; None while the run is prepared."""
     seconds_left: float | None
     loss: float | None
     tokens_per_second: float | None
     doing: str
-    """What is under way, such as "reading the data"; empty while steps are done."""
+    """The work under way, such as "reading the data"; empty while steps are done."""
 
 
 def progress_of(run: Run) -> Progress:
@@ -34,7 +34,7 @@ def progress_of(run: Run) -> Progress:
     stage = last[-1].get("doing", "") if last and last[-1]["event"] == "stage" else ""
     if not steps:
         return Progress(step=0, steps=total, seconds_left=None, loss=None, tokens_per_second=None, doing=stage)
-    newest, recent = steps[-1], steps[-SECONDS_OF:]
+    newest, recent = steps[-1], steps[-RECENT_STEPS:]
     seconds = sum(step["seconds"] for step in recent) / len(recent)
     return Progress(
         step=newest["step"],
@@ -55,24 +55,14 @@ def tail(file: Path) -> list[dict]:
             data = lines.read()
     except OSError:
         return []
-    return _events(data.split(b"\n")[size > TAIL_BYTES :])
+    return events_of(data)  # the first line may be half a one
 
 
 def _total(file: Path) -> int | None:
     """The number of steps, which the events of the start tell."""
     try:
         with file.open("rb") as lines:
-            found = _events(lines.read(HEAD_BYTES).split(b"\n"))
+            found = events_of(lines.read(HEAD_BYTES))
     except OSError:
         return None
     return next((event["steps"] for event in reversed(found) if event["event"] in ("start", "plan")), None)
-
-
-def _events(lines: list[bytes]) -> list[dict]:
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue  # half a line
-    return found

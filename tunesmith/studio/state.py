@@ -7,12 +7,13 @@ from pathlib import Path
 
 from tunesmith.jobs.store import Store
 from tunesmith.studio.catalogue import Catalogue
+from tunesmith.studio.reports import Reports
 from tunesmith.studio.roots import Roots
 
 
 @dataclass(frozen=True)
 class Studio:
-    """What one studio server works on."""
+    """The folders, the queue and the runs of one studio server."""
 
     folder: Path
     """Where it was started. Relative paths of recipes are meant from here."""
@@ -21,5 +22,6 @@ class Studio:
     roots: Roots
     """The folders whose files the page may see and use."""
     runs: Catalogue
+    reports: Reports = field(default_factory=Reports)
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the server ends, so that open streams end too."""

@@ -1,0 +1,30 @@
+import { Empty } from "../parts/Empty";
+import type { Model } from "./types";
+
+/** An empty conversation: what can be talked to, or why nothing can. */
+export function Welcome({ model, problem }: { model?: Model; problem: string }) {
+  if (problem) {
+    return (
+      <div className="welcome failed">
+        <Empty title="No model to talk to">
+          <p className="note bad">{problem}</p>
+        </Empty>
+      </div>
+    );
+  }
+  return (
+    <div className="welcome">
+      {model && (
+        <Empty title={`Say something to ${model.id}.`}>
+          {model.tunesmith && <p>{facts(model.tunesmith)}</p>}
+        </Empty>
+      )}
+    </div>
+  );
+}
+
+function facts({ kind, base, context, tools }: NonNullable<Model["tunesmith"]>): string {
+  const origin = kind === "tuned" ? `Tuned from ${base}` : "Not tuned";
+  const size = `a context of ${context.toLocaleString("en")} tokens`;
+  return `${origin}, with ${size} and ${tools ? "tools" : "no tools"} in its chat template.`;
+}

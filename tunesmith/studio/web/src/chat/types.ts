@@ -1,0 +1,47 @@
+export interface Model {
+  id: string;
+  tunesmith?: { kind: "base" | "tuned"; base: string; context: number; tools: boolean };
+}
+
+export interface Message {
+  role: "system" | "user" | "assistant";
+  content: string;
+}
+
+export interface Figures {
+  tokens: number;
+  secondsToFirst: number;
+  tokensPerSecond?: number;
+}
+
+export interface Answer {
+  model: string;
+  text: string;
+  thought: string;
+  state: "running" | "done" | "stopped" | "failed";
+  note: string;
+  figures?: Figures;
+}
+
+/** A question and its answers: one, or two when models are compared. */
+export interface Turn {
+  question: string;
+  system: string;
+  seed: number;
+  /** The index of the answer that the conversation goes on from. */
+  kept: number;
+  answers: Answer[];
+}
+
+export interface Settings {
+  model: string;
+  other: string;
+  compare: boolean;
+  system: string;
+  temperature: number;
+  top_p: number;
+  max_tokens: number;
+  /** Empty: a new one each time. */
+  seed: number | "";
+  markdown: boolean;
+}
