@@ -14,6 +14,7 @@ FLOORS = [
     "units",
     "errors",
     "recipe_errors",
+    "recipe_text",
     "registry",
     "recipe",
     "files",

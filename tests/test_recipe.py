@@ -3,11 +3,13 @@
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
+from tunesmith import recipe_text
 from tunesmith.cli import main
 from tunesmith.cli.train import chosen
 from tunesmith.errors import UserError
@@ -79,6 +81,56 @@ def test_every_field_is_read_and_documented(key):
 def test_a_wrong_value_is_named(changes, said):
     with pytest.raises(UserError, match=re.escape(said)):
         Recipe.build(SMALL | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({}, []),
+        (
+            {"train": {"batch": 0, "epochs": "many", "optimiser": "adamw"}, "sed": 3},
+            ["train.optimiser", "sed", "train.epochs", "train.batch"],
+        ),
+        ({"data": {}, "method": {"name": "sft", "mask": "first"}}, ["data.train", "method.mask"]),
+        ({"data": {"train": [{"path": "a"}, {"weight": -1}]}}, ["data.train.1.path", "data.train.1.weight"]),
+        (
+            {
+                "adapter": {"kind": "full", "modules_to_save": ["lm_head"]},
+                "model": {"path": "m", "quantize": "nf4"},
+                "name": "a/b",
+                "data": {"train": "a", "eval_share": 0},
+                "train": {"patience": 2},
+            },
+            ["adapter.modules_to_save", "model.quantize", "train.patience", "name"],
+        ),
+    ],
+)
+def test_all_problems_are_found(changes, keys):
+    problems = Recipe.problems(SMALL | changes)
+    assert [problem.key for problem in problems] == keys
+    if keys:
+        with pytest.raises(UserError, match=re.escape(problems[0].message)):
+            Recipe.build(SMALL | changes)
+
+
+BILLIONS = "a: &a [1, 1]\n" + "".join(f"{b}: &{b} [{9 * f'*{a}, '}]\n" for a, b in pairwise("abcdefgh"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: &a [*a]\n", BILLIONS, "a: " + "[" * 5000, "a: 2026-99-99\n", "a: !!python/name:os.system\n"],
+    ids=["itself", "billions", "deep", "date", "tag"],
+)
+def test_hostile_yaml_is_one_line(text):
+    with pytest.raises(UserError) as error:
+        recipe_text.parse(text)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+def test_keys_have_lines():
+    text = "# mine\nmodel: m\ndata:\n  train:\n    - a\n    - path: b\n      weight: 2\ntrain: {batch: 4}\n"
+    lines = recipe_text.lines(text)
+    assert lines["model"] == 2 and lines["data.train.1.weight"] == 7 and lines["train.batch"] == 8
 
 
 @pytest.mark.parametrize("section", [None, {}])

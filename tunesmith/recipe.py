@@ -5,12 +5,10 @@ here become its flag, its help and its entry in the schema.
 """
 
 import difflib
-import re
-from collections.abc import Hashable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -25,13 +23,27 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, InitErrorDetails
 
-from tunesmith import recipe_errors
-from tunesmith.errors import UserError, quoted
+from tunesmith import recipe_errors, recipe_text
+from tunesmith.errors import UserError
 from tunesmith.registry import Registry
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
+
+
+# How much a form shows at once: the fields that most users decide on, those of many, or all.
+ESSENTIAL = Field(json_schema_extra={"level": "essential"})
+MORE = Field(json_schema_extra={"level": "more"})
+
+
+class Problem(NamedTuple):
+    """A mistake in a recipe."""
+
+    key: str
+    """The dotted key; empty if the mistake is in no single one."""
+    message: str
+    """One line."""
 
 
 def _as_loss_ratio(value: float) -> float:
@@ -60,16 +72,16 @@ class Section(BaseModel):
 class Model(Section):
     """The base model."""
 
-    path: str
+    path: Annotated[str, ESSENTIAL]
     """Folder or hub id of the base model (safetensors), or a GGUF file, which is unpacked first."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], MORE] = "auto"
     """Precision of weights and computation. auto: bfloat16 where the device computes it fast; float16 on GPUs that have
     no bfloat16 (compute capability 6.0 to 7.5); else float32. In float16 the loss is scaled."""
-    quantize: Literal["none", "nf4", "int8"] = "none"
+    quantize: Annotated[Literal["none", "nf4", "int8"], ESSENTIAL] = "none"
     """Precision of the frozen weights under LoRA. nf4: 4 bits, doubly quantised (QLoRA). int8: LLM.int8."""
-    chat_template: str = "auto"
+    chat_template: Annotated[str, MORE] = "auto"
     """auto: the model's own, or `plain` if it has none. Else `plain`, `chatml`, or the path of a Jinja file."""
     chat_template_kwargs: dict[str, Any] = {}
     """Variables for the chat template, e.g. `{enable_thinking: true}`. By default what switches reasoning follows the
@@ -85,15 +97,15 @@ class Source(Section):
 
     path: str
     """File, folder, glob, or `hub:org/name`."""
-    format: str = "auto"
+    format: Annotated[str, MORE] = "auto"
     """auto, or messages, sharegpt, alpaca, prompt_completion, question_answer, text."""
-    columns: dict[str, str] = {}
+    columns: Annotated[dict[str, str], MORE] = {}
     """Which of the file's columns to read as which, e.g. `{question: q, answer: reply}`."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(gt=0), MORE] = 1.0
     """How often its rows are seen per epoch: 0.5 half of them, 2 each twice."""
-    subset: str | None = None
+    subset: Annotated[str | None, MORE] = None
     """Subset (configuration) of a hub dataset or a folder."""
-    split: str | None = None
+    split: Annotated[str | None, MORE] = None
     """Split of a hub dataset or a folder; train if there is one."""
     revision: str | None = None
     """Branch, tag or commit of a hub dataset. The recipe that a run keeps names the commit."""
@@ -105,38 +117,38 @@ class Source(Section):
         return self
 
 
-def _as_sources(value: Any) -> Any:
+def as_sources(value: Any) -> Any:
     """One path, one mapping, or a list of either."""
     items = value if isinstance(value, list) else [] if value is None else [value]
     return [{"path": item} if isinstance(item, str) else item for item in items]
 
 
-Sources = Annotated[list[Source], BeforeValidator(_as_sources)]
+Sources = Annotated[list[Source], BeforeValidator(as_sources)]
 
 
 class Data(Section):
     """Where rows come from and how they become token sequences."""
 
-    train: Annotated[Sources, Field(min_length=1)]
+    train: Annotated[Sources, Field(min_length=1), ESSENTIAL]
     """Sources to learn from: a path, or a list of paths or sources."""
-    eval: Sources = []
+    eval: Annotated[Sources, ESSENTIAL] = []
     """Held-out sources. If empty, `eval_share` of the training rows is set aside."""
-    eval_share: Share = 0.05
+    eval_share: Annotated[Share, ESSENTIAL] = 0.05
     """Share of the rows set aside for evaluation, chosen by the hash of their prompt, where `eval` is empty."""
-    eval_limit: Positive = 500
+    eval_limit: Annotated[Positive, MORE] = 500
     """Most held-out rows that are evaluated."""
-    sequence_length: Annotated[int, Field(ge=8)] | Literal["max"] = 2048
+    sequence_length: Annotated[Annotated[int, Field(ge=8)] | Literal["max"], ESSENTIAL] = 2048
     """Longest example, in tokens. max: as long as fits in memory and the model has positions for, by measuring."""
-    too_long: Literal["drop", "truncate", "refuse"] = "drop"
+    too_long: Annotated[Literal["drop", "truncate", "refuse"], MORE] = "drop"
     """The treatment of a longer example; each one is in the ledger. Text for cpt is split, not lost."""
-    packing: bool = True
+    packing: Annotated[bool, MORE] = True
     """Lay examples end to end without attending to each other, instead of padding. Same result, less work."""
 
 
 class MethodSettings(Section):  # each method has a subclass with a `name` and settings of its own
     """The training method."""
 
-    name: str = "sft"
+    name: Annotated[str, ESSENTIAL] = "sft"
     """Name of the method."""
     router_loss: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the load-balancing loss of a mixture of experts (Fedus et al. 2021)."""
@@ -181,19 +193,19 @@ def _as_method(value: Any) -> Any:
 class Adapter(Section):
     """The trained weights: a low-rank adapter, or the whole model."""
 
-    kind: Literal["lora", "full"] = "lora"
+    kind: Annotated[Literal["lora", "full"], ESSENTIAL] = "lora"
     """lora: a low-rank adapter (Hu et al. 2021). full: every weight."""
-    rank: Positive = 16
+    rank: Annotated[Positive, ESSENTIAL] = 16
     """LoRA rank."""
-    alpha: Annotated[float, Field(gt=0)] = 32
+    alpha: Annotated[float, Field(gt=0), MORE] = 32
     """LoRA alpha: the update is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1), MORE] = 0.0
     """LoRA dropout."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) (Kalajdzievski 2023)."""
     dora: bool = False
     """Weight-decomposed LoRA (Liu et al. 2024)."""
-    targets: str | list[str] = "all-linear"
+    targets: Annotated[str | list[str], MORE] = "all-linear"
     """Modules that get an adapter: `all-linear` or their names."""
     experts: bool = True
     """all-linear reaches the stacked experts of a mixture of experts too."""
@@ -206,31 +218,31 @@ class Adapter(Section):
 class Train(Section):
     """The optimisation."""
 
-    epochs: Annotated[float, Field(gt=0)] = 3
+    epochs: Annotated[float, Field(gt=0), ESSENTIAL] = 3
     """Passes over the training rows."""
-    max_steps: Positive | None = None
+    max_steps: Annotated[Positive | None, ESSENTIAL] = None
     """Stop after so many optimizer steps; the schedule ends there."""
-    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    max_minutes: Annotated[Annotated[float, Field(gt=0)] | None, MORE] = None
     """Stop after so long, saving what there is."""
     max_tokens: Positive | None = None
     """Stop after so many trained tokens."""
-    batch: Positive = 32
+    batch: Annotated[Positive, ESSENTIAL] = 32
     """Examples per optimizer step, over all processes: the effective batch."""
     micro_batch: Positive | Literal["auto"] | None = None
     """Examples of full sequence length in one forward pass. auto: as many as fit, found by measuring. By default the
     planner chooses without measuring."""
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "muon"] = "adamw"
+    optimizer: Annotated[Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "muon"], MORE] = "adamw"
     """The 8-bit ones need bitsandbytes. muon: of hidden matrices, AdamW of the rest (Jordan et al. 2024)."""
     weights: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision in which weights are kept. auto: float32 for full fine-tuning, else that of the computation.
     Updates of bfloat16 weights are rounded stochastically."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    learning_rate: Annotated[float, Field(gt=0), ESSENTIAL] = 2e-4
     """Peak learning rate. It means the same with every optimizer."""
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    schedule: Annotated[Literal["cosine", "linear", "constant", "wsd"], MORE] = "cosine"
     """How the learning rate falls after warmup. wsd: constant, then linear over the last fifth."""
-    warmup_ratio: Share = 0.03
+    warmup_ratio: Annotated[Share, MORE] = 0.03
     """Share of the steps in which the learning rate rises from 0."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0), MORE] = 0.01
     """Weight decay; never on norms and biases."""
     beta1: Decay = 0.9
     """AdamW first-moment decay."""
@@ -239,7 +251,7 @@ class Train(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 switches clipping off."""
     gradient_checkpointing: Annotated[
-        Literal["auto", "on", "off", "selective"] | Share, BeforeValidator(_as_switch)
+        Literal["auto", "on", "off", "selective"] | Share, BeforeValidator(_as_switch), MORE
     ] = "auto"
     """Recompute activations in the backward pass: on in every layer, selective all but matrix products, or a share of
     the layers such as 0.5. Less memory, up to a third more work."""
@@ -262,18 +274,18 @@ class Train(Section):
     brought to a GPU twice a step; they are recomputed in the backward pass. With adapter.kind: full, host memory also
     holds gradients and moments, and each GPU updates a part of the weights. auto: as many as fit, by an estimate that
     rather keeps too few. all: nothing of the model waits in host memory."""
-    eval_every: Positive | None = None
+    eval_every: Annotated[Positive | None, MORE] = None
     """Steps between evaluations. By default ten times in a run."""
-    sample_every: Positive | None = None
+    sample_every: Annotated[Positive | None, MORE] = None
     """Steps between sample answers. By default only before and after."""
-    save_every: Positive | None = None
+    save_every: Annotated[Positive | None, MORE] = None
     """Steps between checkpoints. By default at each evaluation."""
     keep_checkpoints: Positive = 2
     """How many of the last checkpoints stay, beside the best."""
-    result: Literal["last", "best"] = "last"
+    result: Annotated[Literal["last", "best"], MORE] = "last"
     """Which weights become the result: the last, or those with the lowest held-out loss, be it that before
     training."""
-    patience: Positive | None = None
+    patience: Annotated[Positive | None, MORE] = None
     """Stop early after so many evaluations in a row without a lower held-out loss than any before, also than that
     before training."""
     max_loss_ratio: LossRatio = 3.0
@@ -292,11 +304,11 @@ class Train(Section):
 class Evaluate(Section):
     """How before and after are compared."""
 
-    exact_match: bool = False
+    exact_match: Annotated[bool, MORE] = False
     """Also generate an answer for each held-out row and count those equal to the reference."""
-    samples: Annotated[int, Field(ge=0)] = 3
+    samples: Annotated[int, Field(ge=0), MORE] = 3
     """Held-out prompts whose answers are shown side by side."""
-    max_new_tokens: Positive = 128
+    max_new_tokens: Annotated[Positive, MORE] = 128
     """Longest generated answer, in tokens."""
 
 
@@ -305,7 +317,7 @@ class Power(Section):
 
     host_watts: Annotated[float, Field(ge=0)] = 100.0
     """Power of the machine without its GPUs."""
-    price_per_kwh: Annotated[float, Field(ge=0)] | None = None
+    price_per_kwh: Annotated[Annotated[float, Field(ge=0)] | None, MORE] = None
     """The price of a kilowatt-hour, in any currency."""
 
 
@@ -321,46 +333,59 @@ class Recipe(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     power: Power = Power()
-    trackers: list[str] = []
+    trackers: Annotated[list[str], MORE] = []
     """Experiment trackers that get the numbers of the run: tensorboard, wandb, mlflow, trackio. Each is a package that
     you install."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32), MORE] = 0
     """Everything random follows from it."""
-    name: str | None = None
+    name: Annotated[str | None, ESSENTIAL] = None
     """Name of the run's folder. By default the date and the first data source."""
-    output: Path = Path("runs")
+    output: Annotated[Path, MORE] = Path("runs")
     """Folder in which the run's folder is made."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
-        if self.adapter.kind == "full" and self.adapter.modules_to_save:
-            raise ValueError("adapter.modules_to_save only means something with adapter.kind: lora")
-        if self.adapter.kind == "full" and self.model.quantize != "none":
-            raise ValueError("model.quantize freezes the weights, so it needs adapter.kind: lora")
-        if self.adapter.kind == "lora" and self.model.initialize == "random":
-            raise ValueError("an adapter needs a base that others can have: adapter.kind: full with random weights")
-        if self.train.weights == "bfloat16" and self.model.dtype in ("float32", "float16"):
-            raise ValueError("train.weights: bfloat16 is computed in bfloat16: leave model.dtype at auto")
-        if self.evaluate.exact_match and not self.method.has_answers:
-            raise ValueError(
-                f"evaluate.exact_match needs answers to compare, which method.name: {self.method.name} does not have"
-            )
-        self._check_evaluation()
-        if self.name is not None and (not self.name.strip() or Path(self.name).name != self.name):
-            raise ValueError("name must be a plain folder name")
+        if conflicts := [recipe_errors.conflict(key, message) for key, message in self._conflicts()]:
+            raise ValidationError.from_exception_data("recipe", conflicts)
         return self
 
-    def _check_evaluation(self) -> None:
+    def _conflicts(self) -> Iterator[tuple[str, str]]:
+        """The keys whose values do not go with others, and why."""
+        if self.adapter.kind == "full" and self.adapter.modules_to_save:
+            yield (
+                "adapter.modules_to_save",
+                "adapter.modules_to_save only means something with adapter.kind: lora",
+            )
+        if self.adapter.kind == "full" and self.model.quantize != "none":
+            yield "model.quantize", "model.quantize freezes the weights, so it needs adapter.kind: lora"
+        if self.adapter.kind == "lora" and self.model.initialize == "random":
+            yield (
+                "model.initialize",
+                "an adapter needs a base that others can have: adapter.kind: full with random weights",
+            )
+        if self.train.weights == "bfloat16" and self.model.dtype in ("float32", "float16"):
+            yield "train.weights", "train.weights: bfloat16 is computed in bfloat16: leave model.dtype at auto"
+        if self.evaluate.exact_match and not self.method.has_answers:
+            yield (
+                "evaluate.exact_match",
+                f"evaluate.exact_match needs answers to compare, which method.name: {self.method.name} does not have",
+            )
+        yield from self._evaluation_conflicts()
+        if self.name is not None and (not self.name.strip() or Path(self.name).name != self.name):
+            yield "name", "name must be a plain folder name"
+
+    def _evaluation_conflicts(self) -> Iterator[tuple[str, str]]:
         data, train = self.data, self.train
         if data.eval and data.eval_share not in (0, Data.model_fields["eval_share"].default):
-            raise ValueError("data.eval gives the held-out rows, so data.eval_share has no effect; say one of them")
-        if not (data.eval or data.eval_share) and (key := self.needs_held_out_rows):
-            raise ValueError(f"{key} needs held-out rows: give data.eval, or data.eval_share above 0")
-        if train.sample_every and not (self.method.has_answers and self.evaluate.samples):
-            raise ValueError(
-                "train.sample_every shows sample answers: it needs evaluate.samples above 0 and a method.name whose "
-                "rows have answers, such as sft"
+            yield (
+                "data.eval_share",
+                "data.eval gives the held-out rows, so data.eval_share has no effect; say one of them",
             )
+        if not (data.eval or data.eval_share) and (key := self.needs_held_out_rows):
+            yield key.partition(":")[0], f"{key} needs held-out rows: give data.eval, or data.eval_share above 0"
+        if train.sample_every and not (self.method.has_answers and self.evaluate.samples):
+            needs = "evaluate.samples above 0 and a method.name whose rows have answers, such as sft"
+            yield "train.sample_every", f"train.sample_every shows sample answers: it needs {needs}"
 
     @property
     def needs_held_out_rows(self) -> str | None:
@@ -380,9 +405,36 @@ class Recipe(Section):
         """Validates plain values; `defaults` (nested like the recipe) has those of missing keys. Raises
         UserError naming the first wrong key and the nearest known one."""
         try:
-            return cls.model_validate(merge({"model": {}, "data": {}} | (defaults or {}), _in_full(values)))
+            return cls._validated(values, defaults)
         except ValidationError as error:
             raise UserError(f"{where}: {first_problem(error)}") from None
+
+    @classmethod
+    def problems(cls, values: dict[str, Any], defaults: dict[str, Any] | None = None) -> list[Problem]:
+        """Returns every mistake in plain values, or an empty list if `build` accepts them. Values that do not go
+        together are looked for once each is valid."""
+        try:
+            cls._validated(values, defaults)
+        except ValidationError as error:
+            return problems_of(error)
+        return []
+
+    @classmethod
+    def _validated(cls, values: dict[str, Any], defaults: dict[str, Any] | None) -> "Recipe":
+        return cls.model_validate(merge({"model": {}, "data": {}} | (defaults or {}), cls.in_full(values)))
+
+    @staticmethod
+    def in_full(values: dict[str, Any]) -> dict[str, Any]:
+        """Values without short forms: `model: X` means its path, `data: X` its training rows, `method: X` its name,
+        an empty section its defaults."""
+        full = {key: {} if value is None and _section(Recipe, key) else value for key, value in values.items()}
+        if isinstance(full.get("model"), str):
+            full["model"] = {"path": full["model"]}
+        if isinstance(full.get("data"), str | list):
+            full["data"] = {"train": full["data"]}
+        if isinstance(full.get("method"), str):
+            full["method"] = {"name": full["method"]}
+        return full
 
     @classmethod
     def load(
@@ -390,8 +442,8 @@ class Recipe(Section):
     ) -> "Recipe":
         """Reads a YAML file; `overrides` (nested like the recipe) win over it, and it wins over `defaults`. Raises
         UserError."""
-        values = read_yaml(Path(path))
-        return cls.build(merge(_in_full(values), overrides or {}), str(path), defaults)
+        values = recipe_text.read(Path(path))
+        return cls.build(merge(cls.in_full(values), overrides or {}), str(path), defaults)
 
     def changed(self, change: dict[str, Any]) -> "Recipe":
         """Returns the recipe with other values for some keys, such as `{"adapter.rank": 8}`. Raises UserError where
@@ -405,70 +457,11 @@ class Recipe(Section):
 
     def dump(self) -> str:
         """The complete recipe as YAML, defaults written out."""
-        text: str = yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-        return text
+        return recipe_text.dump(self.model_dump(mode="json"))
 
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError with file:line."""
-    if path.is_file() and {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt"} & set(path.suffixes):
-        raise UserError(
-            f"{path}: data, not a recipe; `tunesmith init --model MODEL --data {quoted(path)}` writes a recipe"
-        )
-    try:
-        values = yaml.load(path.read_text("utf-8"), _Loader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; `tunesmith init` writes one") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: a folder, not a recipe; name the YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.constructor.ConstructorError as error:
-        raise UserError(f"{path}:{error.problem_mark.line + 1}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping with `model` and `data`; `tunesmith init` writes one")
-    return values
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as a string; people mean a number. And it takes the last of two values for one key."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"`{name}` is set twice; keep one", key.start_mark)
-            seen.add(name)
-        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts text that looks like such a number in quotes."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-    )
-
-
-def _in_full(values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without short forms: `model: X` means its path, `data: X` its training rows, `method: X` its name, an
-    empty section its defaults."""
-    full = {key: {} if value is None and _section(Recipe, key) else value for key, value in values.items()}
-    if isinstance(full.get("model"), str):
-        full["model"] = {"path": full["model"]}
-    if isinstance(full.get("data"), str | list):
-        full["data"] = {"train": full["data"]}
-    if isinstance(full.get("method"), str):
-        full["method"] = {"name": full["method"]}
-    return full
+    def set_values(self) -> dict[str, Any]:
+        """Returns the plain values of the keys that were set, in full and in the recipe's order."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 def _section(owner: type[BaseModel], name: str) -> type[BaseModel] | None:
@@ -513,17 +506,25 @@ def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]
 
 
 def first_problem(error: ValidationError, parent: str = "") -> str:
-    """The first mistake that pydantic found, in one line that names its key, which stands under `parent`. Unknown keys
-    come first, as they explain what is missing."""
+    """The message of the first of `problems_of`."""
+    return problems_of(error, parent)[0].message
+
+
+def problems_of(error: ValidationError, parent: str = "") -> list[Problem]:
+    """The mistakes that pydantic found, one for each key, which stands under `parent`. Unknown keys come first, as they
+    explain what is missing."""
     above = [*filter(None, parent.split("."))]
-    problems: list[dict[str, Any]] = [{**p, "loc": (*above, *p["loc"])} for p in error.errors()]
-    unknown = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "extra_forbidden"]
-    if unknown:
-        return (len(unknown) > 1 and recipe_errors.foreign(unknown)) or _unknown_key(unknown[0])
-    key = recipe_errors.key_of(problems[0])
-    if problems[0]["type"] == "missing":
-        return f"`{key}` is missing"
-    return recipe_errors.wrong_value(key, [p for p in problems if recipe_errors.key_of(p) == key])
+    by_key: dict[str, list[dict[str, Any]]] = {}
+    unknown = []
+    for found in error.errors():
+        details: dict[str, Any] = {**found, "loc": (*above, *found["loc"])}
+        if details["type"] == "extra_forbidden":
+            unknown.append(".".join(map(str, details["loc"])))
+        else:
+            by_key.setdefault(recipe_errors.key_of(details), []).append(details)
+    foreign = recipe_errors.foreign(unknown) if len(unknown) > 1 else None
+    problems = [Problem(unknown[0], foreign)] if foreign else [Problem(key, _unknown_key(key)) for key in unknown]
+    return problems + [Problem(key, recipe_errors.wrong_value(key, all_of)) for key, all_of in by_key.items()]
 
 
 def _unknown_key(key: str) -> str:

@@ -4,6 +4,8 @@ import difflib
 import re
 from typing import Any
 
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
 # Keys of Axolotl, LLaMA-Factory and the Transformers Trainer, and their names in a recipe.
 FOREIGN_KEYS = {
     "base_model": "model.path",
@@ -94,6 +96,7 @@ BOUNDS = {
     "less_than_equal": ("a number of at most {}", "le"),
     "too_short": ("a list of {} or more", "min_length"),
 }
+CONFLICT = "conflict"  # the type of an error about values that do not go together
 UNION_MEMBERS = ("int", "float", "str", "bool")  # parts of pydantic's locations that are not recipe keys
 
 
@@ -107,8 +110,19 @@ def key_of(problem: dict[str, Any]) -> str:
     return ".".join(parts)
 
 
+def conflict(key: str, message: str) -> InitErrorDetails:
+    """Returns the pydantic error for a value that does not go with another key's."""
+    kind = PydanticCustomError(CONFLICT, "{message}", {"message": message})
+    return InitErrorDetails(type=kind, loc=tuple(key.split(".")), input=None)
+
+
 def wrong_value(key: str, problems: list[dict[str, Any]]) -> str:
     """Returns the message for a key's value, from all pydantic errors about it: one for each member of a union."""
+    if problems[0]["type"] == "missing":
+        return f"`{key}` is missing"
+    if problems[0]["type"] == CONFLICT:
+        message: str = problems[0]["msg"]
+        return message
     value = problems[0]["input"]
     own = [p["msg"].removeprefix("Value error, ") for p in problems if p["type"] == "value_error"]
     if own:

@@ -241,12 +241,13 @@ def list_runs(output: Path) -> list[Run]:
 
 def process_start(pid: int) -> int | None:
     """When a process began, in clock ticks since the machine did (Linux; elsewhere None): a process id is used again
-    after its process has ended, and only both together name one process."""
+    after its process has ended, and only both together name one process. None for one that has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    return int(text.rpartition(")")[2].split()[19])  # field 22 of proc(5)
+    state, *rest = text.rpartition(")")[2].split()  # from field 3 of proc(5) on
+    return None if state in "ZX" else int(rest[18])  # its parent may not have noticed yet that it has ended
 
 
 def _facts_of(lock: bytes) -> dict[str, Any] | None:
@@ -275,6 +276,22 @@ def try_lock(file: IO[bytes], kind: int) -> bool | None:
             raise
         return None
     return True
+
+
+def new_locked(path: Path) -> IO[bytes] | None:
+    """A new file that only this user may read, with a lock on it; None if that is not possible here. It gets its name
+    once it is locked, so no reader finds it without."""
+    draft = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb", buffering=0)
+        if try_lock(file, fcntl.LOCK_EX):
+            draft.replace(path)
+            return file
+        file.close()
+    except OSError:
+        pass
+    return None
 
 
 def _ends_line(file: IO[bytes]) -> bool:

@@ -419,6 +419,53 @@ def test_earlier_turns_are_not_drawn_again(page, server):
     assert page.locator(".body.plain").count() == 5
 
 
+def wait_for_more(page):
+    """Waits for as much text as takes a few lines."""
+    length = len(page.inner_text(".body"))
+    while len(page.inner_text(".body")) < length + 300:
+        page.wait_for_timeout(20)
+
+
+@needs_browser
+def test_text_that_comes_leaves_the_reader_alone(page, server):
+    server.pieces["my-run"], server.endless = ["**bold** text\n\n"] * 60, True
+    ask(page, "Go on", done=False)
+    page.wait_for_selector(".body:has-text('more')")
+    beyond = "(m => m.scrollHeight - m.scrollTop - m.clientHeight)(document.querySelector('main'))"
+    assert page.evaluate(beyond) < 2  # the end is followed
+    page.evaluate("""() => {
+        document.querySelector('main').scrollTo(0, 100);
+        getSelection().selectAllChildren(document.querySelector('.body strong'));
+    }""")
+    wait_for_more(page)
+    assert page.evaluate("[document.querySelector('main').scrollTop, getSelection().toString()]") == [100, "bold"]
+    page.evaluate("document.querySelector('main').scrollTo(0, 1e6)")
+    wait_for_more(page)
+    assert page.evaluate(beyond) < 2
+
+
+@needs_browser
+def test_the_focus_goes_where_it_is_needed(page, server):
+    def focused() -> str:
+        return page.evaluate("document.activeElement.id")
+
+    assert focused() == "message"
+    ask(page, "Hi")
+    server.endless = True
+    page.click("text=Regenerate")
+    page.wait_for_selector(".body:has-text('more')")
+    assert focused() == "stop"
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".again")
+    assert focused() == "message"
+    page.click("#clear")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#clear:focus")
+    page.keyboard.press("Enter")
+    page.click("dialog[open] >> text='Clear'")
+    page.wait_for_selector("#message:focus")
+
+
 @needs_browser
 def test_errors_are_shown_and_a_key_is_sent(page, server):
     server.failure = (400, "the prompt has 9 tokens, the context 8")
@@ -447,6 +494,38 @@ def test_everything_has_a_name_and_can_be_reached_by_keyboard(page):
     unnamed = page.evaluate("""[...document.querySelectorAll('button, select, input, textarea, dialog, main')].filter(
         e => !(e.labels?.length || e.ariaLabel || e.getAttribute('aria-labelledby') || e.textContent.trim())).length""")
     assert unnamed == 0
+
+
+AXE = STATIC.parent / "web" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+@needs_browser
+@pytest.mark.skipif(not AXE.is_file(), reason="needs the libraries of the page: make page")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_has_no_objection(page, server, scheme):
+    """axe-core checks names, roles, structure and the contrast of text."""
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.evaluate(AXE.read_text())
+
+    def objections() -> list:
+        found = page.evaluate("axe.run().then(result => result.violations)")
+        return [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in found]
+
+    assert objections() == []
+    server.pieces |= {"my-run": [MARKDOWN, ORDERED]}
+    page.check("#compare")
+    ask(page, "Show me")
+    server.failure = (400, "the prompt has 9 tokens, the context 8")
+    ask(page, "Too long")
+    assert objections() == []
+    for opens, closes in (("#open-settings", "#settings >> text='Close'"), ("#clear", "dialog[open] >> text='Cancel'")):
+        page.click(opens)
+        assert objections() == []
+        page.click(closes)
+    server.failure = None
+    page.click("footer >> text='Tokens' >> nth=0")
+    page.wait_for_selector("#token-list li")
+    assert objections() == []
 
 
 def test_the_pages_are_self_contained():

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from tunesmith.connect.clients import CLIENTS, KEY_VARIABLE, Client, Target
-from tunesmith.connect.config_files import FORMATS, Unreadable, write_config
+from tunesmith.connect.clients import CLIENTS, KEY_VARIABLE
+from tunesmith.connect.config_files import Unreadable, write_config
+from tunesmith.connect.configuration import configuration
 from tunesmith.connect.trial import find_target, try_out
 
 
@@ -29,34 +30,22 @@ def connect(
         write: Write the configuration into the client's file instead of printing it; the old file is kept as .bak.
         test: Ask the model for a tool call.
     """
-    chosen = CLIENTS[client]
     target = find_target(url, model, api_key)
-    _warn(client, chosen, target)
-    settings = chosen.config(target)
-    text = FORMATS[chosen.format][1]({**chosen.start, **dict(settings)} if chosen.start else settings)
-    path = chosen.path()
+    made = configuration(client, target)
+    for warning in made.warnings:
+        _say(f"Warning: {warning}")
     if write:
         try:
-            _say(write_config(path, chosen, settings, text))
+            _say(write_config(made.path, made.client, made.settings, made.text))
         except Unreadable:
-            print(text, end="")
+            print(made.text, end="")
             raise
     else:
-        print(text, end="")
-        _say(f"This belongs in {path}; --write writes it there.")
-    _say(f"Next: {chosen.then(target)}")
+        print(made.text, end="")
+        _say(f"This belongs in {made.path}; --write writes it there.")
+    _say(f"Next: {made.next_step}")
     if test:
-        _say(try_out(chosen.api, target))
-
-
-def _warn(name: str, client: Client, target: Target) -> None:
-    if not target.tools:
-        _say(f"Warning: the chat template of {target.model} has no tools; {name} can chat with it, but not use tools.")
-    if target.context < client.context:
-        _say(
-            f"Warning: {target.model} has a context of {target.context:,} tokens; {name} needs at least "
-            f"{client.context:,}."
-        )
+        _say(try_out(made.client.api, target))
 
 
 def _say(line: str) -> None:

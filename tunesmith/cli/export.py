@@ -11,8 +11,9 @@ from rich.table import Table
 
 from tunesmith.cli.flags import arity, default_text, flag_name, flags_of
 from tunesmith.cli.parameters import Json, print_json
-from tunesmith.errors import UserError, quoted
+from tunesmith.errors import UserError
 from tunesmith.export.forms import all_settings
+from tunesmith.export.uses import commands_for
 from tunesmith.run import Run
 from tunesmith.units import size
 
@@ -111,22 +112,8 @@ def exported(found: dict) -> None:
             style="green",
             markup=False,
         )
-    for command in _uses(found["form"], folder):
+    for command in commands_for(found["form"], folder):
         console.print(f"  {command}", markup=False, soft_wrap=True)
-
-
-def _uses(form: str, folder: Path) -> list[str]:
-    """Commands that use an export."""
-    files = sorted(folder.glob("*.gguf"))
-    if files and form == "gguf":
-        return [f"tunesmith serve {quoted(files[0])}", f"llama-server -m {quoted(files[0])}"]
-    if form in ("merged", "fp8", "int4"):
-        return (
-            [f"tunesmith serve {quoted(folder)}", f"vllm serve {quoted(folder)}"]
-            if form == "merged"
-            else [f"vllm serve {quoted(folder)}"]
-        )
-    return []
 
 
 def _parity_table(found: dict) -> Table:

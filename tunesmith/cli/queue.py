@@ -85,8 +85,9 @@ def add(
     }
     forms = [name_of(form) for form in export]
     jobs = [ask.add_training(store, each, **wishes) for each in recipes]
+    of_exports = {name: wishes[name] for name in ("priority", "asked_by", "batch")}
     jobs += [
-        store.add("export", Path(job.folder), ["--to", form], after=job.id, after_success=True)
+        store.add("export", Path(job.folder), ["--to", form], after=job.id, after_success=True, **of_exports)
         for job, form in product(jobs, forms)
     ]
     ensure_kept(store)

@@ -26,10 +26,11 @@ def studio(
     allow_changes: Annotated[bool, Parameter(negative="")] = False,
     root: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
     output: Path = DEFAULT_OUTPUT,
+    upload_limit: Annotated[float, Parameter(validator=Number(gt=0))] = 20,
     open_browser: Annotated[bool, Parameter(name="--open")] = True,
 ) -> None:
     """Open the workstation in the browser: data, recipes, the queue, runs, chat, exports and servers. Ctrl-C ends the
-    studio; jobs and servers go on without it.
+    studio; jobs and servers continue without it.
 
     Args:
         host: The address to listen on. An address that other machines can reach needs --key.
@@ -39,6 +40,7 @@ def studio(
         allow_changes: Also let other machines change things, where --host lets them see them.
         root: A further folder whose files the page may see and use. The first is the current one.
         output: The folder of runs.
+        upload_limit: The largest file that the page may send, in GB.
         open_browser: --no-open only prints the address.
     """
     if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
@@ -46,6 +48,8 @@ def studio(
     from tunesmith.serve.binding import check_callers, is_loopback, listen
     from tunesmith.studio.server import run_studio
 
+    if missing_root := next((one for one in root if not one.is_dir()), None):
+        raise UserError(f"--root {missing_root}: there is no such folder")
     key_flag = f"--key (or {KEY_VARIABLE})"
     check_callers(key, (), allow_host, key_flag)
     bound = listen(host, port, key, key_flag)
@@ -57,8 +61,9 @@ def studio(
     url = f"http://{address}:{bound.getsockname()[1]}/#token={token}"
 
     def ready() -> None:
-        console.print(f"studio  {url}\n        Ctrl-C ends it; jobs and servers go on", markup=False, soft_wrap=True)
+        console.print(f"studio  {url}\n        Ctrl-C ends it; jobs and servers continue", markup=False, soft_wrap=True)
         if open_browser:
             webbrowser.open(url)
 
-    run_studio(folder, [folder, *root], [output], bound, token, names, not (is_loopback(host) or allow_changes), ready)
+    read_only, upload_bytes = not (is_loopback(host) or allow_changes), int(upload_limit * 10**9)
+    run_studio(folder, [folder, *root], [output], bound, token, names, read_only, upload_bytes, ready)

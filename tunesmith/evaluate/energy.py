@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith import recipe_text
 from tunesmith.files import read_json
-from tunesmith.recipe import Power, read_yaml
+from tunesmith.recipe import Power
 from tunesmith.run import Run
 from tunesmith.units import JOULES_PER_KWH, energy, number
 
@@ -71,7 +72,7 @@ def energy_of(run: Run, events: list[dict[str, Any]]) -> Energy | None:
     last = next((event for event in reversed(events) if event["event"] == "energy"), None)
     if last is None:
         return None
-    power = Power.model_validate(read_yaml(run.recipe_file).get("power") or {})
+    power = Power.model_validate(recipe_text.read(run.recipe_file).get("power") or {})
     predicted = (read_json(run.plan_file) or {}).get("predicted") or {}
     steps = [event for event in events if event["event"] == "step"]
     return energy_in(last, joules_per_token(steps), power, predicted.get("kwh"))

@@ -7,9 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tunesmith import recipe_text
 from tunesmith.evaluate.energy import energy_of
 from tunesmith.files import read_json
-from tunesmith.recipe import read_yaml
 from tunesmith.run import Run
 from tunesmith.units import decimals, number, percent, signed
 
@@ -63,7 +63,7 @@ def loss_value(written: float | None) -> float:
 
 def summary(run: Run) -> dict:
     """Returns a run's key values; None for values that it does not have (yet)."""
-    recipe, events = flatten(read_yaml(run.recipe_file)), run.events()
+    recipe, events = flatten(recipe_text.read(run.recipe_file)), run.events()
     steps = [e for e in events if e["event"] == "step"]
     start = next((e for e in events if e["event"] == "start"), {})
     before, after = _before_after(run)

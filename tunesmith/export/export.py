@@ -15,6 +15,7 @@ from tunesmith.export.parity.gate import Observation, compare, distance, measure
 from tunesmith.export.parity.probes import probes_of
 from tunesmith.export.parity.subject import Trained
 from tunesmith.export.push import check_push, push_folder
+from tunesmith.export.uses import folder_of
 from tunesmith.files import replaced, write_atomic, write_json
 from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.result import require_result, trained_model
@@ -45,7 +46,7 @@ def export(
     quieten()  # before a form imports what chatters
     form = form_of(to)
     chosen = _settings(form, to, settings or {})
-    target = output or run.folder / (to if run.folder / to != run.result else f"{to}-export")
+    target = output or folder_of(run, to)
     if target.exists():
         raise UserError(f"{target}: exists already; name another --output")
     if push:

@@ -5,17 +5,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tunesmith import leases
+from tunesmith import leases, recipe_text
 from tunesmith.errors import UserError
 from tunesmith.jobs.state import ENDED, status_of
 from tunesmith.jobs.store import Store
-from tunesmith.recipe import read_yaml
 from tunesmith.run import Run
 
 
 @dataclass(frozen=True)
 class Deletion:
-    """What deleting a run would do, or did."""
+    """The outcome of deleting a run, before or after it."""
 
     bytes: int
     """The disk space that it frees."""
@@ -37,8 +36,9 @@ def delete(store: Store, run: Run, runs: Iterable[Run]) -> Deletion:
     found = deletion_of(store, run, runs)
     if found.refusal:
         raise UserError(f"{run.folder} is not deleted: {found.refusal}")
-    # The recipe goes last: what is left of a deletion that was killed is still a run, and can be deleted.
-    for entry in sorted(_own(run), key=lambda entry: entry == run.recipe_file):
+    # These make a folder a run, and go last: after a deletion that was killed, the rest can be deleted.
+    last = (run.checkpoints, run.recipe_file)
+    for entry in sorted(_own(run), key=lambda entry: entry in last):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     if not found.kept:
         run.folder.rmdir()
@@ -69,10 +69,17 @@ def _needed(store: Store, run: Run, runs: Iterable[Run]) -> str:
         if holder.folder and Path(holder.folder).resolve().is_relative_to(folder):
             return f"process {holder.pid} uses it ({holder.use}); stop that first"
     for other in runs:
-        base = (read_yaml(other.recipe_file).get("model") or {}).get("path")
-        if other.folder.resolve() != folder and base and Path(base).resolve().is_relative_to(folder):
+        if other.folder.resolve() != folder and _base(other).is_relative_to(folder):
             return f"it is the base of the run {other.name}"
     return ""
+
+
+def _base(run: Run) -> Path:
+    """The base model's folder of a run. Its recipe may be of another version, so only this key is read."""
+    try:
+        return Path(recipe_text.read(run.recipe_file)["model"]["path"]).resolve()
+    except (UserError, KeyError, TypeError):
+        return Path("/")
 
 
 def _bytes(entry: Path) -> int:

@@ -113,39 +113,37 @@ def serve(
     cors: Sequence[str],
     hosts: Sequence[str],
     page: Path,
-    ready: str,
-    say: Callable[[str], None],
+    ready: Callable[[], None],
+    stopping: Callable[[int], None],
 ) -> None:
-    """Serves until SIGINT or SIGTERM, then finishes the answers in progress. A second Ctrl-C stops at once. Calls `say`
-    with the text `ready` once it accepts requests, and at shutdown with what it waits for."""
+    """Serves until SIGINT or SIGTERM, then finishes the answers in progress. A second Ctrl-C stops at once. Calls
+    `ready` once it accepts requests, and `stopping` at shutdown with the number of answers that it waits for."""
     config = uvicorn.Config(make_app(engine, api_key, cors, hosts, page), log_level="warning")
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after its shutdown
-        Server(config, engine, ready, say).run(sockets=[bound])
+        Server(config, engine, ready, stopping).run(sockets=[bound])
 
 
 class Server(uvicorn.Server):
     """Reports when the server is ready, and at shutdown what it waits for."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, ready: str, say: Callable[[str], None]):
+    def __init__(
+        self, config: uvicorn.Config, engine: Engine, ready: Callable[[], None], stopping: Callable[[int], None]
+    ):
         super().__init__(config)
-        self._engine, self._ready, self._say = engine, ready, say
+        self._engine, self._ready, self._stopping = engine, ready, stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:  # from here on signals are handled
-            self._say(self._ready)
+            self._ready()
 
     def handle_exit(self, sig: int, frame) -> None:
         first = not self.should_exit
-        super().handle_exit(sig, frame)  # before printing, as the next signal may arrive meanwhile
-        count = sum(self._engine.metrics().get(name, 0) for name in ("running", "waiting"))
-        if not first:
+        super().handle_exit(sig, frame)  # before it is reported, as the next signal may arrive meanwhile
+        if first:
+            self._stopping(int(sum(self._engine.metrics().get(name, 0) for name in ("running", "waiting"))))
+        else:
             logging.disable()  # uvicorn would log the cancelled answers as errors
-        elif count:
-            self._say(
-                f"stopping when {count:,} {'answer is' if count == 1 else 'answers are'} finished; Ctrl-C again "
-                "stops at once"
-            )
 
 
 def _key_check(api_key: str):

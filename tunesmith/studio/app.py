@@ -16,11 +16,25 @@ from starlette.types import ASGIApp
 
 from tunesmith.errors import UserError
 from tunesmith.studio.guard import Guard
-from tunesmith.studio.routes import events, jobs, machine, runs
+from tunesmith.studio.routes import (
+    connect,
+    conversations,
+    data,
+    events,
+    exports,
+    files,
+    jobs,
+    machine,
+    models,
+    recipes,
+    runs,
+    servers,
+)
 from tunesmith.studio.state import Studio
 
 PAGE = Path(__file__).parent / "static"
-SUBJECTS = (machine, jobs, runs, events)
+# Exports come before runs, which take any word after a run's id for a verb.
+SUBJECTS = (machine, jobs, recipes, exports, runs, events, servers, conversations, connect, data, files, models)
 
 
 def make_app(studio: Studio) -> FastAPI:

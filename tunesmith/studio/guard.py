@@ -101,7 +101,7 @@ class Guard:
             return 403, "the studio does not answer requests of other pages"
         if not path.startswith("/api/"):
             return None if method in ("GET", "HEAD") else (405, "send changes to /api")
-        return self._wrong_token(client, headers) or (self._wrong_change(headers) if method in CHANGES else None)
+        return self._wrong_token(client, headers) or self._wrong_change(method, headers)
 
     def _wrong_token(self, client: str, headers: Headers) -> tuple[int, str] | None:
         now = time.monotonic()
@@ -110,14 +110,19 @@ class Guard:
             return 429, "too many requests with a wrong token; wait a minute"
         if hmac.compare_digest(headers.get(TOKEN_HEADER, "").encode(), self._token.encode()):
             return None
-        failures.append(now)
+        if TOKEN_HEADER in headers:
+            failures.append(now)
         return 401, "the token is missing or wrong; open the address that `tunesmith studio` printed"
 
-    def _wrong_change(self, headers: Headers) -> tuple[int, str] | None:
+    def _wrong_change(self, method: str, headers: Headers) -> tuple[int, str] | None:
+        if method not in CHANGES:
+            return None
         if self._read_only:
             return 403, "this studio can be read only; start it with --allow-changes"
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         length = headers.get("content-length", "")
+        if method == "DELETE" and length in ("", "0"):
+            return None  # no form can send it, and a script of another page must ask first
         if kind == BINARY:
             return None  # an upload, which checks its own size
         if kind != "application/json":

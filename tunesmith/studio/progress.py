@@ -10,7 +10,7 @@ from tunesmith.studio.follow import events_of
 
 TAIL_BYTES = 64 * 1024
 HEAD_BYTES = 256 * 1024  # the start of a run, with its data and plan, takes less
-SECONDS_OF = 20  # the last steps, whose mean time the rest is told by
+RECENT_STEPS = 20  # their mean time is that of the steps to come
 
 
 class Progress(BaseModel):
@@ -18,12 +18,12 @@ class Progress(BaseModel):
 
     step: int
     steps: int | None
-    """In all; None while the run is prepared."""
+    """All of them; None while the run is prepared."""
     seconds_left: float | None
     loss: float | None
     tokens_per_second: float | None
     doing: str
-    """What is under way, such as "reading the data"; empty while steps are done."""
+    """The work under way, such as "reading the data"; empty while steps are done."""
 
 
 def progress_of(run: Run) -> Progress:
@@ -34,7 +34,7 @@ def progress_of(run: Run) -> Progress:
     stage = last[-1].get("doing", "") if last and last[-1]["event"] == "stage" else ""
     if not steps:
         return Progress(step=0, steps=total, seconds_left=None, loss=None, tokens_per_second=None, doing=stage)
-    newest, recent = steps[-1], steps[-SECONDS_OF:]
+    newest, recent = steps[-1], steps[-RECENT_STEPS:]
     seconds = sum(step["seconds"] for step in recent) / len(recent)
     return Progress(
         step=newest["step"],

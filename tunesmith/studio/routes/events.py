@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -70,7 +70,7 @@ class Watch:
         states = {}
         for run in self._studio.runs:
             name = id_of(run.folder)
-            states[name] = (run.is_held, run.result.exists(), run.eval_file.exists())
+            states[name] = (run.is_held, run.folder.stat().st_mtime_ns)  # a result or a report changes the folder
             if run.is_held:
                 self._follow(name, run)
         before, self._states = self._states, states
@@ -103,9 +103,8 @@ def routes(studio: Studio) -> APIRouter:
     router = APIRouter(tags=["events"])
 
     @router.get("/events", response_class=EventSourceResponse)
-    async def events(since: Annotated[str, Query(max_length=100_000)] = "{}") -> AsyncIterator[ServerSentEvent]:
-        """`since`: the offsets that the client has reached, as JSON: {run: bytes}."""
-        watch = Watch(studio, _offsets(since))
+    async def events(offsets: Annotated[dict[str, int], Depends(_offsets)]) -> AsyncIterator[ServerSentEvent]:
+        watch = Watch(studio, offsets)
         while not studio.stopping.is_set():
             for name, value in await run_in_threadpool(watch.news):
                 identity = f"{value['run']}:{value['next']}" if name == "run" else None
@@ -115,9 +114,10 @@ def routes(studio: Studio) -> APIRouter:
     return router
 
 
-def _offsets(text: str) -> dict[str, int]:
+def _offsets(since: Annotated[str, Query(max_length=100_000)] = "{}") -> dict[str, int]:
+    """Reads the offsets that a client has reached, as JSON: {run: bytes}."""
     try:
-        found = json.loads(text)
+        found = json.loads(since)
         return {str(name): max(0, int(offset)) for name, offset in found.items()}
     except (ValueError, AttributeError, TypeError):
         raise UserError("since: not offsets of runs, like {}") from None

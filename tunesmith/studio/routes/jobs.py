@@ -1,13 +1,11 @@
-"""The queue: its jobs, and what people ask of them."""
+"""The queue: its jobs, and how people change them."""
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from tunesmith.errors import UserError
 from tunesmith.jobs import ask
 from tunesmith.jobs.decision import Decision, decide
 from tunesmith.jobs.keeper import AFTER_RESTART, devices, ensure_kept, look
@@ -16,7 +14,7 @@ from tunesmith.jobs.store import ASKED_BY, Job, Priority
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 from tunesmith.studio.catalogue import id_of
-from tunesmith.studio.commands import run_command
+from tunesmith.studio.commands import run_on_recipe
 from tunesmith.studio.progress import Progress, progress_of
 from tunesmith.studio.state import Studio
 
@@ -29,7 +27,7 @@ class JobView(BaseModel):
     id: int
     kind: str
     name: str
-    """Of its run."""
+    """The name of its run."""
     run: str | None
     """The id of its run; None if that was deleted."""
     arguments: list[str]
@@ -39,7 +37,7 @@ class JobView(BaseModel):
     why: str
     """Why it waits."""
     progress: Progress | None
-    """Of a training that is at work."""
+    """Only for a training that is at work."""
     added: float
     """Unix seconds."""
     started: float | None
@@ -86,11 +84,11 @@ class Change(BaseModel):
     """Further values of a verb."""
 
     now: bool = False
-    """For cancel: end it at once, without a checkpoint."""
+    """cancel: end it at once, without a checkpoint."""
     before: int | None = None
-    """For move: the job that it goes before; None: to the end."""
+    """move: the job that it goes before; None: to the end."""
     priority: Priority | None = None
-    """For move."""
+    """move: its new priority."""
 
 
 class Setting(BaseModel):
@@ -98,7 +96,7 @@ class Setting(BaseModel):
 
 
 class Log(BaseModel):
-    """A part of what a job wrote."""
+    """A part of the output of a job or a server."""
 
     text: str
     offset: int
@@ -144,14 +142,8 @@ async def add(studio: Studio, asked: NewJobs) -> list[int]:
         if (value := getattr(asked, name)) is not None:
             flags += [f"--{name.replace('_', '-')}", str(value)]
     flags += ["--hold"] if asked.hold else []
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "recipe.yaml"
-        file.write_text(recipe.dump())
-        command = ["queue", "add", str(file), "--priority", asked.priority, *flags, "--json"]
-        try:
-            jobs = await run_command(*command, folder=studio.folder, **{ASKED_BY: "studio"})
-        except UserError as problem:
-            raise UserError(str(problem).replace(f"{file}: ", "").replace(str(file), "the recipe")) from None
+    flags = ["--priority", asked.priority, *flags, "--json"]
+    jobs = await run_on_recipe(recipe, "queue", "add", flags=flags, folder=studio.folder, **{ASKED_BY: "studio"})
     return [job["id"] for job in jobs]
 
 
@@ -163,7 +155,7 @@ Verb = Literal["pause", "resume", "hold", "release", "cancel", "retry", "move"]
 
 
 def change(studio: Studio, number: int, verb: Verb, values: Change) -> None:
-    """Does what is asked of a job. Raises UserError."""
+    """Changes a job. Raises UserError."""
     store, job = studio.store, studio.store.job(number)
     if verb == "cancel":
         ask.cancel(store, number, values.now)
@@ -178,9 +170,8 @@ def change(studio: Studio, number: int, verb: Verb, values: Change) -> None:
     ensure_kept(store)
 
 
-def log(studio: Studio, number: int, offset: int) -> Log:
-    """What a job wrote from an offset in bytes on; a negative one counts from the end."""
-    file = studio.store.file_of(studio.store.job(number).id, "log")
+def part_of(file: Path, offset: int) -> Log:
+    """The text of a log from an offset in bytes on; a negative one counts from the end."""
     if not file.exists():
         return Log(text="", offset=0)
     with file.open("rb") as lines:
@@ -224,6 +215,6 @@ def routes(studio: Studio) -> APIRouter:
 
     @router.get("/jobs/{number}/log")
     def job_log(number: int, offset: Annotated[int, Query()] = -MOST_LOG_BYTES) -> Log:
-        return log(studio, number, offset)
+        return part_of(studio.store.file_of(studio.store.job(number).id, "log"), offset)
 
     return router

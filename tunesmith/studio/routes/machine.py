@@ -44,7 +44,7 @@ class Device(BaseModel):
     free_bytes: int
     celsius: float | None = None
     watts: float | None = None
-    """What it takes now."""
+    """Its power now."""
     most_watts: float | None = None
     """Its power limit."""
     holders: list[Holder]

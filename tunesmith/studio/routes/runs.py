@@ -1,4 +1,4 @@
-"""Runs: their list, one of them with its curves and files, and what people ask of them."""
+"""Runs: their list, one of them with its curves and files, and how people change them."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
+from tunesmith import recipe_text
+from tunesmith.errors import UserError
 from tunesmith.evaluate.energy import energy_of
 from tunesmith.evaluate.summary import ending, flatten, incomparable, verdict, warnings
 from tunesmith.files import read_json
@@ -13,7 +15,6 @@ from tunesmith.finetune import control
 from tunesmith.jobs import ask
 from tunesmith.jobs.deletion import Deletion, delete, deletion_of
 from tunesmith.jobs.keeper import ensure_kept
-from tunesmith.recipe import read_yaml
 from tunesmith.run import Run, settled_speed
 from tunesmith.studio.catalogue import id_of
 from tunesmith.studio.curves import Curves, Histories, X
@@ -30,20 +31,20 @@ class RunRow(BaseModel):
     folder: str
     status: str
     """not started, running, paused, cut off, or the reason why it stopped."""
-    error: str | None
-    method: str | None
-    adapter: str | None
-    base_model: str | None
+    error: str | None = None
+    method: str | None = None
+    adapter: str | None = None
+    base_model: str | None = None
     steps_done: int
-    steps: int | None
-    loss_before: float | None
-    loss_after: float | None
-    exact_match_before: float | None
-    exact_match_after: float | None
-    seconds: float | None
-    kwh: float | None
-    price: float | None
-    started: str | None
+    steps: int | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    exact_match_before: float | None = None
+    exact_match_after: float | None = None
+    seconds: float | None = None
+    kwh: float | None = None
+    price: float | None = None
+    started: str | None = None
     held: bool
     """Whether a process works on it."""
     has_result: bool
@@ -113,20 +114,19 @@ class Compared(BaseModel):
 
 
 def row(studio: Studio, run: Run) -> RunRow:
-    """A run's line in the list."""
-    facts = studio.runs.summary(run)
-    return RunRow(
-        **{name: value for name, value in facts.items() if name in RunRow.model_fields},
-        id=id_of(run.folder),
-        folder=str(run.folder),
-        held=run.is_held,
-        has_result=run.result.exists(),
-    )
+    """A run's line in the list. One that cannot be read says why."""
+    facts: dict[str, Any] = {"name": run.name, "status": "unreadable", "steps_done": 0, "has_result": False}
+    try:
+        facts = studio.runs.facts(run)
+    except UserError as problem:
+        facts["error"] = str(problem)
+    known = {name: value for name, value in facts.items() if name in RunRow.model_fields}
+    return RunRow(**known, id=id_of(run.folder), folder=str(run.folder), held=run.is_held)
 
 
 def view(studio: Studio, run: Run) -> RunView:
-    """All of one run but its curves."""
-    facts, judged = studio.runs.summary(run), verdict(run)
+    """One run without its curves."""
+    facts, judged = studio.runs.facts(run), verdict(run)
     energy = energy_of(run, run.events("energy", "step"))
     folder = str(run.folder)
     return RunView(
@@ -134,7 +134,7 @@ def view(studio: Studio, run: Run) -> RunView:
         verdict=judged.text,
         tone=judged.tone,
         ending=ending(facts),
-        recipe=read_yaml(run.recipe_file),
+        recipe=recipe_text.read(run.recipe_file),
         recipe_yaml=run.recipe_file.read_text("utf-8"),
         plan=read_json(run.plan_file),
         compared=_compared(run, facts),
@@ -164,8 +164,8 @@ def _compared(run: Run, facts: dict[str, Any]) -> list[Comparison]:
     ]
 
 
-def ask_of(studio: Studio, run: Run, verb: Literal["pause", "continue", "stop", "resume"]) -> None:
-    """Does what is asked of a run. Raises UserError."""
+def change(studio: Studio, run: Run, verb: Literal["pause", "continue", "stop", "resume"]) -> None:
+    """Pauses, continues, stops or resumes a run. Raises UserError."""
     if verb == "resume":
         ask.resume_run(studio.store, run)
         ensure_kept(studio.store)
@@ -175,7 +175,7 @@ def ask_of(studio: Studio, run: Run, verb: Literal["pause", "continue", "stop", 
 
 def compare(studio: Studio, runs: list[Run]) -> Compared:
     """Puts runs side by side."""
-    recipes = [flatten(read_yaml(run.recipe_file)) for run in runs]
+    recipes = [flatten(recipe_text.read(run.recipe_file)) for run in runs]
     differences = []
     for key in dict.fromkeys(key for recipe in recipes for key in recipe):
         values = [recipe.get(key) for recipe in recipes]
@@ -195,7 +195,9 @@ def routes(studio: Studio) -> APIRouter:
 
     @router.get("/runs")
     def all_runs() -> list[RunRow]:
-        return [row(studio, run) for run in studio.runs]
+        found = [row(studio, run) for run in studio.runs]
+        studio.runs.save()
+        return found
 
     @router.get("/runs/{name}")
     def one_run(name: str) -> RunView:
@@ -242,7 +244,7 @@ def routes(studio: Studio) -> APIRouter:
     @router.post("/runs/{name}/{verb}")
     def change_run(name: str, verb: Literal["pause", "continue", "stop", "resume"]) -> RunView:
         asked = studio.runs.open(name)
-        ask_of(studio, asked, verb)
+        change(studio, asked, verb)
         return view(studio, asked)
 
     @router.get("/compare")

@@ -18,7 +18,7 @@ interface Props {
 export function AnswerView({ answer, seed, models, asMarkdown, kept, onKeep, onTokens }: Props) {
   const running = answer.state === "running";
   return (
-    <section className="answer" aria-label={`Answer of ${answer.model}`} aria-busy={running}>
+    <div role="group" className="answer" aria-label={`Answer of ${answer.model}`} aria-busy={running}>
       <header>
         <h2>
           <ModelName id={answer.model} models={models} />
@@ -42,13 +42,15 @@ export function AnswerView({ answer, seed, models, asMarkdown, kept, onKeep, onT
       {!running && (
         <footer>
           <span className="figures">{figures(answer, seed)}</span>
-          <CopyButton text={answer.text} label="Copy answer" />
-          <Button look="quiet" small onClick={onTokens}>
-            Tokens
-          </Button>
+          <div className="actions">
+            <CopyButton text={answer.text} label="Copy answer" />
+            <Button look="quiet" small onClick={onTokens}>
+              Tokens
+            </Button>
+          </div>
         </footer>
       )}
-    </section>
+    </div>
   );
 }
 

@@ -38,11 +38,12 @@ export function Chat({ api, conversations, apiKey, heading }: Props) {
   const [clearOpen, setClearOpen] = useState(false);
   const [prompt, setPrompt] = useState<Prompt | null>(null);
   const pane = useRef<HTMLElement>(null);
+  const box = useRef<HTMLTextAreaElement>(null);
   const goToEnd = useFollowedEnd(pane, turns);
 
   const send = (question: string) => {
-    if (!models.length) {
-      controller.findModels(); // the server may be there by now; if not, that is said
+    if (!models.length || !state.loaded) {
+      controller.open(); // the server may be there by now; if not, that is said
       return false;
     }
     goToEnd();
@@ -60,7 +61,12 @@ export function Chat({ api, conversations, apiKey, heading }: Props) {
 
   const closeSettings = () => {
     setSettingsOpen(false);
-    if (!models.length) controller.findModels(); // there is a key now, perhaps
+    controller.open(); // there is a key now, perhaps
+  };
+
+  const closeClear = () => {
+    setClearOpen(false);
+    if (!store.get().turns.length) box.current!.focus(); // the Clear button is disabled now
   };
 
   const notice = state.notice || (turns.length ? modelsProblem : "");
@@ -99,7 +105,13 @@ export function Chat({ api, conversations, apiKey, heading }: Props) {
         {state.status}
       </p>
 
-      <Composer running={running} lastQuestion={turns.at(-1)?.question} onSend={send} onStop={controller.stop}>
+      <Composer
+        box={box}
+        running={running}
+        lastQuestion={turns.at(-1)?.question}
+        onSend={send}
+        onStop={controller.stop}
+      >
         {notice && (
           <Notice id="notice" tone="bad">
             {notice}
@@ -122,7 +134,7 @@ export function Chat({ api, conversations, apiKey, heading }: Props) {
         verb="Clear"
         open={clearOpen}
         onConfirm={controller.clear}
-        onClose={() => setClearOpen(false)}
+        onClose={closeClear}
       />
     </div>
   );

@@ -1,8 +1,10 @@
-import { type KeyboardEvent, type ReactNode, useEffect, useLayoutEffect, useRef, useState } from "react";
+import type { KeyboardEvent, ReactNode, RefObject } from "react";
+import { useEffect, useLayoutEffect, useRef, useState } from "react";
 
 import { Button } from "../parts/Button";
 
 interface Props {
+  box: RefObject<HTMLTextAreaElement | null>;
   running: boolean;
   /** The question that ↑ brings back. */
   lastQuestion?: string;
@@ -13,9 +15,8 @@ interface Props {
 }
 
 /** The message box. `children` stand above it. */
-export function Composer({ running, lastQuestion, onSend, onStop, children }: Props) {
+export function Composer({ box, running, lastQuestion, onSend, onStop, children }: Props) {
   const [text, setText] = useState("");
-  const box = useRef<HTMLTextAreaElement>(null);
   const stop = useRef<HTMLButtonElement>(null);
   const wasRunning = useRef(running);
 
@@ -23,13 +24,13 @@ export function Composer({ running, lastQuestion, onSend, onStop, children }: Pr
   useLayoutEffect(() => {
     const { style, scrollHeight, offsetHeight, clientHeight } = resetHeight(box.current!);
     style.height = `${scrollHeight + offsetHeight - clientHeight}px`;
-  }, [text]);
+  }, [box, text]);
 
   // A button that had the focus may be gone now.
   useEffect(() => {
     if (running !== wasRunning.current && focusIsLost()) (running ? stop : box).current!.focus();
     wasRunning.current = running;
-  }, [running]);
+  }, [box, running]);
 
   const send = () => {
     if (text.trim() && !running && onSend(text)) setText("");
@@ -48,6 +49,7 @@ export function Composer({ running, lastQuestion, onSend, onStop, children }: Pr
   return (
     <form
       id="composer"
+      aria-label="New message"
       onSubmit={(event) => {
         event.preventDefault();
         send();

@@ -20,7 +20,7 @@ const LIMITS = {
   temperature: { min: 0, max: 2, step: "any", required: true },
   top_p: { min: 0.001, max: 1, step: "any", required: true },
   max_tokens: { min: 1, max: 10_000_000, step: 1, required: true },
-  seed: { min: 0, max: 2_147_483_647, step: 1, placeholder: "a new one each time" },
+  seed: { min: 0, max: 2_147_483_647, step: 1, placeholder: "new each time" },
 } satisfies Record<string, ComponentProps<"input">>;
 
 export function SettingsDialog({ open, settings, apiKey, onChange, onKeyLost, onClose }: Props) {

@@ -9,8 +9,8 @@ import type { Figures, Settings } from "./types";
 /** What happens in a chat when something is pressed. */
 export interface Controller {
   store: Store<State, Action>;
-  load: () => Promise<void>;
-  findModels: () => Promise<void>;
+  /** Finds the models and the kept conversation, if they are not here yet. */
+  open: () => void;
   ask: (question: string) => Promise<void>;
   regenerate: () => Promise<void>;
   stop: () => void;
@@ -28,6 +28,7 @@ export interface Controller {
 export function createController(api: ChatApi, conversations: ConversationStore): Controller {
   const store = createStore(reduce, {
     turns: [],
+    loaded: false,
     settings: loadSettings(),
     models: [],
     modelsProblem: "",
@@ -36,6 +37,22 @@ export function createController(api: ChatApi, conversations: ConversationStore)
   });
   let request: AbortController | null = null;
   let leaving = false;
+
+  async function load() {
+    try {
+      store.dispatch({ type: "loaded", turns: await conversations.load() });
+    } catch (error) {
+      store.dispatch({ type: "notice", text: (error as Error).message });
+    }
+  }
+
+  async function findModels() {
+    try {
+      store.dispatch({ type: "models", models: await api.listModels(), problem: "" });
+    } catch (error) {
+      store.dispatch({ type: "models", models: [], problem: (error as Error).message });
+    }
+  }
 
   async function keepTurns() {
     store.dispatch({ type: "notice", text: await conversations.save(store.get().turns) });
@@ -81,15 +98,10 @@ export function createController(api: ChatApi, conversations: ConversationStore)
 
   return {
     store,
-    async load() {
-      store.dispatch({ type: "loaded", turns: await conversations.load() });
-    },
-    async findModels() {
-      try {
-        store.dispatch({ type: "models", models: await api.listModels(), problem: "" });
-      } catch (error) {
-        store.dispatch({ type: "models", models: [], problem: (error as Error).message });
-      }
+    open() {
+      const { loaded, models } = store.get();
+      if (!loaded) load();
+      if (!models.length) findModels();
     },
     ask(question) {
       const { seed } = store.get().settings;

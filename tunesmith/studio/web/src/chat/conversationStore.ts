@@ -2,6 +2,7 @@ import type { Answer, Turn } from "./types";
 
 /** Where a conversation is kept. */
 export interface ConversationStore {
+  /** Rejects with what the user must know. */
   load: () => Promise<Turn[]>;
   /** Resolves to what the user must know about the loss, or to "" if the turns are kept. When the page is left, only
    * what is done before the first await is certain to happen. */

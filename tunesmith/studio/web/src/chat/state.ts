@@ -2,6 +2,8 @@ import type { Answer, Figures, Message, Model, Settings, Turn } from "./types";
 
 export interface State {
   turns: Turn[];
+  /** Whether the kept conversation is here. Until then nothing can be asked, as it would be lost. */
+  loaded: boolean;
   settings: Settings;
   models: Model[];
   /** Why there are no models; "" if they came, or are yet to come. */
@@ -28,7 +30,7 @@ export type Action =
 export function reduce(state: State, action: Action): State {
   switch (action.type) {
     case "loaded":
-      return { ...state, turns: action.turns };
+      return { ...state, turns: action.turns, loaded: true, notice: "" };
     case "models": {
       const { models, problem } = action;
       return { ...state, models, modelsProblem: problem, settings: withModels(state.settings, models) };

@@ -9,8 +9,7 @@ export function useController(api: ChatApi, conversations: ConversationStore): C
   const [controller] = useState(() => createController(api, conversations));
 
   useEffect(() => {
-    controller.load();
-    controller.findModels();
+    controller.open();
     return () => controller.leave();
   }, [controller]);
 

@@ -1,0 +1,321 @@
+"""Conversations: kept by the studio, which writes answers whether or not a page reads them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.studio.calling import TOKEN, calling, standing_in, studio_in, until
+from tunesmith.data.formats import get, recognise
+from tunesmith.data.records import Record
+from tunesmith.serve.registry import NAME
+from tunesmith.studio.guard import TOKEN_HEADER
+
+STUDIO = """
+import sys
+from pathlib import Path
+from tests.studio.calling import calling, studio_in
+with calling(studio_in(Path.cwd())) as client:
+    print(client.base_url, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNESMITH_STATE", str(tmp_path / "state"))
+    monkeypatch.delenv(NAME, raising=False)
+
+
+@pytest.fixture
+def client(tmp_path):
+    with calling(studio_in(tmp_path)) as client:
+        yield client
+
+
+@pytest.fixture
+def server():
+    with standing_in() as server:
+        yield server
+
+
+HEADERS = {TOKEN_HEADER: TOKEN, "Content-Type": "application/json"}
+
+
+class Chat:
+    """A conversation, through the studio."""
+
+    def __init__(self, client, system=""):
+        self.client = client
+        self.id = client.post("/conversations", json={"system": system}).json()["id"]
+        self.server = client.get("/servers").json()[0]["id"]
+
+    def ask(self, question=None, *models, **values) -> dict:
+        asked = [{"server": self.server, "model": model} for model in models or ["my-run"]]
+        answer = self.client.post(
+            f"/conversations/{self.id}/ask", json={"question": question, "models": asked, **values}
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.json()["turns"][-1]
+
+    def refused(self, **values) -> str:
+        asked = {"question": "Hello", "models": [{"server": self.server, "model": "my-run"}]} | values
+        return self.client.post(f"/conversations/{self.id}/ask", json=asked).json()["error"]["message"]
+
+    def view(self) -> dict:
+        return self.client.get(f"/conversations/{self.id}").json()
+
+    def answers(self) -> list[dict]:
+        """Those of the last turn, once they have ended."""
+        return until(lambda: _ended(self.view()["turns"][-1]["answers"]))
+
+    def post(self, what: str, **values):
+        return self.client.post(f"/conversations/{self.id}/{what}", json=values)
+
+    def follow(self, answer: str, offset: int = 0, lines: int | None = None) -> list[tuple[int, dict]]:
+        """The events of an answer with their ids."""
+        found = []
+        path = f"/conversations/{self.id}/answers/{answer}"
+        with self.client.stream("GET", path, params={"offset": offset}) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("id: "):
+                    number = int(line.removeprefix("id: "))
+                elif line.startswith("data: "):
+                    found.append((number, json.loads(line.removeprefix("data: "))))
+                    if len(found) == lines:
+                        break
+        return found
+
+
+def _ended(answers: list[dict]) -> list[dict]:
+    return answers if all(answer["state"] != "writing" for answer in answers) else []
+
+
+def texts(events) -> str:
+    return "".join(event.get("text", "") for _, event in events)
+
+
+def test_an_answer_is_kept_with_its_thoughts_and_counts(client, server):
+    server.thoughts = ["Hm", "m."]
+    chat = Chat(client, "Be brief.")
+    chat.ask("Hello", sampling={"seed": 7, "temperature": 0.5})
+    [answer] = chat.answers()
+    assert (answer["state"], answer["text"], answer["reasoning"]) == ("done", "Hello from my-run", "Hmm.")
+    assert (answer["prompt_tokens"], answer["tokens"], answer["detail"]) == (5, 3, "stop")
+    [body] = server.bodies("/v1/chat/completions")
+    assert (body["seed"], body["temperature"]) == (7, 0.5) and "top_p" not in body
+    assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    assert chat.view()["title"] == "Hello"
+
+
+def test_a_page_that_reloads_loses_nothing_and_reads_nothing_twice(client, server):
+    server.hold_after = 2
+    chat = Chat(client)
+    [answer] = chat.ask("Hello")["answers"]
+    before = until(
+        lambda: (found := chat.view()["turns"][0]["answers"][0]) and found["text"] == "Hello from " and found
+    )
+    server.gate.set()
+    after = chat.follow(answer["id"], before["offset"])
+    assert before["text"] + texts(after) == "Hello from my-run"
+    assert after[-1][1]["end"]["state"] == "done"
+    whole = chat.follow(answer["id"])
+    assert texts(whole) == "Hello from my-run"
+    assert chat.follow(answer["id"], whole[-1][0])[-1][1] == {"end": {"state": "done"}}  # nothing is left
+
+
+def test_stop_ends_the_servers_work_and_keeps_what_was_written(client, server):
+    server.endless = True
+    chat = Chat(client)
+    chat.ask("Hello")
+    until(lambda: "more" in chat.view()["turns"][0]["answers"][0]["text"])
+    assert "still being written" in chat.refused()
+    [stopped] = chat.post("stop").json()["turns"][0]["answers"]
+    assert stopped["state"] == "stopped" and stopped["text"].startswith("Hello from my-run more")
+    assert server.left.wait(10)
+    server.endless = False
+    chat.ask("Again")
+    chat.answers()
+    assert [m["role"] for m in server.bodies("/v1/chat/completions")[-1]["messages"]] == ["user", "assistant", "user"]
+
+
+def test_two_models_have_one_seed_and_do_not_see_each_others_answers(client, server):
+    chat = Chat(client)
+    chat.ask("One", "my-run", "base-1b")
+    assert [answer["text"] for answer in chat.answers()] == ["Hello from my-run", "Hello from base-1b"]
+    chat.ask("Two", "my-run", "base-1b")
+    chat.answers()
+    bodies = {(body["model"], len(body["messages"])): body for body in server.bodies("/v1/chat/completions")}
+    assert bodies["my-run", 1]["seed"] == bodies["base-1b", 1]["seed"]
+    for model in ("my-run", "base-1b"):
+        assert bodies[model, 3]["messages"][1]["content"] == f"Hello from {model}"
+
+
+def test_an_edited_question_and_a_new_answer_replace_what_came_after(client, server, tmp_path):
+    chat = Chat(client)
+    turns = []
+    for question in ("One", "Two", "Three"):
+        turns.append(chat.ask(question))
+        chat.answers()
+    chat.ask("Second", replaces=turns[1]["id"])
+    chat.answers()
+    assert [turn["question"] for turn in chat.view()["turns"]] == ["One", "Second"]
+    server.pieces["my-run"] = ["Another"]
+    last = chat.view()["turns"][-1]
+    chat.ask(None, replaces=last["id"])
+    [answer] = chat.answers()
+    assert answer["text"] == "Another" and [turn["question"] for turn in chat.view()["turns"]] == ["One", "Second"]
+    files = list((tmp_path / "state" / "conversations" / chat.id).glob("*.jsonl"))
+    assert len(files) == 2  # the answers that were replaced are gone
+    assert client.post(f"/conversations/{chat.id}/ask", json={"models": []}).status_code == 422
+    assert "replaced" in chat.refused(replaces=turns[2]["id"])
+
+
+def test_a_server_that_refuses_or_dies_is_told(client, server):
+    chat = Chat(client)
+    server.failure = (429, "too many requests")
+    chat.ask("Hello")
+    [answer] = chat.answers()
+    assert (answer["state"], answer["detail"]) == ("failed", "too many requests")
+    assert "no model other" in chat.refused(models=[{"server": chat.server, "model": "other"}])
+    assert "no server" in chat.refused(models=[{"server": "gone", "model": "my-run"}])
+    assert "takes text only" in chat.refused(images=["data:image/png;base64,AAAA"])
+    assert len(chat.view()["turns"]) == 1
+
+
+def test_conversations_are_listed_searched_renamed_and_deleted(client, server):
+    first, second = Chat(client), Chat(client)
+    first.ask("Where is the Eiffel tower?")
+    first.answers()
+    second.ask("Hi")
+    second.answers()
+    assert [one["id"] for one in client.get("/conversations").json()] == [second.id, first.id]
+    [found] = client.get("/conversations", params={"search": "eiffel"}).json()
+    assert found["id"] == first.id and "Eiffel" in found["excerpt"]
+    assert len(client.get("/conversations", params={"search": "from my-run"}).json()) == 2  # in answers
+    assert client.get("/conversations", params={"search": "Kyoto"}).json() == []
+    assert client.post(f"/conversations/{first.id}", json={"title": "Paris"}).json()["title"] == "Paris"
+    assert client.request("DELETE", f"/conversations/{first.id}", json={}).status_code == 200
+    assert [one["id"] for one in client.get("/conversations").json()] == [second.id]
+    assert client.get(f"/conversations/{first.id}").status_code == 400
+
+
+def test_a_studio_that_ends_stops_its_answers(tmp_path, server):
+    server.endless = True
+    with calling(studio_in(tmp_path)) as client:
+        chat = Chat(client)
+        chat.ask("Hello")
+        until(lambda: "more" in chat.view()["turns"][0]["answers"][0]["text"])
+    assert server.left.wait(10)
+    [file] = (tmp_path / "state" / "conversations" / chat.id).glob("*.jsonl")
+    assert json.loads(file.read_text().splitlines()[-1])["end"]["state"] == "stopped"
+
+
+@pytest.mark.parametrize("name", ["..", "%2e%2e", "x" * 12, "0" * 12, "unkept", "000000000000%00"])
+def test_names_that_are_no_conversations_reach_nothing(client, name):
+    assert client.get(f"/conversations/{name}").status_code in (400, 404, 405)
+    assert client.request("DELETE", f"/conversations/{name}", json={}).status_code in (400, 404, 405)
+
+
+def test_what_is_not_to_be_kept_goes_with_the_studio(tmp_path, server):
+    with calling(studio_in(tmp_path)) as client:
+        kept = Chat(client)
+        assert client.post("/chat/settings", json={"keep": False}).json() == {"keep": False}
+        other = Chat(client)
+        other.ask("A secret")
+        other.answers()
+        assert {one["id"]: one["kept"] for one in client.get("/conversations").json()} == {
+            kept.id: True,
+            other.id: False,
+        }
+    with calling(studio_in(tmp_path)) as client:
+        assert [one["id"] for one in client.get("/conversations").json()] == [kept.id]
+        assert client.get("/chat/settings").json() == {"keep": False}
+    assert not any("secret" in file.read_text() for file in (tmp_path / "state").rglob("*.json*"))
+
+
+def test_a_studio_that_is_killed_in_the_middle_keeps_the_answer_and_says_that_it_stopped(tmp_path, server):
+    command = [sys.executable, "-c", STUDIO]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
+        address = process.stdout.readline().strip()
+        with httpx.Client(base_url=address, headers=HEADERS) as client:
+            server.endless = True
+            chat = Chat(client)
+            chat.ask("Hello")
+            before = until(lambda: (text := chat.view()["turns"][0]["answers"][0]["text"]).count("more") > 3 and text)
+        process.send_signal(signal.SIGKILL)
+    assert server.left.wait(10)  # the server's work ends too
+    with calling(studio_in(tmp_path)) as client:
+        chat.client = client
+        [answer] = chat.view()["turns"][0]["answers"]
+        assert answer["state"] == "stopped" and answer["text"].startswith(before)
+        events = chat.follow(answer["id"])
+        assert texts(events) == answer["text"] and events[-1][1]["end"] == {"state": "stopped"}
+
+
+def rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_right_answers_become_rows_that_the_data_reader_takes(client, server, tmp_path):
+    chat = Chat(client, "Be brief.")
+    chat.ask("One")
+    chat.answers()
+    turn = chat.ask("Two")
+    [answer] = chat.answers()
+    [written] = chat.post("rows", turn=turn["id"], answer=answer["id"]).json()
+    assert written == {"file": "uploads/chat-rows.jsonl", "line": 1, "is_new": True}
+    [again] = chat.post("rows", turn=turn["id"], answer=answer["id"]).json()
+    assert again == written | {"is_new": False}
+    assert chat.view()["turns"][1]["marks"] == {answer["id"]: "right"}
+    [row] = rows(tmp_path / "uploads" / "chat-rows.jsonl")
+    assert recognise([row], "") == "messages"
+    read = get("messages").to_row(Record(row)).messages
+    assert [(message["role"], message.get("weight")) for message in read] == [
+        ("system", None),
+        ("user", None),
+        ("assistant", 0),
+        ("user", None),
+        ("assistant", None),
+    ]
+
+
+def test_corrections_and_comparisons_become_preferences(client, server, tmp_path):
+    chat = Chat(client)
+    turn = chat.ask("One", "my-run", "base-1b")
+    tuned, base = chat.answers()
+    corrected = chat.post("rows", turn=turn["id"], answer=tuned["id"], corrected="Better.", file="mine.jsonl").json()
+    assert [one["file"] for one in corrected] == ["mine.jsonl", "uploads/chat-preferences.jsonl"]
+    chosen = chat.post("rows", turn=turn["id"], answer=tuned["id"], rejected=base["id"]).json()
+    assert chosen[1] == {"file": "uploads/chat-preferences.jsonl", "line": 2, "is_new": True}
+    pairs = rows(tmp_path / "uploads" / "chat-preferences.jsonl")
+    assert [(pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in pairs] == [
+        ("Better.", "Hello from my-run"),
+        ("Hello from my-run", "Hello from base-1b"),
+    ]
+    assert recognise(pairs, "") == "prompt_completion"
+    read = get("prompt_completion").to_row(Record(pairs[0])).messages
+    assert [message["content"] for message in read] == ["One", "Better."]
+    mixed = chat.post("rows", turn=turn["id"], answer=tuned["id"], file="uploads/chat-preferences.jsonl")
+    assert "other rows" in mixed.json()["error"]["message"] and len(rows(tmp_path / "mine.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    "file", ["../out.jsonl", "/etc/out.jsonl", "link.jsonl", "a.txt", ".hidden.jsonl", "no/x.jsonl"]
+)
+def test_rows_are_written_only_in_the_roots(client, server, tmp_path, file):
+    outside = tmp_path.parent / f"{tmp_path.name}-outside.jsonl"
+    outside.touch()
+    (tmp_path / "link.jsonl").symlink_to(outside)
+    chat = Chat(client)
+    turn = chat.ask("One")
+    [answer] = chat.answers()
+    assert chat.post("rows", turn=turn["id"], answer=answer["id"], file=file).status_code == 400
+    assert outside.read_text() == ""

@@ -1,0 +1,103 @@
+"""Recipes: the form, the check, the plan, and the files."""
+
+from functools import cache
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from tunesmith.errors import UserError
+from tunesmith.recipe import Recipe
+from tunesmith.studio import recipe_files, recipe_form
+from tunesmith.studio.commands import OFFLINE, CommandFailed, run_on_recipe, while_connected
+from tunesmith.studio.recipe_files import RecipeFile
+from tunesmith.studio.recipe_form import Checked, Mistake, RecipeSchema, key_in
+from tunesmith.studio.state import Studio
+
+
+class Draft(BaseModel):
+    """A recipe as text or as values; the text counts if both are there."""
+
+    yaml: str | None = None
+    values: dict[str, Any] | None = None
+
+
+class PlanQuestion(BaseModel):
+    """A recipe, and the machine it is planned for."""
+
+    values: dict[str, Any]
+    machine: str | None = None
+    """Such as 2x3090+4090,host=64GB; None: this machine."""
+
+
+class PlanAnswer(BaseModel):
+    """The needs of a recipe, or the reason why they are unknown. Both are there if the disk is too small."""
+
+    plan: dict[str, Any] | None
+    """The JSON of `tunesmith plan --json`."""
+    problem: Mistake | None
+
+
+class RecipeText(BaseModel):
+    """The content of a recipe's file."""
+
+    yaml: str
+
+
+class NewRecipe(BaseModel):
+    """A recipe to save."""
+
+    name: str
+    yaml: str
+    replace: bool = False
+    """Whether a recipe of this name is replaced."""
+
+
+async def plan(studio: Studio, asked: PlanQuestion) -> PlanAnswer:
+    """Plans a recipe; nothing is downloaded."""
+    try:
+        recipe = Recipe.build(asked.values)
+        studio.roots.check(recipe)
+        machine = asked.machine or ""
+        if machine.endswith(".json") or "/" in machine or (studio.folder / machine).is_file():
+            machine = str(studio.roots.resolve(machine))  # the description of a machine, in a file
+        flags = [*(["--machine", machine] if machine else []), "--json"]
+        found = await run_on_recipe(recipe, "plan", flags=flags, folder=studio.folder, **OFFLINE)
+    except UserError as error:
+        message = str(error).removeprefix("recipe: ")
+        problem = Mistake(key=key_in(message), message=message)
+        return PlanAnswer(plan=error.output if isinstance(error, CommandFailed) else None, problem=problem)
+    return PlanAnswer(plan=found, problem=None)
+
+
+def routes(studio: Studio) -> APIRouter:
+    router = APIRouter(tags=["recipes"])
+    schema = cache(recipe_form.schema)
+
+    @router.get("/recipe/schema")
+    def recipe_schema() -> RecipeSchema:
+        return schema()
+
+    @router.post("/recipe/check")
+    def check_recipe(draft: Draft) -> Checked:
+        if draft.yaml is not None:
+            return recipe_form.check_text(draft.yaml)
+        return recipe_form.check_values(draft.values or {})
+
+    @router.post("/recipe/plan")
+    async def plan_recipe(asked: PlanQuestion, request: Request) -> PlanAnswer:
+        return await while_connected(request, plan(studio, asked))
+
+    @router.get("/recipes")
+    def list_recipes() -> list[RecipeFile]:
+        return recipe_files.recipe_files(studio.roots)
+
+    @router.get("/recipes/{id}")
+    def read_recipe(id: str) -> RecipeText:
+        return RecipeText(yaml=recipe_files.read(studio.roots, id))
+
+    @router.post("/recipes")
+    def save_recipe(new: NewRecipe) -> RecipeFile:
+        return recipe_files.save(studio.roots, new.name, new.yaml, new.replace)
+
+    return router
