@@ -35,13 +35,13 @@ def studio(tmp_path_factory):
         yield started
 
 
-def add(page, name: str, steps: int) -> None:
+def add(page, name: str, steps: int, **train) -> None:
     """Queues a training as the page does."""
     values = {
         "name": name,
         "model": {"path": "model", "dtype": "float32"},
         "data": {"train": "rows.jsonl", "eval_share": 0.25, "sequence_length": 128},
-        "train": {"max_steps": steps, "batch": 2},
+        "train": {"max_steps": steps, "batch": 2, **train},
         "evaluate": {"samples": 1, "max_new_tokens": 4},
         "adapter": {"rank": 2, "alpha": 4},
     }
