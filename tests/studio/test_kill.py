@@ -53,7 +53,7 @@ def losses(run: Run) -> list[tuple[int, float]]:
 def train_through(page, studio, name: str, kills: list[str], rng: random.Random) -> Run:
     """Trains a run to its end with the page open, while things are killed; resumes it on the page when it was cut
     off."""
-    add(page, name, STEPS, epochs=100)
+    add(page, name, STEPS)
     run = Run(studio.folder / "runs" / name)
     page.goto(f"{studio.url}/#/runs")
     page.click(f"a:text-is('{name}')")
