@@ -1,10 +1,15 @@
 import { createRoot } from "react-dom/client";
 
-import { Brand } from "../parts/Brand";
+import { startLive } from "../api/live";
+import { takeToken } from "../api/token";
 import "../styles/index.css";
+import { App } from "./App";
+import { followNotifications } from "./notifications";
+import { followTheme } from "./settings";
+import "./studio.css";
 
-createRoot(document.getElementById("root")!).render(
-  <main>
-    <Brand />
-  </main>,
-);
+takeToken();
+followTheme();
+startLive();
+followNotifications();
+createRoot(document.getElementById("root")!).render(<App />);

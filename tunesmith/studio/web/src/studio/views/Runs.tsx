@@ -1,0 +1,5 @@
+import { View } from "../shell/View";
+
+export function Runs() {
+  return <View title="Runs">{null}</View>;
+}
