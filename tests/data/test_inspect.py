@@ -1,7 +1,9 @@
 """`data check` and `init` with the user's own text."""
 
+import json
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -13,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import write_rows
+from tunesmith.cli import data
 from tunesmith.cli.data_report import print_report, print_rows
-from tunesmith.data.inspect import check
+from tunesmith.data import source as source_module
+from tunesmith.data.inspect import check, show
 from tunesmith.data.masking import encode_text
 from tunesmith.data.source import resolve
 from tunesmith.data.tokenizer import Tokenizer
@@ -156,3 +160,56 @@ def test_a_recipe_is_checked_with_its_own_template_and_mask(family, tmp_path):
         check=True,
     ).stdout
     assert "assistant!: Four." in shown and "⟦Six." in shown and "⟦Four." not in shown
+
+
+def test_rows_are_shown_as_what_is_learned(family, tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": "Wo liegt Köln?"}, {"role": "assistant", "content": "Am Rhein 🌊"}]},
+        {"text": "plain"},
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y" * 50}]},
+    ]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    tokenizer = Tokenizer.load(family("qwen3"))
+    encode = partial(SFT.encode, tokenizer)
+    source = resolve(Source(path=str(file)))
+    first, second, _ = show(source, tokenizer, encode)
+    (example,) = first["examples"]
+    ids = [token for segment in example["segments"] for token in segment["ids"]]
+    assert ids == next(iter(encode(next(source.rows())[1])))[0].ids and example["tokens"] == len(ids)
+    full, cut = example["segments"], list(show(source, tokenizer, encode, most_text=30))[2]
+    assert "".join(segment["text"] for segment in full) == tokenizer.decode(ids)
+    assert ["Am Rhein 🌊" in segment["text"] for segment in full if segment["learned"]] == [True]
+    assert first["turns"] == [{"role": "user", "text": "Wo liegt Köln?"}, {"role": "assistant", "text": "Am Rhein 🌊"}]
+    assert (first["kind"], first["problem"], first["where"]) == ("chat", "", f"{file}:1")
+    assert second["problem"] and second["examples"] == []
+    assert cut["examples"][0]["is_cut"] and cut["turns"][1]["text"] == "y" * 30
+    assert sum(len(segment["text"]) for segment in cut["examples"][0]["segments"]) == 30
+    assert [row["index"] for row in show(source, search="KÖLN")] == [0]
+    assert [row["index"] for row in show(source, offset=1, search="köln")] == []
+    assert [row["index"] for row in show(source, offset=1)] == [1, 2]
+
+
+@pytest.mark.parametrize("offset", [0, 15_000])
+def test_a_long_file_is_not_read_whole(family, tmp_path, monkeypatch, capsys, offset):
+    """Also where the chat template must know whether any row has reasoning."""
+    file = write_rows(tmp_path / "rows.jsonl", [{"question": f"q{n}", "answer": "a"} for n in range(20_000)])
+    taken = Counter()
+    read_lines = source_module.read_lines
+
+    def counted(paths):
+        for where, payload in read_lines(paths):
+            taken[where.line] += 1
+            yield where, payload
+
+    monkeypatch.setattr(source_module, "read_lines", counted)
+    data.show(str(file), model=str(family("qwen3")), as_json=True, rows=5, offset=offset)
+    (page,) = json.loads(capsys.readouterr().out)
+    assert [row["index"] for row in page["rows"]] == list(range(offset, offset + 5)) and page["next"] == offset + 5
+    assert max(taken) == max(10_000, offset + 5)
+
+
+def test_the_end_of_a_file_is_told(tmp_path, capsys):
+    file = write_rows(tmp_path / "rows.jsonl", [{"question": f"q{n}", "answer": "a"} for n in range(4)])
+    data.show(str(file), as_json=True, offset=2)
+    (page,) = json.loads(capsys.readouterr().out)
+    assert [row["index"] for row in page["rows"]] == [2, 3] and page["next"] is None

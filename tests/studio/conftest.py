@@ -1,10 +1,12 @@
 """A studio in a temporary folder, called as its page calls it."""
 
 import json
+import os
 
 import pytest
 from starlette.testclient import TestClient
 
+from tests.conftest import sums, write_rows
 from tunesmith.jobs.store import Store
 from tunesmith.run import Run
 from tunesmith.studio.app import guarded, make_app
@@ -64,3 +66,13 @@ def steps(count: int, first: int = 1, **values) -> list[tuple[str, dict]]:
 def written(events: list[tuple[str, dict]]) -> bytes:
     """Lines of events.jsonl."""
     return b"".join(json.dumps({"event": name, **values}).encode() + b"\n" for name, values in events)
+
+
+@pytest.fixture
+def small(studio, family) -> dict:
+    """A recipe whose model and data are in the studio's folder."""
+    write_rows(studio.folder / "d.jsonl", sums(30))
+    (studio.folder / "m").mkdir()
+    for file in family("llama3").iterdir():
+        os.link(file, studio.folder / "m" / file.name)
+    return {"model": "m", "data": "d.jsonl", "train": {"max_steps": 4}}

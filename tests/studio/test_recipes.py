@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import shlex
 import sys
 import time
@@ -13,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import sums, write_rows
 from tunesmith.cli.main import app
 from tunesmith.cli.train import chosen
 from tunesmith.recipe import Recipe, known_keys
@@ -165,16 +163,6 @@ def test_a_deep_value_is_refused(client):
     for _ in range(200):
         values = {"a": values}
     assert check(client, values=values)["problems"] == [{"key": "", "message": "nested too deeply", "line": None}]
-
-
-@pytest.fixture
-def small(studio, family) -> dict:
-    """A recipe whose model and data are in the studio's folder."""
-    write_rows(studio.folder / "d.jsonl", sums(30))
-    (studio.folder / "m").mkdir()
-    for file in family("llama3").iterdir():
-        os.link(file, studio.folder / "m" / file.name)
-    return {"model": "m", "data": "d.jsonl", "train": {"max_steps": 4}}
 
 
 def test_a_plan_is_that_of_the_command_line(client, small):

@@ -1,13 +1,20 @@
 """`tunesmith data`: `check` and `show`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from tunesmith.cli.parameters import Columns, Json, columns_of, print_json
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from tunesmith.cli.parameters import AtLeastOne, Columns, Json, columns_of, print_json
 from tunesmith.errors import UserError
 from tunesmith.recipe import Model, Source
+
+FIRST_ROWS = 10_000  # of a file, so that a long one is not read whole to show a few
+MOST_TEXT = 20_000  # characters of a turn and of an example in JSON
 
 
 def check(
@@ -48,33 +55,53 @@ def show(
     file: str,
     *,
     model: str | None = None,
-    rows: int = 3,
+    rows: AtLeastOne = 3,
+    offset: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
+    search: str = "",
     format: str = "auto",
     columns: Columns = [],
     mask: Literal["assistant", "last", "all"] | None = None,
     subset: str | None = None,
     split: str | None = None,
+    as_json: Json = False,
 ) -> None:
-    """Show rows as the model will see them, supervised tokens in colour.
+    """Show rows as the model will see them, supervised tokens in colour. Whether rows have reasoning, which some chat
+    templates must know, is found from the first 10,000 rows.
 
     Args:
         file: File, folder, glob, hub:org/name, or a recipe (YAML), whose model and columns are then used.
         model: Folder or hub id of the model.
         rows: The number of rows to show.
+        offset: The number of rows to skip.
+        search: Show only rows that have this text, in upper or lower case.
         format: The format, instead of recognising it.
         columns: The file's own column names, like question=Frage answer=Antwort.
         mask: The supervised tokens: assistant, last or all; by default the recipe's, or assistant.
         subset: The subset of a hub dataset or a folder.
         split: The split of a hub dataset or a folder; by default train, if there is one.
+        as_json: Print the rows as JSON, also without a model; long texts are cut.
     """
     from tunesmith.cli.data_report import print_rows
 
     selected = select(file, model, format, columns, subset, split)
-    if (tokenizer := selected.tokenizer()) is None:
+    tokenizer = selected.tokenizer(FIRST_ROWS)
+    if tokenizer is None and not as_json:
         raise UserError("data show: pass --model, whose chat template renders the rows")
-    encode = selected.encode(tokenizer, mask)
+    encode = selected.encode(tokenizer, mask) if tokenizer else None
+    if as_json:
+        return print_json([_page(source, tokenizer, encode, offset, rows, search) for source in selected.sources])
     for source in selected.sources:
-        print_rows(source, tokenizer, rows, encode)
+        print_rows(source, tokenizer, rows, encode, offset, search)
+
+
+def _page(source, tokenizer, encode, offset: int, rows: int, search: str) -> dict:
+    """Some rows of a source for programs. `next` is the offset at which to look for those that follow; None at the
+    end."""
+    from tunesmith.data.inspect import show
+
+    page = list(islice(show(source, tokenizer, encode, offset, search, MOST_TEXT), rows))
+    further = page[-1]["index"] + 1 if len(page) == rows else None
+    return {"path": source.path, "format": source.format, "rows": page, "next": further}
 
 
 @dataclass
@@ -86,8 +113,9 @@ class Selected:
     method: Any = None  # the recipe's section
     sequence_length: int | None = None
 
-    def tokenizer(self):
-        """Returns the base model's tokenizer, without the recipe's new tokens, or None without a model."""
+    def tokenizer(self, most_rows: int | None = None):
+        """Returns the base model's tokenizer, without the recipe's new tokens, or None without a model. `most_rows`: of
+        each source, among which reasoning is looked for; None: all."""
         from tunesmith.cli.terminal import waiting
         from tunesmith.data.source import tokenizer_for
         from tunesmith.inference.gguf_base import base_folder
@@ -96,7 +124,8 @@ class Selected:
             return None
         with waiting("reading the base model"):  # a GGUF is unpacked first
             base = base_folder(self.model)
-        return tokenizer_for(base, self.sources, self.model.chat_template_kwargs, self.model.chat_template)
+        sources = [replace(source, most_rows=most_rows) for source in self.sources]
+        return tokenizer_for(base, sources, self.model.chat_template_kwargs, self.model.chat_template)
 
     def encode(self, tokenizer, mask: str | None = None):
         """Returns a function that encodes a row with the recipe's method; without a recipe, conversations with sft and

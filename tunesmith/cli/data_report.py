@@ -6,10 +6,9 @@ from rich.console import Console
 from rich.text import Text as Styled
 
 from tunesmith.cli.terminal import bar
-from tunesmith.data.inspect import Encode
-from tunesmith.data.masking import Example
+from tunesmith.data.inspect import Encode, show
 from tunesmith.data.records import describe
-from tunesmith.data.rows import REASONS, RowProblem
+from tunesmith.data.rows import REASONS
 from tunesmith.data.source import ResolvedSource
 from tunesmith.data.tokenizer import Tokenizer
 
@@ -71,9 +70,11 @@ def _report_lengths(console: Console, findings: dict, sequence_length: int | Non
             console.print(f"  data.sequence_length: {length:,} would lose {share:.1%} of them")
 
 
-def print_rows(source: ResolvedSource, tokenizer: Tokenizer, rows: int, encode: Encode) -> None:
-    """Prints the first rows as the model sees them, with supervised tokens in green, or between marks if there is no
-    colour."""
+def print_rows(
+    source: ResolvedSource, tokenizer: Tokenizer, rows: int, encode: Encode, offset: int = 0, search: str = ""
+) -> None:
+    """Prints rows as the model sees them, with supervised tokens in green, or between marks if there is no colour.
+    `offset` and `search` as in `inspect.show`."""
     console = Console(highlight=False, markup=False, emoji=False)
     marks = _marks(console)
     console.print(
@@ -81,18 +82,16 @@ def print_rows(source: ResolvedSource, tokenizer: Tokenizer, rows: int, encode: 
         if marks
         else Styled.assemble(("Green", "bold green"), " is learned, ", ("the rest", "dim"), " is not.")
     )
-    for where, row in islice(source.rows(), rows):
-        try:
-            if isinstance(row, RowProblem):
-                raise row
-            examples = [example for group in encode(row) for example in group]
-        except RowProblem as problem:
-            console.print(f"{where}: dropped: {REASONS[problem.reason]}. {problem.detail}", style="red")
-            continue
-        for example in examples:
-            learned = sum(example.supervised)
-            console.rule(Styled(f"{where}  {len(example.ids)} tokens, {learned} supervised"), align="left")
-            console.print(_coloured(tokenizer, example, marks), soft_wrap=True)
+    shown = list(islice(show(source, tokenizer, encode, offset, search), rows))
+    for row in shown:
+        if row["problem"]:
+            console.print(f"{row['where']}: dropped: {row['problem']}. {row['detail']}", style="red")
+        for example in row["examples"]:
+            title = f"{row['where']}  {example['tokens']} tokens, {example['learned']} supervised"
+            console.rule(Styled(title), align="left")
+            console.print(_coloured(example["segments"], marks), soft_wrap=True)
+    if not shown:
+        console.print(f"{source.path}: no further rows" + (f" with {search!r}" if search else ""), style="yellow")
 
 
 def _marks(console: Console) -> tuple[str, str] | None:
@@ -102,15 +101,9 @@ def _marks(console: Console) -> tuple[str, str] | None:
     return ("⟦", "⟧") if console.encoding.lower().startswith("utf") else ("[[", "]]")
 
 
-def _coloured(tokenizer: Tokenizer, example: Example, marks: tuple[str, str] | None) -> Styled:
-    """Returns an example's text in colours. Runs of supervised or unsupervised tokens are decoded together, because a
-    character may take several tokens."""
-    styled, start = Styled(), 0
-    flags = example.supervised
-    for end in range(1, len(flags) + 1):
-        if end == len(flags) or flags[end] != flags[start]:
-            before, until = tokenizer.decode(example.ids[:start]), tokenizer.decode(example.ids[:end])
-            text = until[len(before) :]
-            styled.append(text.join(marks) if marks and flags[start] else text, "bold green" if flags[start] else "dim")
-            start = end
+def _coloured(segments: list[dict], marks: tuple[str, str] | None) -> Styled:
+    styled = Styled()
+    for segment in segments:
+        text, learned = segment["text"], segment["learned"]
+        styled.append(text.join(marks) if marks and learned else text, "bold green" if learned else "dim")
     return styled

@@ -26,6 +26,7 @@ def studio(
     allow_changes: Annotated[bool, Parameter(negative="")] = False,
     root: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
     output: Path = DEFAULT_OUTPUT,
+    upload_limit: Annotated[float, Parameter(validator=Number(gt=0))] = 20,
     open_browser: Annotated[bool, Parameter(name="--open")] = True,
 ) -> None:
     """Open the workstation in the browser: data, recipes, the queue, runs, chat, exports and servers. Ctrl-C ends the
@@ -39,6 +40,7 @@ def studio(
         allow_changes: Also let other machines change things, where --host lets them see them.
         root: A further folder whose files the page may see and use. The first is the current one.
         output: The folder of runs.
+        upload_limit: The largest file that the page may send, in GB.
         open_browser: --no-open only prints the address.
     """
     if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
@@ -63,4 +65,5 @@ def studio(
         if open_browser:
             webbrowser.open(url)
 
-    run_studio(folder, [folder, *root], [output], bound, token, names, not (is_loopback(host) or allow_changes), ready)
+    read_only, upload_bytes = not (is_loopback(host) or allow_changes), int(upload_limit * 10**9)
+    run_studio(folder, [folder, *root], [output], bound, token, names, read_only, upload_bytes, ready)

@@ -1,14 +1,16 @@
 """Inspects data before training, for `tunesmith data check` and `tunesmith data show`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from tunesmith.data.ledger import Ledger
-from tunesmith.data.masking import Group
-from tunesmith.data.rows import Row, RowProblem, Where, digest
+from tunesmith.data.masking import Example, Group
+from tunesmith.data.rows import REASONS, Row, RowProblem, Text, Where, digest
 from tunesmith.data.source import ResolvedSource
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.files import json_text
 
 Encode = Callable[[Row], list[Group]]
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -50,6 +52,87 @@ def check(source: ResolvedSource, encode: Encode | None = None) -> dict:
         "first_problems": first_problems,
     }
     return summary | (_lengths(np.array(examples), places) if examples else {})
+
+
+def show(
+    source: ResolvedSource,
+    tokenizer: Tokenizer | None = None,
+    encode: Encode | None = None,
+    offset: int = 0,
+    search: str = "",
+    most_text: int | None = None,
+) -> Iterator[dict]:
+    """Yields the records from number `offset` on, counted from 0, whose text or problem has `search`, upper and lower
+    case alike. Raises UserError.
+
+    Each has `index` (its number), `where`, `kind` (chat, text, or empty), `problem` and `detail` (why it is dropped;
+    empty if it is not), `turns` ([{role, text}]) and, with a tokenizer, `examples`: [{tokens, learned (tokens),
+    changes, segments: [{text, learned, ids}], is_cut}]. `most_text`: of an example and of a turn, in characters.
+    """
+    for index, (where, row) in enumerate(source.rows(start=offset), offset):
+        turns = [] if isinstance(row, RowProblem) else _turns(row)
+        kind = "" if isinstance(row, RowProblem) else type(row).__name__.lower()
+        problem, examples = row if isinstance(row, RowProblem) else None, []
+        # A record that is not searched for is not encoded, which takes most of the time.
+        texts = [str(where), REASONS[problem.reason], problem.detail] if problem else [turn["text"] for turn in turns]
+        if search and not any(search.casefold() in text.casefold() for text in texts):
+            continue
+        if tokenizer and encode and not isinstance(row, RowProblem):
+            try:
+                examples = [_shown(tokenizer, one, most_text) for group in encode(row) for one in group]
+            except RowProblem as found:
+                problem = found
+        yield {
+            "index": index,
+            "where": str(where),
+            "kind": kind,
+            "problem": REASONS[problem.reason] if problem else "",
+            "detail": problem.detail if problem else "",
+            "turns": [turn | {"text": turn["text"][:most_text]} for turn in turns],
+            "examples": examples,
+        }
+
+
+def _turns(row: Row) -> list[dict[str, str]]:
+    if isinstance(row, Text):
+        return [{"role": "", "text": row.text}]
+    turns = []
+    for message in row.messages:
+        parts = [message.get("reasoning_content"), message.get("content")]
+        parts += [json_text(message["tool_calls"])] if message.get("tool_calls") else []
+        turns.append({"role": message["role"], "text": "\n".join(filter(None, parts))})
+    return turns
+
+
+def _shown(tokenizer: Tokenizer, example: Example, most_text: int | None) -> dict:
+    """An example for `show`."""
+    segments, left = [], most_text
+    for segment in segments_of(tokenizer, example):
+        if left is not None:
+            if len(segment["text"]) > left:
+                segment = segment | {"text": segment["text"][:left], "ids": segment["ids"][:left]}
+            left -= len(segment["text"])
+        segments.append(segment)
+        if left == 0:
+            break
+    return {
+        "tokens": len(example.ids),
+        "learned": sum(example.supervised),
+        "changes": [REASONS[reason] for reason in example.changes],
+        "segments": segments,
+        "is_cut": left == 0,
+    }
+
+
+def segments_of(tokenizer: Tokenizer, example: Example) -> Iterator[dict]:
+    """Yields the runs of learned and of other tokens as {text, learned, ids}. The tokens of a run are decoded together,
+    because a character may take several."""
+    start, flags = 0, example.supervised
+    for end in range(1, len(flags) + 1):
+        if end == len(flags) or flags[end] != flags[start]:
+            before, until = tokenizer.decode(example.ids[:start]), tokenizer.decode(example.ids[:end])
+            yield {"text": until[len(before) :], "learned": flags[start], "ids": example.ids[start:end]}
+            start = end
 
 
 def _lengths(examples: np.ndarray, places: list[Where]) -> dict:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tunesmith.data import formats, reasoning, records
 from tunesmith.data.file_types import TEXT_ENDINGS, ending
 from tunesmith.data.files import content_hash, select
-from tunesmith.data.read import lines_of, parse, read
+from tunesmith.data.read import lines_of, parse, read_lines
 from tunesmith.data.records import Record
 from tunesmith.data.rows import Chat, Raw, Row, RowProblem, Where
 from tunesmith.data.tokenizer import Tokenizer
@@ -29,6 +29,8 @@ class ResolvedSource:
     files: list[Path]
     left_out: list[str]
     """Files beside these that are not read, in words: "split test (2 files)"."""
+    most_rows: int | None = None
+    """Records that are read; None: all."""
 
     @property
     def path(self) -> str:
@@ -62,12 +64,13 @@ class ResolvedSource:
             if m["role"] == "assistant"
         )
 
-    def rows(self, unread: dict[str, int] | None = None) -> Iterator[tuple[Where, Row | RowProblem]]:
-        """Every record in order, as a Row or as the problem with it. Counts in `unread` the keys that no format reads.
-        Raises UserError for a file that cannot be opened or whose format is unknown."""
+    def rows(self, unread: dict[str, int] | None = None, start: int = 0) -> Iterator[tuple[Where, Row | RowProblem]]:
+        """Every record from number `start` on, counted from 0, as a Row or as the problem with it. Counts in `unread`
+        the keys that no format reads. Raises UserError for a file that cannot be opened or whose format is unknown."""
         formats = self.formats
-        for raw in read(self.files):
-            yield raw.where, to_row(raw, formats[raw.where.file], self.source.columns, unread)
+        for where, payload in islice(read_lines(self.files), start, self.most_rows):
+            raw = parse(where, payload)
+            yield where, to_row(raw, formats[where.file], self.source.columns, unread)
 
 
 def resolve(source: Source) -> ResolvedSource:

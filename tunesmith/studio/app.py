@@ -16,11 +16,23 @@ from starlette.types import ASGIApp
 
 from tunesmith.errors import UserError
 from tunesmith.studio.guard import Guard
-from tunesmith.studio.routes import connect, conversations, events, exports, jobs, machine, recipes, runs, servers
+from tunesmith.studio.routes import (
+    connect,
+    conversations,
+    data,
+    events,
+    exports,
+    files,
+    jobs,
+    machine,
+    recipes,
+    runs,
+    servers,
+)
 from tunesmith.studio.state import Studio
 
 PAGE = Path(__file__).parent / "static"
-SUBJECTS = (machine, jobs, recipes, runs, events, servers, conversations, exports, connect)
+SUBJECTS = (machine, jobs, recipes, runs, events, servers, conversations, exports, connect, data, files)
 
 
 def make_app(studio: Studio) -> FastAPI:

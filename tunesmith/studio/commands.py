@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Coroutine, Sequence
@@ -16,6 +17,7 @@ from tunesmith.errors import CHILD_DIED, UserError
 from tunesmith.recipe import Recipe
 
 Answer = TypeVar("Answer")
+OFFLINE = {"HF_HUB_OFFLINE": "1"}  # the environment of commands that must download nothing
 CLIENT_GONE = 499  # the status that nginx has for it; nobody receives it
 
 
@@ -33,6 +35,7 @@ async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "tunesmith", *arguments),
         cwd=folder,
+        start_new_session=True,  # so that its own processes end with it
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -42,7 +45,8 @@ async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
         output, errors = await process.communicate()
     except BaseException:
         with suppress(ProcessLookupError):
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
         raise
     if process.returncode:
         lines = errors.decode(errors="replace").strip().splitlines()

@@ -24,11 +24,13 @@ def run_studio(
     token: str,
     hosts: Sequence[str],
     read_only: bool,
+    upload_bytes: int,
     ready: Callable[[], None],
 ) -> None:
     """Serves until SIGINT or SIGTERM. Calls `ready` once it accepts requests."""
     store = Store()
-    studio = Studio(folder, store, Roots(roots), Catalogue([folder / output for output in outputs], store))
+    catalogue = Catalogue([folder / output for output in outputs], store)
+    studio = Studio(folder, store, Roots(roots), catalogue, upload_bytes=upload_bytes)
     app = guarded(make_app(studio), token, hosts, read_only)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_END)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after its shutdown

@@ -22,6 +22,8 @@ class Studio:
     roots: Roots
     """The folders whose files the page may see and use."""
     runs: Catalogue
+    upload_bytes: int = 20 * 10**9
+    """The most that one uploaded file may have."""
     reports: Reports = field(default_factory=Reports)
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the server ends, so that open streams end too."""

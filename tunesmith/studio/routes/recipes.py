@@ -9,12 +9,10 @@ from pydantic import BaseModel
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
 from tunesmith.studio import recipe_files, recipe_form
-from tunesmith.studio.commands import CommandFailed, run_on_recipe, while_connected
+from tunesmith.studio.commands import OFFLINE, CommandFailed, run_on_recipe, while_connected
 from tunesmith.studio.recipe_files import RecipeFile
 from tunesmith.studio.recipe_form import Checked, Mistake, RecipeSchema, key_in
 from tunesmith.studio.state import Studio
-
-OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
 class Draft(BaseModel):
