@@ -25,6 +25,7 @@ from tunesmith.studio.routes import (
     files,
     jobs,
     machine,
+    models,
     recipes,
     runs,
     servers,
@@ -32,7 +33,7 @@ from tunesmith.studio.routes import (
 from tunesmith.studio.state import Studio
 
 PAGE = Path(__file__).parent / "static"
-SUBJECTS = (machine, jobs, recipes, runs, events, servers, conversations, exports, connect, data, files)
+SUBJECTS = (machine, jobs, recipes, runs, events, servers, conversations, exports, connect, data, files, models)
 
 
 def make_app(studio: Studio) -> FastAPI:

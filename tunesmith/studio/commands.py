@@ -18,7 +18,7 @@ from tunesmith.recipe import Recipe
 
 Answer = TypeVar("Answer")
 OFFLINE = {"HF_HUB_OFFLINE": "1"}  # the environment of commands that must download nothing
-CLIENT_GONE = 499  # the status that nginx has for it; nobody receives it
+CLIENT_GONE = 499  # the status that nginx logs for it
 
 
 class CommandFailed(UserError):
@@ -72,7 +72,7 @@ async def run_on_recipe(
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
-    """Does work for a request, and cancels it once nobody waits for the answer any more."""
+    """Does work for a request, and cancels it once its client has gone away."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnection(request))
     try:

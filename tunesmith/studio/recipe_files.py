@@ -1,8 +1,6 @@
 """The recipe files in the studio's folders."""
 
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -14,7 +12,6 @@ from tunesmith.studio.catalogue import id_of
 from tunesmith.studio.roots import Roots
 
 FOLDER = "recipes"  # of the first root, for recipes that the page saves
-DEPTH, MOST_FOLDERS = 3, 2_000  # how far recipes are looked for
 MOST_BYTES = 200_000
 RECIPE_KEYS = (re.compile(rb"^model\s*:", re.MULTILINE), re.compile(rb"^data\s*:", re.MULTILINE))
 
@@ -30,24 +27,6 @@ class RecipeFile(BaseModel):
     """Unix seconds."""
 
 
-def walk(roots: Roots, depth: int = DEPTH) -> Iterator[Path]:
-    """The visible folders of the roots, the nearer ones first. Links are not followed."""
-    waiting = [(root, 0) for root in roots.folders]
-    seen: set[Path] = set()
-    for folder, level in waiting:  # grows meanwhile
-        if folder in seen or len(seen) >= MOST_FOLDERS:
-            continue
-        seen.add(folder)
-        yield folder
-        if level < depth and not Run(folder).exists:
-            try:
-                with os.scandir(folder) as entries:
-                    folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-            except OSError:
-                continue
-            waiting += [(folder / name, level + 1) for name in sorted(folders) if not name.startswith(".")]
-
-
 def is_recipe(file: Path) -> bool:
     """Whether a file looks like a recipe: YAML with `model` and `data`."""
     try:
@@ -61,7 +40,7 @@ def is_recipe(file: Path) -> bool:
 
 def recipe_files(roots: Roots) -> list[RecipeFile]:
     """The recipes in the roots, without those that belong to runs; the newest first."""
-    folders = [folder for folder in walk(roots) if not Run(folder).exists]
+    folders = [folder for folder in roots.walk() if not Run(folder).exists]
     files = [file for folder in folders for pattern in ("*.yaml", "*.yml") for file in folder.glob(pattern)]
     shown = [file for file in files if not file.name.startswith(".") and not file.is_symlink() and is_recipe(file)]
     return sorted((_described(roots, file) for file in shown), key=lambda one: -one.modified)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
+from tunesmith.run import Run
 
+WALK_DEPTH, MOST_FOLDERS = 3, 2_000  # how far recipes and models are looked for
 MOST_SHOWN = 200  # characters of a path in a message
 
 
@@ -35,6 +37,18 @@ class Roots:
         """The shortest text for a path that `resolve` takes."""
         return str(path.relative_to(self.folders[0])) if path.is_relative_to(self.folders[0]) else str(path)
 
+    def walk(self) -> Iterator[Path]:
+        """The visible folders down to WALK_DEPTH, the nearer ones first, without what is in runs. Links are not
+        followed."""
+        waiting, seen = [(root, 0) for root in self.folders], set()
+        for folder, depth in waiting:  # grows meanwhile
+            if folder in seen or len(seen) >= MOST_FOLDERS:
+                continue
+            seen.add(folder)
+            yield folder
+            if depth < WALK_DEPTH and not Run(folder).exists:
+                waiting += [(inner, depth + 1) for inner in _folders_in(folder)]
+
     def check(self, recipe: Recipe) -> None:
         """Raises UserError if a recipe reads or writes files outside the roots."""
         for key, path in _paths(recipe):
@@ -58,6 +72,15 @@ class Roots:
                 self.resolve(match)
         elif place == Path(path) or os.path.lexists(place) or ".." in parts:
             self.resolve(path)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+    return [folder / name for name in sorted(names) if not name.startswith(".")]
 
 
 def _printable(path: str | Path) -> str:

@@ -1,0 +1,62 @@
+import { useState } from "react";
+
+import { client, data, type RunView } from "../../api/client";
+import { Button } from "../../parts/Button";
+import { Confirm } from "../../parts/Confirm";
+import { askJob } from "../home/jobs";
+import { href } from "../router";
+import { tried } from "../toasts";
+import { DeleteRun } from "./DeleteRun";
+
+type Verb = "pause" | "continue" | "stop" | "resume";
+const RESUMABLE = ["cut off", "interrupted", "not_finite", "diverged", "out_of_memory", "error", "not started"];
+
+/** What can be done with a run in its present state. */
+export function RunActions({ view, onChange }: { view: RunView; onChange: (view: RunView) => void }) {
+  const [asks, setAsks] = useState<"stop" | "now" | "delete" | null>(null);
+  const { row, wish, job } = view;
+  const ask = (verb: Verb) =>
+    void tried(async () => {
+      const params = { path: { name: row.id, verb } };
+      onChange(await data(client.POST("/api/runs/{name}/{verb}", { params })));
+    });
+
+  return (
+    <>
+      {row.held && wish === "run" && <Button onClick={() => ask("pause")}>Pause</Button>}
+      {row.held && wish === "pause" && <Button onClick={() => ask("continue")}>Continue</Button>}
+      {row.held && wish !== "stop" && <Button onClick={() => setAsks("stop")}>Stop</Button>}
+      {row.held && wish === "stop" && <span className="note">Saving and stopping…</span>}
+      {row.held && wish === "stop" && job !== null && <Button onClick={() => setAsks("now")}>End now</Button>}
+      {!row.held && !row.has_result && RESUMABLE.includes(row.status) && (
+        <Button look="main" onClick={() => ask("resume")}>
+          {row.status === "not started" ? "Queue" : "Resume"}
+        </Button>
+      )}
+      <a className="button" href={href(["new"], { run: row.id })}>
+        Use again
+      </a>
+      <a className="button" href={href(["compare"], { runs: row.id })}>
+        Compare
+      </a>
+      {!row.held && <Button onClick={() => setAsks("delete")}>Delete</Button>}
+      <Confirm
+        title={`Stop ${row.name}?`}
+        text="It finishes its step, saves a checkpoint and ends. Nothing is lost, and it can be resumed exactly where it stopped."
+        verb="Save and stop"
+        open={asks === "stop"}
+        onClose={() => setAsks(null)}
+        onConfirm={() => ask("stop")}
+      />
+      <Confirm
+        title={`End ${row.name} without saving?`}
+        text="The steps since its last checkpoint are lost. Everything before that stays, and the run can be resumed."
+        verb="End without saving"
+        open={asks === "now"}
+        onClose={() => setAsks(null)}
+        onConfirm={() => job !== null && askJob(job, "cancel", { now: true })}
+      />
+      {asks === "delete" && <DeleteRun view={view} onClose={() => setAsks(null)} />}
+    </>
+  );
+}
