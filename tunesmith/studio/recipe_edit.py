@@ -1,11 +1,12 @@
 """Changes of a recipe's text that leave its comments and its order as they are."""
 
+import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import yaml
 
-from tunesmith.recipe_text import dump_line
+from tunesmith.recipe_text import dump, dump_line
 
 ABSENT = object()
 
@@ -80,7 +81,8 @@ def _addition(text: str, node: yaml.MappingNode, name: str, value: Any) -> Edit 
         end = key.start_mark.index + len(text[key.start_mark.index : end].rstrip())
         _, end = _line_around(text, end, end)
     newline = "" if text[:end].endswith("\n") else "\n"
-    return Edit(end, end, f"{newline}{' ' * first.start_mark.column}{name}: {dump_line(value)}\n")
+    added = textwrap.indent(dump({name: value}), " " * first.start_mark.column)
+    return Edit(end, end, newline + added)
 
 
 def _removal_in_flow(pairs: list[tuple[yaml.Node, yaml.Node]], at: int) -> Edit | None:

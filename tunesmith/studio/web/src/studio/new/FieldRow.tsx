@@ -1,6 +1,7 @@
 import { useId } from "react";
 
 import { Button } from "../../parts/Button";
+import { Prose } from "../../parts/Prose";
 import { ModelBox } from "./ModelBox";
 import { Sources } from "./Sources";
 import type { Field, Kind } from "./fields";
@@ -21,6 +22,9 @@ const WIDGETS: Record<Kind, (props: WidgetProps) => React.ReactNode> = {
 /** Kinds whose widgets have labels of their own. */
 const GROUPS: Kind[] = ["sources", "map"];
 
+/** Kinds of which two fit side by side. */
+const HALF: Kind[] = ["number", "choice", "flag"];
+
 interface Props {
   field: Field;
   value: unknown;
@@ -38,7 +42,7 @@ export function FieldRow({ field, value, problem, onChange }: Props) {
   // A value like the default is taken out, so that the recipe stays short.
   const change = (next: unknown) => onChange(isSame(next, field.default) ? undefined : next);
   return (
-    <div className={`recipe-field ${problem ? "wrong" : ""} ${isSet ? "set" : ""}`} data-key={field.key}>
+    <div className={`recipe-field ${HALF.includes(field.kind) ? "half" : ""} ${problem ? "wrong" : ""} ${isSet ? "set" : ""}`} data-key={field.key}>
       <div className="name">
         {isGroup ? <span className="label">{field.title}</span> : <label htmlFor={id}>{field.title}</label>}
         <code className="key">{field.key}</code>
@@ -55,7 +59,7 @@ export function FieldRow({ field, value, problem, onChange }: Props) {
         attributes={{ id, "aria-describedby": `${id}-below`, "aria-invalid": problem ? true : undefined }}
       />
       <p id={`${id}-below`} className={problem ? "error" : "hint"}>
-        {problem || help(field)}
+        <Prose text={problem || help(field)} />
       </p>
     </div>
   );

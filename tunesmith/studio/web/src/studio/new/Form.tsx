@@ -3,6 +3,7 @@ import { useState } from "react";
 import type { Schemas } from "../../api/client";
 import { Segments } from "../../parts/Segments";
 import { Button } from "../../parts/Button";
+import { Prose } from "../../parts/Prose";
 import { FieldRow } from "./FieldRow";
 import type { Draft, DraftState, Problem } from "./draft";
 import { isShown, type Field, type Level, type Section, sectionsOf } from "./fields";
@@ -70,7 +71,11 @@ function SectionPart({ section, fields, onMore, draft, state, problems }: PartPr
     <section aria-labelledby={title} className="form-section">
       <header>
         <h2 id={title}>{section.title}</h2>
-        {section.help && <p className="note">{section.help}</p>}
+        {section.help && (
+          <p className="note">
+            <Prose text={section.help} />
+          </p>
+        )}
       </header>
       <div className="fields">
         {fields.map((field) => (

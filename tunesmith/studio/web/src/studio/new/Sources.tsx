@@ -1,6 +1,7 @@
 import { useState } from "react";
 
 import { Button } from "../../parts/Button";
+import { Prose } from "../../parts/Prose";
 import { FilePicker } from "../files/FilePicker";
 import { href } from "../router";
 import { isMapping, isSame, textOf, type Values } from "./values";
@@ -101,7 +102,7 @@ function SourceRow({ field, number, source, onChange, onRemove }: RowProps) {
                 </div>
                 <Widget field={one} value={source[one.key]} onChange={change} attributes={{ id, "aria-describedby": `${id}-below`, "aria-invalid": undefined }} />
                 <p id={`${id}-below`} className="hint">
-                  {one.help}
+                  <Prose text={one.help} />
                 </p>
               </div>
             );

@@ -62,7 +62,7 @@ export function sectionsOf(schema: Schemas["RecipeSchema"], values: Values): Sec
     if (!key) return { key, help, title: "This run", fields: keys.map((name) => fieldOf(name, properties[name]!, false)) };
     const node = properties[key]!;
     const fields = node.oneOf ? methodFields(key, node, values) : fieldsOf(key, node);
-    return { key, help, title: titleOf(node.title ?? key), fields };
+    return { key, help, title: node.title ?? key, fields };
   });
 }
 
@@ -93,7 +93,7 @@ function fieldOf(key: string, node: Node, isRequired: boolean): Field {
   const number = kinds.find(({ type }) => type === "number" || type === "integer");
   return {
     key,
-    title: titleOf(node.title ?? key),
+    title: titleOf(key, node.title),
     help: node.description ?? "",
     level: node.level ?? "all",
     kind: SPECIAL[key] ?? kindOf(kinds, words),
@@ -121,21 +121,23 @@ function rangeOf({ minimum, maximum, exclusiveMinimum, exclusiveMaximum }: Node)
   return [low, high].filter(Boolean).join(" ");
 }
 
-/** Names that are not words of the dictionary. */
-const NAMES: Record<string, string> = {
-  Rslora: "rsLoRA",
-  Dora: "DoRA",
-  "Tiled mlp": "Tiled MLP",
-  "Price per kwh": "Price per kWh",
-  "Chat template kwargs": "Chat template variables",
-  Eval: "Held-out data",
-  Train: "Training data",
-  Path: "Base model",
-  Name: "Name",
+/** Titles that say more than the last part of the key. */
+const TITLES: Record<string, string> = {
+  "model.path": "Base model",
+  "model.chat_template_kwargs": "Chat template variables",
+  "data.train": "Training data",
+  "data.eval": "Held-out data",
+  "data.eval_share": "Held-out share",
+  "data.eval_limit": "Held-out limit",
+  "adapter.rslora": "rsLoRA",
+  "adapter.dora": "DoRA",
+  "method.name": "Method",
+  "train.tiled_mlp": "Tiled MLP",
+  "power.price_per_kwh": "Price per kWh",
 };
 
-function titleOf(title: string): string {
-  return NAMES[title] ?? title;
+function titleOf(key: string, title: string | undefined): string {
+  return TITLES[key] ?? title ?? key;
 }
 
 export function isShown(field: Field, level: Level): boolean {

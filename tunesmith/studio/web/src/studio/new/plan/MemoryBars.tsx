@@ -35,7 +35,7 @@ export function MemoryBars({ needs, hostBytes }: { needs: Need[]; hostBytes: num
             </span>
           </p>
           <div className="bar" role="img" aria-label={spoken(need)}>
-            <i className="free" style={width(need.place.free_bytes)} />
+            <i className="room" style={width(need.place.free_bytes)} />
             <span className="used">
               {names.map((name, part) => (
                 <i key={name} className={`part-${(part % COLOURS) + 1}`} title={`${name}: ${bytes(need.parts[name] ?? 0)}`} style={width(need.parts[name] ?? 0)} />
