@@ -37,6 +37,7 @@ def test_rows_of_a_file_without_a_model(client, studio):
         ({"source": {"path": "hub:a/b"}, "model": "org/none"}, "not in the hub's cache; download it first"),
         ({"source": {"path": "d", "columns": {"a": "b,c"}}}, "need a recipe"),
         ({"recipe": {"model": "m"}}, "`data.train` is missing"),
+        ({"source": {"path": "d", "split": "a\0"}}, "a character that no command takes"),
         ({}, "name a file"),
         ({"source": {"paht": "d"}}, "did you mean `data.train.0.path`"),
     ],

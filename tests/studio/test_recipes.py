@@ -119,7 +119,7 @@ def test_all_problems_have_keys_and_lines(client):
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
 KEYS = st.sampled_from([*Recipe.model_fields, "path", "train", "name", "rank", "x"]) | st.text()
-SHARED = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHARED = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @SHARED
@@ -165,6 +165,7 @@ def test_a_deep_value_is_refused(client):
     assert check(client, values=values)["problems"] == [{"key": "", "message": "nested too deeply", "line": None}]
 
 
+@pytest.mark.slow
 def test_a_plan_is_that_of_the_command_line(client, small):
     answer = client.post("/api/recipe/plan", json={"values": small}).json()
     assert answer["problem"] is None

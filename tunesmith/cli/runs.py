@@ -1,10 +1,12 @@
 """`tunesmith runs`: lists, shows and compares runs."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
 from rich import get_console
 from rich import print as print_rich
 from rich.console import Group, RenderableType
@@ -20,26 +22,31 @@ from tunesmith.evaluate.energy import energy_of
 from tunesmith.evaluate.summary import ending, flatten, incomparable, summary, verdict, warnings
 from tunesmith.files import json_text
 from tunesmith.finetune import control
+from tunesmith.jobs.deletion import delete, deletion_of
+from tunesmith.jobs.store import Store
 from tunesmith.run import Run, list_runs
-from tunesmith.units import JOULES_PER_KWH, NO_VALUE, duration, energy, number, percent
+from tunesmith.units import JOULES_PER_KWH, NO_VALUE, duration, energy, number, percent, size
 
 WISHES: dict[str, control.Wish] = {"pause": "pause", "continue": "run", "stop": "stop"}
 TONES = {"better": "bold green", "worse": "bold red", "unclear": "bold yellow"}
 
 
 def runs(
-    action: Literal["list", "show", "compare", "pause", "continue", "stop"] = "list",
+    action: Literal["list", "show", "compare", "pause", "continue", "stop", "delete"] = "list",
     *folders: Path,
     output: Path = DEFAULT_OUTPUT,
+    yes: Annotated[bool, Parameter(negative="")] = False,
     as_json: Json = False,
 ) -> None:
-    """List runs, show one, compare some, or pause, continue or stop a running one.
+    """List runs, show one, compare some, pause, continue or stop a running one, or delete some.
 
     Args:
-        action: list, show, compare, pause, continue or stop. A run pauses or stops after its current step and saves a
-            checkpoint; a paused run keeps the model in memory.
+        action: list, show, compare, pause, continue, stop or delete. A run pauses or stops after its current step and
+            saves a checkpoint; a paused run keeps the model in memory. delete removes only files that Tunesmith wrote,
+            and no run that something still needs.
         folders: The runs' names or folders; list shows all in `output` by default.
         output: The folder of runs.
+        yes: Delete without a question.
         as_json: Print summaries as JSON.
     """
     chosen_runs = [Run.open(folder, output) for folder in folders] or list_runs(output)
@@ -49,6 +56,8 @@ def runs(
         for run in chosen_runs:
             control.request(run, WISHES[action])
         return None
+    if action == "delete":
+        return _delete(chosen_runs, output, yes)
     if as_json:
         return print_json([summary(run) for run in chosen_runs])
     if not chosen_runs:
@@ -60,6 +69,28 @@ def runs(
     else:
         for run in chosen_runs:
             print_rich(show_run(run))
+
+
+def _delete(chosen_runs: list[Run], output: Path, yes: bool) -> None:
+    """Deletes runs, after a question that says what is freed. Raises UserError if one of them is needed."""
+    store, all_runs = Store(), list_runs(output)
+    found = [deletion_of(store, run, all_runs) for run in chosen_runs]
+    for run, one in zip(chosen_runs, found):
+        if one.refusal:
+            raise UserError(f"{run.folder} is not deleted: {one.refusal}")
+        kept = f"; stays, as Tunesmith did not write it: {', '.join(one.kept)}" if one.kept else ""
+        print(f"{run.folder}  {size(one.bytes)}{kept}")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("runs delete: pass --yes where no one can be asked")
+        count = f"{len(found)} runs" if len(found) > 1 else "this run"
+        if input(f"Delete {count}, {size(sum(one.bytes for one in found))}? [y/N] ").strip().lower() not in (
+            "y",
+            "yes",
+        ):
+            return
+    for run in chosen_runs:
+        delete(store, run, all_runs)
 
 
 def list_table(runs: list[Run]) -> Table:

@@ -33,7 +33,8 @@ from tunesmith.studio.routes import (
 from tunesmith.studio.state import Studio
 
 PAGE = Path(__file__).parent / "static"
-SUBJECTS = (machine, jobs, recipes, runs, events, servers, conversations, exports, connect, data, files, models)
+# Exports come before runs, which take any word after a run's id for a verb.
+SUBJECTS = (machine, jobs, recipes, exports, runs, events, servers, conversations, connect, data, files, models)
 
 
 def make_app(studio: Studio) -> FastAPI:

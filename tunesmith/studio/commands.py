@@ -32,6 +32,8 @@ class CommandFailed(UserError):
 async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
     """Runs a command, such as `plan recipe.yaml --json`, in a folder and returns the JSON that it prints. A request
     that is broken off ends the command. Raises CommandFailed."""
+    if any("\0" in argument for argument in arguments):
+        raise UserError("a text has a character that no command takes")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "tunesmith", *arguments),
         cwd=folder,
@@ -63,7 +65,7 @@ async def run_on_recipe(
     """As `run_command`, with the file of a recipe between the command and its flags. In messages it is "the recipe"."""
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "recipe.yaml"
-        file.write_text(recipe.dump())
+        file.write_text(recipe.dump(), "utf-8")
         try:
             return await run_command(*command, str(file), *flags, folder=folder, **environment)
         except CommandFailed as problem:

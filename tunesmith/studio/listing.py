@@ -31,10 +31,10 @@ class Entry(BaseModel):
 
 
 class Listing(BaseModel):
-    """What is in a folder."""
+    """The content of a folder."""
 
     path: str
-    """Of the folder; `.` is the first root."""
+    """The folder's; `.` is the first root."""
     parent: str | None
     """None for a root."""
     roots: list[str]

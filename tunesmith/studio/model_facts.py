@@ -22,7 +22,7 @@ MOST_LICENCE = 80  # characters
 
 
 class Facts(NamedTuple):
-    """What a model's files say."""
+    """The facts in a model's files."""
 
     architecture: str | None = None
     context: int | None = None
@@ -31,7 +31,7 @@ class Facts(NamedTuple):
     quantized: str | None = None
     """How its weights are stored, if they are quantised."""
     base: str | None = None
-    """What it was made from."""
+    """The model that it was made from."""
 
 
 def facts_of_folder(folder: Path) -> Facts:

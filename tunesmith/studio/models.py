@@ -61,7 +61,7 @@ class ModelRow(BaseModel):
     quantized: str | None
     """How its weights are stored, if they are quantised."""
     base: str | None
-    """What it was made from."""
+    """The model or run that it was made from."""
     run: str | None
     """The id of the run that made it."""
     used_by: list[Use]
@@ -92,7 +92,7 @@ def rows(studio: Studio) -> list[ModelRow]:
 
 
 def deletion_of(studio: Studio, name: str) -> Deletion:
-    """What deleting the model with this id would do. Raises UserError if there is none."""
+    """The outcome of deleting the model with this id. Raises UserError if there is none."""
     found = _find(studio, name)
     files = _files(found)
     kept = []
@@ -233,7 +233,7 @@ def _uses(studio: Studio) -> Iterator[tuple[Use, set[str]]]:
 
 
 def _named(studio: Studio, path: str) -> set[str]:
-    """What a path of a process names: itself, and the base of the run that it is."""
+    """The names that a path of a process stands for: itself, and the base of the run that it is."""
     run = Run(path)
     return {path, _resolved(studio, path)} | (_bases(studio, run) if run.exists else set())
 

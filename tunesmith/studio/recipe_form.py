@@ -32,7 +32,7 @@ class Checked(BaseModel):
     """A recipe in all its forms."""
 
     values: dict[str, Any] | None
-    """What was set, nested like the recipe, in full; None if the text cannot be read."""
+    """The values that were set, nested like the recipe, in full; None if the text cannot be read."""
     yaml: str
     problems: list[Mistake]
     command: str
@@ -184,7 +184,7 @@ def _flag(flag: str, value: Any) -> list[str]:
 
 
 def _long(values: dict[str, Any]) -> dict[str, Any]:
-    """Invalid values without short forms, as far as they can be told."""
+    """Invalid values without short forms, where these have the usual shapes."""
     full = Recipe.in_full(values)
     if isinstance(full.get("data"), dict):
         sources = {key: as_sources(value) for key, value in full["data"].items() if key in ("train", "eval")}

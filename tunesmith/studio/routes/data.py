@@ -30,7 +30,7 @@ class RowsQuestion(DataQuestion):
     offset: Annotated[int, Field(ge=0)] = 0
     """Records to skip. For the next page: `next` of the last one."""
     limit: Annotated[int, Field(ge=1, le=200)] = 20
-    search: str = ""
+    search: Annotated[str, Field(max_length=1000)] = ""
     """Only rows that have this text, in upper or lower case."""
     mask: Literal["assistant", "last", "all"] | None = None
 
@@ -52,7 +52,7 @@ class Longest(BaseModel):
 
 
 class DataReport(BaseModel):
-    """What a source holds. The fields from `tokens` on need a model."""
+    """The content of a source. The fields from `tokens` on need a model."""
 
     path: str
     format: str | None
@@ -99,7 +99,7 @@ class ExampleView(BaseModel):
     tokens: int
     learned: int
     changes: list[str]
-    """What was changed, in words."""
+    """The changes that were made, in words."""
     segments: list[SegmentView]
     is_cut: bool
     """Whether its text is longer than what is here."""

@@ -31,7 +31,7 @@ class PlanQuestion(BaseModel):
 
 
 class PlanAnswer(BaseModel):
-    """What a recipe needs, or why that is unknown. Both are there if the disk is too small."""
+    """The needs of a recipe, or the reason why they are unknown. Both are there if the disk is too small."""
 
     plan: dict[str, Any] | None
     """The JSON of `tunesmith plan --json`."""
