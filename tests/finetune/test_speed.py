@@ -44,6 +44,7 @@ def test_the_cpu_s_rates_can_be_kept_and_threads_are_restored():
     found = speed.cpu_speeds(before + 1, ["float32", "bfloat16"], 0.01)
     assert torch.get_num_threads() == before
     assert set(found["flops_per_second"]) == {"float32", "bfloat16"} and found["launch_seconds"] > 0
+    assert set(found["weights_bytes_per_second"]) == {"float32", "bfloat16"}
     check_rates({"cpu": found}, "here")
 
 

@@ -184,7 +184,7 @@ def test_held_out_rows_are_counted_as_a_run_has_them(recipe, family, tmp_path):
 
 
 PER_SECOND = Rates(10**12, 10**10, 10**10, 5 * 10**9, 0.003, 300.0, "measured")
-BESIDE = Beside({}, 1000, Work(10**12, 10**9), Work(10**9, 5 * 10**9), 4, 20 * 10**9, 10**9, 10**9)
+BESIDE = Beside({}, 1000, Work(10**12, 10**9), Work(10**9, 10**9), 4 * 10**9, 4, 20 * 10**9, 10**9, 10**9)
 HOST = HostRates(50e9, "measured")
 
 
@@ -195,6 +195,9 @@ def test_the_speed_beside_steps_by_hand():
     assert found == BesideSpeed(1000.0, 0.5, 4, 4.0, 20.0, 3.0, 1.0)
     launching = replace(here, layers=1000)
     assert beside_speed([launching], HOST, DiskRates(), 0).token_seconds == pytest.approx(1.0)  # a third of 3 ms each
+    alone = replace(PER_SECOND, weights_bytes_per_second=2e9, launches_overlap=False)  # as a CPU
+    on_cpu = beside_speed([replace(here, rates=alone)], HOST, DiskRates(), 0)
+    assert on_cpu.token_seconds == pytest.approx(30 * 0.001 + 0.1 + 2)
     streaming = replace(here, away_bytes=30 * 10**9, checkpoint_is_here=False)
     found = beside_speed([streaming], HOST, DiskRates(), 0)
     assert (found.tokens_per_second, found.token_seconds) == pytest.approx((1000 / 3, 3.0))

@@ -84,10 +84,20 @@ def test_the_price_in_quality_is_of_the_change():
     assert all(figures[key] <= published[key] for key in figures)
 
 
-@pytest.mark.parametrize("change", [{"micro_batch": "auto"}])
-def test_what_is_not_traced_is_named(base, change):
-    found = predicted(base, 48, **change)
-    assert found.fits is None and found.needs is None and found.not_predicted
+@pytest.mark.slow
+def test_what_training_measures_is_predicted(base):
+    """So many rows that they just fit, with which measuring begins."""
+    found = predicted(base, 32, micro_batch="auto", gradient_checkpointing="on")
+    assert found.fits and 0.7 * 32 * GB < found.tightest.nbytes < 0.9 * 32 * GB
+    assert found.plan.micro_batch_tokens % 2048 == 0 and found.traced
+    assert "traced" not in found.as_dict()
+    one = predicted(base, 16, micro_batch="auto", kept_layers="all")
+    assert one.fits is False and one.remedies
+
+
+def test_what_is_not_traced_is_named(base):
+    found = predicted(base, 12, micro_batch="auto")
+    assert found.fits is None and found.needs is None and "layers stay in host memory" in found.not_predicted
 
 
 def test_a_plan_needs_no_weights_and_no_network(base):

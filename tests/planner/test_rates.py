@@ -94,7 +94,10 @@ def test_measured_rates_replace_estimates():
     assert in_float16.source == "catalogue" and in_float16.to_device_bytes_per_second == 1.1e10
     assert host_rates(MACHINE) == rates.HostRates(2e10, "measured")
     [cpu] = rates_of(replace(MACHINE, gpus=[]), "float32")
-    assert (cpu.flops_per_second, cpu.launch_seconds, cpu.source) == (2e11, 0, "measured")
+    assert (cpu.flops_per_second, cpu.launch_seconds, cpu.source) == (2e11, 0.0021, "measured")
+    assert cpu.weights_bytes_per_second == rates.CPU_WEIGHTS_SHARE * 2e10 and not cpu.launches_overlap
+    keep_rates(MACHINE, {"cpu": OF_CPU | {"weights_bytes_per_second": {"float32": 4e9}}})
+    assert rates_of(replace(MACHINE, gpus=[]), "float32")[0].weights_bytes_per_second == 4e9
 
 
 def test_rates_are_those_of_the_same_driver_torch_and_cpu(monkeypatch):
@@ -140,7 +143,16 @@ def test_a_cpu_that_was_not_measured_has_no_rate():
     assert cpu.flops_per_second is cpu.memory_bytes_per_second is None and cpu.source == "unknown"
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"a": {"flops_per_second": 1}}', '{"a": {"launch_seconds": "x"}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[1]",
+        '{"a": {"flops_per_second": 1}}',
+        '{"a": {"launch_seconds": "x"}}',
+        '{"a": {"weights_bytes_per_second": {"float32": 0}}}',
+    ],
+)
 def test_a_damaged_file_is_named(content):
     rates_file().parent.mkdir()
     rates_file().write_text(content)

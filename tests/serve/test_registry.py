@@ -9,7 +9,7 @@ import pytest
 
 from tunesmith.run import process_start
 from tunesmith.serve import registry
-from tunesmith.serve.registry import Model, entries, file_of, registered, servers_folder
+from tunesmith.serve.registry import ServedModel, entries, file_of, registered, servers_folder
 
 CODE = """
 import sys
@@ -65,7 +65,7 @@ def test_the_key_is_kept_only_if_the_studio_chose_it_and_nobody_else_can_read_it
 
 def test_half_a_line_is_not_read(tmp_path):
     with registered("127.0.0.1", 1, [tmp_path], None) as registration:
-        registration.update(state="ready", models=(Model("m", "base", "m", 512),))
+        registration.update(state="ready", models=(ServedModel("m", "base", "m", 512),))
         [before] = entries()
         with file_of(before.id).open("ab") as file:
             file.write(b'{"id": "x", "sta')

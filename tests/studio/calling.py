@@ -11,7 +11,7 @@ import uvicorn
 
 from tests.serve.standin import StandIn
 from tunesmith.jobs.store import Store
-from tunesmith.serve.registry import Model, registered
+from tunesmith.serve.registry import ServedModel, registered
 from tunesmith.studio.app import guarded, make_app
 from tunesmith.studio.catalogue import Catalogue
 from tunesmith.studio.guard import TOKEN_HEADER
@@ -56,7 +56,7 @@ def standing_in(key: str | None = None) -> Iterator[StandIn]:
         models = [(one["id"], one["tunesmith"]) for one in server.models]
         registration.update(
             state="ready",
-            models=tuple(Model(name, facts["kind"], facts["base"], facts["context"]) for name, facts in models),
+            models=tuple(ServedModel(name, facts["kind"], facts["base"], facts["context"]) for name, facts in models),
         )
         server.key = key
         yield server

@@ -124,6 +124,7 @@ def make_run(folder: Path, name: str, *events: tuple[str, dict], result: bool = 
 def step(number: int, loss: float | None, **values) -> tuple[str, dict]:
     """A `step` event with the numbers that training writes."""
     usual = {"epoch": 1, "learning_rate": 1e-4, "grad_norm": 1.5, "tokens": 100, "seconds": 0.5}
+    usual |= {"supervised_tokens": 60}
     usual |= {"tokens_per_second": 200.0, "waiting_seconds": 0.01, "memory_bytes": 10**9}
     return "step", {"step": number, "loss": loss, **usual, **values}
 

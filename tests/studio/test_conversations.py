@@ -126,7 +126,7 @@ def test_a_page_that_reloads_loses_nothing_and_reads_nothing_twice(client, serve
     assert after[-1][1]["end"]["state"] == "done"
     whole = chat.follow(answer["id"])
     assert texts(whole) == "Hello from my-run"
-    assert chat.follow(answer["id"], whole[-1][0])[-1][1] == {"end": {"state": "stopped"}}  # nothing is left
+    assert chat.follow(answer["id"], whole[-1][0])[-1][1] == {"end": {"state": "done"}}  # nothing is left
 
 
 def test_stop_ends_the_servers_work_and_keeps_what_was_written(client, server):
@@ -203,6 +203,17 @@ def test_conversations_are_listed_searched_renamed_and_deleted(client, server):
     assert client.request("DELETE", f"/conversations/{first.id}", json={}).status_code == 200
     assert [one["id"] for one in client.get("/conversations").json()] == [second.id]
     assert client.get(f"/conversations/{first.id}").status_code == 400
+
+
+def test_a_studio_that_ends_stops_its_answers(tmp_path, server):
+    server.endless = True
+    with calling(studio_in(tmp_path)) as client:
+        chat = Chat(client)
+        chat.ask("Hello")
+        until(lambda: "more" in chat.view()["turns"][0]["answers"][0]["text"])
+    assert server.left.wait(10)
+    [file] = (tmp_path / "state" / "conversations" / chat.id).glob("*.jsonl")
+    assert json.loads(file.read_text().splitlines()[-1])["end"]["state"] == "stopped"
 
 
 @pytest.mark.parametrize("name", ["..", "%2e%2e", "x" * 12, "0" * 12, "unkept", "000000000000%00"])

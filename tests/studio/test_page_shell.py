@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.studio.pages import KEY, accessibility, browser, needs_browser, opened, studio_in  # noqa: F401
+from tests.studio.pages import KEY, accessibility, browser, needs_browser, opened, studio_in, until  # noqa: F401
 
 pytestmark = needs_browser
 VIEWS = ["Home", "Data", "New run", "Runs", "Compare", "Chat", "Export & serve", "Models"]
@@ -52,7 +52,8 @@ def test_every_view_opens_and_is_accessible(browser, studio, width, scheme):
                 link = page.locator(f".more-list a:has-text('{title}')")
             link.click()
             page.wait_for_selector(f"#title:has-text('{title}')")
-            page.wait_for_function("document.activeElement?.id === 'title'") if title != "Home" else None
+            if title != "Home":
+                until(lambda: page.evaluate("document.activeElement.id") == "title")
             assert title in page.title()
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             assert accessibility(page) == [], title
@@ -83,7 +84,6 @@ def test_eight_tabs_share_one_connection(browser, studio):
         pages[7].reload()
         pages[7].wait_for_selector(".machine-name")
         pages[0].close()
-        pages[6].wait_for_function("document.hidden || true")
         pages[7].goto(f"{studio.url}/#/runs")
         pages[7].wait_for_selector("#title:has-text('Runs')")
         pages[7].wait_for_timeout(500)

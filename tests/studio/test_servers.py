@@ -1,11 +1,15 @@
 """Servers: found, started, stopped and asked through the studio."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.studio.calling import calling, standing_in, studio_in, until
-from tunesmith.serve.registry import NAME
+from tunesmith.run import process_start
+from tunesmith.serve.registry import NAME, file_of
+from tunesmith.studio.catalogue import id_of
+from tunesmith.studio.servers import KEY
 
 CHAT = {"model": "my-run", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
 
@@ -73,12 +77,55 @@ def test_what_is_no_model_in_the_roots_is_refused(client, tmp_path, model):
     assert client.post("/servers", json={"models": [model]}).status_code == 400
 
 
-def test_a_start_that_fails_shows_why_until_it_is_dismissed(client, tmp_path):
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text("{}")
-    started = client.post("/servers", json={"models": ["broken"], "with_key": True}).json()
+def test_a_start_that_fails_shows_why_until_it_is_dismissed(client, tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    monkeypatch.setenv(KEY, " not a key ")
+    started = client.post("/servers", json={"models": ["model"]}).json()
     assert started["state"] == "loading"
     failed = until(lambda: next((s for s in client.get("/servers").json() if s["state"] == "failed"), None))
-    assert failed["id"] == started["id"] and "model.safetensors" in failed["detail"]
+    assert failed["id"] == started["id"] and "use printable ASCII" in failed["detail"]
     assert failed["detail"] in client.get(f"/servers/{failed['id']}/log").json()["text"]
     assert client.post(f"/servers/{failed['id']}/stop", json={}).json() == []
+
+
+@pytest.mark.slow
+def test_a_run_is_served_asked_and_stopped(runs, tmp_path):
+    """With a real model, in a process that outlives the studio which started it."""
+    run = Path(runs[0])
+    studio = studio_in(run.parent.parent)
+    with calling(studio) as client:
+        started = client.post("/servers", json={"models": [id_of(run)], "context": 200, "with_key": True}).json()
+        server = until(lambda: next((s for s in client.get("/servers").json() if s["state"] == "ready"), None))
+        assert server["id"] == started["id"] and server["needs_key"] and server["usable"]
+        assert [(model["name"], model["kind"]) for model in server["models"]] == [("first", "tuned"), ("base", "base")]
+        assert file_of(server["id"]).stat().st_mode & 0o777 == 0o600
+        asked = {
+            "question": "3+4",
+            "models": [{"server": server["id"], "model": name} for name in ("first", "base")],
+            "sampling": {"max_tokens": 12, "temperature": 0},
+        }
+        name = client.post("/conversations", json={}).json()["id"]
+        client.post(f"/conversations/{name}/ask", json=asked)
+
+        def ended() -> list[dict]:
+            answers = client.get(f"/conversations/{name}").json()["turns"][0]["answers"]
+            return answers if all(answer["state"] != "writing" for answer in answers) else []
+
+        answers = until(ended)
+        assert [answer["state"] for answer in answers] == ["done", "done"]
+        body = {"model": "first", "messages": [{"role": "user", "content": "3+4"}], "max_tokens": 12, "temperature": 0}
+        direct = client.post(f"/servers/{server['id']}/proxy/v1/chat/completions", json=body).json()
+        assert direct["choices"][0]["message"]["content"] == answers[0]["text"]
+    with calling(studio_in(run.parent.parent)) as client:  # another studio
+        assert [one["state"] for one in client.get("/servers").json()] == ["ready"]
+        assert "serving http" in client.get(f"/servers/{server['id']}/log").json()["text"]
+        # An answer that is computed is finished first, or broken off.
+        long = asked | {"sampling": {"max_tokens": 180, "temperature": 1, "seed": 1}}
+        client.post(f"/conversations/{name}/ask", json=long)
+        left = client.post(f"/servers/{server['id']}/stop", json={}).json()
+        assert [one["state"] for one in left] in (["stopping"], [])
+        client.post(f"/servers/{server['id']}/stop", json={"now": True})
+        until(lambda: client.get("/servers").json() == [])
+    until(lambda: process_start(server["pid"]) is None)
+    assert list(file_of("x").parent.iterdir()) == []

@@ -17,6 +17,7 @@ def chat(
     max_new_tokens: AtLeastOne = 512,
     temperature: Annotated[float, Parameter(validator=Number(gte=0, lte=2))] = 0.0,
     seed: Annotated[int, Parameter(validator=Number(gte=-(2**63), lt=2**63))] = 0,
+    cpu: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Chat with a run's result. `/base` and `/tuned` switch the model, `/system` sets the system prompt, `/new` starts
     a new conversation, `/quit` ends. Ctrl-C stops an answer.
@@ -28,8 +29,9 @@ def chat(
         max_new_tokens: Length limit of an answer, in tokens.
         temperature: The sampling temperature; 0 is greedy decoding.
         seed: The seed of sampling.
+        cpu: Compute on the CPU, also if there is a GPU.
     """
     from tunesmith.cli.chat_session import talk
     from tunesmith.run import Run
 
-    talk(Run.open(run), base, system, max_new_tokens, temperature, seed)
+    talk(Run.open(run), base, system, max_new_tokens, temperature, seed, cpu)

@@ -23,6 +23,7 @@ from tunesmith.leases import using
 from tunesmith.run import Run
 from tunesmith.serve.open_models import open_base, open_tuned
 from tunesmith.serve.options import Options, sampling_of
+from tunesmith.serve.placement import placed
 
 COMMANDS = "/base and /tuned switch the model, /system TEXT sets the system prompt, /new starts over, /quit ends"
 NO_SYSTEM = "none"  # what to give instead of a system prompt to have none
@@ -31,13 +32,15 @@ ROOM_SHARE = 4  # at least a quarter of the context is for the answer, if it may
 CONTEXT = sys.maxsize  # of a model whose config does not say; the engine lowers it to what its memory holds
 
 
-def talk(run: Run, base: bool, system: str | None, max_new_tokens: int, temperature: float, seed: int) -> None:
+def talk(
+    run: Run, base: bool, system: str | None, max_new_tokens: int, temperature: float, seed: int, cpu: bool = False
+) -> None:
     """Answers messages until /quit or the end of input. `system`: the system prompt, None for the one that most
-    training rows had. Raises UserError."""
+    training rows had. `cpu`: no GPU is used. Raises UserError."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     console = Console(highlight=False)
-    with closing(Models(run)) as models:
+    with closing(Models(run, cpu)) as models:
         session = Session(console, models, base, Options(temperature=temperature, seed=seed), max_new_tokens)
         for line in models.engine(session.model).description:
             console.print(f"engine  {line}", style="dim", markup=False)
@@ -52,17 +55,18 @@ class Models:
     """The engines of the tuned and the base model. An adapter and its base share one. The base of a full fine-tune has
     its own, which is opened when it is first used. Close it at the end, because engines have threads."""
 
-    def __init__(self, run: Run):
-        """Raises UserError."""
+    def __init__(self, run: Run, cpu: bool = False):
+        """`cpu`: no GPU is used. Raises UserError."""
         self.run, self._prepared = run, Prepared.open(run)
         self.tokenizer = self._prepared.tokenizer
         self.format = find(self.tokenizer)
         self._engines: dict[str, BatchingEngine] = {}
         self._leases = ExitStack()
         require_result(run)  # before minutes of loading
-        base = None if run.recipe.adapter.kind == "full" else open_base(self._prepared, "base", CONTEXT)
-        tuned = open_tuned(self._prepared, base, CONTEXT)
-        self._start({"tuned": tuned} | ({"base": base} if base else {}))
+        with placed([run.folder], "chat", cpu) as self._placement:
+            base = None if run.recipe.adapter.kind == "full" else open_base(self._prepared, "base", CONTEXT)
+            tuned = open_tuned(self._prepared, base, CONTEXT)
+            self._start({"tuned": tuned} | ({"base": base} if base else {}))
 
     def engine(self, model: str) -> Engine:
         """Returns the engine of a model, `tuned` or `base`. Raises UserError."""
@@ -76,7 +80,7 @@ class Models:
         self._leases.close()
 
     def _start(self, models: dict[str, Served]) -> None:
-        engine = BatchingEngine(models, batch=1)
+        engine = BatchingEngine(models, batch=1, kv_bytes=self._placement.kv_bytes)
         self._engines |= dict.fromkeys(models, engine)
         self._leases.enter_context(using(engine.device_bytes, "chat", self.run.folder))
 

@@ -84,10 +84,8 @@ def _delete(chosen_runs: list[Run], output: Path, yes: bool) -> None:
         if not sys.stdin.isatty():
             raise UserError("runs delete: pass --yes where no one can be asked")
         count = f"{len(found)} runs" if len(found) > 1 else "this run"
-        if input(f"Delete {count}, {size(sum(one.bytes for one in found))}? [y/N] ").strip().lower() not in (
-            "y",
-            "yes",
-        ):
+        answer = input(f"Delete {count}, {size(sum(one.bytes for one in found))}? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
             return
     for run in chosen_runs:
         delete(store, run, all_runs)

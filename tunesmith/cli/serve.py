@@ -1,10 +1,10 @@
 """`tunesmith serve`: opens the models, describes them, and serves them."""
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -14,6 +14,9 @@ from tunesmith.cli.parameters import DEFAULT_OUTPUT, AtLeastOne
 from tunesmith.errors import UserError
 from tunesmith.leases import using
 from tunesmith.studio.page import CHAT_PAGE
+
+if TYPE_CHECKING:
+    from tunesmith.serve.placement import Placement
 
 
 def serve(
@@ -27,6 +30,7 @@ def serve(
     batch: AtLeastOne = 64,
     queue: Annotated[int, Parameter(validator=Number(gte=0))] = 256,
     engine: Literal["here", "vllm"] = "here",
+    cpu: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Serve runs and models over the APIs of OpenAI and Anthropic. A run shares the weights of its base.
 
@@ -41,11 +45,12 @@ def serve(
         batch: The most requests to compute at the same time.
         queue: The most requests that may wait; further ones get status 429.
         engine: here computes in this process, vllm in a separate vLLM process.
+        cpu: Compute on the CPU, also if there is a GPU.
     """
     if not models:
         raise UserError("serve: name a run or a model")
     paths = [_served(model) for model in models]
-    open_and_serve(paths, host, port, api_key, cors, allow_host, context, batch, queue, engine)
+    open_and_serve(paths, host, port, api_key, cors, allow_host, context, batch, queue, engine, cpu)
 
 
 def open_and_serve(
@@ -59,9 +64,11 @@ def open_and_serve(
     batch: int,
     queue: int,
     engine: str,
+    cpu: bool = False,
 ) -> None:
     """Serves runs, model folders and GGUF files until interrupted. `engine` is "here" (Transformers, or llama.cpp for
-    GGUF files, in this process) or "vllm". Raises UserError."""
+    GGUF files, in this process) or "vllm". The memory of GPUs that another process trains on is left alone. `cpu`: no
+    GPU is used. Raises UserError."""
     if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install 'tunesmith[serve]'")
     from tunesmith.serve.binding import check_callers, listen, own_names
@@ -69,7 +76,8 @@ def open_and_serve(
     check_callers(api_key, cors, allow_host)
     bound = listen(host, port, api_key)
     from tunesmith.serve.app import serve
-    from tunesmith.serve.registry import Model, registered, url_of
+    from tunesmith.serve.placement import placed
+    from tunesmith.serve.registry import ServedModel, registered, url_of
 
     console = Console(stderr=True, highlight=False)
 
@@ -77,9 +85,11 @@ def open_and_serve(
         console.print(line, markup=False, soft_wrap=True)
 
     port = bound.getsockname()[1]
-    with registered(host, port, paths, api_key) as registration:
-        opening = _open(engine, paths, context, batch, queue, lambda line: say(f"engine  {line}"))
+    with registered(host, port, paths, api_key) as registration, ExitStack() as loading:
+        placement = loading.enter_context(placed(paths, "serving", cpu))
+        opening = _open(engine, paths, context, batch, queue, placement, lambda line: say(f"engine  {line}"))
         with closing(opening) as opened, using(opened.device_bytes, "serving", paths[0]):
+            loading.close()
             for line in opened.description:
                 say(f"engine  {line}")
             for served in opened.models.values():
@@ -87,7 +97,7 @@ def open_and_serve(
                 say(f"model   {served.name}: {served.kind}{of}, context {served.context:,}")
 
             def ready() -> None:
-                models = tuple(Model(one.name, one.kind, one.base, one.context) for one in opened.models.values())
+                models = tuple(ServedModel(one.name, one.kind, one.base, one.context) for one in opened.models.values())
                 registration.update(state="ready", models=models, devices=tuple(opened.device_bytes))
                 url = url_of(host, port)
                 say(f"serving {url}; Ctrl-C stops. Chat page: {url}/, base URL of the APIs: {url}/v1")
@@ -101,15 +111,17 @@ def open_and_serve(
             serve(opened, bound, api_key, cors, own_names(host, allow_host), CHAT_PAGE, ready, stopping)
 
 
-def _open(engine: str, paths: Sequence[Path], context: int | None, batch: int, queue: int, say):
+def _open(engine: str, paths: Sequence[Path], context: int | None, batch: int, queue: int, placement: "Placement", say):
     if engine == "vllm":
+        if placement.kv_bytes is not None:
+            raise UserError("--engine vllm: vLLM takes all the memory of a GPU, and other processes use each; wait")
         from tunesmith.serve.open_vllm import open_vllm
 
         return open_vllm(paths, context, batch, queue, say)
     from tunesmith.inference.scheduler import BatchingEngine
     from tunesmith.serve.open_models import open_models
 
-    return BatchingEngine(open_models(paths, context), batch, queue)
+    return BatchingEngine(open_models(paths, context), batch, queue, placement.kv_bytes)
 
 
 def _served(model: Path) -> Path:

@@ -31,7 +31,7 @@ from tunesmith.planner.apart import NotPredicted, predict_apart
 from tunesmith.planner.beside import with_cost
 from tunesmith.planner.decide import choose
 from tunesmith.planner.disk import Disk, disk_by_sizes
-from tunesmith.planner.fit import fitted
+from tunesmith.planner.fit import UNKNOWN_POSITIONS, fitted, is_measured, measure_apart
 from tunesmith.planner.predict import by_sizes, surely_fits, without_memory
 from tunesmith.planner.prediction import Prediction
 from tunesmith.planner.rows import Training, training
@@ -42,8 +42,6 @@ from tunesmith.trackers import check as check_trackers
 ROWS_LOOKED_AT = 200
 
 SECONDS_BETWEEN_EVENTS = 1.0  # about the same thing
-
-UNKNOWN_POSITIONS = 2**17  # of a model that does not say, such as one without position embeddings
 
 
 def prepare(devices: Devices, cluster: Cluster | None = None, force: bool = False) -> None:
@@ -81,7 +79,8 @@ def prepare(devices: Devices, cluster: Cluster | None = None, force: bool = Fals
             _check_memory(run, predicted, force)
         except NotPredicted as problem:
             run.log("warning", message=f"memory and time are not predicted: {problem}")
-    plan = predicted.plan if predicted else by_sizes(recipe, machine, config, base)
+    is_chosen = predicted and not is_measured(recipe)  # else by measuring, which begins where the prediction says
+    plan = predicted.plan if predicted and is_chosen else by_sizes(recipe, machine, config, base)
     _check_disk(run, (predicted and predicted.disk) or disk_by_sizes(recipe, plan, config, base, machine), force)
     if len(machine.gpus) < there and not plan.gpus:  # a resumed run must not take one that it was planned without
         plan = replace(plan, gpus=[gpu.uuid for gpu in machine.gpus[: plan.processes]])
@@ -89,7 +88,8 @@ def prepare(devices: Devices, cluster: Cluster | None = None, force: bool = Fals
         cluster.check_plan(plan)
     for line in unusual.check(recipe, plan, config):
         run.log("warning", message=line)
-    plan, measured = fitted(run, plan, base, positions or UNKNOWN_POSITIONS)
+    measure = measure_apart(run.folder, base, predicted.traced if predicted else {})
+    plan, measured = fitted(recipe, plan, positions or UNKNOWN_POSITIONS, measure)
     if measured:
         run.log(
             "measured",

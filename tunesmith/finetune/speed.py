@@ -22,6 +22,7 @@ HEAD_WIDTH = 128
 GPU_SHAPE, SMALL_GPU_SHAPE, CPU_SHAPE = (4096, 14336, 2048), (2048, 8192, 2048), (1024, 4096, 512)
 SMALL_GPU_BYTES = 8 * 2**30  # free; less takes the smaller shape
 MEMORY_NUMBERS = 2**26  # float32: 256 MiB, which no cache holds
+WEIGHTS_SHAPE, FEW_TOKENS = (8192, 4096), 3
 DISK_BYTES, BLOCK_BYTES = 2**29, 2**24
 FEW_LAYERS, MANY_LAYERS, LAUNCHES = 2, 6, 9
 
@@ -93,6 +94,20 @@ def memory_rate(device: torch.device, seconds: float) -> float:
     return rate(copy, seconds)
 
 
+def weights_rate(dtype: torch.dtype, seconds: float) -> float:
+    """Returns the bytes per second of weights that a product with a few tokens reads on the CPU."""
+    weights = torch.zeros(WEIGHTS_SHAPE, dtype=dtype)
+    x_TD = torch.zeros(FEW_TOKENS, WEIGHTS_SHAPE[1], dtype=dtype)
+
+    def product() -> float:
+        functional.linear(x_TD, weights)
+        return weights.nbytes
+
+    with torch.inference_mode():
+        product()
+        return rate(product, seconds)
+
+
 def gpu_speeds(device: torch.device, precisions: list[str], seconds: float) -> dict[str, float]:
     """Returns the bandwidth of a GPU's memory and the rate of a layer in each precision. Each takes so many seconds."""
     small = device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < SMALL_GPU_BYTES
@@ -111,6 +126,7 @@ def cpu_speeds(threads: int, precisions: list[str], seconds: float) -> dict[str,
             "flops_per_second": {
                 name: layer_rate(cpu, getattr(torch, name), CPU_SHAPE, seconds) for name in precisions
             },
+            "weights_bytes_per_second": {name: weights_rate(getattr(torch, name), seconds) for name in precisions},
             "memory_bytes_per_second": memory_rate(cpu, seconds),
             "launch_seconds": launch_seconds(),
         }

@@ -32,10 +32,15 @@ PREFIX_SHARE = 0.25  # of that, for prefixes
 class Pool:
     """The memory for keys and values of one copy of weights."""
 
-    def __init__(self, weights: Weights, share: float, context: int, batch: int):
-        """`share` of the memory that is free; `context`: most tokens of each of `batch` sequences."""
+    def __init__(self, weights: Weights, share: float, context: int, batch: int, most_bytes: int | None):
+        """`share` of the memory that is free, `most_bytes` at most; `context`: most tokens of each of `batch`
+        sequences."""
+        limit_bytes = int(weights.free_bytes() * share)
         self.limit_tokens, self._computes = weights.reserve(
-            int(weights.free_bytes() * share), context, sequences=batch + prefix_cache.MOST + 1, step=CHUNK + batch
+            limit_bytes if most_bytes is None else min(limit_bytes, most_bytes),
+            context,
+            sequences=batch + prefix_cache.MOST + 1,
+            step=CHUNK + batch,
         )
         self.limit_bytes = self.limit_tokens * weights.bytes_per_token
         self.prefixes = PrefixCache(int(self.limit_bytes * PREFIX_SHARE) if weights.divides else 0)
@@ -82,13 +87,17 @@ class Sequence:
 
 
 class BatchingEngine:
-    """See interface.Engine. `batch` sequences at most are computed at once, `queue` more may wait."""
+    """See interface.Engine. `batch` sequences at most are computed at once, `queue` more may wait. `kv_bytes`: most
+    bytes of keys and values; by default a share of the memory that is free."""
 
-    def __init__(self, models: dict[str, Served], batch: int = 64, queue: int = 256):
+    def __init__(self, models: dict[str, Served], batch: int = 64, queue: int = 256, kv_bytes: int | None = None):
         self._batch, self.capacity = batch, batch + queue
         copies = {id(served.weights): served for served in models.values()}
         share = MEMORY_SHARE / len(copies)
-        self.pools = {key: Pool(served.weights, share, served.context, batch) for key, served in copies.items()}
+        most_bytes = None if kv_bytes is None else kv_bytes // len(copies)
+        self.pools = {
+            key: Pool(served.weights, share, served.context, batch, most_bytes) for key, served in copies.items()
+        }
         self.models = {
             name: replace(served, context=min(served.context, self._pool(served).limit_tokens))
             for name, served in models.items()

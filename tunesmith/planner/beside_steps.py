@@ -39,7 +39,9 @@ class Beside:
     pass_work: Work
     """The work of a forward pass over so many tokens."""
     token_work: Work
-    """The work of a pass over a token of each of the answers that are computed together."""
+    """The work of a pass over a token of each of the answers that are computed together, without reading weights."""
+    token_read_bytes: int
+    """The weights that this pass reads."""
     together: int
     checkpoint_bytes: int
     result_bytes: int
@@ -87,7 +89,10 @@ def beside_speed(devices: Sequence[Device], host: HostRates, disk: DiskRates, ba
     passes = [forward_seconds(d.beside.pass_work, d.layers, d.away_bytes, d.rates) for d in devices]
     per_token = max(d.share * seconds / d.beside.pass_tokens for d, seconds in zip(devices, passes))
     in_host = sum(d.share * d.away_bytes / d.beside.pass_tokens for d in devices) / host.memory_bytes_per_second
-    tokens = [forward_seconds(d.beside.token_work, d.layers, d.away_bytes, d.rates) for d in devices]
+    tokens = [
+        forward_seconds(d.beside.token_work, d.layers, d.away_bytes, d.rates, d.beside.token_read_bytes)
+        for d in devices
+    ]
     first, beside = devices[0], devices[0].beside
     copied = 2 * beside.checkpoint_bytes / host.memory_bytes_per_second
     if first.checkpoint_is_here and math.isfinite(first.rates.to_host_bytes_per_second):

@@ -57,7 +57,9 @@ def trace_beside(
         stages[ANSWERING] = max(answering, key=lambda parts: sum(parts.values()))
     weights, elements = found["weights",], found["elements",]
     products = found["token", "flops"] / 2  # weights that products use, each as often as there are tokens
-    read = round(weights * min(1.0, products / elements))  # of a mixture of experts not all
+    # In the precision of computing, and of a mixture of experts not all.
+    in_compute = elements * getattr(torch, plan.compute).itemsize
+    read = round(min(weights, in_compute) * min(1.0, products / elements))
     together = _together(asked)
     kept = found.get((KEYS,), 0) * (asked.row_tokens + asked.new_tokens // 2)  # of an answer that is half done
     whole, saved = recipe.adapter.kind == "full", elements * saved_dtype(recipe.model, config).itemsize
@@ -65,7 +67,8 @@ def trace_beside(
         stages,
         pass_tokens=found["pass", "tokens"],
         pass_work=Work(found["pass", "flops"], found["pass", "moved"]),
-        token_work=Work(found["token", "flops"], found["token", "moved"] + read + together * kept),
+        token_work=Work(found["token", "flops"], found["token", "moved"] + together * kept),
+        token_read_bytes=read,
         together=together,
         checkpoint_bytes=found["checkpoint",],
         result_bytes=saved if whole else found["trained",],

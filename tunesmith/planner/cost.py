@@ -152,10 +152,16 @@ def _compute(work: Work, rate: Rates) -> float:
     return max(work.flops / (rate.flops_per_second or 1), work.moved_bytes / (rate.memory_bytes_per_second or 1))
 
 
-def forward_seconds(work: Work, layers: int, brought_bytes: int, rate: Rates) -> float:
-    """The time of a forward pass alone, for which so many bytes of weights come from host memory."""
+def forward_seconds(work: Work, layers: int, brought_bytes: int, rate: Rates, read_bytes: int = 0) -> float:
+    """The time of a forward pass alone, for which so many bytes of weights come from host memory. `read_bytes`: of
+    weights that products with a few tokens read; with many, computing takes longer."""
+    memory = rate.memory_bytes_per_second or 1
+    moving = work.moved_bytes / memory + read_bytes / (rate.weights_bytes_per_second or memory)
+    computing = max(work.flops / (rate.flops_per_second or 1), moving)
     launches = layers * rate.launch_seconds * FORWARD_LAUNCHES
-    return max(_compute(work, rate), launches, brought_bytes / rate.to_device_bytes_per_second)
+    if not rate.launches_overlap:
+        return launches + computing
+    return max(computing, launches, brought_bytes / rate.to_device_bytes_per_second)
 
 
 def _is_launching(demand: Demand, rate: Rates) -> bool:

@@ -10,12 +10,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tunesmith.errors import UserError, first_line
+from tunesmith.errors import UserError
 from tunesmith.machine import Machine
 from tunesmith.model.check import check_config
 from tunesmith.model.positions import trained_positions
 from tunesmith.planner.layouts import Layout, Layouts
-from tunesmith.planner.predict import not_traced, without_memory
+from tunesmith.planner.predict import untraceable, without_memory
 from tunesmith.planner.prediction import Prediction
 from tunesmith.recipe import Recipe
 
@@ -84,14 +84,12 @@ def most(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Most:
     """Searches for the most that fits. Raises UserError for a recipe that this machine or model cannot have."""
     check_config(recipe.model, recipe.adapter, base, config)
     tries = Tries(recipe, machine, config, base)
-    if problem := not_traced(tries.recipe):
-        return Most(problem)
     try:
         return _most(recipe, tries)
     except UserError:
         raise
     except Exception as error:  # whatever a model or kernel without a fake form raises
-        return Most(f"this model's step cannot be traced ({first_line(error)})")
+        return Most(untraceable(error))
 
 
 def _most(recipe: Recipe, tries: "Tries") -> Most:

@@ -17,15 +17,17 @@ from tunesmith.planner.beside_steps import ANSWERING
 from tunesmith.planner.correction import kind_of_run, ratio_of
 from tunesmith.planner.decide import choose, within
 from tunesmith.planner.disk import disk_by_sizes
+from tunesmith.planner.fit import UNKNOWN_POSITIONS, Measured, Shapes, fitted, is_measured, layers_key
 from tunesmith.planner.kept_layers import numbers_of, sizes, with_kept_layers
 from tunesmith.planner.layouts import WORTH, Layout, Layouts
-from tunesmith.planner.prediction import Alternative, Prediction, places_of
+from tunesmith.planner.prediction import Alternative, Prediction, places_of, resting
 from tunesmith.planner.quality import price_in_quality
 from tunesmith.planner.rows import training
 from tunesmith.recipe import Recipe
 
 MOST_ALTERNATIVES, MOST_REMEDIES = 3, 2
 MOST_SCORES = 512  # keys of a query whose scores are kept for the backward pass on a CPU
+MOST_ROWS = 32  # of a pass on a CPU of which training measures the size: to trace a row takes time there
 SHORTEST = 512  # tokens: a remedy does not make examples shorter than that
 FEWEST_NEW_TOKENS = 128  # nor answers
 
@@ -83,8 +85,8 @@ def with_thin_link(found: Prediction, recipe: Recipe, machine: Machine, config: 
 def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
     check_config(recipe.model, recipe.adapter, base, config)
     plan = without_memory(recipe, machine, config)
-    if problem := not_traced(recipe):
-        return _by_sizes_alone(recipe, machine, config, base, problem)
+    if is_measured(recipe):
+        return _before_measuring(recipe, machine, config, base)
     try:
         amount, no_training = training(recipe, plan, base), ""
     except UserError as missing:
@@ -102,8 +104,60 @@ def _predicted(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Pre
     except UserError:
         raise
     except Exception as error:  # whatever a model or kernel without a fake form raises
-        problem = f"this model's step cannot be traced ({first_line(error)})"
+        return _by_sizes_alone(recipe, machine, config, base, untraceable(error))
+
+
+def _before_measuring(recipe: Recipe, machine: Machine, config: Any, base: Path) -> Prediction:
+    """The prediction of a run that measures what fits: that of the recipe with what should fit, by the trace."""
+    plan = by_sizes(recipe, machine, config, base)
+    if plan.kept_layers is not None:
+        problem = "training measures what fits, and layers stay in host memory"
         return _by_sizes_alone(recipe, machine, config, base, problem)
+    traced: dict[str, Measured] = {}
+
+    def measure(plan: Plan, shapes: Shapes) -> Measured:
+        return traced.setdefault(layers_key(plan), _traced_passes(recipe, plan, config, machine, shapes))
+
+    longest = trained_positions(config) or UNKNOWN_POSITIONS
+    try:
+        fits, _ = fitted(recipe, plan, longest, measure)
+    except UserError:  # not one row
+        fits = replace(plan, sequence_length=min(plan.sequence_length, longest), gradient_checkpointing="on")
+        fits = replace(fits, micro_batch_tokens=fits.sequence_length)
+    except Exception as error:  # as in `_predicted`
+        return _by_sizes_alone(recipe, machine, config, base, untraceable(error))
+    rows = max(1, fits.micro_batch_tokens // fits.sequence_length)
+    if not machine.gpus and rows > MOST_ROWS:
+        problem = (
+            f"training measures what fits, about {rows:,} rows in a pass, and more than {MOST_ROWS} are not traced"
+        )
+        return replace(_by_sizes_alone(recipe, machine, config, base, problem), traced=traced)
+    asked = {
+        "data.sequence_length": fits.sequence_length,
+        "train.micro_batch": rows,
+        "train.gradient_checkpointing": fits.gradient_checkpointing,
+        "train.tiled_mlp": "on" if fits.tiled_mlp else "off",
+    }
+    found = _predicted(recipe.changed(asked), machine, config, base)
+    return replace(found, traced=traced)
+
+
+def _traced_passes(recipe: Recipe, plan: Plan, config: Any, machine: Machine, shapes: Shapes) -> Measured:
+    """Passes of every second shape and the last, up to the first that does not fit."""
+    from tunesmith.planner.depths import trace_step
+
+    place = places_of(machine, plan.processes)[0]
+    points: list[tuple[int, int]] = []
+    flops = [0]
+    few = shapes if machine.gpus else [shape for shape in shapes if shape[0] <= MOST_ROWS] or shapes[:1]
+    for rows, length in [*few[:-1:2], few[-1]]:
+        step = trace_step(recipe, replace(plan, sequence_length=length), config, [length] * rows, place.capability)
+        points = points or [(0, sum(resting(step).values()))]
+        points.append((step.tokens, step.peak_bytes))
+        flops.append(step.pass_work.flops)
+        if step.peak_bytes > place.room:
+            break
+    return Measured(points, place.room, flops=flops)
 
 
 def _by_sizes_alone(recipe: Recipe, machine: Machine, config: Any, base: Path, problem: str) -> Prediction:
@@ -237,8 +291,6 @@ def _changes(recipe: Recipe, refused: Prediction) -> Iterator[dict[str, Any]]:
         length //= 2
 
 
-def not_traced(recipe: Recipe) -> str:
-    """Why the memory of this kind of run is not predicted yet; empty if it is."""
-    if recipe.data.sequence_length == "max" or recipe.train.micro_batch == "auto":
-        return "training measures what fits: data.sequence_length or train.micro_batch is left to it"
-    return ""
+def untraceable(error: Exception) -> str:
+    """Why the memory of a run is not predicted."""
+    return f"this model's step cannot be traced ({first_line(error)})"

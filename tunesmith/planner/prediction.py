@@ -8,6 +8,7 @@ from tunesmith.plan import Plan
 from tunesmith.planner.beside_steps import ANSWERING, EVALUATING, BesideSpeed
 from tunesmith.planner.cost import Cost, Speed
 from tunesmith.planner.disk import Disk
+from tunesmith.planner.fit import Measured
 from tunesmith.planner.kept_layers import USED_SHARE
 from tunesmith.planner.rows import Training
 from tunesmith.units import percent, size
@@ -128,6 +129,8 @@ class Prediction:
     disk: Disk | None = None
     """None if that is not known."""
     cost: Cost | None = None
+    traced: dict[str, Measured] = field(default_factory=dict)
+    """Passes by `fit.layers_key`, of a run that measures what fits."""
     left_out: dict[str, str] = field(default_factory=dict)
     """GPUs that do not take part, and why."""
     alternatives: list[Alternative] = field(default_factory=list)
@@ -189,7 +192,8 @@ class Prediction:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        values = asdict(self)
+        values = asdict(replace(self, traced={}))
+        del values["traced"]
         for need, found in zip(self.needs or (), values["needs"] or ()):
             found |= {"needed_bytes": need.nbytes, "limit_bytes": need.limit_bytes, "fits": need.fits}
         if self.speed:

@@ -1,10 +1,10 @@
 """The speeds of a machine's devices that the planner's cost model needs: measured, or estimated from the catalogue.
 
 `tunesmith doctor --measure` keeps what it measures in `rates.json` in the cache folder, by device, driver and torch. An
-entry has `flops_per_second` by precision, `memory_bytes_per_second`, `to_device_bytes_per_second`,
-`to_host_bytes_per_second` and `launch_seconds`, as far as they apply, and the entry of a disk has
-`write_bytes_per_second` and `read_bytes_per_second`; other keys are for people. Estimates are rules of
-thumb that were not compared with GPUs.
+entry has `flops_per_second` and `weights_bytes_per_second` by precision, `memory_bytes_per_second`,
+`to_device_bytes_per_second`, `to_host_bytes_per_second` and `launch_seconds`, as far as they apply, and the entry of a
+disk has `write_bytes_per_second` and `read_bytes_per_second`; other keys are for people. Estimates are rules of thumb
+that were not compared with GPUs.
 """
 
 from collections.abc import Mapping
@@ -31,8 +31,10 @@ MEMORY_SHARE = 0.8  # of the nominal memory bandwidth
 LINK_SHARE = 0.8  # of the nominal bandwidth of a PCIe link
 LANE_BYTES_PER_SECOND = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}  # by PCIe generation, nominal
 USUAL_LINK = (3, 16)  # where neither the driver nor the catalogue knows the link
+CPU_WEIGHTS_SHARE = 0.35  # of the memory's rate, where the rate of reading weights was not measured
 LAUNCH_SECONDS = 0.003  # 2 to 4 ms seen on two CPU cores
 HOST_BYTES_PER_SECOND = 40e9  # two channels of DDR4
+BY_PRECISION = ("flops_per_second", "weights_bytes_per_second")
 NAMES = (
     "memory_bytes_per_second",
     "to_device_bytes_per_second",
@@ -55,11 +57,15 @@ class Rates:
     """The rate of copies from pinned host memory, while all GPUs copy at once. Infinite on the CPU."""
     to_host_bytes_per_second: float
     launch_seconds: float
-    """Time of one CPU core to launch a decoder layer's forward and backward pass for a micro-batch; 0 on the CPU."""
+    """Time of one CPU core to launch a decoder layer's forward and backward pass for a micro-batch."""
     watts: float | None
     """The power limit."""
     source: str
     """"measured", "catalogue" (estimated from the peak rate), or "unknown"."""
+    weights_bytes_per_second: float | None = None
+    """The rate at which products with a few tokens read weights; None: that of the memory."""
+    launches_overlap: bool = True
+    """Whether the device computes while the CPU launches what comes next."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +112,18 @@ def disk_rates(machine: Machine, folder: Path) -> DiskRates:
 
 
 def _of_cpu(measured: Mapping[str, Any], compute: str) -> Rates:
-    flops = measured.get("flops_per_second", {}).get(compute)
+    flops, memory = measured.get("flops_per_second", {}).get(compute), measured.get("memory_bytes_per_second")
     return Rates(
         flops_per_second=flops,
-        memory_bytes_per_second=measured.get("memory_bytes_per_second"),
+        memory_bytes_per_second=memory,
         to_device_bytes_per_second=float("inf"),
         to_host_bytes_per_second=float("inf"),
-        launch_seconds=0.0,
+        launch_seconds=measured.get("launch_seconds", LAUNCH_SECONDS),
         watts=None,
         source="measured" if flops else "unknown",
+        weights_bytes_per_second=measured.get("weights_bytes_per_second", {}).get(compute)
+        or (memory and CPU_WEIGHTS_SHARE * memory),
+        launches_overlap=False,
     )
 
 
@@ -201,10 +210,13 @@ def check_rates(found: Any, place: str) -> None:
     if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
         raise UserError(f"{place} is no JSON object of devices; write it with `tunesmith doctor --measure`")
     for device, entry in found.items():
-        by_precision = entry.get("flops_per_second", {})
-        if not isinstance(by_precision, dict):
-            raise UserError(f"{place}: {device}: flops_per_second has no precisions; measure again")
-        for name, value in [*by_precision.items(), *((name, entry[name]) for name in NAMES if name in entry)]:
+        values = [(name, entry[name]) for name in NAMES if name in entry]
+        for name in BY_PRECISION:
+            by_precision = entry.get(name, {})
+            if not isinstance(by_precision, dict):
+                raise UserError(f"{place}: {device}: {name} has no precisions; measure again")
+            values += by_precision.items()
+        for name, value in values:
             if type(value) not in (int, float) or value <= 0:
                 raise UserError(f"{place}: {device}: {name} is {value!r}, no positive number; measure again")
 

@@ -28,7 +28,7 @@ State = Literal["loading", "ready", "stopping"]
 
 
 @dataclass(frozen=True)
-class Model:
+class ServedModel:
     """A model that a server has. `context` is in tokens."""
 
     name: str
@@ -57,7 +57,7 @@ class Entry:
     state: State = "loading"
     detail: str = ""
     """While it stops: what it waits for."""
-    models: tuple[Model, ...] = ()
+    models: tuple[ServedModel, ...] = ()
     devices: tuple[str, ...] = ()
     """Names of devices, as in leases.py."""
 
@@ -157,7 +157,7 @@ def _read(file: IO[bytes]) -> Entry | None:
         try:
             values = json.loads(line)
             known = {field.name: values[field.name] for field in fields(Entry)}
-            return Entry(**known | {"models": tuple(Model(**model) for model in known["models"])})
+            return Entry(**known | {"models": tuple(ServedModel(**model) for model in known["models"])})
         except (ValueError, KeyError, TypeError):
             continue
     return None

@@ -15,7 +15,7 @@ from tunesmith.files import json_text
 from tunesmith.run import new_locked
 from tunesmith.serve.registry import Entry
 from tunesmith.studio import servers
-from tunesmith.studio.conversations import is_locked, read_events
+from tunesmith.studio.conversations import is_locked, read_answer, read_events
 from tunesmith.studio.state import Studio
 
 SECONDS_BETWEEN_LOOKS = 0.05  # at the file of an answer that a page follows
@@ -67,7 +67,7 @@ class Answering:
             if any("end" in event for event in events):
                 return
             if not is_writing:
-                yield f"id: {offset}\ndata: {json_text({'end': {'state': 'stopped'}})}\n\n"
+                yield f"id: {offset}\ndata: {json_text({'end': {'state': read_answer(file).state}})}\n\n"
                 return
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 

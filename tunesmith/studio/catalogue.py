@@ -3,14 +3,21 @@
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UserError
 from tunesmith.evaluate.summary import summary
+from tunesmith.files import cache_folder, read_json, write_json
 from tunesmith.jobs.store import Store
 from tunesmith.run import Run, list_runs
+from tunesmith.studio.progress import progress_of
+
+MOST_SHARE = 20  # a summary is computed again after so many times the time that it takes
 
 
 def id_of(folder: Path) -> str:
@@ -20,12 +27,23 @@ def id_of(folder: Path) -> str:
     return f"{name}-{digest}"
 
 
+@dataclass
+class Known:
+    """The summary of a run, and the state of its files when it was computed."""
+
+    state: list
+    facts: dict[str, Any]
+    until: float
+    """The Unix time until which it is good enough for a run at work."""
+
+
 class Catalogue:
     """Runs in some output folders, and those of the queue."""
 
     def __init__(self, outputs: list[Path], store: Store):
         self._outputs, self._store = [output.absolute() for output in outputs], store
-        self._summaries: dict[Path, tuple[tuple, dict]] = {}
+        self._known: dict[str, Known] = {name: Known(**one) for name, one in (read_json(_cache()) or {}).items()}
+        self._has_news = False
 
     def __iter__(self) -> Iterator[Run]:
         """All runs, the oldest first in each folder."""
@@ -40,19 +58,40 @@ class Catalogue:
                 return run
         raise UserError(f"there is no run {name}; it may have been deleted")
 
-    def summary(self, run: Run) -> dict[str, Any]:
-        """As `evaluate.summary.summary`. It is computed again only if the run's files have changed. Raises UserError
-        if they cannot be read."""
-        state = (run.is_held, *(_stamp(file) for file in (run.events_file, run.eval_file, run.recipe_file)))
-        known = self._summaries.get(run.folder)
-        if known is None or known[0] != state:
-            known = self._summaries[run.folder] = (state, summary(run))
-        return known[1]
+    def facts(self, run: Run) -> dict[str, Any]:
+        """As `evaluate.summary.summary`, with `has_result`. It is computed again only if the run's files have changed,
+        and for a long run at work only now and then. Raises UserError if the files cannot be read."""
+        state = [run.is_held, *(_stamp(file) for file in (run.folder, run.events_file, run.recipe_file))]
+        known = self._known.get(str(run.folder))
+        if known and known.state == state:
+            return known.facts
+        if known and known.state[0] and state[0] and time.time() < known.until:
+            return known.facts | {"steps_done": progress_of(run).step}
+        began = time.monotonic()
+        facts = summary(run) | {"has_result": run.result.exists()}
+        until = time.time() + MOST_SHARE * (time.monotonic() - began)
+        self._known[str(run.folder)] = Known(state, facts, until)
+        self._has_news = True
+        return facts
+
+    def save(self) -> None:
+        """Keeps the summaries for the next studio, which then lists runs without reading them."""
+        if not self._has_news:
+            return
+        self._has_news = False
+        there = {folder: vars(known) for folder, known in self._known.items() if Path(folder).is_dir()}
+        with suppress(OSError):  # it is only slower without
+            _cache().parent.mkdir(parents=True, exist_ok=True)
+            write_json(_cache(), there)
 
 
-def _stamp(file: Path) -> tuple[int, int] | None:
+def _cache() -> Path:
+    return cache_folder() / "studio-runs.json"
+
+
+def _stamp(file: Path) -> list[int] | None:
     try:
         found = file.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return [found.st_size, found.st_mtime_ns]

@@ -85,7 +85,7 @@ class Answer(BaseModel):
     """Where its next part begins in its file, in bytes."""
 
 
-class Found(BaseModel):
+class ConversationRow(BaseModel):
     """A conversation in the list."""
 
     id: str
@@ -155,7 +155,7 @@ class Conversations:
             raise UserError(f"there is no answer {answer}")
         return self._folder(name) / f"{answer}.jsonl"
 
-    def search(self, text: str) -> list[Found]:
+    def search(self, text: str) -> list[ConversationRow]:
         """The conversations in which a text occurs, the last changed first; an empty one occurs in all."""
         found = []
         for folder, kept in self._folders():
@@ -164,7 +164,7 @@ class Conversations:
                 excerpt = _excerpt(_texts(folder, one), text.lower()) if text else ""
                 if excerpt is not None:
                     facts = {"id": one.id, "title": one.title, "changed": one.changed, "turns": len(one.turns)}
-                    found.append(Found(**facts, kept=kept, excerpt=excerpt))
+                    found.append(ConversationRow(**facts, kept=kept, excerpt=excerpt))
         return sorted(found, key=lambda one: -one.changed)
 
     def _folders(self) -> Iterator[tuple[Path, bool]]:
@@ -184,15 +184,14 @@ class Conversations:
 
 def read_answer(file: Path) -> Answer:
     """Reads an answer as far as it was written. Raises UserError if it is not there."""
-    state, values = "stopped", {"text": "", "reasoning": "", "model": "", "server": ""}
+    state = "writing" if is_locked(file) else "stopped"  # first, as it may end meanwhile
+    values = {"text": "", "reasoning": "", "model": "", "server": ""}
     events, offset = read_events(file, 0)
     for event in events:
         for name in ("text", "reasoning"):
             values[name] += event.get(name, "")
         values |= {name: event[name] for name in ("model", "server") if name in event}
     end = events[-1].get("end") if events else None
-    if end is None and is_locked(file):
-        state = "writing"
     return Answer(**{"id": file.stem, "state": state, "offset": offset} | values | (end or {}))
 
 

@@ -17,7 +17,7 @@ from tunesmith.errors import UserError
 from tunesmith.files import read_json, write_json
 from tunesmith.jobs.process import last_line
 from tunesmith.run import process_start
-from tunesmith.serve.registry import NAME, Entry, Model, entries, file_of, forget, servers_folder
+from tunesmith.serve.registry import NAME, Entry, ServedModel, entries, file_of, forget, servers_folder
 from tunesmith.studio.commands import message_in
 
 KEY = "TUNESMITH_API_KEY"
@@ -48,7 +48,7 @@ class Server(BaseModel):
     since: float
     """Unix seconds."""
     paths: list[str]
-    models: list[Model]
+    models: list[ServedModel]
     devices: list[str]
     needs_key: bool
     usable: bool

@@ -34,11 +34,11 @@ class Connected(BaseModel):
     warnings: list[str]
 
 
-class Asked(BaseModel):
+class ConnectModel(BaseModel):
     model: str
 
 
-class Done(BaseModel):
+class ConnectOutcome(BaseModel):
     message: str
     """The change that was made, or how the test ended."""
 
@@ -73,13 +73,13 @@ def routes(studio: Studio) -> APIRouter:
         return Connected(text=made.text, path=str(made.path), next_step=made.next_step, warnings=made.warnings)
 
     @router.post("/servers/{name}/connect/{client}/write")
-    def write_client(name: str, client: str, asked: Asked) -> Done:
+    def write_client(name: str, client: str, asked: ConnectModel) -> ConnectOutcome:
         made, _ = _made(client, name, asked.model)
-        return Done(message=write_config(made.path, made.client, made.settings, made.text))
+        return ConnectOutcome(message=write_config(made.path, made.client, made.settings, made.text))
 
     @router.post("/servers/{name}/connect/{client}/test")
-    def test_client(name: str, client: str, asked: Asked) -> Done:
+    def test_client(name: str, client: str, asked: ConnectModel) -> ConnectOutcome:
         made, target = _made(client, name, asked.model)
-        return Done(message=try_out(made.client.api, target))
+        return ConnectOutcome(message=try_out(made.client.api, target))
 
     return router

@@ -15,7 +15,15 @@ from tunesmith.errors import UserError
 from tunesmith.serve.registry import Entry
 from tunesmith.studio import servers, training_rows
 from tunesmith.studio.answers import Answering
-from tunesmith.studio.conversations import Answer, Conversation, Conversations, Found, Sampling, Turn, read_answer
+from tunesmith.studio.conversations import (
+    Answer,
+    Conversation,
+    ConversationRow,
+    Conversations,
+    Sampling,
+    Turn,
+    read_answer,
+)
 from tunesmith.studio.state import Studio
 
 UPLOADS = "uploads"
@@ -56,7 +64,7 @@ class ConversationChange(BaseModel):
     system: str | None = None
 
 
-class Asked(BaseModel):
+class AskedModel(BaseModel):
     """A model of a server."""
 
     server: str
@@ -70,14 +78,14 @@ class Question(BaseModel):
     """None: that of the turn which is replaced."""
     images: list[str] = []
     """Data URLs."""
-    models: Annotated[list[Asked], Field(min_length=1, max_length=2)]
+    models: Annotated[list[AskedModel], Field(min_length=1, max_length=2)]
     """Two are compared: they have the same seed, and neither sees the other's answers."""
     sampling: Sampling = Sampling()
     replaces: str | None = None
     """The turn that is asked again. It and all later ones are removed."""
 
 
-class Marked(BaseModel):
+class Mark(BaseModel):
     """An answer that becomes training rows."""
 
     turn: str
@@ -92,7 +100,7 @@ class Marked(BaseModel):
     """The JSONL file of pairs; by default uploads/chat-preferences.jsonl."""
 
 
-class Written(BaseModel):
+class WrittenRow(BaseModel):
     """A row in a file."""
 
     file: str
@@ -133,13 +141,15 @@ class Chats:
         entries = [_served(model) for model in asked.models]
         if asked.images:
             raise UserError(f"{asked.models[0].model} takes text only; send the question without the image")
-        place = _place(one, asked.replaces) if asked.replaces else len(one.turns)
-        question = asked.question or (one.turns[place].question if asked.replaces else None)
+        replaced = one.turns[_place(one, asked.replaces) :] if asked.replaces else []
+        question = asked.question or (replaced[0].question if replaced else None)
         if not question:
             raise UserError("question: write one")
-        if not asked.replaces and any(answer.state == "writing" for answer in self._last(one)):
+        if not replaced and any(answer.state == "writing" for answer in self._last(one)):
             raise UserError("an answer is still being written; wait for it, or stop it")
-        await self.stop(name, [answer for turn in one.turns[place:] for answer in turn.answers])
+        await self.stop(name, [answer for turn in replaced for answer in turn.answers])
+        one = self.all.read(name)  # it may have changed meanwhile
+        place = _place(one, asked.replaces) if asked.replaces else len(one.turns)
         sampling = asked.sampling
         if sampling.seed is None:
             sampling = sampling.model_copy(update={"seed": secrets.randbelow(2**31)})
@@ -177,7 +187,7 @@ class Chats:
         for answer in chosen if answers is None else answers:
             await self.answering.stop(self.all.answer_file(name, answer))
 
-    def mark(self, name: str, marked: Marked) -> list[Written]:
+    def mark(self, name: str, marked: Mark) -> list[WrittenRow]:
         """Writes training rows. Raises UserError."""
         one = self.all.read(name)
         turn = one.turns[_place(one, marked.turn)]
@@ -202,13 +212,13 @@ class Chats:
         self.all.save(one)
         return written
 
-    def _written(self, file: Path, line: int, is_new: bool) -> Written:
+    def _written(self, file: Path, line: int, is_new: bool) -> WrittenRow:
         root = self.studio.roots.folders[0]
         name = file.relative_to(root) if file.is_relative_to(root) else file
-        return Written(file=str(name), line=line, is_new=is_new)
+        return WrittenRow(file=str(name), line=line, is_new=is_new)
 
 
-def _served(asked: Asked) -> Entry:
+def _served(asked: AskedModel) -> Entry:
     entry = servers.entry_of(asked.server)
     if asked.model not in [model.name for model in entry.models]:
         raise UserError(f"the server {entry.id} has no model {asked.model}")
@@ -256,7 +266,7 @@ def routes(studio: Studio) -> APIRouter:
     router = APIRouter(tags=["conversations"], lifespan=lifespan)
 
     @router.get("/conversations", name="conversations")
-    def search(text: Annotated[str, Query(alias="search")] = "") -> list[Found]:
+    def search(text: Annotated[str, Query(alias="search")] = "") -> list[ConversationRow]:
         return chats.all.search(text)
 
     @router.post("/conversations")
@@ -294,7 +304,7 @@ def routes(studio: Studio) -> APIRouter:
         return StreamingResponse(chats.answering.follow(file, offset), media_type="text/event-stream")
 
     @router.post("/conversations/{name}/rows")
-    async def add_rows(name: str, marked: Marked) -> list[Written]:
+    async def add_rows(name: str, marked: Mark) -> list[WrittenRow]:
         return chats.mark(name, marked)
 
     @router.get("/chat/settings")

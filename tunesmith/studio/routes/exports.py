@@ -23,7 +23,7 @@ REPORT = "parity.json"
 FAILED = ".failed"  # the ending of the folder of an export that is not the trained model
 
 
-class Form(BaseModel):
+class ExportForm(BaseModel):
     """A form in which a result can be exported."""
 
     name: str
@@ -75,10 +75,10 @@ class Exports(BaseModel):
     jobs: list[ExportJob]
 
 
-def forms() -> list[Form]:
+def forms() -> list[ExportForm]:
     """The forms, with their settings."""
     return [
-        Form(name=name.replace("_", "-"), settings=settings.model_json_schema())
+        ExportForm(name=name.replace("_", "-"), settings=settings.model_json_schema())
         for name, settings in all_settings().items()
     ]
 
@@ -172,7 +172,7 @@ def routes(studio: Studio) -> APIRouter:
     router = APIRouter(tags=["exports"])
 
     @router.get("/exports/forms")
-    def export_forms() -> list[Form]:
+    def export_forms() -> list[ExportForm]:
         return forms()
 
     @router.get("/runs/{name}/exports")

@@ -119,7 +119,7 @@ def row(studio: Studio, run: Run) -> RunRow:
     """A run's line in the list. One that cannot be read says why."""
     facts: dict[str, Any] = {"name": run.name, "status": "unreadable", "steps_done": 0, "has_result": False}
     try:
-        facts = studio.runs.summary(run) | {"has_result": run.result.exists()}
+        facts = studio.runs.facts(run)
     except UserError as problem:
         facts["error"] = str(problem)
     known = {name: value for name, value in facts.items() if name in RunRow.model_fields}
@@ -128,7 +128,7 @@ def row(studio: Studio, run: Run) -> RunRow:
 
 def view(studio: Studio, run: Run) -> RunView:
     """One run without its curves."""
-    facts, judged = studio.runs.summary(run), verdict(run)
+    facts, judged = studio.runs.facts(run), verdict(run)
     energy = energy_of(run, run.events("energy", "step"))
     folder = str(run.folder)
     return RunView(
@@ -197,7 +197,9 @@ def routes(studio: Studio) -> APIRouter:
 
     @router.get("/runs")
     def all_runs() -> list[RunRow]:
-        return [row(studio, run) for run in studio.runs]
+        found = [row(studio, run) for run in studio.runs]
+        studio.runs.save()
+        return found
 
     @router.get("/runs/{name}")
     def one_run(name: str) -> RunView:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Literal
 
 import httpx
 from fastapi import APIRouter, Query, Request
@@ -33,7 +33,9 @@ class NewServer(BaseModel):
     """The limit on prompt and answer together, in tokens."""
     batch: Annotated[int, Field(ge=1)] | None = None
     """The most requests to compute at the same time."""
-    engine: str = "here"
+    engine: Literal["here", "vllm"] = "here"
+    cpu: bool = False
+    """Compute on the CPU, also if there is a GPU."""
     with_key: bool = False
     """Whether clients need a key, which the studio then chooses."""
 
@@ -69,7 +71,7 @@ def flags_of(asked: NewServer) -> list[str]:
     for name in ("context", "batch"):
         if (value := getattr(asked, name)) is not None:
             flags += [f"--{name}", str(value)]
-    return flags
+    return [*flags, "--cpu"] if asked.cpu else flags
 
 
 async def passed_on(client: httpx.AsyncClient, name: str, path: str, request: Request) -> StreamingResponse:

@@ -7,19 +7,22 @@ import { useValue } from "../../api/value";
 import { paletteVersion } from "./palette";
 import { makePlot, type Plot } from "./plot";
 import { columnsOf, nearest } from "./table";
-import type { ChartOptions, Line, Mark } from "./types";
+import type { ChartOptions, Line, Mark, Range } from "./types";
 
 interface Props extends ChartOptions {
   lines: Line[];
   marks?: Mark[];
+  range: Range;
   height?: number;
   onZoom: (low: number, high: number) => void;
   onReset: () => void;
 }
 
+const NONE: Mark[] = [];
+
 /** A chart with its heading, and the values under the cursor. React makes the box; what is in it, uPlot alone. */
 export function Chart(props: Props) {
-  const { title, lines, marks = [], log, height } = props;
+  const { title, lines, marks = NONE, range, log, height } = props;
   const box = useRef<HTMLDivElement>(null);
   const readout = useRef<HTMLParagraphElement>(null);
   const plot = useRef<Plot | null>(null);
@@ -53,9 +56,9 @@ export function Chart(props: Props) {
   }, [shape, log, version]);
 
   useEffect(() => {
-    plot.current?.show(lines, marks);
+    plot.current?.show(lines, marks, range);
     readout.current!.textContent = lastText(latest.current);
-  }, [lines, marks, shape, log, version]);
+  }, [lines, marks, range.low, range.high, shape, log, version]);
 
   return (
     <figure className="chart">

@@ -1,7 +1,7 @@
 // Which curves of a run go into which chart.
 
 import type { Curve } from "../../api/client";
-import { bytes, decimal, percent } from "../numbers";
+import { bytes, decimal } from "../numbers";
 import { short } from "./axes";
 import type { Line } from "./types";
 
@@ -23,7 +23,7 @@ const PANELS: Panel[] = [
   { title: "Tokens per second", names: ["tokens_per_second"], yText: short, canBeLog: false },
   { title: "Memory", names: ["memory_bytes"], yText: bytes, canBeLog: false },
   { title: "Power", names: ["watts"], yText: (watts) => `${decimal(watts, 3)} W`, canBeLog: false },
-  { title: "Time spent waiting for data", names: ["waiting_share"], yText: percent, canBeLog: false },
+  { title: "Time spent waiting for data", names: ["waiting_share"], yText: (share) => `${decimal(100 * share, 3)} %`, canBeLog: false },
 ];
 
 const LABELS: Record<string, string> = {
@@ -54,8 +54,13 @@ export function linesOf(panel: Panel, curves: Curve[]): Line[] {
   return panel.names.flatMap((name, at) => {
     const curve = curves.find((one) => one.name === name);
     if (!curve) return [];
-    const { x, y, smooth, low, high } = curve;
-    const isHeldOut = name === "held_out_loss";
-    return [{ label: labelOf(name), x, y, smooth, low, high, colour: at ? "series-2" : "series-1", dots: isHeldOut } as Line];
+    return [lineOf(curve, labelOf(name), at ? "series-2" : "series-1")];
   });
+}
+
+export function lineOf(curve: Curve, label: string, colour: Line["colour"]): Line {
+  const { name, x, y, low, high } = curve;
+  // The server's average goes on where a value is not a number; its line must not hide that.
+  const smooth = curve.smooth.map((value, at) => (y[at] === null ? null : value));
+  return { label, x, y, smooth, low, high, colour, dots: name === "held_out_loss" };
 }

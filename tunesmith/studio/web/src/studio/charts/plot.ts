@@ -4,7 +4,7 @@ import uPlot from "uplot";
 
 import { type Colour, colour, pale } from "./palette";
 import { type Column, columnsOf, joined } from "./table";
-import type { ChartOptions, Line, Mark } from "./types";
+import type { ChartOptions, Line, Mark, Range } from "./types";
 
 const HEIGHT = 200;
 const RAW_ALPHA = 0.28;
@@ -12,7 +12,7 @@ const BAND_ALPHA = 0.14;
 const FONT = "11.5px system-ui, sans-serif";
 
 export interface Plot {
-  show: (lines: Line[], marks: Mark[]) => void;
+  show: (lines: Line[], marks: Mark[], range: Range) => void;
   resize: (width: number) => void;
   end: () => void;
 }
@@ -32,20 +32,24 @@ interface Asked extends ChartOptions {
 export function makePlot(asked: Asked): Plot {
   const columns = columnsOf(asked.lines);
   let marks: Mark[] = [];
+  let range: Range = { low: null, high: null };
   let brokenColumns = brokenOf(columns, asked.lines);
   const chart = new uPlot(
     {
       width: asked.width,
       height: asked.height ?? HEIGHT,
       legend: { show: false },
-      padding: [8, 8, 0, 0],
+      padding: [8, 18, 0, 0],
       cursor: {
         drag: { x: true, y: false, setScale: false },
         sync: { key: asked.syncKey, setSeries: false },
         points: { show: false },
         bind: { dblclick: () => () => (asked.onReset(), null) },
       },
-      scales: { x: { time: false }, y: asked.log ? { distr: 3 } : { range: withRoom } },
+      scales: {
+        x: { time: false, range: (_, first, last) => shownOf(range, first, last) },
+        y: asked.log ? { distr: 3 } : { range: withRoom },
+      },
       axes: [axis(asked.xText, 70, undefined), axis(asked.yText, 34, 62)],
       series: [{}, ...columns.map((column) => seriesOf(column, asked.lines[column.line]!, columns))],
       bands: bandsOf(columns, asked.lines),
@@ -71,8 +75,9 @@ export function makePlot(asked: Asked): Plot {
     asked.box,
   );
   return {
-    show(lines, next) {
-      marks = next;
+    show(lines, nextMarks, nextRange) {
+      marks = nextMarks;
+      range = nextRange;
       brokenColumns = brokenOf(columns, lines);
       chart.setData(dataOf(lines, asked.log));
     },
@@ -86,6 +91,12 @@ function dataOf(lines: Line[], log: boolean): uPlot.AlignedData {
   if (!log) return data;
   const [x, ...rest] = data;
   return [x, ...rest.map((column) => Array.from(column, (value) => (value != null && value <= 0 ? null : value)))];
+}
+
+/** Curves with few points, such as that of held-out loss, come whole from the server: what is shown is set here. */
+function shownOf({ low, high }: Range, first: number | null, last: number | null): uPlot.Range.MinMax {
+  const [from, to] = [low ?? first ?? 0, high ?? last ?? 1];
+  return from < to ? [from, to] : [from - 1, from + 1];
 }
 
 /** Room above and below, also for a line that is constant. */
@@ -135,7 +146,7 @@ function brokenOf(columns: Column[], lines: Line[]): number[] {
   });
 }
 
-/** A cross at the bottom for each value that is not a number. */
+/** A cross at the bottom for each value that is not a number, as far as they can be told apart. */
 function drawBroken(plot: uPlot, places: number[]): void {
   const { ctx, bbox } = plot;
   const half = 3 * devicePixelRatio;
@@ -144,8 +155,11 @@ function drawBroken(plot: uPlot, places: number[]): void {
   ctx.strokeStyle = colour("bad");
   ctx.lineWidth = 1.5 * devicePixelRatio;
   ctx.beginPath();
+  let last = -Infinity;
   for (const place of places) {
     const x = plot.valToPos(place, "x", true);
+    if (Math.abs(x - last) < 3 * half) continue;
+    last = x;
     ctx.moveTo(x - half, y - half);
     ctx.lineTo(x + half, y + half);
     ctx.moveTo(x - half, y + half);
@@ -161,6 +175,8 @@ function drawMarks(plot: uPlot, marks: Mark[]): void {
   ctx.save();
   ctx.strokeStyle = ctx.fillStyle = colour("dim");
   ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+  ctx.textAlign = "left";
+  ctx.textBaseline = "alphabetic";
   ctx.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);
   for (const { x, label } of marks) {
     const at = plot.valToPos(x, "x", true);

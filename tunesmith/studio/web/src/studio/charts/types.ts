@@ -20,6 +20,12 @@ export interface Mark {
   label: string;
 }
 
+/** What is shown of the horizontal axis; null: all to that end. */
+export interface Range {
+  low: number | null;
+  high: number | null;
+}
+
 export interface ChartOptions {
   /** What the chart shows, for its heading and for screen readers. */
   title: string;

@@ -5,7 +5,7 @@ import { useFetched } from "../../api/useFetched";
 import { Chart } from "../charts/Chart";
 import { ChartControls } from "../charts/ChartControls";
 import { SERIES } from "../charts/palette";
-import { type Panel, panelsOf } from "../charts/panels";
+import { lineOf, type Panel, panelsOf } from "../charts/panels";
 import type { Line } from "../charts/types";
 import { type ChartState, resetZoom, useChartState, zoom } from "../charts/useChartState";
 import { getCurves } from "../charts/useCurves";
@@ -71,6 +71,7 @@ function RunsChart({ panel, runs, all, state, isFirst }: ChartProps) {
     <Chart
       title={panel.title}
       lines={lines}
+      range={state}
       log={state.log && panel.canBeLog}
       xText={state.axis.text}
       yText={panel.yText}
@@ -97,8 +98,6 @@ function linesOf(name: string, runs: RunRow[], all: Curves[]): Line[] {
   return runs.flatMap((run, at) => {
     const curve = all[at]!.curves.find((one) => one.name === name);
     if (!curve?.x.length) return [];
-    const { x, y, smooth, low, high } = curve;
-    const colour = SERIES[at % SERIES.length]!;
-    return [{ label: run.name, x, y, smooth, low, high, colour, dots: name === "held_out_loss" }];
+    return [lineOf(curve, run.name, SERIES[at % SERIES.length]!)];
   });
 }

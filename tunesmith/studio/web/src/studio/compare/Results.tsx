@@ -46,7 +46,7 @@ export function Results({ compared }: { compared: Compared }) {
           { title: "Energy", number: true, cell: ({ run }) => (run.kwh === null ? "–" : energy(run.kwh)) },
         ]}
       />
-      <p className="note small">In brackets: 95 % intervals over the held-out rows.</p>
+      <p className="note small">Below each figure: its 95 % interval over the held-out rows.</p>
     </section>
   );
 }

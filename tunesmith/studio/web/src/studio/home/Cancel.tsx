@@ -5,12 +5,10 @@ import { Button } from "../../parts/Button";
 import { Confirm } from "../../parts/Confirm";
 import { askJob } from "./jobs";
 import { WAITING } from "./JobState";
+import { type Question, savesFirst, savesNothing } from "./stopping";
 
-interface Words {
+interface Words extends Question {
   button: string;
-  title: string;
-  text: string;
-  verb: string;
   now: boolean;
 }
 
@@ -54,20 +52,6 @@ function wordsFor({ name, kind, state }: JobView): Words {
       now: true,
     };
   }
-  if (state === "stopping") {
-    return {
-      button: "End now",
-      title: `End ${name} without saving?`,
-      text: "The steps since its last checkpoint are lost. Everything before that stays, and the run can be resumed.",
-      verb: "End without saving",
-      now: true,
-    };
-  }
-  return {
-    button: "Stop",
-    title: `Stop ${name}?`,
-    text: "It finishes its step, saves a checkpoint and ends. Nothing is lost, and it can be resumed exactly where it stopped.",
-    verb: "Save and stop",
-    now: false,
-  };
+  if (state === "stopping") return { button: "End now", now: true, ...savesNothing(name) };
+  return { button: "Stop", now: false, ...savesFirst(name) };
 }

@@ -20,5 +20,7 @@ export function askQueue(verb: "pause" | "resume"): Promise<boolean> {
 }
 
 export function setAfterRestart(after_restart: boolean): Promise<boolean> {
+  const before = queue.get();
+  if (before) queue.set({ ...before, after_restart }); // shown at once; the answer says how it is
   return tried(async () => queue.set(await data(client.POST("/api/queue/settings", { body: { after_restart } }))));
 }

@@ -61,6 +61,7 @@ function PanelChart({ panel, curves, marks, state, isFirst }: PanelProps) {
       title={panel.title}
       lines={lines}
       marks={marks}
+      range={state}
       log={state.log && panel.canBeLog}
       xText={state.axis.text}
       yText={panel.yText}

@@ -36,7 +36,7 @@ export function LogTab({ id, view }: { id: string; view: RunView }) {
             columns={[
               { title: "Time", cell: ([, event]) => moment(event.time as number) },
               { title: "Event", cell: ([, event]) => String(event.event) },
-              { title: "", cell: ([, event]) => eventText(event) },
+              { title: "Details", cell: ([, event]) => eventText(event) },
             ]}
           />
         )}

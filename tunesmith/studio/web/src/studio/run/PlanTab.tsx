@@ -33,7 +33,7 @@ export function PlanTab({ view }: { view: RunView }) {
             rows={known}
             rowKey={({ name }) => name}
             columns={[
-              { title: "", cell: ({ name }) => ROWS[name].title },
+              { title: "Quantity", cell: ({ name }) => ROWS[name].title },
               { title: "Predicted", cell: ({ name, predicted: value }) => orDash(value, ROWS[name].text), number: true },
               { title: "Measured", cell: ({ name, measured }) => orDash(measured, ROWS[name].text), number: true },
               { title: "Difference", cell: difference, number: true },
@@ -50,7 +50,7 @@ export function PlanTab({ view }: { view: RunView }) {
           rows={decisions}
           rowKey={([key]) => key}
           columns={[
-            { title: "", cell: ([key]) => key.replaceAll("_", " ") },
+            { title: "Setting", cell: ([key]) => key.replaceAll("_", " ") },
             { title: "Value", cell: ([, value]) => valueText(value) },
             { title: "Why", cell: ([key]) => <span className="note">{reasons[key] ?? ""}</span> },
           ]}

@@ -4,6 +4,7 @@ import { client, data, type RunView } from "../../api/client";
 import { Button } from "../../parts/Button";
 import { Confirm } from "../../parts/Confirm";
 import { askJob } from "../home/jobs";
+import { savesFirst, savesNothing } from "../home/stopping";
 import { href } from "../router";
 import { tried } from "../toasts";
 import { DeleteRun } from "./DeleteRun";
@@ -41,17 +42,13 @@ export function RunActions({ view, onChange }: { view: RunView; onChange: (view:
       </a>
       {!row.held && <Button onClick={() => setAsks("delete")}>Delete</Button>}
       <Confirm
-        title={`Stop ${row.name}?`}
-        text="It finishes its step, saves a checkpoint and ends. Nothing is lost, and it can be resumed exactly where it stopped."
-        verb="Save and stop"
+        {...savesFirst(row.name)}
         open={asks === "stop"}
         onClose={() => setAsks(null)}
         onConfirm={() => ask("stop")}
       />
       <Confirm
-        title={`End ${row.name} without saving?`}
-        text="The steps since its last checkpoint are lost. Everything before that stays, and the run can be resumed."
-        verb="End without saving"
+        {...savesNothing(row.name)}
         open={asks === "now"}
         onClose={() => setAsks(null)}
         onConfirm={() => job !== null && askJob(job, "cancel", { now: true })}

@@ -67,6 +67,7 @@ export function Run({ id }: { id: string }) {
       <Verdict view={view} />
       <Tabs tabs={tabs} here={tab.key} />
       <div className="tab" role="tabpanel" id="tabpanel" aria-labelledby={`tab-${tab.key}`} key={tab.key}>
+        <h2 className="unseen">{tab.title}</h2>
         {tab.show()}
       </div>
     </View>
