@@ -16,7 +16,7 @@ from tunesmith.studio.state import Studio
 
 
 class Draft(BaseModel):
-    """A recipe as text or as values; the text counts if both are there."""
+    """A recipe as text or as values. The values count if both are there: the text is changed so that it says them."""
 
     yaml: str | None = None
     values: dict[str, Any] | None = None
@@ -80,9 +80,9 @@ def routes(studio: Studio) -> APIRouter:
 
     @router.post("/recipe/check")
     def check_recipe(draft: Draft) -> Checked:
-        if draft.yaml is not None:
+        if draft.values is None and draft.yaml is not None:
             return recipe_form.check_text(draft.yaml)
-        return recipe_form.check_values(draft.values or {})
+        return recipe_form.check_values(draft.values or {}, draft.yaml or "")
 
     @router.post("/recipe/plan")
     async def plan_recipe(asked: PlanQuestion, request: Request) -> PlanAnswer:
