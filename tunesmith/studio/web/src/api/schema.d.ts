@@ -953,7 +953,6 @@ export interface components {
             tokens?: number | null;
         };
         /**
-<<<<<<< HEAD
          * AskedModel
          * @description A model of a server.
          */
@@ -964,8 +963,6 @@ export interface components {
             server: string;
         };
         /**
-=======
->>>>>>> F
          * Change
          * @description Further values of a verb.
          */
@@ -1114,45 +1111,6 @@ export interface components {
             turns: components["schemas"]["TurnView"][];
         };
         /**
-         * Connected
-         * @description A client's configuration for a model of a server.
-         */
-        Connected: {
-            /** Next Step */
-            next_step: string;
-            /** Path */
-            path: string;
-            /** Text */
-            text: string;
-            /** Warnings */
-            warnings: string[];
-        };
-        /** ConversationChange */
-        ConversationChange: {
-            /** System */
-            system?: string | null;
-            /** Title */
-            title?: string | null;
-        };
-        /**
-         * ConversationView
-         * @description A conversation with all its answers as they are now.
-         */
-        ConversationView: {
-            /** Changed */
-            changed: number;
-            /** Created */
-            created: number;
-            /** Id */
-            id: string;
-            /** System */
-            system: string;
-            /** Title */
-            title: string;
-            /** Turns */
-            turns: components["schemas"]["TurnView"][];
-        };
-        /**
          * Curve
          * @description One curve: x and y of its points. A y of None is not a number.
          */
@@ -1218,11 +1176,7 @@ export interface components {
         };
         /**
          * DataReport
-<<<<<<< HEAD
          * @description The content of a source. The fields from `tokens` on need a model.
-=======
-         * @description What a source holds. The fields from `tokens` on need a model.
->>>>>>> F
          */
         DataReport: {
             /** Changed */
@@ -1314,14 +1268,6 @@ export interface components {
             /** Values */
             values: unknown[];
         };
-<<<<<<< HEAD
-=======
-        /** Done */
-        Done: {
-            /** Message */
-            message: string;
-        };
->>>>>>> F
         /**
          * Download
          * @description A download of a model.
@@ -1351,11 +1297,7 @@ export interface components {
         };
         /**
          * Draft
-<<<<<<< HEAD
-         * @description A recipe as text or as values; the text counts if both are there.
-=======
          * @description A recipe as text or as values. The values count if both are there: the text is changed so that it says them.
->>>>>>> F
          */
         Draft: {
             /** Values */
@@ -1427,7 +1369,6 @@ export interface components {
             written: number;
         };
         /**
-<<<<<<< HEAD
          * ExportForm
          * @description A form in which a result can be exported.
          */
@@ -1440,8 +1381,6 @@ export interface components {
             };
         };
         /**
-=======
->>>>>>> F
          * ExportJob
          * @description An export in the queue that has not succeeded yet.
          */
@@ -1466,21 +1405,6 @@ export interface components {
             written: components["schemas"]["Export"][];
         };
         /**
-<<<<<<< HEAD
-=======
-         * Form
-         * @description A form in which a result can be exported.
-         */
-        Form: {
-            /** Name */
-            name: string;
-            /** Settings */
-            settings: {
-                [key: string]: unknown;
-            };
-        };
-        /**
->>>>>>> F
          * FormSection
          * @description A part of the form.
          */
@@ -1492,27 +1416,6 @@ export interface components {
             /** Keys */
             keys: string[];
         };
-<<<<<<< HEAD
-=======
-        /**
-         * Found
-         * @description A conversation in the list.
-         */
-        Found: {
-            /** Changed */
-            changed: number;
-            /** Excerpt */
-            excerpt: string;
-            /** Id */
-            id: string;
-            /** Kept */
-            kept: boolean;
-            /** Title */
-            title: string;
-            /** Turns */
-            turns: number;
-        };
->>>>>>> F
         /** HTTPValidationError */
         HTTPValidationError: {
             /** Detail */
@@ -1595,11 +1498,7 @@ export interface components {
         };
         /**
          * Listing
-<<<<<<< HEAD
          * @description The content of a folder.
-=======
-         * @description What is in a folder.
->>>>>>> F
          */
         Listing: {
             /** Entries */
@@ -1659,17 +1558,10 @@ export interface components {
             version: string;
         };
         /**
-<<<<<<< HEAD
          * Mark
          * @description An answer that becomes training rows.
          */
         Mark: {
-=======
-         * Marked
-         * @description An answer that becomes training rows.
-         */
-        Marked: {
->>>>>>> F
             /** Answer */
             answer: string;
             /** Corrected */
@@ -1696,23 +1588,6 @@ export interface components {
             message: string;
         };
         /**
-<<<<<<< HEAD
-=======
-         * Model
-         * @description A model that a server has. `context` is in tokens.
-         */
-        Model: {
-            /** Base */
-            base: string;
-            /** Context */
-            context: number;
-            /** Kind */
-            kind: string;
-            /** Name */
-            name: string;
-        };
-        /**
->>>>>>> F
          * ModelRow
          * @description A model on this machine.
          */
@@ -1855,7 +1730,6 @@ export interface components {
             /** Context */
             context?: number | null;
             /**
-<<<<<<< HEAD
              * Cpu
              * @default false
              */
@@ -1866,12 +1740,6 @@ export interface components {
              * @enum {string}
              */
             engine: "here" | "vllm";
-=======
-             * Engine
-             * @default here
-             */
-            engine: string;
->>>>>>> F
             /** Models */
             models: string[];
             /**
@@ -1882,11 +1750,7 @@ export interface components {
         };
         /**
          * PlanAnswer
-<<<<<<< HEAD
          * @description The needs of a recipe, or the reason why they are unknown. Both are there if the disk is too small.
-=======
-         * @description What a recipe needs, or why that is unknown. Both are there if the disk is too small.
->>>>>>> F
          */
         PlanAnswer: {
             /** Plan */
@@ -1936,11 +1800,7 @@ export interface components {
              */
             images: string[];
             /** Models */
-<<<<<<< HEAD
             models: components["schemas"]["AskedModel"][];
-=======
-            models: components["schemas"]["tunesmith__studio__routes__conversations__Asked"][];
->>>>>>> F
             /** Question */
             question?: string | null;
             /** Replaces */
@@ -2095,15 +1955,15 @@ export interface components {
          */
         RunRow: {
             /** Adapter */
-            adapter?: string | null;
+            adapter: string | null;
             /** Base Model */
-            base_model?: string | null;
+            base_model: string | null;
             /** Error */
-            error?: string | null;
+            error: string | null;
             /** Exact Match After */
-            exact_match_after?: number | null;
+            exact_match_after: number | null;
             /** Exact Match Before */
-            exact_match_before?: number | null;
+            exact_match_before: number | null;
             /** Folder */
             folder: string;
             /** Has Result */
@@ -2113,25 +1973,25 @@ export interface components {
             /** Id */
             id: string;
             /** Kwh */
-            kwh?: number | null;
+            kwh: number | null;
             /** Loss After */
-            loss_after?: number | null;
+            loss_after: number | null;
             /** Loss Before */
-            loss_before?: number | null;
+            loss_before: number | null;
             /** Method */
-            method?: string | null;
+            method: string | null;
             /** Name */
             name: string;
             /** Price */
-            price?: number | null;
+            price: number | null;
             /** Seconds */
-            seconds?: number | null;
+            seconds: number | null;
             /** Started */
-            started?: string | null;
+            started: string | null;
             /** Status */
             status: string;
             /** Steps */
-            steps?: number | null;
+            steps: number | null;
             /** Steps Done */
             steps_done: number;
         };
@@ -2218,7 +2078,6 @@ export interface components {
             text: string;
         };
         /**
-<<<<<<< HEAD
          * ServedModel
          * @description A model that a server has. `context` is in tokens.
          */
@@ -2233,8 +2092,6 @@ export interface components {
             name: string;
         };
         /**
-=======
->>>>>>> F
          * Server
          * @description A server of this machine.
          */
@@ -2248,11 +2105,7 @@ export interface components {
             /** Id */
             id: string;
             /** Models */
-<<<<<<< HEAD
             models: components["schemas"]["ServedModel"][];
-=======
-            models: components["schemas"]["Model"][];
->>>>>>> F
             /** Needs Key */
             needs_key: boolean;
             /** Paths */
@@ -2359,17 +2212,10 @@ export interface components {
             type: string;
         };
         /**
-<<<<<<< HEAD
          * WrittenRow
          * @description A row in a file.
          */
         WrittenRow: {
-=======
-         * Written
-         * @description A row in a file.
-         */
-        Written: {
->>>>>>> F
             /** File */
             file: string;
             /** Is New */
@@ -2377,24 +2223,6 @@ export interface components {
             /** Line */
             line: number;
         };
-<<<<<<< HEAD
-=======
-        /** Asked */
-        tunesmith__studio__routes__connect__Asked: {
-            /** Model */
-            model: string;
-        };
-        /**
-         * Asked
-         * @description A model of a server.
-         */
-        tunesmith__studio__routes__conversations__Asked: {
-            /** Model */
-            model: string;
-            /** Server */
-            server: string;
-        };
->>>>>>> F
     };
     responses: never;
     parameters: never;
@@ -2525,11 +2353,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-<<<<<<< HEAD
                     "application/json": components["schemas"]["ConversationRow"][];
-=======
-                    "application/json": components["schemas"]["Found"][];
->>>>>>> F
                 };
             };
             /** @description Validation Error */
@@ -2751,11 +2575,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-<<<<<<< HEAD
                 "application/json": components["schemas"]["Mark"];
-=======
-                "application/json": components["schemas"]["Marked"];
->>>>>>> F
             };
         };
         responses: {
@@ -2765,11 +2585,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-<<<<<<< HEAD
                     "application/json": components["schemas"]["WrittenRow"][];
-=======
-                    "application/json": components["schemas"]["Written"][];
->>>>>>> F
                 };
             };
             /** @description Validation Error */
@@ -2926,11 +2742,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-<<<<<<< HEAD
                     "application/json": components["schemas"]["ExportForm"][];
-=======
-                    "application/json": components["schemas"]["Form"][];
->>>>>>> F
                 };
             };
         };
@@ -4023,11 +3835,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-<<<<<<< HEAD
                 "application/json": components["schemas"]["ConnectModel"];
-=======
-                "application/json": components["schemas"]["tunesmith__studio__routes__connect__Asked"];
->>>>>>> F
             };
         };
         responses: {
@@ -4037,11 +3845,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-<<<<<<< HEAD
                     "application/json": components["schemas"]["ConnectOutcome"];
-=======
-                    "application/json": components["schemas"]["Done"];
->>>>>>> F
                 };
             };
             /** @description Validation Error */
@@ -4067,11 +3871,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-<<<<<<< HEAD
                 "application/json": components["schemas"]["ConnectModel"];
-=======
-                "application/json": components["schemas"]["tunesmith__studio__routes__connect__Asked"];
->>>>>>> F
             };
         };
         responses: {
@@ -4081,11 +3881,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-<<<<<<< HEAD
                     "application/json": components["schemas"]["ConnectOutcome"];
-=======
-                    "application/json": components["schemas"]["Done"];
->>>>>>> F
                 };
             };
             /** @description Validation Error */
