@@ -93,4 +93,3 @@ def test_kills_at_random_moments_lose_nothing(browser, studio, seed):
     assert f"{losses(killed)[-1][1]:.4g}"[:4] in shown
     weights = [(run.result / "adapter_model.safetensors").read_bytes() for run in (whole, killed)]
     assert weights[0] == weights[1]
-
