@@ -953,6 +953,16 @@ export interface components {
             tokens?: number | null;
         };
         /**
+         * AskedModel
+         * @description A model of a server.
+         */
+        AskedModel: {
+            /** Model */
+            model: string;
+            /** Server */
+            server: string;
+        };
+        /**
          * Change
          * @description Further values of a verb.
          */
@@ -1033,6 +1043,16 @@ export interface components {
             /** Predicted */
             predicted: number | null;
         };
+        /** ConnectModel */
+        ConnectModel: {
+            /** Model */
+            model: string;
+        };
+        /** ConnectOutcome */
+        ConnectOutcome: {
+            /** Message */
+            message: string;
+        };
         /**
          * Connected
          * @description A client's configuration for a model of a server.
@@ -1053,6 +1073,24 @@ export interface components {
             system?: string | null;
             /** Title */
             title?: string | null;
+        };
+        /**
+         * ConversationRow
+         * @description A conversation in the list.
+         */
+        ConversationRow: {
+            /** Changed */
+            changed: number;
+            /** Excerpt */
+            excerpt: string;
+            /** Id */
+            id: string;
+            /** Kept */
+            kept: boolean;
+            /** Title */
+            title: string;
+            /** Turns */
+            turns: number;
         };
         /**
          * ConversationView
@@ -1138,7 +1176,7 @@ export interface components {
         };
         /**
          * DataReport
-         * @description What a source holds. The fields from `tokens` on need a model.
+         * @description The content of a source. The fields from `tokens` on need a model.
          */
         DataReport: {
             /** Changed */
@@ -1229,11 +1267,6 @@ export interface components {
             key: string;
             /** Values */
             values: unknown[];
-        };
-        /** Done */
-        Done: {
-            /** Message */
-            message: string;
         };
         /**
          * Download
@@ -1336,6 +1369,18 @@ export interface components {
             written: number;
         };
         /**
+         * ExportForm
+         * @description A form in which a result can be exported.
+         */
+        ExportForm: {
+            /** Name */
+            name: string;
+            /** Settings */
+            settings: {
+                [key: string]: unknown;
+            };
+        };
+        /**
          * ExportJob
          * @description An export in the queue that has not succeeded yet.
          */
@@ -1360,18 +1405,6 @@ export interface components {
             written: components["schemas"]["Export"][];
         };
         /**
-         * Form
-         * @description A form in which a result can be exported.
-         */
-        Form: {
-            /** Name */
-            name: string;
-            /** Settings */
-            settings: {
-                [key: string]: unknown;
-            };
-        };
-        /**
          * FormSection
          * @description A part of the form.
          */
@@ -1382,24 +1415,6 @@ export interface components {
             key: string;
             /** Keys */
             keys: string[];
-        };
-        /**
-         * Found
-         * @description A conversation in the list.
-         */
-        Found: {
-            /** Changed */
-            changed: number;
-            /** Excerpt */
-            excerpt: string;
-            /** Id */
-            id: string;
-            /** Kept */
-            kept: boolean;
-            /** Title */
-            title: string;
-            /** Turns */
-            turns: number;
         };
         /** HTTPValidationError */
         HTTPValidationError: {
@@ -1483,7 +1498,7 @@ export interface components {
         };
         /**
          * Listing
-         * @description What is in a folder.
+         * @description The content of a folder.
          */
         Listing: {
             /** Entries */
@@ -1543,10 +1558,10 @@ export interface components {
             version: string;
         };
         /**
-         * Marked
+         * Mark
          * @description An answer that becomes training rows.
          */
-        Marked: {
+        Mark: {
             /** Answer */
             answer: string;
             /** Corrected */
@@ -1571,20 +1586,6 @@ export interface components {
             line?: number | null;
             /** Message */
             message: string;
-        };
-        /**
-         * Model
-         * @description A model that a server has. `context` is in tokens.
-         */
-        Model: {
-            /** Base */
-            base: string;
-            /** Context */
-            context: number;
-            /** Kind */
-            kind: string;
-            /** Name */
-            name: string;
         };
         /**
          * ModelRow
@@ -1729,10 +1730,16 @@ export interface components {
             /** Context */
             context?: number | null;
             /**
+             * Cpu
+             * @default false
+             */
+            cpu: boolean;
+            /**
              * Engine
              * @default here
+             * @enum {string}
              */
-            engine: string;
+            engine: "here" | "vllm";
             /** Models */
             models: string[];
             /**
@@ -1743,7 +1750,7 @@ export interface components {
         };
         /**
          * PlanAnswer
-         * @description What a recipe needs, or why that is unknown. Both are there if the disk is too small.
+         * @description The needs of a recipe, or the reason why they are unknown. Both are there if the disk is too small.
          */
         PlanAnswer: {
             /** Plan */
@@ -1793,7 +1800,7 @@ export interface components {
              */
             images: string[];
             /** Models */
-            models: components["schemas"]["tunesmith__studio__routes__conversations__Asked"][];
+            models: components["schemas"]["AskedModel"][];
             /** Question */
             question?: string | null;
             /** Replaces */
@@ -2071,6 +2078,20 @@ export interface components {
             text: string;
         };
         /**
+         * ServedModel
+         * @description A model that a server has. `context` is in tokens.
+         */
+        ServedModel: {
+            /** Base */
+            base: string;
+            /** Context */
+            context: number;
+            /** Kind */
+            kind: string;
+            /** Name */
+            name: string;
+        };
+        /**
          * Server
          * @description A server of this machine.
          */
@@ -2084,7 +2105,7 @@ export interface components {
             /** Id */
             id: string;
             /** Models */
-            models: components["schemas"]["Model"][];
+            models: components["schemas"]["ServedModel"][];
             /** Needs Key */
             needs_key: boolean;
             /** Paths */
@@ -2191,31 +2212,16 @@ export interface components {
             type: string;
         };
         /**
-         * Written
+         * WrittenRow
          * @description A row in a file.
          */
-        Written: {
+        WrittenRow: {
             /** File */
             file: string;
             /** Is New */
             is_new: boolean;
             /** Line */
             line: number;
-        };
-        /** Asked */
-        tunesmith__studio__routes__connect__Asked: {
-            /** Model */
-            model: string;
-        };
-        /**
-         * Asked
-         * @description A model of a server.
-         */
-        tunesmith__studio__routes__conversations__Asked: {
-            /** Model */
-            model: string;
-            /** Server */
-            server: string;
         };
     };
     responses: never;
@@ -2347,7 +2353,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Found"][];
+                    "application/json": components["schemas"]["ConversationRow"][];
                 };
             };
             /** @description Validation Error */
@@ -2569,7 +2575,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Marked"];
+                "application/json": components["schemas"]["Mark"];
             };
         };
         responses: {
@@ -2579,7 +2585,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Written"][];
+                    "application/json": components["schemas"]["WrittenRow"][];
                 };
             };
             /** @description Validation Error */
@@ -2736,7 +2742,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Form"][];
+                    "application/json": components["schemas"]["ExportForm"][];
                 };
             };
         };
@@ -3829,7 +3835,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["tunesmith__studio__routes__connect__Asked"];
+                "application/json": components["schemas"]["ConnectModel"];
             };
         };
         responses: {
@@ -3839,7 +3845,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Done"];
+                    "application/json": components["schemas"]["ConnectOutcome"];
                 };
             };
             /** @description Validation Error */
@@ -3865,7 +3871,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["tunesmith__studio__routes__connect__Asked"];
+                "application/json": components["schemas"]["ConnectModel"];
             };
         };
         responses: {
@@ -3875,7 +3881,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Done"];
+                    "application/json": components["schemas"]["ConnectOutcome"];
                 };
             };
             /** @description Validation Error */
