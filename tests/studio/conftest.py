@@ -7,6 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.conftest import sums, write_rows
+from tests.studio.pages import browser  # noqa: F401
 from tunesmith.jobs.store import Store
 from tunesmith.run import Run
 from tunesmith.studio.app import guarded, make_app

@@ -4,7 +4,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunesmith import recipe_text
 from tunesmith.errors import UserError
@@ -26,8 +26,6 @@ from tunesmith.studio.state import Studio
 
 class RunRow(BaseModel):
     """A run in the list."""
-
-    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
     id: str
     name: str

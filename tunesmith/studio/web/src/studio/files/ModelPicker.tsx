@@ -13,11 +13,13 @@ type Model = Schemas["ModelRow"];
 interface Props {
   value: string;
   onChange: (path: string) => void;
+  /** With it, what is typed counts only after Enter or when the box is left. */
+  onTyped?: (text: string) => void;
   attributes: { id: string; "aria-describedby"?: string; "aria-invalid"?: boolean };
 }
 
 /** A model: typed as a folder, a GGUF file or a hub id, or chosen among those of this machine. */
-export function ModelPicker({ value, onChange, attributes }: Props) {
+export function ModelPicker({ value, onChange, onTyped, attributes }: Props) {
   const [isOpen, setOpen] = useState(false);
   return (
     <div className="row">
@@ -27,7 +29,9 @@ export function ModelPicker({ value, onChange, attributes }: Props) {
         placeholder="Folder, GGUF file, or org/name of the hub"
         spellCheck={false}
         autoComplete="off"
-        onChange={(event) => onChange(event.target.value)}
+        onChange={(event) => (onTyped ?? onChange)(event.target.value)}
+        onBlur={onTyped && ((event) => onChange(event.target.value))}
+        onKeyDown={onTyped && ((event) => event.key === "Enter" && onChange(event.currentTarget.value))}
       />
       <Button onClick={() => setOpen(true)}>Choose</Button>
       <Dialog title="Models of this machine" open={isOpen} onClose={() => setOpen(false)} place="side">

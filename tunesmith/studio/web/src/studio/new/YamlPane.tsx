@@ -1,29 +1,23 @@
-import { type ChangeEvent, type UIEvent, useEffect, useRef } from "react";
+import { type ChangeEvent, type UIEvent, useRef } from "react";
 
 import { Badge } from "../../parts/Badge";
 import { Button } from "../../parts/Button";
 import { CopyButton } from "../../parts/CopyButton";
+import { Prose } from "../../parts/Prose";
 import type { Draft, DraftState } from "./draft";
 
 interface Props {
   draft: Draft;
   state: DraftState;
-  /** A line to show; 0 for none. */
-  line: number;
 }
 
-const LINE_PX = 20;
-
 /** The recipe as YAML, with numbered lines; those with problems are marked, and say them below. */
-export function YamlPane({ draft, state, line }: Props) {
-  const text = useRef<HTMLTextAreaElement>(null);
+export function YamlPane({ draft, state }: Props) {
   const gutter = useRef<HTMLDivElement>(null);
   const marked = new Set(state.problems.map((problem) => problem.line));
+  const isBegun = state.yaml.trim() !== "" && state.yaml.trim() !== "{}";
+  const problems = isBegun ? [...state.problems].sort((one, other) => (one.line ?? 0) - (other.line ?? 0)) : [];
   const lines = state.yaml.split("\n").length;
-
-  useEffect(() => {
-    if (line && text.current) text.current.scrollTop = (line - 3) * LINE_PX;
-  }, [line]);
 
   const scrolled = (event: UIEvent<HTMLTextAreaElement>) => {
     if (gutter.current) gutter.current.scrollTop = event.currentTarget.scrollTop;
@@ -44,7 +38,6 @@ export function YamlPane({ draft, state, line }: Props) {
           ))}
         </div>
         <textarea
-          ref={text}
           aria-label="The recipe as YAML"
           aria-describedby="yaml-problems"
           wrap="off"
@@ -65,13 +58,12 @@ export function YamlPane({ draft, state, line }: Props) {
         </p>
       )}
       <ul id="yaml-problems" className="yaml-problems" aria-label="Problems">
-        {state.yaml.trim() !== "" && state.yaml.trim() !== "{}" &&
-          state.problems.map(({ key, message, line: at }) => (
-            <li key={key + message}>
-              {at && <b>{at}: </b>}
-              {message}
-            </li>
-          ))}
+        {problems.map(({ key, message, line }) => (
+          <li key={key + message}>
+            {line && <b>{line}: </b>}
+            <Prose text={message} />
+          </li>
+        ))}
       </ul>
     </section>
   );

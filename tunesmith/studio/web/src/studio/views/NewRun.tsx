@@ -4,6 +4,7 @@ import { client, data, type Schemas } from "../../api/client";
 import { useFetched } from "../../api/useFetched";
 import { Button } from "../../parts/Button";
 import { Notice } from "../../parts/Notice";
+import { Prose } from "../../parts/Prose";
 import { Segments } from "../../parts/Segments";
 import { Form, otherProblems } from "../new/Form";
 import { OpenDialog, SaveDialog } from "../new/RecipeFiles";
@@ -81,12 +82,16 @@ function Recipe({ schema }: { schema: Schemas["RecipeSchema"] }) {
           </span>
         )}
       </div>
-      {state.error && <Notice tone="bad">{state.error}</Notice>}
-      {others.map(({ key, message }) => (
-        <Notice key={key + message} tone="bad">
-          {message}
-        </Notice>
-      ))}
+      {(state.error || others.length > 0) && (
+        <div className="draft-problems">
+          {state.error && <Notice tone="bad">{state.error}</Notice>}
+          {others.map(({ key, message }) => (
+            <Notice key={key + message} tone="bad">
+              <Prose text={message} />
+            </Notice>
+          ))}
+        </div>
+      )}
       <div className="pane-choice">
         <Segments label="Part of the page" options={PANES} value={pane} onChange={setPane} />
       </div>
@@ -100,7 +105,7 @@ function Recipe({ schema }: { schema: Schemas["RecipeSchema"] }) {
             onMachine={(next) => setQuery({ machine: next })}
             onProblem={showField}
           />
-          <YamlPane draft={draft} state={state} line={0} />
+          <YamlPane draft={draft} state={state} />
         </div>
       </div>
       <OpenDialog

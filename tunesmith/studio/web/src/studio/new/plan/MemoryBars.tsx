@@ -34,7 +34,7 @@ export function MemoryBars({ needs, hostBytes }: { needs: Need[]; hostBytes: num
               {!need.fits && ", does not fit"}
             </span>
           </p>
-          <div className="bar" role="img" aria-label={spoken(need)}>
+          <div className="memory-line" role="img" aria-label={spoken(need)}>
             <i className="room" style={width(need.place.free_bytes)} />
             <span className="used">
               {names.map((name, part) => (

@@ -2,6 +2,7 @@ import { useEffect, useState } from "react";
 
 import { Badge } from "../../../parts/Badge";
 import { Button } from "../../../parts/Button";
+import { Prose } from "../../../parts/Prose";
 import { bytes } from "../../numbers";
 import { Decisions, Others } from "./Decisions";
 import { Figures } from "./Figures";
@@ -34,10 +35,10 @@ export function PlanPane({ planned, missing, machine, onMachine, onProblem }: Pr
           <p className="note">{missing}</p>
         ) : (
           <>
-            {plan?.refusal && <p className="refusal">{plan.refusal}</p>}
+            {plan?.refusal && <p className="refusal"><Prose text={plan.refusal} /></p>}
             {problem && (
               <p className="refusal">
-                {problem.message}{" "}
+                <Prose text={problem.message} />{" "}
                 {problem.key && (
                   <Button small look="quiet" onClick={() => onProblem(problem.key)}>
                     Show the field
