@@ -18,7 +18,7 @@ from tunesmith.evaluate.summary import summary
 from tunesmith.run import Run
 
 pytestmark = needs_browser
-STEPS = 60
+STEPS = 400
 
 
 @pytest.fixture
@@ -58,7 +58,8 @@ def train_through(page, studio, name: str, kills: list[str], rng: random.Random)
     page.goto(f"{studio.url}/#/runs")
     page.click(f"a:text-is('{name}')")
     for killed in kills:
-        until(lambda: run.events("step") and not run.result.exists(), 90)
+        steps = len(run.events("step"))
+        until(lambda: len(run.events("step")) > steps or run.result.exists(), 90)
         time.sleep(rng.uniform(0, 2))
         if run.result.exists():
             break

@@ -1975,15 +1975,15 @@ export interface components {
          */
         RunRow: {
             /** Adapter */
-            adapter: string | null;
+            adapter?: string | null;
             /** Base Model */
-            base_model: string | null;
+            base_model?: string | null;
             /** Error */
-            error: string | null;
+            error?: string | null;
             /** Exact Match After */
-            exact_match_after: number | null;
+            exact_match_after?: number | null;
             /** Exact Match Before */
-            exact_match_before: number | null;
+            exact_match_before?: number | null;
             /** Folder */
             folder: string;
             /** Has Result */
@@ -1993,25 +1993,25 @@ export interface components {
             /** Id */
             id: string;
             /** Kwh */
-            kwh: number | null;
+            kwh?: number | null;
             /** Loss After */
-            loss_after: number | null;
+            loss_after?: number | null;
             /** Loss Before */
-            loss_before: number | null;
+            loss_before?: number | null;
             /** Method */
-            method: string | null;
+            method?: string | null;
             /** Name */
             name: string;
             /** Price */
-            price: number | null;
+            price?: number | null;
             /** Seconds */
-            seconds: number | null;
+            seconds?: number | null;
             /** Started */
-            started: string | null;
+            started?: string | null;
             /** Status */
             status: string;
             /** Steps */
-            steps: number | null;
+            steps?: number | null;
             /** Steps Done */
             steps_done: number;
         };
