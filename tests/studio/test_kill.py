@@ -12,7 +12,7 @@ import pytest
 
 from tests import tiny
 from tests.conftest import sums, write_rows
-from tests.studio.pages import browser, needs_browser, opened, studio_in, until  # noqa: F401
+from tests.studio.pages import needs_browser, opened, studio_in, until
 from tests.studio.test_page_home import add
 from tunesmith.evaluate.summary import summary
 from tunesmith.run import Run
@@ -50,6 +50,11 @@ def losses(run: Run) -> list[tuple[int, float]]:
     return [(event["step"], event["loss"]) for event in run.events("step")]
 
 
+def wait_for_step(run: Run, after: int) -> None:
+    """Waits until a run has done more steps, or has finished."""
+    until(lambda: len(run.events("step")) > after or run.result.exists(), 90)
+
+
 def train_through(page, studio, name: str, kills: list[str], rng: random.Random) -> Run:
     """Trains a run to its end with the page open, while things are killed; resumes it on the page when it was cut
     off."""
@@ -58,8 +63,7 @@ def train_through(page, studio, name: str, kills: list[str], rng: random.Random)
     page.goto(f"{studio.url}/#/runs")
     page.click(f"a:text-is('{name}')")
     for killed in kills:
-        steps = len(run.events("step"))
-        until(lambda: len(run.events("step")) > steps or run.result.exists(), 90)
+        wait_for_step(run, len(run.events("step")))
         time.sleep(rng.uniform(0, 2))
         if run.result.exists():
             break
