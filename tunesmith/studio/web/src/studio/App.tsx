@@ -11,7 +11,7 @@ import { Nav } from "./shell/Nav";
 import { ShortcutsHelp, useShortcuts } from "./shell/Shortcuts";
 import { Toasts } from "./shell/Toasts";
 import { Unlock } from "./shell/Unlock";
-import { View } from "./shell/View";
+import { focusTitle, View } from "./shell/View";
 
 export function App() {
   const isLocked = useValue(locked);
@@ -67,9 +67,4 @@ function Content() {
       </View>
     );
   }
-}
-
-/** A screen reader then reads where the user is. */
-function focusTitle(): void {
-  document.getElementById("title")?.focus({ preventScroll: true });
 }

@@ -11,9 +11,21 @@ interface Props {
   children: ReactNode;
 }
 
+let hasNavigated = false;
+
+/** Focuses the title of the view, so that a screen reader says where the user is. */
+export function focusTitle(): void {
+  hasNavigated = true;
+  document.getElementById("title")?.focus({ preventScroll: true });
+}
+
 /** A view: its title, which is read and focused on navigation, and its content. */
 export function View({ title, aside, above, children }: Props) {
   useEffect(() => pageTitle.set(title), [title]);
+  useEffect(() => {
+    // A view that shows another title once it has loaded takes the focus with it.
+    if (hasNavigated && document.activeElement === document.body) focusTitle();
+  }, []);
 
   return (
     <>
