@@ -9,9 +9,10 @@ import { useDocumentTitle } from "./shell/documentTitle";
 import { ErrorBoundary } from "./shell/ErrorBoundary";
 import { Nav } from "./shell/Nav";
 import { ShortcutsHelp, useShortcuts } from "./shell/Shortcuts";
+import { focusTitle } from "./shell/titleFocus";
 import { Toasts } from "./shell/Toasts";
 import { Unlock } from "./shell/Unlock";
-import { focusTitle, View } from "./shell/View";
+import { View } from "./shell/View";
 
 export function App() {
   const isLocked = useValue(locked);

@@ -1,6 +1,7 @@
 import { type ReactNode, useEffect } from "react";
 
 import { pageTitle } from "./documentTitle";
+import { refocusTitle } from "./titleFocus";
 
 interface Props {
   title: string;
@@ -11,21 +12,10 @@ interface Props {
   children: ReactNode;
 }
 
-let hasNavigated = false;
-
-/** Focuses the title of the view, so that a screen reader says where the user is. */
-export function focusTitle(): void {
-  hasNavigated = true;
-  document.getElementById("title")?.focus({ preventScroll: true });
-}
-
 /** A view: its title, which is read and focused on navigation, and its content. */
 export function View({ title, aside, above, children }: Props) {
   useEffect(() => pageTitle.set(title), [title]);
-  useEffect(() => {
-    // A view that shows another title once it has loaded takes the focus with it.
-    if (hasNavigated && document.activeElement === document.body) focusTitle();
-  }, []);
+  useEffect(refocusTitle, []);
 
   return (
     <>
