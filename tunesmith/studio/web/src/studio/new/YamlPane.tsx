@@ -15,7 +15,7 @@ interface Props {
 export function YamlPane({ draft, state }: Props) {
   const gutter = useRef<HTMLDivElement>(null);
   const marked = new Set(state.problems.map((problem) => problem.line));
-  const isBegun = state.yaml.trim() !== "" && state.yaml.trim() !== "{}";
+  const isBegun = state.yaml.trim() !== "";
   const problems = isBegun ? [...state.problems].sort((one, other) => (one.line ?? 0) - (other.line ?? 0)) : [];
   const lines = state.yaml.split("\n").length;
 
