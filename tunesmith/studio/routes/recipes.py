@@ -10,7 +10,7 @@ from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
 from tunesmith.studio import recipe_files, recipe_form
 from tunesmith.studio.commands import OFFLINE, CommandFailed, run_on_recipe, while_connected
-from tunesmith.studio.recipe_files import RecipeFile
+from tunesmith.studio.recipe_files import RecipeFile, RecipeText
 from tunesmith.studio.recipe_form import Checked, Mistake, RecipeSchema, key_in
 from tunesmith.studio.state import Studio
 
@@ -36,12 +36,6 @@ class PlanAnswer(BaseModel):
     plan: dict[str, Any] | None
     """The JSON of `tunesmith plan --json`."""
     problem: Mistake | None
-
-
-class RecipeText(BaseModel):
-    """The content of a recipe's file."""
-
-    yaml: str
 
 
 class NewRecipe(BaseModel):

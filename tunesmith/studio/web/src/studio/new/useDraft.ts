@@ -15,8 +15,8 @@ export function useDraft() {
 
   const source = async (): Promise<string | null> => {
     if (run) {
-      const found = await data(client.GET("/api/runs/{name}", { params: { path: { name: run } } }));
-      return found.recipe_yaml;
+      const found = await data(client.GET("/api/runs/{name}/again", { params: { path: { name: run } } }));
+      return found.yaml;
     }
     if (recipe) return (await data(client.GET("/api/recipes/{id}", { params: { path: { id: recipe } } }))).yaml;
     if (!file && !model) return null;
