@@ -3,6 +3,7 @@
 # make lint   install into .venv and check the code: its format, ruff, mypy
 # make docs   install MkDocs into .venv-docs and build the documentation into site/; a broken link fails
 # make test-all  run the long tests too, and property tests on random examples; SEED=N repeats a run, N being printed
+# make types  write the page's types of the studio's API; needed after a change of its routes
 # make page   install into .venv and build the pages of tunesmith/studio/web into tunesmith/studio/static
 # make example-model  download the model that the recipes of examples/ train
 # make bench  install into .venv-bench, with TRL, and compare; after make bench-peers also with LLaMA-Factory and Axolotl
@@ -47,6 +48,9 @@ test-all: $(VENV)/installed-ray $(WEB)/node_modules/installed .venv-transformers
 
 page: $(WEB)/node_modules/installed
 	$(NPM) run build
+
+types: $(WEB)/node_modules/installed
+	$(BIN)/python -m tunesmith.studio.openapi | $(NPM) run --silent types
 
 example-model: $(EXAMPLE_MODEL)
 
@@ -119,4 +123,4 @@ $(EXAMPLE_MODEL): | $(BIN)/python
 	.venv-axolotl/bin/pip install -q -r $<
 	touch $@
 
-.PHONY: demo docs lint page test test-all example-model bench bench-peers
+.PHONY: demo docs lint page types test test-all example-model bench bench-peers

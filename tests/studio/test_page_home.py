@@ -41,7 +41,7 @@ def add(page, name: str, steps: int) -> None:
         "name": name,
         "model": {"path": "model", "dtype": "float32"},
         "data": {"train": "rows.jsonl", "eval_share": 0.25, "sequence_length": 128},
-        "train": {"max_steps": steps, "batch": 2},
+        "train": {"epochs": 1000, "max_steps": steps, "batch": 2},
         "evaluate": {"samples": 1, "max_new_tokens": 4},
         "adapter": {"rank": 2, "alpha": 4},
     }
@@ -111,6 +111,7 @@ def test_a_training_is_watched_stopped_and_resumed(browser, studio):
         stopped = run.events("step")[-1]["step"]
         assert run.events("stop")[-1]["reason"] == "interrupted"
         page.click("button:text-is('Resume')")
+        until(lambda: run.events("step")[-1]["step"] > stopped, 60)
         page.wait_for_selector(".badge:has-text('running')")
         page.click("button:text-is('Stop')")
         page.click("dialog[open] >> text=Save and stop")

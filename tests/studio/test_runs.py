@@ -191,3 +191,10 @@ def test_logs_of_jobs_are_read_in_parts(client, studio, make_run):
     assert part == {"text": "second\n", "offset": 13}
     assert client.get(f"/api/jobs/{job.id}/log", params={"offset": 6}).json()["text"] == "second\n"
     assert client.get("/api/jobs/9/log").status_code == 400
+
+
+def test_a_paused_run_says_so(client, make_run):
+    run = make_run("a", ("start", START), *steps(3), ("pause", {"step": 3}))
+    with run.held():
+        found = client.get(f"/api/runs/{row(client, 'a')['id']}").json()
+    assert found["row"]["status"] == "paused" and found["ending"] == "The run is paused at step 3 of 10."

@@ -25,6 +25,7 @@ ENDINGS = {
     "out_of_memory": "failed{}, because it ran out of memory",
     "error": "failed{} with an error",
     "running": "is still running{}",
+    "paused": "is paused{}",
     "cut off": "was cut off{}, for an unknown reason",
     "not started": "has not started",
 }

@@ -4,6 +4,24 @@
  */
 
 export interface paths {
+    "/api/chat/settings": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Chat Settings */
+        get: operations["chat_settings"];
+        put?: never;
+        /** Set Chat */
+        post: operations["set_chat"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/compare": {
         parameters: {
             query?: never;
@@ -21,6 +39,162 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/connect/clients": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Connect Clients */
+        get: operations["connect_clients"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/conversations": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Conversations */
+        get: operations["conversations"];
+        put?: never;
+        /** New Conversation */
+        post: operations["new_conversation"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/conversations/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Conversation */
+        get: operations["conversation"];
+        put?: never;
+        /** Change Conversation */
+        post: operations["change_conversation"];
+        /** Delete Conversation */
+        delete: operations["delete_conversation"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/conversations/{name}/answers/{answer}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Follow Answer */
+        get: operations["follow_answer"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/conversations/{name}/ask": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Ask */
+        post: operations["ask"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/conversations/{name}/rows": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Add Rows */
+        post: operations["add_rows"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/conversations/{name}/stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Stop Answers */
+        post: operations["stop_answers"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/data/check": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Check Data */
+        post: operations["check_data"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/data/rows": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Show Rows */
+        post: operations["show_rows"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/events": {
         parameters: {
             query?: never;
@@ -28,11 +202,42 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /**
-         * Events
-         * @description `since`: the offsets that the client has reached, as JSON: {run: bytes}.
-         */
+        /** Events */
         get: operations["events"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/exports/forms": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Export Forms */
+        get: operations["export_forms"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/files": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List Files */
+        get: operations["list_files"];
         put?: never;
         post?: never;
         delete?: never;
@@ -113,6 +318,125 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/models": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List Models */
+        get: operations["list_models"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/models/download": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Download Model */
+        post: operations["download_model"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/models/downloads": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List Downloads */
+        get: operations["list_downloads"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/models/downloads/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Forget Download */
+        delete: operations["forget_download"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/models/downloads/{id}/stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Stop Download */
+        post: operations["stop_download"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/models/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Delete Model */
+        delete: operations["delete_model"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/models/{id}/deletion": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Model Deletion */
+        get: operations["model_deletion"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/queue": {
         parameters: {
             query?: never;
@@ -175,6 +499,92 @@ export interface paths {
         put?: never;
         /** Set Queue */
         post: operations["set_queue"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/recipe/check": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Check Recipe */
+        post: operations["check_recipe"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/recipe/plan": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Plan Recipe */
+        post: operations["plan_recipe"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/recipe/schema": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Recipe Schema */
+        get: operations["recipe_schema"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/recipes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List Recipes */
+        get: operations["list_recipes"];
+        put?: never;
+        /** Save Recipe */
+        post: operations["save_recipe"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/recipes/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read Recipe */
+        get: operations["read_recipe"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -267,6 +677,24 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/runs/{name}/exports": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Run Exports */
+        get: operations["run_exports"];
+        put?: never;
+        /** Add Export */
+        post: operations["add_export"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/runs/{name}/history": {
         parameters: {
             query?: never;
@@ -338,6 +766,143 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/servers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Servers */
+        get: operations["servers"];
+        put?: never;
+        /** Start Server */
+        post: operations["start_server"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/servers/{name}/connect/{client}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Connect Client */
+        get: operations["connect_client"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/servers/{name}/connect/{client}/test": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Test Client */
+        post: operations["test_client"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/servers/{name}/connect/{client}/write": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Write Client */
+        post: operations["write_client"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/servers/{name}/key": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Server Key */
+        get: operations["server_key"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/servers/{name}/log": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Server Log */
+        get: operations["server_log"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/servers/{name}/stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Stop Server */
+        post: operations["stop_server"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/uploads": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Upload */
+        post: operations["upload"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -346,6 +911,56 @@ export interface components {
         Address: {
             /** Url */
             url: string;
+        };
+        /**
+         * Answer
+         * @description An answer, as far as it was written.
+         */
+        Answer: {
+            /**
+             * Detail
+             * @default
+             */
+            detail: string;
+            /** Id */
+            id: string;
+            /** Model */
+            model: string;
+            /** Offset */
+            offset: number;
+            /** Prompt Tokens */
+            prompt_tokens?: number | null;
+            /**
+             * Reasoning
+             * @default
+             */
+            reasoning: string;
+            /** Seconds */
+            seconds?: number | null;
+            /** Server */
+            server: string;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "writing" | "done" | "stopped" | "failed";
+            /**
+             * Text
+             * @default
+             */
+            text: string;
+            /** Tokens */
+            tokens?: number | null;
+        };
+        /**
+         * AskedModel
+         * @description A model of a server.
+         */
+        AskedModel: {
+            /** Model */
+            model: string;
+            /** Server */
+            server: string;
         };
         /**
          * Change
@@ -361,6 +976,41 @@ export interface components {
             now: boolean;
             /** Priority */
             priority?: ("low" | "normal" | "high") | null;
+        };
+        /** ChatSettings */
+        ChatSettings: {
+            /** Keep */
+            keep: boolean;
+        };
+        /**
+         * Checked
+         * @description A recipe in all its forms.
+         */
+        Checked: {
+            /** Command */
+            command: string;
+            /** Problems */
+            problems: components["schemas"]["Mistake"][];
+            /** Values */
+            values: {
+                [key: string]: unknown;
+            } | null;
+            /** Yaml */
+            yaml: string;
+        };
+        /**
+         * ClientView
+         * @description A program that can use a server.
+         */
+        ClientView: {
+            /** Context */
+            context: number;
+            /** Format */
+            format: string;
+            /** Name */
+            name: string;
+            /** Path */
+            path: string;
         };
         /**
          * Compared
@@ -392,6 +1042,73 @@ export interface components {
             name: "tokens_per_second" | "memory_bytes" | "seconds" | "kwh";
             /** Predicted */
             predicted: number | null;
+        };
+        /** ConnectModel */
+        ConnectModel: {
+            /** Model */
+            model: string;
+        };
+        /** ConnectOutcome */
+        ConnectOutcome: {
+            /** Message */
+            message: string;
+        };
+        /**
+         * Connected
+         * @description A client's configuration for a model of a server.
+         */
+        Connected: {
+            /** Next Step */
+            next_step: string;
+            /** Path */
+            path: string;
+            /** Text */
+            text: string;
+            /** Warnings */
+            warnings: string[];
+        };
+        /** ConversationChange */
+        ConversationChange: {
+            /** System */
+            system?: string | null;
+            /** Title */
+            title?: string | null;
+        };
+        /**
+         * ConversationRow
+         * @description A conversation in the list.
+         */
+        ConversationRow: {
+            /** Changed */
+            changed: number;
+            /** Excerpt */
+            excerpt: string;
+            /** Id */
+            id: string;
+            /** Kept */
+            kept: boolean;
+            /** Title */
+            title: string;
+            /** Turns */
+            turns: number;
+        };
+        /**
+         * ConversationView
+         * @description A conversation with all its answers as they are now.
+         */
+        ConversationView: {
+            /** Changed */
+            changed: number;
+            /** Created */
+            created: number;
+            /** Id */
+            id: string;
+            /** System */
+            system: string;
+            /** Title */
+            title: string;
+            /** Turns */
+            turns: components["schemas"]["TurnView"][];
         };
         /**
          * Curve
@@ -442,8 +1159,71 @@ export interface components {
             x: "step" | "tokens" | "time" | "energy";
         };
         /**
+         * DataQuestion
+         * @description Rows to look at: those of one source, or of all sources of a recipe.
+         */
+        DataQuestion: {
+            /** Model */
+            model?: string | null;
+            /** Recipe */
+            recipe?: {
+                [key: string]: unknown;
+            } | null;
+            /** Source */
+            source?: string | {
+                [key: string]: unknown;
+            } | null;
+        };
+        /**
+         * DataReport
+         * @description The content of a source. The fields from `tokens` on need a model.
+         */
+        DataReport: {
+            /** Changed */
+            changed: {
+                [key: string]: number;
+            };
+            /** Dropped */
+            dropped: {
+                [key: string]: number;
+            };
+            /** First Problems */
+            first_problems: components["schemas"]["RowProblemView"][];
+            /** Format */
+            format: string | null;
+            /** Histogram */
+            histogram?: {
+                [key: string]: number;
+            } | null;
+            /** Kept */
+            kept: number;
+            /** Left Out */
+            left_out: string[];
+            /** Length Percentiles */
+            length_percentiles?: {
+                [key: string]: number;
+            } | null;
+            longest?: components["schemas"]["Longest"] | null;
+            /** Lost Share */
+            lost_share?: {
+                [key: string]: number;
+            } | null;
+            /** Path */
+            path: string;
+            /** Read */
+            read: number;
+            /** Supervised Share */
+            supervised_share?: number | null;
+            /** Tokens */
+            tokens?: number | null;
+            /** Unread */
+            unread: {
+                [key: string]: number;
+            };
+        };
+        /**
          * Deletion
-         * @description What deleting a run would do, or did.
+         * @description The outcome of deleting a run, before or after it.
          */
         Deletion: {
             /** Bytes */
@@ -487,6 +1267,154 @@ export interface components {
             key: string;
             /** Values */
             values: unknown[];
+        };
+        /**
+         * Download
+         * @description A download of a model.
+         */
+        Download: {
+            /** Done Bytes */
+            done_bytes: number;
+            /** Error */
+            error: string;
+            /** File */
+            file: string | null;
+            /** Id */
+            id: string;
+            /** Model */
+            model: string;
+            /** Revision */
+            revision: string | null;
+            /** Since */
+            since: number;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "running" | "done" | "failed" | "stopped";
+            /** Total Bytes */
+            total_bytes: number | null;
+        };
+        /**
+         * Draft
+         * @description A recipe as text or as values; the text counts if both are there.
+         */
+        Draft: {
+            /** Values */
+            values?: {
+                [key: string]: unknown;
+            } | null;
+            /** Yaml */
+            yaml?: string | null;
+        };
+        /**
+         * Entry
+         * @description A file or folder.
+         */
+        Entry: {
+            /** Bytes */
+            bytes: number | null;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "folder" | "run" | "model" | "adapter" | "gguf" | "recipe" | "data" | "text" | "other";
+            /** Modified */
+            modified: number;
+            /** Name */
+            name: string;
+            /** Path */
+            path: string;
+        };
+        /**
+         * ExampleView
+         * @description A token sequence that a row becomes.
+         */
+        ExampleView: {
+            /** Changes */
+            changes: string[];
+            /** Is Cut */
+            is_cut: boolean;
+            /** Learned */
+            learned: number;
+            /** Segments */
+            segments: components["schemas"]["SegmentView"][];
+            /** Tokens */
+            tokens: number;
+        };
+        /**
+         * Export
+         * @description An export of a run on the disk.
+         */
+        Export: {
+            /** Bytes */
+            bytes: number;
+            /** Commands */
+            commands: string[];
+            /** Form */
+            form: string;
+            /** Name */
+            name: string;
+            /** Passed */
+            passed: boolean | null;
+            /** Path */
+            path: string;
+            /** Problem */
+            problem: string;
+            /** Report */
+            report: {
+                [key: string]: unknown;
+            };
+            /** Written */
+            written: number;
+        };
+        /**
+         * ExportForm
+         * @description A form in which a result can be exported.
+         */
+        ExportForm: {
+            /** Name */
+            name: string;
+            /** Settings */
+            settings: {
+                [key: string]: unknown;
+            };
+        };
+        /**
+         * ExportJob
+         * @description An export in the queue that has not succeeded yet.
+         */
+        ExportJob: {
+            /** Detail */
+            detail: string;
+            /** Form */
+            form: string;
+            /** Job */
+            job: number;
+            /** State */
+            state: string;
+        };
+        /**
+         * Exports
+         * @description All exports of a run.
+         */
+        Exports: {
+            /** Jobs */
+            jobs: components["schemas"]["ExportJob"][];
+            /** Written */
+            written: components["schemas"]["Export"][];
+        };
+        /**
+         * FormSection
+         * @description A part of the form.
+         */
+        FormSection: {
+            /** Help */
+            help: string;
+            /** Key */
+            key: string;
+            /** Keys */
+            keys: string[];
         };
         /** HTTPValidationError */
         HTTPValidationError: {
@@ -569,14 +1497,40 @@ export interface components {
             total: number;
         };
         /**
+         * Listing
+         * @description The content of a folder.
+         */
+        Listing: {
+            /** Entries */
+            entries: components["schemas"]["Entry"][];
+            /** Is Cut */
+            is_cut: boolean;
+            /** Parent */
+            parent: string | null;
+            /** Path */
+            path: string;
+            /** Roots */
+            roots: string[];
+        };
+        /**
          * Log
-         * @description A part of what a job wrote.
+         * @description A part of the output of a job or a server.
          */
         Log: {
             /** Offset */
             offset: number;
             /** Text */
             text: string;
+        };
+        /**
+         * Longest
+         * @description The longest example.
+         */
+        Longest: {
+            /** Tokens */
+            tokens: number;
+            /** Where */
+            where: string;
         };
         /**
          * Machine
@@ -602,6 +1556,113 @@ export interface components {
             time: number;
             /** Version */
             version: string;
+        };
+        /**
+         * Mark
+         * @description An answer that becomes training rows.
+         */
+        Mark: {
+            /** Answer */
+            answer: string;
+            /** Corrected */
+            corrected?: string | null;
+            /** File */
+            file?: string | null;
+            /** Preferences File */
+            preferences_file?: string | null;
+            /** Rejected */
+            rejected?: string | null;
+            /** Turn */
+            turn: string;
+        };
+        /**
+         * Mistake
+         * @description A problem of a recipe.
+         */
+        Mistake: {
+            /** Key */
+            key: string;
+            /** Line */
+            line?: number | null;
+            /** Message */
+            message: string;
+        };
+        /**
+         * ModelRow
+         * @description A model on this machine.
+         */
+        ModelRow: {
+            /** Architecture */
+            architecture: string | null;
+            /** Base */
+            base: string | null;
+            /** Bytes */
+            bytes: number;
+            /** Context */
+            context: number | null;
+            /** Id */
+            id: string;
+            /** Is Complete */
+            is_complete: boolean;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "hub" | "folder" | "adapter" | "gguf" | "unpacked" | "result" | "export";
+            /** Licence */
+            licence: string | null;
+            /** Modified */
+            modified: number;
+            /** Name */
+            name: string;
+            /** Path */
+            path: string;
+            /** Quantized */
+            quantized: string | null;
+            /** Run */
+            run: string | null;
+            /** Used By */
+            used_by: components["schemas"]["Use"][];
+        };
+        /** NewConversation */
+        NewConversation: {
+            /**
+             * System
+             * @default
+             */
+            system: string;
+        };
+        /**
+         * NewDownload
+         * @description A model of the hub to download.
+         */
+        NewDownload: {
+            /** File */
+            file?: string | null;
+            /** Model */
+            model: string;
+            /** Revision */
+            revision?: string | null;
+        };
+        /**
+         * NewExport
+         * @description An export to queue.
+         */
+        NewExport: {
+            /** Form */
+            form: string;
+            /**
+             * Parity
+             * @default true
+             */
+            parity: boolean;
+            /**
+             * Settings
+             * @default {}
+             */
+            settings: {
+                [key: string]: unknown;
+            };
         };
         /**
          * NewJobs
@@ -645,6 +1706,72 @@ export interface components {
             };
         };
         /**
+         * NewRecipe
+         * @description A recipe to save.
+         */
+        NewRecipe: {
+            /** Name */
+            name: string;
+            /**
+             * Replace
+             * @default false
+             */
+            replace: boolean;
+            /** Yaml */
+            yaml: string;
+        };
+        /**
+         * NewServer
+         * @description A server to start.
+         */
+        NewServer: {
+            /** Batch */
+            batch?: number | null;
+            /** Context */
+            context?: number | null;
+            /**
+             * Cpu
+             * @default false
+             */
+            cpu: boolean;
+            /**
+             * Engine
+             * @default here
+             * @enum {string}
+             */
+            engine: "here" | "vllm";
+            /** Models */
+            models: string[];
+            /**
+             * With Key
+             * @default false
+             */
+            with_key: boolean;
+        };
+        /**
+         * PlanAnswer
+         * @description The needs of a recipe, or the reason why they are unknown. Both are there if the disk is too small.
+         */
+        PlanAnswer: {
+            /** Plan */
+            plan: {
+                [key: string]: unknown;
+            } | null;
+            problem: components["schemas"]["Mistake"] | null;
+        };
+        /**
+         * PlanQuestion
+         * @description A recipe, and the machine it is planned for.
+         */
+        PlanQuestion: {
+            /** Machine */
+            machine?: string | null;
+            /** Values */
+            values: {
+                [key: string]: unknown;
+            };
+        };
+        /**
          * Progress
          * @description How far a run is.
          */
@@ -663,6 +1790,25 @@ export interface components {
             tokens_per_second: number | null;
         };
         /**
+         * Question
+         * @description A question to ask.
+         */
+        Question: {
+            /**
+             * Images
+             * @default []
+             */
+            images: string[];
+            /** Models */
+            models: components["schemas"]["AskedModel"][];
+            /** Question */
+            question?: string | null;
+            /** Replaces */
+            replaces?: string | null;
+            /** @default {} */
+            sampling: components["schemas"]["Sampling"];
+        };
+        /**
          * QueueView
          * @description The queue at one moment.
          */
@@ -673,6 +1819,119 @@ export interface components {
             jobs: components["schemas"]["JobView"][];
             /** Paused */
             paused: string;
+        };
+        /**
+         * RecipeFile
+         * @description A recipe on the disk.
+         */
+        RecipeFile: {
+            /** Id */
+            id: string;
+            /** Modified */
+            modified: number;
+            /** Name */
+            name: string;
+            /** Path */
+            path: string;
+        };
+        /**
+         * RecipeSchema
+         * @description The form of a recipe.
+         */
+        RecipeSchema: {
+            /** Json Schema */
+            json_schema: {
+                [key: string]: unknown;
+            };
+            /** Sections */
+            sections: components["schemas"]["FormSection"][];
+        };
+        /**
+         * RecipeText
+         * @description The content of a recipe's file.
+         */
+        RecipeText: {
+            /** Yaml */
+            yaml: string;
+        };
+        /**
+         * RowProblemView
+         * @description A row that is dropped.
+         */
+        RowProblemView: {
+            /** Detail */
+            detail: string;
+            /** Reason */
+            reason: string;
+            /** Where */
+            where: string;
+        };
+        /**
+         * RowView
+         * @description A row as the file has it, and as the model sees it.
+         */
+        RowView: {
+            /** Detail */
+            detail: string;
+            /** Examples */
+            examples: components["schemas"]["ExampleView"][];
+            /** Index */
+            index: number;
+            /** Kind */
+            kind: string;
+            /** Problem */
+            problem: string;
+            /** Turns */
+            turns: components["schemas"]["Turn"][];
+            /** Where */
+            where: string;
+        };
+        /**
+         * RowsQuestion
+         * @description Which rows to show.
+         */
+        RowsQuestion: {
+            /**
+             * Limit
+             * @default 20
+             */
+            limit: number;
+            /** Mask */
+            mask?: ("assistant" | "last" | "all") | null;
+            /** Model */
+            model?: string | null;
+            /**
+             * Offset
+             * @default 0
+             */
+            offset: number;
+            /** Recipe */
+            recipe?: {
+                [key: string]: unknown;
+            } | null;
+            /**
+             * Search
+             * @default
+             */
+            search: string;
+            /** Source */
+            source?: string | {
+                [key: string]: unknown;
+            } | null;
+        };
+        /**
+         * RowsView
+         * @description A page of rows of one source.
+         */
+        RowsView: {
+            /** Format */
+            format: string | null;
+            /** Next */
+            next: number | null;
+            /** Path */
+            path: string;
+            /** Rows */
+            rows: components["schemas"]["RowView"][];
         };
         /**
          * RunEvents
@@ -696,15 +1955,15 @@ export interface components {
          */
         RunRow: {
             /** Adapter */
-            adapter: string | null;
+            adapter?: string | null;
             /** Base Model */
-            base_model: string | null;
+            base_model?: string | null;
             /** Error */
-            error: string | null;
+            error?: string | null;
             /** Exact Match After */
-            exact_match_after: number | null;
+            exact_match_after?: number | null;
             /** Exact Match Before */
-            exact_match_before: number | null;
+            exact_match_before?: number | null;
             /** Folder */
             folder: string;
             /** Has Result */
@@ -714,25 +1973,25 @@ export interface components {
             /** Id */
             id: string;
             /** Kwh */
-            kwh: number | null;
+            kwh?: number | null;
             /** Loss After */
-            loss_after: number | null;
+            loss_after?: number | null;
             /** Loss Before */
-            loss_before: number | null;
+            loss_before?: number | null;
             /** Method */
-            method: string | null;
+            method?: string | null;
             /** Name */
             name: string;
             /** Price */
-            price: number | null;
+            price?: number | null;
             /** Seconds */
-            seconds: number | null;
+            seconds?: number | null;
             /** Started */
-            started: string | null;
+            started?: string | null;
             /** Status */
             status: string;
             /** Steps */
-            steps: number | null;
+            steps?: number | null;
             /** Steps Done */
             steps_done: number;
         };
@@ -784,10 +2043,160 @@ export interface components {
             /** Wish */
             wish: string;
         };
+        /**
+         * Sampling
+         * @description How answers are computed. None: as the model says.
+         */
+        Sampling: {
+            /** Max Tokens */
+            max_tokens?: number | null;
+            /** Min P */
+            min_p?: number | null;
+            /** Reasoning Effort */
+            reasoning_effort?: string | null;
+            /** Repetition Penalty */
+            repetition_penalty?: number | null;
+            /** Seed */
+            seed?: number | null;
+            /** Temperature */
+            temperature?: number | null;
+            /** Top K */
+            top_k?: number | null;
+            /** Top P */
+            top_p?: number | null;
+        };
+        /**
+         * SegmentView
+         * @description A run of tokens that are all learned, or all not.
+         */
+        SegmentView: {
+            /** Ids */
+            ids: number[];
+            /** Learned */
+            learned: boolean;
+            /** Text */
+            text: string;
+        };
+        /**
+         * ServedModel
+         * @description A model that a server has. `context` is in tokens.
+         */
+        ServedModel: {
+            /** Base */
+            base: string;
+            /** Context */
+            context: number;
+            /** Kind */
+            kind: string;
+            /** Name */
+            name: string;
+        };
+        /**
+         * Server
+         * @description A server of this machine.
+         */
+        Server: {
+            /** Detail */
+            detail: string;
+            /** Devices */
+            devices: string[];
+            /** Has Log */
+            has_log: boolean;
+            /** Id */
+            id: string;
+            /** Models */
+            models: components["schemas"]["ServedModel"][];
+            /** Needs Key */
+            needs_key: boolean;
+            /** Paths */
+            paths: string[];
+            /** Pid */
+            pid: number;
+            /** Since */
+            since: number;
+            /** State */
+            state: string;
+            /** Url */
+            url: string | null;
+            /** Usable */
+            usable: boolean;
+        };
+        /**
+         * ServerKey
+         * @description The key of a server that the studio started with one.
+         */
+        ServerKey: {
+            /** Key */
+            key: string | null;
+        };
         /** Setting */
         Setting: {
             /** After Restart */
             after_restart: boolean;
+        };
+        /** Stop */
+        Stop: {
+            /**
+             * Now
+             * @default false
+             */
+            now: boolean;
+        };
+        /**
+         * Turn
+         * @description A message of a row, or its whole text.
+         */
+        Turn: {
+            /** Role */
+            role: string;
+            /** Text */
+            text: string;
+        };
+        /**
+         * TurnView
+         * @description A question with its answers as they are now.
+         */
+        TurnView: {
+            /** Answers */
+            answers: components["schemas"]["Answer"][];
+            /** Asked */
+            asked: number;
+            /** Id */
+            id: string;
+            /** Marks */
+            marks: {
+                [key: string]: string;
+            };
+            /** Question */
+            question: string;
+            sampling: components["schemas"]["Sampling"];
+        };
+        /**
+         * Uploaded
+         * @description A file that was received.
+         */
+        Uploaded: {
+            /** Bytes */
+            bytes: number;
+            /** Name */
+            name: string;
+            /** Path */
+            path: string;
+        };
+        /**
+         * Use
+         * @description Who needs a model.
+         */
+        Use: {
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "run" | "process" | "server";
+            /** Name */
+            name: string;
+            /** Run */
+            run: string | null;
         };
         /** ValidationError */
         ValidationError: {
@@ -802,6 +2211,18 @@ export interface components {
             /** Error Type */
             type: string;
         };
+        /**
+         * WrittenRow
+         * @description A row in a file.
+         */
+        WrittenRow: {
+            /** File */
+            file: string;
+            /** Is New */
+            is_new: boolean;
+            /** Line */
+            line: number;
+        };
     };
     responses: never;
     parameters: never;
@@ -811,6 +2232,59 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
+    chat_settings: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChatSettings"];
+                };
+            };
+        };
+    };
+    set_chat: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ChatSettings"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChatSettings"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
     compare_runs: {
         parameters: {
             query: {
@@ -842,6 +2316,386 @@ export interface operations {
             };
         };
     };
+    connect_clients: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ClientView"][];
+                };
+            };
+        };
+    };
+    conversations: {
+        parameters: {
+            query?: {
+                search?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConversationRow"][];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    new_conversation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewConversation"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConversationView"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    conversation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConversationView"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    change_conversation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ConversationChange"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConversationView"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    delete_conversation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": unknown;
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    follow_answer: {
+        parameters: {
+            query?: {
+                offset?: number;
+            };
+            header?: never;
+            path: {
+                name: string;
+                answer: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    ask: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Question"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConversationView"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    add_rows: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Mark"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WrittenRow"][];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    stop_answers: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConversationView"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    check_data: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DataQuestion"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DataReport"][];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    show_rows: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RowsQuestion"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RowsView"][];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
     events: {
         parameters: {
             query?: {
@@ -860,6 +2714,57 @@ export interface operations {
                 };
                 content: {
                     "text/event-stream": unknown;
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    export_forms: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ExportForm"][];
+                };
+            };
+        };
+    };
+    list_files: {
+        parameters: {
+            query?: {
+                path?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Listing"];
                 };
             };
             /** @description Validation Error */
@@ -995,6 +2900,203 @@ export interface operations {
             };
         };
     };
+    list_models: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ModelRow"][];
+                };
+            };
+        };
+    };
+    download_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewDownload"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Download"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    list_downloads: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Download"][];
+                };
+            };
+        };
+    };
+    forget_download: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": unknown;
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    stop_download: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Download"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    delete_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Deletion"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    model_deletion: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Deletion"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
     queue: {
         parameters: {
             query?: never;
@@ -1075,6 +3177,176 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["QueueView"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    check_recipe: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Draft"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Checked"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    plan_recipe: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PlanQuestion"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PlanAnswer"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    recipe_schema: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RecipeSchema"];
+                };
+            };
+        };
+    };
+    list_recipes: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RecipeFile"][];
+                };
+            };
+        };
+    };
+    save_recipe: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewRecipe"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RecipeFile"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    read_recipe: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RecipeText"];
                 };
             };
             /** @description Validation Error */
@@ -1271,6 +3543,72 @@ export interface operations {
             };
         };
     };
+    run_exports: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Exports"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    add_export: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewExport"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Exports"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
     run_history: {
         parameters: {
             query?: never;
@@ -1385,6 +3723,299 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["RunView"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    servers: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Server"][];
+                };
+            };
+        };
+    };
+    start_server: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewServer"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Server"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    connect_client: {
+        parameters: {
+            query: {
+                model: string;
+            };
+            header?: never;
+            path: {
+                name: string;
+                client: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Connected"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    test_client: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+                client: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ConnectModel"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConnectOutcome"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    write_client: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+                client: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ConnectModel"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConnectOutcome"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    server_key: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ServerKey"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    server_log: {
+        parameters: {
+            query?: {
+                offset?: number;
+            };
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Log"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    stop_server: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Stop"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Server"][];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    upload: {
+        parameters: {
+            query: {
+                name: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/octet-stream": unknown;
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Uploaded"];
                 };
             };
             /** @description Validation Error */

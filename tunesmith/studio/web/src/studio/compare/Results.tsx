@@ -42,8 +42,8 @@ export function Results({ compared }: { compared: Compared }) {
                 { title: "after", number: true, cell: (row: Line) => <Figure value={row.after?.exact_match} share /> },
               ]
             : []),
-          { title: "Time", number: true, cell: ({ run }) => (run.seconds === null ? "–" : duration(run.seconds)) },
-          { title: "Energy", number: true, cell: ({ run }) => (run.kwh === null ? "–" : energy(run.kwh)) },
+          { title: "Time", number: true, cell: ({ run }) => (run.seconds == null ? "–" : duration(run.seconds)) },
+          { title: "Energy", number: true, cell: ({ run }) => (run.kwh == null ? "–" : energy(run.kwh)) },
         ]}
       />
       <p className="note small">Below each figure: its 95 % interval over the held-out rows.</p>

@@ -1,9 +1,12 @@
 import { useState } from "react";
 
 import { client, data, type RunView } from "../../api/client";
+import { queue } from "../../api/live";
+import { useValue } from "../../api/value";
 import { Button } from "../../parts/Button";
 import { Confirm } from "../../parts/Confirm";
 import { askJob } from "../home/jobs";
+import { AT_WORK, WAITING } from "../home/JobState";
 import { savesFirst, savesNothing } from "../home/stopping";
 import { href } from "../router";
 import { tried } from "../toasts";
@@ -16,6 +19,10 @@ const RESUMABLE = ["cut off", "interrupted", "not_finite", "diverged", "out_of_m
 export function RunActions({ view, onChange }: { view: RunView; onChange: (view: RunView) => void }) {
   const [asks, setAsks] = useState<"stop" | "now" | "delete" | null>(null);
   const { row, wish, job } = view;
+  const jobState = useValue(queue)?.jobs.find(({ id }) => id === job)?.state ?? "";
+  // The process of a run lives a little longer than the run.
+  const isEnding = !row.held && !row.has_result && AT_WORK.includes(jobState);
+  const isResumable = !row.held && !row.has_result && RESUMABLE.includes(row.status) && !WAITING.includes(jobState);
   const ask = (verb: Verb) =>
     void tried(async () => {
       const params = { path: { name: row.id, verb } };
@@ -29,7 +36,8 @@ export function RunActions({ view, onChange }: { view: RunView; onChange: (view:
       {row.held && wish !== "stop" && <Button onClick={() => setAsks("stop")}>Stop</Button>}
       {row.held && wish === "stop" && <span className="note">Saving and stopping…</span>}
       {row.held && wish === "stop" && job !== null && <Button onClick={() => setAsks("now")}>End now</Button>}
-      {!row.held && !row.has_result && RESUMABLE.includes(row.status) && (
+      {isEnding && <span className="note">{row.status === "not started" ? "Starting…" : "Its process is at work…"}</span>}
+      {isResumable && !isEnding && (
         <Button look="main" onClick={() => ask("resume")}>
           {row.status === "not started" ? "Queue" : "Resume"}
         </Button>
@@ -40,7 +48,7 @@ export function RunActions({ view, onChange }: { view: RunView; onChange: (view:
       <a className="button" href={href(["compare"], { runs: row.id })}>
         Compare
       </a>
-      {!row.held && <Button onClick={() => setAsks("delete")}>Delete</Button>}
+      {!row.held && !isEnding && <Button onClick={() => setAsks("delete")}>Delete</Button>}
       <Confirm
         {...savesFirst(row.name)}
         open={asks === "stop"}

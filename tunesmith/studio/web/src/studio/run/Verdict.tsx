@@ -11,7 +11,7 @@ export function Verdict({ view }: { view: RunView }) {
       <p className="verdict-text">{verdict}</p>
       {!row.held && <p className="note">{ending}</p>}
       {row.error && <p className="note bad">{row.error}</p>}
-      {energy && <p className="note">{energy}</p>}
+      {energy && <p className="note">Energy: {energy}</p>}
       {Object.entries(warnings).map(([text, times]) => (
         <p key={text} className="note warning">
           Warning{times > 1 && ` (${integer(times)} times)`}: {text}

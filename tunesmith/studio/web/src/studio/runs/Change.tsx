@@ -5,7 +5,7 @@ import { decimal } from "../numbers";
 export function Change({ run }: { run: RunRow }) {
   const { loss_before: before, loss_after: after } = run;
   if (run.error) return <span className="note bad">{run.error}</span>;
-  if (before === null || after === null) return <span className="note">no held-out loss</span>;
+  if (before == null || after == null) return <span className="note">no held-out loss</span>;
   return (
     <span className="note">
       held-out loss {decimal(before)} → <b>{decimal(after)}</b>

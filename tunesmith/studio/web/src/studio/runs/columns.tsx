@@ -9,8 +9,8 @@ export interface RunColumn {
   key: string;
   title: string;
   cell: (run: RunRow) => ReactNode;
-  /** What it is sorted by; null goes last. */
-  value: (run: RunRow) => string | number | null;
+  /** What it is sorted by; without a value it goes last. */
+  value: (run: RunRow) => string | number | null | undefined;
   number?: boolean;
 }
 
@@ -63,16 +63,16 @@ export function sorted(runs: RunRow[], { key, down }: Sort): RunRow[] {
   const value = (COLUMNS.find((column) => column.key === key) ?? COLUMNS[0]!).value;
   return [...runs].sort((a, b) => {
     const [first, second] = [value(a), value(b)];
-    if (first === null || second === null) return Number(first === null) - Number(second === null);
+    if (first == null || second == null) return Number(first == null) - Number(second == null);
     const order = first < second ? -1 : first > second ? 1 : 0;
     return down ? -order : order;
   });
 }
 
-function lastPart(path: string | null): string {
+function lastPart(path: string | null | undefined): string {
   return path?.replace(/\/+$/, "").split("/").pop() ?? "";
 }
 
-function orDash(value: number | null, text: (value: number) => string): string {
-  return value === null ? "–" : text(value);
+function orDash(value: number | null | undefined, text: (value: number) => string): string {
+  return value == null ? "–" : text(value);
 }
