@@ -213,8 +213,8 @@ def test_markdown_and_code(page, server):
     link = body.locator("a")
     assert link.get_attribute("target") == "_blank" and "noopener" in link.get_attribute("rel")
     code = 'def f(x):\n    return "<b>" + x'
-    assert body.locator("pre").inner_text().rstrip() == code and body.locator(".bar span").inner_text() == "python"
-    body.locator(".bar button").click()
+    assert body.locator("pre").inner_text().rstrip() == code and body.locator(".code-bar span").inner_text() == "python"
+    body.locator(".code-bar button").click()
     body.locator("text=Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == code
     page.click("#open-settings")
@@ -545,5 +545,7 @@ def test_the_sources_write_no_markup():
     sources = [file for file in (STATIC.parent / "web" / "src").rglob("*") if file.suffix in (".ts", ".tsx", ".css")]
     assert len(sources) > 20
     for file in sources:
+        if file.name == "schema.d.ts":
+            continue  # it is generated
         text = file.read_text()
         assert max(map(len, text.splitlines())) <= 120 and not re.search(r"innerhtml|\beval\b", text, re.I), file

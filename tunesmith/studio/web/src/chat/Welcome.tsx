@@ -26,5 +26,6 @@ export function Welcome({ model, problem }: { model?: Model; problem: string }) 
 function facts({ kind, base, context, tools }: NonNullable<Model["tunesmith"]>): string {
   const origin = kind === "tuned" ? `Tuned from ${base}` : "Not tuned";
   const size = `a context of ${context.toLocaleString("en")} tokens`;
+  if (tools === undefined) return `${origin}, with ${size}.`;
   return `${origin}, with ${size} and ${tools ? "tools" : "no tools"} in its chat template.`;
 }

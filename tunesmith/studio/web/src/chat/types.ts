@@ -2,7 +2,7 @@ export interface Model {
   id: string;
   /** As users and other programs name it, if that is not the id: several servers may have a model of one name. */
   name?: string;
-  tunesmith?: { kind: "base" | "tuned"; base: string; context: number; tools: boolean };
+  tunesmith?: { kind: "base" | "tuned"; base: string; context: number; tools?: boolean };
 }
 
 export interface Message {
