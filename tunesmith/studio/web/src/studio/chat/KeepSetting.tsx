@@ -5,7 +5,8 @@ import { tried } from "../toasts";
 
 /** Whether conversations stay on the machine's disk. */
 export function KeepSetting() {
-  const { data: settings, set, reload } = useFetched("chat settings", (signal) => data(client.GET("/api/chat/settings", { signal })));
+  const fetched = useFetched("chat settings", (signal) => data(client.GET("/api/chat/settings", { signal })));
+  const { data: settings, set, reload } = fetched;
   const change = async (keep: boolean) => {
     set({ keep });
     if (!(await tried(() => data(client.POST("/api/chat/settings", { body: { keep } }))))) reload();

@@ -44,6 +44,8 @@ export function Marks({ turn, answer, onMark, onCorrect }: Props) {
   );
 }
 
+const STAYS = "The conversation stays as it is.";
+
 interface CorrectionProps {
   turn: TurnView;
   answer: Answer;
@@ -85,11 +87,17 @@ export function Correction({ turn, answer, onMark, onClose }: CorrectionProps) {
       <p className="note">{turn.question}</p>
       <Field
         label="The right answer"
-        hint="It is written as a training row, and with the model’s answer as a preference row. The conversation stays as it is."
+        hint={`It becomes a training row, and with the model’s answer a preference row. ${STAYS}`}
         error={problem || undefined}
       >
         {(attributes) => (
-          <textarea {...attributes} rows={16} value={text} autoFocus onChange={(event) => setText(event.target.value)} />
+          <textarea
+            {...attributes}
+            rows={16}
+            value={text}
+            autoFocus
+            onChange={(event) => setText(event.target.value)}
+          />
         )}
       </Field>
     </Dialog>
@@ -100,6 +108,6 @@ export function Correction({ turn, answer, onMark, onClose }: CorrectionProps) {
 export async function writeRows(view: ConversationView, mark: Schemas["Mark"]): Promise<void> {
   const params = { path: { name: view.id } };
   const rows = await data(client.POST("/api/conversations/{name}/rows", { params, body: mark }));
-  const places = rows.map(({ file, line, is_new }) => (is_new ? `line ${line} of ${file}` : `${file} had it, line ${line}`));
+  const places = rows.map(({ file, line, is_new }) => `line ${line} of ${file}${is_new ? "" : ", there already"}`);
   say(`Written: ${places.join("; ")}.`);
 }

@@ -4,8 +4,15 @@ import { ServerState } from "../serve/ServerState";
 import { StartServer } from "../serve/StartServer";
 import { pathNames } from "../serve/useServers";
 
+interface Props {
+  servers: Server[];
+  /** What is chosen at first, as `servedAs` names it. */
+  first: string | null;
+  onStarted: () => void;
+}
+
 /** Stands where no model can be asked: what loads, why it failed, and how to start one. */
-export function ServerNeeded({ servers, first, onStarted }: { servers: Server[]; first: string | null; onStarted: () => void }) {
+export function ServerNeeded({ servers, first, onStarted }: Props) {
   const isLoading = servers.some(({ state }) => state === "loading");
   return (
     <div className="server-needed">

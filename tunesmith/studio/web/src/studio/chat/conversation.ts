@@ -1,5 +1,5 @@
-// One conversation of the studio. Its answers are written by the studio's server; this follows them, and continues where
-// it was whenever the page or the connection comes back.
+// One conversation of the studio. Its answers are written by the studio's server; this follows them, and continues
+// where it was whenever the page or the connection comes back.
 
 import { client, type ConversationView, data, type Schemas } from "../../api/client";
 import { base, errorOf, isAbort, send } from "../../api/http";

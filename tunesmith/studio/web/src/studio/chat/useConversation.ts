@@ -8,7 +8,7 @@ const nothing: State = { view: null, problem: "" };
 const never = () => () => {};
 const noState = () => nothing;
 
-/** Follows a conversation while the page is seen: a browser has few connections, and hidden pages leave them to others. */
+/** Follows a conversation while the page is seen: a browser has few connections, which hidden pages leave to others. */
 export function useConversation(name: string | null): { followed: Followed | null; state: State } {
   const online = useValue(connection);
   const followed = useMemo(() => (name ? followConversation(name) : null), [name]);

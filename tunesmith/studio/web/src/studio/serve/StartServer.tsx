@@ -97,7 +97,11 @@ export function StartServer({ first, onStarted }: Props) {
           </Field>
           <Field label="Engine" hint="vLLM must be installed, and needs a GPU.">
             {(attributes) => (
-              <select {...attributes} value={engine} onChange={(event) => setEngine(event.target.value as "here" | "vllm")}>
+              <select
+                {...attributes}
+                value={engine}
+                onChange={(event) => setEngine(event.target.value as "here" | "vllm")}
+              >
                 <option value="here">Tunesmith’s own</option>
                 <option value="vllm">vLLM</option>
               </select>

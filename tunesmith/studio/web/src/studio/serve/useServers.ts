@@ -15,6 +15,7 @@ export function useServers(): Fetched<Server[]> {
 }
 
 /** Short names of what a server was asked to serve. */
-export function pathNames({ paths }: Server): string {
-  return paths.map((path) => path.split("/").filter(Boolean).pop()).join(", ");
+export function pathNames({ id, paths, models }: Server): string {
+  const names = paths.length ? paths.map((path) => path.split("/").filter(Boolean).pop()) : models.map(({ name }) => name);
+  return names.join(", ") || id;
 }

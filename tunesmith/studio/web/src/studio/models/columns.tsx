@@ -1,0 +1,81 @@
+import type { ReactNode } from "react";
+
+import type { ModelRow } from "../../api/client";
+import { Badge } from "../../parts/Badge";
+import { bytes, integer, moment } from "../numbers";
+import { href } from "../router";
+
+export const KINDS: Record<ModelRow["kind"], string> = {
+  hub: "base, hub cache",
+  folder: "model folder",
+  adapter: "adapter",
+  gguf: "GGUF file",
+  unpacked: "unpacked GGUF",
+  result: "result",
+  export: "export",
+};
+
+interface ModelColumn {
+  key: string;
+  title: string;
+  cell: (row: ModelRow) => ReactNode;
+  /** What it is sorted by; null goes last. */
+  value: (row: ModelRow) => string | number | null;
+  number?: boolean;
+}
+
+export const COLUMNS: ModelColumn[] = [
+  {
+    key: "name",
+    title: "Model",
+    cell: (row) => (
+      <>
+        <span className="model-name" title={row.path}>
+          {row.kind === "result" && row.run ? <a href={href(["runs", row.run])}>{row.name}</a> : row.name}
+        </span>
+        {!row.is_complete && <Badge tone="warning">no weights</Badge>}
+        {row.base && <span className="note model-base">of {lastPart(row.base)}</span>}
+      </>
+    ),
+    value: ({ name }) => name.toLowerCase(),
+  },
+  { key: "kind", title: "Kind", cell: ({ kind }) => KINDS[kind], value: ({ kind }) => KINDS[kind] },
+  { key: "size", title: "Size", number: true, cell: (row) => bytes(row.bytes), value: (row) => row.bytes },
+  {
+    key: "architecture",
+    title: "Architecture",
+    cell: ({ architecture, quantized }) => [architecture, quantized].filter(Boolean).join(", ") || "–",
+    value: ({ architecture }) => architecture,
+  },
+  {
+    key: "context",
+    title: "Context",
+    number: true,
+    cell: ({ context }) => (context === null ? "–" : integer(context)),
+    value: ({ context }) => context,
+  },
+  { key: "licence", title: "Licence", cell: ({ licence }) => licence ?? "–", value: ({ licence }) => licence },
+  { key: "used", title: "Used by", cell: (row) => <UsedBy row={row} />, value: (row) => row.used_by.length || null },
+  {
+    key: "changed",
+    title: "Changed",
+    number: true,
+    cell: ({ modified }) => moment(modified),
+    value: ({ modified }) => modified,
+  },
+];
+
+function UsedBy({ row: { used_by } }: { row: ModelRow }) {
+  const [first, ...others] = used_by;
+  if (!first) return "–";
+  return (
+    <span title={used_by.map(({ name }) => name).join(", ")}>
+      {first.run ? <a href={href(["runs", first.run])}>{first.name}</a> : first.name}
+      {others.length > 0 && <span className="note"> and {others.length} more</span>}
+    </span>
+  );
+}
+
+export function lastPart(path: string): string {
+  return path.replace(/\/+$/, "").split("/").pop() ?? path;
+}
