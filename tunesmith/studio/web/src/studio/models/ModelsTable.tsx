@@ -30,8 +30,12 @@ export function ModelsTable({ models, sort, onDelete }: Props) {
         <tbody>
           {models.map((row) => (
             <tr key={row.id}>
-              {COLUMNS.map(({ key, cell, number }) => (
-                <td key={key} className={number ? "number" : undefined}>
+              {COLUMNS.map(({ key, title, cell, value, number }) => (
+                <td
+                  key={key}
+                  data-title={title}
+                  className={[number && "number", value(row) === null && "unknown"].filter(Boolean).join(" ")}
+                >
                   {cell(row)}
                 </td>
               ))}

@@ -2,7 +2,7 @@ import type { ReactNode } from "react";
 
 import type { ModelRow } from "../../api/client";
 import { Badge } from "../../parts/Badge";
-import { bytes, integer, moment } from "../numbers";
+import { bytes, integer } from "../numbers";
 import { href } from "../router";
 
 export const KINDS: Record<ModelRow["kind"], string> = {
@@ -34,7 +34,7 @@ export const COLUMNS: ModelColumn[] = [
           {row.kind === "result" && row.run ? <a href={href(["runs", row.run])}>{row.name}</a> : row.name}
         </span>
         {!row.is_complete && <Badge tone="warning">no weights</Badge>}
-        {row.base && <span className="note model-base">of {lastPart(row.base)}</span>}
+        {row.base && row.kind !== "export" && <span className="note model-base">from {lastPart(row.base)}</span>}
       </>
     ),
     value: ({ name }) => name.toLowerCase(),
@@ -44,7 +44,8 @@ export const COLUMNS: ModelColumn[] = [
   {
     key: "architecture",
     title: "Architecture",
-    cell: ({ architecture, quantized }) => [architecture, quantized].filter(Boolean).join(", ") || "–",
+    cell: ({ architecture, quantized }) =>
+      [architecture?.replace(/For(CausalLM|ConditionalGeneration)$/, ""), quantized].filter(Boolean).join(", ") || "–",
     value: ({ architecture }) => architecture,
   },
   {
@@ -56,13 +57,6 @@ export const COLUMNS: ModelColumn[] = [
   },
   { key: "licence", title: "Licence", cell: ({ licence }) => licence ?? "–", value: ({ licence }) => licence },
   { key: "used", title: "Used by", cell: (row) => <UsedBy row={row} />, value: (row) => row.used_by.length || null },
-  {
-    key: "changed",
-    title: "Changed",
-    number: true,
-    cell: ({ modified }) => moment(modified),
-    value: ({ modified }) => modified,
-  },
 ];
 
 function UsedBy({ row: { used_by } }: { row: ModelRow }) {

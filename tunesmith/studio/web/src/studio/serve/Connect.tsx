@@ -83,15 +83,9 @@ function Configuration({ server, model, chosen }: { server: Server; model: strin
           {warning}
         </Notice>
       ))}
-      <div className="code-head">
-        <span className="note">
-          Belongs in <code>{made.path}</code>
-        </span>
-        <CopyButton text={made.text} label="Copy the configuration" />
-      </div>
-      <pre className="code" tabIndex={0} aria-label="Configuration">
-        {made.text}
-      </pre>
+      <p className="note">
+        It belongs in <code>{made.path}</code>
+      </p>
       <div className="row">
         <Button disabled={busy} onClick={() => void write()}>
           Write it there
@@ -99,9 +93,15 @@ function Configuration({ server, model, chosen }: { server: Server; model: strin
         <Button disabled={busy} onClick={() => void test()}>
           Test it
         </Button>
+        <CopyButton text={made.text} label="Copy the configuration" />
       </div>
       {outcome && <Notice tone={outcome.isBad ? "bad" : "good"}>{outcome.text}</Notice>}
-      <p className="note">{made.next_step}</p>
+      <p>
+        Next: <code>{made.next_step}</code>
+      </p>
+      <pre className="code" tabIndex={0} aria-label="Configuration">
+        {made.text}
+      </pre>
     </div>
   );
 }

@@ -56,7 +56,7 @@ export function RunExports({ runs, chosen }: { runs: RunRow[]; chosen: string | 
           {found.jobs.map((job) => (
             <ExportJobLine key={job.job} job={job} view={jobs?.find(({ id }) => id === job.job)} />
           ))}
-          {found.written.map((made) => (
+          {[...found.written].sort((a, b) => b.written - a.written).map((made) => (
             <ExportCard key={made.name} made={made} />
           ))}
           {!found.jobs.length && !found.written.length && (

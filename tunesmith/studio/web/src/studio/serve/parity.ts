@@ -1,4 +1,4 @@
-import { decimal, integer, percent } from "../numbers";
+import { decimal, integer, percent, plural } from "../numbers";
 
 /** A line of the table that compares an export with the trained model. */
 export interface ParityLine {
@@ -30,27 +30,31 @@ export function parityLines({ tokens, logits, bound, answers, measure }: Report)
   const lines: ParityLine[] = [];
   const add = (what: string, found: string, limit = "") => lines.push({ what, found, bound: limit });
   if (tokens) {
-    add("Token ids", `of ${integer(tokens.texts)} texts, ${integer(tokens.conversations)} conversations`, "identical");
+    add("Token ids", `${plural(tokens.texts, "text")}, ${plural(tokens.conversations, "conversation")}`, "identical");
     if (tokens.excused.length) add("Other ids, as noted", tokens.excused.join(", "));
     if (tokens.not_expressed.length) add("Conversations not compared", tokens.not_expressed.join(", "));
   }
   if (logits && bound) {
-    add("Mean KL of logits, nats", decimal(logits.mean_kl, 3), `at most ${decimal(bound.kl)}`);
-    add("Same top token", share(logits.top1_agreement), `at least ${percent(bound.top1)}`);
+    add("Mean KL of logits, nats", decimal(logits.mean_kl, 3), `≤ ${decimal(bound.kl)}`);
+    add("Same top token", share(logits.top1_agreement), `≥ ${percent(bound.top1)}`);
     add("Largest drift of a logit, of the spread", decimal(logits.largest_drift, 3));
   }
   if (answers) {
     const { stopped_of_them: stopped, stopped_trained: trained } = answers;
-    add("Answers that stop", `${stopped} of ${trained}`, `at least ${percent(answers.bound)}`);
+    add("Answers that stop", `${stopped} of ${trained}`, `≥ ${percent(answers.bound)}`);
     add("Answers word for word the same", `${answers.identical} of ${answers.asked}`);
   }
   for (const [name, { trained, exported }] of Object.entries(measure ?? {})) {
     const after = exported === null ? "not told" : decimal(exported);
-    add(`${name.replaceAll("_", " ")}, trained and exported`, `${decimal(trained)} → ${after}`);
+    add(`${sentence(name)}, trained → exported`, `${decimal(trained)} → ${after}`);
   }
   return lines;
 }
 
 function share(value: number): string {
   return `${decimal(100 * value, 4)} %`;
+}
+
+function sentence(name: string): string {
+  return name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
 }

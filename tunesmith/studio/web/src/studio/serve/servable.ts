@@ -13,6 +13,9 @@ export function servedAs({ kind, run, path }: ModelRow): string {
   return kind === "result" && run ? run : path;
 }
 
-export function canBeServed({ kind, is_complete }: ModelRow): boolean {
-  return is_complete && GROUPS.some(({ kinds }) => kinds.includes(kind));
+/** An export that is not the trained model has this ending. */
+const FAILED = ".failed";
+
+export function canBeServed({ kind, path, is_complete }: ModelRow): boolean {
+  return is_complete && !path.endsWith(FAILED) && GROUPS.some(({ kinds }) => kinds.includes(kind));
 }

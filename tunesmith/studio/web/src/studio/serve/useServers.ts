@@ -16,6 +16,6 @@ export function useServers(): Fetched<Server[]> {
 
 /** Short names of what a server was asked to serve. */
 export function pathNames({ id, paths, models }: Server): string {
-  const names = paths.length ? paths.map((path) => path.split("/").filter(Boolean).pop()) : models.map(({ name }) => name);
-  return names.join(", ") || id;
+  const asked = paths.map((path) => path.split("/").filter(Boolean).pop());
+  return (asked.length ? asked : models.map(({ name }) => name)).join(", ") || id;
 }
