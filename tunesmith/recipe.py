@@ -463,6 +463,13 @@ class Recipe(Section):
         """Returns the plain values of the keys that were set, in full and in the recipe's order."""
         return self.model_dump(mode="json", exclude_unset=True)
 
+    def own_values(self) -> dict[str, Any]:
+        """Returns the plain values that differ from the defaults, in full and in the recipe's order."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        if "method" in values:  # a method's name is a default of its own settings
+            values["method"] = {"name": self.method.name} | values["method"]
+        return values
+
 
 def _section(owner: type[BaseModel], name: str) -> type[BaseModel] | None:
     """The class of a field that is a section, else None."""

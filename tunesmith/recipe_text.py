@@ -73,6 +73,14 @@ def dump(values: dict[str, Any]) -> str:
     return text
 
 
+def dump_line(value: Any) -> str:
+    """YAML text of a plain value on one line."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**9
+    )
+    return text.removesuffix("...\n").strip()
+
+
 def _lines(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
     if isinstance(node, yaml.MappingNode):
         inner = [(key.value, key.start_mark, value) for key, value in node.value]

@@ -63,16 +63,6 @@ def studio_in(folder: Path) -> Iterator[StudioProcess]:
         started.stop()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
 @contextmanager
 def opened(browser, studio: StudioProcess, path: str = "", tabs: int = 1, **options) -> Iterator:
     """Opens the page with its key. Fails if a request leaves the studio, if the page throws an error, or if the
@@ -81,7 +71,7 @@ def opened(browser, studio: StudioProcess, path: str = "", tabs: int = 1, **opti
     context.set_default_timeout(20_000)
     requested, errors = [], []
     context.on("request", lambda request: requested.append(request.url))
-    context.on("weberror", lambda error: errors.append(str(error.error)))
+    context.on("weberror", lambda error: errors.append(str(error.error.stack)))
     context.on("console", lambda said: errors.append(said.text) if "Content Security Policy" in said.text else None)
     pages = [context.new_page() for _ in range(tabs)]
     for page in pages:
@@ -91,9 +81,9 @@ def opened(browser, studio: StudioProcess, path: str = "", tabs: int = 1, **opti
             page.goto(f"{studio.url}/#/{path}")
     yield pages[0] if tabs == 1 else pages
     context.close()
-    assert errors == []
+    assert not errors, errors
     others = [url for url in requested if not url.startswith((studio.url + "/", "data:", f"blob:{studio.url}/"))]
-    assert others == []
+    assert not others, others
 
 
 def accessibility(page) -> list[str]:

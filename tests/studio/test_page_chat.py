@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from tests.studio.calling import standing_in
-from tests.studio.pages import accessibility, browser, needs_browser, opened, studio_in, until  # noqa: F401
+from tests.studio.pages import accessibility, needs_browser, opened, studio_in, until
 from tunesmith.files import state_folder
 from tunesmith.studio.servers import KEY
 
@@ -35,7 +35,7 @@ def server(studio, monkeypatch):
 
 
 @pytest.fixture
-def page(browser, server, studio):  # noqa: F811
+def page(browser, server, studio):
     with opened(browser, studio, "chat") as page:
         page.wait_for_selector("#model option", state="attached")
         yield page
@@ -177,7 +177,7 @@ def test_settings_apply_to_the_conversation_and_images_are_refused(page, server,
     assert page.input_value("#message") == "What is this?"  # it is not sent yet
 
 
-def test_a_page_without_a_server_offers_to_start_one_and_says_why_it_fails(browser, studio):  # noqa: F811
+def test_a_page_without_a_server_offers_to_start_one_and_says_why_it_fails(browser, studio):
     model = studio.folder / "small"
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "llama"}')

@@ -6,10 +6,9 @@ import pytest
 
 from tests import tiny
 from tests.conftest import sums, write_rows
-from tests.studio.pages import (  # noqa: F401
+from tests.studio.pages import (
     KEY,
     accessibility,
-    browser,
     make_run,
     needs_browser,
     opened,

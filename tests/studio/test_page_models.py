@@ -6,7 +6,7 @@ from http.server import ThreadingHTTPServer
 import pytest
 
 from tests import tiny
-from tests.studio.pages import accessibility, browser, make_run, needs_browser, opened, studio_in, until  # noqa: F401
+from tests.studio.pages import accessibility, make_run, needs_browser, opened, studio_in, until
 from tests.studio.test_models import Hub, StandIn
 
 pytestmark = needs_browser
@@ -26,7 +26,7 @@ def names(page) -> list[str]:
     return page.locator(".model-name").all_inner_texts()
 
 
-def test_models_are_found_sorted_and_deleted(browser, folder):  # noqa: F811
+def test_models_are_found_sorted_and_deleted(browser, folder):
     make_run(folder, "first", result=False)  # of "model"
     (folder / "other" / "notes.txt").write_text("mine")
     with studio_in(folder) as studio, opened(browser, studio, "models") as page:
@@ -56,7 +56,7 @@ def test_models_are_found_sorted_and_deleted(browser, folder):  # noqa: F811
         assert page.locator(".choices input:checked").count() == 1
 
 
-def test_nothing_is_downloaded_offline(browser, folder):  # noqa: F811
+def test_nothing_is_downloaded_offline(browser, folder):
     with studio_in(folder) as studio, opened(browser, studio, "models") as page:
         page.click("text=Download a model")
         page.fill("dialog[open] input >> nth=0", "org/tiny")
@@ -64,7 +64,7 @@ def test_nothing_is_downloaded_offline(browser, folder):  # noqa: F811
         page.wait_for_selector("dialog[open] >> text=HF_HUB_OFFLINE is set")
 
 
-def test_a_download_shows_how_far_it_is_and_is_stopped_and_continued(browser, folder, monkeypatch):  # noqa: F811
+def test_a_download_shows_how_far_it_is_and_is_stopped_and_continued(browser, folder, monkeypatch):
     files = {file.name: file.read_bytes() for file in (folder / "other").iterdir()}
     monkeypatch.setattr(StandIn, "repositories", {"/models/org/tiny": files})
     begun, go, whole = threading.Event(), threading.Event(), Hub.body

@@ -6,9 +6,8 @@ import pytest
 
 from tests import tiny
 from tests.studio.calling import standing_in
-from tests.studio.pages import (  # noqa: F401
+from tests.studio.pages import (
     accessibility,
-    browser,
     make_run,
     needs_browser,
     opened,
@@ -50,7 +49,7 @@ def run_in(folder):
     return make_run(folder, "first", start(2), step(1, 2.0), ("stop", {"step": 2, "reason": "done"}))
 
 
-def test_exports_show_their_comparison_and_new_ones_are_queued(browser, folder):  # noqa: F811
+def test_exports_show_their_comparison_and_new_ones_are_queued(browser, folder):
     run = run_in(folder)
     for name, report in (
         ("gguf", REPORT),
@@ -87,7 +86,7 @@ def test_exports_show_their_comparison_and_new_ones_are_queued(browser, folder):
         page.wait_for_selector(".server:has-text('ollama') >> text=cancelled")
 
 
-def test_a_program_is_connected_with_a_server(browser, folder):  # noqa: F811
+def test_a_program_is_connected_with_a_server(browser, folder):
     with standing_in() as server, studio_in(folder) as studio, opened(browser, studio, "serve") as page:
         page.click("text=Connect")
         page.select_option("dialog[open] select >> nth=0", "opencode")
@@ -110,7 +109,7 @@ def test_a_program_is_connected_with_a_server(browser, folder):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_server_is_started_asked_and_stopped(browser, folder):  # noqa: F811
+def test_a_server_is_started_asked_and_stopped(browser, folder):
     tiny.save("qwen3", folder / "model")
     with studio_in(folder) as studio, opened(browser, studio, "serve") as page:
         page.click("text=Start a server")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.studio.pages import KEY, accessibility, browser, needs_browser, opened, studio_in, until  # noqa: F401
+from tests.studio.pages import KEY, accessibility, needs_browser, opened, studio_in, until
 
 pytestmark = needs_browser
 VIEWS = ["Home", "Data", "New run", "Runs", "Compare", "Chat", "Export & serve", "Models"]

@@ -262,3 +262,53 @@ def test_a_recipe_has_a_plain_name(client, studio, name):
     answer = client.post("/api/recipes", json={"name": name, "yaml": TEXT})
     assert answer.status_code == 400 and answer.json()["error"]["message"].startswith("name:")
     assert list(studio.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text, change, expected",
+    [
+        (TEXT, {"train": {"learning_rate": 3e-4}}, TEXT.replace("1e-4", "0.0003")),
+        (TEXT, {"train": {"learning_rate": 1e-4, "batch": 4}}, TEXT + "  batch: 4\n"),
+        (TEXT, {"name": "mine"}, TEXT + "name: mine\n"),
+        (TEXT, {"model": {"path": "m", "dtype": "float16"}}, TEXT.replace("m  #", "{path: m, dtype: float16}  #")),
+        (TEXT, {"data": {"train": ["d.jsonl", "e"]}}, TEXT.replace("d.jsonl", "{train: [d.jsonl, e]}")),
+        (
+            "model: m\ndata: d\n# all\nadapter: {rank: 8, alpha: 3}\n",
+            {"adapter": {"alpha": 3}},
+            "model: m\ndata: d\n# all\nadapter: {alpha: 3}\n",
+        ),
+        (
+            "model: m\ndata: d\ntrain:\n  batch: 4\n  epochs: 1 # one\n# end\n",
+            {"train": {"epochs": 1}},
+            "model: m\ndata: d\ntrain:\n  epochs: 1 # one\n# end\n",
+        ),
+    ],
+)
+def test_a_change_in_the_form_keeps_comments(client, text, change, expected):
+    values = check(client, yaml=text)["values"] | change
+    found = check(client, yaml=text, values=values)
+    assert found["yaml"] == expected and found["problems"] == []
+    assert check(client, yaml=expected)["values"] == check(client, values=values)["values"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(
+    st.sampled_from(
+        [TEXT, "model: {path: m}\ndata:\n  train:\n  - d\n  packing: false # no\ntrain: {batch: 2}\n", "x: 1"]
+    ),
+    st.dictionaries(
+        st.sampled_from(["batch", "epochs", "schedule", "max_steps"]), st.none() | st.integers() | st.text()
+    ),
+)
+def test_a_changed_text_says_the_values(text, train):
+    values = {"model": {"path": "m"}, "data": {"train": [{"path": "d"}]}, "train": train}
+    plain = recipe_form.check_values(values)
+    found = recipe_form.check_values(values, text)
+    assert found.values == plain.values and [p.key for p in found.problems] == [p.key for p in plain.problems]
+    assert recipe_form.check_text(found.yaml).values == recipe_form.check_text(plain.yaml).values
+
+
+def test_problems_of_values_name_the_lines_of_their_text(client):
+    found = check(client, values={"model": {"path": "m"}, "data": {"train": ["d"]}, "train": {"batch": 0}})
+    (problem,) = found["problems"]
+    assert found["yaml"].splitlines()[problem["line"] - 1].strip() == "batch: 0"

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from tests.studio.conftest import START, steps
+from tunesmith import Recipe, recipe_text
 from tunesmith.finetune import control
 from tunesmith.leases import held
 from tunesmith.run import Run
@@ -61,6 +62,14 @@ def test_one_run_says_everything_of_its_folder(client, make_run):
     assert found["warnings"] == {"slow": 1} and found["recipe"]["name"] == "a" and "name: a" in found["recipe_yaml"]
     speed = next(one for one in found["compared"] if one["name"] == "tokens_per_second")
     assert speed["measured"] == 200.0 and speed["predicted"] is None
+
+
+def test_another_run_begins_with_what_was_not_a_default(client, studio, make_run, recipe):
+    asked = recipe(name="b", train={"learning_rate": 5e-4}, method={"name": "cpt"}, output=str(studio.folder / "runs"))
+    Run.create(asked)
+    again = recipe_text.parse(client.get(f"/api/runs/{row(client, 'b')['id']}/again").json()["yaml"])
+    assert again["method"] == {"name": "cpt"} and "name" not in again and "packing" not in again["data"]
+    assert Recipe.build(again | {"name": "b"}) == asked
 
 
 def test_events_are_read_from_an_offset_and_half_a_line_waits(client, make_run):

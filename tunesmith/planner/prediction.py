@@ -66,8 +66,13 @@ class Need:
         return sum(self.parts.values())
 
     @property
+    def limit_bytes(self) -> float:
+        """The most that the process may take."""
+        return USED_SHARE * self.place.free_bytes
+
+    @property
     def fits(self) -> bool:
-        return self.nbytes <= USED_SHARE * self.place.free_bytes
+        return self.nbytes <= self.limit_bytes
 
     def with_stages(self, stages: dict[str, dict[str, int]]) -> "Need":
         """The need of a process that has these stages too, with bytes by part beside those that stay."""
@@ -190,11 +195,11 @@ class Prediction:
         values = asdict(replace(self, traced={}))
         del values["traced"]
         for need, found in zip(self.needs or (), values["needs"] or ()):
-            found |= {"needed_bytes": need.nbytes, "fits": need.fits}
+            found |= {"needed_bytes": need.nbytes, "limit_bytes": need.limit_bytes, "fits": need.fits}
         if self.speed:
             values["speed"]["tokens_per_second"] = self.speed.tokens_per_second
         if self.cost:
             values["cost"]["seconds"] = self.cost.seconds
         if self.disk:
             values["disk"] = self.disk.as_dict()
-        return values | {"fits": self.fits}
+        return values | {"fits": self.fits, "refusal": self.refusal if self.fits is False else ""}

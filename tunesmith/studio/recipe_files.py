@@ -27,6 +27,12 @@ class RecipeFile(BaseModel):
     """Unix seconds."""
 
 
+class RecipeText(BaseModel):
+    """The text of a recipe."""
+
+    yaml: str
+
+
 def is_recipe(file: Path) -> bool:
     """Whether a file looks like a recipe: YAML with `model` and `data`."""
     try:

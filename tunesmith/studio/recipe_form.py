@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from tunesmith import recipe_text
 from tunesmith.recipe import Recipe, as_sources, known_keys
 from tunesmith.recipe_text import BadText
+from tunesmith.studio.recipe_edit import changed
 
 MOST_CHARACTERS = 200_000  # of a recipe's text
 MOST_DEPTH = 20  # of values in values
@@ -71,6 +72,10 @@ def schema() -> RecipeSchema:
                     kind["properties"]["name"]["level"] = "essential"
                 _label(kind["properties"], "more" if key == "method" else "all")
             field["title"] = _title(key)
+            if key == "method":
+                field.setdefault(
+                    "default", {"name": Recipe.model_fields[key].get_default(call_default_factory=True).name}
+                )
             sections.append(FormSection(key=key, help=field.get("description", ""), keys=list(inner)))
         else:
             alone.append(key)
@@ -78,13 +83,13 @@ def schema() -> RecipeSchema:
     return RecipeSchema(json_schema=tree, sections=[*sections, FormSection(key="", help="", keys=alone)])
 
 
-def check_values(values: dict[str, Any]) -> Checked:
-    """Describes a recipe that a form holds."""
+def check_values(values: dict[str, Any], text: str = "") -> Checked:
+    """Describes a recipe that a form holds. The comments of its text before are kept where that can be done."""
     if _is_too_deep(values):
         return Checked(values=None, yaml="", problems=[Mistake(key="", message="nested too deeply")], command="")
     checked = _checked(_plain(values), "")
-    checked.yaml = recipe_text.dump(_short(checked.values or {}))
-    return checked
+    checked.yaml = _with_comments(text, checked.values or {}) or recipe_text.dump(_short(checked.values or {}))
+    return _with_lines(checked)
 
 
 def check_text(text: str) -> Checked:
@@ -98,11 +103,7 @@ def check_text(text: str) -> Checked:
     except BadText as error:
         mistake = Mistake(key="", message=_plain(error.problem)[:MOST_MESSAGE], line=error.line)
         return Checked(values=None, yaml=_plain(text), problems=[mistake], command="")
-    checked = _checked(_plain(values), _plain(text))
-    lines = recipe_text.lines(text)
-    for problem in checked.problems:
-        problem.line = _line(problem.key, lines)
-    return checked
+    return _with_lines(_checked(_plain(values), _plain(text)))
 
 
 def key_in(message: str) -> str:
@@ -126,6 +127,27 @@ def _checked(values: dict[str, Any], text: str) -> Checked:
         return Checked(values=_long(values), yaml=text, problems=found, command="")
     values = Recipe.build(values).set_values()
     return Checked(values=values, yaml=text, problems=[], command=command(values))
+
+
+def _with_lines(checked: Checked) -> Checked:
+    lines = recipe_text.lines(checked.yaml)
+    for problem in checked.problems:
+        problem.line = _line(problem.key, lines)
+    return checked
+
+
+def _with_comments(text: str, values: dict[str, Any]) -> str | None:
+    """An older text, so changed that it says these values; None if that cannot be done."""
+    old = check_text(text)
+    if old.values is None:
+        return None
+    before, after, written = _short(old.values), _short(values), recipe_text.parse(text)
+    for name, value in written.items():
+        if not isinstance(value, dict):  # a section in its short form
+            after = {key: value if key == name and inner == before.get(key) else inner for key, inner in after.items()}
+            before = before | {name: value}
+    found = changed(text, before, after)
+    return found if found is not None and _short(check_text(found).values or {}) == _short(values) else None
 
 
 def _line(key: str, lines: dict[str, int]) -> int | None:

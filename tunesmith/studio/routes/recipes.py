@@ -10,13 +10,13 @@ from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
 from tunesmith.studio import recipe_files, recipe_form
 from tunesmith.studio.commands import OFFLINE, CommandFailed, run_on_recipe, while_connected
-from tunesmith.studio.recipe_files import RecipeFile
+from tunesmith.studio.recipe_files import RecipeFile, RecipeText
 from tunesmith.studio.recipe_form import Checked, Mistake, RecipeSchema, key_in
 from tunesmith.studio.state import Studio
 
 
 class Draft(BaseModel):
-    """A recipe as text or as values; the text counts if both are there."""
+    """A recipe as text or as values. The values count if both are there: the text is changed so that it says them."""
 
     yaml: str | None = None
     values: dict[str, Any] | None = None
@@ -36,12 +36,6 @@ class PlanAnswer(BaseModel):
     plan: dict[str, Any] | None
     """The JSON of `tunesmith plan --json`."""
     problem: Mistake | None
-
-
-class RecipeText(BaseModel):
-    """The content of a recipe's file."""
-
-    yaml: str
 
 
 class NewRecipe(BaseModel):
@@ -80,9 +74,9 @@ def routes(studio: Studio) -> APIRouter:
 
     @router.post("/recipe/check")
     def check_recipe(draft: Draft) -> Checked:
-        if draft.yaml is not None:
+        if draft.values is None and draft.yaml is not None:
             return recipe_form.check_text(draft.yaml)
-        return recipe_form.check_values(draft.values or {})
+        return recipe_form.check_values(draft.values or {}, draft.yaml or "")
 
     @router.post("/recipe/plan")
     async def plan_recipe(asked: PlanQuestion, request: Request) -> PlanAnswer:

@@ -20,6 +20,7 @@ from tunesmith.studio.catalogue import id_of
 from tunesmith.studio.curves import Curves, Histories, X
 from tunesmith.studio.follow import RunEvents, read_from
 from tunesmith.studio.progress import Progress, progress_of
+from tunesmith.studio.recipe_files import RecipeText
 from tunesmith.studio.state import Studio
 
 
@@ -224,6 +225,13 @@ def routes(studio: Studio) -> APIRouter:
         """The events of a run without its steps."""
         known = histories.of(studio.runs.open(name).events_file)
         return RunEvents(run=name, offset=0, next=known.offset, events=known.others)
+
+    @router.get("/runs/{name}/again")
+    def run_again(name: str) -> RecipeText:
+        """The recipe for another run like this one, without what is a default."""
+        values = studio.runs.open(name).recipe.own_values()
+        values.pop("name", None)  # a folder of that name is there
+        return RecipeText(yaml=recipe_text.dump(values))
 
     @router.get("/runs/{name}/ledger")
     def run_ledger(name: str, offset: Annotated[int, Query(ge=0)] = 0) -> LedgerPart:

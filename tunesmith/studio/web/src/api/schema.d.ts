@@ -626,6 +626,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/runs/{name}/again": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Run Again
+         * @description The recipe for another run like this one, without what is a default.
+         */
+        get: operations["run_again"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/runs/{name}/curves": {
         parameters: {
             query?: never;
@@ -1297,7 +1317,7 @@ export interface components {
         };
         /**
          * Draft
-         * @description A recipe as text or as values; the text counts if both are there.
+         * @description A recipe as text or as values. The values count if both are there: the text is changed so that it says them.
          */
         Draft: {
             /** Values */
@@ -1848,7 +1868,7 @@ export interface components {
         };
         /**
          * RecipeText
-         * @description The content of a recipe's file.
+         * @description The text of a recipe.
          */
         RecipeText: {
             /** Yaml */
@@ -3429,6 +3449,37 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Deletion"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    run_again: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RecipeText"];
                 };
             };
             /** @description Validation Error */

@@ -9,6 +9,7 @@ import { useDocumentTitle } from "./shell/documentTitle";
 import { ErrorBoundary } from "./shell/ErrorBoundary";
 import { Nav } from "./shell/Nav";
 import { ShortcutsHelp, useShortcuts } from "./shell/Shortcuts";
+import { focusTitle } from "./shell/titleFocus";
 import { Toasts } from "./shell/Toasts";
 import { Unlock } from "./shell/Unlock";
 import { View } from "./shell/View";
@@ -67,9 +68,4 @@ function Content() {
       </View>
     );
   }
-}
-
-/** A screen reader then reads where the user is. */
-function focusTitle(): void {
-  document.getElementById("title")?.focus({ preventScroll: true });
 }

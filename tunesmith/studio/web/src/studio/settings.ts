@@ -2,7 +2,7 @@
 
 import { Value } from "../api/value";
 
-function kept<T extends string>(key: string, initial: T): Value<T> {
+export function kept<T extends string>(key: string, initial: T): Value<T> {
   const name = `tunesmith.${key}`;
   let first = initial;
   try {

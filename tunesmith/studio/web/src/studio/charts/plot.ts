@@ -48,7 +48,7 @@ export function makePlot(asked: Asked): Plot {
       },
       scales: {
         x: { time: false, range: (_, first, last) => shownOf(range, first, last) },
-        y: asked.log ? { distr: 3 } : { range: withRoom },
+        y: asked.log ? { distr: 3, range: powers } : { range: withRoom },
       },
       axes: [axis(asked.xText, 70, undefined), axis(asked.yText, 34, 62)],
       series: [{}, ...columns.map((column) => seriesOf(column, asked.lines[column.line]!, columns))],
@@ -96,15 +96,26 @@ function dataOf(lines: Line[], log: boolean): uPlot.AlignedData {
 /** Curves with few points, such as that of held-out loss, come whole from the server: what is shown is set here. */
 function shownOf({ low, high }: Range, first: number | null, last: number | null): uPlot.Range.MinMax {
   const [from, to] = [low ?? first ?? 0, high ?? last ?? 1];
-  return from < to ? [from, to] : [from - 1, from + 1];
+  return from < to && !isOne(from, to) ? [from, to] : [from - 1, from + 1];
 }
 
 /** Room above and below, also for a line that is constant. */
 function withRoom(_: uPlot, low: number | null, high: number | null): uPlot.Range.MinMax {
   if (low === null || high === null) return [0, 1];
-  if (low === high) return [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
+  if (isOne(low, high)) return [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
   const room = 0.06 * (high - low);
   return [low >= 0 ? Math.max(0, low - room) : low - room, high + room];
+}
+
+/** Whole powers of ten around the values. */
+function powers(_: uPlot, low: number | null, high: number | null): uPlot.Range.MinMax {
+  if (low === null || high === null || low <= 0) return [0.1, 1];
+  return isOne(low, high) ? [low / 2, high * 2] : uPlot.rangeLog(low, high, 10, false);
+}
+
+/** Whether two numbers are the same but for rounding. uPlot finds no ticks between such. */
+function isOne(low: number, high: number): boolean {
+  return high - low <= 1e-9 * Math.max(Math.abs(low), Math.abs(high));
 }
 
 function axis(text: (value: number) => string, space: number, size: number | undefined): uPlot.Axis {

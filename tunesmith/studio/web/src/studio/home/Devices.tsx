@@ -1,7 +1,9 @@
-import type { Device, Machine } from "../../api/client";
+import type { Device, Machine, Schemas } from "../../api/client";
 import { bytes, decimal } from "../numbers";
 import { href } from "../router";
 import { Meter } from "./Meter";
+
+type Holder = Schemas["Holder"];
 
 /** The GPUs, or the CPU of a machine without one, and who holds them. */
 export function Devices({ machine }: { machine: Machine }) {
@@ -42,8 +44,8 @@ function DeviceRow({ device, label = device.name }: { device: Device; label?: st
       />
       <p className="holders note">
         {device.holders.length === 0 && "free"}
-        {device.holders.map((holder) => (
-          <span key={holder.pid}>
+        {device.holders.filter(isFirst).map((holder) => (
+          <span key={keyOf(holder)}>
             {holder.use}{" "}
             {holder.run ? <a href={href(["runs", holder.run])}>{holder.name}</a> : <b>{holder.name}</b>}
             {holder.bytes !== null && `, ${bytes(holder.bytes)}`}
@@ -54,6 +56,15 @@ function DeviceRow({ device, label = device.name }: { device: Device; label?: st
       </p>
     </li>
   );
+}
+
+/** Several processes of one job, such as its workers, are shown once. */
+function isFirst(holder: Holder, at: number, all: Holder[]): boolean {
+  return all.findIndex((other) => keyOf(other) === keyOf(holder)) === at;
+}
+
+function keyOf({ use, run, name, job, pid }: Holder): string {
+  return `${use} ${run ?? name} ${job ?? pid}`;
 }
 
 function figures({ celsius, watts, most_watts: most }: Device): string {

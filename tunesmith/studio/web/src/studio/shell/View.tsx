@@ -1,6 +1,7 @@
 import { type ReactNode, useEffect } from "react";
 
 import { pageTitle } from "./documentTitle";
+import { refocusTitle } from "./titleFocus";
 
 interface Props {
   title: string;
@@ -14,6 +15,7 @@ interface Props {
 /** A view: its title, which is read and focused on navigation, and its content. */
 export function View({ title, aside, above, children }: Props) {
   useEffect(() => pageTitle.set(title), [title]);
+  useEffect(refocusTitle, []);
 
   return (
     <>

@@ -1,0 +1,109 @@
+"""The data view: a file is uploaded or picked, and its rows are shown as a tiny model sees them."""
+
+import json
+
+import pytest
+
+from tests import tiny
+from tests.conftest import write_rows
+from tests.studio.pages import accessibility, needs_browser, opened, studio_in, until
+
+pytestmark = needs_browser
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {number}?"},
+            {"role": "assistant", "content": f"It is {number}." + " Indeed." * number},
+        ]
+    }
+    for number in range(1, 31)
+]
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studio")
+    tiny.save("qwen3", folder / "model")
+    write_rows(folder / "rows.jsonl", ROWS)
+    with (folder / "rows.jsonl").open("a") as lines:
+        lines.write("{broken\n")
+    (folder / "outside.bin").write_bytes(b"x")
+    with studio_in(folder) as started:
+        yield started
+
+
+def test_a_picked_file_is_shown_as_the_model_sees_it(browser, studio):
+    with opened(browser, studio, "data") as page:
+        page.click(".file-list button:has-text('rows.jsonl')")
+        page.wait_for_selector("#title:has-text('rows.jsonl')")
+        page.wait_for_selector(".data-report >> text=broken json")
+        assert page.locator(".data-report code").all_inner_texts() == ["rows.jsonl:31"]
+        page.wait_for_selector(".turn-text >> text=It is 3.")
+        assert page.locator(".data-rows mark").count() == 0
+
+        page.fill("#data-model", "model")
+        page.press("#data-model", "Enter")
+        page.wait_for_selector(".data-rows mark")
+        page.wait_for_selector(".histogram [role=img]")
+        learned = page.locator(".data-row").first.locator("mark").inner_text()
+        assert "It is 1. Indeed." in learned and "What is" not in learned
+        decoration = "getComputedStyle(document.querySelector('.data-rows mark')).textDecorationLine"
+        assert page.evaluate(decoration) == "underline"
+        counts = page.locator(".histogram .count").all_inner_texts()
+        assert sum(int(count) for count in counts) == len(ROWS)
+        page.check("text=Token ids")
+        assert all(number.isdigit() for number in page.locator(".ids").first.inner_text().split())
+        assert accessibility(page) == []
+
+        page.get_by_role("radio", name="everything").check()
+        until(lambda: "What is" in page.locator(".data-row").first.locator("mark").first.inner_text())
+        assert "mask=all" in page.url and "model=model" in page.url
+        with page.expect_navigation(url="**/#/new?*"):
+            page.click("text=Use in a new run")
+        page.wait_for_selector("[data-key='data.train'] input[value='rows.jsonl']")
+        assert page.input_value("[data-key='model.path'] input") == "model"
+
+
+def test_rows_are_paged_and_searched(browser, studio):
+    with opened(browser, studio, "data?file=rows.jsonl") as page:
+        page.wait_for_selector(".turn-text >> text=What is 20?")
+        page.click("text=Next")
+        page.wait_for_selector(".turn-text >> text=What is 21?")
+        page.wait_for_selector(".data-row.dropped")
+        page.click(".pages >> text=Back")
+        page.wait_for_selector(".turn-text >> text=What is 1?")
+        page.fill("[aria-label='Search rows']", "what is 27")
+        page.press("[aria-label='Search rows']", "Enter")
+        until(lambda: page.locator(".data-row").count() == 1)
+        assert page.locator(".data-row code").inner_text() == "rows.jsonl:27"
+        page.reload()
+        page.wait_for_selector(".turn-text >> text=What is 27?")
+        assert page.locator(".data-row").count() == 1
+
+
+def test_an_uploaded_file_is_opened(browser, studio):
+    name = "../my rows.jsonl"
+    content = "".join(json.dumps(row) + "\n" for row in ROWS[:3]).encode()
+    with opened(browser, studio, "data") as page:
+        page.set_input_files("input[type=file]", {"name": name, "mimeType": "text/plain", "buffer": content})
+        page.wait_for_selector(".turn-text >> text=What is 3?")
+        (place,) = (studio.folder / "uploads").iterdir()
+        assert place.read_bytes() == content
+        assert page.inner_text("#title") == place.name
+        page.click("text=Data >> nth=0")
+
+
+def test_a_refused_upload_says_why(browser, studio):
+    with opened(browser, studio, "data") as page:
+        page.wait_for_selector(".drop")
+        message = "no room on the disk (1 MB free)"
+        answer = json.dumps({"error": {"message": message}})
+        page.route("**/api/uploads?*", lambda route: route.fulfill(status=507, body=answer))
+        page.set_input_files("input[type=file]", {"name": "a.jsonl", "mimeType": "text/plain", "buffer": b"x"})
+        page.wait_for_selector(f".drop [role=alert]:has-text('{message}')")
+        assert accessibility(page) == []
+
+
+def test_a_file_that_is_not_there_says_so(browser, studio):
+    with opened(browser, studio, "data?file=none.jsonl") as page:
+        page.wait_for_selector("[role=alert]:has-text('none.jsonl')")

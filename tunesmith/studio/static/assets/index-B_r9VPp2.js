@@ -1,1 +1,0 @@
-import{i as e,r as t}from"./libraries-DX146zWR.js";import{t as n}from"./styles-BGOjCPUk.js";var r=e(),i=t();(0,r.createRoot)(document.getElementById(`root`)).render((0,i.jsx)(`main`,{children:(0,i.jsx)(n,{})}));

@@ -1,1 +1,0 @@
-import{r as e}from"./libraries-DX146zWR.js";var t=e();function n(){return(0,t.jsxs)(`h1`,{className:`brand`,children:[(0,t.jsxs)(`svg`,{viewBox:`0 0 32 32`,width:`22`,height:`22`,"aria-hidden":`true`,children:[(0,t.jsx)(`rect`,{width:`32`,height:`32`,rx:`9`}),(0,t.jsx)(`path`,{d:`M9 20v-8M16 24V8M23 20v-8`})]}),`Tunesmith`]})}export{n as t};

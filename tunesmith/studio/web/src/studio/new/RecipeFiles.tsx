@@ -1,0 +1,88 @@
+import { type FormEvent, useState } from "react";
+
+import { client, data } from "../../api/client";
+import { messageOf, useFetched } from "../../api/useFetched";
+import { Button } from "../../parts/Button";
+import { Dialog } from "../../parts/Dialog";
+import { Check, Field } from "../../parts/Field";
+import { Notice } from "../../parts/Notice";
+import { moment } from "../numbers";
+
+interface OpenProps {
+  open: boolean;
+  /** Gets the id of a recipe. */
+  onPick: (id: string) => void;
+  onClose: () => void;
+}
+
+/** Opens a recipe of the studio's folders. */
+export function OpenDialog({ open, onPick, onClose }: OpenProps) {
+  const recipes = useFetched(open ? "recipes" : null, (signal) => data(client.GET("/api/recipes", { signal })));
+  return (
+    <Dialog title="Open a recipe" open={open} onClose={onClose} place="side">
+      <div className="file-list">
+        {recipes.error && <Notice tone="bad">{recipes.error}</Notice>}
+        {recipes.data?.length === 0 && <p className="note">The studio's folders have no recipe yet.</p>}
+        {!!recipes.data?.length && (
+          <ul aria-label="Recipes">
+            {recipes.data.map(({ id, path, modified }) => (
+              <li key={id}>
+                <button type="button" className="two-lines" onClick={() => onPick(id)}>
+                  <span className="file-name">{path}</span>
+                  <span className="note">{moment(modified)}</span>
+                </button>
+              </li>
+            ))}
+          </ul>
+        )}
+      </div>
+    </Dialog>
+  );
+}
+
+interface SaveProps {
+  open: boolean;
+  yaml: string;
+  name: string;
+  /** Gets the path of the file. */
+  onSaved: (path: string) => void;
+  onClose: () => void;
+}
+
+/** Saves the recipe's text in the studio's folder of recipes. */
+export function SaveDialog({ open, yaml, name, onSaved, onClose }: SaveProps) {
+  const [typed, setTyped] = useState<string | null>(null);
+  const [replace, setReplace] = useState(false);
+  const [error, setError] = useState("");
+  const submit = async (event: FormEvent) => {
+    event.preventDefault();
+    setError("");
+    try {
+      const body = { name: typed ?? name, yaml, replace };
+      onSaved((await data(client.POST("/api/recipes", { body }))).path);
+    } catch (problem) {
+      setError(messageOf(problem));
+    }
+  };
+  return (
+    <Dialog
+      title="Save the recipe"
+      open={open}
+      onClose={onClose}
+      onSubmit={submit}
+      actions={
+        <>
+          <Button onClick={onClose}>Cancel</Button>
+          <Button type="submit" look="main">
+            Save
+          </Button>
+        </>
+      }
+    >
+      <Field label="Name" hint="Saved as recipes/NAME.yaml" error={error || undefined}>
+        {(attributes) => <input {...attributes} value={typed ?? name} onChange={(event) => setTyped(event.target.value)} />}
+      </Field>
+      <Check label="Replace a recipe of this name" checked={replace} onChange={() => setReplace(!replace)} />
+    </Dialog>
+  );
+}

@@ -1,0 +1,5 @@
+import { kept } from "../settings";
+import type { Level } from "./fields";
+
+/** How many of the fields this browser shows. */
+export const formLevel = kept<Level>("form-level", "essential");

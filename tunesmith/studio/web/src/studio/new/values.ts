@@ -1,0 +1,51 @@
+// Values of a recipe, nested like it, read and changed by dotted keys. Nothing is changed in place.
+
+export type Values = Record<string, unknown>;
+
+export function isMapping(value: unknown): value is Values {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** The value of a key; undefined if it is not set. */
+export function valueAt(values: Values, key: string): unknown {
+  let found: unknown = values;
+  for (const name of key.split(".")) {
+    if (!isMapping(found)) return undefined;
+    found = found[name];
+  }
+  return found;
+}
+
+/** The values with a key set, or without it if the value is undefined. A section without keys goes too. */
+export function withValue(values: Values, key: string, value: unknown): Values {
+  const [name = "", ...rest] = key.split(".");
+  const next = { ...values };
+  if (rest.length) {
+    const inner = isMapping(values[name]) ? values[name] : {};
+    const changed = withValue(inner, rest.join("."), value);
+    if (Object.keys(changed).length) next[name] = changed;
+    else delete next[name];
+  } else if (value === undefined) delete next[name];
+  else next[name] = value;
+  return next;
+}
+
+/** Whether two plain values are the same. */
+export function isSame(one: unknown, other: unknown): boolean {
+  return JSON.stringify(one) === JSON.stringify(other);
+}
+
+/** A value as YAML would say it on one line. */
+export function textOf(value: unknown): string {
+  if (value === null || value === undefined) return "";
+  if (typeof value === "string") return value;
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+/** What people mean by a word: a number, a truth value, or the text. */
+export function meant(text: string): unknown {
+  const word = text.trim();
+  if (word === "true" || word === "false") return word === "true";
+  if (word === "null") return null;
+  return word !== "" && Number.isFinite(Number(word)) ? Number(word) : word;
+}
