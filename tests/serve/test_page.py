@@ -213,8 +213,8 @@ def test_markdown_and_code(page, server):
     link = body.locator("a")
     assert link.get_attribute("target") == "_blank" and "noopener" in link.get_attribute("rel")
     code = 'def f(x):\n    return "<b>" + x'
-    assert body.locator("pre").inner_text().rstrip() == code and body.locator(".bar span").inner_text() == "python"
-    body.locator(".bar button").click()
+    assert body.locator("pre").inner_text().rstrip() == code and body.locator(".code-bar span").inner_text() == "python"
+    body.locator(".code-bar button").click()
     body.locator("text=Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == code
     page.click("#open-settings")

@@ -18,6 +18,12 @@ export type Curves = Schemas["Curves"];
 export type Curve = Schemas["Curve"];
 export type Compared = Schemas["Compared"];
 export type Deletion = Schemas["Deletion"];
+export type ModelRow = Schemas["ModelRow"];
+export type Download = Schemas["Download"];
+export type Server = Schemas["Server"];
+export type ConversationView = Schemas["ConversationView"];
+export type Export = Schemas["Export"];
+export type Exports = Schemas["Exports"];
 export type Axis = Curves["x"];
 
 interface Answer<Data> {

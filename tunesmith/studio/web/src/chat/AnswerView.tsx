@@ -1,3 +1,5 @@
+import type { ReactNode } from "react";
+
 import { Button } from "../parts/Button";
 import { CopyButton } from "../parts/CopyButton";
 import { Markdown } from "./Markdown";
@@ -13,15 +15,17 @@ interface Props {
   kept?: boolean;
   onKeep: () => void;
   onTokens: () => void;
+  /** Further buttons below the answer. */
+  actions?: ReactNode;
 }
 
-export function AnswerView({ answer, seed, models, asMarkdown, kept, onKeep, onTokens }: Props) {
+export function AnswerView({ answer, seed, models, asMarkdown, kept, onKeep, onTokens, actions }: Props) {
   const running = answer.state === "running";
   return (
     <div role="group" className="answer" aria-label={`Answer of ${answer.model}`} aria-busy={running}>
       <header>
         <h2>
-          <ModelName id={answer.model} models={models} />
+          <ModelName name={answer.model} models={models} />
         </h2>
         {kept !== undefined && (
           <Button look="quiet" small aria-pressed={kept} onClick={onKeep}>
@@ -43,6 +47,7 @@ export function AnswerView({ answer, seed, models, asMarkdown, kept, onKeep, onT
         <footer>
           <span className="figures">{figures(answer, seed)}</span>
           <div className="actions">
+            {actions}
             <CopyButton text={answer.text} label="Copy answer" />
             <Button look="quiet" small onClick={onTokens}>
               Tokens
@@ -57,8 +62,11 @@ export function AnswerView({ answer, seed, models, asMarkdown, kept, onKeep, onT
 function figures({ figures: measured }: Answer, seed: number): string {
   const parts = [];
   if (measured?.tokensPerSecond) parts.push(`${threeDigits(measured.tokensPerSecond)} tokens/s`);
-  if (measured) parts.push(`first after ${threeDigits(measured.secondsToFirst)} s`);
-  if (measured?.tokens) parts.push(counted(measured.tokens, "token"));
+  if (measured?.secondsToFirst !== undefined) parts.push(`first after ${threeDigits(measured.secondsToFirst)} s`);
+  if (measured?.tokens) {
+    const inSeconds = measured.seconds === undefined ? "" : ` in ${threeDigits(measured.seconds)} s`;
+    parts.push(counted(measured.tokens, "token") + inSeconds);
+  }
   return [...parts, `seed ${seed}`].join(" · ");
 }
 

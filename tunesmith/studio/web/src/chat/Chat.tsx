@@ -1,20 +1,18 @@
-import { type ReactNode, useCallback, useRef, useState, useSyncExternalStore } from "react";
+import { type ReactNode, useMemo, useRef, useState, useSyncExternalStore } from "react";
 
 import { Button } from "../parts/Button";
 import { Confirm } from "../parts/Confirm";
-import { Notice } from "../parts/Notice";
 import type { ChatApi } from "./api";
 import type { KeyStore } from "./browserStorage";
 import "./chat.css";
-import { Composer } from "./Composer";
+import { Conversation } from "./Conversation";
 import type { ConversationStore } from "./conversationStore";
 import { ModelChoice } from "./ModelChoice";
 import { SettingsDialog } from "./SettingsDialog";
 import { isRunning, messagesUpTo } from "./state";
 import { type Prompt, TokensDialog } from "./TokensDialog";
-import { TurnView } from "./TurnView";
+import type { TurnActions } from "./TurnView";
 import { useController } from "./useController";
-import { useFollowedEnd } from "./useFollowedEnd";
 import { Welcome } from "./Welcome";
 
 interface Props {
@@ -29,7 +27,7 @@ interface Props {
 /** A chat with one model, or with two side by side. `api` and `conversations` must not change. */
 export function Chat({ api, conversations, apiKey, heading }: Props) {
   const controller = useController(api, conversations);
-  const { store, regenerate, keep } = controller;
+  const { store } = controller;
   const state = useSyncExternalStore(store.subscribe, store.get);
   const { turns, models, settings, modelsProblem } = state;
   const running = isRunning(state);
@@ -37,26 +35,28 @@ export function Chat({ api, conversations, apiKey, heading }: Props) {
   const [settingsOpen, setSettingsOpen] = useState(false);
   const [clearOpen, setClearOpen] = useState(false);
   const [prompt, setPrompt] = useState<Prompt | null>(null);
-  const pane = useRef<HTMLElement>(null);
   const box = useRef<HTMLTextAreaElement>(null);
-  const goToEnd = useFollowedEnd(pane, turns);
 
   const send = (question: string) => {
     if (!models.length || !state.loaded) {
       controller.open(); // the server may be there by now; if not, that is said
       return false;
     }
-    goToEnd();
-    controller.ask(question);
+    void controller.ask(question);
     return true;
   };
 
-  const showTokens = useCallback(
-    (turn: number, answer: number) => {
-      const all = store.get().turns;
-      setPrompt({ model: all[turn]!.answers[answer]!.model, messages: messagesUpTo(all, turn) });
-    },
-    [store],
+  const actions = useMemo(
+    (): TurnActions => ({
+      regenerate: controller.regenerate,
+      keep: controller.keep,
+      showTokens(turn, answer) {
+        const all = controller.store.get().turns;
+        const { model } = all[turn]!.answers[answer]!;
+        setPrompt({ model, read: () => api.render(model, messagesUpTo(all, turn)) });
+      },
+    }),
+    [api, controller],
   );
 
   const closeSettings = () => {
@@ -69,7 +69,6 @@ export function Chat({ api, conversations, apiKey, heading }: Props) {
     if (!store.get().turns.length) box.current!.focus(); // the Clear button is disabled now
   };
 
-  const notice = state.notice || (turns.length ? modelsProblem : "");
   return (
     <div className="chat">
       <header>
@@ -85,39 +84,19 @@ export function Chat({ api, conversations, apiKey, heading }: Props) {
         </div>
       </header>
 
-      <main ref={pane} id="conversation" aria-label="Conversation" tabIndex={0}>
-        {turns.map((turn, at) => (
-          <TurnView
-            key={at}
-            turn={turn}
-            at={at}
-            last={at === turns.length - 1}
-            models={models}
-            asMarkdown={settings.markdown}
-            onRegenerate={regenerate}
-            onKeep={keep}
-            onTokens={showTokens}
-          />
-        ))}
-        {!turns.length && <Welcome model={models.find(({ id }) => id === settings.model)} problem={modelsProblem} />}
-      </main>
-      <p id="status" className="unseen" role="status">
-        {state.status}
-      </p>
-
-      <Composer
-        box={box}
+      <Conversation
+        turns={turns}
+        models={models}
+        asMarkdown={settings.markdown}
         running={running}
-        lastQuestion={turns.at(-1)?.question}
+        actions={actions}
+        welcome={<Welcome model={models.find(({ id }) => id === settings.model)} problem={modelsProblem} />}
+        notice={state.notice || (turns.length ? modelsProblem : "")}
+        status={state.status}
+        box={box}
         onSend={send}
         onStop={controller.stop}
-      >
-        {notice && (
-          <Notice id="notice" tone="bad">
-            {notice}
-          </Notice>
-        )}
-      </Composer>
+      />
 
       <SettingsDialog
         open={settingsOpen}
@@ -127,7 +106,7 @@ export function Chat({ api, conversations, apiKey, heading }: Props) {
         onKeyLost={controller.warnOfSettings}
         onClose={closeSettings}
       />
-      <TokensDialog api={api} prompt={prompt} onClose={() => setPrompt(null)} />
+      <TokensDialog prompt={prompt} onClose={() => setPrompt(null)} />
       <Confirm
         title="Clear the conversation?"
         text="Its questions and answers are deleted from this browser."

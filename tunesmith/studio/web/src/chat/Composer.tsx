@@ -1,22 +1,34 @@
-import type { KeyboardEvent, ReactNode, RefObject } from "react";
+import type { ClipboardEvent, DragEvent, KeyboardEvent, ReactNode, RefObject } from "react";
 import { useEffect, useLayoutEffect, useRef, useState } from "react";
 
 import { Button } from "../parts/Button";
+import { useDraft } from "./useDraft";
 
 interface Props {
   box: RefObject<HTMLTextAreaElement | null>;
   running: boolean;
   /** The question that ↑ brings back. */
   lastQuestion?: string;
-  /** Returns whether the text was taken; if not, it stays in the box. */
-  onSend: (text: string) => boolean;
+  /** Under which name the text survives a reload of the page; without one it does not. */
+  draft?: string;
+  /** Whether images can be pasted or dropped. */
+  takesImages?: boolean;
+  /** Says whether the message was taken; if not, it stays in the box. Images are data URLs. */
+  onSend: (text: string, images: string[]) => boolean | Promise<boolean>;
   onStop: () => void;
   children?: ReactNode;
 }
 
+interface Image {
+  name: string;
+  url: string;
+}
+
 /** The message box. `children` stand above it. */
-export function Composer({ box, running, lastQuestion, onSend, onStop, children }: Props) {
-  const [text, setText] = useState("");
+export function Composer({ box, running, lastQuestion, draft, takesImages, onSend, onStop, children }: Props) {
+  const [text, setText] = useDraft(draft);
+  const [images, setImages] = useState<Image[]>([]);
+  const [sending, setSending] = useState(false);
   const stop = useRef<HTMLButtonElement>(null);
   const wasRunning = useRef(running);
 
@@ -32,18 +44,36 @@ export function Composer({ box, running, lastQuestion, onSend, onStop, children 
     wasRunning.current = running;
   }, [box, running]);
 
-  const send = () => {
-    if (text.trim() && !running && onSend(text)) setText("");
+  const send = async () => {
+    if (!text.trim() || running || sending) return;
+    const taken = onSend(
+      text,
+      images.map(({ url }) => url),
+    );
+    if (taken instanceof Promise) setSending(true);
+    if (await taken) {
+      setText("");
+      setImages([]);
+    }
+    setSending(false);
   };
 
   const typed = (event: KeyboardEvent) => {
     if (event.key === "Enter" && !event.shiftKey && !event.nativeEvent.isComposing) {
       event.preventDefault();
-      send();
+      void send();
     } else if (event.key === "ArrowUp" && !text && lastQuestion) {
       event.preventDefault();
       setText(lastQuestion);
     }
+  };
+
+  const add = async (event: ClipboardEvent | DragEvent, files: FileList) => {
+    const added = [...files].filter(({ type }) => type.startsWith("image/"));
+    if (!takesImages || !added.length) return;
+    event.preventDefault();
+    const read = await Promise.all(added.map(async (file) => ({ name: file.name, url: await dataUrl(file) })));
+    setImages((before) => [...before, ...read]);
   };
 
   return (
@@ -52,10 +82,29 @@ export function Composer({ box, running, lastQuestion, onSend, onStop, children 
       aria-label="New message"
       onSubmit={(event) => {
         event.preventDefault();
-        send();
+        void send();
       }}
+      onDragOver={(event) => takesImages && event.preventDefault()}
+      onDrop={(event) => void add(event, event.dataTransfer.files)}
     >
       {children}
+      {images.length > 0 && (
+        <ul className="images" aria-label="Images">
+          {images.map(({ name }, at) => (
+            <li key={at}>
+              {name}
+              <Button
+                look="quiet"
+                small
+                aria-label={`Remove ${name}`}
+                onClick={() => setImages(images.filter((_, other) => other !== at))}
+              >
+                ✕
+              </Button>
+            </li>
+          ))}
+        </ul>
+      )}
       <div className="box">
         <textarea
           ref={box}
@@ -68,6 +117,7 @@ export function Composer({ box, running, lastQuestion, onSend, onStop, children 
           value={text}
           onChange={(event) => setText(event.target.value)}
           onKeyDown={typed}
+          onPaste={(event) => void add(event, event.clipboardData.files)}
         />
         <Button type="submit" id="send" look="main" hidden={running}>
           Send
@@ -82,6 +132,15 @@ export function Composer({ box, running, lastQuestion, onSend, onStop, children 
       </p>
     </form>
   );
+}
+
+function dataUrl(file: File): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result as string);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
 }
 
 function resetHeight(box: HTMLTextAreaElement): HTMLTextAreaElement {

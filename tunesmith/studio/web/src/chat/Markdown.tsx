@@ -61,7 +61,7 @@ function CodeBlock({ node }: { node: Element }) {
   const code = node.textContent!.replace(/\n$/, "");
   return (
     <div className="code">
-      <div className="bar">
+      <div className="code-bar">
         <span>{language}</span>
         <CopyButton text={code} label="Copy code" />
       </div>

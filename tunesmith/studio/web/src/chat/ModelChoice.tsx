@@ -1,5 +1,5 @@
 import { Check } from "../parts/Field";
-import type { Model, Settings } from "./types";
+import { type Model, nameOf, type Settings } from "./types";
 
 interface Props {
   models: Model[];
@@ -10,9 +10,9 @@ interface Props {
 
 /** Which model answers, and which one beside it. */
 export function ModelChoice({ models, settings, disabled, onChange }: Props) {
-  const options = models.map(({ id, tunesmith }) => (
-    <option key={id} value={id}>
-      {tunesmith ? `${id} (${tunesmith.kind})` : id}
+  const options = models.map((model) => (
+    <option key={model.id} value={model.id}>
+      {model.tunesmith ? `${nameOf(model)} (${model.tunesmith.kind})` : nameOf(model)}
     </option>
   ));
   return (

@@ -1,12 +1,12 @@
 import { Badge } from "../parts/Badge";
-import type { Model } from "./types";
+import { type Model, nameOf } from "./types";
 
-/** A model's kind and id. */
-export function ModelName({ id, models }: { id: string; models: Model[] }) {
-  const kind = models.find((model) => model.id === id)?.tunesmith?.kind;
+/** A model's kind and name. */
+export function ModelName({ name, models }: { name: string; models: Model[] }) {
+  const kind = models.find((model) => nameOf(model) === name)?.tunesmith?.kind;
   return (
     <>
-      {kind && <Badge tone={kind === "tuned" ? "accent" : "plain"}>{kind}</Badge>} {id}
+      {kind && <Badge tone={kind === "tuned" ? "accent" : "plain"}>{kind}</Badge>} {name}
     </>
   );
 }

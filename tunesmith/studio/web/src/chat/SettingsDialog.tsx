@@ -1,4 +1,4 @@
-import { type ChangeEvent, type ComponentProps, useState } from "react";
+import { type ChangeEvent, type ComponentProps, type ReactNode, useState } from "react";
 
 import { Dialog } from "../parts/Dialog";
 import { Check, Field } from "../parts/Field";
@@ -11,8 +11,10 @@ interface Props {
   /** Where the API key is kept; without it none is asked for. */
   apiKey?: KeyStore;
   onChange: (changes: Partial<Settings>) => void;
+  /** Further settings. */
+  children?: ReactNode;
   /** The key could not be kept. */
-  onKeyLost: () => void;
+  onKeyLost?: () => void;
   onClose: () => void;
 }
 
@@ -23,7 +25,7 @@ const LIMITS = {
   seed: { min: 0, max: 2_147_483_647, step: 1, placeholder: "new each time" },
 } satisfies Record<string, ComponentProps<"input">>;
 
-export function SettingsDialog({ open, settings, apiKey, onChange, onKeyLost, onClose }: Props) {
+export function SettingsDialog({ open, settings, apiKey, onChange, onKeyLost, onClose, children }: Props) {
   const number = (name: keyof typeof LIMITS, label: string) => (
     <Field label={label}>
       {(attributes) => (
@@ -68,7 +70,8 @@ export function SettingsDialog({ open, settings, apiKey, onChange, onKeyLost, on
         checked={settings.markdown}
         onChange={(event) => onChange({ markdown: event.target.checked })}
       />
-      {apiKey && <ApiKey store={apiKey} onLost={onKeyLost} />}
+      {children}
+      {apiKey && <ApiKey store={apiKey} onLost={() => onKeyLost?.()} />}
     </Dialog>
   );
 }

@@ -1,44 +1,44 @@
 import { useEffect, useState } from "react";
 
 import { Dialog } from "../parts/Dialog";
-import type { ChatApi, Rendering } from "./api";
-import type { Message } from "./types";
+import type { Rendering } from "./api";
 
+/** The prompt of an answer. */
 export interface Prompt {
   model: string;
-  messages: Message[];
+  /** Asks the server for it. */
+  read: () => Promise<Rendering>;
 }
 
 interface Props {
-  api: ChatApi;
   /** Whose tokens are shown; null while the dialog is closed. */
   prompt: Prompt | null;
   onClose: () => void;
 }
 
 /** What a model read before it answered: the rendered template, and each token with its id. */
-export function TokensDialog({ api, prompt, onClose }: Props) {
+export function TokensDialog({ prompt, onClose }: Props) {
   return (
     <Dialog id="tokens" title="What the model read" place="side" open={prompt !== null} onClose={onClose}>
-      {prompt && <Tokens api={api} prompt={prompt} />}
+      {prompt && <Tokens prompt={prompt} />}
     </Dialog>
   );
 }
 
-function Tokens({ api, prompt }: { api: ChatApi; prompt: Prompt }) {
+function Tokens({ prompt }: { prompt: Prompt }) {
   const [rendering, setRendering] = useState<Rendering | null>(null);
   const [problem, setProblem] = useState("");
 
   useEffect(() => {
     let current = true;
-    api.render(prompt.model, prompt.messages).then(
+    prompt.read().then(
       (answer) => current && setRendering(answer),
       (error: Error) => current && setProblem(error.message),
     );
     return () => {
       current = false;
     };
-  }, [api, prompt]);
+  }, [prompt]);
 
   const summary = rendering && `${prompt.model}: ${rendering.ids.length.toLocaleString("en")} tokens`;
   return (

@@ -1,55 +1,83 @@
-import { memo } from "react";
+import { memo, type ReactNode, useState } from "react";
 
 import { Button } from "../parts/Button";
 import { AnswerView } from "./AnswerView";
+import { QuestionEditor } from "./QuestionEditor";
 import type { Model, Turn } from "./types";
+
+/** What can be done with turns, by their place in the conversation and the place of the answer in them. */
+export interface TurnActions {
+  /** Lets the models answer the last question again. */
+  regenerate: () => void;
+  showTokens: (turn: number, answer: number) => void;
+  /** Chooses the answer that the conversation goes on from. Without it there is no such choice. */
+  keep?: (answer: number) => void;
+  /** Asks a changed question, which removes all later turns. Without it none can be changed. */
+  edit?: (turn: number, question: string) => void;
+  /** Further buttons below an answer. */
+  further?: (turn: number, answer: number) => ReactNode;
+}
 
 interface Props {
   turn: Turn;
   /** Its place in the conversation. */
   at: number;
   last: boolean;
+  /** Whether an answer is being written somewhere in the conversation. */
+  running: boolean;
   models: Model[];
   asMarkdown: boolean;
-  onRegenerate: () => void;
-  onKeep: (answer: number) => void;
-  onTokens: (turn: number, answer: number) => void;
+  /** Must stay the same object, as must `turn`, for turns not to be drawn again. */
+  actions: TurnActions;
 }
 
 /** A question and its answers. A turn before the last one does not change, so it is drawn once. */
-export const TurnView = memo(function TurnView({
-  turn,
-  at,
-  last,
-  models,
-  asMarkdown,
-  onRegenerate,
-  onKeep,
-  onTokens,
-}: Props) {
-  const { answers } = turn;
+export const TurnView = memo(function TurnView({ turn, at, last, running, models, asMarkdown, actions }: Props) {
+  const { answers, kept, question, seed } = turn;
+  const { regenerate, keep, edit, further, showTokens } = actions;
+  const [edits, setEdits] = useState(false);
   const complete = last && answers.every((answer) => answer.state !== "running");
-  const choosable = complete && answers.length > 1;
+  const choosable = keep && complete && answers.length > 1;
   return (
     <article className="turn">
-      <div className="question">{turn.question}</div>
+      {edits && edit ? (
+        <QuestionEditor
+          question={question}
+          isLast={last}
+          onAsk={(changed) => {
+            setEdits(false);
+            edit(at, changed);
+          }}
+          onCancel={() => setEdits(false)}
+        />
+      ) : (
+        <div className="asked">
+          {edit && !running && (
+            <Button look="quiet" small aria-label="Edit the question" onClick={() => setEdits(true)}>
+              Edit
+            </Button>
+          )}
+          <div className="question">{question}</div>
+        </div>
+      )}
       <div className={answers.length > 1 ? "answers two" : "answers"}>
         {answers.map((answer, index) => (
           <AnswerView
             key={index}
             answer={answer}
-            seed={turn.seed}
+            seed={seed}
             models={models}
             asMarkdown={asMarkdown}
-            kept={choosable ? turn.kept === index : undefined}
-            onKeep={() => onKeep(index)}
-            onTokens={() => onTokens(at, index)}
+            kept={choosable ? kept === index : undefined}
+            onKeep={() => keep?.(index)}
+            onTokens={() => showTokens(at, index)}
+            actions={further?.(at, index)}
           />
         ))}
       </div>
       {complete && (
         <div className="again">
-          <Button small onClick={onRegenerate}>
+          <Button small onClick={regenerate}>
             Regenerate
           </Button>
         </div>

@@ -1,5 +1,5 @@
 import { Empty } from "../parts/Empty";
-import type { Model } from "./types";
+import { type Model, nameOf } from "./types";
 
 /** An empty conversation: what can be talked to, or why nothing can. */
 export function Welcome({ model, problem }: { model?: Model; problem: string }) {
@@ -15,7 +15,7 @@ export function Welcome({ model, problem }: { model?: Model; problem: string }) 
   return (
     <div className="welcome">
       {model && (
-        <Empty title={`Say something to ${model.id}.`}>
+        <Empty title={`Say something to ${nameOf(model)}.`}>
           {model.tunesmith && <p>{facts(model.tunesmith)}</p>}
         </Empty>
       )}
@@ -26,5 +26,6 @@ export function Welcome({ model, problem }: { model?: Model; problem: string }) 
 function facts({ kind, base, context, tools }: NonNullable<Model["tunesmith"]>): string {
   const origin = kind === "tuned" ? `Tuned from ${base}` : "Not tuned";
   const size = `a context of ${context.toLocaleString("en")} tokens`;
+  if (tools === undefined) return `${origin}, with ${size}.`;
   return `${origin}, with ${size} and ${tools ? "tools" : "no tools"} in its chat template.`;
 }

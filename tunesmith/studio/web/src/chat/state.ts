@@ -1,4 +1,4 @@
-import type { Answer, Figures, Message, Model, Settings, Turn } from "./types";
+import { type Answer, type Figures, type Message, type Model, nameOf, type Settings, type Turn } from "./types";
 
 export interface State {
   turns: Turn[];
@@ -120,7 +120,7 @@ function withAnswer(state: State, index: number, change: (answer: Answer) => Ans
 }
 
 /** Settings that name models of the server: those chosen before, else a tuned model beside its base. */
-function withModels(settings: Settings, models: Model[]): Settings {
+export function withModels(settings: Settings, models: Model[]): Settings {
   if (!models.length) return settings;
   const ids = models.map((model) => model.id);
   const tuned = models.find((model) => model.tunesmith?.kind === "tuned");
@@ -131,7 +131,8 @@ function withModels(settings: Settings, models: Model[]): Settings {
 
 /** The other model of a comparison: as chosen before, else the base of the tuned one, else any other. */
 function partner(chosen: string, model: string, models: Model[]): string {
-  const others = models.map(({ id }) => id).filter((id) => id !== model);
+  const others = models.filter(({ id }) => id !== model);
   const base = models.find(({ id }) => id === model)?.tunesmith?.base;
-  return [chosen, base].find((id) => id !== undefined && others.includes(id)) ?? others[0] ?? "";
+  const found = others.find(({ id }) => id === chosen) ?? others.find((other) => nameOf(other) === base) ?? others[0];
+  return found?.id ?? "";
 }

@@ -1,6 +1,8 @@
 export interface Model {
   id: string;
-  tunesmith?: { kind: "base" | "tuned"; base: string; context: number; tools: boolean };
+  /** As users and other programs name it, if that is not the id: several servers may have a model of one name. */
+  name?: string;
+  tunesmith?: { kind: "base" | "tuned"; base: string; context: number; tools?: boolean };
 }
 
 export interface Message {
@@ -10,17 +12,24 @@ export interface Message {
 
 export interface Figures {
   tokens: number;
-  secondsToFirst: number;
+  secondsToFirst?: number;
+  /** From the question to the end. */
+  seconds?: number;
   tokensPerSecond?: number;
 }
 
 export interface Answer {
+  /** The model's name. */
   model: string;
   text: string;
   thought: string;
   state: "running" | "done" | "stopped" | "failed";
   note: string;
   figures?: Figures;
+}
+
+export function nameOf({ id, name }: Model): string {
+  return name ?? id;
 }
 
 /** A question and its answers: one, or two when models are compared. */

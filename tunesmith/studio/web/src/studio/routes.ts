@@ -34,6 +34,6 @@ export const ROUTES: Route[] = [
   { path: "runs", title: "Runs", icon: "runs", key: "r", isMain: true, view: Runs, one: Run },
   { path: "compare", title: "Compare", icon: "compare", key: "c", view: Compare },
   { path: "chat", title: "Chat", icon: "chat", key: "t", isMain: true, view: Chat },
-  { path: "export", title: "Export & serve", icon: "serve", key: "e", view: Export },
+  { path: "serve", title: "Export & serve", icon: "serve", key: "e", view: Export },
   { path: "models", title: "Models", icon: "models", key: "m", view: Models },
 ];

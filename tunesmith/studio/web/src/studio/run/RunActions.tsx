@@ -45,6 +45,11 @@ export function RunActions({ view, onChange }: { view: RunView; onChange: (view:
       <a className="button" href={href(["new"], { from: row.id })}>
         Use again
       </a>
+      {row.has_result && (
+        <a className="button" href={href(["serve"], { run: row.id })}>
+          Export & serve
+        </a>
+      )}
       <a className="button" href={href(["compare"], { runs: row.id })}>
         Compare
       </a>

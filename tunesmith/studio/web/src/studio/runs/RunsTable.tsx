@@ -2,8 +2,9 @@ import { memo } from "react";
 
 import type { RunRow } from "../../api/client";
 import { Scroller } from "../../parts/Scroller";
-import { setQuery } from "../router";
-import { COLUMNS, type Sort } from "./columns";
+import { SortHead } from "../SortHead";
+import type { Sort } from "../sorting";
+import { COLUMNS } from "./columns";
 
 interface Props {
   runs: RunRow[];
@@ -21,26 +22,7 @@ export function RunsTable({ runs, sort, chosen, onChoose }: Props) {
             <th scope="col">
               <span className="unseen">Compare</span>
             </th>
-            {COLUMNS.map(({ key, title, number }) => {
-              const isSorted = sort.key === key;
-              return (
-                <th
-                  key={key}
-                  scope="col"
-                  className={number ? "number" : undefined}
-                  aria-sort={isSorted ? (sort.down ? "descending" : "ascending") : undefined}
-                >
-                  <button
-                    type="button"
-                    className="sort"
-                    onClick={() => setQuery({ sort: isSorted && !sort.down ? `-${key}` : key })}
-                  >
-                    {title}
-                    <span aria-hidden="true">{isSorted ? (sort.down ? " ↓" : " ↑") : ""}</span>
-                  </button>
-                </th>
-              );
-            })}
+            <SortHead columns={COLUMNS} sort={sort} />
           </tr>
         </thead>
         <tbody onChange={(event) => onChoose((event.target as unknown as HTMLInputElement).value)}>

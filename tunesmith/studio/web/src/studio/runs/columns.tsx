@@ -49,26 +49,6 @@ export const COLUMNS: RunColumn[] = [
   },
 ];
 
-export interface Sort {
-  key: string;
-  down: boolean;
-}
-
-/** Reads the sorting of the address: a column's key, with a minus for the largest first. */
-export function columnsBy(text: string): Sort {
-  return { key: text.replace(/^-/, ""), down: text.startsWith("-") };
-}
-
-export function sorted(runs: RunRow[], { key, down }: Sort): RunRow[] {
-  const value = (COLUMNS.find((column) => column.key === key) ?? COLUMNS[0]!).value;
-  return [...runs].sort((a, b) => {
-    const [first, second] = [value(a), value(b)];
-    if (first == null || second == null) return Number(first == null) - Number(second == null);
-    const order = first < second ? -1 : first > second ? 1 : 0;
-    return down ? -order : order;
-  });
-}
-
 function lastPart(path: string | null | undefined): string {
   return path?.replace(/\/+$/, "").split("/").pop() ?? "";
 }

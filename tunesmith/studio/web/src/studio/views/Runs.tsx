@@ -9,10 +9,11 @@ import { Empty } from "../../parts/Empty";
 import { integer } from "../numbers";
 import { go, href, setQuery, usePlace } from "../router";
 import { getRuns } from "../runs/list";
-import { columnsBy, sorted } from "../runs/columns";
+import { COLUMNS } from "../runs/columns";
 import { RunsTable } from "../runs/RunsTable";
 import { statusText } from "../runs/RunStatus";
 import { View } from "../shell/View";
+import { sortedBy, sortOf } from "../sorting";
 
 const MOST_COMPARED = 12;
 
@@ -22,9 +23,9 @@ export function Runs() {
   const { data: runs, error, busy } = useFetched(`runs ${changed}`, getRuns);
   const search = query.get("q") ?? "";
   const status = query.get("status") ?? "";
-  const sort = columnsBy(query.get("sort") ?? "-started");
+  const sort = sortOf(query.get("sort") ?? "-started");
   const chosen = useMemo(() => new Set(query.get("chosen")?.split(",").filter(Boolean)), [query]);
-  const found = useDeferredValue(useMemo(() => sorted(filtered(runs ?? [], search, status), sort), [
+  const found = useDeferredValue(useMemo(() => sortedBy(filtered(runs ?? [], search, status), COLUMNS, sort), [
     runs, search, status, sort.key, sort.down,
   ]));
 

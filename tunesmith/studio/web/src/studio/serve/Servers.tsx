@@ -1,0 +1,41 @@
+import { useState } from "react";
+
+import { Button } from "../../parts/Button";
+import { Dialog } from "../../parts/Dialog";
+import { ServerCard } from "./ServerCard";
+import { StartServer } from "./StartServer";
+import { useServers } from "./useServers";
+
+/** The servers of this machine, also those that a terminal started. */
+export function Servers({ run }: { run: string | null }) {
+  const { data: servers, error, reload, set } = useServers();
+  const [starts, setStarts] = useState(false);
+  return (
+    <section aria-label="Servers">
+      <div className="section-head">
+        <h2>Servers</h2>
+        <Button onClick={() => setStarts(true)}>Start a server</Button>
+      </div>
+      {error && <p className="notice bad" role="alert">{error}</p>}
+      {servers?.length === 0 && (
+        <p className="note">
+          None is running. A server answers on this machine’s own address, with the APIs of OpenAI and Anthropic.
+        </p>
+      )}
+      <ul className="servers">
+        {servers?.map((server) => (
+          <ServerCard key={server.id} server={server} onChange={set} />
+        ))}
+      </ul>
+      <Dialog title="Start a server" place="side" open={starts} onClose={() => setStarts(false)}>
+        <StartServer
+          first={run}
+          onStarted={() => {
+            setStarts(false);
+            reload();
+          }}
+        />
+      </Dialog>
+    </section>
+  );
+}
