@@ -93,6 +93,7 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.lock_file = self.folder / ".lock"
         self.control_file = self.folder / ".control"
+        self._events: tuple[tuple[int, int], list[dict[str, Any]]] | None = None  # with the state of their file
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -204,11 +205,17 @@ class Run:
             file.write(line.encode() + b"\n")
 
     def events(self, *kinds: str) -> list[dict[str, Any]]:
-        """Events in order, without what a crash cut off or a resume undid; of the given kinds, or all."""
-        if not self.events_file.exists():
+        """Events in order, without what a crash cut off or a resume undid; of the given kinds, or all. The file is read
+        again only if it has changed."""
+        try:
+            found = self.events_file.stat()
+        except FileNotFoundError:
             return []
-        with open(self.events_file, encoding="utf-8") as file:
-            return [e for e in events_in(file) if not kinds or e["event"] in kinds]
+        stamp = found.st_size, found.st_mtime_ns
+        if self._events is None or self._events[0] != stamp:
+            with open(self.events_file, "rb") as file:
+                self._events = stamp, events_in(file)
+        return [event for event in self._events[1] if not kinds or event["event"] in kinds]
 
 
 def events_in(lines: Iterable[str | bytes]) -> list[dict[str, Any]]:

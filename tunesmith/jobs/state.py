@@ -32,7 +32,7 @@ def status_of(store: Store, job: Job) -> Status:
         return Status(_at_work(run))
     has_result = run.exists and job.kind == "train" and run.result.is_dir()
     if process.is_alive(store, job):
-        return Status("starting" if job.kind == "train" and not has_result else "running")
+        return Status(_on_the_way(job, run) if job.kind == "train" and not has_result else "running")
     if not run.exists:
         return Status("cancelled", "its run was deleted")
     if has_result:
@@ -42,6 +42,13 @@ def status_of(store: Store, job: Job) -> Status:
     if job.is_due:
         return Status("held" if job.held else "waiting")
     return _ended(store, job)
+
+
+def _on_the_way(job: Job, run: Run) -> State:
+    """The state of a training whose process does not hold the run: not yet, or no longer."""
+    began = job.started or 0.0
+    has_worked = run.events_file.exists() and run.events_file.stat().st_mtime > began
+    return "stopping" if has_worked else "starting"
 
 
 def _at_work(run: Run) -> State:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UserError
-from tunesmith.evaluate.summary import summary
+from tunesmith.evaluate.energy import energy_of
+from tunesmith.evaluate.summary import summary, verdict, warnings
 from tunesmith.files import cache_folder, read_json, write_json
 from tunesmith.jobs.store import Store
 from tunesmith.run import Run, list_runs
@@ -59,8 +60,9 @@ class Catalogue:
         raise UserError(f"there is no run {name}; it may have been deleted")
 
     def facts(self, run: Run) -> dict[str, Any]:
-        """As `evaluate.summary.summary`, with `has_result`. It is computed again only if the run's files have changed,
-        and for a long run at work only now and then. Raises UserError if the files cannot be read."""
+        """As `evaluate.summary.summary`, with `has_result`, `verdict`, `tone`, `warnings` and `energy`. Computed again
+        only if the run's files have changed, and for a long run at work only now and then. Raises UserError if the
+        files cannot be read."""
         state = [run.is_held, *(_stamp(file) for file in (run.folder, run.events_file, run.recipe_file))]
         known = self._known.get(str(run.folder))
         if known and known.state == state:
@@ -68,7 +70,7 @@ class Catalogue:
         if known and known.state[0] and state[0] and time.time() < known.until:
             return known.facts | {"steps_done": progress_of(run).step}
         began = time.monotonic()
-        facts = summary(run) | {"has_result": run.result.exists()}
+        facts = _facts(run)
         until = time.time() + MOST_SHARE * (time.monotonic() - began)
         self._known[str(run.folder)] = Known(state, facts, until)
         self._has_news = True
@@ -85,8 +87,19 @@ class Catalogue:
             write_json(_cache(), there)
 
 
+def _facts(run: Run) -> dict[str, Any]:
+    judged, taken = verdict(run), energy_of(run, run.events())
+    return summary(run) | {
+        "has_result": run.result.exists(),
+        "verdict": judged.text,
+        "tone": judged.tone,
+        "warnings": warnings(run),
+        "energy": taken.text if taken else "",
+    }
+
+
 def _cache() -> Path:
-    return cache_folder() / "studio-runs.json"
+    return cache_folder() / "studio-runs-2.json"
 
 
 def _stamp(file: Path) -> list[int] | None:

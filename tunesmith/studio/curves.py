@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel
 
+from tunesmith.run import ENOUGH_STEPS, FIRST_STEPS
 from tunesmith.studio.follow import read_from
 
 X = Literal["step", "tokens", "time", "energy"]
@@ -111,6 +112,18 @@ class History:
             del column[keep:]
         self.others = [event for event in self.others if event.get("step", 0) <= step]
         self.resumed = [one for one in self.resumed if one <= step]
+
+    def settled_speed(self) -> float | None:
+        """As `run.settled_speed`."""
+        tokens, time = self.axes["tokens"], self.axes["time"]
+        if len(time) < FIRST_STEPS + ENOUGH_STEPS:
+            return None
+        return (tokens[-1] - tokens[FIRST_STEPS - 1]) / (time[-1] - time[FIRST_STEPS - 1])
+
+    def peak_bytes(self) -> float | None:
+        """The most memory that a step took."""
+        values = np.array(self.columns["memory_bytes"])
+        return float(np.nanmax(values)) if np.isfinite(values).any() else None
 
     def curves(self, x: X, pixels: int, low: float | None, high: float | None, smoothing: float) -> Curves:
         """Returns all curves that have a value, thinned to two points a pixel between `low` and `high` of x."""

@@ -8,16 +8,15 @@ from pydantic import BaseModel
 
 from tunesmith import recipe_text
 from tunesmith.errors import UserError
-from tunesmith.evaluate.energy import energy_of
-from tunesmith.evaluate.summary import ending, flatten, incomparable, verdict, warnings
+from tunesmith.evaluate.summary import ending, flatten, incomparable
 from tunesmith.files import read_json
 from tunesmith.finetune import control
 from tunesmith.jobs import ask
 from tunesmith.jobs.deletion import Deletion, delete, deletion_of
 from tunesmith.jobs.keeper import ensure_kept
-from tunesmith.run import Run, settled_speed
+from tunesmith.run import Run
 from tunesmith.studio.catalogue import id_of
-from tunesmith.studio.curves import Curves, Histories, X
+from tunesmith.studio.curves import Curves, Histories, History, X
 from tunesmith.studio.follow import RunEvents, read_from
 from tunesmith.studio.progress import Progress, progress_of
 from tunesmith.studio.recipe_files import RecipeText
@@ -125,24 +124,23 @@ def row(studio: Studio, run: Run) -> RunRow:
     return RunRow(**known, id=id_of(run.folder), folder=str(run.folder), held=run.is_held)
 
 
-def view(studio: Studio, run: Run) -> RunView:
+def view(studio: Studio, run: Run, history: History) -> RunView:
     """One run without its curves."""
-    facts, judged = studio.runs.facts(run), verdict(run)
-    energy = energy_of(run, run.events("energy", "step"))
+    facts = studio.runs.facts(run)
     folder = str(run.folder)
     return RunView(
         row=row(studio, run),
-        verdict=judged.text,
-        tone=judged.tone,
+        verdict=facts["verdict"],
+        tone=facts["tone"],
         ending=ending(facts),
         recipe=recipe_text.read(run.recipe_file),
         recipe_yaml=run.recipe_file.read_text("utf-8"),
         plan=read_json(run.plan_file),
-        compared=_compared(run, facts),
+        compared=_compared(run, facts, history),
         evaluation=read_json(run.eval_file),
         provenance=read_json(run.provenance_file),
-        warnings=warnings(run),
-        energy=energy.text if energy else "",
+        warnings=facts["warnings"],
+        energy=facts["energy"],
         progress=progress_of(run) if run.is_held else None,
         wish=control.wish_of(run) if run.is_held else "run",
         job=next((job.id for job in studio.store.jobs() if job.kind == "train" and job.folder == folder), None),
@@ -150,16 +148,14 @@ def view(studio: Studio, run: Run) -> RunView:
     )
 
 
-def _compared(run: Run, facts: dict[str, Any]) -> list[Comparison]:
+def _compared(run: Run, facts: dict[str, Any], history: History) -> list[Comparison]:
     predicted = (read_json(run.plan_file) or {}).get("predicted") or {}
-    steps = run.events("step")
-    peak = max((step["memory_bytes"] for step in steps if step.get("memory_bytes")), default=None)
     needs = [need["bytes"] for need in predicted.get("needs") or []]
     return [
         Comparison(
-            name="tokens_per_second", predicted=predicted.get("tokens_per_second"), measured=settled_speed(steps)
+            name="tokens_per_second", predicted=predicted.get("tokens_per_second"), measured=history.settled_speed()
         ),
-        Comparison(name="memory_bytes", predicted=max(needs, default=None), measured=peak),
+        Comparison(name="memory_bytes", predicted=max(needs, default=None), measured=history.peak_bytes()),
         Comparison(name="seconds", predicted=predicted.get("seconds"), measured=facts["seconds"]),
         Comparison(name="kwh", predicted=predicted.get("kwh"), measured=facts["kwh"]),
     ]
@@ -202,7 +198,8 @@ def routes(studio: Studio) -> APIRouter:
 
     @router.get("/runs/{name}")
     def one_run(name: str) -> RunView:
-        return view(studio, studio.runs.open(name))
+        asked = studio.runs.open(name)
+        return view(studio, asked, histories.of(asked.events_file))
 
     @router.get("/runs/{name}/curves")
     def run_curves(
@@ -253,7 +250,7 @@ def routes(studio: Studio) -> APIRouter:
     def change_run(name: str, verb: Literal["pause", "continue", "stop", "resume"]) -> RunView:
         asked = studio.runs.open(name)
         change(studio, asked, verb)
-        return view(studio, asked)
+        return view(studio, asked, histories.of(asked.events_file))
 
     @router.get("/compare")
     def compare_runs(runs: Annotated[list[str], Query(min_length=2, max_length=12)]) -> Compared:

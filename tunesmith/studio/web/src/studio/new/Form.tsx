@@ -101,7 +101,7 @@ function SectionPart({ section, fields, onMore, draft, state, problems }: PartPr
  *  nobody has begun is no problem yet. */
 export function problemsByKey(state: DraftState): Map<string, string> {
   const found = new Map<string, string>();
-  if (state.editedAt === null && !state.yaml.trim().replace("{}", "")) return found;
+  if (state.editedAt === null && !state.yaml.trim()) return found;
   for (const { key, message } of state.problems) {
     const field = key.replace(/\.\d+.*$/, "");
     found.set(field, found.has(field) ? `${found.get(field)}; ${message}` : message);

@@ -9,13 +9,15 @@ import type { Draft, DraftState } from "./draft";
 interface Props {
   draft: Draft;
   state: DraftState;
+  /** Shows the field of a problem. */
+  onProblem: (key: string) => void;
 }
 
 /** The recipe as YAML, with numbered lines; those with problems are marked, and say them below. */
-export function YamlPane({ draft, state }: Props) {
+export function YamlPane({ draft, state, onProblem }: Props) {
   const gutter = useRef<HTMLDivElement>(null);
   const marked = new Set(state.problems.map((problem) => problem.line));
-  const isBegun = state.yaml.trim() !== "" && state.yaml.trim() !== "{}";
+  const isBegun = state.yaml.trim() !== "";
   const problems = isBegun ? [...state.problems].sort((one, other) => (one.line ?? 0) - (other.line ?? 0)) : [];
   const lines = state.yaml.split("\n").length;
 
@@ -60,8 +62,10 @@ export function YamlPane({ draft, state }: Props) {
       <ul id="yaml-problems" className="yaml-problems" aria-label="Problems">
         {problems.map(({ key, message, line }) => (
           <li key={key + message}>
-            {line && <b>{line}: </b>}
-            <Prose text={message} />
+            <button type="button" disabled={!key} title={key && "Show the field"} onClick={() => onProblem(key)}>
+              {line && <b>{line}: </b>}
+              <Prose text={message} />
+            </button>
           </li>
         ))}
       </ul>

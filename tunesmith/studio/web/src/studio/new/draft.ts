@@ -29,6 +29,8 @@ export interface DraftState {
 }
 
 const WAIT_MS = { form: 200, text: 450 };
+/** The YAML of a recipe without values. */
+const EMPTY = "{}\n";
 const HAS_COMMENT = /(^|\s)#/m;
 
 interface Kept {
@@ -62,7 +64,7 @@ export class Draft {
   /** Begins with what this browser kept, else with a recipe that `source` gives. */
   async begin(source: () => Promise<string | null>): Promise<void> {
     const kept = this.kept();
-    if (kept) await this.check({ yaml: kept.yaml, values: kept.values });
+    if (kept) await this.check(kept.values || kept.yaml.trim() ? { yaml: kept.yaml, values: kept.values } : { values: {} });
     else await this.beginWith(source);
   }
 
@@ -92,7 +94,7 @@ export class Draft {
 
   setText(yaml: string): void {
     this.edited({ yaml, withComments: null }, null);
-    this.later({ yaml }, WAIT_MS.text);
+    this.later(yaml.trim() ? { yaml } : { values: {} }, WAIT_MS.text);
   }
 
   /** Takes what is here as saved, so that a reload brings nothing back. */
@@ -129,7 +131,8 @@ export class Draft {
       if (signal.aborted) return;
       const { problems, command, values } = found;
       const now = { problems, command, isChecking: false, error: "" };
-      if (draft.values) this.change({ ...now, yaml: found.yaml, isReadable: true, withComments: this.stillLost(found.yaml) });
+      const text = found.yaml === EMPTY ? "" : found.yaml;
+      if (draft.values) this.change({ ...now, values: draft.values, yaml: text, isReadable: true, withComments: this.stillLost(text) });
       else this.change({ ...now, isReadable: values !== null, ...(values !== null && { values }) });
       const { editedAt, yaml } = this.state.get();
       if (editedAt !== null) this.keep({ yaml, values: null, at: editedAt });

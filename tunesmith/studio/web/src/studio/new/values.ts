@@ -30,6 +30,12 @@ export function withValue(values: Values, key: string, value: unknown): Values {
   return next;
 }
 
+/** The values with the changes that a text says: `train.micro_batch: 1, adapter.kind: lora`. */
+export function withChanges(values: Values, text: string): Values {
+  const changes = text.split(", ").map((change) => /^([\w.]+): (.+)$/.exec(change));
+  return changes.reduce((next, found) => (found ? withValue(next, found[1]!, meant(found[2]!)) : next), values);
+}
+
 /** Whether two plain values are the same. */
 export function isSame(one: unknown, other: unknown): boolean {
   return JSON.stringify(one) === JSON.stringify(other);

@@ -85,7 +85,7 @@ export function NumberBox({ field, value, onChange, attributes }: WidgetProps) {
         inputMode="decimal"
         autoComplete="off"
         spellCheck={false}
-        placeholder={initial || (field.words.length ? "a number" : "by itself")}
+        placeholder={initial || (field.words.length ? "a number" : "not set")}
         value={typed ?? (isWord || value === undefined ? "" : textOf(value))}
         onChange={(event) => read(event.target.value)}
         onBlur={() => setTyped(null)}
@@ -100,7 +100,7 @@ export function TextBox({ field, value, onChange, attributes }: WidgetProps) {
       {...attributes}
       autoComplete="off"
       spellCheck={false}
-      placeholder={textOf(field.default) || "by itself"}
+      placeholder={textOf(field.default) || "not set"}
       value={textOf(value)}
       onChange={(event) => onChange(event.target.value === "" ? undefined : event.target.value)}
     />

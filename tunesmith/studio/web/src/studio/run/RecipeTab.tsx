@@ -10,7 +10,7 @@ export function RecipeTab({ view }: { view: RunView }) {
           <h2>recipe.yaml</h2>
           <span>
             <CopyButton text={view.recipe_yaml} label="Copy the recipe" />
-            <a className="button small" href={href(["new"], { run: view.row.id })}>
+            <a className="button small" href={href(["new"], { from: view.row.id })}>
               Use again
             </a>
           </span>

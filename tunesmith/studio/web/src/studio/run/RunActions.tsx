@@ -42,7 +42,7 @@ export function RunActions({ view, onChange }: { view: RunView; onChange: (view:
           {row.status === "not started" ? "Queue" : "Resume"}
         </Button>
       )}
-      <a className="button" href={href(["new"], { run: row.id })}>
+      <a className="button" href={href(["new"], { from: row.id })}>
         Use again
       </a>
       {row.has_result && (

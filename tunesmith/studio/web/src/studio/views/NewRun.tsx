@@ -13,7 +13,7 @@ import { usePlan } from "../new/plan/usePlan";
 import { QueueDialog } from "../new/QueueDialog";
 import { formLevel } from "../new/level";
 import { useDraft } from "../new/useDraft";
-import { textOf, valueAt } from "../new/values";
+import { textOf, valueAt, withChanges } from "../new/values";
 import { YamlPane } from "../new/YamlPane";
 import { useValue } from "../../api/value";
 import { go, setQuery, usePlace } from "../router";
@@ -104,8 +104,9 @@ function Recipe({ schema }: { schema: Schemas["RecipeSchema"] }) {
             machine={machine}
             onMachine={(next) => setQuery({ machine: next })}
             onProblem={showField}
+            onRemedy={(change) => draft.setValues(withChanges(state.values, change))}
           />
-          <YamlPane draft={draft} state={state} />
+          <YamlPane draft={draft} state={state} onProblem={showField} />
         </div>
       </div>
       <OpenDialog

@@ -1,3 +1,4 @@
+import { Button } from "../../../parts/Button";
 import { bytes, decimal, integer } from "../../numbers";
 import type { Alternative, Prediction } from "./types";
 
@@ -43,8 +44,15 @@ function textOf(value: unknown): string {
   return Array.isArray(value) ? value.map(textOf).join(", ") : String(value);
 }
 
+interface OthersProps {
+  title: string;
+  others: Alternative[];
+  /** Changes the recipe so; without it, the others are no recipes. */
+  onApply?: (change: string) => void;
+}
+
 /** Other plans for the recipe, or other recipes that would fit. */
-export function Others({ title, others }: { title: string; others: Alternative[] }) {
+export function Others({ title, others, onApply }: OthersProps) {
   if (!others.length) return null;
   return (
     <section aria-label={title}>
@@ -54,6 +62,11 @@ export function Others({ title, others }: { title: string; others: Alternative[]
           <li key={other.change}>
             <b>{other.change}</b>
             <span className="note">{effect(other)}</span>
+            {onApply && (
+              <Button small aria-label={`Use ${other.change}`} onClick={() => onApply(other.change)}>
+                Use
+              </Button>
+            )}
           </li>
         ))}
       </ul>

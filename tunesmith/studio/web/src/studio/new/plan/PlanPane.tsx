@@ -18,10 +18,12 @@ interface Props {
   onMachine: (machine: string) => void;
   /** Shows the field of a problem. */
   onProblem: (key: string) => void;
+  /** Changes the recipe as a remedy says. */
+  onRemedy: (change: string) => void;
 }
 
 /** What the recipe needs on this machine, or on another. */
-export function PlanPane({ planned, missing, machine, onMachine, onProblem }: Props) {
+export function PlanPane({ planned, missing, machine, onMachine, onProblem, onRemedy }: Props) {
   const { plan, problem, isOld } = planned;
   return (
     <section className="pane plan-pane" aria-labelledby="plan-title" aria-busy={planned.since !== null}>
@@ -46,7 +48,7 @@ export function PlanPane({ planned, missing, machine, onMachine, onProblem }: Pr
                 )}
               </p>
             )}
-            {plan && <Content found={plan} />}
+            {plan && <Content found={plan} onRemedy={onRemedy} />}
             {!plan && !problem && <p className="note">The plan is made in about ten seconds.</p>}
           </>
         )}
@@ -66,7 +68,7 @@ export function PlanPane({ planned, missing, machine, onMachine, onProblem }: Pr
   );
 }
 
-function Content({ found }: { found: Prediction }) {
+function Content({ found, onRemedy }: { found: Prediction; onRemedy: Props["onRemedy"] }) {
   return (
     <>
       <Figures found={found} />
@@ -75,7 +77,7 @@ function Content({ found }: { found: Prediction }) {
       ) : (
         <p className="note">The memory is not predicted: {found.not_predicted}</p>
       )}
-      <Others title="It would fit with" others={found.remedies} />
+      <Others title="It would fit with" others={found.remedies} onApply={onRemedy} />
       {Object.entries(found.left_out).map(([name, why]) => (
         <p key={name} className="note">
           {name} is left out: {why}
