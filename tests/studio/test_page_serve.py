@@ -14,7 +14,6 @@ from tests.studio.pages import (
     start,
     step,
     studio_in,
-    until,
 )
 from tunesmith.jobs import ask
 from tunesmith.jobs.store import Store
@@ -113,7 +112,7 @@ def test_a_server_is_started_asked_and_stopped(browser, folder):
     tiny.save("qwen3", folder / "model")
     with studio_in(folder) as studio, opened(browser, studio, "serve") as page:
         page.click("text=Start a server")
-        page.check(".choices >> text=model")
+        page.check(".choices label:has-text('model')")
         page.click("text=More settings")
         page.fill("dialog[open] input[type=number]", "128")
         page.click("text=Start the server")
