@@ -68,7 +68,7 @@ def tour(page: Page, url: str, steps: int) -> None:
     page.wait_for_selector("mark", timeout=HOUR)
     draw(page, "data")
     go("new")
-    page.fill("textarea[aria-label*=YAML], .yaml-pane textarea", RECIPE.format(model=MODEL, steps=steps))
+    page.fill("[aria-label='The recipe as YAML']", RECIPE.format(model=MODEL, steps=steps))
     page.wait_for_selector(".plan-pane >> text=Tokens/s", timeout=HOUR)
     draw(page, "new-run")
     page.click("button:text-is('Queue')")
