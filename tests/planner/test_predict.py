@@ -60,6 +60,9 @@ def test_8b_with_an_adapter_on_24_gb_needs_recomputation(base):
     """Two bytes for each weight, and a little for the adapter; 2,048 tokens in 32 layers, or their inputs alone."""
     found = predicted(base, 24, gradient_checkpointing="off", kept_layers="all")
     assert found.fits is False and found.remedies[0].change == "train.gradient_checkpointing: on"
+    shown = found.as_dict()
+    assert shown["needs"][0]["needed_bytes"] > shown["needs"][0]["limit_bytes"]
+    assert shown["refusal"] == found.refusal and found.remedies[0].change in shown["refusal"]
     assert found.remedies[0].quality == ""
     on = predicted(base, 24, gradient_checkpointing="on")
     assert on.fits and not on.remedies
@@ -183,7 +186,8 @@ def test_the_command_shows_it(family, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*main_arguments, "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert found["fits"] is True and sum(found["needs"][0]["parts"].values()) == found["needs"][0]["needed_bytes"]
+    assert found["fits"] is True and found["refusal"] == ""
+    assert sum(found["needs"][0]["parts"].values()) == found["needs"][0]["needed_bytes"]
     with pytest.raises(SystemExit) as ended:
         main(["plan"])
     assert ended.value.code == 2 and "plan: no recipe" in capsys.readouterr().err

@@ -87,10 +87,27 @@ def test_an_uploaded_file_is_opened(browser, studio):
     with opened(browser, studio, "data") as page:
         page.set_input_files("input[type=file]", {"name": name, "mimeType": "text/plain", "buffer": content})
         page.wait_for_selector(".turn-text >> text=What is 3?")
-        (place,) = (studio.folder / "uploads").iterdir()
+        (place,) = (studio.folder / "uploads").glob("*my*rows*")
         assert place.read_bytes() == content
         assert page.inner_text("#title") == place.name
-        page.click("text=Data >> nth=0")
+
+
+def test_a_dropped_file_is_uploaded(browser, studio):
+    with opened(browser, studio, "data") as page:
+        page.wait_for_selector(".drop")
+        dropped = page.evaluate_handle(
+            """(text) => {
+            const data = new DataTransfer();
+            data.items.add(new File([text], "dropped.jsonl"));
+            return data;
+        }""",
+            json.dumps(ROWS[0]) + "\n",
+        )
+        page.dispatch_event(".drop", "dragover", {"dataTransfer": dropped})
+        page.wait_for_selector(".drop.over")
+        page.dispatch_event(".drop", "drop", {"dataTransfer": dropped})
+        page.wait_for_selector("#title:has-text('dropped.jsonl')")
+        assert json.loads((studio.folder / "uploads" / "dropped.jsonl").read_text()) == ROWS[0]
 
 
 def test_a_refused_upload_says_why(browser, studio):

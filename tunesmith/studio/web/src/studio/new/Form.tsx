@@ -34,7 +34,7 @@ export function Form({ schema, draft, state, level, onLevel }: Props) {
       ? `${field.key} ${field.title} ${field.help}`.toLowerCase().includes(words)
       : isShown(field, level) || problems.has(field.key) || valueAt(state.values, field.key) !== undefined;
   return (
-    <form className="recipe-form" aria-label="Recipe" onSubmit={(event) => event.preventDefault()}>
+    <div className="recipe-form" role="form" aria-label="Recipe">
       <div className="form-head">
         <Segments label="Fields that are shown" options={OPTIONS} value={level} onChange={onLevel} />
         <input type="search" aria-label="Search fields" placeholder="Search fields" value={search} onChange={(event) => setSearch(event.target.value)} />
@@ -50,7 +50,7 @@ export function Form({ schema, draft, state, level, onLevel }: Props) {
           problems={problems}
         />
       ))}
-    </form>
+    </div>
   );
 }
 

@@ -57,7 +57,7 @@ export function Figures({ found }: { found: Prediction }) {
 
 function speedOf({ speed }: Prediction): Figure | null {
   if (!speed) return null;
-  return { name: "Tokens/s", value: integer(speed.tokens_per_second), note: BOUND[speed.bound] };
+  return { name: "Tokens/s", value: integer(Number(speed.tokens_per_second.toPrecision(3))), note: BOUND[speed.bound] };
 }
 
 function timeOf({ cost }: Prediction): Figure | null {
