@@ -41,7 +41,7 @@ export function ModelsTable({ models, sort, onDelete }: Props) {
               ))}
               <td className="row">
                 {canBeServed(row) && (
-                  <a className="button small" href={href(["chat"], { serve: servedAs(row) })}>
+                  <a className="button small" href={href(["chat"], { serve: isServed(row) ? null : servedAs(row) })}>
                     Chat
                   </a>
                 )}
@@ -60,4 +60,8 @@ export function ModelsTable({ models, sort, onDelete }: Props) {
       </table>
     </Scroller>
   );
+}
+
+function isServed({ used_by }: ModelRow): boolean {
+  return used_by.some(({ kind }) => kind === "server");
 }

@@ -39,6 +39,11 @@ export function Chat() {
   const [opened, setOpened] = useState<Open | null>(null);
   const [search, setSearch] = useState("");
   const close = () => setOpened(null);
+  const started = () => {
+    setQuery({ serve: null });
+    close();
+    reload();
+  };
 
   useWantedServer(query.get("server"), models.length ? models.map(({ id }) => id) : null, change);
   useEffect(() => {
@@ -64,7 +69,7 @@ export function Chat() {
 
   const welcome =
     servers && !models.length ? (
-      <ServerNeeded servers={servers} first={wanted} onStarted={reload} />
+      <ServerNeeded servers={servers} first={wanted} onStarted={started} />
     ) : (
       <Welcome model={models.find(({ id }) => id === settings.model)} problem={error} />
     );
@@ -84,9 +89,11 @@ export function Chat() {
                 <ModelChoice models={models} settings={settings} disabled={running} onChange={change} />
               )}
               <div className="tools">
-                <Button look="quiet" onClick={() => setOpened({ kind: "start" })}>
-                  Serve…
-                </Button>
+                {models.length > 0 && (
+                  <Button look="quiet" onClick={() => setOpened({ kind: "start" })}>
+                    Serve…
+                  </Button>
+                )}
                 <Button id="open-settings" look="quiet" onClick={() => setOpened({ kind: "settings" })}>
                   Settings
                 </Button>
@@ -112,11 +119,7 @@ export function Chat() {
       <Dialog title="Start a server" place="side" open={opened?.kind === "start"} onClose={close}>
         <StartServer
           first={wanted}
-          onStarted={() => {
-            setQuery({ serve: null });
-            close();
-            reload();
-          }}
+          onStarted={started}
         />
       </Dialog>
       <SettingsDialog
