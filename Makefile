@@ -1,6 +1,6 @@
 # make demo   install into .venv and run the demonstration
 # make test   install into .venv and run the tests, the same every time
-# make lint   install into .venv and check the code: its format, ruff, mypy
+# make lint   install into .venv and check the code: its format, ruff, mypy, and the page's format
 # make docs   install MkDocs into .venv-docs and build the documentation into site/; a broken link fails
 # make test-all  run the long tests too, and property tests on random examples; SEED=N repeats a run, N being printed
 # make types  write the page's types of the studio's API; needed after a change of its routes
@@ -34,10 +34,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test $(WEB)/node_modules/installed
 	$(PYTEST) $(PYTEST_OPTIONS)
 
-lint: $(VENV)/installed-test
+lint: $(VENV)/installed-test $(WEB)/node_modules/installed
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy tunesmith
+	$(NPM) run --silent lint
 
 docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict

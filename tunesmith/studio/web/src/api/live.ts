@@ -114,9 +114,7 @@ async function listen(): Promise<boolean> {
 
 function becomeVisible(): Promise<void> {
   if (!document.hidden) return Promise.resolve();
-  return new Promise((resolve) =>
-    document.addEventListener("visibilitychange", () => resolve(), { once: true }),
-  );
+  return new Promise((resolve) => document.addEventListener("visibilitychange", () => resolve(), { once: true }));
 }
 
 function publish(news: News): void {

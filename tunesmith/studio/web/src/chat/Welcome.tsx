@@ -15,9 +15,7 @@ export function Welcome({ model, problem }: { model?: Model; problem: string }) 
   return (
     <div className="welcome">
       {model && (
-        <Empty title={`Say something to ${nameOf(model)}.`}>
-          {model.tunesmith && <p>{facts(model.tunesmith)}</p>}
-        </Empty>
+        <Empty title={`Say something to ${nameOf(model)}.`}>{model.tunesmith && <p>{facts(model.tunesmith)}</p>}</Empty>
       )}
     </div>
   );

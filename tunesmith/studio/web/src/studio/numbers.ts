@@ -17,7 +17,12 @@ export function decimal(value: number | null | undefined, digits = 4): string {
 }
 
 export function bytes(value: number): string {
-  for (const [unit, size] of [["TB", 1e12], ["GB", 1e9], ["MB", 1e6], ["kB", 1e3]] as const) {
+  for (const [unit, size] of [
+    ["TB", 1e12],
+    ["GB", 1e9],
+    ["MB", 1e6],
+    ["kB", 1e3],
+  ] as const) {
     if (value >= size) return `${trimmed(value / size)} ${unit}`;
   }
   return `${value} bytes`;
@@ -31,7 +36,11 @@ export function duration(seconds: number): string {
   const whole = Math.round(seconds);
   if (seconds < 10) return `${Number(seconds.toFixed(1))} s`;
   if (whole < 60) return `${whole} s`;
-  const [days, hours, minutes] = [Math.floor(whole / 86400), Math.floor(whole / 3600) % 24, Math.floor(whole / 60) % 60];
+  const [days, hours, minutes] = [
+    Math.floor(whole / 86400),
+    Math.floor(whole / 3600) % 24,
+    Math.floor(whole / 60) % 60,
+  ];
   if (days) return `${days} d ${hours} h`;
   if (hours) return `${hours} h ${minutes} min`;
   return minutes < 10 && whole % 60 ? `${minutes} min ${whole % 60} s` : `${minutes} min`;

@@ -66,7 +66,11 @@ export function Chart(props: Props) {
         <h3>{title}</h3>
         <p className="readout" ref={readout} />
       </figcaption>
-      <div ref={box} role="img" aria-label={`${title}: ${lines.map(({ label }) => label).join(", ")}. The table below has the values.`} />
+      <div
+        ref={box}
+        role="img"
+        aria-label={`${title}: ${lines.map(({ label }) => label).join(", ")}. The table below has the values.`}
+      />
     </figure>
   );
 }

@@ -50,7 +50,14 @@ function Smoothing({ value }: { value: number }) {
   return (
     <label>
       smoothed
-      <input type="range" min={0} max={0.99} step={0.01} value={now} onChange={(event) => setNow(event.target.valueAsNumber)} />
+      <input
+        type="range"
+        min={0}
+        max={0.99}
+        step={0.01}
+        value={now}
+        onChange={(event) => setNow(event.target.valueAsNumber)}
+      />
       <output>{now ? now.toFixed(2) : "off"}</output>
     </label>
   );

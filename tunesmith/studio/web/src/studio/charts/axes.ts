@@ -16,7 +16,11 @@ export function axisOf(text: string | null): (typeof AXES)[number] {
 
 /** A large number with few digits. */
 export function short(value: number): string {
-  for (const [unit, size] of [["G", 1e9], ["M", 1e6], ["k", 1e3]] as const) {
+  for (const [unit, size] of [
+    ["G", 1e9],
+    ["M", 1e6],
+    ["k", 1e3],
+  ] as const) {
     if (Math.abs(value) >= size) return `${decimal(value / size, 3)} ${unit}`;
   }
   return decimal(value, 3);

@@ -23,7 +23,12 @@ const PANELS: Panel[] = [
   { title: "Tokens per second", names: ["tokens_per_second"], yText: short, canBeLog: false },
   { title: "Memory", names: ["memory_bytes"], yText: bytes, canBeLog: false },
   { title: "Power", names: ["watts"], yText: (watts) => `${decimal(watts, 3)} W`, canBeLog: false },
-  { title: "Time spent waiting for data", names: ["waiting_share"], yText: (share) => `${decimal(100 * share, 3)} %`, canBeLog: false },
+  {
+    title: "Time spent waiting for data",
+    names: ["waiting_share"],
+    yText: (share) => `${decimal(100 * share, 3)} %`,
+    canBeLog: false,
+  },
 ];
 
 const LABELS: Record<string, string> = {

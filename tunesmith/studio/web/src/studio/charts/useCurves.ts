@@ -21,9 +21,11 @@ export function getCurves(run: string, asked: CurvesAsked, signal?: AbortSignal)
 
 /** The curves of a run, thinned by the server for this range and width. New steps are added as they are written. */
 export function useCurves(run: string, asked: CurvesAsked): { curves: Curves | null; error: string } {
-  const { data: fetched, error, reload } = useFetched(`${run} ${JSON.stringify(asked)}`, (signal) =>
-    getCurves(run, asked, signal),
-  );
+  const {
+    data: fetched,
+    error,
+    reload,
+  } = useFetched(`${run} ${JSON.stringify(asked)}`, (signal) => getCurves(run, asked, signal));
   const [curves, setCurves] = useState<Curves | null>(null);
   const now = useRef<Curves | null>(null);
   const added = useRef(0);

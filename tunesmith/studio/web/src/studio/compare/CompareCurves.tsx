@@ -30,9 +30,11 @@ function CurvesOf({ runs, pixels }: { runs: RunRow[]; pixels: number }) {
   const { axis, low, high, smoothing } = state;
   const asked = { x: axis.value, pixels, low, high, smoothing };
   const ids = runs.map(({ id }) => id);
-  const { data: all, error, reload } = useFetched(JSON.stringify([ids, asked]), (signal) =>
-    Promise.all(ids.map((id) => getCurves(id, asked, signal))),
-  );
+  const {
+    data: all,
+    error,
+    reload,
+  } = useFetched(JSON.stringify([ids, asked]), (signal) => Promise.all(ids.map((id) => getCurves(id, asked, signal))));
   const grows = runs.some(({ held }) => held);
 
   useEffect(() => {
@@ -41,7 +43,12 @@ function CurvesOf({ runs, pixels }: { runs: RunRow[]; pixels: number }) {
     return () => clearInterval(timer);
   }, [grows, reload]);
 
-  if (error && !all) return <p className="notice bad" role="alert">{error}</p>;
+  if (error && !all)
+    return (
+      <p className="notice bad" role="alert">
+        {error}
+      </p>
+    );
   if (!all || all.length !== runs.length) return <p className="note">Reading the curves…</p>;
   const names = [...new Set(all.flatMap(({ curves }) => curves.map(({ name }) => name)))];
   return (

@@ -28,5 +28,9 @@ export function Differences({ compared }: { compared: Compared }) {
 }
 
 function valueText(value: unknown): string {
-  return value === null || value === undefined ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value);
+  return value === null || value === undefined
+    ? "–"
+    : typeof value === "object"
+      ? JSON.stringify(value)
+      : String(value);
 }

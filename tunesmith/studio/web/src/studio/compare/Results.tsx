@@ -38,7 +38,11 @@ export function Results({ compared }: { compared: Compared }) {
           { title: "Change", number: true, cell: (row) => <Figure value={row.difference?.loss} signed /> },
           ...(hasExact
             ? [
-                { title: "Exact match before", number: true, cell: (row: Line) => <Figure value={row.before?.exact_match} share /> },
+                {
+                  title: "Exact match before",
+                  number: true,
+                  cell: (row: Line) => <Figure value={row.before?.exact_match} share />,
+                },
                 { title: "after", number: true, cell: (row: Line) => <Figure value={row.after?.exact_match} share /> },
               ]
             : []),

@@ -16,11 +16,19 @@ export function Report({ report }: { report: DataReport }) {
     <div className="data-report">
       <dl className="figures">
         <Figure name="Format" value={report.format ?? "unknown"} />
-        <Figure name="Rows" value={integer(report.kept)} note={report.kept < report.read ? `of ${integer(report.read)}` : undefined} />
+        <Figure
+          name="Rows"
+          value={integer(report.kept)}
+          note={report.kept < report.read ? `of ${integer(report.read)}` : undefined}
+        />
         <Figure name="Dropped" value={integer(sum(dropped))} bad={dropped.length > 0} />
         {report.tokens != null && <Figure name="Tokens" value={integer(report.tokens)} />}
-        {report.supervised_share != null && <Figure name="Learned" value={share(report.supervised_share)} note="of the tokens" />}
-        {report.longest && <Figure name="Longest" value={`${integer(report.longest.tokens)} tokens`} note={report.longest.where} />}
+        {report.supervised_share != null && (
+          <Figure name="Learned" value={share(report.supervised_share)} note="of the tokens" />
+        )}
+        {report.longest && (
+          <Figure name="Longest" value={`${integer(report.longest.tokens)} tokens`} note={report.longest.where} />
+        )}
       </dl>
       {report.left_out.map((words) => (
         <Notice key={words} tone="warning">
@@ -29,10 +37,14 @@ export function Report({ report }: { report: DataReport }) {
       ))}
       {dropped.length > 0 && <Dropped report={report} />}
       {changed.length > 0 && (
-        <p className="note">Changed: {changed.map(([reason, rows]) => `${words(reason)} in ${plural(rows, "row")}`).join("; ")}</p>
+        <p className="note">
+          Changed: {changed.map(([reason, rows]) => `${words(reason)} in ${plural(rows, "row")}`).join("; ")}
+        </p>
       )}
       {unread.length > 0 && (
-        <p className="note">Columns that are not read: {unread.map(([column, rows]) => `${column} (${plural(rows, "row")})`).join(", ")}</p>
+        <p className="note">
+          Columns that are not read: {unread.map(([column, rows]) => `${column} (${plural(rows, "row")})`).join(", ")}
+        </p>
       )}
       {report.histogram && report.length_percentiles ? (
         <div className="lengths">

@@ -55,7 +55,11 @@ function Tokens({ example, withIds }: { example: Example; withIds: boolean }) {
       {withIds && (
         <p className="ids" aria-label="Token ids">
           {example.segments.map((segment, at) =>
-            segment.learned ? <mark key={at}>{segment.ids.join(" ")} </mark> : <span key={at}>{segment.ids.join(" ")} </span>,
+            segment.learned ? (
+              <mark key={at}>{segment.ids.join(" ")} </mark>
+            ) : (
+              <span key={at}>{segment.ids.join(" ")} </span>
+            ),
           )}
         </p>
       )}

@@ -32,7 +32,15 @@ export function Rows({ file, model }: Props) {
   const [withIds, setWithIds] = useState(false);
   const [before, setBefore] = useState<number[]>([]);
 
-  const body = { source: file, model: model || null, recipe: null, offset, limit: LIMIT, search, mask: model ? mask : null };
+  const body = {
+    source: file,
+    model: model || null,
+    recipe: null,
+    offset,
+    limit: LIMIT,
+    search,
+    mask: model ? mask : null,
+  };
   const rows = useFetched(JSON.stringify(body), (signal) => data(client.POST("/api/data/rows", { body, signal })));
   const page = rows.data?.[0];
 
@@ -60,13 +68,25 @@ export function Rows({ file, model }: Props) {
             restart({ search: String(new FormData(event.currentTarget).get("search") ?? "") });
           }}
         >
-          <input key={search} type="search" name="search" aria-label="Search rows" placeholder="Search, then Enter" defaultValue={search} />
+          <input
+            key={search}
+            type="search"
+            name="search"
+            aria-label="Search rows"
+            placeholder="Search, then Enter"
+            defaultValue={search}
+          />
         </form>
         {model && (
           <>
             <div className="mask">
               <span className="note">Learn</span>
-              <Segments label="Tokens to learn" options={MASKS} value={mask} onChange={(value) => restart({ mask: value === "assistant" ? null : value })} />
+              <Segments
+                label="Tokens to learn"
+                options={MASKS}
+                value={mask}
+                onChange={(value) => restart({ mask: value === "assistant" ? null : value })}
+              />
             </div>
             <Check label="Token ids" checked={withIds} onChange={() => setWithIds(!withIds)} />
           </>
@@ -86,7 +106,9 @@ export function Rows({ file, model }: Props) {
               <RowCard key={row.index} row={row} withIds={withIds && !!model} />
             ))}
           </ol>
-          {!page.rows.length && <p className="note">{search ? `No row has “${search}”.` : "There are no rows here."}</p>}
+          {!page.rows.length && (
+            <p className="note">{search ? `No row has “${search}”.` : "There are no rows here."}</p>
+          )}
           <div className="pages">
             <Button small disabled={!offset || rows.busy} onClick={before.length ? back : () => restart({})}>
               {before.length || !offset ? "Back" : "To the beginning"}

@@ -60,7 +60,10 @@ export function DropZone({ onUploaded, children }: Props) {
       {running ? (
         <div className="sending">
           <p>
-            <b>{running.name}</b> <span className="note">{bytes(running.size)}, {percent(running.share)} sent</span>
+            <b>{running.name}</b>{" "}
+            <span className="note">
+              {bytes(running.size)}, {percent(running.share)} sent
+            </span>
           </p>
           <progress aria-label={`Upload of ${running.name}`} max={1} value={running.share} />
           <Button small onClick={() => current.current?.stop()}>
@@ -73,8 +76,8 @@ export function DropZone({ onUploaded, children }: Props) {
           <label htmlFor={input} className="link">
             choose one
           </label>
-          <input id={input} type="file" className="unseen" onChange={(event) => void send(event.target.files?.[0])} />
-          . It is copied to <code>uploads/</code> on the studio's disk.
+          <input id={input} type="file" className="unseen" onChange={(event) => void send(event.target.files?.[0])} />.
+          It is copied to <code>uploads/</code> on the studio's disk.
         </p>
       )}
       {error && <Notice tone="bad">{error}</Notice>}

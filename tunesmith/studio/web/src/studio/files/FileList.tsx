@@ -31,7 +31,11 @@ export function FileList({ kinds, onPick }: Props) {
         <div className="where">
           <code>{found.path === "." ? "the studio's folder" : found.path}</code>
           {found.roots.length > 1 && (
-            <select aria-label="Root folder" value={found.roots.includes(found.path) ? found.path : ""} onChange={(event) => setPath(event.target.value)}>
+            <select
+              aria-label="Root folder"
+              value={found.roots.includes(found.path) ? found.path : ""}
+              onChange={(event) => setPath(event.target.value)}
+            >
               <option value="" disabled>
                 Go to…
               </option>
@@ -67,7 +71,17 @@ export function FileList({ kinds, onPick }: Props) {
   );
 }
 
-function Line({ entry, kinds, onOpen, onPick }: { entry: Entry; kinds: EntryKind[]; onOpen: () => void; onPick: () => void }) {
+function Line({
+  entry,
+  kinds,
+  onOpen,
+  onPick,
+}: {
+  entry: Entry;
+  kinds: EntryKind[];
+  onOpen: () => void;
+  onPick: () => void;
+}) {
   const canPick = kinds.includes(entry.kind);
   const canOpen = OPENED.includes(entry.kind);
   return (

@@ -54,7 +54,13 @@ function Models({ onPick }: { onPick: (path: string) => void }) {
   );
   return (
     <div className="file-list">
-      <input type="search" aria-label="Search models" placeholder="Search" value={search} onChange={(event) => setSearch(event.target.value)} />
+      <input
+        type="search"
+        aria-label="Search models"
+        placeholder="Search"
+        value={search}
+        onChange={(event) => setSearch(event.target.value)}
+      />
       {models.error && <Notice tone="bad">{models.error}</Notice>}
       {!models.data && models.busy && <p className="note">Looking for models…</p>}
       {models.data?.length === 0 && <p className="note">No model is in the studio's folders or in the hub's cache.</p>}
@@ -62,9 +68,16 @@ function Models({ onPick }: { onPick: (path: string) => void }) {
         <ul aria-label="Models">
           {found.map((model) => (
             <li key={model.id}>
-              <button type="button" className="two-lines" disabled={!model.is_complete} onClick={() => onPick(model.path)}>
+              <button
+                type="button"
+                className="two-lines"
+                disabled={!model.is_complete}
+                onClick={() => onPick(model.path)}
+              >
                 <span className="file-name">{model.path}</span>
-                <Badge tone={model.kind === "result" ? "accent" : "plain"}>{model.kind === "gguf" ? "GGUF" : model.kind}</Badge>
+                <Badge tone={model.kind === "result" ? "accent" : "plain"}>
+                  {model.kind === "gguf" ? "GGUF" : model.kind}
+                </Badge>
                 <span className="note">{facts(model)}</span>
               </button>
             </li>

@@ -23,7 +23,8 @@ export function upload(file: File, onProgress: (share: number) => void): Upload 
       if (request.status < 300) resolve(answer as Schemas["Uploaded"]);
       else reject(errorOf(answer, request.status));
     };
-    request.onerror = () => reject(errorOf({ error: { message: "The studio ended the upload, or does not answer." } }, 0));
+    request.onerror = () =>
+      reject(errorOf({ error: { message: "The studio ended the upload, or does not answer." } }, 0));
     request.onabort = () => reject(new DOMException("stopped", "AbortError"));
     request.send(file);
   });

@@ -14,7 +14,10 @@ export function Devices({ machine }: { machine: Machine }) {
         {machine.gpus.map((gpu) => (
           <DeviceRow key={gpu.key} device={gpu} />
         ))}
-        <DeviceRow device={machine.cpu} label={`${machine.cpu.name} · ${machine.cores} cores, load ${decimal(machine.load, 2)}`} />
+        <DeviceRow
+          device={machine.cpu}
+          label={`${machine.cpu.name} · ${machine.cores} cores, load ${decimal(machine.load, 2)}`}
+        />
         <li>
           <Meter
             label="Disk"
@@ -46,8 +49,7 @@ function DeviceRow({ device, label = device.name }: { device: Device; label?: st
         {device.holders.length === 0 && "free"}
         {device.holders.filter(isFirst).map((holder) => (
           <span key={keyOf(holder)}>
-            {holder.use}{" "}
-            {holder.run ? <a href={href(["runs", holder.run])}>{holder.name}</a> : <b>{holder.name}</b>}
+            {holder.use} {holder.run ? <a href={href(["runs", holder.run])}>{holder.name}</a> : <b>{holder.name}</b>}
             {holder.bytes !== null && `, ${bytes(holder.bytes)}`}
             {holder.job !== null && `, job ${holder.job}`}
             {!holder.exclusive && ", shared"}

@@ -32,7 +32,14 @@ export function JobRow({ job, earlier, later }: Props) {
         <span className="job-actions" role="group" aria-label={`Job ${job.id}, ${job.name}`}>
           {(earlier || later) && (
             <>
-              <Button look="quiet" small aria-label="Start earlier" title="Start earlier" disabled={!earlier} onClick={earlier}>
+              <Button
+                look="quiet"
+                small
+                aria-label="Start earlier"
+                title="Start earlier"
+                disabled={!earlier}
+                onClick={earlier}
+              >
                 <Icon name="up" />
               </Button>
               <Button look="quiet" small aria-label="Start later" title="Start later" disabled={!later} onClick={later}>
@@ -54,13 +61,23 @@ export function JobRow({ job, earlier, later }: Props) {
         </span>
       </div>
       {job.progress && <ProgressBar progress={job.progress} label={`Progress of ${job.name}`} />}
-      {(job.why || job.detail) && <p className={job.state === "failed" ? "note bad" : "note"}>{job.why || job.detail}</p>}
+      {(job.why || job.detail) && (
+        <p className={job.state === "failed" ? "note bad" : "note"}>{job.why || job.detail}</p>
+      )}
       {showsLog && <LogDialog job={job} onClose={() => setShowsLog(false)} />}
     </div>
   );
 }
 
-function Act({ job, verb, text }: { job: JobView; verb: "pause" | "resume" | "hold" | "release" | "retry"; text: string }) {
+function Act({
+  job,
+  verb,
+  text,
+}: {
+  job: JobView;
+  verb: "pause" | "resume" | "hold" | "release" | "retry";
+  text: string;
+}) {
   return (
     <Button look="quiet" small onClick={() => askJob(job.id, verb)}>
       {text}

@@ -23,7 +23,9 @@ export function ProgressBar({ progress, label }: { progress: Schemas["Progress"]
 
 function progressText({ doing, step, steps, seconds_left: left, loss, tokens_per_second: speed }: Schemas["Progress"]) {
   if (!step) return doing || "starting";
-  const found = [steps ? `${percent(step / steps)}, step ${integer(step)} of ${integer(steps)}` : `step ${integer(step)}`];
+  const found = [
+    steps ? `${percent(step / steps)}, step ${integer(step)} of ${integer(steps)}` : `step ${integer(step)}`,
+  ];
   if (doing) found.push(doing);
   else if (left !== null) found.push(`${duration(left)} left`);
   found.push(`loss ${decimal(loss)}`);

@@ -94,9 +94,7 @@ function JobList({ label, jobs, moves }: { label: string; jobs: JobView[]; moves
               job={job}
               earlier={moves && jobs[at - 1] ? () => askJob(job.id, "move", { before: jobs[at - 1]!.id }) : undefined}
               later={
-                moves && jobs[at + 1]
-                  ? () => askJob(job.id, "move", { before: jobs[at + 2]?.id ?? null })
-                  : undefined
+                moves && jobs[at + 1] ? () => askJob(job.id, "move", { before: jobs[at + 2]?.id ?? null }) : undefined
               }
             />
           </li>

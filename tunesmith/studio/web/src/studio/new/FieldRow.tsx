@@ -42,12 +42,21 @@ export function FieldRow({ field, value, problem, onChange }: Props) {
   // A value like the default is taken out, so that the recipe stays short.
   const change = (next: unknown) => onChange(isSame(next, field.default) ? undefined : next);
   return (
-    <div className={`recipe-field ${HALF.includes(field.kind) ? "half" : ""} ${problem ? "wrong" : ""} ${isSet ? "set" : ""}`} data-key={field.key}>
+    <div
+      className={`recipe-field ${HALF.includes(field.kind) ? "half" : ""} ${problem ? "wrong" : ""} ${isSet ? "set" : ""}`}
+      data-key={field.key}
+    >
       <div className="name">
         {isGroup ? <span className="label">{field.title}</span> : <label htmlFor={id}>{field.title}</label>}
         <code className="key">{field.key}</code>
         {isSet && !field.isRequired && (
-          <Button small look="quiet" className="reset" aria-label={`${field.title}: back to the default`} onClick={() => onChange(undefined)}>
+          <Button
+            small
+            look="quiet"
+            className="reset"
+            aria-label={`${field.title}: back to the default`}
+            onClick={() => onChange(undefined)}
+          >
             Default
           </Button>
         )}

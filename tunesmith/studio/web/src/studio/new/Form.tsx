@@ -37,7 +37,13 @@ export function Form({ schema, draft, state, level, onLevel }: Props) {
     <div className="recipe-form" role="form" aria-label="Recipe">
       <div className="form-head">
         <Segments label="Fields that are shown" options={OPTIONS} value={level} onChange={onLevel} />
-        <input type="search" aria-label="Search fields" placeholder="Search fields" value={search} onChange={(event) => setSearch(event.target.value)} />
+        <input
+          type="search"
+          aria-label="Search fields"
+          placeholder="Search fields"
+          value={search}
+          onChange={(event) => setSearch(event.target.value)}
+        />
       </div>
       {sections.map((section) => (
         <SectionPart

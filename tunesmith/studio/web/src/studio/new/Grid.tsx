@@ -34,7 +34,11 @@ export function Grid({ schema, values, rows, onChange }: Props) {
       <legend>Several values</legend>
       {rows.map((row, at) => (
         <div key={at} className="row">
-          <select aria-label={`Field ${at + 1}`} value={row.key} onChange={(event) => change(at, { key: event.target.value })}>
+          <select
+            aria-label={`Field ${at + 1}`}
+            value={row.key}
+            onChange={(event) => change(at, { key: event.target.value })}
+          >
             {keys.map(({ key }) => (
               <option key={key}>{key}</option>
             ))}
@@ -46,7 +50,12 @@ export function Grid({ schema, values, rows, onChange }: Props) {
             value={row.text}
             onChange={(event) => change(at, { text: event.target.value })}
           />
-          <Button small look="quiet" aria-label={`Remove field ${at + 1}`} onClick={() => onChange(rows.filter((_, number) => number !== at))}>
+          <Button
+            small
+            look="quiet"
+            aria-label={`Remove field ${at + 1}`}
+            onClick={() => onChange(rows.filter((_, number) => number !== at))}
+          >
             ✕
           </Button>
         </div>
@@ -57,7 +66,9 @@ export function Grid({ schema, values, rows, onChange }: Props) {
         </Button>
       </div>
       <p id={`${id}-hint`} className="note small">
-        {runs > 1 ? `${runs} runs, one for each combination. They can be compared afterwards.` : "One run for each combination, values divided by commas."}
+        {runs > 1
+          ? `${runs} runs, one for each combination. They can be compared afterwards.`
+          : "One run for each combination, values divided by commas."}
       </p>
     </fieldset>
   );
@@ -65,6 +76,16 @@ export function Grid({ schema, values, rows, onChange }: Props) {
 
 /** The values by key. */
 export function gridOf(rows: GridRow[]): Record<string, unknown[]> {
-  const named = rows.map(({ key, text }) => [key, text.split(",").map((word) => word.trim()).filter(Boolean).map(meant)] as const);
+  const named = rows.map(
+    ({ key, text }) =>
+      [
+        key,
+        text
+          .split(",")
+          .map((word) => word.trim())
+          .filter(Boolean)
+          .map(meant),
+      ] as const,
+  );
   return Object.fromEntries(named.filter(([, values]) => values.length));
 }

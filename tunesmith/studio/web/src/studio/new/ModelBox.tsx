@@ -4,5 +4,11 @@ import type { WidgetProps } from "./widgets";
 
 /** The base model: typed, or chosen. */
 export function ModelBox({ value, onChange, attributes }: WidgetProps) {
-  return <ModelPicker value={textOf(value)} onChange={(path) => onChange(path === "" ? undefined : path)} attributes={attributes} />;
+  return (
+    <ModelPicker
+      value={textOf(value)}
+      onChange={(path) => onChange(path === "" ? undefined : path)}
+      attributes={attributes}
+    />
+  );
 }

@@ -31,7 +31,12 @@ interface Props {
 
 /** Asks when and how the recipe is run, and queues it. */
 export function QueueDialog({ open, schema, values, onQueued, onClose }: Props) {
-  const [asked, setAsked] = useState<Omit<Schemas["NewJobs"], "recipe">>({ priority: "normal", hold: false, grid: {}, export: [] });
+  const [asked, setAsked] = useState<Omit<Schemas["NewJobs"], "recipe">>({
+    priority: "normal",
+    hold: false,
+    grid: {},
+    export: [],
+  });
   const [rows, setRows] = useState<GridRow[]>([]);
   const [mustSucceed, setMustSucceed] = useState(true);
   const [after, setAfter] = useState("");
@@ -80,7 +85,12 @@ export function QueueDialog({ open, schema, values, onQueued, onClose }: Props) 
       {error && <Notice tone="bad">{error}</Notice>}
       <div className="field">
         <span className="label">Priority</span>
-        <Segments label="Priority" options={PRIORITIES} value={asked.priority ?? "normal"} onChange={(priority) => change({ priority })} />
+        <Segments
+          label="Priority"
+          options={PRIORITIES}
+          value={asked.priority ?? "normal"}
+          onChange={(priority) => change({ priority })}
+        />
       </div>
       <Field label="Start after a job">
         {(attributes) => (
@@ -96,17 +106,35 @@ export function QueueDialog({ open, schema, values, onQueued, onClose }: Props) 
           </select>
         )}
       </Field>
-      {after && <Check label="Only if that job succeeds" checked={mustSucceed} onChange={() => setMustSucceed(!mustSucceed)} />}
+      {after && (
+        <Check label="Only if that job succeeds" checked={mustSucceed} onChange={() => setMustSucceed(!mustSucceed)} />
+      )}
       <Field label="Not before" hint="A time such as 22:30, 2026-12-24T08:00 or +3h. Empty: as soon as it may.">
-        {(attributes) => <input {...attributes} value={asked.at ?? ""} autoComplete="off" onChange={(event) => change({ at: event.target.value })} />}
+        {(attributes) => (
+          <input
+            {...attributes}
+            value={asked.at ?? ""}
+            autoComplete="off"
+            onChange={(event) => change({ at: event.target.value })}
+          />
+        )}
       </Field>
-      <Check label="Hold it until it is released" checked={asked.hold ?? false} onChange={() => change({ hold: !asked.hold })} />
+      <Check
+        label="Hold it until it is released"
+        checked={asked.hold ?? false}
+        onChange={() => change({ hold: !asked.hold })}
+      />
       <Grid schema={schema} values={values} rows={rows} onChange={setRows} />
       {!!forms.data?.length && (
         <fieldset className="export-forms">
           <legend>Export when it has finished</legend>
           {forms.data.map(({ name }) => (
-            <Check key={name} label={name} checked={(asked.export ?? []).includes(name)} onChange={() => toggle(name)} />
+            <Check
+              key={name}
+              label={name}
+              checked={(asked.export ?? []).includes(name)}
+              onChange={() => toggle(name)}
+            />
           ))}
         </fieldset>
       )}

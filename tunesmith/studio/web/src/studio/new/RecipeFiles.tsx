@@ -80,7 +80,9 @@ export function SaveDialog({ open, yaml, name, onSaved, onClose }: SaveProps) {
       }
     >
       <Field label="Name" hint="Saved as recipes/NAME.yaml" error={error || undefined}>
-        {(attributes) => <input {...attributes} value={typed ?? name} onChange={(event) => setTyped(event.target.value)} />}
+        {(attributes) => (
+          <input {...attributes} value={typed ?? name} onChange={(event) => setTyped(event.target.value)} />
+        )}
       </Field>
       <Check label="Replace a recipe of this name" checked={replace} onChange={() => setReplace(!replace)} />
     </Dialog>

@@ -89,18 +89,32 @@ function SourceRow({ field, number, source, onChange, onRemove }: RowProps) {
         </Button>
       </div>
       <details>
-        <summary>{further.length ? further.map((name) => `${name}: ${textOf(source[name])}`).join(" · ") : "Format, columns, weight"}</summary>
+        <summary>
+          {further.length
+            ? further.map((name) => `${name}: ${textOf(source[name])}`).join(" · ")
+            : "Format, columns, weight"}
+        </summary>
         <div className="inner">
           {inner.map((one) => {
-            const Widget = one.kind === "map" ? MapBox : one.kind === "number" ? NumberBox : one.kind === "list" ? ListBox : TextBox;
+            const Widget =
+              one.kind === "map" ? MapBox : one.kind === "number" ? NumberBox : one.kind === "list" ? ListBox : TextBox;
             const id = `${field.key}.${number}.${one.key}`;
             const change = (value: unknown) => set(one.key, isSame(value, one.default) ? undefined : value);
             return (
               <div key={one.key} className="recipe-field">
                 <div className="name">
-                  {one.kind === "map" ? <span className="label">{one.title}</span> : <label htmlFor={id}>{one.title}</label>}
+                  {one.kind === "map" ? (
+                    <span className="label">{one.title}</span>
+                  ) : (
+                    <label htmlFor={id}>{one.title}</label>
+                  )}
                 </div>
-                <Widget field={one} value={source[one.key]} onChange={change} attributes={{ id, "aria-describedby": `${id}-below`, "aria-invalid": undefined }} />
+                <Widget
+                  field={one}
+                  value={source[one.key]}
+                  onChange={change}
+                  attributes={{ id, "aria-describedby": `${id}-below`, "aria-invalid": undefined }}
+                />
                 <p id={`${id}-below`} className="hint">
                   <Prose text={one.help} />
                 </p>

@@ -64,7 +64,8 @@ export class Draft {
   /** Begins with what this browser kept, else with a recipe that `source` gives. */
   async begin(source: () => Promise<string | null>): Promise<void> {
     const kept = this.kept();
-    if (kept) await this.check(kept.values || kept.yaml.trim() ? { yaml: kept.yaml, values: kept.values } : { values: {} });
+    if (kept)
+      await this.check(kept.values || kept.yaml.trim() ? { yaml: kept.yaml, values: kept.values } : { values: {} });
     else await this.beginWith(source);
   }
 
@@ -127,12 +128,15 @@ export class Draft {
     const { signal } = (this.asked = new AbortController());
     this.change({ isChecking: true });
     try {
-      const found = await data(client.POST("/api/recipe/check", { body: { yaml: null, values: null, ...draft }, signal }));
+      const found = await data(
+        client.POST("/api/recipe/check", { body: { yaml: null, values: null, ...draft }, signal }),
+      );
       if (signal.aborted) return;
       const { problems, command, values } = found;
       const now = { problems, command, isChecking: false, error: "" };
       const text = found.yaml === EMPTY ? "" : found.yaml;
-      if (draft.values) this.change({ ...now, values: draft.values, yaml: text, isReadable: true, withComments: this.stillLost(text) });
+      if (draft.values)
+        this.change({ ...now, values: draft.values, yaml: text, isReadable: true, withComments: this.stillLost(text) });
       else this.change({ ...now, isReadable: values !== null, ...(values !== null && { values }) });
       const { editedAt, yaml } = this.state.get();
       if (editedAt !== null) this.keep({ yaml, values: null, at: editedAt });

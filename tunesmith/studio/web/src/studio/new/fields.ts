@@ -59,7 +59,8 @@ const SPECIAL: Record<string, Kind> = { "model.path": "model", "data.train": "so
 export function sectionsOf(schema: Schemas["RecipeSchema"], values: Values): Section[] {
   const properties = (schema.json_schema as Node).properties ?? {};
   return schema.sections.map(({ key, help, keys }) => {
-    if (!key) return { key, help, title: "This run", fields: keys.map((name) => fieldOf(name, properties[name]!, false)) };
+    if (!key)
+      return { key, help, title: "This run", fields: keys.map((name) => fieldOf(name, properties[name]!, false)) };
     const node = properties[key]!;
     const fields = node.oneOf ? methodFields(key, node, values) : fieldsOf(key, node);
     return { key, help, title: node.title ?? key, fields };
@@ -69,7 +70,9 @@ export function sectionsOf(schema: Schemas["RecipeSchema"], values: Values): Sec
 function fieldsOf(section: string, node: Node): Field[] {
   const required = node.required ?? [];
   const key = (name: string) => (section ? `${section}.${name}` : name);
-  return Object.entries(node.properties ?? {}).map(([name, inner]) => fieldOf(key(name), inner, required.includes(name)));
+  return Object.entries(node.properties ?? {}).map(([name, inner]) =>
+    fieldOf(key(name), inner, required.includes(name)),
+  );
 }
 
 /** A union that a name tells apart: the name, and the fields of the kind that is chosen. */
@@ -80,7 +83,11 @@ function methodFields(section: string, node: Node, values: Values): Field[] {
   const chosen = valueAt(values, `${section}.name`) ?? initial;
   const kind = kinds[names.indexOf(String(chosen))];
   const name: Field = {
-    ...fieldOf(`${section}.name`, { type: "string", enum: names, default: initial, title: "Name", level: "essential" }, false),
+    ...fieldOf(
+      `${section}.name`,
+      { type: "string", enum: names, default: initial, title: "Name", level: "essential" },
+      false,
+    ),
     help: kinds.map((one) => one.description ?? "").join(" "),
   };
   return [name, ...fieldsOf(section, kind ?? {}).filter(({ key }) => key !== name.key)];
@@ -116,8 +123,10 @@ function kindOf(kinds: Node[], words: string[]): Kind {
 }
 
 function rangeOf({ minimum, maximum, exclusiveMinimum, exclusiveMaximum }: Node): string {
-  const low = minimum !== undefined ? `from ${minimum}` : exclusiveMinimum !== undefined ? `above ${exclusiveMinimum}` : "";
-  const high = maximum !== undefined ? `to ${maximum}` : exclusiveMaximum !== undefined ? `below ${exclusiveMaximum}` : "";
+  const low =
+    minimum !== undefined ? `from ${minimum}` : exclusiveMinimum !== undefined ? `above ${exclusiveMinimum}` : "";
+  const high =
+    maximum !== undefined ? `to ${maximum}` : exclusiveMaximum !== undefined ? `below ${exclusiveMaximum}` : "";
   return [low, high].filter(Boolean).join(" ");
 }
 

@@ -74,7 +74,13 @@ export function NumberBox({ field, value, onChange, attributes }: WidgetProps) {
       {field.words.length > 0 && (
         <span className="words">
           {field.words.map((word) => (
-            <Button key={word} small look="quiet" aria-pressed={isWord && shown === word} onClick={() => onChange(word)}>
+            <Button
+              key={word}
+              small
+              look="quiet"
+              aria-pressed={isWord && shown === word}
+              onClick={() => onChange(word)}
+            >
               {word}
             </Button>
           ))}
@@ -114,7 +120,10 @@ export function ListBox({ field, value, onChange, attributes }: WidgetProps) {
   const takesWord = typeof field.default === "string";
   const read = (text: string) => {
     setTyped(text);
-    const items = text.split("\n").map((line) => line.trim()).filter(Boolean);
+    const items = text
+      .split("\n")
+      .map((line) => line.trim())
+      .filter(Boolean);
     if (!items.length) onChange(undefined);
     else onChange(takesWord && items.length === 1 && items[0] === field.default ? items[0] : items);
   };
@@ -150,9 +159,24 @@ export function MapBox({ field, value, onChange, attributes }: WidgetProps) {
     <div className="map-box" role="group" aria-label={field.title} aria-describedby={attributes["aria-describedby"]}>
       {shown.map(({ name, text }, at) => (
         <div key={at}>
-          <input aria-label={`${field.title}: name ${at + 1}`} value={name} spellCheck={false} onChange={(event) => change(at, { name: event.target.value })} />
-          <input aria-label={`${field.title}: value ${at + 1}`} value={text} spellCheck={false} onChange={(event) => change(at, { text: event.target.value })} />
-          <Button small look="quiet" aria-label={`Remove ${name || "this row"}`} onClick={() => set(shown.filter((_, number) => number !== at))}>
+          <input
+            aria-label={`${field.title}: name ${at + 1}`}
+            value={name}
+            spellCheck={false}
+            onChange={(event) => change(at, { name: event.target.value })}
+          />
+          <input
+            aria-label={`${field.title}: value ${at + 1}`}
+            value={text}
+            spellCheck={false}
+            onChange={(event) => change(at, { text: event.target.value })}
+          />
+          <Button
+            small
+            look="quiet"
+            aria-label={`Remove ${name || "this row"}`}
+            onClick={() => set(shown.filter((_, number) => number !== at))}
+          >
             ✕
           </Button>
         </div>

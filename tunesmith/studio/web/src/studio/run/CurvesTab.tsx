@@ -13,11 +13,7 @@ import { CurvesTable } from "./CurvesTable";
 export function CurvesTab({ id }: { id: string }) {
   const box = useRef<HTMLDivElement>(null);
   const width = useWidth(box);
-  return (
-    <div ref={box}>
-      {width > 0 && <CurvesOf id={id} pixels={width} />}
-    </div>
-  );
+  return <div ref={box}>{width > 0 && <CurvesOf id={id} pixels={width} />}</div>;
 }
 
 function CurvesOf({ id, pixels }: { id: string; pixels: number }) {
@@ -26,7 +22,12 @@ function CurvesOf({ id, pixels }: { id: string; pixels: number }) {
   const { curves, error } = useCurves(id, { x: axis.value, pixels, low, high, smoothing });
 
   const marks = useMemo(() => curves?.resumed.map((x) => ({ x, label: "resumed" })) ?? [], [curves?.resumed]);
-  if (error && !curves) return <p className="notice bad" role="alert">{error}</p>;
+  if (error && !curves)
+    return (
+      <p className="notice bad" role="alert">
+        {error}
+      </p>
+    );
   if (!curves) return <p className="note">Reading the curves…</p>;
   if (!curves.curves.length) return <p className="note">No steps yet. The curves begin with the first step.</p>;
   const panels = panelsOf(curves.curves.map(({ name }) => name));
@@ -36,7 +37,14 @@ function CurvesOf({ id, pixels }: { id: string; pixels: number }) {
       {hasGaps(curves) && <p className="note gaps">✕ marks steps at which a value was not a number.</p>}
       <div className="charts">
         {panels.map((panel, at) => (
-          <PanelChart key={panel.title} panel={panel} curves={curves.curves} marks={marks} state={state} isFirst={!at} />
+          <PanelChart
+            key={panel.title}
+            panel={panel}
+            curves={curves.curves}
+            marks={marks}
+            state={state}
+            isFirst={!at}
+          />
         ))}
       </div>
       <CurvesTable curves={curves} />
@@ -55,7 +63,10 @@ interface PanelProps {
 function PanelChart({ panel, curves, marks, state, isFirst }: PanelProps) {
   const own = panel.names.map((name) => curves.find((curve) => curve.name === name));
   // The lines are new only if a curve of this chart is.
-  const lines = useMemo(() => linesOf(panel, curves), [panel.title, ...own.slice(0, 1), own.length > 1 ? own[1] : null]);
+  const lines = useMemo(
+    () => linesOf(panel, curves),
+    [panel.title, ...own.slice(0, 1), own.length > 1 ? own[1] : null],
+  );
   return (
     <Chart
       title={panel.title}

@@ -49,7 +49,11 @@ function Tables({ curves }: { curves: Curves }) {
           columns={[
             { title: axis.label, cell: (at) => axis.text(heldOut.x[at]!), number: true },
             { title: "held-out loss", cell: (at) => decimal(heldOut.y[at]), number: true },
-            { title: "95 % interval", cell: (at) => `${decimal(heldOut.low[at])} – ${decimal(heldOut.high[at])}`, number: true },
+            {
+              title: "95 % interval",
+              cell: (at) => `${decimal(heldOut.low[at])} – ${decimal(heldOut.high[at])}`,
+              number: true,
+            },
           ]}
         />
       )}

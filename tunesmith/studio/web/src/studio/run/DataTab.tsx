@@ -32,7 +32,12 @@ export function DataTab({ id, view }: { id: string; view: RunView }) {
     data(client.GET("/api/runs/{name}/ledger", { params: { path: { name: id }, query: { offset } }, signal })),
   );
   const summary = view.plan?.ledger as Summary | undefined;
-  if (error) return <p className="notice bad" role="alert">{error}</p>;
+  if (error)
+    return (
+      <p className="notice bad" role="alert">
+        {error}
+      </p>
+    );
   if (!part) return <p className="note">Reading the ledger…</p>;
   return (
     <>
@@ -50,7 +55,10 @@ export function DataTab({ id, view }: { id: string; view: RunView }) {
           rows={part.rows as unknown as Entry[]}
           rowKey={(row) => `${row.file} ${row.line} ${row.action} ${row.reason}`}
           columns={[
-            { title: "Row", cell: (row) => <span className="path">{`${row.file}${row.line === null ? "" : `:${row.line}`}`}</span> },
+            {
+              title: "Row",
+              cell: (row) => <span className="path">{`${row.file}${row.line === null ? "" : `:${row.line}`}`}</span>,
+            },
             { title: "What", cell: (row) => row.action },
             { title: "Why", cell: (row) => row.reason.replaceAll("_", " ") },
             { title: "Details", cell: (row) => row.detail },
@@ -95,7 +103,8 @@ function Counts({ summary }: { summary: Summary }) {
       )}
       {unread.length > 0 && (
         <p className="note">
-          Keys that the format does not read: {unread.map(([key, count]) => `${key} (${integer(count)} rows)`).join(", ")}.
+          Keys that the format does not read:{" "}
+          {unread.map(([key, count]) => `${key} (${integer(count)} rows)`).join(", ")}.
         </p>
       )}
     </>

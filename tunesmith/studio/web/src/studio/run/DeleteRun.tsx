@@ -47,7 +47,8 @@ export function DeleteRun({ view, onClose }: { view: RunView; onClose: () => voi
           <p className="note">The base model and the data stay.</p>
           {!!found.kept?.length && (
             <p className="note">
-              In <span className="path">{folder}</span> these stay, as Tunesmith did not write them: {found.kept.join(", ")}.
+              In <span className="path">{folder}</span> these stay, as Tunesmith did not write them:{" "}
+              {found.kept.join(", ")}.
             </p>
           )}
         </>

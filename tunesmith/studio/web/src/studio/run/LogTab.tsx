@@ -12,11 +12,23 @@ import { eventText } from "./eventText";
 /** What happened, and what the job wrote to its terminal. */
 export function LogTab({ id, view }: { id: string; view: RunView }) {
   const job = useValue(queue)?.jobs.find((one) => one.id === view.job);
-  const { data: history, error, reload } = useFetched(`history ${id}`, (signal) =>
+  const {
+    data: history,
+    error,
+    reload,
+  } = useFetched(`history ${id}`, (signal) =>
     data(client.GET("/api/runs/{name}/history", { params: { path: { name: id } }, signal })),
   );
-  useEffect(() => followRun(id, ({ events }) => events.some(({ event }) => event !== "step") && reload()), [id, reload]);
-  if (error && !history) return <p className="notice bad" role="alert">{error}</p>;
+  useEffect(
+    () => followRun(id, ({ events }) => events.some(({ event }) => event !== "step") && reload()),
+    [id, reload],
+  );
+  if (error && !history)
+    return (
+      <p className="notice bad" role="alert">
+        {error}
+      </p>
+    );
   return (
     <div className="stack">
       {job && (

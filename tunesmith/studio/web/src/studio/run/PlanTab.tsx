@@ -34,7 +34,11 @@ export function PlanTab({ view }: { view: RunView }) {
             rowKey={({ name }) => name}
             columns={[
               { title: "Quantity", cell: ({ name }) => ROWS[name].title },
-              { title: "Predicted", cell: ({ name, predicted: value }) => orDash(value, ROWS[name].text), number: true },
+              {
+                title: "Predicted",
+                cell: ({ name, predicted: value }) => orDash(value, ROWS[name].text),
+                number: true,
+              },
               { title: "Measured", cell: ({ name, measured }) => orDash(measured, ROWS[name].text), number: true },
               { title: "Difference", cell: difference, number: true },
             ]}

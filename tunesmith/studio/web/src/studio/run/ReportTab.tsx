@@ -6,7 +6,12 @@ export function ReportTab({ id }: { id: string }) {
   const { data: address, error } = useFetched(`report ${id}`, () =>
     data(client.POST("/api/runs/{name}/report", { params: { path: { name: id } } })),
   );
-  if (error) return <p className="notice bad" role="alert">{error}</p>;
+  if (error)
+    return (
+      <p className="notice bad" role="alert">
+        {error}
+      </p>
+    );
   if (!address) return <p className="note">Writing the report…</p>;
   return (
     <>

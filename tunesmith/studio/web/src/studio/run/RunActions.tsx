@@ -36,7 +36,9 @@ export function RunActions({ view, onChange }: { view: RunView; onChange: (view:
       {row.held && wish !== "stop" && <Button onClick={() => setAsks("stop")}>Stop</Button>}
       {row.held && wish === "stop" && <span className="note">Saving and stopping…</span>}
       {row.held && wish === "stop" && job !== null && <Button onClick={() => setAsks("now")}>End now</Button>}
-      {isEnding && <span className="note">{row.status === "not started" ? "Starting…" : "Its process is at work…"}</span>}
+      {isEnding && (
+        <span className="note">{row.status === "not started" ? "Starting…" : "Its process is at work…"}</span>
+      )}
       {isResumable && !isEnding && (
         <Button look="main" onClick={() => ask("resume")}>
           {row.status === "not started" ? "Queue" : "Resume"}

@@ -36,8 +36,8 @@ export function SamplesTab({ id, view }: { id: string; view: RunView }) {
   if (!final.length && !moments.length) {
     return (
       <p className="note">
-        No samples. <code>evaluate.samples</code> in the recipe says how many prompts are answered, with held-out rows of
-        the data.
+        No samples. <code>evaluate.samples</code> in the recipe says how many prompts are answered, with held-out rows
+        of the data.
       </p>
     );
   }

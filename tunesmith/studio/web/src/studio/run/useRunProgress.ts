@@ -13,10 +13,7 @@ export function useRunProgress(run: string, told: Progress | null): Progress | n
   const [progress, setProgress] = useState(told);
   useEffect(() => setProgress(told), [told]);
   useEffect(
-    () =>
-      followRun(run, ({ events }) =>
-        setProgress((before) => before && events.reduce<Progress>(after, before)),
-      ),
+    () => followRun(run, ({ events }) => setProgress((before) => before && events.reduce<Progress>(after, before))),
     [run],
   );
   return progress;

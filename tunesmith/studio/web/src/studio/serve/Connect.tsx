@@ -27,7 +27,9 @@ export function Connect({ server, onClose }: { server: Server; onClose: () => vo
         <Field label="Program">
           {(attributes) => (
             <select {...attributes} value={chosen?.name ?? ""} onChange={(event) => setName(event.target.value)}>
-              {clients?.map((one) => <option key={one.name}>{one.name}</option>)}
+              {clients?.map((one) => (
+                <option key={one.name}>{one.name}</option>
+              ))}
             </select>
           )}
         </Field>

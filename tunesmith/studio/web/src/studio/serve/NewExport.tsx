@@ -70,7 +70,9 @@ export function NewExport({ run, onQueued, onClose }: Props) {
       <Field label="Form" hint={form && USES[form.name]}>
         {(attributes) => (
           <select {...attributes} value={form?.name ?? ""} onChange={(event) => setName(event.target.value)}>
-            {forms?.map((one) => <option key={one.name}>{one.name}</option>)}
+            {forms?.map((one) => (
+              <option key={one.name}>{one.name}</option>
+            ))}
           </select>
         )}
       </Field>

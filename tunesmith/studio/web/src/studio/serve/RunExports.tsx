@@ -20,7 +20,11 @@ export function RunExports({ runs, chosen }: { runs: RunRow[]; chosen: string | 
   const run = ready.find(({ id }) => id === chosen) ?? (chosen ? undefined : ready[0]);
   const jobs = useValue(queue)?.jobs.filter(({ kind }) => kind === "export");
   const states = jobs?.map(({ id, state }) => `${id} ${state}`).join();
-  const { data: found, error, set } = useFetched(run ? `${run.id} ${states}` : null, (signal) =>
+  const {
+    data: found,
+    error,
+    set,
+  } = useFetched(run ? `${run.id} ${states}` : null, (signal) =>
     data(client.GET("/api/runs/{name}/exports", { params: { path: { name: run!.id } }, signal })),
   );
   const [adds, setAdds] = useState(false);
@@ -50,15 +54,21 @@ export function RunExports({ runs, chosen }: { runs: RunRow[]; chosen: string | 
           )}
         </Field>
       )}
-      {error && <p className="notice bad" role="alert">{error}</p>}
+      {error && (
+        <p className="notice bad" role="alert">
+          {error}
+        </p>
+      )}
       {run && found && (
         <ul className="servers">
           {found.jobs.map((job) => (
             <ExportJobLine key={job.job} job={job} view={jobs?.find(({ id }) => id === job.job)} />
           ))}
-          {[...found.written].sort((a, b) => b.written - a.written).map((made) => (
-            <ExportCard key={made.name} made={made} />
-          ))}
+          {[...found.written]
+            .sort((a, b) => b.written - a.written)
+            .map((made) => (
+              <ExportCard key={made.name} made={made} />
+            ))}
           {!found.jobs.length && !found.written.length && (
             <li className="note">
               {run.name} has no exports. An export writes its result in the form that other programs read, and is

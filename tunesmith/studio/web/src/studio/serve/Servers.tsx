@@ -16,7 +16,11 @@ export function Servers({ run }: { run: string | null }) {
         <h2>Servers</h2>
         <Button onClick={() => setStarts(true)}>Start a server</Button>
       </div>
-      {error && <p className="notice bad" role="alert">{error}</p>}
+      {error && (
+        <p className="notice bad" role="alert">
+          {error}
+        </p>
+      )}
       {servers?.length === 0 && (
         <p className="note">
           None is running. A server answers on this machine’s own address, with the APIs of OpenAI and Anthropic.

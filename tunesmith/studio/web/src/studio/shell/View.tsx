@@ -19,7 +19,11 @@ export function View({ title, aside, above, children }: Props) {
 
   return (
     <>
-      {above && <nav className="above" aria-label="Back">{above}</nav>}
+      {above && (
+        <nav className="above" aria-label="Back">
+          {above}
+        </nav>
+      )}
       <header className="view-title">
         <h1 id="title" tabIndex={-1}>
           {title}

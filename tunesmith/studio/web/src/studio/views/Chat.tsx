@@ -117,10 +117,7 @@ export function Chat() {
         {list(close)}
       </Dialog>
       <Dialog title="Start a server" place="side" open={opened?.kind === "start"} onClose={close}>
-        <StartServer
-          first={wanted}
-          onStarted={started}
-        />
+        <StartServer first={wanted} onStarted={started} />
       </Dialog>
       <SettingsDialog
         open={opened?.kind === "settings"}
@@ -134,11 +131,7 @@ export function Chat() {
         <RenameConversation row={opened.row} onClose={close} onDone={() => void followed?.load()} />
       )}
       {opened?.kind === "delete" && (
-        <DeleteConversation
-          row={opened.row}
-          onClose={close}
-          onDone={() => opened.row.id === name && go(["chat"])}
-        />
+        <DeleteConversation row={opened.row} onClose={close} onDone={() => opened.row.id === name && go(["chat"])} />
       )}
     </div>
   );

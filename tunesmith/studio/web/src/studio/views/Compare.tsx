@@ -27,7 +27,11 @@ export function Compare() {
   return (
     <View title="Compare">
       <RunPicker ids={ids} runs={runs ?? []} />
-      {error && <p className="notice bad" role="alert">{error}</p>}
+      {error && (
+        <p className="notice bad" role="alert">
+          {error}
+        </p>
+      )}
       {ids.length < 2 && (
         <Empty title="Choose two or more runs">
           <p>Their curves are then drawn over one another, with what differs in their recipes and what came out.</p>

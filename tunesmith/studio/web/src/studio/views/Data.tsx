@@ -38,7 +38,13 @@ function Choose() {
             if (path.trim()) open(path.trim());
           }}
         >
-          <input aria-label="Path" placeholder="A path, a pattern such as rows/*.jsonl, or hub:org/name" value={path} spellCheck={false} onChange={(event) => setPath(event.target.value)} />
+          <input
+            aria-label="Path"
+            placeholder="A path, a pattern such as rows/*.jsonl, or hub:org/name"
+            value={path}
+            spellCheck={false}
+            onChange={(event) => setPath(event.target.value)}
+          />
           <Button type="submit">Open</Button>
         </form>
       </div>
@@ -76,7 +82,9 @@ function Opened({ file, model }: { file: string; model: string }) {
       {report.error && <Notice tone="bad">{report.error}</Notice>}
       {!report.data && report.busy && <p className="note">Reading {file}…</p>}
       <div className={`stack ${report.busy ? "old" : ""}`}>
-        {report.data?.map((one) => <Report key={one.path} report={one} />)}
+        {report.data?.map((one) => (
+          <Report key={one.path} report={one} />
+        ))}
         {report.data && <Rows file={file} model={model} />}
       </div>
       <FilePicker

@@ -13,7 +13,11 @@ export function Export() {
   const { data: runs, error } = useFetched(`runs ${changed}`, getRuns);
   return (
     <View title="Export & serve">
-      {error && <p className="notice bad" role="alert">{error}</p>}
+      {error && (
+        <p className="notice bad" role="alert">
+          {error}
+        </p>
+      )}
       <div className="serve">
         <Servers run={run} />
         {runs && <RunExports runs={runs} chosen={run} />}

@@ -30,9 +30,11 @@ export function Models() {
     (found) => (found?.some(({ state }) => state === "running") ? RUNNING_MS : STEADY_MS),
   );
   const done = downloads.data?.filter(({ state }) => state === "done").length;
-  const { data: models, error, reload } = useFetched(`models ${changed} ${done}`, (signal) =>
-    data(client.GET("/api/models", { signal })),
-  );
+  const {
+    data: models,
+    error,
+    reload,
+  } = useFetched(`models ${changed} ${done}`, (signal) => data(client.GET("/api/models", { signal })));
   const [deleted, setDeleted] = useState<ModelRow | null>(null);
   const [downloading, setDownloading] = useState(false);
   const search = query.get("q") ?? "";

@@ -25,9 +25,12 @@ const SETTLE_MS = 300;
 
 export function Run({ id }: { id: string }) {
   const { query } = usePlace();
-  const { data: view, error, reload, set } = useFetched(id, (signal) =>
-    data(client.GET("/api/runs/{name}", { params: { path: { name: id } }, signal })),
-  );
+  const {
+    data: view,
+    error,
+    reload,
+    set,
+  } = useFetched(id, (signal) => data(client.GET("/api/runs/{name}", { params: { path: { name: id } }, signal })));
   const progress = useRunProgress(id, view?.progress ?? null);
 
   useEffect(() => {
@@ -50,7 +53,13 @@ export function Run({ id }: { id: string }) {
   if (!view) {
     return (
       <View title={id.replace(/-[0-9a-f]{8}$/, "")} above={above}>
-        {error ? <p className="notice bad" role="alert">{error}</p> : <p className="note">Reading the run…</p>}
+        {error ? (
+          <p className="notice bad" role="alert">
+            {error}
+          </p>
+        ) : (
+          <p className="note">Reading the run…</p>
+        )}
       </View>
     );
   }
@@ -58,7 +67,11 @@ export function Run({ id }: { id: string }) {
   const tab = tabs.find(({ key }) => key === query.get("tab")) ?? tabs[0]!;
   return (
     <View title={view.row.name} above={above} aside={<RunActions view={view} onChange={set} />}>
-      {error && <p className="notice bad" role="alert">{error}</p>}
+      {error && (
+        <p className="notice bad" role="alert">
+          {error}
+        </p>
+      )}
       <div className="run-head">
         <RunStatus run={view.row} />
         <span className="note">{headline(view)}</span>

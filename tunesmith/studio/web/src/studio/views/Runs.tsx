@@ -25,9 +25,12 @@ export function Runs() {
   const status = query.get("status") ?? "";
   const sort = sortOf(query.get("sort") ?? "-started");
   const chosen = useMemo(() => new Set(query.get("chosen")?.split(",").filter(Boolean)), [query]);
-  const found = useDeferredValue(useMemo(() => sortedBy(filtered(runs ?? [], search, status), COLUMNS, sort), [
-    runs, search, status, sort.key, sort.down,
-  ]));
+  const found = useDeferredValue(
+    useMemo(
+      () => sortedBy(filtered(runs ?? [], search, status), COLUMNS, sort),
+      [runs, search, status, sort.key, sort.down],
+    ),
+  );
 
   const choose = (id: string) => {
     const next = new Set(chosen);
@@ -53,7 +56,11 @@ export function Runs() {
         </>
       }
     >
-      {error && <p className="notice bad" role="alert">{error}</p>}
+      {error && (
+        <p className="notice bad" role="alert">
+          {error}
+        </p>
+      )}
       {runs?.length === 0 && (
         <Empty title="No runs yet">
           <p>
@@ -78,7 +85,9 @@ export function Runs() {
               ))}
             </select>
             <span className="note" role="status">
-              {found.length === runs.length ? `${integer(runs.length)} runs` : `${found.length} of ${integer(runs.length)} runs`}
+              {found.length === runs.length
+                ? `${integer(runs.length)} runs`
+                : `${found.length} of ${integer(runs.length)} runs`}
             </span>
           </div>
           <RunsTable runs={found} sort={sort} chosen={chosen} onChoose={choose} />

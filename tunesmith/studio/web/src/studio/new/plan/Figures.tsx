@@ -63,10 +63,18 @@ function speedOf({ speed }: Prediction): Figure | null {
 function timeOf({ cost }: Prediction): Figure | null {
   if (!cost) return null;
   const beside = cost.seconds - (cost.parts.training ?? 0);
-  return { name: "Time", value: duration(cost.seconds), note: beside > 0.01 * cost.seconds ? `${duration(beside)} of it beside training` : undefined };
+  return {
+    name: "Time",
+    value: duration(cost.seconds),
+    note: beside > 0.01 * cost.seconds ? `${duration(beside)} of it beside training` : undefined,
+  };
 }
 
 function energyOf({ cost }: Prediction): Figure | null {
   if (cost?.kwh === null || cost?.kwh === undefined) return null;
-  return { name: "Energy", value: energy(cost.kwh), note: cost.price === null ? "at full power" : `costs ${decimal(cost.price, 3)}` };
+  return {
+    name: "Energy",
+    value: energy(cost.kwh),
+    note: cost.price === null ? "at full power" : `costs ${decimal(cost.price, 3)}`,
+  };
 }

@@ -18,7 +18,9 @@ const STAGES: Record<string, string> = {
 
 /** The memory of each GPU, or of the host, by part, with the line that it may not cross. All have the same scale. */
 export function MemoryBars({ needs, hostBytes }: { needs: Need[]; hostBytes: number }) {
-  const names = [...new Set(needs.flatMap(({ parts }) => Object.keys(parts)))].filter((name) => needs.some(({ parts }) => parts[name]));
+  const names = [...new Set(needs.flatMap(({ parts }) => Object.keys(parts)))].filter((name) =>
+    needs.some(({ parts }) => parts[name]),
+  );
   const whole = ROOM * Math.max(...needs.map(({ place, needed_bytes }) => Math.max(place.free_bytes, needed_bytes)));
   const tightest = needs.reduce((one, other) => (share(other) > share(one) ? other : one));
   const width = (size: number) => ({ width: `${(100 * size) / whole}%` });
@@ -38,10 +40,19 @@ export function MemoryBars({ needs, hostBytes }: { needs: Need[]; hostBytes: num
             <i className="room" style={width(need.place.free_bytes)} />
             <span className="used">
               {names.map((name, part) => (
-                <i key={name} className={`part-${(part % COLOURS) + 1}`} title={`${name}: ${bytes(need.parts[name] ?? 0)}`} style={width(need.parts[name] ?? 0)} />
+                <i
+                  key={name}
+                  className={`part-${(part % COLOURS) + 1}`}
+                  title={`${name}: ${bytes(need.parts[name] ?? 0)}`}
+                  style={width(need.parts[name] ?? 0)}
+                />
               ))}
             </span>
-            <i className="limit" title={`Limit: ${bytes(need.limit_bytes)}`} style={{ left: `${(100 * need.limit_bytes) / whole}%` }} />
+            <i
+              className="limit"
+              title={`Limit: ${bytes(need.limit_bytes)}`}
+              style={{ left: `${(100 * need.limit_bytes) / whole}%` }}
+            />
           </div>
         </div>
       ))}
@@ -58,8 +69,8 @@ export function MemoryBars({ needs, hostBytes }: { needs: Need[]; hostBytes: num
       </dl>
       <p className="note small">
         {needs.length > 1 && <>Parts of the {tightest.place.name}. </>}
-        The most is needed {STAGES[tightest.stage] ?? tightest.stage}. The line is the limit: a tenth of the free memory is left
-        alone.
+        The most is needed {STAGES[tightest.stage] ?? tightest.stage}. The line is the limit: a tenth of the free memory
+        is left alone.
         {hostBytes > 0 && <> Layers in host memory: {bytes(hostBytes)}.</>}
       </p>
     </section>

@@ -37,7 +37,11 @@ export function PlanPane({ planned, missing, machine, onMachine, onProblem, onRe
           <p className="note">{missing}</p>
         ) : (
           <>
-            {plan?.refusal && <p className="refusal"><Prose text={plan.refusal} /></p>}
+            {plan?.refusal && (
+              <p className="refusal">
+                <Prose text={plan.refusal} />
+              </p>
+            )}
             {problem && (
               <p className="refusal">
                 <Prose text={problem.message} />{" "}
