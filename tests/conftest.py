@@ -14,7 +14,7 @@ from tests import tiny
 from tunesmith import Recipe
 
 STANDIN_VLLM = Path(__file__).parent / "inference" / "standin_vllm.py"
-pytest_plugins = ["tests.serving"]  # the fixtures of runs that are served
+pytest_plugins = ["tests.browser", "tests.serving"]  # fixtures: Chromium; runs that are served
 
 # No deadlines, as a busy machine takes long. `make test` draws the same examples every time; `make test-all` loads
 # `random` with a seed that it prints.

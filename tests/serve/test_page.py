@@ -1,26 +1,13 @@
 """The chat page in a browser, with a small server that streams as slowly as a test requires."""
 
 import re
-import shutil
 
 import pytest
 
+from tests.browser import needs_browser
 from tests.serve.standin import StandIn
 from tunesmith.serve.apis.openai_api import ChatRequest
 from tunesmith.studio.page import STATIC
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.conftest import sums, write_rows
-from tests.studio.pages import CHROMIUM
 from tunesmith.jobs.store import Store
 from tunesmith.run import Run
 from tunesmith.studio.app import guarded, make_app
@@ -77,14 +76,3 @@ def small(studio, family) -> dict:
     for file in family("llama3").iterdir():
         os.link(file, studio.folder / "m" / file.name)
     return {"model": "m", "data": "d.jsonl", "train": {"max_steps": 4}}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium without a window."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -11,14 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 from tunesmith.studio.page import STATIC
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
 KEY = "a-key-of-the-tests"
 AXE = STATIC.parent / "web" / "node_modules" / "axe-core" / "axe.min.js"
 

@@ -11,8 +11,9 @@ from contextlib import suppress
 import pytest
 
 from tests import tiny
+from tests.browser import needs_browser
 from tests.conftest import sums, write_rows
-from tests.studio.pages import needs_browser, opened, studio_in, until
+from tests.studio.pages import opened, studio_in, until
 from tests.studio.test_page_home import add
 from tunesmith.evaluate.summary import summary
 from tunesmith.run import Run

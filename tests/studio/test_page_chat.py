@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
+from tests.browser import needs_browser
 from tests.studio.calling import standing_in
-from tests.studio.pages import accessibility, needs_browser, opened, studio_in, until
+from tests.studio.pages import accessibility, opened, studio_in, until
 from tunesmith.files import state_folder
 from tunesmith.studio.servers import KEY
 

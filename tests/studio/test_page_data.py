@@ -5,8 +5,9 @@ import json
 import pytest
 
 from tests import tiny
+from tests.browser import needs_browser
 from tests.conftest import write_rows
-from tests.studio.pages import accessibility, needs_browser, opened, studio_in, until
+from tests.studio.pages import accessibility, opened, studio_in, until
 
 pytestmark = needs_browser
 ROWS = [

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from tests import tiny
+from tests.browser import needs_browser
 from tests.conftest import sums, write_rows
 from tests.studio.pages import (
     KEY,
     accessibility,
     make_run,
-    needs_browser,
     opened,
     start,
     step,

@@ -6,7 +6,8 @@ from http.server import ThreadingHTTPServer
 import pytest
 
 from tests import tiny
-from tests.studio.pages import accessibility, make_run, needs_browser, opened, studio_in, until
+from tests.browser import needs_browser
+from tests.studio.pages import accessibility, make_run, opened, studio_in, until
 from tests.studio.test_models import Hub, StandIn
 
 pytestmark = needs_browser

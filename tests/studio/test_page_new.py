@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from tests import tiny
+from tests.browser import needs_browser
 from tests.conftest import sums, write_rows
-from tests.studio.pages import accessibility, make_run, needs_browser, opened, studio_in, until
+from tests.studio.pages import accessibility, make_run, opened, studio_in, until
 from tunesmith.jobs import ask
 from tunesmith.jobs.store import Store
 from tunesmith.recipe import Recipe

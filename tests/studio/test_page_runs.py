@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
+from tests.browser import needs_browser
 from tests.studio.pages import (
     KEY,
     accessibility,
     append,
     make_run,
-    needs_browser,
     opened,
     start,
     step,

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from tests import tiny
+from tests.browser import needs_browser
 from tests.studio.calling import standing_in
 from tests.studio.pages import (
     accessibility,
     make_run,
-    needs_browser,
     opened,
     start,
     step,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.studio.pages import KEY, accessibility, needs_browser, opened, studio_in, until
+from tests.browser import needs_browser
+from tests.studio.pages import KEY, accessibility, opened, studio_in, until
 
 pytestmark = needs_browser
 VIEWS = ["Home", "Data", "New run", "Runs", "Compare", "Chat", "Export & serve", "Models"]
