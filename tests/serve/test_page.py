@@ -57,7 +57,7 @@ def test_text_shows_as_it_comes(page, server):
     server.gate.set()
     page.wait_for_selector("#send:visible")
     assert page.inner_text(".answer .body") == "One, two, three."
-    figures = page.inner_text(".figures")
+    figures = page.inner_text(".answer-figures")
     assert re.fullmatch(r"[\d.e+]+ tokens/s · first after [\d.]+ s · 3 tokens · seed \d+", figures), figures
     [body] = asked(server)
     assert body["model"] == "my-run" and body["stream"] and body["stream_options"] == {"include_usage": True}

@@ -135,7 +135,7 @@ def test_an_answer_is_stopped_regenerated_and_its_question_edited(page, server):
     assert server.left.wait(10)
     server.endless = False
     page.click("text=Regenerate")
-    page.wait_for_selector(".answer .figures:has-text('3 tokens')")
+    page.wait_for_selector(".answer .answer-figures:has-text('3 tokens')")
     assert asked(server)[0]["seed"] != asked(server)[1]["seed"]
     page.hover(".asked")
     page.click("text=Edit")

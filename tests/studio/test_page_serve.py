@@ -119,7 +119,7 @@ def test_a_server_is_started_asked_and_stopped(browser, folder):
         page.wait_for_selector("text=a context of 128 tokens")
         page.fill("#message", "1+1")
         page.press("#message", "Enter")
-        page.wait_for_selector(".answer .figures", timeout=60_000)
+        page.wait_for_selector(".answer .answer-figures", timeout=60_000)
         page.goto(f"{studio.url}/#/serve")
         page.click(".server >> text=Log")
         page.wait_for_selector("dialog[open] .log:has-text('serving http')")

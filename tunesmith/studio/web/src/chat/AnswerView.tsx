@@ -45,7 +45,7 @@ export function AnswerView({ answer, seed, models, asMarkdown, kept, onKeep, onT
       {answer.note && <p className={answer.state === "failed" ? "note bad failed" : "note"}>{answer.note}</p>}
       {!running && (
         <footer>
-          <span className="figures">{figures(answer, seed)}</span>
+          <span className="answer-figures">{figures(answer, seed)}</span>
           <div className="actions">
             {actions}
             <CopyButton text={answer.text} label="Copy answer" />
@@ -64,7 +64,7 @@ function figures({ figures: measured }: Answer, seed: number): string {
   if (measured?.tokensPerSecond) parts.push(`${threeDigits(measured.tokensPerSecond)} tokens/s`);
   if (measured?.secondsToFirst !== undefined) parts.push(`first after ${threeDigits(measured.secondsToFirst)} s`);
   if (measured?.tokens) {
-    const inSeconds = measured.seconds === undefined ? "" : ` in ${threeDigits(measured.seconds)} s`;
+    const inSeconds = !measured.seconds ? "" : ` in ${threeDigits(measured.seconds)} s`;
     parts.push(counted(measured.tokens, "token") + inSeconds);
   }
   return [...parts, `seed ${seed}`].join(" · ");

@@ -2,6 +2,7 @@ import { createElement, memo, type ReactNode } from "react";
 
 import { CopyButton } from "../parts/CopyButton";
 import { Scroller } from "../parts/Scroller";
+import "./markdown.css";
 import { parseMarkdown } from "./parseMarkdown";
 
 const LONG_CELL = 24; // characters; such a cell keeps room for a few words in a line, and the table is scrolled
