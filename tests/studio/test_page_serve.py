@@ -66,7 +66,7 @@ def test_exports_show_their_comparison_and_new_ones_are_queued(browser, folder):
         assert table["Mean KL of logits, nats"] == ["0.0213", "≤ 0.15"]
         assert table["Same top token"] == ["95.8 %", "≥ 80 %"]
         assert table["Answers that stop"] == ["7 of 8", "≥ 90 %"]
-        assert card.locator(".commands code").first.inner_text().startswith("tunesmith serve")
+        assert card.locator(".export-commands code").first.inner_text().startswith("tunesmith serve")
         page.click("section[aria-label=Exports] >> button:text-is('Export')")
         page.select_option("dialog[open] select >> nth=0", "ollama")
         page.select_option("dialog[open] select >> nth=2", "q4_k_m")

@@ -42,7 +42,7 @@ export function ExportCard({ made }: { made: Export }) {
         </span>
       </p>
       {commands.length > 0 && (
-        <ul className="commands">
+        <ul className="export-commands">
           {commands.map((command) => (
             <li key={command}>
               <code>{command}</code>
