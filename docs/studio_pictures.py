@@ -92,6 +92,7 @@ def tour(page: Page, url: str, steps: int) -> None:
     page.wait_for_selector(".badge:has-text('stopped')", timeout=HOUR)
     page.click("button:text-is('Resume')", timeout=HOUR)
     page.wait_for_selector(".badge:has-text('finished')", timeout=HOUR)
+    page.wait_for_selector("a:has-text('Export & serve') >> nth=-1", timeout=HOUR)
     draw(page, "run-finished")
     page.click("[role=tab]:has-text('Plan')")
     draw(page, "plan")

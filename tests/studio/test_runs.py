@@ -35,6 +35,10 @@ def test_the_list_has_the_state_of_each_folder(client, make_run):
         "running": ("running", 3, True),
     }
     assert row(client, "running")["status"] == "cut off"
+    with done.held():
+        assert row(client, "done")["status"] == "finishing"
+        done.log("stage", doing="loading the model")
+        assert row(client, "done")["status"] == "running"
     assert row(client, "done")["has_result"] and not row(client, "killed")["has_result"]
 
 

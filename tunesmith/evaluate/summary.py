@@ -26,6 +26,7 @@ ENDINGS = {
     "error": "failed{} with an error",
     "running": "is still running{}",
     "paused": "is paused{}",
+    "finishing": "has trained{}, and its result is being measured and saved",
     "cut off": "was cut off{}, for an unknown reason",
     "not started": "has not started",
 }

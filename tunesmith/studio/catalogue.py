@@ -16,9 +16,9 @@ from tunesmith.evaluate.summary import summary, verdict, warnings
 from tunesmith.files import cache_folder, read_json, write_json
 from tunesmith.jobs.store import Store
 from tunesmith.run import Run, list_runs
-from tunesmith.studio.progress import progress_of
+from tunesmith.studio.progress import is_finishing, progress_of
 
-MOST_SHARE = 20  # a summary is computed again after so many times the time that it takes
+SLOW_SECONDS, MOST_SHARE = 0.2, 20  # a slow summary is computed again after so many times the time that it takes
 
 
 def id_of(folder: Path) -> str:
@@ -71,7 +71,8 @@ class Catalogue:
             return known.facts | {"steps_done": progress_of(run).step}
         began = time.monotonic()
         facts = _facts(run)
-        until = time.time() + MOST_SHARE * (time.monotonic() - began)
+        seconds = time.monotonic() - began
+        until = time.time() + MOST_SHARE * seconds if seconds > SLOW_SECONDS else 0.0
         self._known[str(run.folder)] = Known(state, facts, until)
         self._has_news = True
         return facts
@@ -88,8 +89,11 @@ class Catalogue:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    judged, taken = verdict(run), energy_of(run, run.events())
-    return summary(run) | {
+    judged, taken, held = verdict(run), energy_of(run, run.events()), run.is_held
+    facts = summary(run)
+    if held and facts["status"] not in ("running", "paused", "not started", "cut off"):  # its last session has stopped
+        facts["status"] = "finishing" if is_finishing(run.events()) else "running"
+    return facts | {
         "has_result": run.result.exists(),
         "verdict": judged.text,
         "tone": judged.tone,

@@ -32,6 +32,7 @@ def progress_of(run: Run) -> Progress:
     steps = [event for event in last if event["event"] == "step"]
     total = next((e["steps"] for e in reversed(last) if "steps" in e), None) or _total(run.events_file)
     stage = last[-1].get("doing", "") if last and last[-1]["event"] == "stage" else ""
+    stage = "measuring and saving the result" if is_finishing(last) else stage
     if not steps:
         return Progress(step=0, steps=total, seconds_left=None, loss=None, tokens_per_second=None, doing=stage)
     newest, recent = steps[-1], steps[-RECENT_STEPS:]
@@ -44,6 +45,13 @@ def progress_of(run: Run) -> Progress:
         tokens_per_second=newest["tokens_per_second"],
         doing=stage,
     )
+
+
+def is_finishing(events: list[dict]) -> bool:
+    """Whether training has stopped, and no later session has begun. While the run is held, its result is measured and
+    saved."""
+    last = next((e["event"] for e in reversed(events) if e["event"] in ("step", "stop", "stage", "start")), None)
+    return last == "stop"
 
 
 def tail(file: Path) -> list[dict]:

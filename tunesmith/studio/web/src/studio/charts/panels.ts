@@ -31,6 +31,9 @@ const PANELS: Panel[] = [
   },
 ];
 
+/** Curves without noise, which are shown as they are. */
+const EXACT = ["learning_rate", "memory_bytes"];
+
 const LABELS: Record<string, string> = {
   loss: "loss",
   held_out_loss: "held-out loss",
@@ -66,6 +69,6 @@ export function linesOf(panel: Panel, curves: Curve[]): Line[] {
 export function lineOf(curve: Curve, label: string, colour: Line["colour"]): Line {
   const { name, x, y, low, high } = curve;
   // The server's average goes on where a value is not a number; its line must not hide that.
-  const smooth = curve.smooth.map((value, at) => (y[at] === null ? null : value));
+  const smooth = EXACT.includes(name) ? [] : curve.smooth.map((value, at) => (y[at] === null ? null : value));
   return { label, x, y, smooth, low, high, colour, dots: name === "held_out_loss" };
 }

@@ -20,6 +20,7 @@ export function RunActions({ view, onChange }: { view: RunView; onChange: (view:
   const [asks, setAsks] = useState<"stop" | "now" | "delete" | null>(null);
   const { row, wish, job } = view;
   const jobState = useValue(queue)?.jobs.find(({ id }) => id === job)?.state ?? "";
+  const isTraining = row.held && row.status !== "finishing";
   // The process of a run lives a little longer than the run.
   const isEnding = !row.held && !row.has_result && AT_WORK.includes(jobState);
   const isResumable = !row.held && !row.has_result && RESUMABLE.includes(row.status) && !WAITING.includes(jobState);
@@ -31,10 +32,11 @@ export function RunActions({ view, onChange }: { view: RunView; onChange: (view:
 
   return (
     <>
-      {row.held && wish === "run" && <Button onClick={() => ask("pause")}>Pause</Button>}
-      {row.held && wish === "pause" && <Button onClick={() => ask("continue")}>Continue</Button>}
-      {row.held && wish !== "stop" && <Button onClick={() => setAsks("stop")}>Stop</Button>}
-      {row.held && wish === "stop" && <span className="note">Saving and stopping…</span>}
+      {row.status === "finishing" && <span className="note">Its result is being measured and saved…</span>}
+      {isTraining && wish === "run" && <Button onClick={() => ask("pause")}>Pause</Button>}
+      {isTraining && wish === "pause" && <Button onClick={() => ask("continue")}>Continue</Button>}
+      {isTraining && wish !== "stop" && <Button onClick={() => setAsks("stop")}>Stop</Button>}
+      {isTraining && wish === "stop" && <span className="note">Saving and stopping…</span>}
       {row.held && wish === "stop" && job !== null && <Button onClick={() => setAsks("now")}>End now</Button>}
       {isEnding && (
         <span className="note">{row.status === "not started" ? "Starting…" : "Its process is at work…"}</span>

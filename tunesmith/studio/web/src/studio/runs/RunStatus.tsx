@@ -6,6 +6,7 @@ const STATES: Record<string, [string, Tone]> = {
   "not started": ["not started", "plain"],
   running: ["running", "accent"],
   paused: ["paused", "warning"],
+  finishing: ["finishing", "accent"],
   "cut off": ["cut off", "warning"],
   done: ["finished", "good"],
   max_minutes: ["finished, time limit", "good"],
