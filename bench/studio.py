@@ -1,14 +1,15 @@
 """The cost of the studio: python bench/studio.py [--quick] [--out FILE].
 
 Its start, its memory, its lists and curves, how many events a second a client follows, and how much slower a training
-is that is watched. The training is that of a 5M Llama on one thread, once with a page's stream and once without, in
-turns. The figures depend on nothing else running on this machine.
+is that is watched. The training is that of a 5M Llama on one thread: alone, watched by a client of the event stream,
+and watched by a page in a browser on the same machine, in turns. Nothing else should run on the machine.
 """
 
 import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -18,11 +19,12 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
 from corpus import conversations, save_model
+from playwright.sync_api import Page, sync_playwright
 from trials import heading, results_file
 
 from tunesmith import Recipe
@@ -189,25 +191,56 @@ def followed(folder: Path, rates: list[int], seconds: float) -> Iterator[str]:
             )
 
 
+@contextmanager
+def page_of(found: Studio, path: str) -> Iterator[Page]:
+    """The page in a browser on this machine."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(found.address)
+        page.goto(f"{found.url}/#/{path}")
+        yield page
+        browser.close()
+
+
+def first_view(folder: Path) -> Iterator[str]:
+    """From opening the address to the first view with the machine's devices, in a browser that is already open."""
+    with studio(folder) as found, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        seconds = []
+        for _ in range(5):
+            page = browser.new_context().new_page()
+            began = time.perf_counter()
+            page.goto(found.address)
+            page.wait_for_selector(".devices >> text=CPU")
+            seconds.append(time.perf_counter() - began)
+        browser.close()
+    yield f"| first view in a browser that is open, nothing cached | {statistics.median(seconds):.2f} s (median of 5) |"
+
+
 def watched(folder: Path, rounds: int, steps: int) -> Iterator[str]:
-    """Tokens a second of a training with and without a watcher, in turns."""
+    """Tokens a second of a training alone, with a stream that is read, and with the run's page in a browser on this
+    machine, in turns."""
     save_model("5M", folder / "m")
     (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in conversations()[:2000]))
-    speeds: dict[bool, list[float]] = {False: [], True: []}
+    ways = {
+        "alone": lambda found: nullcontext(),
+        "read as a stream": lambda found: found.stream(lambda *_: None),
+        "shown on a page in a browser on this machine": lambda found: page_of(found, ""),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
     with studio(folder) as found:
-        for number in range(2 * rounds):
-            is_watched = bool(number % 2)
-            with ExitStack() as watching:
-                if is_watched:
-                    watching.enter_context(found.stream(lambda *_: None))
-                speeds[is_watched].append(_train(folder, f"watched-{number}", steps))
-    ratios = [b / a for a, b in zip(speeds[False], speeds[True])]
-    yield f"| training alone, tokens a second | {statistics.median(speeds[False]):,.0f} |"
-    yield f"| training watched, tokens a second | {statistics.median(speeds[True]):,.0f} |"
-    yield (
-        f"| watched over alone, pair by pair ({rounds} pairs) | median {statistics.median(ratios):.3f}, "
-        f"{min(ratios):.3f} to {max(ratios):.3f} |"
-    )
+        for _ in range(rounds):
+            for name, watching in ways.items():
+                with watching(found):
+                    speeds[name].append(_train(folder, f"{len(speeds[name])}-{name.split()[0]}", steps))
+    for name, found_speeds in speeds.items():
+        ratios = [speed / alone for speed, alone in zip(found_speeds, speeds["alone"])]
+        yield (
+            f"| training {name}: tokens a second; over alone, turn by turn ({rounds} turns) | "
+            f"{statistics.median(found_speeds):,.0f}; median {statistics.median(ratios):.3f}, {min(ratios):.3f} to "
+            f"{max(ratios):.3f} |"
+        )
 
 
 def _train(folder: Path, name: str, steps: int) -> float:
@@ -228,7 +261,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         os.environ |= {"TUNESMITH_STATE": f"{name}/state", "TUNESMITH_CACHE": f"{name}/cache"}
         parts = (
-            lambda folder: start_and_memory(folder),
+            start_and_memory,
+            first_view,
             lambda folder: lists_and_curves(folder, 50 if asked.quick else 500, 10**4 if asked.quick else 10**6),
             lambda folder: followed(folder, [10, 100, 1000], 3 if asked.quick else 10),
             lambda folder: watched(folder, 1 if asked.quick else 6, 6 if asked.quick else 40),
