@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tunesmith.jobs import process
 from tunesmith.jobs.decision import Decision, Device, Queue, decide
 from tunesmith.jobs.state import AT_WORK, ENDED, Status, status_of
 from tunesmith.jobs.store import Job, Store
-from tunesmith.machine import find_gpus
+from tunesmith.machine import Gpu, find_gpus
 from tunesmith.run import Run, try_lock
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -29,9 +29,9 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 AFTER_RESTART = "start_after_restart"  # the setting; "yes": jobs that wait start by themselves after a restart
 
 
-def devices() -> list[Device]:
-    """The GPUs of this machine, or its CPU."""
-    gpus = find_gpus()[1]
+def devices(gpus: Sequence[Gpu] | None = None) -> list[Device]:
+    """The GPUs of this machine, or its CPU. `gpus`: those that are known already."""
+    gpus = find_gpus()[1] if gpus is None else gpus
     return [Device(gpu.uuid, gpu.label) for gpu in gpus] or [Device(leases.CPU, "the CPU")]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tunesmith.jobs.store import Store
 from tunesmith.studio.catalogue import Catalogue
+from tunesmith.studio.gpus import Gpus
 from tunesmith.studio.reports import Reports
 from tunesmith.studio.roots import Roots
 
@@ -24,6 +25,7 @@ class Studio:
     runs: Catalogue
     upload_bytes: int = 20 * 10**9
     """The most that one uploaded file may have."""
+    gpus: Gpus = field(default_factory=Gpus)
     reports: Reports = field(default_factory=Reports)
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the server ends, so that open streams end too."""

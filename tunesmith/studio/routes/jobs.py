@@ -105,7 +105,7 @@ class Log(BaseModel):
 
 def view(studio: Studio) -> QueueView:
     """The queue now."""
-    found = look(studio.store, devices())
+    found = look(studio.store, devices([one.gpu for one in studio.gpus.now()]))
     decisions = decide(found)
     return QueueView(
         paused=found.paused,

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from tunesmith import leases
-from tunesmith.machine import cores, find_gpus, gpu_watts, memory
+from tunesmith.machine import cores, memory
 from tunesmith.studio.catalogue import id_of
 from tunesmith.studio.state import Studio
 
@@ -70,7 +70,6 @@ class Machine(BaseModel):
 
 def state(studio: Studio) -> Machine:
     """Reads the machine's state now."""
-    _, gpus = find_gpus()
     total, free = memory()
     disk = shutil.disk_usage(studio.folder)
     holders: dict[str, list[Holder]] = {}
@@ -84,16 +83,16 @@ def state(studio: Studio) -> Machine:
         load=os.getloadavg()[0],
         gpus=[
             Device(
-                key=gpu.uuid,
-                name=gpu.label,
-                total_bytes=gpu.total_bytes,
-                free_bytes=gpu.free_bytes,
-                celsius=gpu.celsius,
-                watts=gpu_watts(gpu.uuid),
-                most_watts=gpu.power_watts,
-                holders=holders.get(gpu.uuid, []),
+                key=one.gpu.uuid,
+                name=one.gpu.label,
+                total_bytes=one.gpu.total_bytes,
+                free_bytes=one.gpu.free_bytes,
+                celsius=one.gpu.celsius,
+                watts=one.watts,
+                most_watts=one.gpu.power_watts,
+                holders=holders.get(one.gpu.uuid, []),
             )
-            for gpu in gpus
+            for one in studio.gpus.now()
         ],
         cpu=Device(key=leases.CPU, name="CPU", total_bytes=total, free_bytes=free, holders=holders.get(leases.CPU, [])),
         disk_total_bytes=disk.total,
