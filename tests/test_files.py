@@ -1,5 +1,7 @@
 """Files and folders are written atomically."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tunesmith.files import replaced, write_atomic
@@ -46,3 +48,10 @@ def test_a_draft_may_be_moved_elsewhere(tmp_path):
 def test_text_is_written_whole(tmp_path):
     write_atomic(tmp_path / "a.txt", "ä")
     assert (tmp_path / "a.txt").read_bytes() == "ä".encode()
+
+
+def test_threads_that_write_one_file_do_not_mix(tmp_path):
+    with replaced(tmp_path / "file") as draft, ThreadPoolExecutor(1) as pool:
+        draft.write_text("half")
+        pool.submit(write_atomic, tmp_path / "file", "of another").result()
+        assert draft.read_text() == "half" and (tmp_path / "file").read_text() == "of another"

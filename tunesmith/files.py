@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_native_id
 from typing import Any
 
 from tunesmith.errors import UserError
@@ -38,8 +39,8 @@ def _finite(value: Any) -> Any:
 def replaced(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, to write a file or a folder at. It replaces `path` once the block has
     ended without error, unless the block has moved it elsewhere; after an error nothing is left of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(draft)  # of a process with the same number
+    draft = path.with_name(f".{path.name}.{get_native_id()}.tmp")  # threads may write the same file
+    _remove(draft)  # of a thread with the same number
     try:
         yield draft
         if draft.is_dir():

@@ -1,10 +1,12 @@
 """Conversations: kept by the studio, which writes answers whether or not a page reads them."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -14,6 +16,7 @@ from tests.studio.calling import TOKEN, calling, standing_in, studio_in, until
 from tunesmith.data.formats import get, recognise
 from tunesmith.data.records import Record
 from tunesmith.serve.registry import NAME
+from tunesmith.studio.conversations import read_answer, read_events
 from tunesmith.studio.guard import TOKEN_HEADER
 
 STUDIO = """
@@ -305,6 +308,34 @@ def test_corrections_and_comparisons_become_preferences(client, server, tmp_path
     assert [message["content"] for message in read] == ["One", "Better."]
     mixed = chat.post("rows", turn=turn["id"], answer=tuned["id"], file="uploads/chat-preferences.jsonl")
     assert "other rows" in mixed.json()["error"]["message"] and len(rows(tmp_path / "mine.jsonl")) == 1
+
+
+def test_a_long_wait_for_a_file_of_rows_holds_up_nothing_else(client, server, tmp_path):
+    chat = Chat(client)
+    turn = chat.ask("One")
+    [answer] = chat.answers()
+    with (tmp_path / "mine.jsonl").open("ab") as file, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        marking = pool.submit(chat.post, "rows", turn=turn["id"], answer=answer["id"], file="mine.jsonl")
+        try:
+            chat.ask("Two")
+            chat.answers()
+            assert not marking.done()
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+        assert marking.result().status_code == 200
+    first, second = chat.view()["turns"]
+    assert first["marks"] == {answer["id"]: "right"} and second["question"] == "Two"
+
+
+def test_a_line_that_a_full_disk_cut_short_spoils_nothing(tmp_path):
+    file = tmp_path / "0123456789ab.jsonl"
+    file.write_bytes(
+        b'{"model":"m","server":"s"}\n{"text":"One"}\n{"text":"Tw{"end":{"state":"failed","detail":"full"}}\n'
+    )
+    found = read_answer(file)
+    assert (found.text, found.state) == ("One", "stopped")
+    assert read_events(file, 5) == ([{"text": "One"}], file.stat().st_size)  # from the middle of a line
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Curves are those of the run's events, whatever the zoom and however the file grew."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -12,6 +14,12 @@ from tests.studio.conftest import steps, written
 from tunesmith.studio.curves import Histories, History, smoothed, thinned
 
 VALUES = st.floats(allow_nan=True, allow_infinity=True)
+
+
+def updated(file) -> History:
+    history = History(file)
+    history.update()
+    return history
 
 
 def curve(found, name):
@@ -46,7 +54,7 @@ def test_a_spike_shows_at_every_zoom(tmp_path):
     file = tmp_path / "events.jsonl"
     values = [*steps(5000), *steps(1, 5001, loss=90.0), *steps(4999, 5002)]
     file.write_bytes(written(values))
-    history = Histories().of(file)
+    history = updated(file)
     for low, high in ((None, None), (4000, 6000), (4900, 5100), (5001, 5001)):
         found = curve(history.curves("step", 100, low, high, 0.0), "loss")
         assert max(found.y) == 90.0 and found.x[found.y.index(90.0)] == 5001
@@ -56,10 +64,10 @@ def test_a_spike_shows_at_every_zoom(tmp_path):
 def test_a_loss_that_is_no_number_is_drawn_as_that(tmp_path):
     file = tmp_path / "events.jsonl"
     file.write_bytes(written([*steps(3), *steps(1, 4, loss=None), *steps(2, 5)]))
-    found = curve(Histories().of(file).curves("step", 100, None, None, 0.5), "loss")
+    found = curve(updated(file).curves("step", 100, None, None, 0.5), "loss")
     assert found.y == [3.0, 1.5, 1.0, None, 0.6, 0.5]
     file.write_bytes(written(steps(4, loss=None)))
-    assert curve(Histories().of(file).curves("step", 100, None, None, 0.0), "loss").y == [None] * 4
+    assert curve(updated(file).curves("step", 100, None, None, 0.0), "loss").y == [None] * 4
 
 
 def test_steps_that_a_resume_undid_are_not_drawn(tmp_path):
@@ -85,7 +93,7 @@ def test_steps_that_a_resume_undid_are_not_drawn(tmp_path):
 def test_x_may_be_steps_tokens_time_and_energy(tmp_path):
     file = tmp_path / "events.jsonl"
     file.write_bytes(written([*steps(2, joules=10.0), *steps(2, 3, tokens=50, seconds=1.0, joules=30.0)]))
-    history = Histories().of(file)
+    history = updated(file)
     axes = {x: curve(history.curves(x, 100, None, None, 0.0), "loss").x for x in ("step", "tokens", "time", "energy")}
     assert axes == {
         "step": [1, 2, 3, 4],
@@ -116,9 +124,31 @@ def test_a_run_that_was_begun_again_starts_anew(tmp_path):
     file = tmp_path / "events.jsonl"
     file.write_bytes(written(steps(20)))
     histories = Histories()
-    histories.of(file)
+    with histories.of(file):
+        pass
     file.write_bytes(written(steps(2, loss=1.0)))
-    found = curve(histories.of(file).curves("step", 50, None, None, 0.0), "loss")
+    with histories.of(file) as history:
+        found = curve(history.curves("step", 50, None, None, 0.0), "loss")
     assert (found.x, found.y) == ([1, 2], [1.0, 1.0])
     file.unlink()
-    assert histories.of(file).curves("step", 50, None, None, 0.0).curves == []
+    with histories.of(file) as history:
+        assert history.curves("step", 50, None, None, 0.0).curves == []
+
+
+def test_requests_at_the_same_time_read_a_run_once(tmp_path):
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(written(steps(3000)))
+    histories, together = Histories(), Barrier(8)
+
+    def count(_) -> int:
+        together.wait()
+        with histories.of(file) as history:
+            return history.curves("step", 4000, None, None, 0.5).curves[0].count
+
+    with ThreadPoolExecutor(8) as pool:
+        assert [*pool.map(count, range(8))] == [3000] * 8
+
+
+def test_smoothing_takes_no_more_memory_than_the_values():
+    values = np.array([1.0, 2.0, 3.0])
+    assert smoothed(values, np.nextafter(1, 0)) == pytest.approx(smoothed(values, 0.999999), rel=1e-3)

@@ -1,6 +1,9 @@
 """The event stream: nothing is lost between two connections, and nothing is sent twice."""
 
 import json
+import shutil
+
+import pytest
 
 from tests.studio.conftest import START, steps, written
 from tunesmith.studio.catalogue import id_of
@@ -65,6 +68,20 @@ def test_runs_that_come_and_go_are_told_by_their_ids(studio, make_run):
     with run.held():
         assert news(watch, "runs") == [{"changed": [name]}]
     assert news(watch, "runs") == [{"changed": [name]}]
+
+
+def test_a_run_that_is_deleted_meanwhile_does_not_end_the_stream(studio, make_run, monkeypatch):
+    gone, there = make_run("a"), make_run("b")
+    monkeypatch.setattr(type(studio.runs), "__iter__", lambda self: iter([gone, there]))
+    watch = Watch(studio, {})
+    assert news(watch, "runs") == []
+    shutil.rmtree(gone.folder)
+    assert news(watch, "runs") == [{"changed": [id_of(gone.folder)]}]
+
+
+@pytest.mark.parametrize("since", ['{"a": 1e999}', "[" * 5_000, "[1]", "x"])
+def test_offsets_that_are_none_are_refused(client, since):
+    assert client.get("/api/events", params={"since": since}).status_code == 400
 
 
 def test_the_queue_is_sent_when_it_changes(studio, make_run):

@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 
 from tests.studio.conftest import ORIGIN, START, TOKEN, steps
 from tunesmith.studio.app import guarded, make_app
-from tunesmith.studio.guard import FAILURES, MOST_BODY_BYTES, TOKEN_HEADER
+from tunesmith.studio.guard import BINARY, FAILURES, MOST_BODY_BYTES, TOKEN_HEADER
 
 JSON = {"Content-Type": "application/json"}
 OTHER_ORIGINS = (
@@ -139,6 +139,10 @@ def test_a_body_that_fills_the_memory_is_refused(client):
         yield b"{}"
 
     assert client.post("/api/jobs", content=chunks(), headers=JSON).status_code == 411
+    both = {**JSON, "Content-Length": "2", "Transfer-Encoding": "chunked"}
+    assert client.post("/api/jobs", content=chunks(), headers=both).status_code == 411
+    binary = {"Content-Type": BINARY}
+    assert client.post("/api/jobs", content=b"{}", headers=binary).status_code == 415
 
 
 def test_no_answer_allows_other_origins(client, outside):

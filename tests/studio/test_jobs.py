@@ -62,6 +62,29 @@ def test_a_wrong_recipe_is_refused_in_one_line_and_leaves_nothing(client, studio
     assert client.get("/api/queue").json()["jobs"] == [] and client.get("/api/runs").json() == []
 
 
+@pytest.mark.parametrize(
+    ("grid", "says"),
+    [
+        ({"output": ["runs", "/tmp/elsewhere"]}, "`output`: /tmp/elsewhere: outside"),
+        ({"data.train": ["/etc/passwd"]}, "`data.train.0.path`: /etc/passwd: outside"),
+        ({"model.path": ["model,/etc"]}, "comma"),
+        ({"--output=/tmp/elsewhere": [1]}, "unknown key"),
+        ({" output": ["/tmp/elsewhere"]}, "unknown key"),
+        ({"train.batch": [*range(1, 200)], "train.max_steps": [*range(1, 200)]}, "combinations"),
+    ],
+)
+def test_no_grid_leads_out(client, studio, values, grid, says):
+    assert says in problem(client.post("/api/jobs", json={"recipe": values, "grid": grid}))
+    assert client.get("/api/queue").json()["jobs"] == []
+
+
+@pytest.mark.parametrize("asked", [{"export": ["--notify=touch here"]}, {"at": "--notify=touch here"}])
+def test_no_text_becomes_a_flag(client, studio, values, asked):
+    message = problem(client.post("/api/jobs", json={"recipe": values} | asked))
+    assert "--notify=touch here" in message  # taken for a value, which is wrong
+    assert client.get("/api/queue").json()["jobs"] == []
+
+
 def test_verbs_change_the_queue(client, studio, make_run):
     first, second = (studio.store.add("train", make_run(name).folder) for name in "ab")
 

@@ -50,6 +50,14 @@ def test_a_server_of_a_terminal_is_listed_and_asked_without_the_studios_secrets(
     assert client.get(f"{proxy}/v1/models").status_code == 400
 
 
+@pytest.mark.parametrize("path", ["v1/%2e%2e/index.html", "v1/..%2Frender", "v1/a%00b", "index.html"])
+def test_only_its_api_is_passed_on(client, path):
+    with standing_in():
+        [found] = client.get("/servers").json()
+        answer = client.get(f"/servers/{found['id']}/proxy/{path}")
+        assert answer.status_code == 400 and "passes on only" in answer.json()["error"]["message"]
+
+
 def test_a_stream_comes_as_it_is_made_and_its_end_reaches_the_server(client):
     with standing_in() as server:
         server.endless = True
@@ -71,10 +79,14 @@ def test_the_studio_uses_a_key_that_it_chose_and_says_so_where_it_has_none(clien
         assert "secret" not in client.get("/servers").text
 
 
-@pytest.mark.parametrize("model", ["/etc", "../x", "nothing", "notes.txt", "http://127.0.0.1/x"])
+@pytest.mark.parametrize(
+    "model", ["/etc", "../x", "nothing", "notes.txt", "http://127.0.0.1/x", "--system=a/b", "-h/x", "a/b\0", "a/\ud800"]
+)
 def test_what_is_no_model_in_the_roots_is_refused(client, tmp_path, model):
     (tmp_path / "notes.txt").touch()
-    assert client.post("/servers", json={"models": [model]}).status_code == 400
+    asked = json.dumps({"models": [model]})  # which httpx does not write for half a character
+    assert client.post("/servers", content=asked).status_code == 400
+    assert client.get("/servers").json() == []
 
 
 def test_a_start_that_fails_shows_why_until_it_is_dismissed(client, tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ class Catalogue:
         if not self._has_news:
             return
         self._has_news = False
-        there = {folder: vars(known) for folder, known in self._known.items() if Path(folder).is_dir()}
+        there = {folder: vars(known) for folder, known in [*self._known.items()] if Path(folder).is_dir()}
         with suppress(OSError):  # it is only slower without
             _cache().parent.mkdir(parents=True, exist_ok=True)
             write_json(_cache(), there)

@@ -204,7 +204,17 @@ def read_events(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     except OSError:
         raise UserError(f"there is no answer {file.stem}; it may have been deleted") from None
     whole = data[: data.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+    return _parsed(whole), offset + len(whole)
+
+
+def _parsed(data: bytes) -> list[dict[str, Any]]:
+    """The objects of lines. One that a full disk cut short is left out."""
+    found = []
+    for line in data.split(b"\n"):
+        with suppress(ValueError):
+            event = json.loads(line)
+            found += [event] if isinstance(event, dict) else []
+    return found
 
 
 def is_locked(file: Path) -> bool:

@@ -6,8 +6,11 @@ stays one. Smoothing is computed from all steps before they are thinned, so it d
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -53,10 +56,12 @@ class Curves(BaseModel):
 
 
 class History:
-    """The steps of one run as columns, and its other events. It grows with the run's file."""
+    """The steps of one run as columns, and its other events. It grows with the run's file. Requests run in several
+    threads, so each uses it while it holds `lock`."""
 
     def __init__(self, file: Path):
         self._file, self.offset = file, 0
+        self.lock = Lock()
         self._clear()
 
     def _clear(self) -> None:
@@ -164,15 +169,19 @@ class Histories:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Path, History] = OrderedDict()
+        self._lock = Lock()
 
-    def of(self, file: Path) -> History:
-        """Returns the columns of a run's events, up to date."""
-        history = self._kept.pop(file, None) or History(file)
-        self._kept[file] = history
-        while len(self._kept) > MOST_RUNS:
-            self._kept.popitem(last=False)
-        history.update()
-        return history
+    @contextmanager
+    def of(self, file: Path) -> Iterator[History]:
+        """The columns of a run's events, up to date, for this thread alone until the block ends."""
+        with self._lock:
+            history = self._kept.pop(file, None) or History(file)
+            self._kept[file] = history
+            while len(self._kept) > MOST_RUNS:
+                self._kept.popitem(last=False)
+        with history.lock:
+            history.update()
+            yield history
 
 
 def thinned(values: np.ndarray, pixels: int) -> np.ndarray:
@@ -199,7 +208,7 @@ def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
     is_number = np.isfinite(values)
     numbers = values[is_number]
     # In a block the average is a cumulative sum of values over powers of the weight, which must not overflow.
-    block = max(1, int(BLOCK_EXPONENT / -np.log(weight)))
+    block = max(1, min(len(numbers), int(BLOCK_EXPONENT / -np.log(weight))))
     powers = weight ** np.arange(1, block + 1)
     averages, before = np.empty(len(numbers)), 0.0
     for start in range(0, len(numbers), block):

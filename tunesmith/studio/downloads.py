@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 from pydantic import BaseModel
@@ -18,6 +19,8 @@ from tunesmith.files import read_json, state_folder, write_json
 from tunesmith.run import process_start, try_lock
 from tunesmith.studio.catalogue import id_of
 from tunesmith.studio.download import OUTCOME
+
+STARTING = Lock()  # two requests for the same download start one process
 
 
 class Download(BaseModel):
@@ -71,6 +74,11 @@ def start(asked: NewDownload) -> Download:
     if asked.file and not re.fullmatch(r"[\w./+-]+\.gguf", asked.file):
         raise UserError(f"file: {asked.file!r} is not the name of a .gguf file")
     file = _file(id_of(Path(f"/{asked.revision or ''}/{asked.file or ''}/{asked.model}")))
+    with STARTING:
+        return _started(file, asked)
+
+
+def _started(file: Path, asked: NewDownload) -> Download:
     if file.exists() and (running := _described(file)).state == "running":
         return running
     file.parent.mkdir(parents=True, exist_ok=True)

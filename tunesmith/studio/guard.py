@@ -27,6 +27,7 @@ TOKEN_HEADER = "X-Tunesmith-Token"
 VERSION_HEADER = "X-Tunesmith-Version"
 MOST_BODY_BYTES = 32 * 2**20  # of JSON; uploads have a limit of their own
 BINARY = "application/octet-stream"
+UPLOADS = "/api/uploads"  # the only address that takes it
 CHANGES = ("POST", "PUT", "PATCH", "DELETE")
 OWN_SITES = ("same-origin", "none")  # none: the user typed the address
 FAILURES, FAILURE_SECONDS = 20, 60.0  # so many wrong tokens from another machine in so long a time, then it waits
@@ -101,7 +102,7 @@ class Guard:
             return 403, "the studio does not answer requests of other pages"
         if not path.startswith("/api/"):
             return None if method in ("GET", "HEAD") else (405, "send changes to /api")
-        return self._wrong_token(client, headers) or self._wrong_change(method, headers)
+        return self._wrong_token(client, headers) or self._wrong_change(method, path, headers)
 
     def _wrong_token(self, client: str, headers: Headers) -> tuple[int, str] | None:
         now = time.monotonic()
@@ -114,16 +115,18 @@ class Guard:
             failures.append(now)
         return 401, "the token is missing or wrong; open the address that `tunesmith studio` printed"
 
-    def _wrong_change(self, method: str, headers: Headers) -> tuple[int, str] | None:
+    def _wrong_change(self, method: str, path: str, headers: Headers) -> tuple[int, str] | None:
         if method not in CHANGES:
             return None
         if self._read_only:
             return 403, "this studio can be read only; start it with --allow-changes"
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         length = headers.get("content-length", "")
+        if "transfer-encoding" in headers and (kind, path) != (BINARY, UPLOADS):
+            return 411, "send the header Content-Length, and no Transfer-Encoding"  # which would count instead of it
         if method == "DELETE" and length in ("", "0"):
             return None  # no form can send it, and a script of another page must ask first
-        if kind == BINARY:
+        if (kind, path) == (BINARY, UPLOADS):
             return None  # an upload, which checks its own size
         if kind != "application/json":
             return 415, "send JSON with the header 'Content-Type: application/json'"

@@ -62,10 +62,8 @@ def look() -> list[Server]:
     entered = entries()
     known = {entry.id for entry in entered}
     found = [_of_entry(entry) for entry in entered]
-    for file in servers_folder().glob("*.start"):
-        start = Start(**read_json(file) or {})
-        if start.id not in known:
-            found.append(_of_start(start))
+    begun = [read_json(file) for file in servers_folder().glob("*.start")]  # one may be dismissed meanwhile
+    found += [_of_start(Start(**values)) for values in begun if values and values["id"] not in known]
     return sorted(found, key=lambda server: server.since)
 
 

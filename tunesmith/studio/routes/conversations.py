@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
@@ -187,7 +188,7 @@ class Chats:
         for answer in chosen if answers is None else answers:
             await self.answering.stop(self.all.answer_file(name, answer))
 
-    def mark(self, name: str, marked: Mark) -> list[WrittenRow]:
+    async def mark(self, name: str, marked: Mark) -> list[WrittenRow]:
         """Writes training rows. Raises UserError."""
         one = self.all.read(name)
         turn = one.turns[_place(one, marked.turn)]
@@ -202,17 +203,20 @@ class Chats:
         bad = worse or (answer if marked.corrected is not None else None)
         side = turn.answers.index(answer.id)
         prompt = self._prompt(one, turn, answer.model, side)
-        right = training_rows.append(_target(self.studio, marked.file, RIGHT), training_rows.right(prompt, good))
-        written = [self._written(_target(self.studio, marked.file, RIGHT), *right)]
+        written = [await self._append(_target(self.studio, marked.file, RIGHT), training_rows.right(prompt, good))]
         if bad and bad.text and bad.text != good["content"]:
             file = _target(self.studio, marked.preferences_file, PREFERRED)
             pair = training_rows.preferred(prompt, good, _message(bad))
-            written.append(self._written(file, *training_rows.append(file, pair)))
+            written.append(await self._append(file, pair))
+        one = self.all.read(name)  # it may have changed meanwhile
+        turn = one.turns[_place(one, marked.turn)]
         turn.marks[answer.id] = "right" if marked.corrected is None else "corrected"
         self.all.save(one)
         return written
 
-    def _written(self, file: Path, line: int, is_new: bool) -> WrittenRow:
+    async def _append(self, file: Path, row: dict[str, Any]) -> WrittenRow:
+        """Writes a row. The file may be long, or locked by another process."""
+        line, is_new = await run_in_threadpool(training_rows.append, file, row)
         root = self.studio.roots.folders[0]
         name = file.relative_to(root) if file.is_relative_to(root) else file
         return WrittenRow(file=str(name), line=line, is_new=is_new)
@@ -305,7 +309,7 @@ def routes(studio: Studio) -> APIRouter:
 
     @router.post("/conversations/{name}/rows")
     async def add_rows(name: str, marked: Mark) -> list[WrittenRow]:
-        return chats.mark(name, marked)
+        return await chats.mark(name, marked)
 
     @router.get("/chat/settings")
     def chat_settings() -> ChatSettings:

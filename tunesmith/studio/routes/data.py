@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
 from tunesmith.errors import UserError
@@ -135,14 +136,14 @@ async def ask(studio: Studio, command: str, asked: DataQuestion, *flags: str) ->
     """Runs `tunesmith data`; one answer for each source. Only a hub dataset is downloaded. Raises UserError."""
     if asked.recipe is not None:
         recipe = Recipe.build(asked.recipe)
-        studio.roots.check(recipe)
+        await run_in_threadpool(studio.roots.check, recipe)
         sources = [*recipe.data.train, *recipe.data.eval]
         answer = await run_on_recipe(
             recipe, "data", command, flags=[*flags, "--json"], folder=studio.folder, **_network(sources, recipe)
         )
     elif asked.source is not None:
         recipe = Recipe.build({"model": asked.model or NO_MODEL, "data": {"train": [asked.source]}}, "data")
-        studio.roots.check(recipe)
+        await run_in_threadpool(studio.roots.check, recipe)
         (source,) = recipe.data.train
         flags = (*flags, *_source_flags(source), *([f"--model={asked.model}"] if asked.model else []))
         answer = await run_command(

@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -70,9 +71,10 @@ class Watch:
         states = {}
         for run in self._studio.runs:
             name = id_of(run.folder)
-            states[name] = (run.is_held, run.folder.stat().st_mtime_ns)  # a result or a report changes the folder
-            if run.is_held:
-                self._follow(name, run)
+            with suppress(FileNotFoundError):  # it is being deleted
+                states[name] = (run.is_held, run.folder.stat().st_mtime_ns)  # a result or a report changes the folder
+                if run.is_held:
+                    self._follow(name, run)
         before, self._states = self._states, states
         if before is None or before == states:
             return []
@@ -119,5 +121,5 @@ def _offsets(since: Annotated[str, Query(max_length=100_000)] = "{}") -> dict[st
     try:
         found = json.loads(since)
         return {str(name): max(0, int(offset)) for name, offset in found.items()}
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         raise UserError("since: not offsets of runs, like {}") from None

@@ -1,11 +1,15 @@
 """The queue: its jobs, and how people change them."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
+from tunesmith import recipe_text
+from tunesmith.errors import UserError
 from tunesmith.jobs import ask
 from tunesmith.jobs.decision import Decision, decide
 from tunesmith.jobs.keeper import AFTER_RESTART, devices, ensure_kept, look
@@ -16,9 +20,11 @@ from tunesmith.run import Run
 from tunesmith.studio.catalogue import id_of
 from tunesmith.studio.commands import run_on_recipe
 from tunesmith.studio.progress import Progress, progress_of
+from tunesmith.studio.roots import MOST_SHOWN
 from tunesmith.studio.state import Studio
 
 MOST_LOG_BYTES = 2**18  # of one answer
+MOST_OF_GRID = 1_000  # jobs
 
 
 class JobView(BaseModel):
@@ -132,23 +138,35 @@ def _view(job: Job, status: Status, decision: Decision | None) -> JobView:
 async def add(studio: Studio, asked: NewJobs) -> list[int]:
     """Queues a training. Raises UserError for mistakes that are found without a GPU."""
     recipe = Recipe.build(asked.recipe)
-    studio.roots.check(recipe)
-    flags: list[str] = []
-    for key, values in asked.grid.items():
-        flags += ["--grid", f"{key}={','.join(map(_yaml, values))}"]
-    for form in asked.export:
-        flags += ["--export", form]
+    flags = [f"--grid={key}={','.join(map(_in_grid, values))}" for key, values in asked.grid.items()]
+    await run_in_threadpool(_check, studio, recipe, asked.grid)
+    flags += [f"--export={form}" for form in asked.export]
     for name in ("gpus", "after", "after_success", "at"):
         if (value := getattr(asked, name)) is not None:
-            flags += [f"--{name.replace('_', '-')}", str(value)]
+            flags.append(f"--{name.replace('_', '-')}={value}")
     flags += ["--hold"] if asked.hold else []
     flags = ["--priority", asked.priority, *flags, "--json"]
     jobs = await run_on_recipe(recipe, "queue", "add", flags=flags, folder=studio.folder, **{ASKED_BY: "studio"})
     return [job["id"] for job in jobs]
 
 
-def _yaml(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _check(studio: Studio, recipe: Recipe, grid: dict[str, list[Any]]) -> None:
+    """Raises UserError if a recipe of a grid is wrong, or names files outside the roots."""
+    if math.prod(map(len, grid.values())) > MOST_OF_GRID:
+        raise UserError(f"grid: more than {MOST_OF_GRID:,} combinations; give fewer values")
+    studio.roots.check(recipe)
+    for one in ask.in_grid(recipe, grid) if grid else ():
+        studio.roots.check(one)
+
+
+def _in_grid(value: Any) -> str:
+    """A value as `queue add --grid` reads it. Raises UserError where it cannot."""
+    text = recipe_text.dump_line(value)
+    if "," in text:
+        raise UserError(
+            f"grid: {text[:MOST_SHOWN]} has a comma, which a grid cannot have; queue a recipe for each value"
+        )
+    return text
 
 
 Verb = Literal["pause", "resume", "hold", "release", "cancel", "retry", "move"]

@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from tunesmith.errors import UserError
@@ -51,11 +52,11 @@ async def plan(studio: Studio, asked: PlanQuestion) -> PlanAnswer:
     """Plans a recipe; nothing is downloaded."""
     try:
         recipe = Recipe.build(asked.values)
-        studio.roots.check(recipe)
+        await run_in_threadpool(studio.roots.check, recipe)
         machine = asked.machine or ""
         if machine.endswith(".json") or "/" in machine or (studio.folder / machine).is_file():
             machine = str(studio.roots.resolve(machine))  # the description of a machine, in a file
-        flags = [*(["--machine", machine] if machine else []), "--json"]
+        flags = [*([f"--machine={machine}"] if machine else []), "--json"]
         found = await run_on_recipe(recipe, "plan", flags=flags, folder=studio.folder, **OFFLINE)
     except UserError as error:
         message = str(error).removeprefix("recipe: ")

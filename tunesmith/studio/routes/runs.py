@@ -199,7 +199,8 @@ def routes(studio: Studio) -> APIRouter:
     @router.get("/runs/{name}")
     def one_run(name: str) -> RunView:
         asked = studio.runs.open(name)
-        return view(studio, asked, histories.of(asked.events_file))
+        with histories.of(asked.events_file) as history:
+            return view(studio, asked, history)
 
     @router.get("/runs/{name}/curves")
     def run_curves(
@@ -210,7 +211,8 @@ def routes(studio: Studio) -> APIRouter:
         high: float | None = None,
         smoothing: Annotated[float, Query(ge=0, lt=1)] = 0.0,
     ) -> Curves:
-        return histories.of(studio.runs.open(name).events_file).curves(x, pixels, low, high, smoothing)
+        with histories.of(studio.runs.open(name).events_file) as history:
+            return history.curves(x, pixels, low, high, smoothing)
 
     @router.get("/runs/{name}/events")
     def run_events(name: str, since: Annotated[int, Query(ge=0)] = 0) -> RunEvents:
@@ -220,8 +222,8 @@ def routes(studio: Studio) -> APIRouter:
     @router.get("/runs/{name}/history")
     def run_history(name: str) -> RunEvents:
         """The events of a run without its steps."""
-        known = histories.of(studio.runs.open(name).events_file)
-        return RunEvents(run=name, offset=0, next=known.offset, events=known.others)
+        with histories.of(studio.runs.open(name).events_file) as known:
+            return RunEvents(run=name, offset=0, next=known.offset, events=known.others)
 
     @router.get("/runs/{name}/again")
     def run_again(name: str) -> RecipeText:
@@ -250,7 +252,8 @@ def routes(studio: Studio) -> APIRouter:
     def change_run(name: str, verb: Literal["pause", "continue", "stop", "resume"]) -> RunView:
         asked = studio.runs.open(name)
         change(studio, asked, verb)
-        return view(studio, asked, histories.of(asked.events_file))
+        with histories.of(asked.events_file) as history:
+            return view(studio, asked, history)
 
     @router.get("/compare")
     def compare_runs(runs: Annotated[list[str], Query(min_length=2, max_length=12)]) -> Compared:

@@ -1,5 +1,6 @@
 """Servers: which ones run on this machine, starting and stopping them, and requests to them."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Annotated, Literal
@@ -19,6 +20,7 @@ from tunesmith.studio.servers import Server
 from tunesmith.studio.state import Studio
 
 PASSED = ("v1/", "render", "health", "metrics")  # the paths of a server that are passed on; not its page
+HUB_ID = re.compile(r"(?!.*(\.\.|--))\w[\w.-]*/\w[\w.-]*", re.ASCII)  # never a flag
 TO_SERVER = ("content-type", "accept")  # all other headers stay here: the token, cookies, addresses
 TO_PAGE = ("content-type", "retry-after")
 TEXTS = ("application/json", "text/event-stream", "text/plain")  # nothing that a browser would show as a page
@@ -56,8 +58,7 @@ def path_of(studio: Studio, model: str) -> str:
     Raises UserError."""
     with suppress(UserError):
         return str(studio.runs.open(model).folder.absolute())
-    is_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~")) and ".." not in model
-    if is_hub_id and not (studio.roots.folders[0] / model).exists():
+    if HUB_ID.fullmatch(model) and not (studio.roots.folders[0] / model).exists():
         return model
     path = studio.roots.resolve(model)
     if not Run(path).exists and not (path.is_dir() and (path / "config.json").exists()) and path.suffix != ".gguf":
@@ -77,7 +78,7 @@ def flags_of(asked: NewServer) -> list[str]:
 async def passed_on(client: httpx.AsyncClient, name: str, path: str, request: Request) -> StreamingResponse:
     """The server's answer, as it comes. Raises UserError."""
     entry = servers.entry_of(name)
-    if not path.startswith(PASSED):
+    if not path.startswith(PASSED) or ".." in path.split("/") or not path.isprintable():
         raise UserError(f"{path}: the studio passes on only {', '.join(PASSED)}")
     headers = {key: value for key, value in request.headers.items() if key in TO_SERVER}
     headers |= {"Authorization": f"Bearer {entry.key}"} if entry.key else {}
