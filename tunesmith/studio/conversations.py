@@ -107,7 +107,7 @@ class Conversations:
         self._unkept = unkept / f"{os.getpid()}-{process_start(os.getpid())}"
         for folder in unkept.glob("*"):  # of studios that were killed
             pid, _, started = folder.name.partition("-")
-            if str(process_start(int(pid))) != started:
+            if not pid.isdigit() or str(process_start(int(pid))) != started:
                 shutil.rmtree(folder, ignore_errors=True)
 
     @property

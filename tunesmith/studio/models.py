@@ -114,7 +114,7 @@ def delete(studio: Studio, name: str) -> Deletion:
         else:
             for file in _files(found):
                 file.unlink()
-            if found.place.is_dir() and not deletion.kept:
+            if found.place.is_dir() and not deletion.kept and found.place not in studio.roots.folders:
                 found.place.rmdir()
     except OSError as error:
         raise UserError(f"{found.name} cannot be deleted: {error.strerror}") from None
