@@ -104,6 +104,7 @@ def tour(page: Page, url: str, steps: int) -> None:
     page.fill("#message", "order 1000 arrived broken, the lid is cracked")
     page.press("#message", "Enter")
     page.wait_for_selector(".again", timeout=HOUR)
+    page.locator(".question").scroll_into_view_if_needed()
     draw(page, "chat")
     go("serve")
     page.click("section[aria-label=Exports] >> button:text-is('Export')")
