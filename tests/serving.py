@@ -189,4 +189,4 @@ def scripted(tokenizers):
 
 @pytest.fixture(scope="session")
 def scripted_address(scripted, served) -> str:
-    return served(scripted)
+    return served(scripted, page=CHAT_PAGE)

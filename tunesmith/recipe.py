@@ -177,7 +177,7 @@ def _as_method(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     name, known = value.get("name", "sft"), method_settings()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         problem = InitErrorDetails(
             type="literal_error", loc=("name",), input=name, ctx={"expected": ", ".join(map(repr, known))}
         )

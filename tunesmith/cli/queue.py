@@ -18,9 +18,9 @@ from tunesmith.cli.train import RecipeFlags, chosen
 from tunesmith.errors import UserError, quoted
 from tunesmith.export.forms import name_of
 from tunesmith.jobs import ask, process
-from tunesmith.jobs.decision import Decision, Queue, decide
-from tunesmith.jobs.keeper import AFTER_RESTART, devices, ensure_kept, look
-from tunesmith.jobs.state import AT_WORK, ENDED, Status
+from tunesmith.jobs.decision import Decision, decide
+from tunesmith.jobs.keeper import AFTER_RESTART, devices, ensure_kept, look, recent
+from tunesmith.jobs.state import AT_WORK, Status
 from tunesmith.jobs.store import ASKED_BY, Job, Priority, Store
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
@@ -28,7 +28,6 @@ from tunesmith.units import duration, moment
 
 queue = App(name="queue", help="Have this workstation do jobs one after another.")
 STYLES = {"running": "bold green", "failed": "bold red", "interrupted": "yellow", "finished": "green"}
-RECENT_SECONDS = 7 * 24 * 3600.0  # for how long jobs that have ended are listed
 SECONDS_BETWEEN_READS = 0.5  # of a log
 
 
@@ -145,7 +144,7 @@ def list_jobs(
     store = Store()
     found = look(store, devices())
     decisions = decide(found)
-    jobs = [job for job in found.jobs if everything or _is_recent(job, found)]
+    jobs = found.jobs if everything else recent(found)
     if as_json:
         return print_json(
             [
@@ -167,10 +166,6 @@ def list_jobs(
             str(job.id), Text(status.state, STYLES.get(status.state, "")), _what(job, status, decisions.get(job.id))
         )
     print_rich(table)
-
-
-def _is_recent(job: Job, found: Queue) -> bool:
-    return found.statuses[job.id].state not in ENDED or found.now - (job.started or job.added) < RECENT_SECONDS
 
 
 def _what(job: Job, status: Status, decision: Decision | None) -> Text:

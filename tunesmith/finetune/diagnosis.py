@@ -20,7 +20,7 @@ EXTRAS = {
     "gguf": (("gguf", "llama-cpp-python"), "GGUF and Ollama exports, GGUF models in chat and serve"),
     "fp8": (("compressed-tensors",), "FP8 and int4 exports for vLLM"),
     "ray": (("ray",), "training on several machines"),
-    "serve": (("fastapi", "uvicorn", "llguidance"), "the server and the chat page"),
+    "serve": (("fastapi", "uvicorn", "httpx", "llguidance"), "the server, the chat page and the studio"),
     "tensorboard": (("tensorboard",), "a run's numbers in TensorBoard"),
     "mlflow": (("mlflow",), "a run's numbers in MLflow"),
     "trackio": (("trackio",), "a run's numbers in Trackio"),

@@ -25,6 +25,7 @@ from tunesmith.machine import Gpu, find_gpus
 from tunesmith.run import Run, try_lock
 
 SECONDS_BETWEEN_LOOKS = 1.0
+RECENT_SECONDS = 7 * 24 * 3600.0  # for how long jobs that have ended are listed
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 AFTER_RESTART = "start_after_restart"  # the setting; "yes": jobs that wait start by themselves after a restart
 
@@ -40,6 +41,15 @@ def look(store: Store, here: list[Device]) -> Queue:
     jobs = store.jobs()
     statuses = {job.id: status_of(store, job) for job in jobs}
     return Queue(jobs, statuses, here, leases.holders(), time.time(), store.setting("paused"))
+
+
+def recent(queue: Queue) -> list[Job]:
+    """The jobs that have not ended, or not long ago."""
+    return [
+        job
+        for job in queue.jobs
+        if queue.statuses[job.id].state not in ENDED or queue.now - (job.started or job.added) < RECENT_SECONDS
+    ]
 
 
 class Keeper:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp
 
 from tunesmith.errors import UserError
 from tunesmith.studio.guard import Guard
+from tunesmith.studio.page import STATIC
 from tunesmith.studio.routes import (
     connect,
     conversations,
@@ -32,7 +32,6 @@ from tunesmith.studio.routes import (
 )
 from tunesmith.studio.state import Studio
 
-PAGE = Path(__file__).parent / "static"
 # Exports come before runs, which take any word after a run's id for a verb.
 SUBJECTS = (machine, jobs, recipes, exports, runs, events, servers, conversations, connect, data, files, models)
 
@@ -55,8 +54,8 @@ def make_app(studio: Studio) -> FastAPI:
     app.add_exception_handler(Exception, _failed)
     app.add_middleware(GZipMiddleware, minimum_size=2048)
     app.add_api_route("/reports/{secret}", studio.reports.open, methods=["GET"], include_in_schema=False)
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
+    if STATIC.is_dir():
+        app.mount("/", StaticFiles(directory=STATIC, html=True))
     return app
 
 

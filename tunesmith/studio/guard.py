@@ -74,8 +74,8 @@ class Guard:
                 for name, value in HEADERS.items():
                     own.setdefault(name, value)
                 own[VERSION_HEADER] = self._version
-                if scope["path"].startswith("/api/"):
-                    own.setdefault("Cache-Control", "no-store")
+                # Else a browser may keep an old page after an update.
+                own.setdefault("Cache-Control", "no-store" if scope["path"].startswith("/api/") else "no-cache")
             await send(message)
 
         if refused:

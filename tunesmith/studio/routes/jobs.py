@@ -12,7 +12,7 @@ from tunesmith import recipe_text
 from tunesmith.errors import UserError
 from tunesmith.jobs import ask
 from tunesmith.jobs.decision import Decision, decide
-from tunesmith.jobs.keeper import AFTER_RESTART, devices, ensure_kept, look
+from tunesmith.jobs.keeper import AFTER_RESTART, devices, ensure_kept, look, recent
 from tunesmith.jobs.state import Status
 from tunesmith.jobs.store import ASKED_BY, Job, Priority
 from tunesmith.recipe import Recipe
@@ -65,7 +65,7 @@ class QueueView(BaseModel):
     after_restart: bool
     """Whether jobs start by themselves after a restart of the machine."""
     jobs: list[JobView]
-    """In the order in which they start."""
+    """In the order in which they start; without those that ended more than a week ago."""
 
 
 class NewJobs(BaseModel):
@@ -116,7 +116,7 @@ def view(studio: Studio) -> QueueView:
     return QueueView(
         paused=found.paused,
         after_restart=studio.store.setting(AFTER_RESTART) == "yes",
-        jobs=[_view(job, found.statuses[job.id], decisions.get(job.id)) for job in found.jobs],
+        jobs=[_view(job, found.statuses[job.id], decisions.get(job.id)) for job in recent(found)],
     )
 
 

@@ -4,7 +4,7 @@ import type { Axis } from "../../api/client";
 import { decimal, duration, energy, integer } from "../numbers";
 
 export const AXES: { value: Axis; label: string; text: (value: number) => string }[] = [
-  { value: "step", label: "steps", text: (value) => (Number.isInteger(value) ? integer(value) : decimal(value, 3)) },
+  { value: "step", label: "steps", text: (value) => (Number.isInteger(value) ? integer(value) : "") },
   { value: "tokens", label: "tokens", text: short },
   { value: "time", label: "time", text: duration },
   { value: "energy", label: "energy", text: (joules) => (joules ? energy(joules / 3.6e6) : "0") },
