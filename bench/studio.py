@@ -265,7 +265,7 @@ def main() -> None:
             first_view,
             lambda folder: lists_and_curves(folder, 50 if asked.quick else 500, 10**4 if asked.quick else 10**6),
             lambda folder: followed(folder, [10, 100, 1000], 3 if asked.quick else 10),
-            lambda folder: watched(folder, 1 if asked.quick else 6, 6 if asked.quick else 40),
+            lambda folder: watched(folder, 1 if asked.quick else 3, 6 if asked.quick else 30),
         )
         for number, part in enumerate(parts):
             folder = Path(name) / str(number)

@@ -160,10 +160,10 @@ def test_unusual_values(recipe, tmp_path):
     with pytest.raises(UserError, match="adapter.rank: 65 is above the width of the model's layers, 64"):
         job.train(recipe(adapter={"rank": 65}))
     assert not (tmp_path / "runs/run").exists()
-    run = job.train(recipe(train={"max_steps": 1, "learning_rate": 0.5}, data={"sequence_length": 100_000}))
+    run = job.train(recipe(train={"max_steps": 1, "learning_rate": 0.5}, data={"sequence_length": 5_000}))
     rate, length = [event["message"] for event in run.events("warning")]
     assert rate.startswith("train.learning_rate: 0.5 is 2,500 times the usual 0.0002")
-    assert length == "data.sequence_length: 100,000 is beyond the model's 512 positions, though no row is"
+    assert length == "data.sequence_length: 5,000 is beyond the model's 512 positions, though no row is"
 
 
 def test_steps_that_the_epochs_do_not_reach(recipe):
