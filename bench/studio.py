@@ -273,7 +273,7 @@ def main() -> None:
             for line in part(folder):
                 print(line, flush=True)
                 lines.append(line)
-    (asked.out or results_file("studio")).write_text("\n".join(lines) + "\n")
+    (asked.out or results_file("-studio")).write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
