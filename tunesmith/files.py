@@ -21,6 +21,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: damaged, not valid JSON: {error}") from None
 
 
+def stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file's last change, which tell whether it was changed since; None if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """Returns a value as JSON. A number that is not finite becomes null: `json.dumps` would write NaN, which is
     invalid."""

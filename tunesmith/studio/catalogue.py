@@ -13,7 +13,7 @@ from typing import Any
 from tunesmith.errors import UserError
 from tunesmith.evaluate.energy import energy_of
 from tunesmith.evaluate.summary import summary, verdict, warnings
-from tunesmith.files import cache_folder, read_json, write_json
+from tunesmith.files import cache_folder, read_json, stamp, write_json
 from tunesmith.jobs.store import Store
 from tunesmith.run import Run, list_runs
 from tunesmith.studio.progress import is_finishing, progress_of
@@ -63,7 +63,7 @@ class Catalogue:
         """As `evaluate.summary.summary`, with `has_result`, `verdict`, `tone`, `warnings` and `energy`. Computed again
         only if the run's files have changed, and for a long run at work only now and then. Raises UserError if the
         files cannot be read."""
-        state = [run.is_held, *(_stamp(file) for file in (run.folder, run.events_file, run.recipe_file))]
+        state = [run.is_held, *(list(stamp(file) or ()) for file in (run.folder, run.events_file, run.recipe_file))]
         known = self._known.get(str(run.folder))
         if known and known.state == state:
             return known.facts
@@ -104,11 +104,3 @@ def _facts(run: Run) -> dict[str, Any]:
 
 def _cache() -> Path:
     return cache_folder() / "studio-runs-2.json"
-
-
-def _stamp(file: Path) -> list[int] | None:
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tunesmith.data.splits import front_matter
 from tunesmith.errors import UserError
-from tunesmith.files import read_json
+from tunesmith.files import read_json, stamp
 from tunesmith.studio.gguf_header import read_header
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
@@ -37,20 +37,12 @@ class Facts(NamedTuple):
 def facts_of_folder(folder: Path) -> Facts:
     """Reads config.json, adapter_config.json, README.md and LICENSE."""
     files = ("config.json", "adapter_config.json", "README.md")
-    return _of_folder(folder, tuple(_stamp(folder / name) for name in files))
+    return _of_folder(folder, tuple(stamp(folder / name) for name in files))
 
 
 def facts_of_gguf(file: Path) -> Facts:
     """Reads the metadata of a GGUF file."""
-    return _of_gguf(file, _stamp(file))
-
-
-def _stamp(file: Path) -> tuple[int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
+    return _of_gguf(file, stamp(file))
 
 
 @lru_cache(4096)
@@ -73,7 +65,7 @@ def _of_folder(folder: Path, stamps: tuple) -> Facts:
 
 
 @lru_cache(4096)
-def _of_gguf(file: Path, stamp: tuple | None) -> Facts:
+def _of_gguf(file: Path, changed: tuple | None) -> Facts:
     values = read_header(file)
     if values is None:
         return Facts()

@@ -264,11 +264,10 @@ def routes(studio: Studio) -> APIRouter:
 
 def _ledger(run: Run, offset: int, most: int = 200) -> LedgerPart:
     rows, total = [], 0
-    try:
-        with run.ledger_file.open("rb") as lines:
-            for total, line in enumerate(lines, 1):
-                if offset < total <= offset + most:
-                    rows.append(json.loads(line))
-    except FileNotFoundError:
-        pass
+    if not run.ledger_file.exists():  # the run is not prepared
+        return LedgerPart(rows=rows, total=total)
+    with run.ledger_file.open("rb") as lines:
+        for total, line in enumerate(lines, 1):
+            if offset < total <= offset + most:
+                rows.append(json.loads(line))
     return LedgerPart(rows=rows, total=total)
