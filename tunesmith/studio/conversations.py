@@ -103,9 +103,8 @@ class Conversations:
 
     def __init__(self, store: Store):
         self._store = store
-        self._kept, unkept = state_folder() / "conversations", state_folder() / "unkept"
-        self._unkept = unkept / f"{os.getpid()}-{process_start(os.getpid())}"
-        for folder in unkept.glob("*"):  # of studios that were killed
+        self._kept, self._unkept = places()
+        for folder in self._unkept.parent.glob("*"):  # of studios that were killed
             pid, _, started = folder.name.partition("-")
             if not pid.isdigit() or str(process_start(int(pid))) != started:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -180,6 +179,21 @@ class Conversations:
 
     def _write(self, folder: Path, conversation: Conversation) -> None:
         write_json(folder / "conversation.json", conversation.model_dump())
+        os.utime(folder.parent)  # tells those who follow that something in it has changed
+
+
+def places() -> tuple[Path, Path]:
+    """The folder of the conversations that are kept, and that of those which end with this process. The time of each
+    folder changes with each change of a conversation."""
+    folder = state_folder()
+    return folder / "conversations", folder / "unkept" / f"{os.getpid()}-{process_start(os.getpid())}"
+
+
+def changed(folder: Path | None) -> float | None:
+    """When a conversation was changed, in Unix seconds; None if it was deleted or is damaged."""
+    with suppress(UserError):
+        return _read(folder).changed if folder else None
+    return None
 
 
 def read_answer(file: Path) -> Answer:

@@ -54,7 +54,7 @@ class NewDownload(BaseModel):
 
 def downloads() -> list[Download]:
     """All that are known, the newest first."""
-    found = [_described(file) for file in _folder().glob("*.json")]
+    found = [_described(file) for file in folder().glob("*.json")]
     return sorted(found, key=lambda one: -one.since)
 
 
@@ -159,15 +159,16 @@ def _is_running(file: Path) -> bool:
 
 
 def _known(name: str) -> Path:
-    file = next((file for file in _folder().glob("*.json") if file.stem == name), None)
+    file = next((file for file in folder().glob("*.json") if file.stem == name), None)
     if file is None:
         raise UserError(f"there is no download {name}")
     return file
 
 
 def _file(name: str) -> Path:
-    return _folder() / f"{name}.json"
+    return folder() / f"{name}.json"
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Where downloads are noted."""
     return state_folder() / "downloads"
