@@ -1,7 +1,9 @@
 import { type FormEvent, useState } from "react";
 
 import { client, data } from "../../api/client";
+import { filesChanged } from "../../api/live";
 import { messageOf, useFetched } from "../../api/useFetched";
+import { useValue } from "../../api/value";
 import { Button } from "../../parts/Button";
 import { Dialog } from "../../parts/Dialog";
 import { Check, Field } from "../../parts/Field";
@@ -17,7 +19,10 @@ interface OpenProps {
 
 /** Opens a recipe of the studio's folders. */
 export function OpenDialog({ open, onPick, onClose }: OpenProps) {
-  const recipes = useFetched(open ? "recipes" : null, (signal) => data(client.GET("/api/recipes", { signal })));
+  const changed = useValue(filesChanged);
+  const recipes = useFetched(open ? `recipes ${changed}` : null, (signal) =>
+    data(client.GET("/api/recipes", { signal })),
+  );
   return (
     <Dialog title="Open a recipe" open={open} onClose={onClose} place="side">
       <div className="file-list">

@@ -18,7 +18,7 @@ import { useChatSettings } from "../chat/useChatSettings";
 import { useConversation } from "../chat/useConversation";
 import { go, setQuery, usePlace } from "../router";
 import { StartServer } from "../serve/StartServer";
-import { useServers } from "../serve/useServers";
+import { lookAtServers, useServers } from "../serve/useServers";
 import { View } from "../shell/View";
 import { tried } from "../toasts";
 
@@ -29,7 +29,7 @@ type Open = { kind: "settings" | "list" | "start" } | { kind: "rename" | "delete
 export function Chat() {
   const { query } = usePlace();
   const name = query.get("conversation");
-  const { data: servers, error, reload } = useServers();
+  const servers = useServers();
   const models = useMemo(() => chatModels(servers ?? []), [servers]);
   const [settings, change] = useChatSettings(models);
   const { followed, state } = useConversation(name);
@@ -42,7 +42,7 @@ export function Chat() {
   const started = () => {
     setQuery({ serve: null });
     close();
-    reload();
+    void tried(lookAtServers);
   };
 
   useWantedServer(query.get("server"), models.length ? models.map(({ id }) => id) : null, change);
@@ -71,7 +71,7 @@ export function Chat() {
     servers && !models.length ? (
       <ServerNeeded servers={servers} first={wanted} onStarted={started} />
     ) : (
-      <Welcome model={models.find(({ id }) => id === settings.model)} problem={error} />
+      <Welcome model={models.find(({ id }) => id === settings.model)} problem="" />
     );
 
   return (
