@@ -27,11 +27,13 @@ def studio_in(folder: Path) -> Iterator[StudioProcess]:
 
 
 @contextmanager
-def opened(browser, studio: StudioProcess, path: str = "", tabs: int = 1, **options) -> Iterator:
+def opened(browser, studio: StudioProcess, path: str = "", tabs: int = 1, script: str = "", **options) -> Iterator:
     """Opens the page with its key. Fails if a request leaves the studio, if the page throws an error, or if the
-    Content-Security-Policy refuses something. Yields the page, or a list if there are several tabs."""
+    Content-Security-Policy refuses something. `script` runs before the page's own. Yields the page, or a list if there
+    are several tabs."""
     context = browser.new_context(**options)
     context.set_default_timeout(20_000)
+    context.add_init_script(script)
     requested, errors = [], []
     context.on("request", lambda request: requested.append(request.url))
     context.on("weberror", lambda error: errors.append(str(error.error.stack)))
