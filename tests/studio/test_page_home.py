@@ -94,6 +94,7 @@ def test_a_training_is_watched_stopped_and_resumed(browser, studio):
         until(lambda: "%" in page.title(), 120)
         assert "watched" in page.title()
         page.wait_for_selector(".devices >> text=watched")
+        job.locator(".sparkline").wait_for()
         job.locator("text=Log").click()
         page.wait_for_selector("dialog[open] .log")
         page.keyboard.press("Escape")
