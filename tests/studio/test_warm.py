@@ -16,8 +16,8 @@ from tunesmith.studio import warm
 from tunesmith.studio.commands import CommandFailed, Commands
 from tunesmith.studio.warm import WarmProcess
 
-# Serves without practice, and has a command that never ends, with a process of its own.
-UNPRACTISED = """
+# Serves at once, and has a command that never ends, with a process of its own.
+SERVES_AT_ONCE = """
 import socket, subprocess, sys
 from tunesmith.cli import warm
 main = warm.main
@@ -39,7 +39,7 @@ def serving(tmp_path):
         listening.bind(str(tmp_path / "s"))
         listening.listen()
         process = subprocess.Popen(
-            [sys.executable, "-c", UNPRACTISED, str(listening.fileno())],
+            [sys.executable, "-c", SERVES_AT_ONCE, str(listening.fileno())],
             pass_fds=[listening.fileno()],
             stdin=subprocess.PIPE,
         )
