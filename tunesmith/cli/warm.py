@@ -21,8 +21,8 @@ from contextlib import suppress
 from tunesmith.cli.main import main
 
 READY = "ready\n"
-# A plan imports these at some point, and takes most of its time for them. Nothing more is done in advance: autograd
-# works in no fork of a process in which it has worked, and torch's threads are not in a fork.
+# A plan imports these at some point, and takes most of its time for them. Nothing more is done in advance, since
+# autograd works in no fork of a process in which it has worked.
 LIBRARIES = (
     "numpy.ma",
     "sympy",
@@ -96,8 +96,16 @@ def _run(arguments: list[str]) -> tuple[int, str, str]:
         return status, output.read().decode(errors="replace"), errors.read().decode(errors="replace")
 
 
-if __name__ == "__main__":
+def prepare() -> None:
+    """Imports the libraries. A fork has none of the threads of this process, so there must be none."""
+    import torch
+
+    torch.set_num_threads(1)
     for library in LIBRARIES:
         importlib.import_module(library)
+
+
+if __name__ == "__main__":
+    prepare()
     print(READY, end="", flush=True)
     serve(socket.socket(fileno=int(sys.argv[1])))
