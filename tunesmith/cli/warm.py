@@ -97,7 +97,7 @@ def _run(arguments: list[str]) -> tuple[int, str, str]:
 
 
 def prepare() -> None:
-    """Imports the libraries. A fork has none of the threads of this process, so there must be none."""
+    """Imports the libraries. A fork has none of torch's threads, so there must be none."""
     import torch
 
     torch.set_num_threads(1)
