@@ -14,6 +14,7 @@ from tunesmith.jobs.store import Store
 from tunesmith.serve.registry import ServedModel, registered
 from tunesmith.studio.app import guarded, make_app
 from tunesmith.studio.catalogue import Catalogue
+from tunesmith.studio.commands import Commands
 from tunesmith.studio.guard import TOKEN_HEADER
 from tunesmith.studio.roots import Roots
 from tunesmith.studio.state import Studio
@@ -24,7 +25,7 @@ TOKEN = "a token"
 def studio_in(folder: Path) -> Studio:
     """A studio that was started in a folder, whose runs are in `runs`."""
     store = Store()
-    return Studio(folder, store, Roots([folder]), Catalogue([folder / "runs"], store))
+    return Studio(folder, store, Roots([folder]), Catalogue([folder / "runs"], store), Commands(folder))
 
 
 @contextmanager

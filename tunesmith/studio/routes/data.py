@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe, Source
-from tunesmith.studio.commands import OFFLINE, run_command, run_on_recipe, while_connected
+from tunesmith.studio.commands import while_connected
 from tunesmith.studio.state import Studio
 
 NO_MODEL = "none"  # stands for a model where a recipe must have one
@@ -138,16 +138,16 @@ async def ask(studio: Studio, command: str, asked: DataQuestion, *flags: str) ->
         recipe = Recipe.build(asked.recipe)
         await run_in_threadpool(studio.roots.check, recipe)
         sources = [*recipe.data.train, *recipe.data.eval]
-        answer = await run_on_recipe(
-            recipe, "data", command, flags=[*flags, "--json"], folder=studio.folder, **_network(sources, recipe)
+        answer = await studio.commands.run_on_recipe(
+            recipe, "data", command, flags=[*flags, "--json"], online=_is_online(sources, recipe)
         )
     elif asked.source is not None:
         recipe = Recipe.build({"model": asked.model or NO_MODEL, "data": {"train": [asked.source]}}, "data")
         await run_in_threadpool(studio.roots.check, recipe)
         (source,) = recipe.data.train
         flags = (*flags, *_source_flags(source), *([f"--model={asked.model}"] if asked.model else []))
-        answer = await run_command(
-            "data", command, *flags, "--json", "--", source.path, folder=studio.folder, **_network([source], recipe)
+        answer = await studio.commands.run(
+            "data", command, *flags, "--json", "--", source.path, online=_is_online([source], recipe)
         )
     else:
         raise UserError("source: name a file, or give a recipe")
@@ -162,10 +162,10 @@ def _source_flags(source: Source) -> list[str]:
     return flags + [f"--columns={name}={column}" for name, column in source.columns.items()]
 
 
-def _network(sources: list[Source], recipe: Recipe) -> dict[str, str]:
-    """The environment of a command that may download a hub dataset, and nothing else. Raises UserError."""
+def _is_online(sources: list[Source], recipe: Recipe) -> bool:
+    """Whether a command downloads a hub dataset. Raises UserError if it would download something else too."""
     if not any(source.path.startswith("hub:") for source in sources):
-        return OFFLINE
+        return False
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -173,10 +173,10 @@ def _network(sources: list[Source], recipe: Recipe) -> dict[str, str]:
     try:
         is_missing = "/" in model and try_to_load_from_cache(model, "config.json", revision=revision) is None
     except HFValidationError:
-        return {}  # a path
+        return True  # a path
     if is_missing:
         raise UserError(f"model.path: {model} is not in the hub's cache; download it first")
-    return {}
+    return True
 
 
 def routes(studio: Studio) -> APIRouter:
