@@ -95,7 +95,7 @@ class Watch:
         return [(name, json.loads(text))]
 
     def _changed(self, name: str, stamps: Mapping[str, Any]) -> list[str] | None:
-        """What has another stamp than at the last look; None at the first."""
+        """The names whose stamp differs from that of the last look; None at the first."""
         before, self._stamps[name] = self._stamps.get(name), stamps
         if before is None:
             return None
