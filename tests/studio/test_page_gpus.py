@@ -40,7 +40,7 @@ def test_devices_their_holders_and_the_reason_why_a_job_waits(browser, three, st
         rows = page.locator(".devices > li").all_inner_texts()
         assert [row.splitlines()[0] for row in rows[:3]] == [gpu.label for gpu in GPUS]
         assert "21.0 GB of 24.0 GB" in rows[0] and "71 °C · 402 of 450 W" in rows[0] and "training trains" in rows[0]
-        assert "25 of 350 W" in rows[1] and "free" in rows[1]
+        assert "25 of 350 W" in rows[1] and "idle" in rows[1]
         assert "serving model, 3.0 GB" in rows[2] and " W" not in rows[2]
         reason = page.inner_text(".jobs li:has-text('waits')")
         assert "it needs 3 GPUs, of which 2 are free: GPU 0 (RTX 4090) is held by" in reason

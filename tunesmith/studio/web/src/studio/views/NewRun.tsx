@@ -100,7 +100,7 @@ function Recipe({ schema }: { schema: Schemas["RecipeSchema"] }) {
         <div className="beside">
           <PlanPane
             planned={planned}
-            missing={missing || (state.problems.length ? "Mend the problems first: then the plan is made." : "")}
+            missing={missing || (state.problems.length ? "Fix the problems to see the plan." : "")}
             machine={machine}
             onMachine={(next) => setQuery({ machine: next })}
             onProblem={showField}
