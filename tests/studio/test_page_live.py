@@ -223,7 +223,7 @@ def test_one_notification_tells_that_a_job_has_ended(browser, studio):
     _, bad, old = [store.add("train", run.folder) for run in runs]
     fail(store, old, "long ago")
     with opened(browser, studio, script=NOTIFICATIONS, tabs=3) as pages:
-        pages[1].check("text=Notify in this browser")
+        pages[1].check("text=Show a browser notification")
 
         def notified() -> list:
             return [one for page in pages for one in page.evaluate("window.notified")]
