@@ -2,12 +2,12 @@
 
 import os
 import shutil
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.studio.killing import is_killed
 from tunesmith.errors import UserError
 from tunesmith.jobs import deletion
 from tunesmith.leases import held
@@ -74,30 +74,10 @@ def test_no_process_works_on_a_run_that_is_being_deleted(studio, made, monkeypat
     assert seen == [True] and os.listdir(made.folder) == ["notes.txt"]
 
 
-def killed_deleting(studio, run: Run, operations: int) -> bool:
-    """Deletes a run in a process that is killed before so many file operations were done. Returns whether it was."""
-    child = os.fork()
-    if not child:
-        left = [operations]
-
-        def count(event: str, _) -> None:
-            if event in ("os.rename", "os.remove", "os.rmdir"):
-                left[0] -= 1
-                if left[0] < 0:
-                    os._exit(9)
-
-        sys.addaudithook(count)
-        try:
-            delete(studio, run)
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
 def test_a_deletion_that_was_killed_anywhere_can_be_done_again(studio, made, tmp_path):
     shutil.copytree(made.folder, tmp_path / "kept")
     operations = 0
-    while killed_deleting(studio, made, operations):
+    while is_killed(lambda: delete(studio, made), made.folder, operations):
         if made.exists:
             delete(studio, made)
         left = {entry.name for entry in made.folder.iterdir()} - {"recipe.yaml", ".lock"}  # of its last moment
