@@ -3,7 +3,7 @@
 import errno
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,6 +52,18 @@ class NotEnoughMemory(Ending):
     """A training step does not fit in memory, even with the out-of-memory fallback."""
 
     reason = "out_of_memory"
+
+
+class NotNow(Ending):
+    """Too little memory is free for a run that the queue started. It waits until there is enough. `needed`: the bytes
+    that must be free, by device."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h
+    reason = "no_room"
+
+    def __init__(self, message: str, needed: Mapping[str, int]):
+        super().__init__(message)
+        self.needed = dict(needed)
 
 
 class ProcessDied(Ending):

@@ -40,8 +40,9 @@ events.jsonl holds one object a line, each with `event` and `time` (Unix seconds
     resume      step (later steps written before this line were lost: readers ignore them), processes if they are not
                 as many as in the plan
     stop        step, reason: done | max_minutes | max_tokens | early_stopping | interrupted, or what broke it off:
-                not_finite | diverged | out_of_memory | error (any other), these with the error's message; a run that
-                was killed has none
+                not_finite | diverged | out_of_memory | error (any other), these with the error's message, or no_room:
+                the queue tries it again once more memory is free, needed (bytes by device); a run that was killed has
+                none
 
 eval.json holds `rows`; `held_out`, which is equal for the same rows whatever the tokenizer; `before` and `after`,
 each with `loss`, `perplexity` and, where asked for, `exact_match` as

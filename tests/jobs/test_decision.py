@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from tunesmith.jobs.decision import Device, Queue, decide
+from tunesmith.errors import NotNow
+from tunesmith.jobs.decision import SECONDS_BETWEEN_TRIES, Device, Queue, decide
+from tunesmith.jobs.process import Outcome
 from tunesmith.jobs.state import Status
 from tunesmith.jobs.store import Job
 from tunesmith.leases import CPU, Holder
@@ -47,10 +49,10 @@ def holder(device: str, number: int | None = None, exclusive: bool = True, **fac
     return Holder(device=device, exclusive=exclusive, **values | facts)
 
 
-def queue(*jobs: Job, states=None, holders=(), devices=THREE, paused="") -> Queue:
+def queue(*jobs: Job, states=None, holders=(), devices=THREE, paused="", **facts) -> Queue:
     """`states`: of jobs that do not wait."""
     statuses = {one.id: Status((states or {}).get(one.id, "held" if one.held else "waiting")) for one in jobs}
-    return Queue(jobs, statuses, devices, holders, NOW, paused)
+    return Queue(jobs, statuses, devices, holders, NOW, paused, **facts)
 
 
 def started(found: dict) -> dict[int, list[str]]:
@@ -147,3 +149,79 @@ def test_high_priority_displaces_as_few_jobs_as_it_needs():
     assert displaced(replace(urgent, gpus=2)) == [2, 1]
     assert displaced(replace(urgent, gpus=3)) == []  # job 3 does not make room, so that nobody need stop
     assert displaced(replace(urgent, priority="normal")) == []
+
+
+def refused(gb: float = 21.4, devices=("GPU-a",), ended: float = NOW - 3600, **needed: float) -> Outcome:
+    """The outcome of a job that needs so much free memory on these devices, and more on others by key."""
+    asked = dict.fromkeys(devices, gb) | needed
+    said = "tunesmith: RTX 4090: a training step needs too much"
+    return Outcome(NotNow.status, ended, said, {key: int(nbytes * 1e9) for key, nbytes in asked.items()})
+
+
+def with_free(*gigabytes: float) -> list[Device]:
+    return [replace(device, free_bytes=int(gb * 1e9)) for device, gb in zip(THREE, gigabytes)]
+
+
+def test_a_job_waits_until_enough_memory_is_free_and_says_who_uses_it():
+    chat = holder("GPU-a", exclusive=False, use="chat", nbytes=5_200_000_000, folder="models/m", since=NOW - 840)
+
+    def one(*gigabytes: float, **facts):
+        return decide(queue(job(1, gpus=1), devices=with_free(*gigabytes), refused={1: refused()}, **facts))[1]
+
+    assert one(18.0, holders=[chat]).why == (
+        "it needs 21.4 GB of memory, and GPU 0 (RTX 4090) has 18.0 GB free; it is used by models/m (chat, 5.2 GB, "
+        "for 14 min 00 s)"
+    )
+    assert one(21.3).why and not one(21.3).devices
+    assert [device.key for device in one(21.4).devices] == ["GPU-a"]
+    assert [device.key for device in one(18.0, 12.0, 22.0).devices] == ["GPU-c"]  # another one has room
+    assert one(24.0, paused="since 10:00").why == "the queue is paused: since 10:00"
+
+
+def test_who_waits_for_memory_keeps_nobody_waiting():
+    jobs = [job(1, gpus=1), job(2, gpus=1)]
+    found = decide(queue(*jobs, devices=with_free(18.0), refused={1: refused()}))
+    assert started(found) == {2: ["GPU-a"]} and "21.4 GB" in found[1].why
+    held = decide(queue(*jobs, devices=with_free(24.0), refused={1: refused()}, holders=[holder("GPU-a", 7)]))
+    assert not started(held) and "is held by job 7" in held[1].why  # memory is not the reason then
+    assert started(decide(queue(*jobs, devices=with_free(24.0), refused={1: refused()}))) == {1: ["GPU-a"]}
+
+
+def test_a_job_that_was_refused_is_not_tried_again_at_once():
+    """Also not if enough is free, as after a prediction that differs, or a device that another process took."""
+    for outcome in (refused(ended=NOW - 20), refused(devices=(), ended=NOW - 20)):
+        found = decide(queue(job(1, gpus=1), job(2, gpus=1), devices=with_free(24.0), refused={1: outcome}))
+        assert found[1].why == f"it was refused: {outcome.said}; it is tried again in 40.0 s"
+        assert started(found) == {2: ["GPU-a"]}
+    outcome = refused(devices=(), ended=NOW - SECONDS_BETWEEN_TRIES)
+    assert started(decide(queue(job(1, gpus=1), devices=with_free(0.0), refused={1: outcome}))) == {1: ["GPU-a"]}
+
+
+def test_each_gpu_needs_the_memory_of_its_own_part():
+    both = refused(devices=(), **{"GPU-a": 20.0, "GPU-b": 10.0})
+
+    def devices_of(outcome, *gigabytes: float) -> list[str]:
+        found = decide(queue(job(1, gpus=2), devices=with_free(*gigabytes), refused={1: outcome}))[1]
+        return [device.key for device in found.devices] or found.why
+
+    assert devices_of(both, 20.0, 10.0) == ["GPU-a", "GPU-b"]
+    assert "GPU 1 (RTX 3090) has 9.0 GB" in devices_of(both, 20.0, 9.0)
+    assert devices_of(both, 19.0, 10.0, 20.0) == ["GPU-b", "GPU-c"]
+    assert devices_of(refused(), 22.0, 1.0) == ["GPU-a", "GPU-b"]  # it was planned for one of those it gets
+    assert "GPU 0" in devices_of(refused(), 1.0, 1.0)
+
+
+def test_a_job_waits_for_host_memory():
+    def one(devices, **facts):
+        return decide(queue(job(1), devices=devices, **facts))[1]
+
+    asked = {1: refused(cpu=7.0, devices=())}
+    server = holder(CPU, exclusive=False, use="serving", folder="runs/one")
+    assert one(CPU_ALONE, refused=asked, host_free_bytes=6 * 10**9, holders=[server]).why == (
+        "it needs 7.0 GB of memory, and the host has 6.0 GB free; it is used by runs/one (serving, for 1 min 30 s)"
+    )
+    assert one(CPU_ALONE, refused=asked, host_free_bytes=7 * 10**9).devices == CPU_ALONE
+    layers_at_home = {1: refused(20.0, cpu=64.0)}
+    [gpu] = with_free(24.0)
+    assert "the host has 60.0 GB" in one([gpu], refused=layers_at_home, host_free_bytes=60 * 10**9).why
+    assert one([gpu], refused=layers_at_home, host_free_bytes=64 * 10**9).devices == [gpu]

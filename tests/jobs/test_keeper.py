@@ -14,6 +14,7 @@ from tests.jobs.test_decision import CPU_ALONE
 from tunesmith import leases
 from tunesmith.finetune import control
 from tunesmith.jobs import ask, keeper, process
+from tunesmith.jobs.decision import Device, decide
 from tunesmith.jobs.keeper import Keeper, pause_after_restart
 from tunesmith.jobs.state import Status, status_of
 from tunesmith.jobs.store import Job, Store
@@ -27,6 +28,10 @@ from tunesmith.run import Run
 run, ending = Run(sys.argv[1]), sys.argv[2]
 if ending == "mistake":
     sys.exit("tunesmith: data.train: no such file")
+if ending == "waits":
+    run.log("stop", step=0, reason="no_room", message="GPU 0: too little", needed={"GPU-a": 10 * 10**9})
+    print("tunesmith: GPU 0: too little", file=sys.stderr)
+    sys.exit(75)
 with run.held():
     control.forget(run)
     run.log("start", steps=3)
@@ -84,6 +89,43 @@ def test_jobs_run_one_after_another_and_the_queue_goes_on_after_a_failure(store)
     assert status(store, second).detail.startswith("its process was ended by signal 6")
     assert state(store, first) == state(store, second) == "failed"
     assert not keep.step() and [store.job(job.id).starts for job in (first, second, third)] == [1, 1, 1]
+
+
+def test_a_job_that_finds_too_little_memory_waits_until_that_is_free(store, monkeypatch):
+    free = [9 * 10**9]
+    monkeypatch.setattr(keeper, "devices", lambda: [Device("GPU-a", "GPU 0", free[0])])
+    large, small = added(store, "waits", gpus=1), added(store, "finishes")
+    keep = Keeper(store, keeper.devices())
+    until(keep, store, small, "finished")  # a later job goes on meanwhile
+    for _ in range(3):
+        assert keep.step()  # it is due, and somebody keeps the queue for it
+    assert status(store, large) == Status("waiting", "tunesmith: GPU 0: too little")
+    assert not store.job(large.id).is_due and store.job(large.id).starts == 1
+    why = decide(keeper.look(store, keeper.devices()))[large.id].why
+    assert why == "it needs 10.0 GB of memory, and GPU 0 has 9.0 GB free"
+    free[0] = 11 * 10**9
+    keep.step()
+    assert "it is tried again in" in decide(keeper.look(store, keeper.devices()))[large.id].why
+    monkeypatch.setattr("tunesmith.jobs.decision.SECONDS_BETWEEN_TRIES", 0.0)
+    until(keep, store, large, "waiting")
+    keep.step()
+    assert store.job(large.id).starts == 2
+    until(keep, store, large, "waiting")
+    free[0] = 0
+    store.change(large.id, held=True)
+    assert state(store, large) == "held"
+    ask.cancel(store, large.id)
+    assert state(store, large) == "cancelled" and not Path(large.folder).exists()  # it was never prepared
+
+
+def test_a_device_that_was_taken_meanwhile_is_waited_for(store):
+    job = added(store, "finishes")
+    with leases.held([leases.CPU], "training", exclusive=True):
+        child = process.start(store, job, [leases.CPU])
+        assert not child.wait(30)
+        store.change(job.id, is_due=False, starts=1)
+        found = status(store, job)
+        assert found.state == "waiting" and "held by" in found.detail
 
 
 def test_a_job_outlives_its_keeper_and_another_keeper_adopts_it(store):

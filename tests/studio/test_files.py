@@ -1,6 +1,7 @@
 """The page sees the roots, and nothing else; uploads arrive whole or not at all."""
 
 import asyncio
+import errno
 import os
 from collections import namedtuple
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
+from tests.studio.killing import is_killed
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
 from tunesmith.studio import uploads
@@ -198,6 +200,30 @@ def test_what_a_killed_server_left_is_removed(client, studio):
     (studio.folder / "uploads" / f".0{uploads.PART}").write_text("half")
     send(client, "a.csv", b"x")
     assert os.listdir(studio.folder / "uploads") == ["a.csv"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_an_upload_that_is_killed_anywhere_leaves_no_part_of_itself(studio, monkeypatch, has_links):
+    """Where the file system has no hard links, it may leave an empty file."""
+
+    def no_links(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    folder = studio.folder / "uploads"
+    folder.mkdir()
+    (folder / "a.csv").write_text("before")
+    names, operations = ["a.csv", "a-2.csv"], 0
+    while is_killed(lambda: receive(studio, [b"whole"]), folder, operations):
+        visible = {name: (folder / name).read_text() for name in os.listdir(folder) if not name.startswith(".")}
+        assert visible.pop("a.csv") == "before"
+        assert all(text == "whole" or (not has_links and not text) for text in visible.values())
+        for name in visible:
+            (folder / name).unlink()
+        operations += 1
+    assert operations > 2 and sorted(os.listdir(folder)) == sorted(names)
+    assert (folder / "a-2.csv").read_text() == "whole" and (folder / "a.csv").read_text() == "before"
 
 
 def test_no_upload_goes_through_a_link(client, studio, tmp_path):

@@ -6,6 +6,7 @@ import os
 import struct
 import threading
 import time
+from contextlib import ExitStack
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 from huggingface_hub import constants
 
 from tests.data.test_hub import COMMIT, StandIn
+from tests.studio.test_deletion import at_set_aside
 from tunesmith import leases
+from tunesmith.jobs import deletion
 from tunesmith.run import Run
 from tunesmith.serve import registry
 from tunesmith.studio import model_facts
@@ -166,6 +169,39 @@ def test_what_is_used_stays(client, studio, family, hub_cache):
     with registry.registered("127.0.0.1", 8000, [folder], None):
         assert "the server at http://127.0.0.1:8000" in client.get(f"/api/models/{id}/deletion").json()["refusal"]
     assert client.get(f"/api/models/{id}/deletion").json()["refusal"] == ""
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf", "hub", "export"])
+def test_what_is_used_from_the_moment_of_the_deletion_on_stays(client, studio, family, hub_cache, monkeypatch, kind):
+    """A server that starts after the check and before the files are moved."""
+    if kind == "folder":
+        name, path = "m", folder_of(studio, family)
+    elif kind == "gguf":
+        name, path = "q.gguf", write_gguf(studio.folder / "q.gguf")
+    elif kind == "hub":
+        files = {"config.json": b"{}", "model.safetensors": b"x"}
+        name, path = "org/m", cached(hub_cache, "org/m", files)
+    else:
+        name, path = "first (gguf)", run_of(studio, "org/base").folder / "gguf"
+        path.mkdir()
+        (path / "parity.json").write_text("{}")
+    before = {file: file.read_bytes() for file in path.parent.rglob("*") if file.is_file()}
+    with ExitStack() as stack:
+        at_set_aside(monkeypatch, lambda: stack.enter_context(leases.held(["cpu"], "serving", folder=path)))
+        answer = client.delete(f"/api/models/{rows(client)[name]['id']}")
+        assert answer.status_code == 400 and "serving" in answer.json()["error"]["message"]
+    assert {file: file.read_bytes() for file in path.parent.rglob("*") if file.is_file()} == before
+    assert client.delete(f"/api/models/{rows(client)[name]['id']}").status_code == 200 and name not in rows(client)
+
+
+def test_what_a_killed_deletion_left_is_removed_by_a_later_one(client, studio, family, hub_cache, monkeypatch):
+    left = studio.folder / "m" / f".1234{deletion.ASIDE}"
+    folder_of(studio, family)
+    left.mkdir()
+    (left / "0").write_text("weights")
+    id = rows(client)["m"]["id"]
+    monkeypatch.setattr(deletion, "STALE_SECONDS", 0.0)
+    assert client.delete(f"/api/models/{id}").status_code == 200 and not left.exists()
 
 
 def test_a_result_is_deleted_with_its_run(client, studio, hub_cache):

@@ -150,6 +150,13 @@ def test_a_recipe_is_planned_saved_and_queued(browser, studio):
         page.click("dialog[open] button:text-is('Save')")
         page.wait_for_selector(".toast >> text=recipes/mine.yaml")
         assert (studio.folder / "recipes" / "mine.yaml").read_text() == TEXT
+        (studio.folder / "recipes" / "mine.yaml").write_text(TEXT + "# another tab\n")
+        page.click("button:text-is('Save')")
+        page.click("dialog[open] button:text-is('Save')")
+        page.wait_for_selector("dialog[open] >> text=is there already")
+        page.click("dialog[open] button:text-is('Save over it')")
+        page.wait_for_function("!document.querySelector('dialog[open]')")
+        assert (studio.folder / "recipes" / "mine.yaml").read_text() == TEXT
         page.reload()
         text_is(page, lambda text: "mine" not in text)
         page.click("button:text-is('Open')")

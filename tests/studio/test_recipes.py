@@ -1,10 +1,12 @@
 """The recipe as a form, as text, and as a plan."""
 
 import asyncio
+import contextlib
 import json
 import shlex
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonschema
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from tunesmith.cli.main import app
 from tunesmith.cli.train import chosen
 from tunesmith.recipe import Recipe, known_keys
-from tunesmith.studio import recipe_form
+from tunesmith.studio import recipe_files, recipe_form
 from tunesmith.studio.commands import Commands, while_connected
 
 TEXT = "# my recipe\nmodel: m  # small\ndata: d.jsonl\ntrain:\n  learning_rate: 1e-4\n"
@@ -246,15 +248,57 @@ def test_recipes_are_saved_found_and_read(client, studio):
     saved = client.post("/api/recipes", json={"name": "my first", "yaml": TEXT}).json()
     assert saved["path"] == "recipes/my first.yaml"
     again = client.post("/api/recipes", json={"name": "my first", "yaml": "x"})
-    assert again.status_code == 400 and "there already" in again.json()["error"]["message"]
+    assert again.status_code == 409 and "there already" in again.json()["error"]["message"]
     replaced = client.post("/api/recipes", json={"name": "my first.yaml", "yaml": TEXT + "#", "replace": True})
     assert replaced.json()["id"] == saved["id"]
     (studio.folder / "notes.yaml").write_text("a: 1\n")
     (studio.folder / "top.yaml").write_text(TEXT)
     found = {one["name"]: one["id"] for one in client.get("/api/recipes").json()}
     assert set(found) == {"my first", "top"}
-    assert client.get(f"/api/recipes/{saved['id']}").json() == {"yaml": TEXT + "#"}
+    assert client.get(f"/api/recipes/{saved['id']}").json() == {
+        "yaml": TEXT + "#",
+        "version": replaced.json()["version"],
+    }
     assert client.get("/api/recipes/none").status_code == 400
+
+
+def test_a_save_replaces_only_the_text_that_its_page_has_read(client, studio):
+    """Two tabs, which read a recipe and save it one after the other; and what an editor writes meanwhile."""
+
+    def save(text: str, **facts) -> tuple[int, str]:
+        answer = client.post("/api/recipes", json={"name": "one", "yaml": text, **facts})
+        found = answer.json()
+        return answer.status_code, found["version"] if answer.is_success else found["error"]["message"]
+
+    file = studio.folder / "recipes" / "one.yaml"
+    _, first = save(TEXT)
+    id = client.get("/api/recipes").json()[0]["id"]
+    assert client.get(f"/api/recipes/{id}").json()["version"] == first
+    status, second = save(TEXT + "# one\n", version=first)
+    assert status == 200 and second != first
+    status, message = save(TEXT + "# two\n", version=first)
+    assert status == 409 and "save over it, or choose another name" in message and "\n" not in message
+    assert file.read_text() == TEXT + "# one\n"
+    file.write_text(TEXT + "# an editor\n")
+    assert save(TEXT + "# two\n", version=second)[0] == 409 and file.read_text() == TEXT + "# an editor\n"
+    status, third = save(TEXT + "# two\n", version=second, replace=True)
+    assert status == 200 and save(TEXT, version=third) == (200, first)
+    file.unlink()
+    assert save(TEXT, version=third)[0] == 200  # nothing is lost
+
+
+def test_of_saves_at_the_same_moment_one_is_kept(client, studio):
+    version = client.post("/api/recipes", json={"name": "one", "yaml": TEXT}).json()["version"]
+
+    def save(number: int) -> bool:
+        with contextlib.suppress(recipe_files.Changed):
+            recipe_files.save(studio.roots, "one", f"{TEXT}# {number}\n", version)
+            return True
+        return False
+
+    with ThreadPoolExecutor(8) as threads:
+        kept = [number for number, is_kept in enumerate(threads.map(save, range(40))) if is_kept]
+    assert len(kept) == 1 and (studio.folder / "recipes" / "one.yaml").read_text() == f"{TEXT}# {kept[0]}\n"
 
 
 @pytest.mark.parametrize("name", ["", "..", "../a", "a/b", "/etc/a", ".hidden", "a\0", "a\n", " a", "x" * 300, "a."])

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
@@ -73,7 +74,7 @@ def runs(
 
 def _delete(chosen_runs: list[Run], output: Path, yes: bool) -> None:
     """Deletes runs, after a question that says what is freed. Raises UserError if one of them is needed."""
-    store, all_runs = Store(), list_runs(output)
+    store, all_runs = Store(), partial(list_runs, output)
     found = [deletion_of(store, run, all_runs) for run in chosen_runs]
     for run, one in zip(chosen_runs, found):
         if one.refusal:

@@ -24,6 +24,7 @@ ENDINGS = {
     "diverged": "was stopped{}, because its loss had grown far above the loss before training",
     "out_of_memory": "failed{}, because it ran out of memory",
     "error": "failed{} with an error",
+    "no_room": "waits{} until more memory is free",
     "running": "is still running{}",
     "paused": "is paused{}",
     "finishing": "has trained{}, and its result is being measured and saved",

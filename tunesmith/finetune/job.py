@@ -16,6 +16,7 @@ from tunesmith.errors import (
     UNGUARDED_STATUS,
     Ending,
     Interrupted,
+    NotNow,
     UserError,
     first_line,
     report_full_disk,
@@ -27,6 +28,7 @@ from tunesmith.finetune.gpu_check import usable_gpus
 from tunesmith.finetune.layout import layout_of
 from tunesmith.finetune.prepare import check, pinned, prepare
 from tunesmith.finetune.ray_cluster import Cluster, connected
+from tunesmith.finetune.room import check_room
 from tunesmith.inference.gguf_base import base_folder
 from tunesmith.planner import correction
 from tunesmith.recipe import Recipe
@@ -109,7 +111,10 @@ def resume(
         provenance.check_unchanged(run)
         if not is_new and not machines:  # `prepare` checks them too
             gpus = machine.find_gpus()[1] if run.plan.device == "cuda" else []
-            usable_gpus(devices, gpus, run.plan.compute, processes)
+            usable = usable_gpus(devices, gpus, run.plan.compute, processes)
+            if not processes:
+                with _ending_logged(run):
+                    check_room(run, usable)
         _start(devices, machines, processes, apart)
     return run
 
@@ -147,7 +152,8 @@ def _ending_logged(run: Run) -> Iterator[None]:
 def _log_end(run: Run, error: Exception) -> None:
     done = max((event["step"] for event in run.events("step")), default=0)
     if isinstance(error, Ending):
-        run.log("stop", step=done, reason=error.reason, message=first_line(error))
+        more = {"needed": error.needed} if isinstance(error, NotNow) else {}
+        run.log("stop", step=done, reason=error.reason, message=first_line(error), **more)
     else:
         run.log("stop", step=done, reason=Ending.reason, message=f"{type(error).__name__}: {first_line(error)}")
 

@@ -19,6 +19,7 @@ from tunesmith.finetune.devices import Devices
 from tunesmith.finetune.gpu_check import usable_gpus
 from tunesmith.finetune.prepared import Prepared
 from tunesmith.finetune.ray_cluster import Cluster
+from tunesmith.finetune.room import or_later
 from tunesmith.inference.gguf_base import base_folder, unpacking_note
 from tunesmith.machine import Gpu, Machine, probe
 from tunesmith.model.check import check_adapter, check_base, check_config
@@ -74,11 +75,7 @@ def prepare(devices: Devices, cluster: Cluster | None = None, force: bool = Fals
     run.log("stage", doing="planning")
     predicted = None
     if not cluster and not surely_fits(recipe, machine, config, base):
-        try:
-            predicted = predict_apart(recipe, machine, base)
-            _check_memory(run, predicted, force)
-        except NotPredicted as problem:
-            run.log("warning", message=f"memory and time are not predicted: {problem}")
+        predicted = _predicted(run, machine, base, force)
     is_chosen = predicted and not is_measured(recipe)  # else by measuring, which begins where the prediction says
     plan = predicted.plan if predicted and is_chosen else by_sizes(recipe, machine, config, base)
     _check_disk(run, (predicted and predicted.disk) or disk_by_sizes(recipe, plan, config, base, machine), force)
@@ -133,6 +130,20 @@ def prepare(devices: Devices, cluster: Cluster | None = None, force: bool = Fals
     )
     write_json(run.provenance_file, provenance.collect(run, base, machine, plan, sources))
     write_json(run.plan_file, plan.as_dict())  # last: a run that has a plan is prepared
+
+
+def _predicted(run: Run, machine: Machine, base: Path, force: bool) -> Prediction | None:
+    """The prediction of the run; None if it cannot be predicted. Raises UserError if the plan does not fit, NotNow if
+    the queue can try again."""
+    predicted = None
+    try:
+        predicted = predict_apart(run.recipe, machine, base)
+        _check_memory(run, predicted, force)
+    except NotPredicted as problem:
+        run.log("warning", message=f"memory and time are not predicted: {problem}")
+    except UserError as refusal:
+        raise or_later(refusal, predicted, run.recipe, machine, base) from None
+    return predicted
 
 
 def _check_memory(run: Run, predicted: Prediction, force: bool) -> None:

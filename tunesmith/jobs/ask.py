@@ -51,7 +51,7 @@ def cancel(store: Store, number: int, at_once: bool = False) -> None:
         control.request(run, "stop")
     elif state in AT_WORK:
         process.kill(store, job)
-    elif job.kind == "train" and not run.events():
+    elif job.kind == "train" and not run.is_prepared:
         shutil.rmtree(run.folder, ignore_errors=True)
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from tunesmith import leases
@@ -19,9 +20,9 @@ from tunesmith.errors import UserError
 from tunesmith.finetune import control
 from tunesmith.jobs import process
 from tunesmith.jobs.decision import Decision, Device, Queue, decide
-from tunesmith.jobs.state import AT_WORK, ENDED, Status, status_of
+from tunesmith.jobs.state import AT_WORK, ENDED, WAITING, Status, status_of
 from tunesmith.jobs.store import Job, Store
-from tunesmith.machine import Gpu, find_gpus
+from tunesmith.machine import Gpu, find_gpus, memory
 from tunesmith.run import Run, try_lock
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -33,14 +34,17 @@ AFTER_RESTART = "start_after_restart"  # the setting; "yes": jobs that wait star
 def devices(gpus: Sequence[Gpu] | None = None) -> list[Device]:
     """The GPUs of this machine, or its CPU. `gpus`: those that are known already."""
     gpus = find_gpus()[1] if gpus is None else gpus
-    return [Device(gpu.uuid, gpu.label) for gpu in gpus] or [Device(leases.CPU, "the CPU")]
+    return [Device(gpu.uuid, gpu.label, gpu.free_bytes) for gpu in gpus] or [Device(leases.CPU, "the CPU")]
 
 
 def look(store: Store, here: list[Device]) -> Queue:
     """The queue at this moment. `here`: the devices."""
     jobs = store.jobs()
     statuses = {job.id: status_of(store, job) for job in jobs}
-    return Queue(jobs, statuses, here, leases.holders(), time.time(), store.setting("paused"))
+    outcomes = {job.id: process.outcome(store, job) for job in jobs if statuses[job.id].state in WAITING}
+    refused = {number: outcome for number, outcome in outcomes.items() if outcome and outcome.is_later}
+    paused = store.setting("paused")
+    return Queue(jobs, statuses, here, leases.holders(), time.time(), paused, refused, memory()[1])
 
 
 def recent(queue: Queue) -> list[Job]:
@@ -63,6 +67,9 @@ class Keeper:
         """Looks once. Returns whether anything is due or at work."""
         self._children = [child for child in self._children if child.poll() is None]
         queue = look(self._store, self._here)
+        if queue.refused:  # for want of memory, which is measured again
+            self._here = devices()
+            queue = replace(queue, devices=self._here)
         decisions = decide(queue)
         for job in queue.jobs:
             if decision := decisions.get(job.id):

@@ -13,14 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from tunesmith import leases
+from tunesmith.errors import NotNow
 from tunesmith.files import json_text, read_json, write_json
 from tunesmith.jobs.store import Job, Kind, Store
-from tunesmith.run import process_start, try_lock
+from tunesmith.run import Run, process_start, try_lock
 
 SECONDS_TO_START = 10.0
 USES: dict[Kind, leases.Use] = {"train": "training", "export": "export"}  # of devices
@@ -36,6 +37,13 @@ class Outcome:
     """Unix seconds."""
     said: str
     """The last line that it wrote."""
+    needed: dict[str, int] = field(default_factory=dict)
+    """The bytes that must be free by device, of a training that waits for memory."""
+
+    @property
+    def is_later(self) -> bool:
+        """Whether it is to be tried again by itself, once there is room."""
+        return self.status == NotNow.status
 
 
 def start(store: Store, job: Job, devices: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -137,9 +145,16 @@ def main() -> None:
             file.write(json_text({"pid": os.getpid(), "started": process_start(os.getpid())}).encode())
             file.flush()
             status = subprocess.run(command).returncode
-            _write(Path(log), Outcome(status, time.time(), last_line(Path(log))))
-    except leases.DeviceHeld as problem:
-        _write(Path(log), Outcome(problem.status, time.time(), str(problem)))
+            needed = _needed(Run(folder)) if status == NotNow.status else {}
+            _write(Path(log), Outcome(status, time.time(), last_line(Path(log)), needed))
+    except leases.DeviceHeld as problem:  # another process took it since the queue looked
+        _write(Path(log), Outcome(NotNow.status, time.time(), str(problem)))
+
+
+def _needed(run: Run) -> dict[str, int]:
+    """The bytes that must be free for a training that has just been refused, by device."""
+    stops = run.events("stop")
+    return stops[-1].get("needed", {}) if stops else {}
 
 
 if __name__ == "__main__":

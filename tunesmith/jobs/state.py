@@ -11,6 +11,7 @@ from tunesmith.run import Run
 State = Literal[
     "waiting", "held", "starting", "running", "paused", "stopping", "finished", "failed", "interrupted", "cancelled"
 ]
+WAITING = ("waiting", "held")
 AT_WORK = ("starting", "running", "paused", "stopping")
 ENDED = ("finished", "failed", "interrupted", "cancelled")
 STOPPED = (130, -2, -15, -1)  # exit statuses of a command that was asked to stop
@@ -22,7 +23,7 @@ class Status:
 
     state: State
     detail: str = ""
-    """Why, if the job failed or was interrupted."""
+    """Why, if the job failed, was interrupted or was refused for now."""
 
 
 def status_of(store: Store, job: Job) -> Status:
@@ -61,6 +62,8 @@ def _ended(store: Store, job: Job) -> Status:
     found = process.outcome(store, job)
     if found is None:
         return Status("interrupted", "its process was killed, or the machine went off")
+    if found.is_later:
+        return Status("held" if job.held else "waiting", found.said)
     if job.kind != "train" and found.status == 0:
         return Status("finished")
     if found.status in STOPPED:

@@ -1,8 +1,10 @@
 """The planner's prediction of a run: the plan, the memory of each device by part, the time of a step."""
 
 from dataclasses import asdict, dataclass, field, replace
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.leases import CPU
 from tunesmith.machine import Machine
 from tunesmith.plan import Plan
 from tunesmith.planner.beside_steps import ANSWERING, EVALUATING, BesideSpeed
@@ -33,6 +35,8 @@ class Place:
     """cuda or cpu."""
     capability: tuple[int, int] | None = None
     """Compute capability of the GPU."""
+    device: str = CPU
+    """The GPU's UUID, or leases.CPU."""
 
     @property
     def room(self) -> int:
@@ -43,7 +47,7 @@ class Place:
 def places_of(machine: Machine, processes: int) -> list[Place]:
     """The memory of each process of a run."""
     if machine.gpus:
-        return [Place(gpu.name, gpu.free_bytes, "cuda", gpu.capability) for gpu in machine.gpus[:processes]]
+        return [Place(gpu.name, gpu.free_bytes, "cuda", gpu.capability, gpu.uuid) for gpu in machine.gpus[:processes]]
     return [Place("CPU", machine.free_memory_bytes // processes, "cpu")] * processes
 
 
@@ -144,6 +148,16 @@ class Prediction:
         return None if self.needs is None else all(need.fits for need in self.needs)
 
     @property
+    def needed_bytes(self) -> dict[str, int]:
+        """The bytes that must be free for the run, by device (leases.CPU: in the host); none if that is not
+        predicted."""
+        needed: dict[str, int] = {CPU: self.host_bytes} if self.host_bytes else {}
+        for need in self.needs or ():
+            asked, device = ceil(need.nbytes / USED_SHARE), need.place.device
+            needed[device] = needed.get(device, 0) + asked  # the processes of a CPU share its memory
+        return needed
+
+    @property
     def tightest(self) -> Need | None:
         """The process that has the least room to spare."""
         return max(self.needs, key=lambda need: need.nbytes / max(1, need.place.free_bytes)) if self.needs else None
@@ -176,6 +190,7 @@ class Prediction:
                 for need in self.needs or ()
             ],
             "host_bytes": self.host_bytes,
+            "needed_bytes": self.needed_bytes,
             "tokens_per_second": self.speed and self.speed.tokens_per_second,
             "step_seconds": self.speed and self.speed.step_seconds,
             "bound": self.speed and self.speed.bound,

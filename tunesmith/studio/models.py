@@ -1,6 +1,5 @@
 """The models on this machine: bases in the hub's cache, in folders and in GGUF files, results of runs and exports."""
 
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pydantic import BaseModel
 from tunesmith import leases, recipe_text
 from tunesmith.errors import UserError
 from tunesmith.files import cache_folder, read_json
-from tunesmith.jobs.deletion import Deletion
+from tunesmith.jobs.deletion import Deletion, remove_stale, set_aside
 from tunesmith.run import Run
 from tunesmith.serve import registry
 from tunesmith.studio.catalogue import id_of
@@ -102,23 +101,28 @@ def deletion_of(studio: Studio, name: str) -> Deletion:
 
 
 def delete(studio: Studio, name: str) -> Deletion:
-    """Deletes the files of a model, and its folder if nothing else is in it. Raises UserError if something needs it."""
+    """Deletes the files of a model, and its folder if nothing else is in it. Raises UserError if something needs it,
+    also if that starts meanwhile."""
     found, deletion = _find(studio, name), deletion_of(studio, name)
-    if deletion.refusal:
-        raise UserError(f"{found.name} is not deleted: {deletion.refusal}")
+    is_whole = found.kind in ("hub", "unpacked", "export")  # Tunesmith or the hub's client wrote all that is there
+    entries = [found.place] if is_whole else _files(found)
     try:
-        if found.kind in ("hub", "unpacked", "export"):  # Tunesmith or the hub's client wrote all that is there
-            shutil.rmtree(found.place)
-            if found.kind == "unpacked":  # the folder above is named by the GGUF's content
-                found.place.parent.rmdir()
-        else:
-            for file in _files(found):
-                file.unlink()
-            if found.place.is_dir() and not deletion.kept and found.place not in studio.roots.folders:
-                found.place.rmdir()
+        _check(deletion.refusal, found)
+        with set_aside(entries, folder := entries[0].parent):
+            _check(_needed(found, _uses(studio)), found)
+        remove_stale(folder)
+        if found.kind == "unpacked":  # the folder above is named by the GGUF's content
+            folder.rmdir()
+        elif found.place.is_dir() and not deletion.kept and found.place not in studio.roots.folders:
+            found.place.rmdir()
     except OSError as error:
         raise UserError(f"{found.name} cannot be deleted: {error.strerror}") from None
     return deletion
+
+
+def _check(refusal: str, found: Found) -> None:
+    if refusal:
+        raise UserError(f"{found.name} is not deleted: {refusal}")
 
 
 def _all(studio: Studio) -> Iterator[Found]:

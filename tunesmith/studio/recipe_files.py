@@ -1,6 +1,8 @@
 """The recipe files in the studio's folders."""
 
+import hashlib
 import re
+import threading
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -15,6 +17,8 @@ FOLDER = "recipes"  # of the first root, for recipes that the page saves
 MOST_BYTES = 200_000
 RECIPE_KEYS = (re.compile(rb"^model\s*:", re.MULTILINE), re.compile(rb"^data\s*:", re.MULTILINE))
 
+_saving = threading.Lock()  # so that no text comes between the look at a file and its replacement
+
 
 class RecipeFile(BaseModel):
     """A recipe on the disk."""
@@ -25,12 +29,20 @@ class RecipeFile(BaseModel):
     """Relative to the studio's folder where it is inside."""
     modified: float
     """Unix seconds."""
+    version: str
+    """A digest of its text."""
 
 
 class RecipeText(BaseModel):
     """The text of a recipe."""
 
     yaml: str
+    version: str = ""
+    """A digest of the text of its file; empty if it has none."""
+
+
+class Changed(UserError):
+    """A recipe is there that its writer has not seen."""
 
 
 def is_recipe(file: Path) -> bool:
@@ -52,20 +64,21 @@ def recipe_files(roots: Roots) -> list[RecipeFile]:
     return sorted((_described(roots, file) for file in shown), key=lambda one: -one.modified)
 
 
-def read(roots: Roots, name: str) -> str:
-    """Returns the text of the recipe with this id. Raises UserError."""
+def read(roots: Roots, name: str) -> RecipeText:
+    """Returns the recipe with this id. Raises UserError."""
     for one in recipe_files(roots):
         if one.id == name:
             try:
-                return roots.resolve(one.path).read_text("utf-8")
+                content = roots.resolve(one.path).read_bytes()
+                return RecipeText(yaml=content.decode("utf-8"), version=_version(content))
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"{one.path}: cannot be read: {error}") from None
     raise UserError(f"there is no recipe {name}; it may have been deleted")
 
 
-def save(roots: Roots, name: str, text: str, replace: bool) -> RecipeFile:
-    """Writes a recipe into the folder of recipes. Raises UserError where one of that name is there, unless it is to be
-    replaced."""
+def save(roots: Roots, name: str, text: str, version: str = "", replace: bool = False) -> RecipeFile:
+    """Writes a recipe into the folder of recipes. `version`: of the text that the writer has read or saved before.
+    Raises Changed where a file of that name has another text, unless it is to be replaced all the same."""
     stem = re.sub(r"\.ya?ml$", "", name)
     if not re.fullmatch(r"[^\W_][\w .-]{0,99}", stem) or stem.endswith((" ", ".")):
         raise UserError(
@@ -77,15 +90,29 @@ def save(roots: Roots, name: str, text: str, replace: bool) -> RecipeFile:
     if folder.is_symlink():
         raise UserError(f"{FOLDER}: a link; the studio writes no files through links")
     file = folder / f"{stem}.yaml"
-    if file.exists() and not replace:
-        raise UserError(f"name: {FOLDER}/{file.name} is there already; choose another name, or replace it")
     try:
         folder.mkdir(exist_ok=True)
-        write_atomic(file, text)
+        with _saving:
+            if file.exists() and not replace and _version(file.read_bytes()) != version:
+                raise Changed(
+                    f"name: {FOLDER}/{file.name} is there already, with a text that this page has not read; save over "
+                    "it, or choose another name"
+                )
+            write_atomic(file, text)
     except (OSError, UnicodeEncodeError) as error:
         raise UserError(f"{FOLDER}/{file.name}: cannot be written: {getattr(error, 'strerror', error)}") from None
     return _described(roots, file)
 
 
 def _described(roots: Roots, file: Path) -> RecipeFile:
-    return RecipeFile(id=id_of(file), name=file.stem, path=roots.shown(file), modified=file.stat().st_mtime)
+    return RecipeFile(
+        id=id_of(file),
+        name=file.stem,
+        path=roots.shown(file),
+        modified=file.stat().st_mtime,
+        version=_version(file.read_bytes()),
+    )
+
+
+def _version(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Files that come from the browser's machine."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -24,6 +25,7 @@ LEFT_FREE_BYTES = 2**30  # on the disk
 PIECE_BYTES = 2**22  # written at a time
 MOST_NAME_BYTES = 200  # file systems allow 255, and a number may be added
 DEFAULT_NAME = "upload"
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what exFAT and others say
 
 
 async def receive(roots: Roots, name: str, length: int | None, body: AsyncIterator[bytes], most_bytes: int) -> Path:
@@ -100,10 +102,21 @@ def _named(part: Path, folder: Path, name: str) -> Path:
     for number in range(1, 10**6):
         place = folder / (name if number == 1 else f"{stem}-{number}{dot}{suffix}")
         with suppress(FileExistsError):
-            os.close(os.open(place, os.O_CREAT | os.O_EXCL, 0o666))
-            os.replace(part, place)
+            _give_name(part, place)
             return place
     raise UserError(f"{name}: too many files of this name in {FOLDER}")
+
+
+def _give_name(part: Path, place: Path) -> None:
+    """Gives a file another name, at which it is whole from the first moment on. Raises FileExistsError if another file
+    has that."""
+    try:
+        os.link(part, place)  # a rename would replace the other file
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        os.close(os.open(place, os.O_CREAT | os.O_EXCL, 0o666))  # an empty file stays if the studio is killed here
+        os.replace(part, place)
 
 
 def _remove_stale(folder: Path) -> None:

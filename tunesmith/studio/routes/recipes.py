@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
@@ -44,8 +44,10 @@ class NewRecipe(BaseModel):
 
     name: str
     yaml: str
+    version: str = ""
+    """The version that the page has last read or saved: one with another text is not replaced."""
     replace: bool = False
-    """Whether a recipe of this name is replaced."""
+    """Whether a recipe of this name is replaced whatever its text is."""
 
 
 async def plan(studio: Studio, asked: PlanQuestion) -> PlanAnswer:
@@ -90,10 +92,13 @@ def routes(studio: Studio) -> APIRouter:
 
     @router.get("/recipes/{id}")
     def read_recipe(id: str) -> RecipeText:
-        return RecipeText(yaml=recipe_files.read(studio.roots, id))
+        return recipe_files.read(studio.roots, id)
 
     @router.post("/recipes")
     def save_recipe(new: NewRecipe) -> RecipeFile:
-        return recipe_files.save(studio.roots, new.name, new.yaml, new.replace)
+        try:
+            return recipe_files.save(studio.roots, new.name, new.yaml, new.version, new.replace)
+        except recipe_files.Changed as problem:
+            raise HTTPException(409, str(problem)) from None
 
     return router

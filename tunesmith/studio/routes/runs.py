@@ -238,11 +238,11 @@ def routes(studio: Studio) -> APIRouter:
 
     @router.get("/runs/{name}/deletion")
     def run_deletion(name: str) -> Deletion:
-        return deletion_of(studio.store, studio.runs.open(name), list(studio.runs))
+        return deletion_of(studio.store, studio.runs.open(name), lambda: studio.runs)
 
     @router.delete("/runs/{name}")
     def delete_run(name: str) -> Deletion:
-        return delete(studio.store, studio.runs.open(name), list(studio.runs))
+        return delete(studio.store, studio.runs.open(name), lambda: studio.runs)
 
     @router.post("/runs/{name}/report")
     def run_report(name: str) -> Address:

@@ -1737,6 +1737,11 @@ export interface components {
              * @default false
              */
             replace: boolean;
+            /**
+             * Version
+             * @default
+             */
+            version: string;
             /** Yaml */
             yaml: string;
         };
@@ -1853,6 +1858,8 @@ export interface components {
             name: string;
             /** Path */
             path: string;
+            /** Version */
+            version: string;
         };
         /**
          * RecipeSchema
@@ -1871,6 +1878,11 @@ export interface components {
          * @description The text of a recipe.
          */
         RecipeText: {
+            /**
+             * Version
+             * @default
+             */
+            version: string;
             /** Yaml */
             yaml: string;
         };

@@ -1,12 +1,13 @@
 import { type FormEvent, useState } from "react";
 
-import { client, data } from "../../api/client";
+import { client, data, type Schemas } from "../../api/client";
+import { ApiError } from "../../api/http";
 import { filesChanged } from "../../api/live";
 import { messageOf, useFetched } from "../../api/useFetched";
 import { useValue } from "../../api/value";
 import { Button } from "../../parts/Button";
 import { Dialog } from "../../parts/Dialog";
-import { Check, Field } from "../../parts/Field";
+import { Field } from "../../parts/Field";
 import { Notice } from "../../parts/Notice";
 import { moment } from "../numbers";
 
@@ -48,26 +49,36 @@ export function OpenDialog({ open, onPick, onClose }: OpenProps) {
 interface SaveProps {
   open: boolean;
   yaml: string;
+  /** Of the file that the recipe was last read from or saved in. */
+  version: string;
   name: string;
-  /** Gets the path of the file. */
-  onSaved: (path: string) => void;
+  onSaved: (file: Schemas["RecipeFile"]) => void;
   onClose: () => void;
 }
 
 /** Saves the recipe's text in the studio's folder of recipes. */
-export function SaveDialog({ open, yaml, name, onSaved, onClose }: SaveProps) {
+export function SaveDialog({ open, yaml, version, name, onSaved, onClose }: SaveProps) {
   const [typed, setTyped] = useState<string | null>(null);
-  const [replace, setReplace] = useState(false);
   const [error, setError] = useState("");
-  const submit = async (event: FormEvent) => {
-    event.preventDefault();
+  const [isOther, setOther] = useState(false);
+  const save = async (replace: boolean) => {
     setError("");
+    setOther(false);
     try {
-      const body = { name: typed ?? name, yaml, replace };
-      onSaved((await data(client.POST("/api/recipes", { body }))).path);
+      onSaved(await data(client.POST("/api/recipes", { body: { name: typed ?? name, yaml, version, replace } })));
     } catch (problem) {
       setError(messageOf(problem));
+      setOther(problem instanceof ApiError && problem.status === 409);
     }
+  };
+  const rename = (next: string) => {
+    setTyped(next);
+    setError("");
+    setOther(false);
+  };
+  const submit = (event: FormEvent) => {
+    event.preventDefault();
+    void save(false);
   };
   return (
     <Dialog
@@ -78,6 +89,11 @@ export function SaveDialog({ open, yaml, name, onSaved, onClose }: SaveProps) {
       actions={
         <>
           <Button onClick={onClose}>Cancel</Button>
+          {isOther && (
+            <Button look="danger" onClick={() => void save(true)}>
+              Save over it
+            </Button>
+          )}
           <Button type="submit" look="main">
             Save
           </Button>
@@ -86,10 +102,9 @@ export function SaveDialog({ open, yaml, name, onSaved, onClose }: SaveProps) {
     >
       <Field label="Name" hint="Saved as recipes/NAME.yaml" error={error || undefined}>
         {(attributes) => (
-          <input {...attributes} value={typed ?? name} onChange={(event) => setTyped(event.target.value)} />
+          <input {...attributes} value={typed ?? name} onChange={(event) => rename(event.target.value)} />
         )}
       </Field>
-      <Check label="Replace a recipe of this name" checked={replace} onChange={() => setReplace(!replace)} />
     </Dialog>
   );
 }

@@ -41,6 +41,8 @@ interface Kept {
 
 export class Draft {
   readonly state: Value<DraftState>;
+  /** The version of the file that this recipe was last read from or saved in, which a later save may replace. */
+  version = "";
   private timer = 0;
   private asked = new AbortController();
 
@@ -99,7 +101,8 @@ export class Draft {
   }
 
   /** Takes what is here as saved, so that a reload brings nothing back. */
-  saved(): void {
+  saved(version = this.version): void {
+    this.version = version;
     this.forget();
     this.change({ editedAt: null, isRestored: false });
   }

@@ -18,7 +18,11 @@ export function useDraft() {
       const found = await data(client.GET("/api/runs/{name}/again", { params: { path: { name: run } } }));
       return found.yaml;
     }
-    if (recipe) return (await data(client.GET("/api/recipes/{id}", { params: { path: { id: recipe } } }))).yaml;
+    if (recipe) {
+      const found = await data(client.GET("/api/recipes/{id}", { params: { path: { id: recipe } } }));
+      draft.version = found.version;
+      return found.yaml;
+    }
     if (!file && !model) return null;
     const values = { ...(model && { model: { path: model } }), ...(file && { data: { train: [{ path: file }] } }) };
     return (await data(client.POST("/api/recipe/check", { body: { yaml: null, values } }))).yaml;

@@ -17,6 +17,7 @@ const STATES: Record<string, [string, Tone]> = {
   diverged: ["diverged", "bad"],
   out_of_memory: ["out of memory", "bad"],
   error: ["failed", "bad"],
+  no_room: ["waits for memory", "warning"],
 };
 
 export function statusText(run: RunRow): string {

@@ -120,11 +120,12 @@ function Recipe({ schema }: { schema: Schemas["RecipeSchema"] }) {
       <SaveDialog
         open={opened === "save"}
         yaml={state.yaml}
+        version={draft.version}
         name={textOf(valueAt(state.values, "name")) || "recipe"}
         onClose={close}
-        onSaved={(path) => {
+        onSaved={({ path, version }) => {
           close();
-          draft.saved();
+          draft.saved(version);
           say(`Saved as ${path}.`);
         }}
       />
