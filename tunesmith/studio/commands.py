@@ -29,6 +29,12 @@ class CommandFailed(UserError):
         self.output = output
 
 
+def refuse_if_offline() -> None:
+    """Raises UserError if the user's environment says that nothing is downloaded."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise UserError("HF_HUB_OFFLINE is set, so nothing is downloaded; start the studio without it")
+
+
 async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
     """Runs a command, such as `plan recipe.yaml --json`, in a folder and returns the JSON that it prints. A request
     that is broken off ends the command. Raises CommandFailed."""

@@ -1212,6 +1212,11 @@ export interface components {
          * @description Rows to look at: those of one source, or of all sources of a recipe.
          */
         DataQuestion: {
+            /**
+             * Download
+             * @default false
+             */
+            download: boolean;
             /** Model */
             model?: string | null;
             /** Recipe */
@@ -1942,6 +1947,11 @@ export interface components {
          */
         RowsQuestion: {
             /**
+             * Download
+             * @default false
+             */
+            download: boolean;
+            /**
              * Limit
              * @default 20
              */
@@ -1950,6 +1960,8 @@ export interface components {
             mask?: ("assistant" | "last" | "all") | null;
             /** Model */
             model?: string | null;
+            /** Number */
+            number?: number | null;
             /**
              * Offset
              * @default 0
@@ -2124,6 +2136,8 @@ export interface components {
             ids: number[];
             /** Learned */
             learned: boolean;
+            /** Pieces */
+            pieces: string[];
             /** Text */
             text: string;
         };

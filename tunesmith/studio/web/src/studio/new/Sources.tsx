@@ -1,10 +1,12 @@
-import { useState } from "react";
+import { useContext, useState } from "react";
 
 import { Button } from "../../parts/Button";
 import { Prose } from "../../parts/Prose";
+import { recipeText, sourcesOf } from "../data/recipe";
 import { FilePicker } from "../files/FilePicker";
 import { href } from "../router";
-import { isMapping, isSame, textOf, type Values } from "./values";
+import { RecipeValues } from "./recipeValues";
+import { isMapping, isSame, textOf, valueAt, type Values } from "./values";
 import { ListBox, MapBox, NumberBox, TextBox, type WidgetProps } from "./widgets";
 
 type Source = Values;
@@ -12,6 +14,7 @@ type Source = Values;
 /** Files that rows come from. Each has a path; further settings open below it. */
 export function Sources({ field, value, onChange, attributes }: WidgetProps) {
   const [isPicking, setPicking] = useState(false);
+  const recipe = useContext(RecipeValues);
   const sources: Source[] = Array.isArray(value) ? value.map(sourceOf) : [];
   const set = (next: Source[]) => onChange(next.length ? next : undefined);
   const add = (path: string) => set([...sources.filter((source) => source.path !== ""), { path }]);
@@ -23,6 +26,7 @@ export function Sources({ field, value, onChange, attributes }: WidgetProps) {
           field={field}
           number={at + 1}
           source={source}
+          look={lookAt(recipe, field.key, at, textOf(source.path))}
           onChange={(next) => set(sources.map((one, number) => (number === at ? next : one)))}
           onRemove={() => set(sources.filter((_, number) => number !== at))}
         />
@@ -53,15 +57,24 @@ function sourceOf(value: unknown): Source {
   return isMapping(value) ? value : { path: textOf(value) };
 }
 
+/** The address of a source's rows: among those of the recipe, or without a model by themselves. */
+function lookAt(recipe: Values, key: string, at: number, path: string): string {
+  if (!textOf(valueAt(recipe, "model.path"))) return href(["data"], { file: path });
+  const before = key === "data.eval" ? sourcesOf(recipe).filter(({ isHeldOut }) => !isHeldOut).length : 0;
+  return href(["data"], { recipe: recipeText(recipe), source: before + at + 1 });
+}
+
 interface RowProps {
   field: WidgetProps["field"];
   number: number;
   source: Source;
+  /** The address of its rows. */
+  look: string;
   onChange: (source: Source) => void;
   onRemove: () => void;
 }
 
-function SourceRow({ field, number, source, onChange, onRemove }: RowProps) {
+function SourceRow({ field, number, source, look, onChange, onRemove }: RowProps) {
   const path = textOf(source.path);
   const further = Object.keys(source).filter((name) => name !== "path");
   const inner = field.items.filter(({ key }) => key !== "path");
@@ -80,7 +93,7 @@ function SourceRow({ field, number, source, onChange, onRemove }: RowProps) {
           onChange={(event) => onChange({ ...source, path: event.target.value })}
         />
         {path && (
-          <a className="button small quiet" href={href(["data"], { file: path })} aria-label={`Look at ${path}`}>
+          <a className="button small quiet" href={look} aria-label={`Look at ${path}`}>
             Look
           </a>
         )}
