@@ -87,8 +87,8 @@ def test_exports_show_their_comparison_and_new_ones_are_queued(browser, folder):
         assert card.locator(".export-commands code").first.inner_text().startswith("tunesmith serve")
         page.click("section[aria-label=Exports] >> button:text-is('Export')")
         page.select_option("dialog[open] select >> nth=0", "ollama")
-        page.select_option("dialog[open] select >> nth=2", "q4_k_m")
-        page.check("text=Importance")
+        page.get_by_label("Precision").select_option("q4_k_m")
+        page.get_by_label("Importance").check()
         assert accessibility(page) == []
         page.click("text=Queue the export")
         page.wait_for_selector(".server:has-text('ollama') >> text=waiting")

@@ -1,7 +1,8 @@
 // The sources of a recipe that the address has, as New run puts it there.
 
 import type { Schemas } from "../../api/client";
-import { isMapping, textOf, valueAt, type Values } from "../new/values";
+import { isMapping, textOf, type Values } from "../../parts/values";
+import { valueAt } from "../new/values";
 
 export interface Source {
   path: string;

@@ -4,9 +4,10 @@ import type { Schemas } from "../../api/client";
 import { Segments } from "../../parts/Segments";
 import { Button } from "../../parts/Button";
 import { Prose } from "../../parts/Prose";
+import type { Level } from "../../parts/schema";
 import { FieldRow } from "./FieldRow";
 import type { Draft, DraftState, Problem } from "./draft";
-import { isShown, type Field, type Level, type Section, sectionsOf } from "./fields";
+import { isShown, type Field, type Section, sectionsOf } from "./fields";
 import { RecipeValues } from "./recipeValues";
 import { valueAt } from "./values";
 

@@ -10,7 +10,7 @@ import { Check, Field } from "../../parts/Field";
 import { Notice } from "../../parts/Notice";
 import { Segments } from "../../parts/Segments";
 import { Grid, type GridRow, gridOf } from "./Grid";
-import type { Values } from "./values";
+import type { Values } from "../../parts/values";
 
 type Priority = Schemas["NewJobs"]["priority"];
 

@@ -2,12 +2,13 @@ import { useContext, useState } from "react";
 
 import { Button } from "../../parts/Button";
 import { Prose } from "../../parts/Prose";
+import { isMapping, isSame, textOf, type Values } from "../../parts/values";
+import { WIDGETS, type WidgetProps } from "../../parts/widgets";
 import { recipeText, sourcesOf } from "../data/recipe";
 import { FilePicker } from "../files/FilePicker";
 import { href } from "../router";
 import { RecipeValues } from "./recipeValues";
-import { isMapping, isSame, textOf, valueAt, type Values } from "./values";
-import { ListBox, MapBox, NumberBox, TextBox, type WidgetProps } from "./widgets";
+import { valueAt } from "./values";
 
 type Source = Values;
 
@@ -109,8 +110,7 @@ function SourceRow({ field, number, source, look, onChange, onRemove }: RowProps
         </summary>
         <div className="inner">
           {inner.map((one) => {
-            const Widget =
-              one.kind === "map" ? MapBox : one.kind === "number" ? NumberBox : one.kind === "list" ? ListBox : TextBox;
+            const Widget = WIDGETS[one.kind];
             const id = `${field.key}.${number}.${one.key}`;
             const change = (value: unknown) => set(one.key, isSame(value, one.default) ? undefined : value);
             return (
