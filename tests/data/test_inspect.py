@@ -179,11 +179,16 @@ def test_rows_are_shown_as_what_is_learned(family, tmp_path):
     full, cut = example["segments"], list(show(source, tokenizer, encode, most_text=30))[2]
     assert "".join(segment["text"] for segment in full) == tokenizer.decode(ids)
     assert ["Am Rhein 🌊" in segment["text"] for segment in full if segment["learned"]] == [True]
+    for segment in full:
+        assert "".join(segment["pieces"]) == segment["text"] and len(segment["pieces"]) == len(segment["ids"])
+    pieces = [piece for segment in full for piece in segment["pieces"]]
+    assert "" in pieces and not any("\ufffd" in piece for piece in pieces)  # 🌊 takes several tokens
     assert first["turns"] == [{"role": "user", "text": "Wo liegt Köln?"}, {"role": "assistant", "text": "Am Rhein 🌊"}]
     assert (first["kind"], first["problem"], first["where"]) == ("chat", "", f"{file}:1")
     assert second["problem"] and second["examples"] == []
     assert cut["examples"][0]["is_cut"] and cut["turns"][1]["text"] == "y" * 30
     assert sum(len(segment["text"]) for segment in cut["examples"][0]["segments"]) == 30
+    assert sum(len(piece) for segment in cut["examples"][0]["segments"] for piece in segment["pieces"]) == 30
     assert [row["index"] for row in show(source, search="KÖLN")] == [0]
     assert [row["index"] for row in show(source, offset=1, search="köln")] == []
     assert [row["index"] for row in show(source, offset=1)] == [1, 2]

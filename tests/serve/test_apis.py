@@ -37,6 +37,8 @@ def test_models(openai, address):
         "base": "small",
         "context": 512,
         "tools": True,
+        "reasoning": False,
+        "images": False,
     }
     assert httpx.get(f"{address}/health").json() == {"status": "ok"}
     assert "tunesmith_running " in httpx.get(f"{address}/metrics").text

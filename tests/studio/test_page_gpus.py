@@ -48,6 +48,31 @@ def test_devices_their_holders_and_the_reason_why_a_job_waits(browser, three, st
         page.close()
 
 
+@needs_browser
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_job_is_queued_for_some_of_the_gpus(browser, three, studio, small, monkeypatch, count):
+    monkeypatch.setattr("tunesmith.studio.gpus.find_gpus", lambda: ("570.1", GPUS[:count]))
+    with calling(studio) as client:
+        page = browser.new_page()
+        address = str(client.base_url).removesuffix("/").removesuffix("/api")
+        page.goto(f"{address}/#token={TOKEN}")
+        page.wait_for_selector(".devices >> text=GPU 0 (RTX 4090)")
+        page.goto(f"{address}/#/new?model=m&data=d.jsonl")
+        page.route("**/api/jobs", lambda route: route.fulfill(json=[7]))
+        page.click("button:text-is('Queue')")
+        page.wait_for_selector("dialog[open] >> text=Not before")
+        choice = page.get_by_label("GPUs", exact=True)
+        assert choice.count() == (count > 1)
+        if count > 1:
+            assert choice.locator("option").all_inner_texts() == ["As the recipe says, else all", "1", "2", "3"]
+            choice.select_option("2")
+            assert accessibility(page) == []
+        with page.expect_request("**/api/jobs") as request:
+            page.click("dialog[open] button[type=submit]")
+        assert request.value.post_data_json.get("gpus") == (2 if count > 1 else None)
+        page.close()
+
+
 def test_a_driver_that_does_not_answer_does_not_stop_the_studio(client, studio, monkeypatch, three):
     assert len(client.get("/api/machine").json()["gpus"]) == 3
     never = threading.Event()

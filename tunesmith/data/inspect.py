@@ -13,6 +13,8 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.files import json_text
 
 Encode = Callable[[Row], list[Group]]
+CONTEXT_TOKENS = 8  # before a token, on which its text may depend
+PART_OF_CHARACTER = "\ufffd"  # what decoding makes of one
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 # Upper bounds of the histogram's bins, in tokens.
 BOUNDS = tuple(sorted(bound for power in range(3, 22) for bound in (2**power, 3 * 2 ** (power - 1))))
@@ -67,7 +69,8 @@ def show(
 
     Each has `index` (its number), `where`, `kind` (chat, text, or empty), `problem` and `detail` (why it is dropped;
     empty if it is not), `turns` ([{role, text}]) and, with a tokenizer, `examples`: [{tokens, learned (tokens),
-    changes, segments: [{text, learned, ids}], is_cut}]. `most_text`: of an example and of a turn, in characters.
+    changes, segments: [{text, learned, ids, pieces}], is_cut}], with the text of each token in `pieces`. `most_text`:
+    of an example and of a turn, in characters.
     """
     for index, (where, row) in enumerate(source.rows(start=offset), offset):
         turns = [] if isinstance(row, RowProblem) else _turns(row)
@@ -112,7 +115,7 @@ def _shown(tokenizer: Tokenizer, example: Example, most_text: int | None) -> dic
             if len(segment["text"]) > left:
                 segment = segment | {"text": segment["text"][:left], "ids": segment["ids"][:left]}
             left -= len(segment["text"])
-        segments.append(segment)
+        segments.append(segment | {"pieces": pieces_of(tokenizer, segment["ids"], segment["text"])})
         if left == 0:
             break
     return {
@@ -133,6 +136,33 @@ def segments_of(tokenizer: Tokenizer, example: Example) -> Iterator[dict]:
             before, until = tokenizer.decode(example.ids[:start]), tokenizer.decode(example.ids[:end])
             yield {"text": until[len(before) :], "learned": flags[start], "ids": example.ids[start:end]}
             start = end
+
+
+def pieces_of(tokenizer: Tokenizer, ids: list[int], text: str) -> list[str]:
+    """The text of each token of a run. A character that takes several tokens is the last one's. What lies beyond the
+    end of `text`, which may be cut, has no piece. Empty if the pieces do not give the text."""
+    alone = {token: tokenizer.decode([token]) for token in {*ids}}
+    pieces = [alone[token] for token in ids]
+    if not "".join(pieces).startswith(text):  # a character of several tokens, or a space that depends on the place
+        pieces = [_added(tokenizer, ids, at) for at in range(len(ids))]
+    if not "".join(pieces).startswith(text):
+        return []
+    fitting, left = [], len(text)
+    for piece in pieces:
+        if piece and not left:
+            break
+        fitting.append(piece[:left])
+        left -= len(fitting[-1])
+    return fitting
+
+
+def _added(tokenizer: Tokenizer, ids: list[int], at: int) -> str:
+    """The text that a token adds to the few before it."""
+    first = max(0, at - CONTEXT_TOKENS)
+    before, until = tokenizer.decode(ids[first:at]), tokenizer.decode(ids[first : at + 1])
+    if at + 1 < len(ids):
+        until = until.rstrip(PART_OF_CHARACTER)
+    return until[len(before.rstrip(PART_OF_CHARACTER)) :]
 
 
 def _lengths(examples: np.ndarray, places: list[Where]) -> dict:

@@ -29,6 +29,12 @@ class CommandFailed(UserError):
         self.output = output
 
 
+def refuse_if_offline() -> None:
+    """Raises UserError if the user's environment says that nothing is downloaded."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise UserError("HF_HUB_OFFLINE is set, so nothing is downloaded; start the studio without it")
+
+
 class Commands:
     """The commands of one studio. Each ends with its request."""
 

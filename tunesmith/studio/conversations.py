@@ -1,8 +1,9 @@
 """Conversations on the server's disk: a folder each, with its questions, and a file for each answer.
 
 An answer's file has one JSON object a line: `model` and `server` first, then `text` and `reasoning` as they come, and
-`end` last. It is locked while it is written. So a reader continues at any offset, and an answer without an end and
-without a lock was cut off, as by a studio that was killed.
+`end` last. An answer that is continued has `resumed` behind its end, and then more. The file is locked while it is
+written. So a reader continues at any offset, and an answer without an end and without a lock was cut off, as by a
+studio that was killed.
 """
 
 import fcntl
@@ -48,6 +49,8 @@ class Turn(BaseModel):
 
     id: str
     question: str
+    images: list[str] = []
+    """Data URLs."""
     asked: float
     """Unix seconds."""
     sampling: Sampling
@@ -83,6 +86,11 @@ class Answer(BaseModel):
     seconds: float | None = None
     offset: int
     """Where its next part begins in its file, in bytes."""
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it ended before the model ended it."""
+        return self.state in ("stopped", "failed") or (self.state == "done" and self.detail == "length")
 
 
 class ConversationRow(BaseModel):
