@@ -169,7 +169,8 @@ def test_settings_apply_to_the_conversation(page, server):
     page.wait_for_selector(".model-facts:has-text('Tuned from base-1b; a context of 65,536 tokens, tools')")
     page.fill("textarea[name=system]", "Be brief.")
     page.fill("input[name=temperature]", "0")
-    page.uncheck("input[name=keep]")
+    with page.expect_response("**/api/chat/settings"):
+        page.uncheck("input[name=keep]")
     page.keyboard.press("Escape")
     ask(page, "Hello?")
     [body] = asked(server)

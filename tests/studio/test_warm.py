@@ -101,7 +101,7 @@ def test_without_it_a_command_is_a_process_of_its_own(tmp_path, monkeypatch):
 
     async def ask():
         with pytest.raises(CommandFailed, match="no folder ./nothing"):
-            await Commands(tmp_path).plan(Recipe.build({"model": "./nothing", "data": "d.jsonl"}), [])
+            await Commands(tmp_path, WarmProcess()).plan(Recipe.build({"model": "./nothing", "data": "d.jsonl"}), [])
 
     asyncio.run(ask())
 

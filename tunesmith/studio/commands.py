@@ -36,20 +36,21 @@ def refuse_if_offline() -> None:
 
 
 class Commands:
-    """The commands of one studio. Each ends with its request."""
+    """The commands of one studio. Each ends with its request. Without a warm process each is a process of its own."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._warm = WarmProcess()
+    def __init__(self, folder: Path, warm: WarmProcess | None = None):
+        self._folder, self._warm = folder, warm
 
     async def plan(self, recipe: Recipe, flags: Sequence[str]) -> Any:
         """Returns the plan of a recipe as JSON. Raises CommandFailed."""
-        await self._warm.ready()
+        if self._warm:
+            await self._warm.ready()
         return await self.run_on_recipe(recipe, "plan", flags=[*flags, "--json"])
 
-    def expect_plans(self) -> None:
-        """Starts what makes plans fast, which takes some seconds."""
-        self._warm.start()
+    def prepare(self) -> None:
+        """Starts what makes commands fast, which takes some seconds. Those that are run before do not wait for it."""
+        if self._warm:
+            self._warm.start()
 
     async def run(self, *arguments: str, online: bool = False, **environment: str) -> Any:
         """Runs a command, such as `plan recipe.yaml --json`, in the studio's folder and returns the JSON that it
@@ -58,7 +59,8 @@ class Commands:
             raise UserError("a text has a character that no command takes")
         if online or environment:
             return _result(*await self._run_alone(arguments, environment))
-        found = await self._warm.run(arguments, self._folder)
+        found = await self._warm.run(arguments, self._folder) if self._warm else None
+        self.prepare()
         return _result(*(found or await self._run_alone(arguments, OFFLINE)))
 
     async def run_on_recipe(

@@ -51,7 +51,6 @@ class WarmProcess:
         cancelled, the command ends."""
         if not self._socket:
             return None
-        self.start()
         with suppress(OSError, ValueError):  # it ended
             reader, writer = await asyncio.open_unix_connection(self._socket)
             try:

@@ -73,7 +73,7 @@ def routes(studio: Studio) -> APIRouter:
 
     @router.get("/recipe/schema")
     async def recipe_schema() -> RecipeSchema:
-        studio.commands.expect_plans()  # the form asks for them
+        studio.commands.prepare()  # the form asks for plans
         return await run_in_threadpool(schema)
 
     @router.post("/recipe/check")
