@@ -13,11 +13,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     "units",
     "errors",
+    "files",
     "recipe_errors",
     "recipe_text",
     "registry",
     "recipe",
-    "files",
     "plan",
     "run",
     "machine",

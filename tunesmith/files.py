@@ -1,22 +1,57 @@
 """Atomic file writes, JSON that is always valid, and the cache folder."""
 
+import errno
 import json
 import math
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import get_native_id
-from typing import Any
+from typing import IO, Any
 
 from tunesmith.errors import UserError
+
+
+class NotAFile(UserError, OSError):
+    """The path that is to be read is a FIFO, a socket or a device."""
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Opens a file for reading whose name was found in a folder, where anything may lie. A FIFO would wait for a
+    writer, and a device may have no end. Raises NotAFile for them."""
+    return open(path, "rb", opener=_regular)
+
+
+def read_text(path: Path) -> str:
+    """Returns the text of a file in UTF-8, which is opened as by `open_file`."""
+    with open(path, encoding="utf-8", opener=_regular) as file:
+        return file.read()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the content of a file, which is opened as by `open_file`."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def _regular(path: str, flags: int) -> int:
+    number = os.open(path, flags | os.O_NONBLOCK)  # which does not wait
+    mode = os.fstat(number).st_mode
+    if stat.S_ISREG(mode):
+        return number
+    os.close(number)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise NotAFile(f"{path}: neither a file nor a folder, and is not read")
 
 
 def read_json(path: Path) -> Any:
     """Returns the content of a JSON file, or None if the file does not exist. Raises UserError if it is damaged."""
     try:
-        return json.loads(path.read_text("utf-8")) if path.exists() else None
+        return json.loads(read_text(path)) if path.exists() else None
     except ValueError as error:
         raise UserError(f"{path}: damaged, not valid JSON: {error}") from None
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from tunesmith.errors import UserError, quoted
+from tunesmith.files import read_text
 
 DATA_SUFFIXES = {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt"}
 MOST_NODES = 100_000  # of a recipe, aliases written out: a short text with aliases can hold billions
@@ -28,7 +29,7 @@ def read(path: Path) -> dict[str, Any]:
             f"{path}: data, not a recipe; `tunesmith init --model MODEL --data {quoted(path)}` writes a recipe"
         )
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; `tunesmith init` writes one") from None
     except IsADirectoryError:

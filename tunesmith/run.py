@@ -66,7 +66,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.errors import UserError, quoted
-from tunesmith.files import json_text, write_atomic
+from tunesmith.files import json_text, open_file, read_text, write_atomic
 from tunesmith.plan import Plan
 from tunesmith.recipe import Recipe, Source
 
@@ -187,14 +187,14 @@ class Run:
     @property
     def holder(self) -> dict[str, Any] | None:
         """{pid, started} of the process that works on the run, `started` as `process_start`; None if none does."""
-        return _facts_of(self.lock_file.read_bytes()) if self.is_held else None
+        return _facts_of(read_text(self.lock_file)) if self.is_held else None
 
     @property
     def is_held(self) -> bool:
         """Whether a process works on the run."""
         if not self.lock_file.exists():
             return False
-        with open(self.lock_file, "rb") as file:
+        with open_file(self.lock_file) as file:
             return try_lock(file, fcntl.LOCK_SH) is False
 
     def log(self, event: str, **values: Any) -> None:
@@ -214,7 +214,7 @@ class Run:
             return []
         stamp = found.st_size, found.st_mtime_ns
         if self._events is None or self._events[0] != stamp:
-            with open(self.events_file, "rb") as file:
+            with open_file(self.events_file) as file:
                 self._events = stamp, events_in(file)
         return [event for event in self._events[1] if not kinds or event["event"] in kinds]
 
@@ -258,7 +258,7 @@ def process_start(pid: int) -> int | None:
     return None if state in "ZX" else int(rest[18])  # its parent may not have noticed yet that it has ended
 
 
-def _facts_of(lock: bytes) -> dict[str, Any] | None:
+def _facts_of(lock: str | bytes) -> dict[str, Any] | None:
     """Returns the facts that the holder of a lock wrote into it; None if it has not yet, or is an older version."""
     try:
         facts: dict[str, Any] = json.loads(lock)

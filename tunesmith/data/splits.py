@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from tunesmith.errors import UserError
+from tunesmith.files import read_bytes
 from tunesmith.recipe import Source
 
 SPLITS = {
@@ -56,7 +57,7 @@ def has_rows(name: str) -> bool:
 
 def front_matter(path: Path) -> dict:
     """Returns the YAML front matter of a README, or {} if it has none or cannot be parsed."""
-    match = re.match(r"---\s*\n(.*?)\n---", path.read_text("utf-8", "replace"), re.DOTALL)
+    match = re.match(r"---\s*\n(.*?)\n---", read_bytes(path).decode("utf-8", "replace"), re.DOTALL)
     try:
         values = yaml.safe_load(match[1]) if match else {}
     except yaml.YAMLError:

@@ -16,7 +16,7 @@ from tunesmith.evaluate.charts import Point, Series, line_chart, thin
 from tunesmith.evaluate.energy import energy_of
 from tunesmith.evaluate.plan_picture import lane_bars, memory_bars
 from tunesmith.evaluate.summary import Interval, ending, evaluations, flatten, summary, verdict, warnings
-from tunesmith.files import read_json, write_atomic
+from tunesmith.files import read_json, read_text, write_atomic
 from tunesmith.run import Run, settled_speed
 from tunesmith.units import JOULES_PER_KWH, NO_VALUE, count, decimals, duration, energy, number, percent, signed, size
 
@@ -55,7 +55,7 @@ def _page(run: Run) -> dict:
         "samples": [{key: _seen(text) for key, text in s.items()} for s in _samples(run, evaluation)],
         "ledger": _ledger(plan.get("ledger")),
         "warnings": warnings(run),
-        "recipe": run.recipe_file.read_text("utf-8"),
+        "recipe": read_text(run.recipe_file),
         "plan": _facts({key: value for key, value in plan.items() if key not in ("ledger", "predicted")}),
         "memory_bars": memory_bars(predicted, max((step["memory_bytes"] for step in steps), default=None)),
         "lane_bars": lane_bars(predicted),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tunesmith import recipe_text
 from tunesmith.evaluate.energy import energy_of
-from tunesmith.files import read_json
+from tunesmith.files import read_bytes, read_json
 from tunesmith.run import Run
 from tunesmith.units import decimals, number, percent, signed
 
@@ -130,7 +130,7 @@ def incomparable(runs: list[Run]) -> list[str]:
 
 
 def _digest(file: Path) -> str | None:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
+    return hashlib.sha256(read_bytes(file)).hexdigest() if file.exists() else None
 
 
 def warnings(run: Run) -> dict[str, int]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from tunesmith.errors import UserError, quoted
-from tunesmith.files import write_atomic
+from tunesmith.files import read_text, write_atomic
 from tunesmith.run import Run
 
 Wish = Literal["run", "pause", "stop"]
@@ -27,7 +27,7 @@ def forget(run: Run) -> None:
 def wish_of(run: Run) -> Wish:
     """The last wish for a run; "run" if there is none."""
     try:
-        text = run.control_file.read_text("utf-8").strip()
+        text = read_text(run.control_file).strip()
     except OSError:
         return "run"
     return "stop" if text == "stop" else "pause" if text == "pause" else "run"

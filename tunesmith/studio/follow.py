@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tunesmith.files import open_file
+
 MOST_BYTES = 2**24  # that are read at once
 
 
@@ -24,7 +26,7 @@ def read_from(file: Path, offset: int, most: int = MOST_BYTES) -> tuple[list[dic
     """Returns the events from `offset` on and the offset of the next one. A file that is gone, or shorter than the
     offset, has none, and the next offset is 0: it is another file."""
     try:
-        with file.open("rb") as lines:
+        with open_file(file) as lines:
             if lines.seek(0, 2) < offset:
                 return [], 0
             lines.seek(offset)

@@ -5,6 +5,8 @@ import struct
 from pathlib import Path
 from typing import IO, Any
 
+from tunesmith.files import open_file
+
 MAGIC = b"GGUF"
 MOST_KEYS = 256  # general keys and those of the architecture come first
 MOST_TEXT = 1 << 20  # bytes of one text
@@ -17,7 +19,7 @@ def read_header(file: Path) -> dict[str, Any] | None:
     """The texts and numbers before the vocabulary; None if it is no GGUF file, or a damaged one."""
     values: dict[str, Any] = {}
     try:
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             if stream.read(4) != MAGIC:
                 return None
             version, _, keys = _numbers(stream, "IQQ")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tunesmith.data.splits import front_matter
 from tunesmith.errors import UserError
-from tunesmith.files import read_json, stamp
+from tunesmith.files import open_file, read_json, stamp
 from tunesmith.studio.gguf_header import read_header
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
@@ -103,8 +103,8 @@ def _licence(folder: Path, card: dict[str, Any]) -> str | None:
         return said
     for file in sorted(folder.glob("LICEN[CS]E*")):
         try:
-            with file.open(encoding="utf-8", errors="replace") as text:
-                beginning = text.read(2000)
+            with open_file(file) as text:
+                beginning = text.read(2000).decode("utf-8", "replace")
         except OSError:
             continue
         known = [name for words, name in LICENCES.items() if re.search(rf"(?i){words}", beginning)]

@@ -194,7 +194,7 @@ def _of_roots(studio: Studio) -> Iterator[Found]:
             continue
         shown = studio.roots.shown
         for file in folder.glob("*.gguf"):
-            if not file.is_symlink() and not file.name.startswith("."):
+            if file.is_file() and not file.is_symlink() and not file.name.startswith("."):
                 yield Found("gguf", file, file.name, shown(file), file)
         has_weights = any(folder.glob("*.safetensors"))
         if (folder / "adapter_config.json").is_file() and has_weights:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from tunesmith.files import open_file
 from tunesmith.run import Run
 from tunesmith.studio.follow import events_of
 
@@ -57,7 +58,7 @@ def is_finishing(events: list[dict]) -> bool:
 def tail(file: Path) -> list[dict]:
     """The last events of a file."""
     try:
-        with file.open("rb") as lines:
+        with open_file(file) as lines:
             size = lines.seek(0, os.SEEK_END)
             lines.seek(max(0, size - TAIL_BYTES))
             data = lines.read()
@@ -69,7 +70,7 @@ def tail(file: Path) -> list[dict]:
 def _total(file: Path) -> int | None:
     """The number of steps, which the events of the start tell."""
     try:
-        with file.open("rb") as lines:
+        with open_file(file) as lines:
             found = events_of(lines.read(HEAD_BYTES))
     except OSError:
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from tunesmith.errors import UserError
-from tunesmith.files import write_atomic
+from tunesmith.files import read_bytes, write_atomic
 from tunesmith.run import Run
 from tunesmith.studio.catalogue import id_of
 from tunesmith.studio.roots import Roots
@@ -50,7 +50,7 @@ def is_recipe(file: Path) -> bool:
     try:
         if file.suffix not in (".yaml", ".yml") or file.stat().st_size > MOST_BYTES:
             return False
-        text = file.read_bytes()
+        text = read_bytes(file)
     except OSError:
         return False
     return all(key.search(text) for key in RECIPE_KEYS)
@@ -69,7 +69,7 @@ def read(roots: Roots, name: str) -> RecipeText:
     for one in recipe_files(roots):
         if one.id == name:
             try:
-                content = roots.resolve(one.path).read_bytes()
+                content = read_bytes(roots.resolve(one.path))
                 return RecipeText(yaml=content.decode("utf-8"), version=_version(content))
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"{one.path}: cannot be read: {error}") from None
@@ -93,7 +93,7 @@ def save(roots: Roots, name: str, text: str, version: str = "", replace: bool = 
     try:
         folder.mkdir(exist_ok=True)
         with _saving:
-            if file.exists() and not replace and _version(file.read_bytes()) != version:
+            if file.exists() and not replace and _version(read_bytes(file)) != version:
                 raise Changed(
                     f"name: {FOLDER}/{file.name} is there already, with a text that this page has not read; save over "
                     "it, or choose another name"
@@ -110,7 +110,7 @@ def _described(roots: Roots, file: Path) -> RecipeFile:
         name=file.stem,
         path=roots.shown(file),
         modified=file.stat().st_mtime,
-        version=_version(file.read_bytes()),
+        version=_version(read_bytes(file)),
     )
 
 

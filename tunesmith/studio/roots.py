@@ -22,15 +22,19 @@ class Roots:
 
     def resolve(self, path: str | Path, is_new: bool = False) -> Path:
         """Returns the file or folder of this path, which is absolute or relative to the first root. Raises UserError
-        if it is hidden, lies outside all roots, or is not there; it need not be if it `is_new`."""
+        if it is hidden, lies outside all roots, is no file or folder, or is not there, which it need not be if it
+        `is_new`."""
         try:
             found = (self.folders[0] / path).resolve(strict=not is_new)
+            is_odd = found.exists() and not (found.is_file() or found.is_dir())
         except (OSError, RuntimeError, ValueError):  # ValueError: a character that no path can have
             raise UserError(f"{_printable(path)}: there is no such file or folder") from None
         root = next((root for root in self.folders if found.is_relative_to(root)), None)
         if root is None or any(part.startswith(".") for part in found.relative_to(root).parts):
             remedy = "`tunesmith studio --root FOLDER` adds one"
             raise UserError(f"{_printable(path)}: outside the studio's folders; {remedy}")
+        if is_odd:
+            raise UserError(f"{_printable(path)}: neither a file nor a folder")
         return found
 
     def shown(self, path: Path) -> str:

@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from tunesmith.errors import UserError, is_disk_full
+from tunesmith.files import open_file
 from tunesmith.run import try_lock
 from tunesmith.studio.roots import Roots
 from tunesmith.units import size
@@ -122,6 +123,6 @@ def _give_name(part: Path, place: Path) -> None:
 def _remove_stale(folder: Path) -> None:
     """Removes the parts of uploads that ended with their server."""
     for part in folder.glob(f".*{PART}"):
-        with suppress(OSError), open(part, "rb") as file:
+        with suppress(OSError), open_file(part) as file:
             if try_lock(file, fcntl.LOCK_SH):
                 part.unlink()

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from tunesmith import recipe_text
 from tunesmith.errors import UserError
 from tunesmith.evaluate.summary import ending, flatten, incomparable
-from tunesmith.files import read_json
+from tunesmith.files import open_file, read_json, read_text
 from tunesmith.finetune import control
 from tunesmith.jobs import ask
 from tunesmith.jobs.deletion import Deletion, delete, deletion_of
@@ -134,7 +134,7 @@ def view(studio: Studio, run: Run, history: History) -> RunView:
         tone=facts["tone"],
         ending=ending(facts),
         recipe=recipe_text.read(run.recipe_file),
-        recipe_yaml=run.recipe_file.read_text("utf-8"),
+        recipe_yaml=read_text(run.recipe_file),
         plan=read_json(run.plan_file),
         compared=_compared(run, facts, history),
         evaluation=read_json(run.eval_file),
@@ -266,7 +266,7 @@ def _ledger(run: Run, offset: int, most: int = 200) -> LedgerPart:
     rows, total = [], 0
     if not run.ledger_file.exists():  # the run is not prepared
         return LedgerPart(rows=rows, total=total)
-    with run.ledger_file.open("rb") as lines:
+    with open_file(run.ledger_file) as lines:
         for total, line in enumerate(lines, 1):
             if offset < total <= offset + most:
                 rows.append(json.loads(line))
