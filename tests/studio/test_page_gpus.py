@@ -78,7 +78,7 @@ def test_a_driver_that_does_not_answer_does_not_stop_the_studio(client, studio, 
     never = threading.Event()
     monkeypatch.setattr("tunesmith.studio.gpus.WAIT_SECONDS", 0.1)
     monkeypatch.setattr("tunesmith.studio.gpus.FRESH_SECONDS", 0.0)
-    monkeypatch.setattr("tunesmith.studio.gpus.find_gpus", never.wait)
+    monkeypatch.setattr("tunesmith.studio.gpus.find_gpus", lambda: never.wait() and ("", []))
     assert len(client.get("/api/machine").json()["gpus"]) == 3
     assert client.get("/api/queue").status_code == 200
     never.set()
