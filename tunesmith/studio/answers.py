@@ -106,8 +106,10 @@ class Answering:
                     end = {"state": "failed", "detail": "the server ended before the answer did"}
         except (ValueError, KeyError, TypeError, AttributeError):
             end = {"state": "failed", "detail": "the server's answer is not of this API"}
-        except httpx.TransportError as error:
-            end = {"state": "failed", "detail": f"the server does not answer ({type(error).__name__})"}
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            end = {"state": "failed", "detail": "the server cannot be reached"}
+        except httpx.TransportError:
+            end = {"state": "failed", "detail": "the server ended before the answer did"}
         finally:
             seconds = time.monotonic() - began + ((before and before.seconds) or 0)
             _write(file, end=end | {"seconds": round(seconds, 2)})
