@@ -18,7 +18,7 @@ from tests.conftest import write_rows
 from tunesmith.cli import data
 from tunesmith.cli.data_report import print_report, print_rows
 from tunesmith.data import source as source_module
-from tunesmith.data.inspect import check, show
+from tunesmith.data.inspect import check, pieces_of, show
 from tunesmith.data.masking import encode_text
 from tunesmith.data.source import resolve
 from tunesmith.data.tokenizer import Tokenizer
@@ -192,6 +192,18 @@ def test_rows_are_shown_as_what_is_learned(family, tmp_path):
     assert [row["index"] for row in show(source, search="KÖLN")] == [0]
     assert [row["index"] for row in show(source, offset=1, search="köln")] == []
     assert [row["index"] for row in show(source, offset=1)] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["llama3", "mistral", "gemma3"])
+def test_each_token_has_its_text(family, name):
+    """In byte-level vocabularies and in SentencePiece's; characters of several tokens stay whole."""
+    tokenizer = Tokenizer.load(family(name))
+    text = "  Köln 🌊🏳️ 日本語 \n\n\tfoo  bar ñ "
+    ids = tokenizer.encode(text)[0]
+    said = tokenizer.decode(ids)
+    pieces = pieces_of(tokenizer, ids, said)
+    assert len(pieces) == len(ids) and "".join(pieces) == said and "🌊" in pieces and "日" in "".join(pieces)
+    assert "".join(pieces_of(tokenizer, ids, said[:9])) == said[:9]
 
 
 @pytest.mark.parametrize("offset", [0, 15_000])

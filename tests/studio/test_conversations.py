@@ -157,6 +157,8 @@ def test_an_answer_continues_where_it_was_cut_off(client, server, tmp_path):
     chat.ask("Hello", "my-run", "base-1b", sampling={"seed": 7, "max_tokens": 3})
     tuned, base = chat.answers()
     assert tuned["detail"] == "length"
+    marked = chat.post("rows", turn=chat.view()["turns"][0]["id"], answer=tuned["id"])
+    assert "is not complete" in marked.json()["error"]["message"]
     server.finish, server.pieces["base-1b"], server.hold_after = "stop", [", and", " more"], 1
     [_, writing] = chat.resume(base, max_tokens=9)["turns"][-1]["answers"]
     assert writing["state"] == "writing" and "still being written" in chat.resume(base)["error"]["message"]

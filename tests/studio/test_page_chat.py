@@ -159,6 +159,7 @@ def test_an_answer_that_was_cut_off_is_continued(page, server):
     base.locator(".body:has-text('Hello from base-1b and more')").wait_for()
     base.locator(".answer-figures:has-text('4 tokens')").wait_for()
     assert page.locator("button:text-is('Continue')").count() == 1  # the tuned model's
+    assert page.locator("text=This answer is right").count() == 1  # not of an answer that is cut off
     assert accessibility(page) == []
     page.reload()
     page.wait_for_selector(".body:has-text('Hello from base-1b and more')")
@@ -196,7 +197,7 @@ GIVE = """([text, kind]) => {
 @pytest.mark.parametrize("way", ["paste", "drop", "button"])
 def test_an_image_is_refused_before_anything_is_sent(page, server, way):
     if way == "button":
-        page.click("text=Image…")
+        page.click("[aria-label='Add an image']")
     else:
         page.evaluate(GIVE, [PIXEL, way])
     page.wait_for_selector("#composer [role=alert]:has-text('my-run takes text only, so no image can be sent to it.')")
@@ -210,7 +211,7 @@ def test_an_image_is_sent_to_a_model_that_takes_it(browser, studio, monkeypatch)
     with standing_in(images=True) as server, opened(browser, studio, "chat") as page:
         page.wait_for_selector("#model option", state="attached")
         with page.expect_file_chooser() as chooser:
-            page.click("text=Image…")
+            page.click("[aria-label='Add an image']")
         image = {"name": "cat.png", "mimeType": "image/png", "buffer": base64.b64decode(PIXEL)}
         chooser.value.set_files(image)
         page.wait_for_selector(".images >> text=cat.png")

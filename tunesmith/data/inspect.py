@@ -13,7 +13,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.files import json_text
 
 Encode = Callable[[Row], list[Group]]
-CONTEXT_TOKENS = 8  # before a token, on which its text may depend
+MOST_PARTS = 12  # tokens of a character
 PART_OF_CHARACTER = "\ufffd"  # what decoding makes of one
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 # Upper bounds of the histogram's bins, in tokens.
@@ -141,10 +141,9 @@ def segments_of(tokenizer: Tokenizer, example: Example) -> Iterator[dict]:
 def pieces_of(tokenizer: Tokenizer, ids: list[int], text: str) -> list[str]:
     """The text of each token of a run. A character that takes several tokens is the last one's. What lies beyond the
     end of `text`, which may be cut, has no piece. Empty if the pieces do not give the text."""
-    alone = {token: tokenizer.decode([token]) for token in {*ids}}
-    pieces = [alone[token] for token in ids]
-    if not "".join(pieces).startswith(text):  # a character of several tokens, or a space that depends on the place
-        pieces = [_added(tokenizer, ids, at) for at in range(len(ids))]
+    pieces = _decoded_apart(tokenizer, ids)
+    if "".join(pieces).startswith(f" {text}"):  # decoding drops the space before the first word
+        pieces[0] = pieces[0][1:]
     if not "".join(pieces).startswith(text):
         return []
     fitting, left = [], len(text)
@@ -156,13 +155,21 @@ def pieces_of(tokenizer: Tokenizer, ids: list[int], text: str) -> list[str]:
     return fitting
 
 
-def _added(tokenizer: Tokenizer, ids: list[int], at: int) -> str:
-    """The text that a token adds to the few before it."""
-    first = max(0, at - CONTEXT_TOKENS)
-    before, until = tokenizer.decode(ids[first:at]), tokenizer.decode(ids[first : at + 1])
-    if at + 1 < len(ids):
-        until = until.rstrip(PART_OF_CHARACTER)
-    return until[len(before.rstrip(PART_OF_CHARACTER)) :]
+def _decoded_apart(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    before = tokenizer.encode("a")[0][-1:]  # so that no token is the first, whose space may be dropped
+    skipped = len(tokenizer.decode(before))
+    pieces: list[str] = []
+    part: list[int] = []  # of a character that is not whole yet
+    known: dict[tuple[int, ...], str] = {}
+    for token in ids:
+        part.append(token)
+        key = tuple(part)
+        if key not in known:
+            known[key] = tokenizer.decode([*before, *part])[skipped:]
+        is_whole = PART_OF_CHARACTER not in known[key] or len(part) == MOST_PARTS
+        pieces.append(known[key] if is_whole else "")
+        part = [] if is_whole else part
+    return pieces
 
 
 def _lengths(examples: np.ndarray, places: list[Where]) -> dict:

@@ -237,7 +237,7 @@ class Chats:
         except KeyError as error:
             raise UserError(f"the turn has no answer {error.args[0]}") from None
         good = _message(answer) if marked.corrected is None else _said("assistant", marked.corrected)
-        if marked.corrected is None and (answer.state != "done" or not answer.text):
+        if marked.corrected is None and (answer.state != "done" or answer.is_cut_off or not answer.text):
             raise UserError("the answer is not complete, so it cannot be marked as right; write how it should be")
         bad = worse or (answer if marked.corrected is not None else None)
         side = turn.answers.index(answer.id)

@@ -147,10 +147,13 @@ export function Composer({ box, running, lastQuestion, draft, imageRefusal, onSe
             />
             <Button
               look="quiet"
+              className="attach"
+              aria-label="Add an image"
+              title="Add an image"
               hidden={running}
               onClick={() => (imageRefusal ? setProblem(imageRefusal) : picker.current!.click())}
             >
-              Image…
+              +
             </Button>
           </>
         )}

@@ -4,7 +4,7 @@ import type { Answer, Message, Turn } from "../../chat/types";
 type TurnView = Schemas["TurnView"];
 
 /** The detail of an answer that reached its longest length. */
-const LENGTH = "length";
+export const LENGTH = "length";
 
 const made = new WeakMap<TurnView, Turn>();
 
