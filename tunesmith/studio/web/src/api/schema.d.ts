@@ -1586,10 +1586,6 @@ export interface components {
             answer: string;
             /** Corrected */
             corrected?: string | null;
-            /** File */
-            file?: string | null;
-            /** Preferences File */
-            preferences_file?: string | null;
             /** Rejected */
             rejected?: string | null;
             /** Turn */
