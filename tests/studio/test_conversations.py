@@ -355,8 +355,8 @@ def test_corrections_and_comparisons_become_preferences(client, server, tmp_path
     chat = Chat(client)
     turn = chat.ask("One", "my-run", "base-1b")
     tuned, base = chat.answers()
-    corrected = chat.post("rows", turn=turn["id"], answer=tuned["id"], corrected="Better.", file="mine.jsonl").json()
-    assert [one["file"] for one in corrected] == ["mine.jsonl", "uploads/chat-preferences.jsonl"]
+    corrected = chat.post("rows", turn=turn["id"], answer=tuned["id"], corrected="Better.").json()
+    assert [one["file"] for one in corrected] == ["uploads/chat-rows.jsonl", "uploads/chat-preferences.jsonl"]
     chosen = chat.post("rows", turn=turn["id"], answer=tuned["id"], rejected=base["id"]).json()
     assert chosen[1] == {"file": "uploads/chat-preferences.jsonl", "line": 2, "is_new": True}
     pairs = rows(tmp_path / "uploads" / "chat-preferences.jsonl")
@@ -367,17 +367,20 @@ def test_corrections_and_comparisons_become_preferences(client, server, tmp_path
     assert recognise(pairs, "") == "prompt_completion"
     read = get("prompt_completion").to_row(Record(pairs[0])).messages
     assert [message["content"] for message in read] == ["One", "Better."]
-    mixed = chat.post("rows", turn=turn["id"], answer=tuned["id"], file="uploads/chat-preferences.jsonl")
-    assert "other rows" in mixed.json()["error"]["message"] and len(rows(tmp_path / "mine.jsonl")) == 1
+    (tmp_path / "uploads" / "chat-rows.jsonl").write_text('{"text": "mine"}\n')
+    mixed = chat.post("rows", turn=turn["id"], answer=tuned["id"])
+    assert "other rows" in mixed.json()["error"]["message"]
+    assert rows(tmp_path / "uploads" / "chat-rows.jsonl") == [{"text": "mine"}]
 
 
 def test_a_long_wait_for_a_file_of_rows_holds_up_nothing_else(client, server, tmp_path):
     chat = Chat(client)
     turn = chat.ask("One")
     [answer] = chat.answers()
-    with (tmp_path / "mine.jsonl").open("ab") as file, ThreadPoolExecutor(1) as pool:
+    (tmp_path / "uploads").mkdir()
+    with (tmp_path / "uploads" / "chat-rows.jsonl").open("ab") as file, ThreadPoolExecutor(1) as pool:
         fcntl.flock(file, fcntl.LOCK_EX)
-        marking = pool.submit(chat.post, "rows", turn=turn["id"], answer=answer["id"], file="mine.jsonl")
+        marking = pool.submit(chat.post, "rows", turn=turn["id"], answer=answer["id"])
         try:
             chat.ask("Two")
             chat.answers()
@@ -399,15 +402,28 @@ def test_a_line_that_a_full_disk_cut_short_spoils_nothing(tmp_path):
     assert read_events(file, 5) == ([{"text": "One"}], file.stat().st_size)  # from the middle of a line
 
 
-@pytest.mark.parametrize(
-    "file", ["../out.jsonl", "/etc/out.jsonl", "link.jsonl", "a.txt", ".hidden.jsonl", "no/x.jsonl"]
-)
-def test_rows_are_written_only_in_the_roots(client, server, tmp_path, file):
-    outside = tmp_path.parent / f"{tmp_path.name}-outside.jsonl"
-    outside.touch()
-    (tmp_path / "link.jsonl").symlink_to(outside)
+@pytest.mark.parametrize("link", ["uploads/chat-rows.jsonl", "uploads"])
+def test_rows_go_only_to_files_of_their_own(client, server, tmp_path, link):
+    """No request names a file, no link leads to another, and no upload takes their names."""
+    run = tmp_path / "runs" / "my-run"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "chat-rows.jsonl").touch()
+    (run / "ledger.jsonl").touch()
+    (tmp_path / link).parent.mkdir(exist_ok=True)
+    (tmp_path / link).symlink_to(run if link == "uploads" else run / "ledger.jsonl")
     chat = Chat(client)
     turn = chat.ask("One")
     [answer] = chat.answers()
-    assert chat.post("rows", turn=turn["id"], answer=answer["id"], file=file).status_code == 400
-    assert outside.read_text() == ""
+    refused = chat.post("rows", turn=turn["id"], answer=answer["id"], file="runs/my-run/ledger.jsonl")
+    assert refused.status_code == 400 and "through links" in refused.json()["error"]["message"]
+    (tmp_path / link).unlink()
+    body = b'{"messages": []}\n'
+    headers = HEADERS | {"Content-Type": "application/octet-stream"}
+    uploaded = client.post("/uploads", params={"name": "chat-rows.jsonl"}, content=body, headers=headers)
+    assert uploaded.status_code == 200, uploaded.text
+    uploaded = uploaded.json()
+    assert uploaded["path"] == "uploads/chat-rows-2.jsonl"
+    marked = chat.post("rows", turn=turn["id"], answer=answer["id"], file="runs/my-run/ledger.jsonl")
+    assert [one["file"] for one in marked.json()] == ["uploads/chat-rows.jsonl"]
+    assert (tmp_path / uploaded["path"]).read_bytes() == body
+    assert (run / "chat-rows.jsonl").read_text() == (run / "ledger.jsonl").read_text() == ""

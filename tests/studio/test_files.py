@@ -80,6 +80,43 @@ def test_no_recipe_leads_out(disk, path):
     assert not os.path.lexists(disk / place) or is_allowed(Path(os.path.realpath(disk / place)), disk)
 
 
+LINKS = {
+    "a file": lambda disk, outside: (disk / "d" / "x.jsonl").symlink_to(outside / "secret"),
+    "a file deep inside": lambda disk, outside: (disk / "d" / "in" / "x.jsonl").symlink_to(outside / "secret"),
+    "a folder": lambda disk, outside: (disk / "d" / "train").symlink_to(outside),
+    "a link to a link": lambda disk, outside: (disk / "d" / "x.jsonl").symlink_to("../secret"),
+    "a hidden file": lambda disk, outside: (disk / "d" / "x.jsonl").symlink_to("../.hidden/a.jsonl"),
+    "a relative one": lambda disk, outside: (disk / "d" / "x.jsonl").symlink_to("../../outside/secret"),
+    "a FIFO": lambda disk, outside: os.mkfifo(disk / "d" / "x.jsonl"),
+}
+
+
+@pytest.mark.parametrize("path", ["d", "{root}/d", "*", "d/**", "./d/"])
+@pytest.mark.parametrize("link", LINKS)
+def test_nothing_in_a_folder_that_a_recipe_names_leads_out(studio, tmp_path, disk, link, path):
+    (disk / "d" / "in").mkdir(parents=True)
+    (disk / "d" / "in" / "a.jsonl").write_text("{}")
+    (disk / "d" / "same.jsonl").symlink_to("in/a.jsonl")
+    if "*" not in path:  # a pattern matches links that lead nowhere, which are refused too
+        (disk / "d" / "gone.jsonl").symlink_to("nowhere")
+    (disk / "loop").unlink()
+    for name in ("out", "secret"):
+        if link != "a link to a link":
+            (disk / name).unlink()
+    named = path.format(root=disk)
+    keys = [("data.train", {"data": named})] + [("model.path", {"model": named, "data": "inside/a.jsonl"})] * (
+        path == "d"
+    )
+    recipes = {key: Recipe.build({"model": "org/m"} | values) for key, values in keys}
+    if path != "*" or link != "a link to a link":
+        for recipe in recipes.values():
+            studio.roots.check(recipe)
+    LINKS[link](disk, tmp_path / "outside")
+    for key, recipe in recipes.items():
+        with pytest.raises(UserError, match=f"`{key}.*(outside the studio's folders|neither a file nor a folder)"):
+            studio.roots.check(recipe)
+
+
 @SHARED
 @given(PATHS)
 def test_any_path_is_answered(client, disk, path):

@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 
 from tests.studio.conftest import ORIGIN, START, TOKEN, steps
 from tunesmith.studio.app import guarded, make_app
-from tunesmith.studio.guard import BINARY, FAILURES, MOST_BODY_BYTES, TOKEN_HEADER
+from tunesmith.studio.guard import BINARY, FAILURES, MOST_BODY_BYTES, MOST_FAILED, TOKEN_HEADER
 
 JSON = {"Content-Type": "application/json"}
 OTHER_ORIGINS = (
@@ -120,6 +121,21 @@ def test_wrong_tokens_from_another_machine_are_slowed_down(studio):
     assert far.get("/api/queue", headers={TOKEN_HEADER: TOKEN}).status_code == 429
     near = TestClient(app, base_url=ORIGIN, client=("127.0.0.1", 4000))
     assert near.get("/api/queue", headers={TOKEN_HEADER: TOKEN}).status_code == 200
+
+
+def test_failures_of_any_number_of_addresses_take_little_memory(studio):
+    """Also requests with the right token, or with none, of which there may be many."""
+    app = guarded(make_app(studio), TOKEN, ["localhost"])
+    for number in range(3 * MOST_FAILED):
+        headers = [{TOKEN_HEADER: "a guess"}, {TOKEN_HEADER: TOKEN}, {}][number % 3]
+        address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+        app._wrong_token(address, Headers(headers))
+    assert len(app._failures) == MOST_FAILED
+    for _ in range(FAILURES):
+        app._wrong_token("10.200.0.1", Headers({TOKEN_HEADER: "a guess"}))
+    for number in range(MOST_FAILED - 1):  # who failed last is remembered
+        app._wrong_token(f"10.201.{number >> 8}.{number & 255}", Headers({TOKEN_HEADER: "a guess"}))
+    assert app._wrong_token("10.200.0.1", Headers({TOKEN_HEADER: TOKEN}))[0] == 429
 
 
 def test_a_studio_for_other_machines_can_only_be_read(studio):

@@ -24,7 +24,8 @@ class RunEvents(BaseModel):
 
 def read_from(file: Path, offset: int, most: int = MOST_BYTES) -> tuple[list[dict[str, Any]], int]:
     """Returns the events from `offset` on and the offset of the next one. A file that is gone, or shorter than the
-    offset, has none, and the next offset is 0: it is another file."""
+    offset, has none, and the next offset is 0: it is another file. A line longer than `most` bytes, which no event has,
+    is left out: it is passed over in several calls, without events."""
     try:
         with open_file(file) as lines:
             if lines.seek(0, 2) < offset:
@@ -33,6 +34,8 @@ def read_from(file: Path, offset: int, most: int = MOST_BYTES) -> tuple[list[dic
             data = lines.read(most)
     except OSError:
         return [], 0
+    if len(data) == most and b"\n" not in data:
+        return [], offset + most  # the rest of the line is no JSON, and is left out too
     whole = data[: data.rfind(b"\n") + 1]
     return events_of(whole), offset + len(whole)
 

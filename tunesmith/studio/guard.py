@@ -13,7 +13,7 @@ Each check stops one attack:
 
 import hmac
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence
 
 from fastapi.responses import JSONResponse
@@ -30,6 +30,7 @@ BINARY = "application/octet-stream"
 UPLOADS = "/api/uploads"  # the only address that takes it
 CHANGES = ("POST", "PUT", "PATCH", "DELETE")
 OWN_SITES = ("same-origin", "none")  # none: the user typed the address
+MOST_FAILED = 1_000  # addresses whose failures are counted
 FAILURES, FAILURE_SECONDS = 20, 60.0  # so many wrong tokens from another machine in so long a time, then it waits
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -58,7 +59,7 @@ class Guard:
         """`hosts`: names allowed in the Host header. `read_only`: refuses all requests that change something."""
         self._app, self._token, self._hosts, self._version = app, token, frozenset(hosts), version
         self._read_only = read_only
-        self._failures: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=FAILURES))
+        self._failures: dict[str, deque[float]] = {}  # of the addresses that failed last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -106,13 +107,17 @@ class Guard:
 
     def _wrong_token(self, client: str, headers: Headers) -> tuple[int, str] | None:
         now = time.monotonic()
-        failures = self._failures[client] if client and not is_loopback(client) else deque()
+        failures = self._failures.get(client, deque(maxlen=FAILURES))
         if len(failures) == FAILURES and now - failures[0] < FAILURE_SECONDS:
             return 429, "too many requests with a wrong token; wait a minute"
         if hmac.compare_digest(headers.get(TOKEN_HEADER, "").encode(), self._token.encode()):
             return None
-        if TOKEN_HEADER in headers:
+        if TOKEN_HEADER in headers and client and not is_loopback(client):
             failures.append(now)
+            self._failures.pop(client, None)
+            self._failures[client] = failures
+            if len(self._failures) > MOST_FAILED:
+                self._failures.pop(next(iter(self._failures)))
         return 401, "the token is missing or wrong; open the address that `tunesmith studio` printed"
 
     def _wrong_change(self, method: str, path: str, headers: Headers) -> tuple[int, str] | None:

@@ -73,9 +73,19 @@ class Roots:
             fixed = itertools.takewhile(lambda part: not glob.has_magic(part), parts)
             self.resolve(Path(*fixed), is_new=True)
             for match in glob.iglob(str(place), recursive=True):
-                self.resolve(match)
+                self._check_content(self.resolve(match))
         elif place == Path(path) or os.path.lexists(place) or ".." in parts:
-            self.resolve(path)
+            self._check_content(self.resolve(path))
+
+    def _check_content(self, folder: Path) -> None:
+        """Raises UserError if what is visible in a folder, at any depth, leads out of the roots, as links may. For a
+        file it does nothing."""
+        for place, folders, names in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in [*folders, *(name for name in names if not name.startswith("."))]:
+                entry = os.path.join(place, name)
+                if os.path.exists(entry) and (os.path.islink(entry) or not (os.path.isfile(entry) or name in folders)):
+                    self.resolve(entry)
 
 
 def _folders_in(folder: Path) -> list[Path]:

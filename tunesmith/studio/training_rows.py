@@ -12,6 +12,7 @@ from tunesmith.errors import UserError
 from tunesmith.files import json_text
 
 Message = dict[str, Any]
+RIGHT, PREFERRED = "chat-rows.jsonl", "chat-preferences.jsonl"  # in the folder of uploads, where no upload has them
 
 
 def right(prompt: Sequence[Message], answer: Message) -> dict[str, Any]:
@@ -26,7 +27,9 @@ def preferred(prompt: Sequence[Message], chosen: Message, rejected: Message) -> 
 
 def append(file: Path, row: dict[str, Any]) -> tuple[int, bool]:
     """Adds a row at the end of a file. Returns its line, and whether it is new: the same row is not added twice.
-    Raises UserError if the file has rows of another kind."""
+    Raises UserError if the file has rows of another kind, or is a link."""
+    if file.parent.is_symlink() or file.is_symlink():
+        raise UserError(f"{file}: a link; the studio writes no files through links")
     try:
         file.parent.mkdir(exist_ok=True)
         with file.open("ab+") as opened:
@@ -50,7 +53,7 @@ def _check(file: Path, lines: Sequence[bytes], row: dict[str, Any]) -> None:
     first = next((line for line in lines if line.strip()), None)
     columns = _parsed(first) if first else row
     if not isinstance(columns, dict) or not row.keys() <= columns.keys():
-        raise UserError(f"{file}: has other rows than {', '.join(row)}; name another file")
+        raise UserError(f"{file}: has other rows than {', '.join(row)}; move it away")
 
 
 def _parsed(line: bytes) -> Any:

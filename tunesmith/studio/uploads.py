@@ -18,6 +18,7 @@ from tunesmith.errors import UserError, is_disk_full
 from tunesmith.files import open_file
 from tunesmith.run import try_lock
 from tunesmith.studio.roots import Roots
+from tunesmith.studio.training_rows import PREFERRED, RIGHT
 from tunesmith.units import size
 
 FOLDER = "uploads"  # of the first root
@@ -100,7 +101,7 @@ def _named(part: Path, folder: Path, name: str) -> Path:
     """Moves a complete file to its name, or to the first with a number that is free."""
     stem, dot, suffix = name.rpartition(".")
     stem, dot, suffix = (stem, dot, suffix) if stem else (name, "", "")
-    for number in range(1, 10**6):
+    for number in range(2 if name in (RIGHT, PREFERRED) else 1, 10**6):  # those grow, and are not the user's
         place = folder / (name if number == 1 else f"{stem}-{number}{dot}{suffix}")
         with suppress(FileExistsError):
             _give_name(part, place)

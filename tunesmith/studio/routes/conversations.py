@@ -4,7 +4,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query
@@ -14,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from tunesmith.errors import UserError
 from tunesmith.serve.registry import Entry
-from tunesmith.studio import servers, training_rows
+from tunesmith.studio import servers, training_rows, uploads
 from tunesmith.studio.answers import Answering
 from tunesmith.studio.conversations import (
     Answer,
@@ -26,9 +25,7 @@ from tunesmith.studio.conversations import (
     read_answer,
 )
 from tunesmith.studio.state import Studio
-
-UPLOADS = "uploads"
-RIGHT, PREFERRED = "chat-rows.jsonl", "chat-preferences.jsonl"
+from tunesmith.studio.training_rows import PREFERRED, RIGHT
 
 
 class TurnView(BaseModel):
@@ -108,10 +105,6 @@ class Mark(BaseModel):
     """How it should have been; None: it is right."""
     rejected: str | None = None
     """An answer of the same turn that is worse."""
-    file: str | None = None
-    """The JSONL file of right answers, a path in the roots; by default uploads/chat-rows.jsonl."""
-    preferences_file: str | None = None
-    """The JSONL file of pairs; by default uploads/chat-preferences.jsonl."""
 
 
 class WrittenRow(BaseModel):
@@ -244,23 +237,20 @@ class Chats:
         prompt = self._prompt(one, turn, answer.model, side)
         if not all(isinstance(message["content"], str) for message in prompt):
             raise UserError("the conversation has images, which training rows cannot have")
-        written = [await self._append(_target(self.studio, marked.file, RIGHT), training_rows.right(prompt, good))]
+        written = [await self._append(RIGHT, training_rows.right(prompt, good))]
         if bad and bad.text and bad.text != good["content"]:
-            file = _target(self.studio, marked.preferences_file, PREFERRED)
-            pair = training_rows.preferred(prompt, good, _message(bad))
-            written.append(await self._append(file, pair))
+            written.append(await self._append(PREFERRED, training_rows.preferred(prompt, good, _message(bad))))
         one = self.all.read(name)  # it may have changed meanwhile
         turn = one.turns[_place(one, marked.turn)]
         turn.marks[answer.id] = "right" if marked.corrected is None else "corrected"
         self.all.save(one)
         return written
 
-    async def _append(self, file: Path, row: dict[str, Any]) -> WrittenRow:
-        """Writes a row. The file may be long, or locked by another process."""
-        line, is_new = await run_in_threadpool(training_rows.append, file, row)
-        root = self.studio.roots.folders[0]
-        name = file.relative_to(root) if file.is_relative_to(root) else file
-        return WrittenRow(file=str(name), line=line, is_new=is_new)
+    async def _append(self, name: str, row: dict[str, Any]) -> WrittenRow:
+        """Writes a row into a file of the folder of uploads. It may be long, or locked by another process."""
+        folder = self.studio.roots.folders[0] / uploads.FOLDER
+        line, is_new = await run_in_threadpool(training_rows.append, folder / name, row)
+        return WrittenRow(file=f"{uploads.FOLDER}/{name}", line=line, is_new=is_new)
 
 
 def _request(model: str, messages: list[dict[str, Any]], sampling: Sampling) -> dict[str, Any]:
@@ -299,20 +289,6 @@ def _asked(turn: Turn) -> dict[str, Any]:
 
 def _message(answer: Answer) -> dict[str, Any]:
     return _said("assistant", answer.text) | ({"reasoning_content": answer.reasoning} if answer.reasoning else {})
-
-
-def _target(studio: Studio, name: str | None, default: str) -> Path:
-    """The file to append to, in the roots. Raises UserError."""
-    root = studio.roots.folders[0]
-    if name is None:
-        name = f"{UPLOADS}/{default}"
-        (root / UPLOADS).mkdir(exist_ok=True)
-    path = root / name
-    if path.suffix != ".jsonl" or path.name.startswith("."):
-        raise UserError(f"{name}: name a .jsonl file")
-    if path.exists() or path.is_symlink():
-        return studio.roots.resolve(name)
-    return studio.roots.resolve(path.parent) / path.name
 
 
 def routes(studio: Studio) -> APIRouter:

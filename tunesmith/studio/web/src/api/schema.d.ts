@@ -1620,10 +1620,6 @@ export interface components {
             answer: string;
             /** Corrected */
             corrected?: string | null;
-            /** File */
-            file?: string | null;
-            /** Preferences File */
-            preferences_file?: string | null;
             /** Rejected */
             rejected?: string | null;
             /** Turn */
