@@ -1,4 +1,9 @@
 // The token that the studio asks for. It comes once in the address that `tunesmith studio` prints.
+//
+// It is in localStorage, so that a new tab, or the browser after it was closed, need not ask for it. What a script in the
+// page can read, it can read in sessionStorage too, and a token is worth nothing once its studio has ended: each start
+// makes another. To keep it in sessionStorage and hand it from tab to tab would not reach a new tab whose others are
+// frozen. Only a key of the user's own (--key) outlives the studio: the browser's profile then keeps it.
 
 const KEY = "tunesmith.token";
 
