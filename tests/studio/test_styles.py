@@ -7,13 +7,7 @@ import pytest
 from tunesmith.studio.page import STATIC
 
 SOURCES = STATIC.parent / "web" / "src"
-SHARED = (
-    "shell",
-    "charts",
-    "files",
-    "home",
-    "compare",
-)  # the frame, parts of several views, and views yet to be nested
+SHARED = ("shell", "charts", "files")  # the frame, and parts of several views
 VIEWS = [f".view-{path}" for path in re.findall(r'path: "(\w+)"', (SOURCES / "studio" / "routes.ts").read_text())]
 FILES = [file for file in (SOURCES / "studio").rglob("*/*.css") if file.parent.name not in SHARED]
 

@@ -45,11 +45,7 @@ export function Queue() {
         </p>
       )}
       <JobList label="Running" jobs={working} />
-      <JobList
-        label="Waiting, in starting order"
-        jobs={waiting}
-        moves={{ drag: setDragged, drop, dragged }}
-      />
+      <JobList label="Waiting, in starting order" jobs={waiting} moves={{ drag: setDragged, drop, dragged }} />
       <JobList label="Ended" jobs={all ? ended : ended.slice(0, ENDED_SHOWN)} />
       {ended.length > ENDED_SHOWN && (
         <Button look="quiet" small onClick={() => setAll(!all)}>
