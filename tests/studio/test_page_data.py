@@ -67,6 +67,20 @@ def test_a_picked_file_is_shown_as_the_model_sees_it(browser, studio):
         assert page.input_value("[data-key='model.path'] input") == "model"
 
 
+def test_data_is_read_once_when_the_page_opens(browser, studio):
+    """Although the page connects meanwhile, and then fetches again what may have changed."""
+    asked: list[str] = []
+    with opened(browser, studio) as page:
+        page.on("request", lambda request: asked.append(request.url.rsplit("/", 1)[1]))
+        page.goto("about:blank")
+        asked.clear()
+        page.goto(f"{studio.url}/#/data?file=rows.jsonl")
+        page.wait_for_selector(".turn-text >> text=It is 3.")
+        page.goto(f"{studio.url}/#/")
+        page.wait_for_selector(".devices >> text=CPU")  # it is connected
+        assert (asked.count("check"), asked.count("rows")) == (1, 1)
+
+
 def test_rows_are_shown_token_by_token(browser, studio):
     text = "Köln 🌊 " + "and so on " * 400
     turns = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": text}]

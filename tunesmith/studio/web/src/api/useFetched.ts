@@ -1,4 +1,4 @@
-import { useCallback, useEffect, useState } from "react";
+import { useCallback, useEffect, useRef, useState } from "react";
 
 import { ApiError, isAbort } from "./http";
 import { connection } from "./live";
@@ -15,9 +15,19 @@ export interface Fetched<Data> {
   set: (data: Data) => void;
 }
 
+interface Options {
+  /** What takes long and does not change by itself is fetched again only if it failed when the studio returns. */
+  lasts?: boolean;
+}
+
 /** Fetches data, again whenever `key` changes, the studio returns, or `reload` is called. A null key fetches nothing. */
-export function useFetched<Data>(key: string | null, fetcher: (signal: AbortSignal) => Promise<Data>): Fetched<Data> {
+export function useFetched<Data>(
+  key: string | null,
+  fetcher: (signal: AbortSignal) => Promise<Data>,
+  { lasts = false }: Options = {},
+): Fetched<Data> {
   const online = useValue(connection);
+  const fetchedAt = useRef(online);
   const [asked, setAsked] = useState(0);
   const [state, setState] = useState<{ key: string | null; data: Data | null; error: string; busy: boolean }>({
     key,
@@ -26,6 +36,7 @@ export function useFetched<Data>(key: string | null, fetcher: (signal: AbortSign
     busy: true,
   });
 
+  if (!lasts || state.error) fetchedAt.current = online;
   useEffect(() => {
     if (key === null) return;
     const left = new AbortController();
@@ -39,7 +50,7 @@ export function useFetched<Data>(key: string | null, fetcher: (signal: AbortSign
     );
     return () => left.abort();
     // The fetcher is a new function with each rendering; the key says when it gives something else.
-  }, [key, online, asked]);
+  }, [key, fetchedAt.current, asked]);
 
   const reload = useCallback(() => setAsked((times) => times + 1), []);
   const set = useCallback((data: Data) => setState((old) => ({ ...old, data, error: "", busy: false })), []);

@@ -47,7 +47,8 @@ export function Rows({ question, number }: Props) {
     mask: question.model ? mask : null, // that of a recipe is its own
     download: false,
   };
-  const rows = useFetched(JSON.stringify(body), (signal) => data(client.POST("/api/data/rows", { body, signal })));
+  const read = (signal: AbortSignal) => data(client.POST("/api/data/rows", { body, signal }));
+  const rows = useFetched(JSON.stringify(body), read, { lasts: true });
   const page = rows.data?.[0];
 
   const restart = (changes: Record<string, string | null>) => {

@@ -9,11 +9,12 @@ export type Question = Pick<Schemas["DataQuestion"], "source" | "model" | "recip
 /** What sources hold. Nothing is downloaded until `download` is called. */
 export function useReport(question: Question): Fetched<Schemas["DataReport"][]> & { download: () => void } {
   const mayDownload = useRef(false);
-  const fetched = useFetched(JSON.stringify(question), (signal) => {
+  const check = (signal: AbortSignal) => {
     const body = { ...question, download: mayDownload.current };
     mayDownload.current = false; // then it is in the cache
     return data(client.POST("/api/data/check", { body, signal }));
-  });
+  };
+  const fetched = useFetched(JSON.stringify(question), check, { lasts: true });
   const download = () => {
     mayDownload.current = true;
     fetched.reload();
