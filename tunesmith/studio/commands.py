@@ -15,6 +15,7 @@ from fastapi import HTTPException, Request
 
 from tunesmith.errors import CHILD_DIED, UserError
 from tunesmith.recipe import Recipe
+from tunesmith.studio import parent
 
 Answer = TypeVar("Answer")
 OFFLINE = {"HF_HUB_OFFLINE": "1"}  # the environment of commands that must download nothing
@@ -31,25 +32,27 @@ class CommandFailed(UserError):
 
 async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
     """Runs a command, such as `plan recipe.yaml --json`, in a folder and returns the JSON that it prints. A request
-    that is broken off ends the command. Raises CommandFailed."""
+    that is broken off ends the command, and so does the end of the studio. Only `queue`, which changes something, is
+    then brought to its end. Raises CommandFailed."""
     if any("\0" in argument for argument in arguments):
         raise UserError("a text has a character that no command takes")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "tunesmith", *arguments),
-        cwd=folder,
-        start_new_session=True,  # so that its own processes end with it
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    if arguments[0] != "queue":
+        environment |= {parent.VARIABLE: "1"}
+    standard_input, held_open = os.pipe()
     try:
-        output, errors = await process.communicate()
-    except BaseException:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        raise
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "tunesmith", *arguments),
+            cwd=folder,
+            start_new_session=True,  # so that its own processes end with it
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment,
+            stdin=standard_input,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, errors = await _output_of(process)
+    finally:
+        os.close(standard_input)
+        os.close(held_open)
     if process.returncode:
         lines = errors.decode(errors="replace").strip().splitlines()
         message = message_in(lines[-1]) if lines else CHILD_DIED
@@ -57,6 +60,17 @@ async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
             raise CommandFailed(message, json.loads(output))
         raise CommandFailed(message)
     return json.loads(output)
+
+
+async def _output_of(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
+    """Returns all that a process writes to its standard output and error. A cancellation ends the process."""
+    try:
+        return await process.communicate()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        raise
 
 
 async def run_on_recipe(
