@@ -52,18 +52,20 @@ class Studio:
     def address(self) -> str:
         return f"{self.url}/#token={self._token}"
 
-    def open(self, path: str):
-        request = urllib.request.Request(self.url + path, headers={HEADER: self._token})
+    def open(self, path: str, values: dict | None = None):
+        """Sends a GET, or a POST with values."""
+        headers = {HEADER: self._token, "Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, values and json.dumps(values).encode(), headers)
         return urllib.request.urlopen(request, timeout=120)
 
     def get(self, path: str):
         with self.open(path) as answer:
             return json.load(answer)
 
-    def timed(self, path: str) -> float:
+    def timed(self, path: str, values: dict | None = None) -> float:
         """Seconds of a request."""
         began = time.perf_counter()
-        with self.open(path) as answer:
+        with self.open(path, values) as answer:
             answer.read()
         return time.perf_counter() - began
 
@@ -218,6 +220,21 @@ def first_view(folder: Path) -> Iterator[str]:
     yield f"| first view in a browser that is open, nothing cached | {statistics.median(seconds):.2f} s (median of 5) |"
 
 
+def plans(folder: Path) -> Iterator[str]:
+    """Plans of a 5M Llama for one RTX 4090: by the command, and as the page asks for them."""
+    save_model("5M", folder / "m")
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "tunesmith", "plan", "--model", "m", "--machine", "4090"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    yield f"| `tunesmith plan` of a 5M model | {time.perf_counter() - began:.1f} s |"
+    asked = {"values": {"model": "m", "data": "d.jsonl"}, "machine": "4090"}
+    (folder / "d.jsonl").write_text(json.dumps(conversations()[0]) + "\n")
+    with studio(folder) as found:
+        first = found.timed("/api/recipe/plan", asked)
+        later = statistics.median(found.timed("/api/recipe/plan", asked) for _ in range(5))
+    yield f"| the same in the page: the first; later ones | {first:.1f} s; {later:.1f} s (median of 5) |"
+
+
 def watched(folder: Path, rounds: int, steps: int) -> Iterator[str]:
     """Tokens a second of a training alone, with a stream that is read, and with the run's page in a browser on this
     machine, in turns."""
@@ -263,6 +280,7 @@ def main() -> None:
         parts = (
             start_and_memory,
             first_view,
+            plans,
             lambda folder: lists_and_curves(folder, 50 if asked.quick else 500, 10**4 if asked.quick else 10**6),
             lambda folder: followed(folder, [10, 100, 1000], 3 if asked.quick else 10),
             lambda folder: watched(folder, 1 if asked.quick else 3, 6 if asked.quick else 30),

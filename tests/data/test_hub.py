@@ -10,6 +10,8 @@ import sys
 import threading
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -150,6 +152,23 @@ class StandIn(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+
+@contextmanager
+def hub_of(repositories: dict[str, dict[str, bytes]]) -> Iterator[tuple[str, list[str]]]:
+    """A hub with these repositories. Yields its endpoint, and the paths that it is asked for."""
+    asked = []
+
+    class Hub(StandIn):
+        def body(self, path):
+            asked.append(path)
+            return super().body(path)
+
+    Hub.repositories = repositories
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
 
 
 def test_a_run_from_the_hub_and_another_one_offline(hub, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from tests.conftest import write_rows
 from tunesmith.cli import data
 from tunesmith.cli.data_report import print_report, print_rows
 from tunesmith.data import source as source_module
-from tunesmith.data.inspect import check, show
+from tunesmith.data.inspect import check, pieces_of, show
 from tunesmith.data.masking import encode_text
 from tunesmith.data.source import resolve
 from tunesmith.data.tokenizer import Tokenizer
@@ -179,14 +179,31 @@ def test_rows_are_shown_as_what_is_learned(family, tmp_path):
     full, cut = example["segments"], list(show(source, tokenizer, encode, most_text=30))[2]
     assert "".join(segment["text"] for segment in full) == tokenizer.decode(ids)
     assert ["Am Rhein 🌊" in segment["text"] for segment in full if segment["learned"]] == [True]
+    for segment in full:
+        assert "".join(segment["pieces"]) == segment["text"] and len(segment["pieces"]) == len(segment["ids"])
+    pieces = [piece for segment in full for piece in segment["pieces"]]
+    assert "" in pieces and not any("\ufffd" in piece for piece in pieces)  # 🌊 takes several tokens
     assert first["turns"] == [{"role": "user", "text": "Wo liegt Köln?"}, {"role": "assistant", "text": "Am Rhein 🌊"}]
     assert (first["kind"], first["problem"], first["where"]) == ("chat", "", f"{file}:1")
     assert second["problem"] and second["examples"] == []
     assert cut["examples"][0]["is_cut"] and cut["turns"][1]["text"] == "y" * 30
     assert sum(len(segment["text"]) for segment in cut["examples"][0]["segments"]) == 30
+    assert sum(len(piece) for segment in cut["examples"][0]["segments"] for piece in segment["pieces"]) == 30
     assert [row["index"] for row in show(source, search="KÖLN")] == [0]
     assert [row["index"] for row in show(source, offset=1, search="köln")] == []
     assert [row["index"] for row in show(source, offset=1)] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["llama3", "mistral", "gemma3"])
+def test_each_token_has_its_text(family, name):
+    """In byte-level vocabularies and in SentencePiece's; characters of several tokens stay whole."""
+    tokenizer = Tokenizer.load(family(name))
+    text = "  Köln 🌊🏳️ 日本語 \n\n\tfoo  bar ñ "
+    ids = tokenizer.encode(text)[0]
+    said = tokenizer.decode(ids)
+    pieces = pieces_of(tokenizer, ids, said)
+    assert len(pieces) == len(ids) and "".join(pieces) == said and "🌊" in pieces and "日" in "".join(pieces)
+    assert "".join(pieces_of(tokenizer, ids, said[:9])) == said[:9]
 
 
 @pytest.mark.parametrize("offset", [0, 15_000])

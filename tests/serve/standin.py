@@ -33,6 +33,7 @@ class StandIn(ThreadingHTTPServer):
         self.hold_after: int | None = None  # pieces, until the gate opens
         self.gate = threading.Event()
         self.endless = False
+        self.finish = "stop"
         self.left = threading.Event()  # the client closed the connection before the end
         self.key: str | None = None
         self.failure: tuple[int, str] | None = None
@@ -113,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         except OSError:
             self.server.left.set()
             return
-        self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": self.server.finish}]})
         self.event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": len(pieces)}})
         self.wfile.write(b"data: [DONE]\n\n")
 

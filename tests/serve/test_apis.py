@@ -37,7 +37,10 @@ def test_models(openai, address):
         "base": "small",
         "context": 512,
         "tools": True,
+        "reasoning": True,
+        "images": False,
     }
+    assert openai.models.retrieve("mistral").tunesmith["reasoning"] is False
     assert httpx.get(f"{address}/health").json() == {"status": "ok"}
     assert "tunesmith_running " in httpx.get(f"{address}/metrics").text
 

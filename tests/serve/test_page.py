@@ -88,6 +88,21 @@ def test_stop_ends_the_request(page, server, how):
 
 
 @needs_browser
+def test_an_answer_that_was_cut_off_is_continued(page, server):
+    server.finish = "length"
+    ask(page, "Count")
+    page.wait_for_selector(".answer .note:has-text('Cut off')")
+    server.finish, server.pieces["my-run"] = "stop", [", four"]
+    page.click("button:text-is('Continue')")
+    page.wait_for_selector(".answer .body:has-text('Hello from my-run, four')")
+    page.wait_for_selector(".answer-figures:has-text('4 tokens')")
+    first, second = asked(server)
+    begun = {"role": "assistant", "content": "Hello from my-run", "prefix": True}
+    assert second == first | {"messages": [*first["messages"], begun]}
+    assert page.locator("button:text-is('Continue')").count() == 0
+
+
+@needs_browser
 def test_both_models_get_the_same(page, server):
     server.pieces |= {"my-run": ["tuned answer"], "base-1b": ["base answer"]}
     page.check("#compare")

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tunesmith.jobs.store import Store
 from tunesmith.serve.registry import ServedModel, registered
 from tunesmith.studio.app import guarded, make_app
 from tunesmith.studio.catalogue import Catalogue
+from tunesmith.studio.commands import Commands
 from tunesmith.studio.guard import TOKEN_HEADER
 from tunesmith.studio.roots import Roots
 from tunesmith.studio.state import Studio
@@ -24,7 +25,7 @@ TOKEN = "a token"
 def studio_in(folder: Path) -> Studio:
     """A studio that was started in a folder, whose runs are in `runs`."""
     store = Store()
-    return Studio(folder, store, Roots([folder]), Catalogue([folder / "runs"], store))
+    return Studio(folder, store, Roots([folder]), Catalogue([folder / "runs"], store), Commands(folder))
 
 
 @contextmanager
@@ -50,13 +51,15 @@ def calling(studio: Studio) -> Iterator[httpx.Client]:
 
 
 @contextmanager
-def standing_in(key: str | None = None) -> Iterator[StandIn]:
-    """A stand-in for a server, with the entry that a real one has."""
-    with StandIn() as server, registered("127.0.0.1", server.server_address[1], [], key) as registration:
+def standing_in(key: str | None = None, paths: Sequence[Path] = (), **facts: bool) -> Iterator[StandIn]:
+    """A stand-in for a server of paths, with the entry that a real one has. All its models have the facts."""
+    with StandIn() as server, registered("127.0.0.1", server.server_address[1], paths, key) as registration:
+        for one in server.models:
+            one["tunesmith"] |= facts
         models = [(one["id"], one["tunesmith"]) for one in server.models]
         registration.update(
             state="ready",
-            models=tuple(ServedModel(name, facts["kind"], facts["base"], facts["context"]) for name, facts in models),
+            models=tuple(ServedModel(name, **facts) for name, facts in models),
         )
         server.key = key
         yield server

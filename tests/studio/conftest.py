@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 
 import pytest
 from starlette.testclient import TestClient
@@ -11,6 +12,7 @@ from tunesmith.jobs.store import Store
 from tunesmith.run import Run
 from tunesmith.studio.app import guarded, make_app
 from tunesmith.studio.catalogue import Catalogue
+from tunesmith.studio.commands import Commands
 from tunesmith.studio.guard import TOKEN_HEADER
 from tunesmith.studio.roots import Roots
 from tunesmith.studio.state import Studio
@@ -28,15 +30,16 @@ def studio(tmp_path, monkeypatch) -> Studio:
     monkeypatch.setenv("TUNESMITH_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     store = Store()
-    return Studio(folder, store, Roots([folder]), Catalogue([folder / "runs"], store))
+    return Studio(folder, store, Roots([folder]), Catalogue([folder / "runs"], store), Commands(folder))
 
 
 @pytest.fixture
-def client(studio) -> TestClient:
+def client(studio) -> Iterator[TestClient]:
     """Calls the studio with its token, as the page does."""
     app = guarded(make_app(studio), TOKEN, ["localhost"])
     headers = {TOKEN_HEADER: TOKEN, "Origin": ORIGIN, "Sec-Fetch-Site": "same-origin"}
-    return TestClient(app, base_url=ORIGIN, headers=headers, raise_server_exceptions=False)
+    with TestClient(app, base_url=ORIGIN, headers=headers, raise_server_exceptions=False) as client:
+        yield client
 
 
 @pytest.fixture

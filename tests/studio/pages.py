@@ -1,15 +1,12 @@
-"""A studio as a process of its own, and its page in a browser that notes everything that must not happen."""
+"""A studio's page in a browser that notes everything that must not happen."""
 
 import json
-import os
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.studio.process import StudioProcess
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 from tunesmith.studio.page import STATIC
@@ -18,40 +15,11 @@ KEY = "a-key-of-the-tests"
 AXE = STATIC.parent / "web" / "node_modules" / "axe-core" / "axe.min.js"
 
 
-class StudioProcess:
-    """`tunesmith studio` in a folder. Its queue and its cache are in that folder too."""
-
-    def __init__(self, folder: Path, port: int = 0):
-        self.folder, self.port = folder, port
-        self.environment = os.environ | {
-            "TUNESMITH_STATE": str(folder / ".state"),
-            "TUNESMITH_CACHE": str(folder / ".cache"),
-            "OMP_NUM_THREADS": "1",
-        }
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "tunesmith", "studio", "--no-open", "--port", str(self.port), "--key", KEY]
-        self.process = subprocess.Popen(
-            command, cwd=self.folder, env=self.environment, stderr=subprocess.PIPE, text=True
-        )
-        line = self.process.stderr.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
-        assert found, line + self.process.stderr.read()
-        self.port = int(found[1])
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
 @contextmanager
 def studio_in(folder: Path) -> Iterator[StudioProcess]:
-    started = StudioProcess(folder)
+    """A studio whose queue and cache are in the folder too."""
+    own = {"TUNESMITH_STATE": str(folder / ".state"), "TUNESMITH_CACHE": str(folder / ".cache")}
+    started = StudioProcess(folder, "--key", KEY, OMP_NUM_THREADS="1", **own)
     try:
         yield started
     finally:
@@ -59,11 +27,13 @@ def studio_in(folder: Path) -> Iterator[StudioProcess]:
 
 
 @contextmanager
-def opened(browser, studio: StudioProcess, path: str = "", tabs: int = 1, **options) -> Iterator:
+def opened(browser, studio: StudioProcess, path: str = "", tabs: int = 1, script: str = "", **options) -> Iterator:
     """Opens the page with its key. Fails if a request leaves the studio, if the page throws an error, or if the
-    Content-Security-Policy refuses something. Yields the page, or a list if there are several tabs."""
+    Content-Security-Policy refuses something. `script` runs before the page's own. Yields the page, or a list if there
+    are several tabs."""
     context = browser.new_context(**options)
     context.set_default_timeout(20_000)
+    context.add_init_script(script)
     requested, errors = [], []
     context.on("request", lambda request: requested.append(request.url))
     context.on("weberror", lambda error: errors.append(str(error.error.stack)))

@@ -70,6 +70,10 @@ class Chat:
         asked = {"question": "Hello", "models": [{"server": self.server, "model": "my-run"}]} | values
         return self.client.post(f"/conversations/{self.id}/ask", json=asked).json()["error"]["message"]
 
+    def resume(self, answer: dict, **values) -> dict:
+        asked = {"answer": answer["id"], "server": self.server} | values
+        return self.client.post(f"/conversations/{self.id}/continue", json=asked).json()
+
     def view(self) -> dict:
         return self.client.get(f"/conversations/{self.id}").json()
 
@@ -145,6 +149,63 @@ def test_stop_ends_the_servers_work_and_keeps_what_was_written(client, server):
     chat.ask("Again")
     chat.answers()
     assert [m["role"] for m in server.bodies("/v1/chat/completions")[-1]["messages"]] == ["user", "assistant", "user"]
+
+
+def test_an_answer_continues_where_it_was_cut_off(client, server, tmp_path):
+    server.finish = "length"
+    chat = Chat(client, "Be brief.")
+    chat.ask("Hello", "my-run", "base-1b", sampling={"seed": 7, "max_tokens": 3})
+    tuned, base = chat.answers()
+    assert tuned["detail"] == "length"
+    marked = chat.post("rows", turn=chat.view()["turns"][0]["id"], answer=tuned["id"])
+    assert "is not complete" in marked.json()["error"]["message"]
+    server.finish, server.pieces["base-1b"], server.hold_after = "stop", [", and", " more"], 1
+    [_, writing] = chat.resume(base, max_tokens=9)["turns"][-1]["answers"]
+    assert writing["state"] == "writing" and "still being written" in chat.resume(base)["error"]["message"]
+    server.gate.set()
+    assert texts(chat.follow(base["id"], writing["offset"])) == ", and more"
+    whole = chat.follow(base["id"])
+    assert texts(whole) == "Hello from base-1b, and more" and whole[-1][1]["end"]["detail"] == "stop"
+    unchanged, longer = chat.answers()
+    assert unchanged == tuned
+    assert (longer["text"], longer["tokens"], longer["state"]) == ("Hello from base-1b, and more", 3 + 2, "done")
+    body = server.bodies("/v1/chat/completions")[-1]
+    begun = {"role": "assistant", "content": "Hello from base-1b", "prefix": True}
+    assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant"]
+    assert body["messages"][-1] == begun and (body["seed"], body["max_tokens"]) == (7, 9)
+    assert "is complete" in chat.resume(base)["error"]["message"]
+    chat.ask("Then")
+    chat.answers()
+    assert "no answer" in chat.resume(tuned)["error"]["message"]  # it is not of the last question
+
+
+def test_an_answer_whose_studio_was_killed_continues(client, server, tmp_path):
+    chat = Chat(client)
+    [answer] = chat.ask("Hello")["answers"]
+    chat.answers()
+    file = tmp_path / "state" / "conversations" / chat.id / f"{answer['id']}.jsonl"
+    written = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(written[:2]) + b'{"text": "half a li')
+    assert chat.view()["turns"][0]["answers"][0]["state"] == "stopped"
+    server.pieces["my-run"] = [" and the rest"]
+    chat.resume(answer)
+    [answer] = chat.answers()
+    assert (answer["text"], answer["state"]) == ("Hello and the rest", "done")
+
+
+def test_images_go_to_a_model_that_takes_them(client):
+    image = "data:image/png;base64,AAAA"
+    with standing_in(images=True) as server:
+        chat = Chat(client)
+        assert chat.ask("What is this?", images=[image])["images"] == [image]
+        [answer] = chat.answers()
+        content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": image}}]
+        assert server.bodies("/v1/chat/completions")[0]["messages"] == [{"role": "user", "content": content}]
+        refused = chat.post("rows", turn=chat.view()["turns"][0]["id"], answer=answer["id"])
+        assert "has images" in refused.json()["error"]["message"]
+        chat.ask("And now?")
+        chat.answers()
+        assert server.bodies("/v1/chat/completions")[1]["messages"][0]["content"] == content
 
 
 def test_two_models_have_one_seed_and_do_not_see_each_others_answers(client, server):

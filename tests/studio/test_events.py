@@ -1,12 +1,19 @@
 """The event stream: nothing is lost between two connections, and nothing is sent twice."""
 
+import fcntl
 import json
+import os
 import shutil
 
 import pytest
 
 from tests.studio.conftest import START, steps, written
+from tunesmith.files import write_json
+from tunesmith.run import try_lock
+from tunesmith.serve.registry import registered, servers_folder
+from tunesmith.studio import downloads
 from tunesmith.studio.catalogue import id_of
+from tunesmith.studio.conversations import Conversations
 from tunesmith.studio.routes.events import Watch
 
 
@@ -100,4 +107,78 @@ def test_the_stream_is_in_the_form_of_server_sent_events(studio, client, make_ru
     assert client.get("/api/events", params={"since": "[1]"}).status_code == 400
     watch = Watch(studio, {})
     names = {name for name, value in watch.news() if json.dumps(value)}
-    assert names == {"machine", "queue", "ping"}
+    assert names == {"machine", "queue", "servers", "downloads", "ping"}
+
+
+def test_servers_are_told_when_they_come_change_and_go(studio):
+    watch = Watch(studio, {})
+    assert news(watch, "servers") == [[]]
+    with registered("127.0.0.1", 8000, [], None) as registration:
+        [[found]] = news(watch, "servers")
+        assert (found["state"], found["pid"]) == ("loading", os.getpid())
+        assert news(watch, "servers") == []
+        registration.update(state="ready")
+        assert [[one["state"] for one in told] for told in news(watch, "servers")] == [["ready"]]
+    assert news(watch, "servers") == [[]]
+    assert news(watch, "servers") == []
+
+
+def test_a_download_is_told_until_its_process_ends(studio, monkeypatch):
+    watch = Watch(studio, {})
+    assert news(watch, "downloads") == [[]]
+    folder = downloads.folder()
+    folder.mkdir(parents=True)
+    facts = {"model": "org/tiny", "revision": None, "file": None, "since": 1.0}
+    with (folder / "one.lock").open("wb") as lock:
+        assert try_lock(lock, fcntl.LOCK_EX)
+        write_json(folder / "one.json", facts)
+        assert [one["state"] for one in news(watch, "downloads")[0]] == ["running"]
+        assert news(watch, "downloads") == []
+    [[ended]] = news(watch, "downloads")  # nothing was written when it was killed
+    assert ended["state"] == "failed"
+    with monkeypatch.context() as patch:
+        patch.setattr(downloads, "downloads", lambda: pytest.fail("nothing has changed"))
+        assert news(watch, "downloads") == []
+    for file in folder.iterdir():
+        file.unlink()
+    assert news(watch, "downloads") == [[]]
+
+
+def test_conversations_are_told_by_their_ids_and_times(studio):
+    all = Conversations(studio.store)
+    old = all.create("")
+    watch = Watch(studio, {})
+    assert news(watch, "conversations") == []
+    made = all.create("")
+    assert news(watch, "conversations") == [{made.id: made.changed}]
+    all.keep = False
+    unkept = all.create("")
+    assert news(watch, "conversations") == [{unkept.id: unkept.changed}]
+    all.save(old)
+    all.delete(made.id)
+    assert news(watch, "conversations") == [{old.id: all.read(old.id).changed, made.id: None}]
+    assert news(watch, "conversations") == []
+
+
+def test_recipes_and_uploads_are_told(studio):
+    watch = Watch(studio, {})
+    assert news(watch, "files") == []
+    for folder in ("recipes", "uploads"):
+        (studio.folder / folder).mkdir()
+        assert news(watch, "files") == [{"changed": [folder]}]
+    (studio.folder / "uploads" / "rows.jsonl").touch()
+    assert news(watch, "files") == [{"changed": ["uploads"]}]
+    assert news(watch, "files") == []
+
+
+def test_what_cannot_be_read_is_said_until_it_can(studio):
+    watch = Watch(studio, {})
+    assert news(watch, "problems") == []
+    damaged = servers_folder() / "one.start"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    [[problem]] = news(watch, "problems")
+    assert str(damaged) in problem
+    assert news(watch, "problems") == []
+    damaged.unlink()
+    assert news(watch, "problems") == [[]]

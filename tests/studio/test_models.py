@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from tests.data.test_hub import COMMIT, StandIn
 from tests.studio.test_deletion import at_set_aside
 from tunesmith import leases
+from tunesmith.files import write_json
 from tunesmith.jobs import deletion
 from tunesmith.run import Run
 from tunesmith.serve import registry
@@ -267,6 +268,28 @@ class Hub(StandIn):
                 file |= {"size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
             return json.dumps(listing).encode()
         return found
+
+
+def test_a_served_model_says_where(client, studio, family, make_run, hub_cache, monkeypatch):
+    base, other = folder_of(studio, family), folder_of(studio, family, "other")
+    run = make_run("first")
+    (run.folder / "adapter").mkdir()
+    write_json(run.plan_file, {"base": str(base)})
+    write_gguf(studio.folder / "small.gguf")
+    models = (registry.ServedModel("first", "tuned", "base", 512), registry.ServedModel("base", "base", "base", 512))
+    with registry.registered("127.0.0.1", 1, [run.folder], None) as registration:
+        registration.update(models=models)
+        assert not any(row["served"] for row in rows(client).values())  # it is still loading
+        registration.update(state="ready")
+        [entry] = registry.entries()
+        found = {name: row["served"] and row["served"]["model"] for name, row in rows(client).items()}
+        assert found == {"first": "first", "m": "base", "other": None, "small.gguf": None}
+        assert rows(client)["first"]["served"]["server"] == entry.id
+    with registry.registered("127.0.0.1", 1, [studio.folder / "small.gguf", other], None) as registration:
+        models = tuple(registry.ServedModel(name, "base", name, 512) for name in ("other", "small"))
+        registration.update(state="ready", models=models)
+        found = {name: row["served"] and row["served"]["model"] for name, row in rows(client).items()}
+        assert found == {"first": None, "m": None, "other": "other", "small.gguf": "small"}
 
 
 @pytest.fixture

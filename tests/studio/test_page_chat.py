@@ -148,34 +148,79 @@ def test_an_answer_is_stopped_regenerated_and_its_question_edited(page, server):
     page.wait_for_selector("#token-list li:has-text('Say·hello')")
 
 
-def test_settings_apply_to_the_conversation_and_images_are_refused(page, server, studio):
+def test_an_answer_that_was_cut_off_is_continued(page, server):
+    server.finish = "length"
+    page.check("#compare")
+    ask(page, "Tell me")
+    _, base = page.locator(".answer").all()
+    base.locator(".note:has-text('Cut off')").wait_for()
+    server.finish, server.pieces["base-1b"] = "stop", [" and more"]
+    base.locator("button:text-is('Continue')").click()
+    base.locator(".body:has-text('Hello from base-1b and more')").wait_for()
+    base.locator(".answer-figures:has-text('4 tokens')").wait_for()
+    assert page.locator("button:text-is('Continue')").count() == 1  # the tuned model's
+    assert page.locator("text=This answer is right").count() == 1  # not of an answer that is cut off
+    assert accessibility(page) == []
+    page.reload()
+    page.wait_for_selector(".body:has-text('Hello from base-1b and more')")
+
+
+def test_settings_apply_to_the_conversation(page, server):
     page.click("#open-settings")
+    page.wait_for_selector(".model-facts:has-text('Tuned from base-1b; a context of 65,536 tokens, tools')")
     page.fill("textarea[name=system]", "Be brief.")
     page.fill("input[name=temperature]", "0")
-    page.uncheck("input[name=keep]")
+    with page.expect_response("**/api/chat/settings"):
+        page.uncheck("input[name=keep]")
     page.keyboard.press("Escape")
     ask(page, "Hello?")
     [body] = asked(server)
     assert body["messages"][0] == {"role": "system", "content": "Be brief."} and body["temperature"] == 0
     page.wait_for_selector(".conversation-list >> text=not kept")
-    pixel = base64.b64encode(b"not really a picture").decode()
-    page.evaluate(
-        """(text) => {
-        const files = new DataTransfer();
-        files.items.add(new File([atob(text)], "cat.png", {type: "image/png"}));
-        document.querySelector("#message").dispatchEvent(
-            new ClipboardEvent("paste", {clipboardData: files, bubbles: true, cancelable: true}));
-        }""",
-        pixel,
-    )
-    page.wait_for_selector(".images >> text=cat.png")
     page.fill("#message", "What is this?")
-    page.press("#message", "Enter")
-    page.wait_for_selector("#notice:has-text('my-run takes text only; send the question without the image')")
-    assert page.input_value("#message") == "What is this?"
     page.reload()
     page.wait_for_selector(".turn")
     assert page.input_value("#message") == "What is this?"  # it is not sent yet
+
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+GIVE = """([text, kind]) => {
+    const files = new DataTransfer();
+    const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+    files.items.add(new File([bytes], "cat.png", {type: "image/png"}));
+    const options = {bubbles: true, cancelable: true, [kind === "paste" ? "clipboardData" : "dataTransfer"]: files};
+    const event = kind === "paste" ? new ClipboardEvent("paste", options) : new DragEvent("drop", options);
+    document.querySelector("#message").dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("way", ["paste", "drop", "button"])
+def test_an_image_is_refused_before_anything_is_sent(page, server, way):
+    if way == "button":
+        page.click("[aria-label='Add an image']")
+    else:
+        page.evaluate(GIVE, [PIXEL, way])
+    page.wait_for_selector("#composer [role=alert]:has-text('my-run takes text only, so no image can be sent to it.')")
+    assert page.locator(".images").count() == 0 and asked(server) == []
+    ask(page, "Hello")
+    assert page.locator("#composer [role=alert]").count() == 0
+
+
+def test_an_image_is_sent_to_a_model_that_takes_it(browser, studio, monkeypatch):
+    monkeypatch.setenv("TUNESMITH_STATE", studio.environment["TUNESMITH_STATE"])
+    with standing_in(images=True) as server, opened(browser, studio, "chat") as page:
+        page.wait_for_selector("#model option", state="attached")
+        with page.expect_file_chooser() as chooser:
+            page.click("[aria-label='Add an image']")
+        image = {"name": "cat.png", "mimeType": "image/png", "buffer": base64.b64decode(PIXEL)}
+        chooser.value.set_files(image)
+        page.wait_for_selector(".images >> text=cat.png")
+        ask(page, "What is this?")
+        page.wait_for_selector(".question img")
+        url = f"data:image/png;base64,{PIXEL}"
+        assert asked(server)[0]["messages"][0]["content"][1] == {"type": "image_url", "image_url": {"url": url}}
+        until(lambda: page.evaluate("document.querySelector('.question img').naturalWidth") == 1)
+        assert accessibility(page) == []
 
 
 def test_a_page_without_a_server_offers_to_start_one_and_says_why_it_fails(browser, studio):

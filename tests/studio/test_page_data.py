@@ -7,7 +7,11 @@ import pytest
 from tests import tiny
 from tests.browser import needs_browser
 from tests.conftest import write_rows
+from tests.data.test_hub import hub_of
 from tests.studio.pages import accessibility, opened, studio_in, until
+from tunesmith.data.rows import Chat
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.methods import Method, sft
 
 pytestmark = needs_browser
 ROWS = [
@@ -52,8 +56,6 @@ def test_a_picked_file_is_shown_as_the_model_sees_it(browser, studio):
         assert page.evaluate(decoration) == "underline"
         counts = page.locator(".histogram .count").all_inner_texts()
         assert sum(int(count) for count in counts) == len(ROWS)
-        page.check("text=Token ids")
-        assert all(number.isdigit() for number in page.locator(".ids").first.inner_text().split())
         assert accessibility(page) == []
 
         page.get_by_role("radio", name="everything").check()
@@ -63,6 +65,86 @@ def test_a_picked_file_is_shown_as_the_model_sees_it(browser, studio):
             page.click("text=Use in a new run")
         page.wait_for_selector("[data-key='data.train'] input[value='rows.jsonl']")
         assert page.input_value("[data-key='model.path'] input") == "model"
+
+
+def test_rows_are_shown_token_by_token(browser, studio):
+    text = "Köln 🌊 " + "and so on " * 400
+    turns = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": text}]
+    write_rows(studio.folder / "long.jsonl", [{"messages": turns}])
+    tokenizer = Tokenizer.load(tiny.save("llama3", studio.folder / "llama"))
+    [example] = Method(sft.Settings()).encode(tokenizer, Chat(turns))[0]
+    with opened(browser, studio, "data?file=long.jsonl&model=llama") as page:
+        page.wait_for_selector(".tokens mark")
+        page.get_by_role("radio", name="tokens").check()
+        tokens = page.locator(".tokens.single > *")
+        assert tokens.count() == 300
+        page.hover(".tokens.single > :nth-child(5)")
+        page.wait_for_selector(f".token-facts:text-is('Token 5: id {example.ids[4]}, only read')")
+        first = example.supervised.index(True)
+        page.mouse.move(0, 0)  # else it may be over another one after scrolling
+        page.focus(".tokens.single")
+        for _ in range(first - 4):
+            page.keyboard.press("ArrowRight")
+        page.wait_for_selector(f".token-facts:text-is('Token {first + 1}: id {example.ids[first]}, learned')")
+        assert page.locator(".tokens.single > mark").count() == sum(example.supervised[:300])
+        assert "▯" in page.inner_text(".tokens.single")  # the first token of 🌊
+        page.click("text=Show more")
+        assert tokens.count() == len(example.ids)
+        shown = page.locator(".tokens.single").inner_text().replace("▯", "").replace("↵\n", "\n")
+        assert shown == tokenizer.decode(example.ids)
+        assert accessibility(page) == []
+
+
+def test_all_sources_of_a_recipe_are_looked_at(browser, studio):
+    write_rows(studio.folder / "more.jsonl", [{"question": f"q{number}", "answer": "a"} for number in range(3)])
+    write_rows(studio.folder / "held.jsonl", ROWS[:2])
+    data = {"train": ["rows.jsonl", {"path": "more.jsonl", "weight": 2}], "eval": "held.jsonl"}
+    (studio.folder / "mixed.yaml").write_text(f"model: model\ndata: {json.dumps(data)}\n")
+    with opened(browser, studio, "new") as page:
+        page.click("button:text-is('Open')")
+        page.click("dialog[open] >> text=mixed")
+        page.click("[aria-label='Look at more.jsonl']")
+        page.wait_for_selector(".data-rows .tokens:has-text('q2')")
+        lines = page.locator("table[aria-label='Sources of the recipe'] tbody tr").all_inner_texts()
+        cells = [line.split("\t") for line in lines]
+        assert [cell[:4] for cell in cells] == [
+            ["rows.jsonl", "training", "messages", "1"],
+            ["more.jsonl", "training", "question_answer", "2"],
+            ["Together", "training", "", ""],
+            ["held.jsonl", "held out", "messages", ""],
+        ]
+        assert [cell[4:6] for cell in cells] == [["30", "1"], ["3", "0"], ["33", "1"], ["2", "0"]]
+        counts = [int(cell[6].replace(",", "")) for cell in cells]
+        assert counts[0] + counts[1] == counts[2]
+        assert accessibility(page) == []
+        page.click("text=held.jsonl")
+        page.wait_for_selector(".data-rows .tokens:has-text('It is 2.')")
+        assert page.locator(".data-row").count() == 2
+        page.reload()
+        page.wait_for_selector("[aria-current]:text-is('held.jsonl')")
+
+
+def test_a_hub_dataset_is_read_only_when_asked(browser, studio, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with hub_of({"/datasets/org/sums": {"rows.jsonl": (studio.folder / "rows.jsonl").read_bytes()}}) as (url, asked):
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        read_from_hub(browser, tmp_path, asked)
+
+
+def read_from_hub(browser, folder, asked):
+    with studio_in(folder) as online, opened(browser, online, "data") as page:
+        page.fill("[aria-label=Path]", "hub:org/sums")
+        page.press("[aria-label=Path]", "Enter")
+        page.wait_for_selector("[role=alert]:has-text('hub:org/sums: not in the hub')")
+        assert asked == [] and accessibility(page) == []
+        page.click("text=Read from the hub")
+        page.wait_for_selector(".turn-text >> text=What is 3?")
+        assert "/datasets/org/sums/resolve/main/rows.jsonl" in asked
+        asked.clear()
+        page.reload()
+        page.wait_for_selector(".turn-text >> text=What is 3?")
+        assert asked == []
 
 
 def test_rows_are_paged_and_searched(browser, studio):

@@ -65,7 +65,7 @@ def test_jobs_are_moved_held_and_cancelled_while_the_queue_is_paused(browser, tm
     with studio_in(tmp_path) as studio, opened(browser, studio) as page:
         page.wait_for_selector(".devices >> text=CPU")
         page.wait_for_selector(".devices >> text=Disk")
-        page.wait_for_selector("text=No job starts")
+        page.wait_for_selector(".notice >> text=The queue is paused")
         shown(page, ".jobs .job-name", ["one", "two", "three"])
         page.click(".jobs li:has-text('three') >> [aria-label='Start earlier']")
         shown(page, ".jobs .job-name", ["one", "three", "two"])
@@ -80,8 +80,8 @@ def test_jobs_are_moved_held_and_cancelled_while_the_queue_is_paused(browser, tm
             page.wait_for_selector(f".jobs li:has-text('{name}') >> .badge:has-text('cancelled')")
         assert list((tmp_path / "runs").iterdir()) == []
         page.check(".settings input >> nth=0")
-        page.click("text=Let jobs start")
-        page.wait_for_selector("text=No job starts", state="detached")
+        page.click("text=Resume the queue")
+        page.wait_for_selector(".notice >> text=The queue is paused", state="detached")
         assert store.setting("paused") == ""
         until(lambda: store.setting(AFTER_RESTART) == "yes")
 
@@ -94,6 +94,7 @@ def test_a_training_is_watched_stopped_and_resumed(browser, studio):
         until(lambda: "%" in page.title(), 120)
         assert "watched" in page.title()
         page.wait_for_selector(".devices >> text=watched")
+        job.locator(".sparkline").wait_for()
         job.locator("text=Log").click()
         page.wait_for_selector("dialog[open] .log")
         page.keyboard.press("Escape")

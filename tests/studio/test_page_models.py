@@ -7,6 +7,7 @@ import pytest
 
 from tests import tiny
 from tests.browser import needs_browser
+from tests.studio.calling import standing_in
 from tests.studio.pages import accessibility, make_run, opened, studio_in, until
 from tests.studio.test_models import Hub, StandIn
 
@@ -55,6 +56,16 @@ def test_models_are_found_sorted_and_deleted(browser, folder):
         page.click("text=Chat >> nth=-1")
         page.wait_for_selector(".choices >> text=model")
         assert page.locator(".choices input:checked").count() == 1
+
+
+def test_chat_opens_the_model_that_is_served(browser, folder, monkeypatch):
+    with studio_in(folder) as studio:
+        monkeypatch.setenv("TUNESMITH_STATE", studio.environment["TUNESMITH_STATE"])
+        (folder / "model").rename(folder / "base-1b")  # as the stand-in names it, beside a tuned one
+        with standing_in(paths=[folder / "base-1b"]), opened(browser, studio, "models") as page:
+            page.click("tr:has-text('base-1b') >> text=Chat")
+            page.wait_for_selector("text=Say something to base-1b.")
+            assert page.locator("dialog[open]").count() == 0
 
 
 def test_nothing_is_downloaded_offline(browser, folder):

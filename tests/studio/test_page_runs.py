@@ -211,6 +211,27 @@ def test_a_live_average_continues_that_of_the_server(browser, tmp_path):
         assert "loss smoothed" in live
 
 
+INK = """canvas => {
+    const probe = document.createElement("i");
+    probe.style.color = "var(--series-1)";
+    document.body.append(probe);
+    const ink = getComputedStyle(probe).color.match(/\\d+/g).slice(0, 3).map(Number);
+    const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let count = 0;
+    for (let at = 0; at < data.length; at += 4) count += ink.every((part, one) => data[at + one] === part);
+    return count;
+}"""
+
+
+def test_a_value_between_gaps_is_seen(browser, tmp_path):
+    """No line can be drawn to it."""
+    make_run(tmp_path, "gaps", start(4), *[step(at, loss) for at, loss in enumerate((None, 2.0, None, None), 1)])
+    with studio_in(tmp_path) as studio, opened(browser, studio, f"{address(studio, 'gaps')}?smoothing=0") as page:
+        loss = page.locator(".chart canvas").first
+        loss.wait_for()
+        until(lambda: loss.evaluate(INK) > 0)
+
+
 def test_a_run_is_deleted_after_its_size_was_said(browser, tmp_path):
     run = make_run(tmp_path, "old", start(2), step(1, 2.0), result=False)
     (run.folder / "notes.txt").write_text("mine")

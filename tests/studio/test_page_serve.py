@@ -32,6 +32,15 @@ REPORT = {
     "answers": {"asked": 8, "identical": 6, "stopped_trained": 8, "stopped_of_them": 7, "bound": 0.9},
     "measure": {"loss": {"trained": 1.2034, "exported": 1.2101}},
 }
+ELSEWHERE = {
+    "vLLM": {
+        **{key: REPORT[key] for key in ("passed", "problem", "rows", "rows_from", "tokens", "bound", "answers")},
+        "engine": "vLLM 0.32.0",
+        "logits": {"positions": 900, "mean_kl": 0.0301, "top1_agreement": 0.94, "largest_drift": 0.4},
+        "measure": {"loss": {"trained": 1.2034, "exported": 1.2111}},
+    },
+    "Ollama": {"passed": None, "problem": "it does not run"},
+}
 
 
 @pytest.fixture
@@ -52,6 +61,7 @@ def test_exports_show_their_comparison_and_new_ones_are_queued(browser, folder):
     run = run_in(folder)
     for name, report in (
         ("gguf", REPORT),
+        ("merged", REPORT | {"form": "merged", "engine": "Transformers", "elsewhere": ELSEWHERE}),
         ("fp8.failed", REPORT | {"form": "fp8", "passed": False, "problem": "the mean KL is 0.2"}),
     ):
         (run.folder / name).mkdir()
@@ -66,11 +76,19 @@ def test_exports_show_their_comparison_and_new_ones_are_queued(browser, folder):
         assert table["Mean KL of logits, nats"] == ["0.0213", "≤ 0.15"]
         assert table["Same top token"] == ["95.8 %", "≥ 80 %"]
         assert table["Answers that stop"] == ["7 of 8", "≥ 90 %"]
+        card.locator("summary").click()
+        both = page.locator(".server:has(h3:text-is('merged'))")
+        both.locator("text=Not compared in Ollama: it does not run").wait_for()
+        both.locator("summary:has-text('Compared in Transformers and vLLM 0.32.0')").click()
+        table = {row.split("\t")[0]: row.split("\t")[1:] for row in both.locator("tr").all_inner_texts()}
+        assert table["Measure"] == ["in Transformers", "in vLLM 0.32.0", "Bound"]
+        assert table["Mean KL of logits, nats"] == ["0.0213", "0.0301", "≤ 0.15"]
+        assert table["Loss, trained 1.203"][:2] == ["1.21", "1.211"]
         assert card.locator(".export-commands code").first.inner_text().startswith("tunesmith serve")
         page.click("section[aria-label=Exports] >> button:text-is('Export')")
         page.select_option("dialog[open] select >> nth=0", "ollama")
-        page.select_option("dialog[open] select >> nth=2", "q4_k_m")
-        page.check("text=Importance")
+        page.get_by_label("Precision").select_option("q4_k_m")
+        page.get_by_label("Importance").check()
         assert accessibility(page) == []
         page.click("text=Queue the export")
         page.wait_for_selector(".server:has-text('ollama') >> text=waiting")

@@ -20,7 +20,7 @@ from tunesmith.cli.main import app
 from tunesmith.cli.train import chosen
 from tunesmith.recipe import Recipe, known_keys
 from tunesmith.studio import recipe_files, recipe_form
-from tunesmith.studio.commands import run_command, while_connected
+from tunesmith.studio.commands import Commands, while_connected
 
 TEXT = "# my recipe\nmodel: m  # small\ndata: d.jsonl\ntrain:\n  learning_rate: 1e-4\n"
 ESSENTIAL = """model.path model.quantize data.train data.eval data.eval_share data.sequence_length method.name
@@ -228,7 +228,7 @@ def test_work_ends_with_its_client(tmp_path, monkeypatch):
 
     async def ask():
         request = Gone()
-        work = asyncio.ensure_future(while_connected(request, run_command("plan", folder=tmp_path)))
+        work = asyncio.ensure_future(while_connected(request, Commands(tmp_path).run("plan")))
         while not (tmp_path / "started").exists():
             await asyncio.sleep(0.01)
         request.begun.set()
@@ -244,8 +244,8 @@ def test_work_ends_with_its_client(tmp_path, monkeypatch):
 ASK = """
 import asyncio, sys
 from pathlib import Path
-from tunesmith.studio.commands import run_command
-asyncio.run(run_command(*sys.argv[1:], folder=Path.cwd()))
+from tunesmith.studio.commands import Commands
+asyncio.run(Commands(Path.cwd())._run_alone(sys.argv[1:], {}))
 """
 
 

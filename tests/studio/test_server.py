@@ -1,38 +1,15 @@
 """The studio as a process: how it starts and ends, and that nothing depends on it."""
 
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
 
 import pytest
 
 from tests.studio.conftest import START, steps
-from tunesmith.studio.guard import TOKEN_HEADER
-
-
-class Started:
-    """A studio in a process of its own."""
-
-    def __init__(self, folder, *flags: str):
-        command = [sys.executable, "-m", "tunesmith", "studio", "--no-open", "--port", "0", *flags]
-        self.process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-        line = self.process.stderr.readline()
-        found = re.search(r"(http://\S+)/#token=(\S+)", line)
-        assert found, line + self.process.stderr.read()
-        self.url, self.token = found.groups()
-
-    def open(self, path: str):
-        request = urllib.request.Request(self.url + path, headers={TOKEN_HEADER: self.token})
-        return urllib.request.urlopen(request, timeout=30)
-
-    def get(self, path: str):
-        with self.open(path) as answer:
-            return json.load(answer)
+from tests.studio.process import StudioProcess
 
 
 @pytest.fixture
@@ -40,14 +17,13 @@ def start(studio):
     """Starts studios in the folder of the test, and ends them."""
     started = []
 
-    def begin(*flags: str) -> Started:
-        started.append(Started(studio.folder, *flags))
+    def begin(*flags: str) -> StudioProcess:
+        started.append(StudioProcess(studio.folder, *flags))
         return started[-1]
 
     yield begin
     for one in started:
-        one.process.kill()
-        one.process.wait()
+        one.stop()
 
 
 def test_ctrl_c_ends_it_at_once_although_a_stream_is_open(start):

@@ -1,6 +1,7 @@
 """Servers: found, started, stopped and asked through the studio."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,18 @@ def test_a_start_that_fails_shows_why_until_it_is_dismissed(client, tmp_path, mo
     assert failed["id"] == started["id"] and "use printable ASCII" in failed["detail"]
     assert failed["detail"] in client.get(f"/servers/{failed['id']}/log").json()["text"]
     assert client.post(f"/servers/{failed['id']}/stop", json={}).json() == []
+
+
+def test_a_killed_server_is_not_shown_as_serving(client, tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho serving http://127.0.0.1:1\nkill -9 $$\n")
+    program.chmod(0o755)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    monkeypatch.setattr(sys, "executable", str(program))
+    client.post("/servers", json={"models": ["model"]})
+    failed = until(lambda: next((s for s in client.get("/servers").json() if s["state"] == "failed"), None))
+    assert failed["detail"] == "it was killed, or failed; the last that it wrote: serving http://127.0.0.1:1"
 
 
 @pytest.mark.slow

@@ -50,6 +50,11 @@ class Format(Protocol):
         """Whether the model can be given tools."""
         ...
 
+    @property
+    def writes_reasoning(self) -> bool:
+        """Whether answers may begin with reasoning that is read apart."""
+        ...
+
     def message(self, message: dict) -> dict:
         """A message as the template takes it. Reasoning comes as `reasoning_content`, calls as `tool_calls`."""
         ...

@@ -63,6 +63,7 @@ def show(
     mask: Literal["assistant", "last", "all"] | None = None,
     subset: str | None = None,
     split: str | None = None,
+    source: AtLeastOne | None = None,
     as_json: Json = False,
 ) -> None:
     """Show rows as the model will see them, supervised tokens in colour. Whether rows have reasoning, which some chat
@@ -79,6 +80,7 @@ def show(
         mask: The supervised tokens: assistant, last or all; by default the recipe's, or assistant.
         subset: The subset of a hub dataset or a folder.
         split: The split of a hub dataset or a folder; by default train, if there is one.
+        source: Only this source of a recipe, counted from 1, those of data.eval after those of data.train.
         as_json: Print the rows as JSON, also without a model; long texts are cut.
     """
     from tunesmith.cli.data_report import print_rows
@@ -88,10 +90,13 @@ def show(
     if tokenizer is None and not as_json:
         raise UserError("data show: pass --model, whose chat template renders the rows")
     encode = selected.encode(tokenizer, mask) if tokenizer else None
+    if source and source > len(selected.sources):
+        raise UserError(f"--source {source}: {file} has {len(selected.sources)} sources")
+    shown = selected.sources[source - 1 : source] if source else selected.sources
     if as_json:
-        return print_json([_page(source, tokenizer, encode, offset, rows, search) for source in selected.sources])
-    for source in selected.sources:
-        print_rows(source, tokenizer, rows, encode, offset, search)
+        return print_json([_page(one, tokenizer, encode, offset, rows, search) for one in shown])
+    for one in shown:
+        print_rows(one, tokenizer, rows, encode, offset, search)
 
 
 def _page(source, tokenizer, encode, offset: int, rows: int, search: str) -> dict:

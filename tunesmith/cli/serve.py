@@ -75,9 +75,10 @@ def open_and_serve(
 
     check_callers(api_key, cors, allow_host)
     bound = listen(host, port, api_key)
+    from tunesmith.serve.answering import Service
     from tunesmith.serve.app import serve
     from tunesmith.serve.placement import placed
-    from tunesmith.serve.registry import ServedModel, registered, url_of
+    from tunesmith.serve.registry import registered, url_of
 
     console = Console(stderr=True, highlight=False)
 
@@ -97,7 +98,7 @@ def open_and_serve(
                 say(f"model   {served.name}: {served.kind}{of}, context {served.context:,}")
 
             def ready() -> None:
-                models = tuple(ServedModel(one.name, one.kind, one.base, one.context) for one in opened.models.values())
+                models = Service(opened).facts()
                 registration.update(state="ready", models=models, devices=tuple(opened.device_bytes))
                 url = url_of(host, port)
                 say(f"serving {url}; Ctrl-C stops. Chat page: {url}/, base URL of the APIs: {url}/v1")

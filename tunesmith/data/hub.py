@@ -62,6 +62,7 @@ def _list(name: str, revision: str | None) -> list[str]:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if not HF_HUB_OFFLINE:
+        HfApi().dataset_info(name, revision=revision)  # fails at once without a network; a listing tries for long
         return HfApi().list_repo_files(name, repo_type="dataset", revision=revision)
     folder = _cached(name, revision)
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]

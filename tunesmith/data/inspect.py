@@ -13,6 +13,8 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.files import json_text
 
 Encode = Callable[[Row], list[Group]]
+MOST_PARTS = 12  # tokens of a character
+PART_OF_CHARACTER = "\ufffd"  # what decoding makes of one
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 # Upper bounds of the histogram's bins, in tokens.
 BOUNDS = tuple(sorted(bound for power in range(3, 22) for bound in (2**power, 3 * 2 ** (power - 1))))
@@ -67,7 +69,8 @@ def show(
 
     Each has `index` (its number), `where`, `kind` (chat, text, or empty), `problem` and `detail` (why it is dropped;
     empty if it is not), `turns` ([{role, text}]) and, with a tokenizer, `examples`: [{tokens, learned (tokens),
-    changes, segments: [{text, learned, ids}], is_cut}]. `most_text`: of an example and of a turn, in characters.
+    changes, segments: [{text, learned, ids, pieces}], is_cut}], with the text of each token in `pieces`. `most_text`:
+    of an example and of a turn, in characters.
     """
     for index, (where, row) in enumerate(source.rows(start=offset), offset):
         turns = [] if isinstance(row, RowProblem) else _turns(row)
@@ -112,7 +115,7 @@ def _shown(tokenizer: Tokenizer, example: Example, most_text: int | None) -> dic
             if len(segment["text"]) > left:
                 segment = segment | {"text": segment["text"][:left], "ids": segment["ids"][:left]}
             left -= len(segment["text"])
-        segments.append(segment)
+        segments.append(segment | {"pieces": pieces_of(tokenizer, segment["ids"], segment["text"])})
         if left == 0:
             break
     return {
@@ -133,6 +136,40 @@ def segments_of(tokenizer: Tokenizer, example: Example) -> Iterator[dict]:
             before, until = tokenizer.decode(example.ids[:start]), tokenizer.decode(example.ids[:end])
             yield {"text": until[len(before) :], "learned": flags[start], "ids": example.ids[start:end]}
             start = end
+
+
+def pieces_of(tokenizer: Tokenizer, ids: list[int], text: str) -> list[str]:
+    """The text of each token of a run. A character that takes several tokens is the last one's. What lies beyond the
+    end of `text`, which may be cut, has no piece. Empty if the pieces do not give the text."""
+    pieces = _decoded_apart(tokenizer, ids)
+    if "".join(pieces).startswith(f" {text}"):  # decoding drops the space before the first word
+        pieces[0] = pieces[0][1:]
+    if not "".join(pieces).startswith(text):
+        return []
+    fitting, left = [], len(text)
+    for piece in pieces:
+        if piece and not left:
+            break
+        fitting.append(piece[:left])
+        left -= len(fitting[-1])
+    return fitting
+
+
+def _decoded_apart(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    before = tokenizer.encode("a")[0][-1:]  # so that no token is the first, whose space may be dropped
+    skipped = len(tokenizer.decode(before))
+    pieces: list[str] = []
+    part: list[int] = []  # of a character that is not whole yet
+    known: dict[tuple[int, ...], str] = {}
+    for token in ids:
+        part.append(token)
+        key = tuple(part)
+        if key not in known:
+            known[key] = tokenizer.decode([*before, *part])[skipped:]
+        is_whole = PART_OF_CHARACTER not in known[key] or len(part) == MOST_PARTS
+        pieces.append(known[key] if is_whole else "")
+        part = [] if is_whole else part
+    return pieces
 
 
 def _lengths(examples: np.ndarray, places: list[Where]) -> dict:

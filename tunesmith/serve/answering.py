@@ -15,6 +15,7 @@ from tunesmith.errors import UserError
 from tunesmith.inference import grammar
 from tunesmith.inference.interface import Engine, Form, Piece, Refused, Request, Served, Token
 from tunesmith.serve.options import Options, sampling_of
+from tunesmith.serve.registry import ServedModel
 
 RESERVED = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}
 
@@ -216,6 +217,13 @@ class Service:
                 f"this server has no model {name!r}, only {', '.join(models)}", 404, "model_not_found", "model"
             )
         return models[name]
+
+    def facts(self) -> tuple[ServedModel, ...]:
+        """The models for clients. None takes images: the prompt is text."""
+        return tuple(
+            ServedModel(one.name, one.kind, one.base, one.context, format.writes_calls, format.writes_reasoning)
+            for one, format in ((one, self.formats[name]) for name, one in self.engine.models.items())
+        )
 
     def prompt(self, generation: GenerationRequest) -> tuple[str, list[int]]:
         """Returns the prompt as text and as ids, rendered and tokenized as in training. Raises Refused if the template

@@ -29,12 +29,16 @@ State = Literal["loading", "ready", "stopping"]
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that a server has. `context` is in tokens."""
+    """A model that a server has. `context` is in tokens. `tools`, `reasoning` and `images` say whether it can be given
+    tools, may reason before it answers, and takes images."""
 
     name: str
     kind: str
     base: str
     context: int
+    tools: bool = False
+    reasoning: bool = False
+    images: bool = False
 
 
 @dataclass(frozen=True)

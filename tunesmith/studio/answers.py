@@ -1,9 +1,10 @@
 """Answers: the studio asks a server and writes what comes into the answer's file, whether or not a page reads it."""
 
 import asyncio
+import fcntl
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -12,13 +13,14 @@ import httpx
 
 from tunesmith.errors import UserError
 from tunesmith.files import json_text
-from tunesmith.run import new_locked
+from tunesmith.run import new_locked, try_lock
 from tunesmith.serve.registry import Entry
 from tunesmith.studio import servers
-from tunesmith.studio.conversations import is_locked, read_answer, read_events
+from tunesmith.studio.conversations import Answer, is_locked, read_answer, read_events
 from tunesmith.studio.state import Studio
 
 SECONDS_BETWEEN_LOOKS = 0.05  # at the file of an answer that a page follows
+LOCK_ATTEMPTS = 40
 
 
 class Answering:
@@ -35,7 +37,17 @@ class Answering:
         if opened is None:
             raise UserError(f"{file}: cannot be written and locked")
         _write(opened, server=entry.id, model=body["model"])
-        task = asyncio.create_task(self._answer(opened, entry, body))
+        self._run(file, self._answer(opened, entry, body))
+
+    async def resume(self, file: Path, before: Answer, entry: Entry, body: dict[str, Any]) -> None:
+        """Continues an answer that has ended; `body` asks for what follows. Raises UserError if its file cannot be
+        written, or is being written."""
+        opened = await _reopened(file)
+        _write(opened, server=entry.id, resumed=True)
+        self._run(file, self._answer(opened, entry, body, before))
+
+    def _run(self, file: Path, answer: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(answer)
         self._tasks[file] = task
         task.add_done_callback(lambda _: self._tasks.pop(file, None))
 
@@ -64,14 +76,15 @@ class Answering:
             if events:
                 offset = behind
                 yield f"id: {offset}\ndata: {json_text(_joined(events))}\n\n"
-            if any("end" in event for event in events):
+            if events and "end" in events[-1]:
                 return
             if not is_writing:
                 yield f"id: {offset}\ndata: {json_text({'end': {'state': read_answer(file).state}})}\n\n"
                 return
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
-    async def _answer(self, file: IO[bytes], entry: Entry, body: dict[str, Any]) -> None:
+    async def _answer(self, file: IO[bytes], entry: Entry, body: dict[str, Any], before: Answer | None = None) -> None:
+        """Writes an answer to its end. The counts of one that continues include those of the part before."""
         began = time.monotonic()
         end: dict[str, Any] = {"state": "stopped"}
         try:
@@ -86,15 +99,20 @@ class Answering:
                         end |= {"state": "done", "detail": choice["finish_reason"]}
                 if usage := event.get("usage"):
                     end |= {"prompt_tokens": usage["prompt_tokens"], "tokens": usage["completion_tokens"]}
+                    if before:
+                        end |= {"prompt_tokens": before.prompt_tokens, "tokens": end["tokens"] + (before.tokens or 0)}
             else:
                 if end["state"] == "stopped":
                     end = {"state": "failed", "detail": "the server ended before the answer did"}
         except (ValueError, KeyError, TypeError, AttributeError):
             end = {"state": "failed", "detail": "the server's answer is not of this API"}
-        except httpx.TransportError as error:
-            end = {"state": "failed", "detail": f"the server does not answer ({type(error).__name__})"}
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            end = {"state": "failed", "detail": "the server cannot be reached"}
+        except httpx.TransportError:
+            end = {"state": "failed", "detail": "the server ended before the answer did"}
         finally:
-            _write(file, end=end | {"seconds": round(time.monotonic() - began, 2)})
+            seconds = time.monotonic() - began + ((before and before.seconds) or 0)
+            _write(file, end=end | {"seconds": round(seconds, 2)})
             file.close()
 
     async def _events(self, entry: Entry, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -111,6 +129,21 @@ class Answering:
                     yield json.loads(data)
 
 
+async def _reopened(file: Path) -> IO[bytes]:
+    """An answer's file with a lock on it, at its end. Raises UserError."""
+    try:
+        opened = file.open("ab", buffering=0)
+        for _ in range(LOCK_ATTEMPTS):  # a reader may hold the lock for a moment
+            if try_lock(opened, fcntl.LOCK_EX):
+                opened.write(b"\n")  # ends the line that a killed studio may have left
+                return opened
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+        opened.close()
+    except OSError:
+        pass
+    raise UserError(f"{file}: cannot be written and locked")
+
+
 def _problem(answer: httpx.Response) -> str:
     try:
         return str(answer.json()["error"]["message"])
@@ -125,9 +158,11 @@ def _write(file: IO[bytes], **values: Any) -> None:
 
 
 def _joined(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several lines as one, so that a page which comes late has no thousand small ones."""
+    """Several lines as one, so that a page which comes late has no thousand small ones. An end before the last line is
+    none: the answer was continued."""
     joined: dict[str, Any] = {}
     for event in events:
+        joined.pop("end", None)
         for name, value in event.items():
             joined[name] = joined[name] + value if name in ("text", "reasoning") and name in joined else value
     return joined

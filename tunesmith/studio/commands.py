@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,9 +16,9 @@ from fastapi import HTTPException, Request
 from tunesmith.errors import CHILD_DIED, UserError
 from tunesmith.recipe import Recipe
 from tunesmith.studio import parent
+from tunesmith.studio.warm import OFFLINE, Ended, WarmProcess, python_path
 
 Answer = TypeVar("Answer")
-OFFLINE = {"HF_HUB_OFFLINE": "1"}  # the environment of commands that must download nothing
 CLIENT_GONE = 499  # the status that nginx logs for it
 
 
@@ -30,61 +30,95 @@ class CommandFailed(UserError):
         self.output = output
 
 
-async def run_command(*arguments: str, folder: Path, **environment: str) -> Any:
-    """Runs a command, such as `plan recipe.yaml --json`, in a folder and returns the JSON that it prints. A request
-    that is broken off ends the command, and so does the end of the studio. Only `queue`, which changes something, is
-    then brought to its end. Raises CommandFailed."""
-    if any("\0" in argument for argument in arguments):
-        raise UserError("a text has a character that no command takes")
-    if arguments[0] != "queue":
-        environment |= {parent.VARIABLE: "1"}
-    standard_input, held_open = os.pipe()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "tunesmith", *arguments),
-            cwd=folder,
-            start_new_session=True,  # so that its own processes end with it
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment,
-            stdin=standard_input,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        output, errors = await _output_of(process)
-    finally:
-        os.close(standard_input)
-        os.close(held_open)
-    if process.returncode:
-        lines = errors.decode(errors="replace").strip().splitlines()
-        message = message_in(lines[-1]) if lines else CHILD_DIED
-        with suppress(ValueError):
-            raise CommandFailed(message, json.loads(output))
-        raise CommandFailed(message)
-    return json.loads(output)
+def refuse_if_offline() -> None:
+    """Raises UserError if the user's environment says that nothing is downloaded."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise UserError("HF_HUB_OFFLINE is set, so nothing is downloaded; start the studio without it")
 
 
-async def _output_of(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
-    """Returns all that a process writes to its standard output and error. A cancellation ends the process."""
+class Commands:
+    """The commands of one studio. Each ends with its request. Without a warm process each is a process of its own."""
+
+    def __init__(self, folder: Path, warm: WarmProcess | None = None):
+        self._folder, self._warm = folder, warm
+
+    async def plan(self, recipe: Recipe, flags: Sequence[str]) -> Any:
+        """Returns the plan of a recipe as JSON. Raises CommandFailed."""
+        if self._warm:
+            await self._warm.ready()
+        return await self.run_on_recipe(recipe, "plan", flags=[*flags, "--json"])
+
+    def prepare(self) -> None:
+        """Starts what makes commands fast, which takes some seconds. Those that are run before do not wait for it."""
+        if self._warm:
+            self._warm.start()
+
+    async def run(self, *arguments: str, online: bool = False, **environment: str) -> Any:
+        """Runs a command, such as `plan recipe.yaml --json`, in the studio's folder and returns the JSON that it
+        prints. It downloads nothing unless it is `online`. Raises CommandFailed."""
+        if any("\0" in argument for argument in arguments):
+            raise UserError("a text has a character that no command takes")
+        if online or environment:
+            return _result(*await self._run_alone(arguments, environment))
+        found = await self._warm.run(arguments, self._folder) if self._warm else None
+        self.prepare()
+        return _result(*(found or await self._run_alone(arguments, OFFLINE)))
+
+    async def run_on_recipe(
+        self, recipe: Recipe, *command: str, flags: Sequence[str] = (), online: bool = False, **environment: str
+    ) -> Any:
+        """As `run`, with the file of a recipe between the command and its flags. In messages it is "the recipe"."""
+        with tempfile.TemporaryDirectory() as place:
+            file = Path(place) / "recipe.yaml"
+            file.write_text(recipe.dump(), "utf-8")
+            try:
+                return await self.run(*command, str(file), *flags, online=online, **environment)
+            except CommandFailed as problem:
+                message = str(problem).replace(f"{file}: ", "").replace(str(file), "the recipe")
+                raise CommandFailed(message, problem.output) from None
+
+    async def _run_alone(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Ended:
+        """Runs a command as a process of its own, which ends with the studio. Only `queue`, which changes something, is
+        then brought to its end."""
+        ends_with_studio = {} if arguments[0] == "queue" else {parent.VARIABLE: "1"}
+        standard_input, held_open = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "tunesmith", *arguments),
+                cwd=self._folder,
+                start_new_session=True,  # so that its own processes end with it
+                env=os.environ | python_path() | environment | ends_with_studio,
+                stdin=standard_input,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            return await _end_of(process)
+        finally:
+            os.close(standard_input)
+            os.close(held_open)
+
+
+async def _end_of(process: asyncio.subprocess.Process) -> Ended:
+    """Waits for the end of a process. A cancellation ends it."""
     try:
-        return await process.communicate()
+        output, errors = await process.communicate()
     except BaseException:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
         raise
+    return Ended(process.returncode or 0, output.decode(), errors.decode(errors="replace"))
 
 
-async def run_on_recipe(
-    recipe: Recipe, *command: str, flags: Sequence[str] = (), folder: Path, **environment: str
-) -> Any:
-    """As `run_command`, with the file of a recipe between the command and its flags. In messages it is "the recipe"."""
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "recipe.yaml"
-        file.write_text(recipe.dump(), "utf-8")
-        try:
-            return await run_command(*command, str(file), *flags, folder=folder, **environment)
-        except CommandFailed as problem:
-            message = str(problem).replace(f"{file}: ", "").replace(str(file), "the recipe")
-            raise CommandFailed(message, problem.output) from None
+def _result(status: int, output: str, errors: str) -> Any:
+    """The JSON that a command printed. Raises CommandFailed with its message if it failed."""
+    if not status:
+        return json.loads(output)
+    lines = errors.strip().splitlines()
+    message = message_in(lines[-1]) if lines else CHILD_DIED
+    with suppress(ValueError):
+        raise CommandFailed(message, json.loads(output))
+    raise CommandFailed(message)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:

@@ -1,8 +1,9 @@
 """Conversations on the server's disk: a folder each, with its questions, and a file for each answer.
 
 An answer's file has one JSON object a line: `model` and `server` first, then `text` and `reasoning` as they come, and
-`end` last. It is locked while it is written. So a reader continues at any offset, and an answer without an end and
-without a lock was cut off, as by a studio that was killed.
+`end` last. An answer that is continued has `resumed` behind its end, and then more. The file is locked while it is
+written. So a reader continues at any offset, and an answer without an end and without a lock was cut off, as by a
+studio that was killed.
 """
 
 import fcntl
@@ -48,6 +49,8 @@ class Turn(BaseModel):
 
     id: str
     question: str
+    images: list[str] = []
+    """Data URLs."""
     asked: float
     """Unix seconds."""
     sampling: Sampling
@@ -84,6 +87,11 @@ class Answer(BaseModel):
     offset: int
     """Where its next part begins in its file, in bytes."""
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it ended before the model ended it."""
+        return self.state in ("stopped", "failed") or (self.state == "done" and self.detail == "length")
+
 
 class ConversationRow(BaseModel):
     """A conversation in the list."""
@@ -103,9 +111,8 @@ class Conversations:
 
     def __init__(self, store: Store):
         self._store = store
-        self._kept, unkept = state_folder() / "conversations", state_folder() / "unkept"
-        self._unkept = unkept / f"{os.getpid()}-{process_start(os.getpid())}"
-        for folder in unkept.glob("*"):  # of studios that were killed
+        self._kept, self._unkept = places()
+        for folder in self._unkept.parent.glob("*"):  # of studios that were killed
             pid, _, started = folder.name.partition("-")
             if not pid.isdigit() or str(process_start(int(pid))) != started:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -180,6 +187,21 @@ class Conversations:
 
     def _write(self, folder: Path, conversation: Conversation) -> None:
         write_json(folder / "conversation.json", conversation.model_dump())
+        os.utime(folder.parent)  # tells those who follow that something in it has changed
+
+
+def places() -> tuple[Path, Path]:
+    """The folder of the conversations that are kept, and that of those which end with this process. The time of each
+    folder changes with each change of a conversation."""
+    folder = state_folder()
+    return folder / "conversations", folder / "unkept" / f"{os.getpid()}-{process_start(os.getpid())}"
+
+
+def changed(folder: Path | None) -> float | None:
+    """When a conversation was changed, in Unix seconds; None if it was deleted or is damaged."""
+    with suppress(UserError):
+        return _read(folder).changed if folder else None
+    return None
 
 
 def read_answer(file: Path) -> Answer:

@@ -18,6 +18,7 @@ from tunesmith.errors import CHILD_DIED, UserError
 from tunesmith.files import read_json, state_folder, write_json
 from tunesmith.run import process_start, try_lock
 from tunesmith.studio.catalogue import id_of
+from tunesmith.studio.commands import refuse_if_offline
 from tunesmith.studio.download import OUTCOME
 
 STARTING = Lock()  # two requests for the same download start one process
@@ -54,7 +55,7 @@ class NewDownload(BaseModel):
 
 def downloads() -> list[Download]:
     """All that are known, the newest first."""
-    found = [_described(file) for file in _folder().glob("*.json")]
+    found = [_described(file) for file in folder().glob("*.json")]
     return sorted(found, key=lambda one: -one.since)
 
 
@@ -63,8 +64,7 @@ def start(asked: NewDownload) -> Download:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise UserError("HF_HUB_OFFLINE is set, so nothing is downloaded; start the studio without it")
+    refuse_if_offline()
     try:
         validate_repo_id(asked.model)
         if "/" not in asked.model:
@@ -159,15 +159,16 @@ def _is_running(file: Path) -> bool:
 
 
 def _known(name: str) -> Path:
-    file = next((file for file in _folder().glob("*.json") if file.stem == name), None)
+    file = next((file for file in folder().glob("*.json") if file.stem == name), None)
     if file is None:
         raise UserError(f"there is no download {name}")
     return file
 
 
 def _file(name: str) -> Path:
-    return _folder() / f"{name}.json"
+    return folder() / f"{name}.json"
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Where downloads are noted."""
     return state_folder() / "downloads"

@@ -15,6 +15,7 @@ from tunesmith.files import cache_folder, read_json
 from tunesmith.jobs.deletion import Deletion, remove_stale, set_aside
 from tunesmith.run import Run
 from tunesmith.serve import registry
+from tunesmith.serve.registry import Entry
 from tunesmith.studio.catalogue import id_of
 from tunesmith.studio.downloads import downloads
 from tunesmith.studio.model_facts import Facts, facts_of_folder, facts_of_gguf
@@ -37,6 +38,15 @@ class Use(BaseModel):
     name: str
     run: str | None
     """The id of the run."""
+
+
+class ServedAs(BaseModel):
+    """Where a model can be asked."""
+
+    server: str
+    """The server's id."""
+    model: str
+    """Its name there."""
 
 
 class ModelRow(BaseModel):
@@ -64,6 +74,8 @@ class ModelRow(BaseModel):
     run: str | None
     """The id of the run that made it."""
     used_by: list[Use]
+    served: ServedAs | None
+    """The first server that has it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,8 @@ class Found:
 def rows(studio: Studio) -> list[ModelRow]:
     """All models, by kind and name."""
     uses = list(_uses(studio))
-    return [_row(found, uses) for found in sorted(_all(studio), key=lambda found: (found.kind, found.name))]
+    servers = [(entry, _asked(studio, entry)) for entry in registry.entries() if entry.state == "ready"]
+    return [_row(found, uses, servers) for found in sorted(_all(studio), key=lambda found: (found.kind, found.name))]
 
 
 def deletion_of(studio: Studio, name: str) -> Deletion:
@@ -190,7 +203,7 @@ def _of_roots(studio: Studio) -> Iterator[Found]:
             yield Found("folder", folder, folder.name, shown(folder), folder)
 
 
-def _row(found: Found, uses: Iterable[tuple[Use, set[str]]]) -> ModelRow:
+def _row(found: Found, uses: Iterable[tuple[Use, set[str]]], servers: Iterable[tuple[Entry, set[str]]]) -> ModelRow:
     facts: Facts = facts_of_gguf(found.folder) if found.folder.is_file() else facts_of_folder(found.folder)
     base = found.run.name if found.kind == "export" else facts.base
     return ModelRow(
@@ -204,7 +217,27 @@ def _row(found: Found, uses: Iterable[tuple[Use, set[str]]]) -> ModelRow:
         modified=found.place.stat().st_mtime,
         run=id_of(found.run.folder) if found.run else None,
         used_by=_users(found, uses),
+        served=_served(found, servers),
     )
+
+
+def _asked(studio: Studio, entry: Entry) -> set[str]:
+    """The paths and hub ids of what a server was asked for, with the bases of runs."""
+    return {name for path in entry.paths for name in _named(studio, path)}
+
+
+def _served(found: Found, servers: Iterable[tuple[Entry, set[str]]]) -> ServedAs | None:
+    """Where a model can be asked, under the name that `serve/open_models.py` gives it."""
+    wanted, names = {str(found.folder), found.path}, {found.folder.name, found.folder.stem, "base"}
+    if found.run:
+        is_result = found.kind == "result"
+        wanted = {str(found.run.folder.resolve())} if is_result else {str(found.place), str(found.folder)}
+        names = {found.run.name if is_result else f"{found.run.name}-{found.place.name}"}
+    for entry, asked in servers:
+        for model in entry.models if asked & wanted else ():
+            if model.name in names:
+                return ServedAs(server=entry.id, model=model.name)
+    return None
 
 
 def _files(found: Found) -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tunesmith.jobs.store import Store
 from tunesmith.studio.app import make_app
 from tunesmith.studio.catalogue import Catalogue
+from tunesmith.studio.commands import Commands
 from tunesmith.studio.roots import Roots
 from tunesmith.studio.state import Studio
 
@@ -17,7 +18,7 @@ def description() -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = Store(folder / "queue")
-        app = make_app(Studio(folder, store, Roots([folder]), Catalogue([], store)))
+        app = make_app(Studio(folder, store, Roots([folder]), Catalogue([], store), Commands(folder)))
         return json.dumps(app.openapi(), indent=1, sort_keys=True)
 
 

@@ -10,8 +10,10 @@ import uvicorn
 from tunesmith.jobs.store import Store
 from tunesmith.studio.app import guarded, make_app
 from tunesmith.studio.catalogue import Catalogue
+from tunesmith.studio.commands import Commands
 from tunesmith.studio.roots import Roots
 from tunesmith.studio.state import Studio
+from tunesmith.studio.warm import WarmProcess
 
 SECONDS_TO_END = 2  # for answers that are being sent when the studio ends
 
@@ -30,7 +32,7 @@ def run_studio(
     """Serves until SIGINT or SIGTERM. Calls `ready` once it accepts requests."""
     store = Store()
     catalogue = Catalogue([folder / output for output in outputs], store)
-    studio = Studio(folder, store, Roots(roots), catalogue, upload_bytes=upload_bytes)
+    studio = Studio(folder, store, Roots(roots), catalogue, Commands(folder, WarmProcess()), upload_bytes)
     app = guarded(make_app(studio), token, hosts, read_only)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_END)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after its shutdown

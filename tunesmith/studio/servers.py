@@ -175,10 +175,12 @@ def _of_entry(entry: Entry) -> Server:
 def _of_start(start: Start) -> Server:
     is_alive = start.started is not None and process_start(start.pid) == start.started
     line = last_line(file_of(start.id, "log"))
+    said = message_in(line)
+    why = said if said != line else f"it was killed, or failed; the last that it wrote: {line or 'nothing'}"
     return Server(
         id=start.id,
         state="loading" if is_alive else "failed",
-        detail=line if is_alive else message_in(line) or "it ended without a message",
+        detail=line if is_alive else why,
         url=None,
         pid=start.pid,
         since=start.since,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tunesmith.jobs.store import Store
 from tunesmith.studio.catalogue import Catalogue
+from tunesmith.studio.commands import Commands
 from tunesmith.studio.gpus import Gpus
 from tunesmith.studio.reports import Reports
 from tunesmith.studio.roots import Roots
@@ -23,6 +24,7 @@ class Studio:
     roots: Roots
     """The folders whose files the page may see and use."""
     runs: Catalogue
+    commands: Commands
     upload_bytes: int = 20 * 10**9
     """The most that one uploaded file may have."""
     gpus: Gpus = field(default_factory=Gpus)

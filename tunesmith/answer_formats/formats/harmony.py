@@ -36,6 +36,7 @@ class Harmony:
     marks: frozenset[int]
 
     writes_calls = True
+    writes_reasoning = True
 
     def message(self, message: dict) -> dict:
         """Puts reasoning where the template looks for it."""

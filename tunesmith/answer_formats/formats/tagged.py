@@ -20,6 +20,10 @@ class Tagged:
     def writes_calls(self) -> bool:
         return self.tools is not None
 
+    @property
+    def writes_reasoning(self) -> bool:
+        return self.reasoning is not None
+
     def message(self, message: dict) -> dict:
         """Puts reasoning where the template looks for it, and calls into the text where the template writes none."""
         if self.tools and self.tools.in_text and message.get("tool_calls"):

@@ -6,6 +6,7 @@ import time
 import uuid
 from asyncio import wrap_future
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Literal
 
 from fastapi import APIRouter
@@ -20,6 +21,7 @@ from tunesmith.serve.answering import Answer, Answers, GenerationRequest, Servic
 from tunesmith.serve.apis.forms import FormOptions
 from tunesmith.serve.apis.wire import STREAMED, ToolCall, frame, text_of, thinking_of, tool, tool_call
 from tunesmith.serve.options import Options, Wire
+from tunesmith.serve.registry import ServedModel
 
 Stop = str | list[str] | None
 
@@ -77,11 +79,12 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models")
     async def models():
-        return {"object": "list", "data": [_model(service, name) for name in service.engine.models]}
+        return {"object": "list", "data": [_model(one) for one in service.facts()]}
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str):
-        return _model(service, service.served(name).name)
+        served = service.served(name)
+        return next(_model(one) for one in service.facts() if one.name == served.name)
 
     @router.post("/v1/chat/completions", responses=STREAMED)
     async def chat(body: ChatRequest, http: HttpRequest):
@@ -231,20 +234,9 @@ def problem(error: Refused) -> dict:
     return {"error": {"message": error.message, "type": type_, "param": error.parameter, "code": error.code}}
 
 
-def _model(service: Service, name: str) -> dict:
-    served = service.engine.models[name]
-    return {
-        "id": name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "tunesmith",
-        "tunesmith": {
-            "kind": served.kind,
-            "base": served.base,
-            "context": served.context,
-            "tools": service.formats[name].writes_calls,
-        },
-    }
+def _model(served: ServedModel) -> dict:
+    facts = asdict(served)
+    return {"id": facts.pop("name"), "object": "model", "created": 0, "owned_by": "tunesmith", "tunesmith": facts}
 
 
 def _generation(body: ChatRequest) -> GenerationRequest:

@@ -33,6 +33,8 @@ class TurnView(BaseModel):
 
     id: str
     question: str
+    images: list[str]
+    """Data URLs."""
     asked: float
     sampling: Sampling
     """With the seed, which all its answers have in common."""
@@ -74,13 +76,24 @@ class Question(BaseModel):
 
     question: Annotated[str, Field(min_length=1)] | None = None
     """None: that of the turn which is replaced."""
-    images: list[str] = []
-    """Data URLs."""
+    images: Annotated[list[Annotated[str, Field(pattern="^data:image/")]], Field(max_length=8)] = []
+    """Data URLs, for models that take images. Empty: those of the turn which is replaced."""
     models: Annotated[list[AskedModel], Field(min_length=1, max_length=2)]
     """Two are compared: they have the same seed, and neither sees the other's answers."""
     sampling: Sampling = Sampling()
     replaces: str | None = None
     """The turn that is asked again. It and all later ones are removed."""
+
+
+class Continuation(BaseModel):
+    """An answer to continue from where it was stopped or cut off."""
+
+    answer: str
+    """One of the last question."""
+    server: str
+    """A server that has the answer's model."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The longest addition; None: as long as the answer could be."""
 
 
 class Mark(BaseModel):
@@ -132,9 +145,7 @@ class Chats:
     async def ask(self, name: str, asked: Question) -> ConversationView:
         """Asks a question. Raises UserError before anything is changed."""
         one = self.all.read(name)
-        entries = [_served(model) for model in asked.models]
-        if asked.images:
-            raise UserError(f"{asked.models[0].model} takes text only; send the question without the image")
+        entries = [_served(model, with_images=bool(asked.images)) for model in asked.models]
         replaced = one.turns[_place(one, asked.replaces) :] if asked.replaces else []
         question = asked.question or (replaced[0].question if replaced else None)
         if not question:
@@ -148,14 +159,42 @@ class Chats:
         if sampling.seed is None:
             sampling = sampling.model_copy(update={"seed": secrets.randbelow(2**31)})
         answers = [secrets.token_hex(6) for _ in entries]
-        turn = Turn(id=secrets.token_hex(6), question=question, asked=time.time(), sampling=sampling, answers=answers)
+        images = asked.images or (replaced[0].images if replaced else [])
+        turn = Turn(
+            id=secrets.token_hex(6),
+            question=question,
+            images=images,
+            asked=time.time(),
+            sampling=sampling,
+            answers=answers,
+        )
         one.turns[place:] = [turn]
         self.all.save(one)
         for side, (answer, model) in enumerate(zip(answers, asked.models)):
-            prompt = self._prompt(one, turn, model.model, side)
-            body = {"model": model.model, "messages": prompt, "stream": True, "stream_options": {"include_usage": True}}
-            body |= sampling.model_dump(exclude_none=True)
+            body = _request(model.model, self._prompt(one, turn, model.model, side), sampling)
             self.answering.begin(self.all.answer_file(name, answer), entries[side], body)
+        return self.view(name)
+
+    async def resume(self, name: str, asked: Continuation) -> ConversationView:
+        """Continues an answer with the sampling of its question. The server gets its text as the beginning of the
+        answer, without the reasoning. Raises UserError."""
+        one = self.all.read(name)
+        answer = next((answer for answer in self._last(one) if answer.id == asked.answer), None)
+        if answer is None:
+            raise UserError(f"the last question has no answer {asked.answer}; only its answers can be continued")
+        if answer.state == "writing":
+            raise UserError("the answer is still being written")
+        if not answer.is_cut_off:
+            raise UserError("the answer is complete; ask the next question, or regenerate it")
+        if not answer.text:
+            raise UserError("the answer has no text to continue from; regenerate it")
+        turn = one.turns[-1]
+        entry = _served(AskedModel(server=asked.server, model=answer.model))
+        prompt = self._prompt(one, turn, answer.model, turn.answers.index(answer.id))
+        begun = _said("assistant", answer.text) | {"prefix": True}
+        sampling = turn.sampling.model_copy(update=asked.model_dump(include={"max_tokens"}, exclude_none=True))
+        body = _request(answer.model, [*prompt, begun], sampling)
+        await self.answering.resume(self.all.answer_file(name, answer.id), answer, entry, body)
         return self.view(name)
 
     def _last(self, one: Conversation) -> list[Answer]:
@@ -172,8 +211,8 @@ class Chats:
             own = next((answer for answer in answers if answer.model == model), None)
             chosen = own or (answers[min(side, len(answers) - 1)] if answers else None)
             if chosen and chosen.text:
-                messages += [_said("user", turn.question), _said("assistant", chosen.text)]
-        return [*messages, _said("user", until.question)]
+                messages += [_asked(turn), _said("assistant", chosen.text)]
+        return [*messages, _asked(until)]
 
     async def stop(self, name: str, answers: list[str] | None = None) -> None:
         """Stops answers, or all of a conversation."""
@@ -191,11 +230,13 @@ class Chats:
         except KeyError as error:
             raise UserError(f"the turn has no answer {error.args[0]}") from None
         good = _message(answer) if marked.corrected is None else _said("assistant", marked.corrected)
-        if marked.corrected is None and (answer.state != "done" or not answer.text):
+        if marked.corrected is None and (answer.state != "done" or answer.is_cut_off or not answer.text):
             raise UserError("the answer is not complete, so it cannot be marked as right; write how it should be")
         bad = worse or (answer if marked.corrected is not None else None)
         side = turn.answers.index(answer.id)
         prompt = self._prompt(one, turn, answer.model, side)
+        if not all(isinstance(message["content"], str) for message in prompt):
+            raise UserError("the conversation has images, which training rows cannot have")
         written = [await self._append(RIGHT, training_rows.right(prompt, good))]
         if bad and bad.text and bad.text != good["content"]:
             written.append(await self._append(PREFERRED, training_rows.preferred(prompt, good, _message(bad))))
@@ -212,10 +253,19 @@ class Chats:
         return WrittenRow(file=f"{uploads.FOLDER}/{name}", line=line, is_new=is_new)
 
 
-def _served(asked: AskedModel) -> Entry:
+def _request(model: str, messages: list[dict[str, Any]], sampling: Sampling) -> dict[str, Any]:
+    """A request of OpenAI's API, streamed."""
+    body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+    return body | sampling.model_dump(exclude_none=True)
+
+
+def _served(asked: AskedModel, with_images: bool = False) -> Entry:
     entry = servers.entry_of(asked.server)
-    if asked.model not in [model.name for model in entry.models]:
+    model = next((model for model in entry.models if model.name == asked.model), None)
+    if model is None:
         raise UserError(f"the server {entry.id} has no model {asked.model}")
+    if with_images and not model.images:
+        raise UserError(f"{asked.model} takes text only; send the question without the image")
     return entry
 
 
@@ -228,6 +278,13 @@ def _place(one: Conversation, name: str) -> int:
 
 def _said(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
+
+
+def _asked(turn: Turn) -> dict[str, Any]:
+    if not turn.images:
+        return _said("user", turn.question)
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in turn.images]
+    return {"role": "user", "content": [{"type": "text", "text": turn.question}, *images]}
 
 
 def _message(answer: Answer) -> dict[str, Any]:
@@ -271,6 +328,10 @@ def routes(studio: Studio) -> APIRouter:
     @router.post("/conversations/{name}/ask")
     async def ask(name: str, asked: Question) -> ConversationView:
         return await chats.ask(name, asked)
+
+    @router.post("/conversations/{name}/continue")
+    async def continue_answer(name: str, asked: Continuation) -> ConversationView:
+        return await chats.resume(name, asked)
 
     @router.post("/conversations/{name}/stop")
     async def stop_answers(name: str) -> ConversationView:

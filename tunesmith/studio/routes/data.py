@@ -1,5 +1,6 @@
 """Data: what a file holds, and its rows as the model will see them."""
 
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -7,8 +8,8 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
 from tunesmith.errors import UserError
-from tunesmith.recipe import Recipe, Source
-from tunesmith.studio.commands import OFFLINE, run_command, run_on_recipe, while_connected
+from tunesmith.recipe import Model, Recipe, Source
+from tunesmith.studio.commands import refuse_if_offline, while_connected
 from tunesmith.studio.state import Studio
 
 NO_MODEL = "none"  # stands for a model where a recipe must have one
@@ -23,6 +24,8 @@ class DataQuestion(BaseModel):
     """Folder, hub id or GGUF of the model whose tokenizer is used. A hub id must be in the cache."""
     recipe: dict[str, Any] | None = None
     """The recipe's values, instead of a source and a model."""
+    download: bool = False
+    """Whether hub datasets may be downloaded; without it they must be in the cache."""
 
 
 class RowsQuestion(DataQuestion):
@@ -34,6 +37,8 @@ class RowsQuestion(DataQuestion):
     search: Annotated[str, Field(max_length=1000)] = ""
     """Only rows that have this text, in upper or lower case."""
     mask: Literal["assistant", "last", "all"] | None = None
+    number: Annotated[int, Field(ge=1)] | None = None
+    """Only this source of the recipe, counted from 1, those of `data.eval` after those of `data.train`."""
 
 
 class RowProblemView(BaseModel):
@@ -92,6 +97,8 @@ class SegmentView(BaseModel):
     text: str
     learned: bool
     ids: list[int]
+    pieces: list[str]
+    """The text of each token; a character of several tokens is the last one's. Empty where it is not known."""
 
 
 class ExampleView(BaseModel):
@@ -133,21 +140,22 @@ class RowsView(BaseModel):
 
 
 async def ask(studio: Studio, command: str, asked: DataQuestion, *flags: str) -> list[dict]:
-    """Runs `tunesmith data`; one answer for each source. Only a hub dataset is downloaded. Raises UserError."""
+    """Runs `tunesmith data`; one answer for each source. Only hub datasets are downloaded, and only if that is asked.
+    Raises UserError."""
     if asked.recipe is not None:
         recipe = Recipe.build(asked.recipe)
         await run_in_threadpool(studio.roots.check, recipe)
         sources = [*recipe.data.train, *recipe.data.eval]
-        answer = await run_on_recipe(
-            recipe, "data", command, flags=[*flags, "--json"], folder=studio.folder, **_network(sources, recipe)
+        answer = await studio.commands.run_on_recipe(
+            recipe, "data", command, flags=[*flags, "--json"], online=_is_online(sources, recipe, asked)
         )
     elif asked.source is not None:
         recipe = Recipe.build({"model": asked.model or NO_MODEL, "data": {"train": [asked.source]}}, "data")
         await run_in_threadpool(studio.roots.check, recipe)
         (source,) = recipe.data.train
         flags = (*flags, *_source_flags(source), *([f"--model={asked.model}"] if asked.model else []))
-        answer = await run_command(
-            "data", command, *flags, "--json", "--", source.path, folder=studio.folder, **_network([source], recipe)
+        answer = await studio.commands.run(
+            "data", command, *flags, "--json", "--", source.path, online=_is_online([source], recipe, asked)
         )
     else:
         raise UserError("source: name a file, or give a recipe")
@@ -162,21 +170,43 @@ def _source_flags(source: Source) -> list[str]:
     return flags + [f"--columns={name}={column}" for name, column in source.columns.items()]
 
 
-def _network(sources: list[Source], recipe: Recipe) -> dict[str, str]:
-    """The environment of a command that may download a hub dataset, and nothing else. Raises UserError."""
-    if not any(source.path.startswith("hub:") for source in sources):
-        return OFFLINE
+def _is_online(sources: list[Source], recipe: Recipe, asked: DataQuestion) -> bool:
+    """Whether a command downloads hub datasets, which must be asked for. Raises UserError if it cannot without, or if
+    it would download something else too."""
+    hub = [source for source in sources if source.path.startswith("hub:")]
+    if not hub:
+        return False
+    if not asked.download:
+        for source in hub:
+            _check_cached(source)
+        return False
+    _check_model(recipe.model)
+    refuse_if_offline()
+    return True
+
+
+def _check_cached(source: Source) -> None:
+    """Raises UserError if a hub dataset would have to be downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    name = source.path.removeprefix("hub:")
+    try:
+        snapshot_download(name, repo_type="dataset", revision=source.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        raise UserError(f"{source.path}: not in the hub's cache on this machine") from None
+    except HFValidationError:
+        raise UserError(f"{source.path}: not a hub dataset; write hub:org/name") from None
+
+
+def _check_model(model: Model) -> None:
+    """Raises UserError if a model would have to be downloaded."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    model, revision = recipe.model.path, recipe.model.revision
-    try:
-        is_missing = "/" in model and try_to_load_from_cache(model, "config.json", revision=revision) is None
-    except HFValidationError:
-        return {}  # a path
-    if is_missing:
-        raise UserError(f"model.path: {model} is not in the hub's cache; download it first")
-    return {}
+    with suppress(HFValidationError):  # it is a path
+        if "/" in model.path and try_to_load_from_cache(model.path, "config.json", revision=model.revision) is None:
+            raise UserError(f"model.path: {model.path} is not in the hub's cache; download it first")
 
 
 def routes(studio: Studio) -> APIRouter:
@@ -190,6 +220,7 @@ def routes(studio: Studio) -> APIRouter:
     async def show_rows(asked: RowsQuestion, request: Request) -> Any:
         flags = [f"--rows={asked.limit}", f"--offset={asked.offset}", f"--search={asked.search}"]
         flags += [f"--mask={asked.mask}"] if asked.mask else []
+        flags += [f"--source={asked.number}"] if asked.number else []
         return await while_connected(request, ask(studio, "show", asked, *flags))
 
     return router

@@ -18,7 +18,6 @@ from tunesmith.jobs.store import ASKED_BY, Job, Priority
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 from tunesmith.studio.catalogue import id_of
-from tunesmith.studio.commands import run_on_recipe
 from tunesmith.studio.progress import Progress, progress_of
 from tunesmith.studio.roots import MOST_SHOWN
 from tunesmith.studio.state import Studio
@@ -146,8 +145,10 @@ async def add(studio: Studio, asked: NewJobs) -> list[int]:
             flags.append(f"--{name.replace('_', '-')}={value}")
     flags += ["--hold"] if asked.hold else []
     flags = ["--priority", asked.priority, *flags, "--json"]
-    jobs = await run_on_recipe(recipe, "queue", "add", flags=flags, folder=studio.folder, **{ASKED_BY: "studio"})
-    return [job["id"] for job in jobs]
+    added = await studio.commands.run_on_recipe(
+        recipe, "queue", "add", flags=flags, online=True, **{ASKED_BY: "studio"}
+    )
+    return [job["id"] for job in added]
 
 
 def _check(studio: Studio, recipe: Recipe, grid: dict[str, list[Any]]) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
 from tunesmith.studio import recipe_files, recipe_form
-from tunesmith.studio.commands import OFFLINE, CommandFailed, run_on_recipe, while_connected
+from tunesmith.studio.commands import CommandFailed, while_connected
 from tunesmith.studio.recipe_files import RecipeFile, RecipeText
 from tunesmith.studio.recipe_form import Checked, Mistake, RecipeSchema, key_in
 from tunesmith.studio.state import Studio
@@ -58,8 +58,8 @@ async def plan(studio: Studio, asked: PlanQuestion) -> PlanAnswer:
         machine = asked.machine or ""
         if machine.endswith(".json") or "/" in machine or (studio.folder / machine).is_file():
             machine = str(studio.roots.resolve(machine))  # the description of a machine, in a file
-        flags = [*([f"--machine={machine}"] if machine else []), "--json"]
-        found = await run_on_recipe(recipe, "plan", flags=flags, folder=studio.folder, **OFFLINE)
+        flags = [f"--machine={machine}"] if machine else []
+        found = await studio.commands.plan(recipe, flags)
     except UserError as error:
         message = str(error).removeprefix("recipe: ")
         problem = Mistake(key=key_in(message), message=message)
@@ -72,8 +72,9 @@ def routes(studio: Studio) -> APIRouter:
     schema = cache(recipe_form.schema)
 
     @router.get("/recipe/schema")
-    def recipe_schema() -> RecipeSchema:
-        return schema()
+    async def recipe_schema() -> RecipeSchema:
+        studio.commands.prepare()  # the form asks for plans
+        return await run_in_threadpool(schema)
 
     @router.post("/recipe/check")
     def check_recipe(draft: Draft) -> Checked:

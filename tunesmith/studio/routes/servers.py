@@ -91,8 +91,8 @@ async def passed_on(client: httpx.AsyncClient, name: str, path: str, request: Re
     )
     try:
         answer = await client.send(asked, stream=True)
-    except httpx.TransportError as error:
-        raise UserError(f"the server {name} does not answer ({type(error).__name__})") from None
+    except httpx.TransportError:
+        raise UserError(f"the server {name} cannot be reached") from None
     kind = answer.headers.get("content-type", "").partition(";")[0]
     if kind not in TEXTS:
         await answer.aclose()

@@ -127,6 +127,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/conversations/{name}/continue": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Continue Answer */
+        post: operations["continue_answer"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/conversations/{name}/rows": {
         parameters: {
             query?: never;
@@ -1087,6 +1104,18 @@ export interface components {
             /** Warnings */
             warnings: string[];
         };
+        /**
+         * Continuation
+         * @description An answer to continue from where it was stopped or cut off.
+         */
+        Continuation: {
+            /** Answer */
+            answer: string;
+            /** Max Tokens */
+            max_tokens?: number | null;
+            /** Server */
+            server: string;
+        };
         /** ConversationChange */
         ConversationChange: {
             /** System */
@@ -1183,6 +1212,11 @@ export interface components {
          * @description Rows to look at: those of one source, or of all sources of a recipe.
          */
         DataQuestion: {
+            /**
+             * Download
+             * @default false
+             */
+            download: boolean;
             /** Model */
             model?: string | null;
             /** Recipe */
@@ -1637,6 +1671,7 @@ export interface components {
             quantized: string | null;
             /** Run */
             run: string | null;
+            served: components["schemas"]["ServedAs"] | null;
             /** Used By */
             used_by: components["schemas"]["Use"][];
         };
@@ -1920,6 +1955,11 @@ export interface components {
          */
         RowsQuestion: {
             /**
+             * Download
+             * @default false
+             */
+            download: boolean;
+            /**
              * Limit
              * @default 20
              */
@@ -1928,6 +1968,8 @@ export interface components {
             mask?: ("assistant" | "last" | "all") | null;
             /** Model */
             model?: string | null;
+            /** Number */
+            number?: number | null;
             /**
              * Offset
              * @default 0
@@ -2102,22 +2144,50 @@ export interface components {
             ids: number[];
             /** Learned */
             learned: boolean;
+            /** Pieces */
+            pieces: string[];
             /** Text */
             text: string;
         };
         /**
+         * ServedAs
+         * @description Where a model can be asked.
+         */
+        ServedAs: {
+            /** Model */
+            model: string;
+            /** Server */
+            server: string;
+        };
+        /**
          * ServedModel
-         * @description A model that a server has. `context` is in tokens.
+         * @description A model that a server has. `context` is in tokens. `tools`, `reasoning` and `images` say whether it can be given
+         *     tools, may reason before it answers, and takes images.
          */
         ServedModel: {
             /** Base */
             base: string;
             /** Context */
             context: number;
+            /**
+             * Images
+             * @default false
+             */
+            images: boolean;
             /** Kind */
             kind: string;
             /** Name */
             name: string;
+            /**
+             * Reasoning
+             * @default false
+             */
+            reasoning: boolean;
+            /**
+             * Tools
+             * @default false
+             */
+            tools: boolean;
         };
         /**
          * Server
@@ -2191,6 +2261,8 @@ export interface components {
             asked: number;
             /** Id */
             id: string;
+            /** Images */
+            images: string[];
             /** Marks */
             marks: {
                 [key: string]: string;
@@ -2569,6 +2641,41 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": components["schemas"]["Question"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConversationView"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+        };
+    };
+    continue_answer: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Continuation"];
             };
         };
         responses: {

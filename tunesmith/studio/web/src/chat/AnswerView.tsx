@@ -15,11 +15,13 @@ interface Props {
   kept?: boolean;
   onKeep: () => void;
   onTokens: () => void;
+  /** Continues the answer from where it ends; undefined where that cannot be. */
+  onContinue?: () => void;
   /** Further buttons below the answer. */
   actions?: ReactNode;
 }
 
-export function AnswerView({ answer, seed, models, asMarkdown, kept, onKeep, onTokens, actions }: Props) {
+export function AnswerView({ answer, seed, models, asMarkdown, kept, onKeep, onTokens, onContinue, actions }: Props) {
   const running = answer.state === "running";
   return (
     <div role="group" className="answer" aria-label={`Answer of ${answer.model}`} aria-busy={running}>
@@ -47,6 +49,11 @@ export function AnswerView({ answer, seed, models, asMarkdown, kept, onKeep, onT
         <footer>
           <span className="answer-figures">{figures(answer, seed)}</span>
           <div className="actions">
+            {onContinue && (
+              <Button look="quiet" small title="From where it ends" onClick={onContinue}>
+                Continue
+              </Button>
+            )}
             {actions}
             <CopyButton text={answer.text} label="Copy answer" />
             <Button look="quiet" small onClick={onTokens}>

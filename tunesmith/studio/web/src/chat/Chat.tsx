@@ -50,6 +50,7 @@ export function Chat({ api, conversations, apiKey, heading }: Props) {
     (): TurnActions => ({
       regenerate: controller.regenerate,
       keep: controller.keep,
+      resume: (answer) => void controller.resume(answer),
       showTokens(turn, answer) {
         const all = controller.store.get().turns;
         const { model } = all[turn]!.answers[answer]!;
@@ -101,6 +102,7 @@ export function Chat({ api, conversations, apiKey, heading }: Props) {
       <SettingsDialog
         open={settingsOpen}
         settings={settings}
+        models={models}
         apiKey={apiKey}
         onChange={controller.change}
         onKeyLost={controller.warnOfSettings}

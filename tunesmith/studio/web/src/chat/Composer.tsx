@@ -2,6 +2,7 @@ import type { ClipboardEvent, DragEvent, KeyboardEvent, ReactNode, RefObject } f
 import { useEffect, useLayoutEffect, useRef, useState } from "react";
 
 import { Button } from "../parts/Button";
+import { Notice } from "../parts/Notice";
 import { useDraft } from "./useDraft";
 
 interface Props {
@@ -11,8 +12,8 @@ interface Props {
   lastQuestion?: string;
   /** Under which name the text survives a reload of the page; without one it does not. */
   draft?: string;
-  /** Whether images can be pasted or dropped. */
-  takesImages?: boolean;
+  /** Why images cannot be added; empty if they can. Undefined: this chat has none. */
+  imageRefusal?: string;
   /** Says whether the message was taken; if not, it stays in the box. Images are data URLs. */
   onSend: (text: string, images: string[]) => boolean | Promise<boolean>;
   onStop: () => void;
@@ -25,10 +26,12 @@ interface Image {
 }
 
 /** The message box. `children` stand above it. */
-export function Composer({ box, running, lastQuestion, draft, takesImages, onSend, onStop, children }: Props) {
+export function Composer({ box, running, lastQuestion, draft, imageRefusal, onSend, onStop, children }: Props) {
   const [text, setText] = useDraft(draft);
   const [images, setImages] = useState<Image[]>([]);
+  const [problem, setProblem] = useState("");
   const [sending, setSending] = useState(false);
+  const picker = useRef<HTMLInputElement>(null);
   const stop = useRef<HTMLButtonElement>(null);
   const wasRunning = useRef(running);
 
@@ -68,10 +71,16 @@ export function Composer({ box, running, lastQuestion, draft, takesImages, onSen
     }
   };
 
-  const add = async (event: ClipboardEvent | DragEvent, files: FileList) => {
-    const added = [...files].filter(({ type }) => type.startsWith("image/"));
-    if (!takesImages || !added.length) return;
+  const addDropped = (event: ClipboardEvent | DragEvent, files: FileList) => {
+    if (imageRefusal === undefined || ![...files].some(isImage)) return;
     event.preventDefault();
+    void add(files);
+  };
+
+  const add = async (files: FileList) => {
+    setProblem(imageRefusal ?? "");
+    if (imageRefusal) return;
+    const added = [...files].filter(isImage);
     const read = await Promise.all(added.map(async (file) => ({ name: file.name, url: await dataUrl(file) })));
     setImages((before) => [...before, ...read]);
   };
@@ -84,10 +93,11 @@ export function Composer({ box, running, lastQuestion, draft, takesImages, onSen
         event.preventDefault();
         void send();
       }}
-      onDragOver={(event) => takesImages && event.preventDefault()}
-      onDrop={(event) => void add(event, event.dataTransfer.files)}
+      onDragOver={(event) => imageRefusal !== undefined && event.preventDefault()}
+      onDrop={(event) => addDropped(event, event.dataTransfer.files)}
     >
       {children}
+      {problem && <Notice tone="bad">{problem}</Notice>}
       {images.length > 0 && (
         <ul className="images" aria-label="Images">
           {images.map(({ name }, at) => (
@@ -115,10 +125,38 @@ export function Composer({ box, running, lastQuestion, draft, takesImages, onSen
           autoComplete="off"
           autoFocus
           value={text}
-          onChange={(event) => setText(event.target.value)}
+          onChange={(event) => {
+            setText(event.target.value);
+            setProblem("");
+          }}
           onKeyDown={typed}
-          onPaste={(event) => void add(event, event.clipboardData.files)}
+          onPaste={(event) => addDropped(event, event.clipboardData.files)}
         />
+        {imageRefusal !== undefined && (
+          <>
+            <input
+              ref={picker}
+              type="file"
+              accept="image/*"
+              multiple
+              hidden
+              onChange={({ target }) => {
+                if (target.files) void add(target.files);
+                target.value = ""; // so that the same file can be chosen again
+              }}
+            />
+            <Button
+              look="quiet"
+              className="attach"
+              aria-label="Add an image"
+              title="Add an image"
+              hidden={running}
+              onClick={() => (imageRefusal ? setProblem(imageRefusal) : picker.current!.click())}
+            >
+              +
+            </Button>
+          </>
+        )}
         <Button type="submit" id="send" look="main" hidden={running}>
           Send
         </Button>
@@ -133,6 +171,8 @@ export function Composer({ box, running, lastQuestion, draft, takesImages, onSen
     </form>
   );
 }
+
+const isImage = ({ type }: File) => type.startsWith("image/");
 
 function dataUrl(file: File): Promise<string> {
   return new Promise((resolve, reject) => {

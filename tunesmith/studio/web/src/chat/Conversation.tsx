@@ -23,8 +23,8 @@ interface Props {
   box: RefObject<HTMLTextAreaElement | null>;
   /** Under which name a message that is not sent yet survives a reload of the page; without one it does not. */
   draft?: string;
-  /** Whether images can be added to a message. */
-  takesImages?: boolean;
+  /** Why images cannot be added to a message; empty if they can. Undefined: this chat has none. */
+  imageRefusal?: string;
   /** Says whether the message was taken; if not, it stays in the box. */
   onSend: (text: string, images: string[]) => boolean | Promise<boolean>;
   onStop: () => void;
@@ -67,7 +67,7 @@ export function Conversation({ landmark: Pane = "main", ...props }: Props) {
         running={running}
         lastQuestion={turns.at(-1)?.question}
         draft={props.draft}
-        takesImages={props.takesImages}
+        imageRefusal={props.imageRefusal}
         onSend={send}
         onStop={props.onStop}
       >

@@ -3,11 +3,13 @@ import { type ChangeEvent, type ComponentProps, type ReactNode, useState } from 
 import { Dialog } from "../parts/Dialog";
 import { Check, Field } from "../parts/Field";
 import type { KeyStore } from "./browserStorage";
-import type { Settings } from "./types";
+import { facts } from "./facts";
+import { type Model, nameOf, type Settings } from "./types";
 
 interface Props {
   open: boolean;
   settings: Settings;
+  models: Model[];
   /** Where the API key is kept; without it none is asked for. */
   apiKey?: KeyStore;
   onChange: (changes: Partial<Settings>) => void;
@@ -25,7 +27,7 @@ const LIMITS = {
   seed: { min: 0, max: 2_147_483_647, step: 1, placeholder: "new each time" },
 } satisfies Record<string, ComponentProps<"input">>;
 
-export function SettingsDialog({ open, settings, apiKey, onChange, onKeyLost, onClose, children }: Props) {
+export function SettingsDialog({ open, settings, models, apiKey, onChange, onKeyLost, onClose, children }: Props) {
   const number = (name: keyof typeof LIMITS, label: string) => (
     <Field label={label}>
       {(attributes) => (
@@ -41,8 +43,14 @@ export function SettingsDialog({ open, settings, apiKey, onChange, onKeyLost, on
     </Field>
   );
 
+  const chosen = models.filter(({ id }) => id === settings.model || (settings.compare && id === settings.other));
   return (
     <Dialog id="settings" title="Settings" place="side" open={open} onClose={onClose}>
+      {chosen.map((model) => (
+        <p key={model.id} className="note model-facts">
+          <b>{nameOf(model)}</b> {model.tunesmith && facts(model.tunesmith)}
+        </p>
+      ))}
       <Field label="System prompt">
         {(attributes) => (
           <textarea

@@ -3,7 +3,7 @@ import { memo, type ReactNode, useState } from "react";
 import { Button } from "../parts/Button";
 import { AnswerView } from "./AnswerView";
 import { QuestionEditor } from "./QuestionEditor";
-import type { Model, Turn } from "./types";
+import { type Answer, type Model, nameOf, type Turn } from "./types";
 
 /** What can be done with turns, by their place in the conversation and the place of the answer in them. */
 export interface TurnActions {
@@ -12,6 +12,8 @@ export interface TurnActions {
   showTokens: (turn: number, answer: number) => void;
   /** Chooses the answer that the conversation goes on from. Without it there is no such choice. */
   keep?: (answer: number) => void;
+  /** Continues an answer of the last question from where it ends. */
+  resume: (answer: number) => void;
   /** Asks a changed question, which removes all later turns. Without it none can be changed. */
   edit?: (turn: number, question: string) => void;
   /** Further buttons below an answer. */
@@ -34,10 +36,12 @@ interface Props {
 /** A question and its answers. A turn before the last one does not change, so it is drawn once. */
 export const TurnView = memo(function TurnView({ turn, at, last, running, models, asMarkdown, actions }: Props) {
   const { answers, kept, question, seed } = turn;
-  const { regenerate, keep, edit, further, showTokens } = actions;
+  const { regenerate, keep, resume, edit, further, showTokens } = actions;
   const [edits, setEdits] = useState(false);
   const complete = last && answers.every((answer) => answer.state !== "running");
   const choosable = keep && complete && answers.length > 1;
+  const canContinue = ({ model, text, isCutOff }: Answer) =>
+    last && isCutOff && text !== "" && models.some((one) => nameOf(one) === model);
   return (
     <article className="turn">
       {edits && edit ? (
@@ -57,7 +61,12 @@ export const TurnView = memo(function TurnView({ turn, at, last, running, models
               Edit
             </Button>
           )}
-          <div className="question">{question}</div>
+          <div className="question">
+            {question}
+            {turn.images?.map((url, number) => (
+              <img key={number} src={url} alt={`Image ${number + 1} of the question`} />
+            ))}
+          </div>
         </div>
       )}
       <div className={answers.length > 1 ? "answers two" : "answers"}>
@@ -71,6 +80,7 @@ export const TurnView = memo(function TurnView({ turn, at, last, running, models
             kept={choosable ? kept === index : undefined}
             onKeep={() => keep?.(index)}
             onTokens={() => showTokens(at, index)}
+            onContinue={canContinue(answer) ? () => resume(index) : undefined}
             actions={further?.(at, index)}
           />
         ))}

@@ -1,4 +1,5 @@
 import { Empty } from "../parts/Empty";
+import { facts } from "./facts";
 import { type Model, nameOf } from "./types";
 
 /** An empty conversation: what can be talked to, or why nothing can. */
@@ -19,11 +20,4 @@ export function Welcome({ model, problem }: { model?: Model; problem: string }) 
       )}
     </div>
   );
-}
-
-function facts({ kind, base, context, tools }: NonNullable<Model["tunesmith"]>): string {
-  const origin = kind === "tuned" ? `Tuned from ${base}` : "Not tuned";
-  const size = `a context of ${context.toLocaleString("en")} tokens`;
-  if (tools === undefined) return `${origin}, with ${size}.`;
-  return `${origin}, with ${size} and ${tools ? "tools" : "no tools"} in its chat template.`;
 }

@@ -13,6 +13,8 @@ export interface Controller {
   open: () => void;
   ask: (question: string) => Promise<void>;
   regenerate: () => Promise<void>;
+  /** Continues an answer of the last turn from where it ends. */
+  resume: (answer: number) => Promise<void>;
   stop: () => void;
   keep: (answer: number) => void;
   clear: () => void;
@@ -66,14 +68,23 @@ export function createController(api: ChatApi, conversations: ConversationStore)
     await keepTurns();
   }
 
+  async function resume(answer: number) {
+    if (!isRunning(store.get())) request = new AbortController(); // else the other answer's, so that both can be stopped
+    store.dispatch({ type: "continued", answer });
+    await receive(answer, request!.signal);
+    await keepTurns();
+  }
+
   async function receive(index: number, signal: AbortSignal) {
     const { turns, settings } = store.get();
     const at = turns.length - 1;
     const { seed, answers } = turns[at]!;
-    const { model } = answers[index]!;
+    const { model, text: begun, figures: before } = answers[index]!;
     const { temperature, top_p, max_tokens } = settings;
-    const asked = { model, messages: messagesUpTo(turns, at), temperature, top_p, max_tokens, seed };
-    const clock = stopwatch();
+    const messages = messagesUpTo(turns, at);
+    if (begun) messages.push({ role: "assistant", content: begun, prefix: true });
+    const asked = { model, messages, temperature, top_p, max_tokens, seed };
+    const clock = stopwatch(before?.tokens);
     let note = "";
     let end: "done" | "stopped" | "failed" = "done";
     try {
@@ -88,7 +99,14 @@ export function createController(api: ChatApi, conversations: ConversationStore)
       end = isAbort(error) || leaving ? "stopped" : "failed";
       note = leaving ? LEFT : end === "stopped" ? "Stopped." : (error as Error).message;
     }
-    store.dispatch({ type: "ended", answer: index, state: end, note, figures: clock.figures() });
+    store.dispatch({
+      type: "ended",
+      answer: index,
+      state: end,
+      note,
+      isCutOff: note !== "",
+      figures: clock.figures() ?? before,
+    });
   }
 
   function warnOfSettings() {
@@ -112,6 +130,7 @@ export function createController(api: ChatApi, conversations: ConversationStore)
       store.dispatch({ type: "regenerated", seed: newSeed(store.get().turns.at(-1)!.seed) });
       return run();
     },
+    resume,
     stop() {
       request?.abort();
     },
@@ -145,8 +164,8 @@ function newSeed(old?: number): number {
   return seed === old ? newSeed(old) : seed;
 }
 
-/** Measures an answer from now on. */
-function stopwatch() {
+/** Measures an answer from now on; `before` are the tokens that it had already. */
+function stopwatch(before = 0) {
   const began = performance.now();
   let first: number | undefined;
   let last = began;
@@ -167,7 +186,7 @@ function stopwatch() {
       const tokens = counted ?? laps;
       const seconds = (last - first) / 1000;
       const tokensPerSecond = tokens > 1 && seconds > 0 ? (tokens - 1) / seconds : undefined;
-      return { tokens, secondsToFirst: (first - began) / 1000, tokensPerSecond };
+      return { tokens: before + tokens, secondsToFirst: (first - began) / 1000, tokensPerSecond };
     },
   };
 }

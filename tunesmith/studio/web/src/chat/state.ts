@@ -1,4 +1,4 @@
-import { type Answer, type Figures, type Message, type Model, nameOf, type Settings, type Turn } from "./types";
+import { type Answer, type Message, type Model, nameOf, type Settings, type Turn } from "./types";
 
 export interface State {
   turns: Turn[];
@@ -21,7 +21,8 @@ export type Action =
   | { type: "asked"; question: string; seed: number }
   | { type: "regenerated"; seed: number }
   | { type: "piece"; answer: number; text: string; thought: string }
-  | { type: "ended"; answer: number; state: Answer["state"]; note: string; figures?: Figures }
+  | { type: "continued"; answer: number }
+  | ({ type: "ended"; answer: number } & Pick<Answer, "state" | "note" | "isCutOff" | "figures">)
   | { type: "kept"; answer: number }
   | { type: "cleared" }
   | { type: "notice"; text: string };
@@ -55,9 +56,13 @@ export function reduce(state: State, action: Action): State {
         text: answer.text + action.text,
         thought: answer.thought + action.thought,
       }));
+    case "continued":
+      return begun(state, withAnswer(state, action.answer, resumed).turns);
     case "ended": {
-      const { state: end, note, figures } = action;
-      return reported(withAnswer(state, action.answer, (answer) => ({ ...answer, state: end, note, figures })));
+      const { state: end, note, isCutOff, figures } = action;
+      return reported(
+        withAnswer(state, action.answer, (answer) => ({ ...answer, state: end, note, isCutOff, figures })),
+      );
     }
     case "kept":
       return { ...state, turns: withLast(state.turns, (turn) => ({ ...turn, kept: action.answer })) };
@@ -94,6 +99,10 @@ function begin(settings: Settings, question: string, seed: number): Turn {
 
 function emptyAnswer(model: string): Answer {
   return { model, text: "", thought: "", state: "running", note: "" };
+}
+
+function resumed(answer: Answer): Answer {
+  return { ...answer, state: "running", note: "", isCutOff: false };
 }
 
 function begun(state: State, turns: Turn[]): State {

@@ -2,12 +2,22 @@ export interface Model {
   id: string;
   /** As users and other programs name it, if that is not the id: several servers may have a model of one name. */
   name?: string;
-  tunesmith?: { kind: "base" | "tuned"; base: string; context: number; tools?: boolean };
+  tunesmith?: {
+    kind: "base" | "tuned";
+    base: string;
+    /** The most tokens, prompt and answer together. */
+    context: number;
+    tools?: boolean;
+    reasoning?: boolean;
+    images?: boolean;
+  };
 }
 
 export interface Message {
   role: "system" | "user" | "assistant";
   content: string;
+  /** It is the beginning of the answer. */
+  prefix?: boolean;
 }
 
 export interface Figures {
@@ -25,6 +35,8 @@ export interface Answer {
   thought: string;
   state: "running" | "done" | "stopped" | "failed";
   note: string;
+  /** Whether it ended before the model ended it. */
+  isCutOff?: boolean;
   figures?: Figures;
 }
 
@@ -35,6 +47,8 @@ export function nameOf({ id, name }: Model): string {
 /** A question and its answers: one, or two when models are compared. */
 export interface Turn {
   question: string;
+  /** Data URLs. */
+  images?: string[];
   system: string;
   seed: number;
   /** The index of the answer that the conversation goes on from. */

@@ -17,6 +17,7 @@ import { View } from "./shell/View";
 export function App() {
   const isLocked = useValue(locked);
   const shortcuts = useShortcuts();
+  const { parts } = usePlace();
   useDocumentTitle();
 
   if (isLocked) return <Unlock />;
@@ -33,7 +34,8 @@ export function App() {
         Skip to the content
       </a>
       <Nav onHelp={shortcuts.show} />
-      <main id="content">
+      {/* The class is the root of the view's style sheet. */}
+      <main id="content" className={`view-${parts[0] ?? "home"}`}>
         <Banner />
         <Content />
       </main>

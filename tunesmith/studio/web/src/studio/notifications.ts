@@ -9,16 +9,16 @@ const SAID: Record<string, string> = {
   failed: "failed",
   interrupted: "was interrupted",
 };
-const AT_WORK = ["starting", "running", "paused", "stopping"];
 
 export const canNotify = "Notification" in window && isSecureContext;
 
 export function followNotifications(): void {
-  let before = new Map<number, string>();
+  let before: Map<number, string> | null = null;
   queue.subscribe(() => {
     const jobs = queue.get()?.jobs ?? [];
     for (const job of jobs) {
-      if (AT_WORK.includes(before.get(job.id) ?? "") && job.state in SAID) notify(job);
+      // It may have ended so soon that it was never seen at work.
+      if (before && job.state in SAID && !((before.get(job.id) ?? "") in SAID)) notify(job);
     }
     before = new Map(jobs.map((job) => [job.id, job.state]));
   });

@@ -137,8 +137,27 @@ function seriesOf({ role }: Column, line: Line, columns: Column[]): uPlot.Series
   return {
     stroke: () => (isRaw ? pale(rgb(), RAW_ALPHA) : rgb()),
     width: isRaw ? 1 : 1.5,
-    points: { show: !!line.dots, size: 5, stroke: rgb, fill: rgb },
+    points: { show: true, size: 5, stroke: rgb, fill: rgb, filter: line.dots ? undefined : alone },
   };
+}
+
+/** The places of values without a neighbour, to which no line can be drawn: they are dots. */
+function alone(plot: uPlot, series: number): number[] {
+  const column = plot.data[series]!;
+  const found: number[] = [];
+  let before: number | null = null; // the value before, which may be a gap
+  let candidate = -1;
+  for (let at = 0; at < column.length; at++) {
+    const value = column[at];
+    if (value === undefined) continue;
+    if (value === null) {
+      if (candidate >= 0) found.push(candidate);
+      candidate = -1;
+    } else candidate = before === null ? at : -1;
+    before = value;
+  }
+  if (candidate >= 0) found.push(candidate);
+  return found;
 }
 
 function bandsOf(columns: Column[], lines: Line[]): uPlot.Band[] {

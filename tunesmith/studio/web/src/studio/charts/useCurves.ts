@@ -1,78 +1,38 @@
-import { useCallback, useEffect, useRef, useState } from "react";
+import { useEffect, useState } from "react";
 
-import { type Axis, client, type Curves, data, type RunEvents } from "../../api/client";
-import { followRun } from "../../api/live";
-import { useFetched } from "../../api/useFetched";
-import { appended, undoesSteps } from "./append";
+import type { Curves } from "../../api/client";
+import { connection } from "../../api/live";
+import { useValue } from "../../api/value";
+import { type CurvesAsked, followCurves } from "./followCurves";
 
-export interface CurvesAsked {
-  x: Axis;
-  pixels: number;
-  low: number | null;
-  high: number | null;
-  smoothing: number;
+interface Found {
+  /** In the order of the runs; null until all were read. */
+  curves: Curves[] | null;
+  error: string;
 }
 
-export function getCurves(run: string, asked: CurvesAsked, signal?: AbortSignal): Promise<Curves> {
-  const { low, high, ...rest } = asked;
-  const query = { ...rest, ...(low !== null && { low }), ...(high !== null && { high }) };
-  return data(client.GET("/api/runs/{name}/curves", { params: { path: { name: run }, query }, signal }));
-}
-
-/** The curves of a run, thinned by the server for this range and width. New steps are added as they are written. */
-export function useCurves(run: string, asked: CurvesAsked): { curves: Curves | null; error: string } {
-  const {
-    data: fetched,
-    error,
-    reload,
-  } = useFetched(`${run} ${JSON.stringify(asked)}`, (signal) => getCurves(run, asked, signal));
-  const [curves, setCurves] = useState<Curves | null>(null);
-  const now = useRef<Curves | null>(null);
-  const added = useRef(0);
-  const follows = asked.low === null && asked.high === null;
-
-  const show = useCallback((next: Curves | null) => {
-    now.current = next;
-    setCurves(next);
-  }, []);
+/** The curves of runs. New steps are added as they are written. While others are read, those from before stay. */
+export function useCurves(runs: string[], asked: CurvesAsked): Found {
+  const online = useValue(connection);
+  const ids = runs.join();
+  const [{ of, curves, error }, set] = useState<Found & { of: string }>({ of: ids, curves: null, error: "" });
 
   useEffect(() => {
-    added.current = 0;
-    show(fetched);
-  }, [fetched, show]);
+    const found: (Curves | null)[] = runs.map(() => null);
+    const ends = runs.map((run, at) =>
+      followCurves(
+        run,
+        asked,
+        (next) => {
+          found[at] = next;
+          const all = found.filter((one) => one !== null);
+          if (all.length === runs.length) set({ of: ids, curves: all, error: "" });
+        },
+        (message) => set((old) => ({ ...old, error: message })),
+      ),
+    );
+    return () => ends.forEach((end) => end());
+  }, [ids, JSON.stringify(asked), online]);
 
-  useEffect(() => {
-    if (!follows) return;
-    let left = false;
-    let isCatchingUp = false;
-    const add = (events: RunEvents) => {
-      const before = now.current;
-      if (left || !before || events.next <= before.offset) return;
-      added.current += events.events.length;
-      const isTooMuch = added.current > 2 * asked.pixels;
-      if (events.offset < before.offset || isTooMuch || undoesSteps(events.events)) return reload();
-      show(appended(before, events, asked.smoothing));
-    };
-    const receive = async (events: RunEvents) => {
-      const before = now.current;
-      if (!before || isCatchingUp) return;
-      if (events.offset <= before.offset) return add(events);
-      isCatchingUp = true;
-      try {
-        const params = { path: { name: run }, query: { since: before.offset } };
-        add(await data(client.GET("/api/runs/{name}/events", { params })));
-      } catch {
-        // The next event tries again.
-      } finally {
-        isCatchingUp = false;
-      }
-    };
-    const end = followRun(run, (events) => void receive(events));
-    return () => {
-      left = true;
-      end();
-    };
-  }, [run, follows, asked.pixels, asked.smoothing, reload, show]);
-
-  return { curves, error };
+  return { curves: of === ids ? curves : null, error };
 }

@@ -10,6 +10,7 @@ import { tried } from "../toasts";
 import { ask, questionOf } from "./ask";
 import { type Followed, isWriting, type State } from "./conversation";
 import { Correction, Marks, writeRows } from "./Marks";
+import { imageRefusal, serverOf } from "./models";
 import { render } from "./render";
 import { messagesBefore, turnsOf } from "./turns";
 import { useEscape } from "./useEscape";
@@ -46,6 +47,16 @@ export function ChatPane({ followed, state, models, settings, welcome, draft }: 
     return {
       regenerate: () => again(now().turns.length - 1),
       edit: again,
+      resume: (answer) =>
+        void tried(() => {
+          const { id, server, model } = now().turns.at(-1)!.answers[answer]!;
+          const { settings, models } = latest.current;
+          return followed!.resume({
+            answer: id,
+            server: serverOf(models, server, model),
+            max_tokens: settings.max_tokens,
+          });
+        }),
       showTokens(turn, answer) {
         const view = now();
         const { server, model } = view.turns[turn]!.answers[answer]!;
@@ -98,7 +109,7 @@ export function ChatPane({ followed, state, models, settings, welcome, draft }: 
         status={running ? "Answering" : ""}
         box={box}
         draft={draft}
-        takesImages
+        imageRefusal={imageRefusal(models, settings)}
         onSend={send}
         onStop={stop}
       />

@@ -1,14 +1,14 @@
 import { client, data, type Schemas } from "../../api/client";
+import { conversationsChanged } from "../../api/live";
 import { useFetched } from "../../api/useFetched";
-import { useValue, Value } from "../../api/value";
+import { useValue } from "../../api/value";
 import { Button } from "../../parts/Button";
 import { moment } from "../numbers";
 import { href } from "../router";
 
 export type ConversationRow = Schemas["ConversationRow"];
 
-/** Rises when a conversation is made, changed or deleted here. */
-export const conversationsChanged = new Value(0);
+/** Shows a change at once, without waiting until the studio tells it. */
 export const noteChange = () => conversationsChanged.set(conversationsChanged.get() + 1);
 
 export function titleOf({ title }: { title: string }): string {

@@ -7,6 +7,7 @@ import { Button } from "../../parts/Button";
 import { Dialog } from "../../parts/Dialog";
 import { Field } from "../../parts/Field";
 import { say, tried } from "../toasts";
+import { LENGTH } from "./turns";
 
 type Answer = Schemas["Answer"];
 type TurnView = Schemas["TurnView"];
@@ -21,7 +22,7 @@ interface Props {
 /** Makes training rows of an answer: it is right, it is better than the other, or it should have been another. */
 export function Marks({ turn, answer, onMark, onCorrect }: Props) {
   const mark = turn.marks[answer.id];
-  const isComplete = answer.state === "done" && answer.text !== "";
+  const isComplete = answer.state === "done" && answer.detail !== LENGTH && answer.text !== "";
   const other = turn.answers.find(({ id }) => id !== answer.id);
   const right = (rejected?: string) => void tried(() => onMark({ turn: turn.id, answer: answer.id, rejected }));
   return (

@@ -8,7 +8,7 @@ interface Props {
   servers: Server[];
   /** What is chosen at first, as `servedAs` names it. */
   first: string | null;
-  onStarted: () => void;
+  onStarted: (server: Server) => void;
 }
 
 /** Stands where no model can be asked: what loads, why it failed, and how to start one. */

@@ -35,6 +35,8 @@ export interface Followed {
   load: () => Promise<void>;
   /** Asks; the studio has then taken it. Throws ApiError if it refuses. */
   ask: (question: Schemas["Question"]) => Promise<void>;
+  /** Continues an answer. Throws ApiError if the studio refuses. */
+  resume: (asked: Schemas["Continuation"]) => Promise<void>;
   stop: () => Promise<void>;
   change: (change: Change) => Promise<void>;
   /** Ends what follows answers. They are written all the same. */
@@ -98,6 +100,9 @@ export function followConversation(name: string): Followed {
     leave,
     async ask(question) {
       show(await data(client.POST("/api/conversations/{name}/ask", { params, body: question })));
+    },
+    async resume(asked) {
+      show(await data(client.POST("/api/conversations/{name}/continue", { params, body: asked })));
     },
     async stop() {
       show(await data(client.POST("/api/conversations/{name}/stop", { params })));

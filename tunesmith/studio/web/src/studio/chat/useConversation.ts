@@ -1,6 +1,6 @@
 import { useEffect, useMemo, useSyncExternalStore } from "react";
 
-import { connection } from "../../api/live";
+import { connection, followConversations } from "../../api/live";
 import { useValue } from "../../api/value";
 import { followConversation, type Followed, type State } from "./conversation";
 
@@ -24,6 +24,15 @@ export function useConversation(name: string | null): { followed: Followed | nul
       followed.leave();
     };
   }, [followed, online]);
+
+  useEffect(() => {
+    if (!name || !followed) return;
+    // Another tab has asked or changed something.
+    return followConversations((changed) => {
+      if (document.hidden || !(name in changed) || changed[name] === followed.store.get().view?.changed) return;
+      void followed.load();
+    });
+  }, [name, followed]);
 
   return { followed, state };
 }

@@ -1,19 +1,16 @@
-import { useEffect, useMemo, useRef } from "react";
+import { useMemo, useRef } from "react";
 
 import type { Curves, RunRow } from "../../api/client";
-import { useFetched } from "../../api/useFetched";
 import { Chart } from "../charts/Chart";
 import { ChartControls } from "../charts/ChartControls";
 import { SERIES } from "../charts/palette";
 import { lineOf, type Panel, panelsOf } from "../charts/panels";
 import type { Line } from "../charts/types";
 import { type ChartState, resetZoom, useChartState, zoom } from "../charts/useChartState";
-import { getCurves } from "../charts/useCurves";
+import { useCurves } from "../charts/useCurves";
 import { useWidth } from "../charts/useWidth";
 
-const REFRESH_MS = 5000;
-
-/** The curves of several runs over one another. Runs at work are read again every few seconds. */
+/** The curves of several runs over one another. Those of runs at work grow. */
 export function CompareCurves({ runs }: { runs: RunRow[] }) {
   const box = useRef<HTMLElement>(null);
   const width = useWidth(box);
@@ -28,20 +25,8 @@ export function CompareCurves({ runs }: { runs: RunRow[] }) {
 function CurvesOf({ runs, pixels }: { runs: RunRow[]; pixels: number }) {
   const state = useChartState();
   const { axis, low, high, smoothing } = state;
-  const asked = { x: axis.value, pixels, low, high, smoothing };
   const ids = runs.map(({ id }) => id);
-  const {
-    data: all,
-    error,
-    reload,
-  } = useFetched(JSON.stringify([ids, asked]), (signal) => Promise.all(ids.map((id) => getCurves(id, asked, signal))));
-  const grows = runs.some(({ held }) => held);
-
-  useEffect(() => {
-    if (!grows) return;
-    const timer = setInterval(() => document.hidden || reload(), REFRESH_MS);
-    return () => clearInterval(timer);
-  }, [grows, reload]);
+  const { curves: all, error } = useCurves(ids, { x: axis.value, pixels, low, high, smoothing });
 
   if (error && !all)
     return (
@@ -49,7 +34,7 @@ function CurvesOf({ runs, pixels }: { runs: RunRow[]; pixels: number }) {
         {error}
       </p>
     );
-  if (!all || all.length !== runs.length) return <p className="note">Reading the curves…</p>;
+  if (!all) return <p className="note">Reading the curves…</p>;
   const names = [...new Set(all.flatMap(({ curves }) => curves.map(({ name }) => name)))];
   return (
     <>

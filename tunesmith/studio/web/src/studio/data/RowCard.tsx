@@ -2,18 +2,21 @@ import type { Schemas } from "../../api/client";
 import { Badge } from "../../parts/Badge";
 import { integer } from "../numbers";
 import { words } from "./Report";
+import { Tokens } from "./Tokens";
 
 type Row = Schemas["RowView"];
 type Example = Schemas["ExampleView"];
 
+/** Learned stretches of text, or token by token. */
+export type RowView = "text" | "tokens";
+
 interface Props {
   row: Row;
-  /** Whether the ids of the tokens are shown. */
-  withIds: boolean;
+  view: RowView;
 }
 
 /** One row: as the model sees it, or as the file has it if there is no model. */
-export function RowCard({ row, withIds }: Props) {
+export function RowCard({ row, view }: Props) {
   return (
     <li className={`data-row ${row.problem ? "dropped" : ""}`}>
       <header>
@@ -27,7 +30,21 @@ export function RowCard({ row, withIds }: Props) {
       </header>
       {row.detail && <p className="note">{row.detail}</p>}
       {row.examples.length
-        ? row.examples.map((example, at) => <Tokens key={at} example={example} withIds={withIds} />)
+        ? row.examples.map((example, at) => (
+            <div key={at}>
+              {example.changes.map((change) => (
+                <p key={change} className="note">
+                  {change}
+                </p>
+              ))}
+              {view === "text" ? (
+                <Text example={example} />
+              ) : (
+                <Tokens example={example} label={`Tokens of ${row.where}`} />
+              )}
+              {example.is_cut && <p className="note">… the rest is not shown</p>}
+            </div>
+          ))
         : row.turns.map(({ role, text }, at) => (
             <div key={at} className="turn-text">
               {role && <span className="role">{role}</span>}
@@ -38,31 +55,12 @@ export function RowCard({ row, withIds }: Props) {
   );
 }
 
-function Tokens({ example, withIds }: { example: Example; withIds: boolean }) {
+function Text({ example }: { example: Example }) {
   return (
-    <>
-      {example.changes.map((change) => (
-        <p key={change} className="note">
-          {change}
-        </p>
-      ))}
-      <p className="tokens">
-        {example.segments.map((segment, at) =>
-          segment.learned ? <mark key={at}>{segment.text}</mark> : <span key={at}>{segment.text}</span>,
-        )}
-        {example.is_cut && <span className="note"> … the rest is not shown</span>}
-      </p>
-      {withIds && (
-        <p className="ids" aria-label="Token ids">
-          {example.segments.map((segment, at) =>
-            segment.learned ? (
-              <mark key={at}>{segment.ids.join(" ")} </mark>
-            ) : (
-              <span key={at}>{segment.ids.join(" ")} </span>
-            ),
-          )}
-        </p>
+    <p className="tokens">
+      {example.segments.map((segment, at) =>
+        segment.learned ? <mark key={at}>{segment.text}</mark> : <span key={at}>{segment.text}</span>,
       )}
-    </>
+    </p>
   );
 }

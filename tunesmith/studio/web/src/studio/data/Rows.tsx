@@ -3,11 +3,11 @@ import { useState } from "react";
 import { client, data, type Schemas } from "../../api/client";
 import { useFetched } from "../../api/useFetched";
 import { Button } from "../../parts/Button";
-import { Check } from "../../parts/Field";
 import { Notice } from "../../parts/Notice";
 import { Segments } from "../../parts/Segments";
 import { setQuery, usePlace } from "../router";
-import { RowCard } from "./RowCard";
+import { RowCard, type RowView } from "./RowCard";
+import type { Question } from "./useReport";
 
 type Mask = NonNullable<Schemas["RowsQuestion"]["mask"]>;
 
@@ -17,29 +17,35 @@ const MASKS: { value: Mask; text: string }[] = [
   { value: "last", text: "the last answer" },
   { value: "all", text: "everything" },
 ];
+const VIEWS: { value: RowView; text: string }[] = [
+  { value: "text", text: "text" },
+  { value: "tokens", text: "tokens" },
+];
 
 interface Props {
-  file: string;
-  model: string;
+  question: Question;
+  /** The source of a recipe, from 1 on. */
+  number?: number;
 }
 
-/** The rows of a file, page by page. The page, the search and the mask are in the address. */
-export function Rows({ file, model }: Props) {
+/** The rows of a source, page by page. The page, the search and the mask are in the address. */
+export function Rows({ question, number }: Props) {
   const { query } = usePlace();
   const offset = Number(query.get("offset")) || 0;
   const search = query.get("search") ?? "";
   const mask = (query.get("mask") as Mask | null) ?? "assistant";
-  const [withIds, setWithIds] = useState(false);
+  const [view, setView] = useState<RowView>("text");
   const [before, setBefore] = useState<number[]>([]);
 
+  const isEncoded = Boolean(question.model || question.recipe);
   const body = {
-    source: file,
-    model: model || null,
-    recipe: null,
+    ...question,
+    number,
     offset,
     limit: LIMIT,
     search,
-    mask: model ? mask : null,
+    mask: question.model ? mask : null, // that of a recipe is its own
+    download: false,
   };
   const rows = useFetched(JSON.stringify(body), (signal) => data(client.POST("/api/data/rows", { body, signal })));
   const page = rows.data?.[0];
@@ -77,22 +83,20 @@ export function Rows({ file, model }: Props) {
             defaultValue={search}
           />
         </form>
-        {model && (
-          <>
-            <div className="mask">
-              <span className="note">Learn</span>
-              <Segments
-                label="Tokens to learn"
-                options={MASKS}
-                value={mask}
-                onChange={(value) => restart({ mask: value === "assistant" ? null : value })}
-              />
-            </div>
-            <Check label="Token ids" checked={withIds} onChange={() => setWithIds(!withIds)} />
-          </>
+        {question.model && (
+          <div className="mask">
+            <span className="note">Learn</span>
+            <Segments
+              label="Tokens to learn"
+              options={MASKS}
+              value={mask}
+              onChange={(value) => restart({ mask: value === "assistant" ? null : value })}
+            />
+          </div>
         )}
+        {isEncoded && <Segments label="Rows as" options={VIEWS} value={view} onChange={setView} />}
       </div>
-      {model && (
+      {isEncoded && (
         <p className="token-legend note">
           <mark>Coloured and underlined</mark> tokens are learned. The rest is only read.
         </p>
@@ -103,7 +107,7 @@ export function Rows({ file, model }: Props) {
         <>
           <ol className={`data-rows ${rows.busy ? "old" : ""}`}>
             {page.rows.map((row) => (
-              <RowCard key={row.index} row={row} withIds={withIds && !!model} />
+              <RowCard key={row.index} row={row} view={view} />
             ))}
           </ol>
           {!page.rows.length && (

@@ -1,7 +1,9 @@
 import { useState } from "react";
 
 import { client, data, type Schemas } from "../../api/client";
+import { filesChanged } from "../../api/live";
 import { useFetched } from "../../api/useFetched";
+import { useValue } from "../../api/value";
 import { Badge } from "../../parts/Badge";
 import { Notice } from "../../parts/Notice";
 import { bytes, moment } from "../numbers";
@@ -21,7 +23,8 @@ const NAMES: Partial<Record<EntryKind, string>> = { gguf: "GGUF" };
 /** The folders of the studio's disk. */
 export function FileList({ kinds, onPick }: Props) {
   const [path, setPath] = useState("");
-  const listing = useFetched(path || ".", (signal) =>
+  const changed = useValue(filesChanged);
+  const listing = useFetched(`${changed} ${path || "."}`, (signal) =>
     data(client.GET("/api/files", { params: { query: { path: path || "." } }, signal })),
   );
   const found = listing.data;

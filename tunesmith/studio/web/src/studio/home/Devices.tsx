@@ -42,11 +42,11 @@ function DeviceRow({ device, label = device.name }: { device: Device; label?: st
         label={label}
         used={used}
         total={device.total_bytes}
-        text={`${bytes(used)} of ${bytes(device.total_bytes)}`}
+        text={`${bytes(used)} of ${bytes(device.total_bytes)} used`}
         aside={figures(device)}
       />
       <p className="holders note">
-        {device.holders.length === 0 && "free"}
+        {device.holders.length === 0 && "idle"}
         {device.holders.filter(isFirst).map((holder) => (
           <span key={keyOf(holder)}>
             {holder.use} {holder.run ? <a href={href(["runs", holder.run])}>{holder.name}</a> : <b>{holder.name}</b>}

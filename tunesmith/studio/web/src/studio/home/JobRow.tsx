@@ -2,6 +2,7 @@ import { useState } from "react";
 
 import type { JobView } from "../../api/client";
 import { Button } from "../../parts/Button";
+import { Sparkline } from "../charts/Sparkline";
 import { moment } from "../numbers";
 import { href } from "../router";
 import { Icon } from "../shell/Icon";
@@ -60,7 +61,12 @@ export function JobRow({ job, earlier, later }: Props) {
           {(AT_WORK.includes(job.state) || WAITING.includes(job.state)) && <Cancel job={job} />}
         </span>
       </div>
-      {job.progress && <ProgressBar progress={job.progress} label={`Progress of ${job.name}`} />}
+      {job.progress && (
+        <div className="job-progress">
+          <ProgressBar progress={job.progress} label={`Progress of ${job.name}`} />
+          {job.run && <Sparkline run={job.run} name={job.name} />}
+        </div>
+      )}
       {(job.why || job.detail) && (
         <p className={job.state === "failed" ? "note bad" : "note"}>{job.why || job.detail}</p>
       )}

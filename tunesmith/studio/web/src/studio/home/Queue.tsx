@@ -34,22 +34,18 @@ export function Queue() {
       <header className="panel-title">
         <h2 id="queue">Queue</h2>
         <Button small onClick={() => askQueue(view.paused ? "resume" : "pause")}>
-          {view.paused ? "Let jobs start" : "Start no more jobs"}
+          {view.paused ? "Resume the queue" : "Pause the queue"}
         </Button>
       </header>
-      {view.paused && <p className="notice warning">No job starts: {view.paused}.</p>}
+      {view.paused && <p className="notice warning">The queue is paused: {view.paused}.</p>}
       {view.jobs.length === 0 && (
         <p className="note">
           No jobs. <a href={href(["new"])}>A new run</a> is queued here, and so is what you add with{" "}
           <code>tunesmith queue add</code>.
         </p>
       )}
-      <JobList label="At work" jobs={working} />
-      <JobList
-        label="Waiting, in the order in which they start"
-        jobs={waiting}
-        moves={{ drag: setDragged, drop, dragged }}
-      />
+      <JobList label="Running" jobs={working} />
+      <JobList label="Waiting, in starting order" jobs={waiting} moves={{ drag: setDragged, drop, dragged }} />
       <JobList label="Ended" jobs={all ? ended : ended.slice(0, ENDED_SHOWN)} />
       {ended.length > ENDED_SHOWN && (
         <Button look="quiet" small onClick={() => setAll(!all)}>
@@ -58,7 +54,7 @@ export function Queue() {
       )}
       <div className="settings">
         <Check
-          label="After a restart of the machine, jobs start by themselves"
+          label="Start jobs after a restart of the machine"
           checked={view.after_restart}
           onChange={(event) => setAfterRestart(event.target.checked)}
         />
@@ -113,7 +109,7 @@ function NotifySwitch() {
   };
   return (
     <Check
-      label="Notify in this browser when a job ends or fails"
+      label="Show a browser notification when a job ends or fails"
       checked={isOn}
       onChange={(event) => void change(event.target.checked)}
     />

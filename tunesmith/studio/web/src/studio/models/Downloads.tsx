@@ -1,4 +1,5 @@
 import { client, data, type Download } from "../../api/client";
+import { answered, downloads } from "../../api/live";
 import { Badge, type Tone } from "../../parts/Badge";
 import { Button } from "../../parts/Button";
 import { bytes, percent } from "../numbers";
@@ -6,12 +7,17 @@ import { tried } from "../toasts";
 
 const TONES: Record<Download["state"], Tone> = { running: "accent", done: "good", failed: "bad", stopped: "warning" };
 
+/** Shows the downloads after a change, without waiting until the studio tells it. */
+export function lookAtDownloads(): Promise<void> {
+  return answered(downloads, () => data(client.GET("/api/models/downloads")));
+}
+
 /** Downloads: those on the way, and how the others ended. */
-export function Downloads({ downloads, onChange }: { downloads: Download[]; onChange: () => void }) {
-  const does = (action: () => Promise<unknown>) => void tried(action).then(onChange);
+export function Downloads({ shown }: { shown: Download[] }) {
+  const does = (action: () => Promise<unknown>) => void tried(() => action().then(lookAtDownloads));
   return (
     <ul className="servers downloads" aria-label="Downloads">
-      {downloads.map((one) => {
+      {shown.map((one) => {
         const params = { path: { id: one.id } };
         const { model, revision, file } = one;
         return (

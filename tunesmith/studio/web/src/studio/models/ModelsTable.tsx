@@ -41,7 +41,10 @@ export function ModelsTable({ models, sort, onDelete }: Props) {
               ))}
               <td className="row">
                 {canBeServed(row) && (
-                  <a className="button small" href={href(["chat"], { serve: isServed(row) ? null : servedAs(row) })}>
+                  <a
+                    className="button small"
+                    href={href(["chat"], row.served ? { ...row.served } : { serve: servedAs(row) })}
+                  >
                     Chat
                   </a>
                 )}
@@ -60,8 +63,4 @@ export function ModelsTable({ models, sort, onDelete }: Props) {
       </table>
     </Scroller>
   );
-}
-
-function isServed({ used_by }: ModelRow): boolean {
-  return used_by.some(({ kind }) => kind === "server");
 }

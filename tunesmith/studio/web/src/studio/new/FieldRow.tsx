@@ -2,22 +2,14 @@ import { useId } from "react";
 
 import { Button } from "../../parts/Button";
 import { Prose } from "../../parts/Prose";
+import { helpOf } from "../../parts/schema";
+import { isSame } from "../../parts/values";
+import { WIDGETS, type WidgetProps } from "../../parts/widgets";
 import { ModelBox } from "./ModelBox";
 import { Sources } from "./Sources";
 import type { Field, Kind } from "./fields";
-import { isSame } from "./values";
-import { Choice, Flag, ListBox, MapBox, NumberBox, TextBox, type WidgetProps } from "./widgets";
 
-const WIDGETS: Record<Kind, (props: WidgetProps) => React.ReactNode> = {
-  model: ModelBox,
-  sources: Sources,
-  choice: Choice,
-  flag: Flag,
-  number: NumberBox,
-  text: TextBox,
-  list: ListBox,
-  map: MapBox,
-};
+const ALL: Record<Kind, (props: WidgetProps) => React.ReactNode> = { ...WIDGETS, model: ModelBox, sources: Sources };
 
 /** Kinds whose widgets have labels of their own. */
 const GROUPS: Kind[] = ["sources", "map"];
@@ -36,7 +28,7 @@ interface Props {
 /** One field of the recipe: its title, its input, and its help or what is wrong. */
 export function FieldRow({ field, value, problem, onChange }: Props) {
   const id = useId();
-  const Widget = WIDGETS[field.kind];
+  const Widget = ALL[field.kind];
   const isSet = value !== undefined;
   const isGroup = GROUPS.includes(field.kind);
   // A value like the default is taken out, so that the recipe stays short.
@@ -68,12 +60,8 @@ export function FieldRow({ field, value, problem, onChange }: Props) {
         attributes={{ id, "aria-describedby": `${id}-below`, "aria-invalid": problem ? true : undefined }}
       />
       <p id={`${id}-below`} className={problem ? "error" : "hint"}>
-        <Prose text={problem || help(field)} />
+        <Prose text={problem || helpOf(field)} />
       </p>
     </div>
   );
-}
-
-function help({ help: text, range }: Field): string {
-  return range ? `${text} Range: ${range}.` : text;
 }

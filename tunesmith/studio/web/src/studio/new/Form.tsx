@@ -4,9 +4,11 @@ import type { Schemas } from "../../api/client";
 import { Segments } from "../../parts/Segments";
 import { Button } from "../../parts/Button";
 import { Prose } from "../../parts/Prose";
+import type { Level } from "../../parts/schema";
 import { FieldRow } from "./FieldRow";
 import type { Draft, DraftState, Problem } from "./draft";
-import { isShown, type Field, type Level, type Section, sectionsOf } from "./fields";
+import { isShown, type Field, type Section, sectionsOf } from "./fields";
+import { RecipeValues } from "./recipeValues";
 import { valueAt } from "./values";
 
 const OPTIONS: { value: Level; text: string }[] = [
@@ -45,17 +47,19 @@ export function Form({ schema, draft, state, level, onLevel }: Props) {
           onChange={(event) => setSearch(event.target.value)}
         />
       </div>
-      {sections.map((section) => (
-        <SectionPart
-          key={section.key}
-          section={section}
-          fields={section.fields.filter(isWanted)}
-          onMore={words || level === "all" ? null : () => onLevel("all")}
-          draft={draft}
-          state={state}
-          problems={problems}
-        />
-      ))}
+      <RecipeValues value={state.values}>
+        {sections.map((section) => (
+          <SectionPart
+            key={section.key}
+            section={section}
+            fields={section.fields.filter(isWanted)}
+            onMore={words || level === "all" ? null : () => onLevel("all")}
+            draft={draft}
+            state={state}
+            problems={problems}
+          />
+        ))}
+      </RecipeValues>
     </div>
   );
 }

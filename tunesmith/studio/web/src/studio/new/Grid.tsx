@@ -3,7 +3,7 @@ import { useId } from "react";
 import type { Schemas } from "../../api/client";
 import { Button } from "../../parts/Button";
 import { type Field, sectionsOf } from "./fields";
-import { meant, type Values } from "./values";
+import { meant, type Values } from "../../parts/values";
 
 export interface GridRow {
   key: string;

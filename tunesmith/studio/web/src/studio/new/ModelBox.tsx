@@ -1,6 +1,6 @@
 import { ModelPicker } from "../files/ModelPicker";
-import { textOf } from "./values";
-import type { WidgetProps } from "./widgets";
+import { textOf } from "../../parts/values";
+import type { WidgetProps } from "../../parts/widgets";
 
 /** The base model: typed, or chosen. */
 export function ModelBox({ value, onChange, attributes }: WidgetProps) {

@@ -1,7 +1,7 @@
 import { type FormEvent, useState } from "react";
 
 import { client, data, type Schemas } from "../../api/client";
-import { queue } from "../../api/live";
+import { machine, queue } from "../../api/live";
 import { messageOf, useFetched } from "../../api/useFetched";
 import { useValue } from "../../api/value";
 import { Button } from "../../parts/Button";
@@ -10,7 +10,7 @@ import { Check, Field } from "../../parts/Field";
 import { Notice } from "../../parts/Notice";
 import { Segments } from "../../parts/Segments";
 import { Grid, type GridRow, gridOf } from "./Grid";
-import type { Values } from "./values";
+import type { Values } from "../../parts/values";
 
 type Priority = Schemas["NewJobs"]["priority"];
 
@@ -43,6 +43,7 @@ export function QueueDialog({ open, schema, values, onQueued, onClose }: Props) 
   const [isBusy, setBusy] = useState(false);
   const [error, setError] = useState("");
   const jobs = useValue(queue)?.jobs ?? [];
+  const gpus = useValue(machine)?.gpus ?? [];
   const forms = useFetched(open ? "forms" : null, (signal) => data(client.GET("/api/exports/forms", { signal })));
 
   const change = (part: Partial<typeof asked>) => setAsked({ ...asked, ...part });
@@ -119,6 +120,24 @@ export function QueueDialog({ open, schema, values, onQueued, onClose }: Props) 
           />
         )}
       </Field>
+      {gpus.length > 1 && (
+        <Field label="GPUs" hint="It waits until so many are free.">
+          {(attributes) => (
+            <select
+              {...attributes}
+              value={asked.gpus ?? ""}
+              onChange={({ target }) => change({ gpus: target.value ? Number(target.value) : null })}
+            >
+              <option value="">As the recipe says, else all</option>
+              {gpus.map(({ key }, at) => (
+                <option key={key} value={at + 1}>
+                  {at + 1}
+                </option>
+              ))}
+            </select>
+          )}
+        </Field>
+      )}
       <Check
         label="Hold it until it is released"
         checked={asked.hold ?? false}

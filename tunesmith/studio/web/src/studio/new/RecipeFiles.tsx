@@ -2,7 +2,9 @@ import { type FormEvent, useState } from "react";
 
 import { client, data, type Schemas } from "../../api/client";
 import { ApiError } from "../../api/http";
+import { filesChanged } from "../../api/live";
 import { messageOf, useFetched } from "../../api/useFetched";
+import { useValue } from "../../api/value";
 import { Button } from "../../parts/Button";
 import { Dialog } from "../../parts/Dialog";
 import { Field } from "../../parts/Field";
@@ -18,7 +20,10 @@ interface OpenProps {
 
 /** Opens a recipe of the studio's folders. */
 export function OpenDialog({ open, onPick, onClose }: OpenProps) {
-  const recipes = useFetched(open ? "recipes" : null, (signal) => data(client.GET("/api/recipes", { signal })));
+  const changed = useValue(filesChanged);
+  const recipes = useFetched(open ? `recipes ${changed}` : null, (signal) =>
+    data(client.GET("/api/recipes", { signal })),
+  );
   return (
     <Dialog title="Open a recipe" open={open} onClose={onClose} place="side">
       <div className="file-list">

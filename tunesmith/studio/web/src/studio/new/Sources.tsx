@@ -1,17 +1,21 @@
-import { useState } from "react";
+import { useContext, useState } from "react";
 
 import { Button } from "../../parts/Button";
 import { Prose } from "../../parts/Prose";
+import { isMapping, isSame, textOf, type Values } from "../../parts/values";
+import { WIDGETS, type WidgetProps } from "../../parts/widgets";
+import { recipeText, sourcesOf } from "../data/recipe";
 import { FilePicker } from "../files/FilePicker";
 import { href } from "../router";
-import { isMapping, isSame, textOf, type Values } from "./values";
-import { ListBox, MapBox, NumberBox, TextBox, type WidgetProps } from "./widgets";
+import { RecipeValues } from "./recipeValues";
+import { valueAt } from "./values";
 
 type Source = Values;
 
 /** Files that rows come from. Each has a path; further settings open below it. */
 export function Sources({ field, value, onChange, attributes }: WidgetProps) {
   const [isPicking, setPicking] = useState(false);
+  const recipe = useContext(RecipeValues);
   const sources: Source[] = Array.isArray(value) ? value.map(sourceOf) : [];
   const set = (next: Source[]) => onChange(next.length ? next : undefined);
   const add = (path: string) => set([...sources.filter((source) => source.path !== ""), { path }]);
@@ -23,6 +27,7 @@ export function Sources({ field, value, onChange, attributes }: WidgetProps) {
           field={field}
           number={at + 1}
           source={source}
+          look={lookAt(recipe, field.key, at, textOf(source.path))}
           onChange={(next) => set(sources.map((one, number) => (number === at ? next : one)))}
           onRemove={() => set(sources.filter((_, number) => number !== at))}
         />
@@ -53,15 +58,24 @@ function sourceOf(value: unknown): Source {
   return isMapping(value) ? value : { path: textOf(value) };
 }
 
+/** The address of a source's rows: among those of the recipe, or without a model by themselves. */
+function lookAt(recipe: Values, key: string, at: number, path: string): string {
+  if (!textOf(valueAt(recipe, "model.path"))) return href(["data"], { file: path });
+  const before = key === "data.eval" ? sourcesOf(recipe).filter(({ isHeldOut }) => !isHeldOut).length : 0;
+  return href(["data"], { recipe: recipeText(recipe), source: before + at + 1 });
+}
+
 interface RowProps {
   field: WidgetProps["field"];
   number: number;
   source: Source;
+  /** The address of its rows. */
+  look: string;
   onChange: (source: Source) => void;
   onRemove: () => void;
 }
 
-function SourceRow({ field, number, source, onChange, onRemove }: RowProps) {
+function SourceRow({ field, number, source, look, onChange, onRemove }: RowProps) {
   const path = textOf(source.path);
   const further = Object.keys(source).filter((name) => name !== "path");
   const inner = field.items.filter(({ key }) => key !== "path");
@@ -80,7 +94,7 @@ function SourceRow({ field, number, source, onChange, onRemove }: RowProps) {
           onChange={(event) => onChange({ ...source, path: event.target.value })}
         />
         {path && (
-          <a className="button small quiet" href={href(["data"], { file: path })} aria-label={`Look at ${path}`}>
+          <a className="button small quiet" href={look} aria-label={`Look at ${path}`}>
             Look
           </a>
         )}
@@ -96,8 +110,7 @@ function SourceRow({ field, number, source, onChange, onRemove }: RowProps) {
         </summary>
         <div className="inner">
           {inner.map((one) => {
-            const Widget =
-              one.kind === "map" ? MapBox : one.kind === "number" ? NumberBox : one.kind === "list" ? ListBox : TextBox;
+            const Widget = WIDGETS[one.kind];
             const id = `${field.key}.${number}.${one.key}`;
             const change = (value: unknown) => set(one.key, isSame(value, one.default) ? undefined : value);
             return (

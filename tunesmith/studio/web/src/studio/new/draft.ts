@@ -4,7 +4,8 @@ import { client, data, type Schemas } from "../../api/client";
 import { isAbort } from "../../api/http";
 import { messageOf } from "../../api/useFetched";
 import { Value } from "../../api/value";
-import { type Values, withValue } from "./values";
+import type { Values } from "../../parts/values";
+import { withValue } from "./values";
 
 export type Problem = Schemas["Mistake"];
 

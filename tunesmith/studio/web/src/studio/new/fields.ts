@@ -1,29 +1,14 @@
 // The form of a recipe, as its JSON Schema describes it.
 
 import type { Schemas } from "../../api/client";
-import { isMapping, valueAt, type Values } from "./values";
+import * as schema from "../../parts/schema";
+import { isMapping, type Values } from "../../parts/values";
+import { valueAt } from "./values";
 
-export type Level = "essential" | "more" | "all";
-export const LEVELS: readonly Level[] = ["essential", "more", "all"];
+export type Kind = schema.Kind | "model" | "sources";
 
-export type Kind = "model" | "sources" | "choice" | "flag" | "number" | "text" | "list" | "map";
-
-export interface Field {
-  /** Dotted. */
-  key: string;
-  title: string;
-  help: string;
-  level: Level;
+export interface Field extends Omit<schema.SchemaField, "kind"> {
   kind: Kind;
-  /** The words that may be chosen: all of a choice; for other kinds, what may stand instead of a number or a list. */
-  words: string[];
-  isRequired: boolean;
-  isNullable: boolean;
-  default: unknown;
-  /** The range of numbers, in words; empty if all are allowed. */
-  range: string;
-  /** Fields of the items of a list. */
-  items: Field[];
 }
 
 export interface Section {
@@ -33,101 +18,44 @@ export interface Section {
   fields: Field[];
 }
 
-/** A part of a JSON Schema, as far as forms need it. */
-interface Node {
-  type?: string;
-  title?: string;
-  description?: string;
-  level?: Level;
-  default?: unknown;
-  const?: string;
-  enum?: string[];
-  anyOf?: Node[];
-  oneOf?: Node[];
-  items?: Node;
-  properties?: Record<string, Node>;
-  required?: string[];
-  minimum?: number;
-  maximum?: number;
-  exclusiveMinimum?: number;
-  exclusiveMaximum?: number;
-}
-
 const SPECIAL: Record<string, Kind> = { "model.path": "model", "data.train": "sources", "data.eval": "sources" };
 
 /** The sections of the form. Those of the method are of the one that the values name. */
-export function sectionsOf(schema: Schemas["RecipeSchema"], values: Values): Section[] {
-  const properties = (schema.json_schema as Node).properties ?? {};
-  return schema.sections.map(({ key, help, keys }) => {
-    if (!key)
-      return { key, help, title: "This run", fields: keys.map((name) => fieldOf(name, properties[name]!, false)) };
+export function sectionsOf(form: Schemas["RecipeSchema"], values: Values): Section[] {
+  const properties = (form.json_schema as schema.Node).properties ?? {};
+  return form.sections.map(({ key, help, keys }) => {
+    if (!key) return { key, help, title: "This run", fields: keys.map((name) => fieldOf(name, properties[name]!)) };
     const node = properties[key]!;
     const fields = node.oneOf ? methodFields(key, node, values) : fieldsOf(key, node);
     return { key, help, title: node.title ?? key, fields };
   });
 }
 
-function fieldsOf(section: string, node: Node): Field[] {
-  const required = node.required ?? [];
-  const key = (name: string) => (section ? `${section}.${name}` : name);
-  return Object.entries(node.properties ?? {}).map(([name, inner]) =>
-    fieldOf(key(name), inner, required.includes(name)),
-  );
+/** A field of the schema as the form has it. */
+function own(field: schema.SchemaField): Field {
+  return { ...field, kind: SPECIAL[field.key] ?? field.kind, title: TITLES[field.key] ?? field.title };
+}
+
+function fieldsOf(section: string, node: schema.Node): Field[] {
+  return schema.fieldsOf(section, node).map(own);
+}
+
+function fieldOf(key: string, node: schema.Node): Field {
+  return own(schema.fieldOf(key, node, false));
 }
 
 /** A union that a name tells apart: the name, and the fields of the kind that is chosen. */
-function methodFields(section: string, node: Node, values: Values): Field[] {
+function methodFields(section: string, node: schema.Node, values: Values): Field[] {
   const kinds = node.oneOf ?? [];
   const names = kinds.map((kind) => kind.properties?.name?.const ?? "");
   const initial = isMapping(node.default) ? node.default.name : names[0];
   const chosen = valueAt(values, `${section}.name`) ?? initial;
   const kind = kinds[names.indexOf(String(chosen))];
   const name: Field = {
-    ...fieldOf(
-      `${section}.name`,
-      { type: "string", enum: names, default: initial, title: "Name", level: "essential" },
-      false,
-    ),
+    ...fieldOf(`${section}.name`, { type: "string", enum: names, default: initial, title: "Name", level: "essential" }),
     help: kinds.map((one) => one.description ?? "").join(" "),
   };
   return [name, ...fieldsOf(section, kind ?? {}).filter(({ key }) => key !== name.key)];
-}
-
-function fieldOf(key: string, node: Node, isRequired: boolean): Field {
-  const all = node.anyOf ?? [node];
-  const kinds = all.filter(({ type }) => type !== "null");
-  const words = kinds.flatMap((kind) => kind.enum ?? (kind.const === undefined ? [] : [kind.const]));
-  const number = kinds.find(({ type }) => type === "number" || type === "integer");
-  return {
-    key,
-    title: titleOf(key, node.title),
-    help: node.description ?? "",
-    level: node.level ?? "all",
-    kind: SPECIAL[key] ?? kindOf(kinds, words),
-    words,
-    isRequired,
-    isNullable: kinds.length < all.length,
-    default: node.default,
-    range: number ? rangeOf(number) : "",
-    items: node.items?.properties ? fieldsOf("", node.items) : [],
-  };
-}
-
-function kindOf(kinds: Node[], words: string[]): Kind {
-  const types = kinds.map(({ type }) => type);
-  if (types.includes("boolean")) return "flag";
-  if (types.includes("number") || types.includes("integer")) return "number";
-  if (types.includes("array")) return "list";
-  if (types.includes("object")) return "map";
-  return words.length ? "choice" : "text";
-}
-
-function rangeOf({ minimum, maximum, exclusiveMinimum, exclusiveMaximum }: Node): string {
-  const low =
-    minimum !== undefined ? `from ${minimum}` : exclusiveMinimum !== undefined ? `above ${exclusiveMinimum}` : "";
-  const high =
-    maximum !== undefined ? `to ${maximum}` : exclusiveMaximum !== undefined ? `below ${exclusiveMaximum}` : "";
-  return [low, high].filter(Boolean).join(" ");
 }
 
 /** Titles that say more than the last part of the key. */
@@ -145,10 +73,6 @@ const TITLES: Record<string, string> = {
   "power.price_per_kwh": "Price per kWh",
 };
 
-function titleOf(key: string, title: string | undefined): string {
-  return TITLES[key] ?? title ?? key;
-}
-
-export function isShown(field: Field, level: Level): boolean {
-  return LEVELS.indexOf(field.level) <= LEVELS.indexOf(level);
+export function isShown(field: Field, level: schema.Level): boolean {
+  return schema.LEVELS.indexOf(field.level) <= schema.LEVELS.indexOf(level);
 }

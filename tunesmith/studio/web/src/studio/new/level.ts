@@ -1,5 +1,5 @@
 import { kept } from "../settings";
-import type { Level } from "./fields";
+import type { Level } from "../../parts/schema";
 
 /** How many of the fields this browser shows. */
 export const formLevel = kept<Level>("form-level", "essential");

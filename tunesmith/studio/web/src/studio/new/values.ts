@@ -1,10 +1,6 @@
 // Values of a recipe, nested like it, read and changed by dotted keys. Nothing is changed in place.
 
-export type Values = Record<string, unknown>;
-
-export function isMapping(value: unknown): value is Values {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
+import { isMapping, meant, type Values } from "../../parts/values";
 
 /** The value of a key; undefined if it is not set. */
 export function valueAt(values: Values, key: string): unknown {
@@ -34,24 +30,4 @@ export function withValue(values: Values, key: string, value: unknown): Values {
 export function withChanges(values: Values, text: string): Values {
   const changes = text.split(", ").map((change) => /^([\w.]+): (.+)$/.exec(change));
   return changes.reduce((next, found) => (found ? withValue(next, found[1]!, meant(found[2]!)) : next), values);
-}
-
-/** Whether two plain values are the same. */
-export function isSame(one: unknown, other: unknown): boolean {
-  return JSON.stringify(one) === JSON.stringify(other);
-}
-
-/** A value as YAML would say it on one line. */
-export function textOf(value: unknown): string {
-  if (value === null || value === undefined) return "";
-  if (typeof value === "string") return value;
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
-}
-
-/** What people mean by a word: a number, a truth value, or the text. */
-export function meant(text: string): unknown {
-  const word = text.trim();
-  if (word === "true" || word === "false") return word === "true";
-  if (word === "null") return null;
-  return word !== "" && Number.isFinite(Number(word)) ? Number(word) : word;
 }

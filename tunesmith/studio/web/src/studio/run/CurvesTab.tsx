@@ -19,7 +19,8 @@ export function CurvesTab({ id }: { id: string }) {
 function CurvesOf({ id, pixels }: { id: string; pixels: number }) {
   const state = useChartState();
   const { axis, smoothing, low, high } = state;
-  const { curves, error } = useCurves(id, { x: axis.value, pixels, low, high, smoothing });
+  const { curves: found, error } = useCurves([id], { x: axis.value, pixels, low, high, smoothing });
+  const curves = found?.[0];
 
   const marks = useMemo(() => curves?.resumed.map((x) => ({ x, label: "resumed" })) ?? [], [curves?.resumed]);
   if (error && !curves)

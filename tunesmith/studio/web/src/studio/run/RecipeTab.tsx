@@ -15,7 +15,7 @@ export function RecipeTab({ view }: { view: RunView }) {
             </a>
           </span>
         </header>
-        <pre className="code" tabIndex={0} role="region" aria-label="Recipe">
+        <pre className="listing" tabIndex={0} role="region" aria-label="Recipe">
           {view.recipe_yaml}
         </pre>
       </section>

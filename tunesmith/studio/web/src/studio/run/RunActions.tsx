@@ -13,7 +13,16 @@ import { tried } from "../toasts";
 import { DeleteRun } from "./DeleteRun";
 
 type Verb = "pause" | "continue" | "stop" | "resume";
-const RESUMABLE = ["cut off", "interrupted", "not_finite", "diverged", "out_of_memory", "error", "no_room", "not started"];
+const RESUMABLE = [
+  "cut off",
+  "interrupted",
+  "not_finite",
+  "diverged",
+  "out_of_memory",
+  "error",
+  "no_room",
+  "not started",
+];
 
 /** What can be done with a run in its present state. */
 export function RunActions({ view, onChange }: { view: RunView; onChange: (view: RunView) => void }) {

@@ -101,7 +101,7 @@ function Configuration({ server, model, chosen }: { server: Server; model: strin
       <p>
         Next: <code>{made.next_step}</code>
       </p>
-      <pre className="code" tabIndex={0} aria-label="Configuration">
+      <pre className="listing" tabIndex={0} aria-label="Configuration">
         {made.text}
       </pre>
     </div>

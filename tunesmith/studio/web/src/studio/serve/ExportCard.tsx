@@ -3,7 +3,7 @@ import { Badge } from "../../parts/Badge";
 import { CopyButton } from "../../parts/CopyButton";
 import { Table } from "../../parts/Table";
 import { bytes, moment } from "../numbers";
-import { comparedIn, parityLines } from "./parity";
+import { comparedIn, enginesIn, notCompared, type ParityLine, parityLines } from "./parity";
 
 /** An export with the comparison to the trained model, and how it is used. */
 export function ExportCard({ made }: { made: Export }) {
@@ -30,12 +30,21 @@ export function ExportCard({ made }: { made: Export }) {
             rowKey={({ what }) => what}
             columns={[
               { title: "Measure", cell: ({ what }) => what },
-              { title: "Found", number: true, cell: ({ found }) => found },
+              ...enginesIn(report).map((engine, at) => ({
+                title: `in ${engine}`,
+                number: true,
+                cell: ({ found }: ParityLine) => found[at],
+              })),
               { title: "Bound", number: true, cell: ({ bound }) => bound },
             ]}
           />
         </details>
       )}
+      {notCompared(report).map((words) => (
+        <p key={words} className="note">
+          {words}
+        </p>
+      ))}
       <p className="note facts">
         <span>
           <code>{path}</code> <CopyButton text={path} label="Copy the folder" />

@@ -6,7 +6,8 @@ import { Button } from "../../parts/Button";
 import { Dialog } from "../../parts/Dialog";
 import { Check, Field } from "../../parts/Field";
 import { Notice } from "../../parts/Notice";
-import { type Setting, SettingField } from "./SettingField";
+import { fieldsOf, type Node } from "../../parts/schema";
+import { SettingField } from "./SettingField";
 
 /** What each form is for; forms of other packages explain themselves. */
 const USES: Record<string, string> = {
@@ -34,10 +35,10 @@ export function NewExport({ run, onQueued, onClose }: Props) {
   const [parity, setParity] = useState(true);
   const [problem, setProblem] = useState("");
   const form = forms?.find((one) => one.name === name) ?? forms?.[0];
-  const settings = Object.entries((form?.settings.properties ?? {}) as Record<string, Setting>);
+  const fields = fieldsOf("", (form?.settings ?? {}) as Node);
 
   const queue = async () => {
-    const set = settings.map(([key]) => key).filter((key) => values[key] !== undefined);
+    const set = fields.map(({ key }) => key).filter((key) => values[key] !== undefined);
     const body = { form: form!.name, settings: Object.fromEntries(set.map((key) => [key, values[key]])), parity };
     try {
       onQueued(await data(client.POST("/api/runs/{name}/exports", { params: { path: { name: run } }, body })));
@@ -76,13 +77,12 @@ export function NewExport({ run, onQueued, onClose }: Props) {
           </select>
         )}
       </Field>
-      {settings.map(([key, setting]) => (
+      {fields.map((field) => (
         <SettingField
-          key={`${name} ${key}`}
-          name={key}
-          setting={setting}
-          value={values[key]}
-          onChange={(value) => setValues({ ...values, [key]: value })}
+          key={`${name} ${field.key}`}
+          field={field}
+          value={values[field.key]}
+          onChange={(value) => setValues({ ...values, [field.key]: value })}
         />
       ))}
       <div>

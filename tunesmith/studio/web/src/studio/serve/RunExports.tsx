@@ -1,7 +1,7 @@
 import { useState } from "react";
 
 import { client, data, type RunRow, type Schemas } from "../../api/client";
-import { queue } from "../../api/live";
+import { queue, runsChanged } from "../../api/live";
 import { useFetched } from "../../api/useFetched";
 import { useValue } from "../../api/value";
 import { Button } from "../../parts/Button";
@@ -19,12 +19,13 @@ export function RunExports({ runs, chosen }: { runs: RunRow[]; chosen: string | 
   const ready = newestFirst(runs.filter(({ has_result }) => has_result));
   const run = ready.find(({ id }) => id === chosen) ?? (chosen ? undefined : ready[0]);
   const jobs = useValue(queue)?.jobs.filter(({ kind }) => kind === "export");
+  const changed = useValue(runsChanged); // as an export that a terminal has written
   const states = jobs?.map(({ id, state }) => `${id} ${state}`).join();
   const {
     data: found,
     error,
     set,
-  } = useFetched(run ? `${run.id} ${states}` : null, (signal) =>
+  } = useFetched(run ? `${run.id} ${states} ${changed}` : null, (signal) =>
     data(client.GET("/api/runs/{name}/exports", { params: { path: { name: run!.id } }, signal })),
   );
   const [adds, setAdds] = useState(false);

@@ -1,6 +1,7 @@
 import { useState } from "react";
 
 import { client, data, type Server } from "../../api/client";
+import { answered, servers } from "../../api/live";
 import { Badge } from "../../parts/Badge";
 import { Button } from "../../parts/Button";
 import { Confirm } from "../../parts/Confirm";
@@ -13,20 +14,15 @@ import { ServerLog } from "./ServerLog";
 import { ServerState } from "./ServerState";
 import { pathNames } from "./useServers";
 
-interface Props {
-  server: Server;
-  onChange: (servers: Server[]) => void;
-}
-
 /** A server: what it has, where it is reached, and what can be done with it. */
-export function ServerCard({ server, onChange }: Props) {
+export function ServerCard({ server }: { server: Server }) {
   const [opened, setOpened] = useState<"stop" | "now" | "log" | "connect" | null>(null);
   const { id, state, models, url, detail } = server;
   const close = () => setOpened(null);
   const stop = (now: boolean) =>
-    void tried(async () => {
+    void tried(() => {
       const params = { path: { name: id } };
-      onChange(await data(client.POST("/api/servers/{name}/stop", { params, body: { now } })));
+      return answered(servers, () => data(client.POST("/api/servers/{name}/stop", { params, body: { now } })));
     });
 
   return (

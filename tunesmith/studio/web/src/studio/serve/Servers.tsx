@@ -2,13 +2,14 @@ import { useState } from "react";
 
 import { Button } from "../../parts/Button";
 import { Dialog } from "../../parts/Dialog";
+import { tried } from "../toasts";
 import { ServerCard } from "./ServerCard";
 import { StartServer } from "./StartServer";
-import { useServers } from "./useServers";
+import { lookAtServers, useServers } from "./useServers";
 
 /** The servers of this machine, also those that a terminal started. */
 export function Servers({ run }: { run: string | null }) {
-  const { data: servers, error, reload, set } = useServers();
+  const servers = useServers();
   const [starts, setStarts] = useState(false);
   return (
     <section aria-label="Servers">
@@ -16,11 +17,6 @@ export function Servers({ run }: { run: string | null }) {
         <h2>Servers</h2>
         <Button onClick={() => setStarts(true)}>Start a server</Button>
       </div>
-      {error && (
-        <p className="notice bad" role="alert">
-          {error}
-        </p>
-      )}
       {servers?.length === 0 && (
         <p className="note">
           None is running. A server answers on this machine’s own address, with the APIs of OpenAI and Anthropic.
@@ -28,7 +24,7 @@ export function Servers({ run }: { run: string | null }) {
       )}
       <ul className="servers">
         {servers?.map((server) => (
-          <ServerCard key={server.id} server={server} onChange={set} />
+          <ServerCard key={server.id} server={server} />
         ))}
       </ul>
       <Dialog title="Start a server" place="side" open={starts} onClose={() => setStarts(false)}>
@@ -36,7 +32,7 @@ export function Servers({ run }: { run: string | null }) {
           first={run}
           onStarted={() => {
             setStarts(false);
-            reload();
+            void tried(lookAtServers);
           }}
         />
       </Dialog>

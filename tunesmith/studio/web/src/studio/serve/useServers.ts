@@ -1,17 +1,15 @@
 import { client, data, type Server } from "../../api/client";
-import type { Fetched } from "../../api/useFetched";
-import { usePolled } from "../../api/usePolled";
+import { answered, servers } from "../../api/live";
+import { useValue } from "../../api/value";
 
-const CHANGING_MS = 700;
-const STEADY_MS = 4000;
+/** The servers of this machine; null until the studio has said them. */
+export function useServers(): Server[] | null {
+  return useValue(servers);
+}
 
-/** The servers of this machine. Those that load or stop are looked at more often. */
-export function useServers(): Fetched<Server[]> {
-  return usePolled(
-    "servers",
-    (signal) => data(client.GET("/api/servers", { signal })),
-    (servers) => (servers?.some(({ state }) => state === "loading" || state === "stopping") ? CHANGING_MS : STEADY_MS),
-  );
+/** Shows the servers after a change, without waiting until the studio tells it. */
+export function lookAtServers(): Promise<void> {
+  return answered(servers, () => data(client.GET("/api/servers")));
 }
 
 /** Short names of what a server was asked to serve. */

@@ -1,11 +1,12 @@
 import { versions } from "../../api/http";
-import { connected, reconnect } from "../../api/live";
+import { connected, problems, reconnect } from "../../api/live";
 import { useValue } from "../../api/value";
 import { Button } from "../../parts/Button";
 
 /** Says above every view what the page cannot do now. */
 export function Banner() {
   const isConnected = useValue(connected);
+  const unread = useValue(problems);
   const { first, last } = useValue(versions);
   return (
     <>
@@ -20,6 +21,11 @@ export function Banner() {
           </Button>
         </div>
       )}
+      {unread.map((problem) => (
+        <div key={problem} className="banner warning" role="alert">
+          {problem}
+        </div>
+      ))}
       {first !== last && (
         <div className="banner" role="status">
           <span>

@@ -1,9 +1,10 @@
 import { useEffect, useMemo, useState } from "react";
 
+import type { Server } from "../../api/client";
 import "../../chat/chat.css";
 import { ModelChoice } from "../../chat/ModelChoice";
 import { SettingsDialog } from "../../chat/SettingsDialog";
-import type { Settings } from "../../chat/types";
+import type { Model, Settings } from "../../chat/types";
 import { Welcome } from "../../chat/Welcome";
 import { Button } from "../../parts/Button";
 import { Dialog } from "../../parts/Dialog";
@@ -12,13 +13,13 @@ import { isWriting } from "../chat/conversation";
 import { DeleteConversation, RenameConversation } from "../chat/ConversationDialogs";
 import { ConversationList, type ConversationRow } from "../chat/ConversationList";
 import { KeepSetting } from "../chat/KeepSetting";
-import { chatModels } from "../chat/models";
+import { askedModel, chatModels } from "../chat/models";
 import { ServerNeeded } from "../chat/ServerNeeded";
 import { useChatSettings } from "../chat/useChatSettings";
 import { useConversation } from "../chat/useConversation";
 import { go, setQuery, usePlace } from "../router";
 import { StartServer } from "../serve/StartServer";
-import { useServers } from "../serve/useServers";
+import { lookAtServers, useServers } from "../serve/useServers";
 import { View } from "../shell/View";
 import { tried } from "../toasts";
 
@@ -29,7 +30,7 @@ type Open = { kind: "settings" | "list" | "start" } | { kind: "rename" | "delete
 export function Chat() {
   const { query } = usePlace();
   const name = query.get("conversation");
-  const { data: servers, error, reload } = useServers();
+  const servers = useServers();
   const models = useMemo(() => chatModels(servers ?? []), [servers]);
   const [settings, change] = useChatSettings(models);
   const { followed, state } = useConversation(name);
@@ -39,13 +40,13 @@ export function Chat() {
   const [opened, setOpened] = useState<Open | null>(null);
   const [search, setSearch] = useState("");
   const close = () => setOpened(null);
-  const started = () => {
-    setQuery({ serve: null });
+  const started = ({ id }: Server) => {
+    setQuery({ serve: null, server: id });
     close();
-    reload();
+    void tried(lookAtServers);
   };
 
-  useWantedServer(query.get("server"), models.length ? models.map(({ id }) => id) : null, change);
+  useWantedModel(query.get("server"), query.get("model"), models, change);
   useEffect(() => {
     if (wanted && models.length) setOpened({ kind: "start" });
   }, [wanted, models.length > 0]);
@@ -71,7 +72,7 @@ export function Chat() {
     servers && !models.length ? (
       <ServerNeeded servers={servers} first={wanted} onStarted={started} />
     ) : (
-      <Welcome model={models.find(({ id }) => id === settings.model)} problem={error} />
+      <Welcome model={models.find(({ id }) => id === settings.model)} problem="" />
     );
 
   return (
@@ -122,6 +123,7 @@ export function Chat() {
       <SettingsDialog
         open={opened?.kind === "settings"}
         settings={{ ...settings, system: view?.system ?? settings.system }}
+        models={models}
         onChange={changeSettings}
         onClose={close}
       >
@@ -137,13 +139,19 @@ export function Chat() {
   );
 }
 
-/** Chooses the first model of the server that the address names, once. */
-function useWantedServer(server: string | null, ids: string[] | null, change: (changes: Partial<Settings>) => void) {
+/** Chooses the model that the address names, or the first of its server, once. A server may still be loading. */
+function useWantedModel(
+  server: string | null,
+  name: string | null,
+  models: Model[],
+  change: (changes: Partial<Settings>) => void,
+) {
   useEffect(() => {
-    const found = server && ids?.find((id) => id.startsWith(`${server}/`));
+    const served = models.filter(({ id }) => server && askedModel(id).server === server);
+    const found = served.find((model) => model.name === name) ?? served[0];
     if (!found) return;
-    change({ model: found });
-    setQuery({ server: null });
+    change({ model: found.id });
+    setQuery({ server: null, model: null });
   });
 }
 

@@ -1,11 +1,12 @@
-import { useState } from "react";
+import { useMemo, useState } from "react";
 
-import { client, data } from "../../api/client";
-import { useFetched } from "../../api/useFetched";
 import { Button } from "../../parts/Button";
-import { Notice } from "../../parts/Notice";
+import { Reading } from "../data/Reading";
+import { recipeIn, sourcesOf } from "../data/recipe";
 import { Report } from "../data/Report";
 import { Rows } from "../data/Rows";
+import { SourcesTable } from "../data/SourcesTable";
+import { useReport } from "../data/useReport";
 import { DropZone } from "../files/DropZone";
 import { FileList } from "../files/FileList";
 import { FilePicker } from "../files/FilePicker";
@@ -13,10 +14,12 @@ import { ModelPicker } from "../files/ModelPicker";
 import { go, href, setQuery, usePlace } from "../router";
 import { View } from "../shell/View";
 
-/** A file of rows, as the model will see it. */
+/** A file of rows, or the sources of a recipe, as the model will see them. */
 export function Data() {
   const { query } = usePlace();
   const file = query.get("file") ?? "";
+  const recipe = query.get("recipe");
+  if (recipe) return <OfRecipe key={recipe} text={recipe} number={Number(query.get("source")) || 1} />;
   return file ? <Opened key={file} file={file} model={query.get("model") ?? ""} /> : <Choose />;
 }
 
@@ -55,9 +58,8 @@ function Choose() {
 function Opened({ file, model }: { file: string; model: string }) {
   const [isPicking, setPicking] = useState(false);
   const [typed, setTyped] = useState(model);
-  const chosen = typed === model ? model : typed;
-  const body = { source: file, model: model || null, recipe: null };
-  const report = useFetched(JSON.stringify(body), (signal) => data(client.POST("/api/data/check", { body, signal })));
+  const question = { source: file, model: model || null, recipe: null };
+  const report = useReport(question);
   const choose = (path: string) => {
     setTyped(path);
     setQuery({ model: path.trim() });
@@ -77,15 +79,14 @@ function Opened({ file, model }: { file: string; model: string }) {
     >
       <div className="data-model">
         <label htmlFor="data-model">As this model sees it</label>
-        <ModelPicker value={chosen} onTyped={setTyped} onChange={choose} attributes={{ id: "data-model" }} />
+        <ModelPicker value={typed} onTyped={setTyped} onChange={choose} attributes={{ id: "data-model" }} />
       </div>
-      {report.error && <Notice tone="bad">{report.error}</Notice>}
-      {!report.data && report.busy && <p className="note">Reading {file}…</p>}
+      <Reading report={report} paths={[file]} />
       <div className={`stack ${report.busy ? "old" : ""}`}>
         {report.data?.map((one) => (
           <Report key={one.path} report={one} />
         ))}
-        {report.data && <Rows file={file} model={model} />}
+        {report.data && <Rows question={question} />}
       </div>
       <FilePicker
         title="Data"
@@ -97,6 +98,28 @@ function Opened({ file, model }: { file: string; model: string }) {
           go(["data"], { file: path, model: model || null });
         }}
       />
+    </View>
+  );
+}
+
+/** The data of a recipe that is being written: all its sources, and one of them in detail. */
+function OfRecipe({ text, number }: { text: string; number: number }) {
+  const recipe = useMemo(() => recipeIn(text), [text]);
+  const sources = recipe ? sourcesOf(recipe) : [];
+  const question = { source: null, model: null, recipe };
+  const report = useReport(question);
+  const shown = report.data?.[number - 1];
+  return (
+    <View title="Data of a recipe" above={<a href={href(["data"])}>Data</a>}>
+      <Reading report={report} paths={sources.map(({ path }) => path)} />
+      <div className={`stack ${report.busy ? "old" : ""}`}>
+        <SourcesTable recipe={text} sources={sources} reports={report.data} chosen={number} />
+        <section aria-label={sources[number - 1]?.path} className="stack">
+          <h2 className="path">{sources[number - 1]?.path}</h2>
+          {shown && <Report report={shown} />}
+          {(report.data || report.error) && <Rows key={number} question={question} number={number} />}
+        </section>
+      </div>
     </View>
   );
 }

@@ -1,35 +1,28 @@
 import { useMemo, useState } from "react";
 
 import { client, data, type ModelRow } from "../../api/client";
-import { runsChanged } from "../../api/live";
+import { downloads, runsChanged } from "../../api/live";
 import { useFetched } from "../../api/useFetched";
-import { usePolled } from "../../api/usePolled";
 import { useValue } from "../../api/value";
 import { Button } from "../../parts/Button";
 import { Empty } from "../../parts/Empty";
 import { Notice } from "../../parts/Notice";
 import { COLUMNS, KINDS } from "../models/columns";
 import { DeleteModel } from "../models/DeleteModel";
-import { Downloads } from "../models/Downloads";
+import { Downloads, lookAtDownloads } from "../models/Downloads";
 import { ModelsTable } from "../models/ModelsTable";
 import { NewDownload } from "../models/NewDownload";
 import { bytes, plural } from "../numbers";
 import { setQuery, usePlace } from "../router";
 import { View } from "../shell/View";
 import { sortedBy, sortOf } from "../sorting";
-
-const RUNNING_MS = 1000;
-const STEADY_MS = 10_000;
+import { tried } from "../toasts";
 
 export function Models() {
   const { query } = usePlace();
   const changed = useValue(runsChanged);
-  const downloads = usePolled(
-    "downloads",
-    (signal) => data(client.GET("/api/models/downloads", { signal })),
-    (found) => (found?.some(({ state }) => state === "running") ? RUNNING_MS : STEADY_MS),
-  );
-  const done = downloads.data?.filter(({ state }) => state === "done").length;
+  const shownDownloads = useValue(downloads);
+  const done = shownDownloads?.filter(({ state }) => state === "done").length ?? 0;
   const {
     data: models,
     error,
@@ -49,7 +42,7 @@ export function Models() {
   return (
     <View title="Models" aside={<Button onClick={() => setDownloading(true)}>Download a model</Button>}>
       {error && <Notice tone="bad">{error}</Notice>}
-      {!!downloads.data?.length && <Downloads downloads={downloads.data} onChange={downloads.reload} />}
+      {!!shownDownloads?.length && <Downloads shown={shownDownloads} />}
       {models?.length === 0 && (
         <Empty title="No models yet">
           <p>
@@ -98,7 +91,7 @@ export function Models() {
         <NewDownload
           onStarted={() => {
             setDownloading(false);
-            downloads.reload();
+            void tried(lookAtDownloads);
           }}
           onClose={() => setDownloading(false)}
         />

@@ -13,7 +13,8 @@ import { usePlan } from "../new/plan/usePlan";
 import { QueueDialog } from "../new/QueueDialog";
 import { formLevel } from "../new/level";
 import { useDraft } from "../new/useDraft";
-import { textOf, valueAt, withChanges } from "../new/values";
+import { textOf } from "../../parts/values";
+import { valueAt, withChanges } from "../new/values";
 import { YamlPane } from "../new/YamlPane";
 import { useValue } from "../../api/value";
 import { go, setQuery, usePlace } from "../router";
@@ -100,7 +101,7 @@ function Recipe({ schema }: { schema: Schemas["RecipeSchema"] }) {
         <div className="beside">
           <PlanPane
             planned={planned}
-            missing={missing || (state.problems.length ? "Mend the problems first: then the plan is made." : "")}
+            missing={missing || (state.problems.length ? "Fix the problems to see the plan." : "")}
             machine={machine}
             onMachine={(next) => setQuery({ machine: next })}
             onProblem={showField}

@@ -3,7 +3,7 @@ import { useEffect, useState } from "react";
 import { Badge } from "../../../parts/Badge";
 import { Button } from "../../../parts/Button";
 import { Prose } from "../../../parts/Prose";
-import { bytes } from "../../numbers";
+import { bytes, plural } from "../../numbers";
 import { Decisions, Others } from "./Decisions";
 import { Figures } from "./Figures";
 import { MemoryBars } from "./MemoryBars";
@@ -53,7 +53,9 @@ export function PlanPane({ planned, missing, machine, onMachine, onProblem, onRe
               </p>
             )}
             {plan && <Content found={plan} onRemedy={onRemedy} />}
-            {!plan && !problem && <p className="note">The plan is made in about ten seconds.</p>}
+            {!plan && !problem && (
+              <p className="note">The first plan takes about ten seconds, the next ones two or more.</p>
+            )}
           </>
         )}
       </div>
@@ -97,7 +99,7 @@ function Content({ found, onRemedy }: { found: Prediction; onRemedy: Props["onRe
 function DiskLine({ disk }: { disk: NonNullable<Prediction["disk"]> }) {
   return (
     <p className={disk.fits === false ? "over" : "note"}>
-      Disk: {bytes(disk.left_bytes)} for {disk.checkpoints} checkpoints and the result
+      Disk: {bytes(disk.left_bytes)} for {plural(disk.checkpoints, "checkpoint")} and the result
       {disk.needed_bytes > disk.left_bytes && <>, {bytes(disk.needed_bytes)} at most</>}
       {disk.free_bytes !== null && <>; {bytes(disk.free_bytes)} free</>}
     </p>

@@ -3,7 +3,7 @@ import { useEffect, useState } from "react";
 import { client, data, type Schemas } from "../../../api/client";
 import { isAbort } from "../../../api/http";
 import { messageOf } from "../../../api/useFetched";
-import type { Values } from "../values";
+import type { Values } from "../../../parts/values";
 import type { Prediction } from "./types";
 
 const WAIT_MS = 1500;

@@ -1,10 +1,10 @@
-// Inputs for the kinds of values that a recipe has. Each shows a value, and gives the next one.
+// Inputs for the kinds of values that a schema has. Each shows a value, and gives the next one.
 
-import { useState } from "react";
+import { type ReactNode, useState } from "react";
 
-import { Button } from "../../parts/Button";
-import { Segments } from "../../parts/Segments";
-import type { Field } from "./fields";
+import { Button } from "./Button";
+import type { Kind, SchemaField } from "./schema";
+import { Segments } from "./Segments";
 import { isMapping, isSame, meant, textOf } from "./values";
 
 export interface Attributes {
@@ -14,7 +14,7 @@ export interface Attributes {
 }
 
 export interface WidgetProps {
-  field: Field;
+  field: Omit<SchemaField, "kind">;
   /** Undefined if it is not set. */
   value: unknown;
   onChange: (value: unknown) => void;
@@ -24,7 +24,7 @@ export interface WidgetProps {
 /** Choices whose words are together longer than this become a menu. */
 const MOST_CHARACTERS = 34;
 
-export function Choice({ field, value, onChange, attributes }: WidgetProps) {
+function Choice({ field, value, onChange, attributes }: WidgetProps) {
   const shown = textOf(value ?? field.default);
   const isShort = field.words.join("   ").length <= MOST_CHARACTERS;
   if (isShort && field.words.includes(shown)) {
@@ -49,7 +49,7 @@ export function Choice({ field, value, onChange, attributes }: WidgetProps) {
   );
 }
 
-export function Flag({ field, value, onChange, attributes }: WidgetProps) {
+function Flag({ field, value, onChange, attributes }: WidgetProps) {
   const isOn = (value ?? field.default) === true;
   return (
     <label className="switch">
@@ -60,7 +60,7 @@ export function Flag({ field, value, onChange, attributes }: WidgetProps) {
 }
 
 /** A number; where words may stand instead, they are buttons beside it. An empty box means the default. */
-export function NumberBox({ field, value, onChange, attributes }: WidgetProps) {
+function NumberBox({ field, value, onChange, attributes }: WidgetProps) {
   const shown = value ?? field.default;
   const isWord = typeof shown === "string" && field.words.includes(shown);
   const [typed, setTyped] = useState<string | null>(null);
@@ -100,7 +100,7 @@ export function NumberBox({ field, value, onChange, attributes }: WidgetProps) {
   );
 }
 
-export function TextBox({ field, value, onChange, attributes }: WidgetProps) {
+function TextBox({ field, value, onChange, attributes }: WidgetProps) {
   return (
     <input
       {...attributes}
@@ -114,7 +114,7 @@ export function TextBox({ field, value, onChange, attributes }: WidgetProps) {
 }
 
 /** One item a line. A list that may be a word instead (`all-linear`) is that word if it is the only line. */
-export function ListBox({ field, value, onChange, attributes }: WidgetProps) {
+function ListBox({ field, value, onChange, attributes }: WidgetProps) {
   const [typed, setTyped] = useState<string | null>(null);
   const shown = Array.isArray(value) ? value.map(textOf).join("\n") : textOf(value);
   const takesWord = typeof field.default === "string";
@@ -142,7 +142,7 @@ export function ListBox({ field, value, onChange, attributes }: WidgetProps) {
 }
 
 /** Names with values. */
-export function MapBox({ field, value, onChange, attributes }: WidgetProps) {
+function MapBox({ field, value, onChange, attributes }: WidgetProps) {
   const kept = isMapping(value) ? Object.entries(value).map(([name, one]) => ({ name, text: textOf(one) })) : [];
   const [rows, setRows] = useState(kept);
   // Rows without a name are only here. What comes from elsewhere, such as the YAML, replaces the rest.
@@ -191,3 +191,12 @@ export function MapBox({ field, value, onChange, attributes }: WidgetProps) {
 function mappingOf(rows: { name: string; text: string }[]): Record<string, unknown> | undefined {
   return rows.length ? Object.fromEntries(rows.map(({ name, text }) => [name, meant(text)])) : undefined;
 }
+
+export const WIDGETS: Record<Kind, (props: WidgetProps) => ReactNode> = {
+  choice: Choice,
+  flag: Flag,
+  number: NumberBox,
+  text: TextBox,
+  list: ListBox,
+  map: MapBox,
+};
