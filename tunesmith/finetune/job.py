@@ -121,31 +121,27 @@ def resume(
 
 def _start(devices: Devices, cluster: Cluster | None, processes: int | None = None, apart: bool = False) -> None:
     run = devices.run
-    events = len(run.events())
-    with followed(run):
-        try:
-            _work(devices, cluster, processes, apart)
-            correction.keep(run.plan, run.events("step"))
-        except Interrupted:
-            raise
-        except Exception as error:
-            with suppress(OSError):  # a full disk, say, must not hide the error
-                if not isinstance(error, UserError) or len(run.events()) > events:  # else nothing has happened
-                    _log_end(run, error)
-                    write_report(run)
-            raise
+    with followed(run), _ending_logged(run):
+        _work(devices, cluster, processes, apart)
+        correction.keep(run.plan, run.events("step"))
 
 
 @contextmanager
 def _ending_logged(run: Run) -> Iterator[None]:
-    """Logs an error within it as the end of the run."""
+    """Logs an error within it as the end of the run, and writes the report of a prepared one."""
+    events = len(run.events())
     try:
         yield
     except Interrupted:
         raise
     except Exception as error:
-        with suppress(OSError):
-            _log_end(run, error)
+        is_prepared = run.is_prepared
+        has_begun = not is_prepared or len(run.events()) > events  # else a mistake leaves the run as it was
+        with suppress(OSError):  # a full disk, say, must not hide the error
+            if has_begun or not isinstance(error, UserError):
+                _log_end(run, error)
+                if is_prepared:
+                    write_report(run)
         raise
 
 
