@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import json
-import os
 import shlex
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -239,28 +237,6 @@ def test_work_ends_with_its_client(tmp_path, monkeypatch):
     pid = int((tmp_path / "started").read_text())
     while Path(f"/proc/{pid}").exists() and is_alive(pid):  # until the kernel has ended it
         time.sleep(0.01)
-
-
-ASK = """
-import asyncio, sys
-from pathlib import Path
-from tunesmith.studio.commands import Commands
-asyncio.run(Commands(Path.cwd())._run_alone(sys.argv[1:], {}))
-"""
-
-
-def test_a_command_ends_with_a_studio_that_is_killed(tmp_path):
-    """And the processes that it started. The command is one that ends only when it is asked to."""
-    environment = os.environ | {"TUNESMITH_STATE": str(tmp_path)}
-    command = [sys.executable, "-c", ASK, "studio", "--no-open", "--port", "0"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment) as asking:
-        children = Path(f"/proc/{asking.pid}/task/{asking.pid}/children")
-        while not (found := children.read_text().split()):
-            time.sleep(0.01)
-        asking.kill()
-    [pid] = map(int, found)
-    while Path(f"/proc/{pid}").exists() and is_alive(pid):
-        time.sleep(0.05)
 
 
 def is_alive(pid: int) -> bool:

@@ -9,7 +9,6 @@ import sys
 from cyclopts import App, CycloptsError, Group
 
 from tunesmith.errors import Ending, UserError, is_disk_full
-from tunesmith.studio import parent
 
 # Help is plain text, because importing a Markdown renderer takes longer than everything else that help needs.
 app = App(
@@ -126,7 +125,6 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)  # errors that only the user c
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line, by default this process's arguments, and exits the process with the exit status."""
-    parent.follow()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["train"], ["resume"]) and sys.stderr.isatty() and not {"--help", "-h"} & set(arguments):
         print("loading …", end="\r", file=sys.stderr, flush=True)  # until `waiting` clears it

@@ -15,7 +15,6 @@ from fastapi import HTTPException, Request
 
 from tunesmith.errors import CHILD_DIED, UserError
 from tunesmith.recipe import Recipe
-from tunesmith.studio import parent
 from tunesmith.studio.warm import OFFLINE, Ended, WarmProcess, python_path
 
 Answer = TypeVar("Answer")
@@ -78,36 +77,23 @@ class Commands:
                 raise CommandFailed(message, problem.output) from None
 
     async def _run_alone(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Ended:
-        """Runs a command as a process of its own, which ends with the studio. Only `queue`, which changes something, is
-        then brought to its end."""
-        ends_with_studio = {} if arguments[0] == "queue" else {parent.VARIABLE: "1"}
-        standard_input, held_open = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "tunesmith", *arguments),
+            cwd=self._folder,
+            start_new_session=True,  # so that its own processes end with it
+            env=os.environ | python_path() | environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "tunesmith", *arguments),
-                cwd=self._folder,
-                start_new_session=True,  # so that its own processes end with it
-                env=os.environ | python_path() | environment | ends_with_studio,
-                stdin=standard_input,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            return await _end_of(process)
-        finally:
-            os.close(standard_input)
-            os.close(held_open)
-
-
-async def _end_of(process: asyncio.subprocess.Process) -> Ended:
-    """Waits for the end of a process. A cancellation ends it."""
-    try:
-        output, errors = await process.communicate()
-    except BaseException:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        raise
-    return Ended(process.returncode or 0, output.decode(), errors.decode(errors="replace"))
+            output, errors = await process.communicate()
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+            raise
+        return Ended(process.returncode or 0, output.decode(), errors.decode(errors="replace"))
 
 
 def _result(status: int, output: str, errors: str) -> Any:
