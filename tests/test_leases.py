@@ -116,7 +116,7 @@ def test_a_mig_device_with_a_slash_is_held():
         assert [holder.device for holder in holders([name])] == [name]
 
 
-FORK = "import os; print(os.fork() or time.sleep(600), flush=True)"
+FORK = "import os; os.fork() or (print(os.getpid(), flush=True), time.sleep(600))"  # the child says its number
 EXECUTE = "print(subprocess.Popen(['sleep', '600'], stdin=subprocess.DEVNULL, close_fds=False).pid, flush=True)"
 
 
@@ -146,7 +146,9 @@ def test_a_forked_child_that_leaves_the_block_frees_nothing():
             if not (child := os.fork()):
                 raise SystemExit
         if not child:
-            os._exit(bool(holders([TWO])))
+            while holders([TWO]):  # until the other process has left the block
+                time.sleep(0.01)
+            os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         assert [holder.pid for holder in holders([ONE])] == [os.getpid()]
 

@@ -28,6 +28,7 @@ def test_the_estimate_is_exact_where_memory_is_a_parabola(fixed, slope, by_squar
     assert peak(tokens) == pytest.approx(budget, rel=0.02)
 
 
+@pytest.mark.slow
 def test_rows_as_long_as_fit(recipe):
     run = train(recipe(data={"sequence_length": "max"}, train={"max_steps": 2, "micro_batch": 2}))
     plan = run.plan

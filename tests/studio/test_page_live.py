@@ -133,6 +133,7 @@ def test_a_conversation_of_another_tab_appears_changes_and_leaves(browser, studi
         mine.wait_for_selector("text=it may have been deleted")
 
 
+@pytest.mark.slow
 def test_recipes_and_uploads_appear_where_files_are_chosen(browser, studio):
     with opened(browser, studio, tabs=2) as (new, data):
         new.goto(f"{studio.url}/#/new")
@@ -165,6 +166,7 @@ def test_compared_runs_grow_with_the_stream(browser, studio):
         page.wait_for_selector(f"{readout} >> text=left 2 · right 0.5")
 
 
+@pytest.mark.slow
 def test_a_run_at_work_has_a_small_curve_that_grows(browser, studio):
     run = live(studio.folder, "mine", 3.0, 2.0, None, 1.0)
     queued = live(studio.folder, "queued", 4.0, 2.0)
