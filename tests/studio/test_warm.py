@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -92,9 +93,12 @@ def is_at_work(pid: int) -> bool:
         return False
 
 
-def test_without_it_a_command_is_a_process_of_its_own(tmp_path, monkeypatch):
-    """As where torch is missing, so that it ends at its start."""
+@pytest.mark.parametrize("fault", ["it ends at its start, as without torch", "the path of its socket is too long"])
+def test_without_it_a_command_is_a_process_of_its_own(tmp_path, monkeypatch, fault):
     python = tmp_path / "python"
+    if "long" in fault:
+        (tmp_path / ("x" * 120)).mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 120)))
     python.write_text(f'#!/bin/sh\ncase "$*" in *cli.warm*) exit 1;; esac\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))

@@ -62,32 +62,38 @@ class WarmProcess:
         return None
 
     async def _live(self, started: asyncio.Event) -> None:
-        """The life of one process, which ends when this task is cancelled."""
-        with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as listening:
-            path = str(Path(place) / "warm")
-            listening.bind(path)
-            listening.listen()
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "tunesmith.cli.warm", str(listening.fileno())),
-                cwd=place,
-                pass_fds=[listening.fileno()],
-                env=os.environ | python_path() | OFFLINE,
-                stdin=asyncio.subprocess.PIPE,  # never written to: it closes when the studio ends, however it ends
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
-            try:
-                assert process.stdout
-                if await process.stdout.readline():
-                    self._socket = path
-                started.set()
-                await process.wait()
-            finally:
-                self._socket = ""
-                started.set()
-                with suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
+        """The life of one process, which ends when this task is cancelled. Where it cannot be started, as with a long
+        path of the folder for temporary files, commands are processes of their own."""
+        try:
+            with suppress(OSError), tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as listening:
+                path = str(Path(place) / "warm")
+                listening.bind(path)
+                listening.listen()
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", "tunesmith.cli.warm", str(listening.fileno())),
+                    cwd=place,
+                    pass_fds=[listening.fileno()],
+                    env=os.environ | python_path() | OFFLINE,
+                    stdin=asyncio.subprocess.PIPE,  # never written to: it closes when the studio ends, however it ends
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.DEVNULL,
+                )
+                await self._until_its_end(process, path, started)
+        finally:
+            started.set()
+
+    async def _until_its_end(self, process: asyncio.subprocess.Process, path: str, started: asyncio.Event) -> None:
+        try:
+            assert process.stdout
+            if await process.stdout.readline():
+                self._socket = path
+            started.set()
+            await process.wait()
+        finally:
+            self._socket = ""
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
 
 def python_path() -> dict[str, str]:
