@@ -116,7 +116,13 @@ def test_a_mig_device_with_a_slash_is_held():
         assert [holder.device for holder in holders([name])] == [name]
 
 
-FORK = "import os; os.fork() or (print(os.getpid(), flush=True), time.sleep(600))"  # the child says its number
+FORK = """import os
+    reading, writing = os.pipe()
+    if not os.fork():  # the child says its number, and that it runs
+        print(os.getpid(), flush=True)
+        os.write(writing, b"x")
+        time.sleep(600)
+    os.read(reading, 1)"""
 EXECUTE = "print(subprocess.Popen(['sleep', '600'], stdin=subprocess.DEVNULL, close_fds=False).pid, flush=True)"
 
 
@@ -125,6 +131,7 @@ def test_a_killed_holder_frees_its_device(folder, child):
     """Also if a child of it lives on, which inherits open files."""
     with holding([ONE], first=child) as process:
         orphan = next(map(int, process.said), None)
+        assert (orphan is None) == (child == "pass")
         try:
             assert [holder.pid for holder in holders()] == [process.pid]
             process.kill()

@@ -53,9 +53,7 @@ export function PlanPane({ planned, missing, machine, onMachine, onProblem, onRe
               </p>
             )}
             {plan && <Content found={plan} onRemedy={onRemedy} />}
-            {!plan && !problem && (
-              <p className="note">The first plan takes about ten seconds, the next ones two or more.</p>
-            )}
+            {!plan && !problem && <p className="note">The first plan takes about ten seconds, the next ones a few.</p>}
           </>
         )}
       </div>
