@@ -40,6 +40,7 @@ def test_rows_as_long_as_fit(recipe):
     assert plan.reasons["gradient_checkpointing"] == "examples of up to 512 tokens"
 
 
+@pytest.mark.slow
 def test_as_many_rows_as_fit(recipe):
     run = train(recipe(train={"micro_batch": "auto", "max_steps": 2}))
     assert run.plan.micro_batch_tokens == 8 * 256  # the whole batch

@@ -29,6 +29,7 @@ def problem(answer) -> str:
     return answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_recipe_is_queued_as_a_grid_with_exports(client, studio, values):
     asked = {
         "recipe": values | {"name": "try"},

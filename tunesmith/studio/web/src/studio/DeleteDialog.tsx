@@ -51,7 +51,7 @@ export function DeleteDialog({ name, look, remove, children, onDeleted, onClose 
       }
     >
       {error && <p className="note bad">{error}</p>}
-      {!found && !error && <p className="note">Looking what that frees…</p>}
+      {!found && !error && <p className="note">Counting the bytes that this frees…</p>}
       {found?.refusal && <p className="notice warning">It cannot be deleted: {found.refusal}.</p>}
       {found && !found.refusal && children(found)}
     </Dialog>

@@ -55,7 +55,7 @@ export function YamlPane({ draft, state, onProblem }: Props) {
         <p className="lost">
           The form could not keep the comments of the YAML.{" "}
           <Button small look="quiet" onClick={() => draft.setText(state.withComments!)}>
-            Bring the text before back
+            Restore the earlier text
           </Button>
         </p>
       )}

@@ -101,7 +101,7 @@ export function ServerCard({ server }: { server: Server }) {
       />
       <Confirm
         title={`Stop ${pathNames(server)} now?`}
-        text="Answers in progress are broken off."
+        text="Answers in progress are cut off."
         verb="Stop now"
         open={opened === "now"}
         onConfirm={() => stop(true)}

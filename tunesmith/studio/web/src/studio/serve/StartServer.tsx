@@ -42,7 +42,7 @@ export function StartServer({ first, onStarted }: Props) {
     setChosen(chosen.includes(value) ? chosen.filter((one) => one !== value) : [...chosen, value]);
 
   if (error) return <p className="note bad">{error}</p>;
-  if (!models) return <p className="note">Looking which models there are…</p>;
+  if (!models) return <p className="note">Looking for models…</p>;
   const servable = models.filter(canBeServed);
   if (!servable.length) {
     return (
