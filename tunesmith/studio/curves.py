@@ -23,8 +23,9 @@ X = Literal["step", "tokens", "time", "energy"]
 # The fields of a `step` event that are drawn, beside a method's metrics. waiting_share: of the step's time, for data.
 FIELDS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes", "watts", "waiting_share")
 BLOCK_EXPONENT = 200.0  # e to this power is far from the largest float
+BIAS_EXPONENT = 38.0  # e to minus this power does not change 1
 NAN = float("nan")
-MOST_RUNS = 8  # whose columns stay in memory: about 90 MB for a million steps
+MOST_RUNS = 8  # whose columns stay in memory: about 90 MB for a million steps, and 56 MB for the smoothed ones
 
 
 class Curve(BaseModel):
@@ -62,6 +63,7 @@ class History:
     def __init__(self, file: Path):
         self._file, self.offset = file, 0
         self.lock = Lock()
+        self._smoothing = 0.0
         self._clear()
 
     def _clear(self) -> None:
@@ -69,6 +71,9 @@ class History:
         self.columns: dict[str, array] = {name: array("d") for name in FIELDS}
         self.others: list[dict[str, Any]] = []
         self.resumed: list[int] = []
+        self._smooth: dict[
+            str, np.ndarray
+        ] = {}  # columns smoothed by `_smoothing`, so that a zoom need not do it again
 
     def update(self) -> None:
         """Reads the events that were written since."""
@@ -117,6 +122,7 @@ class History:
             del column[keep:]
         self.others = [event for event in self.others if event.get("step", 0) <= step]
         self.resumed = [one for one in self.resumed if one <= step]
+        self._smooth = {}
 
     def settled_speed(self) -> float | None:
         """As `run.settled_speed`."""
@@ -141,7 +147,7 @@ class History:
             values = np.array(column)
             if not np.isfinite(values).any() and not (name == "loss" and len(values)):
                 continue
-            smooth = smoothed(values, smoothing) if smoothing else None
+            smooth = self._smoothed(name, values, smoothing) if smoothing else None
             kept = first + thinned(values[first:last], pixels)
             found.append(
                 Curve(
@@ -162,6 +168,14 @@ class History:
             step=int(steps[-1]) if len(steps) else 0,
             resumed=[float(axis[i]) if i >= 0 else 0.0 for i in at],
         )
+
+    def _smoothed(self, name: str, values: np.ndarray, weight: float) -> np.ndarray:
+        if weight != self._smoothing:
+            self._smoothing, self._smooth = weight, {}
+        kept = self._smooth.get(name)
+        if kept is None or len(kept) != len(values):
+            kept = self._smooth[name] = smoothed(values, weight)
+        return kept
 
 
 class Histories:
@@ -210,13 +224,15 @@ def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
     # In a block the average is a cumulative sum of values over powers of the weight, which must not overflow.
     block = max(1, min(len(numbers), int(BLOCK_EXPONENT / -np.log(weight))))
     powers = weight ** np.arange(1, block + 1)
-    averages, before = np.empty(len(numbers)), 0.0
-    for start in range(0, len(numbers), block):
-        part = numbers[start : start + block]
-        own = powers[: len(part)]
-        averages[start : start + block] = own * (before + np.cumsum((1 - weight) * part / own))
-        before = averages[start + len(part) - 1]
-    averages /= 1 - weight ** np.arange(1, len(numbers) + 1)
+    blocks = np.zeros((-(-len(numbers) // block), block))
+    blocks.reshape(-1)[: len(numbers)] = numbers
+    sums = np.cumsum((1 - weight) * blocks / powers, axis=1)
+    before = np.zeros((len(blocks), 1))  # the average before each block
+    for at in range(1, len(blocks)):
+        before[at] = powers[-1] * (before[at - 1] + sums[at - 1, -1])
+    averages = (powers * (before + sums)).ravel()[: len(numbers)]
+    biased = int(BIAS_EXPONENT / -np.log(weight)) + 1  # the others have no bias that a float can hold
+    averages[:biased] /= 1 - weight ** np.arange(1, len(averages[:biased]) + 1)
     seen = np.cumsum(is_number) - 1  # the number that each value has, or the last one before it
     return np.where(seen >= 0, np.append(averages, np.nan)[seen], np.nan)
 
