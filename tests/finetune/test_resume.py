@@ -137,7 +137,10 @@ def test_a_run_that_is_going_on_is_not_resumed(started, tmp_path):
     assert command.wait_for(run.checkpoints, "step-000001")
     command.send(signal.SIGSTOP)
     try:
-        status, before = summary.summary(run)["status"], run.events_file.read_bytes()
+        before = None
+        while before != (before := run.events_file.read_bytes()):  # until it has stopped
+            time.sleep(0.5)
+        status = summary.summary(run)["status"]
         second = Command(tmp_path, "resume", run.folder)
         assert second.status() == 2 and status == "running"
         assert run.events_file.read_bytes() == before
