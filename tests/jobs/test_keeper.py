@@ -96,7 +96,7 @@ def test_a_job_that_finds_too_little_memory_waits_until_that_is_free(store, monk
     monkeypatch.setattr(keeper, "devices", lambda: [Device("GPU-a", "GPU 0", free[0])])
     large, small = added(store, "waits", gpus=1), added(store, "finishes")
     keep = Keeper(store, keeper.devices())
-    until(keep, store, small, "finished")  # a later job goes on meanwhile
+    until(keep, store, small, "finished")  # a later job runs meanwhile
     for _ in range(3):
         assert keep.step()  # it is due, and somebody keeps the queue for it
     assert status(store, large) == Status("waiting", "tunesmith: GPU 0: too little")

@@ -20,6 +20,7 @@ from tunesmith.run import process_start, try_lock
 from tunesmith.studio.catalogue import id_of
 from tunesmith.studio.commands import refuse_if_offline
 from tunesmith.studio.download import OUTCOME
+from tunesmith.studio.warm import python_path
 
 STARTING = Lock()  # two requests for the same download start one process
 
@@ -90,7 +91,7 @@ def _started(file: Path, asked: NewDownload) -> Download:
         try_lock(lock, fcntl.LOCK_EX)  # the process inherits it, and it is free once that has ended
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tunesmith.studio.download", str(file)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=os.environ | python_path(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -19,6 +19,7 @@ from tunesmith.jobs.process import last_line
 from tunesmith.run import process_start
 from tunesmith.serve.registry import NAME, Entry, ServedModel, entries, file_of, forget, servers_folder
 from tunesmith.studio.commands import message_in
+from tunesmith.studio.warm import python_path
 
 KEY = "TUNESMITH_API_KEY"
 SECONDS_TO_STOP = 2.0  # until a server that was signalled says that it stops
@@ -99,7 +100,7 @@ def start(folder: Path, arguments: Sequence[str], paths: Sequence[str], with_key
     name = secrets.token_hex(4)
     servers_folder().mkdir(parents=True, exist_ok=True)
     environment = os.environ | {NAME: name, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment |= python_path()
     if with_key:
         environment[KEY] = secrets.token_urlsafe(24)
     with file_of(name, "log").open("ab") as log:

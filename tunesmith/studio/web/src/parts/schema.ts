@@ -90,7 +90,7 @@ function rangeOf({ minimum, maximum, exclusiveMinimum, exclusiveMaximum }: Node)
   return [low, high].filter(Boolean).join(" ");
 }
 
-/** What is said of a field below its input. */
+/** The help below a field's input. */
 export function helpOf({ help, range }: Pick<SchemaField, "help" | "range">): string {
   return range ? `${help} Range: ${range}.` : help;
 }
